@@ -1,0 +1,502 @@
+"""Layers of the network graph: each knows how to run, what shape it gives, and how it is written down.
+
+A layer is the operator as it is DEPLOYED (one layer, one float32 operator or one fused affine
+operator such as MatMul + Add); verification reads the layer's exact parameters, training
+differentiates its ``forward``. Layers know nothing of bounds. Shapes never include the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "LAYER_KINDS",
+    "Add",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv2d",
+    "Divide",
+    "Layer",
+    "LeakyReLU",
+    "Linear",
+    "MaxPool2d",
+    "Multiply",
+    "Normalize",
+    "Pad",
+    "Permute",
+    "ReLU",
+    "Reshape",
+    "ShapeError",
+    "Shift",
+]
+
+Shape = tuple[int, ...]
+
+
+class ShapeError(ValueError):
+    """A layer was given an input whose shape it cannot take."""
+
+    code = "shape_mismatch"
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone().contiguous())
+
+
+def _pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return (value, value)
+    first, second = value
+    return (int(first), int(second))
+
+
+def _four(value: int | tuple[int, ...] | list[int]) -> tuple[int, int, int, int]:
+    """Padding as (top, left, bottom, right), from one number, (vertical, horizontal) or all four."""
+    if isinstance(value, int):
+        return (value, value, value, value)
+    if len(value) == 2:
+        return (int(value[0]), int(value[1]), int(value[0]), int(value[1]))
+    top, left, bottom, right = value
+    return (int(top), int(left), int(bottom), int(right))
+
+
+class Layer(nn.Module):
+    """One operator of the graph: ``forward`` on batched tensors, shapes, and a JSON description."""
+
+    kind: ClassVar[str]
+    #: Number of inputs the layer takes.
+    arity: ClassVar[int] = 1
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the output, without the batch, for inputs of these shapes. Raises ShapeError."""
+        return shapes[0]
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON-able values; ``build`` takes it back."""
+        return {}
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
+        """The layer from ``config()`` and its tensors by name (as in ``state_dict``)."""
+        return cls(**tensors, **config)
+
+
+class Conv2d(Layer):
+    """2-d cross-correlation with zero padding (top, left, bottom, right), stride, dilation, groups.
+
+    weight [out, in / groups, kernel_h, kernel_w]; bias [out] or None; input [in, h, w].
+    """
+
+    kind = "conv2d"
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.weight = _parameter(weight)
+        self.bias = None if bias is None else _parameter(bias)
+        self.stride = _pair(stride)
+        self.padding = _four(padding)
+        self.dilation = _pair(dilation)
+        self.groups = int(groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left, bottom, right = self.padding
+        if (top, left) == (bottom, right):
+            return F.conv2d(
+                x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups
+            )
+        x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        out_channels, in_group, kernel_h, kernel_w = self.weight.shape
+        if len(shape) != 3 or shape[0] != in_group * self.groups or out_channels % self.groups:
+            raise ShapeError(
+                f"conv2d with weight {tuple(self.weight.shape)} and groups {self.groups} "
+                f"cannot take an input of shape {shape}"
+            )
+        return (out_channels, *_window_grid(shape, (kernel_h, kernel_w), self))
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "stride": list(self.stride),
+            "padding": list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+        }
+
+
+def _window_grid(
+    shape: Shape, kernel: tuple[int, int], layer: Conv2d | MaxPool2d | AvgPool2d
+) -> tuple[int, int]:
+    """(h, w) of the windows' grid; raises ShapeError when not one window fits."""
+    top, left, bottom, right = layer.padding
+    sizes = []
+    for size, pad, k, s, d in zip(
+        shape[1:], (top + bottom, left + right), kernel, layer.stride, layer.dilation, strict=True
+    ):
+        count = (size + pad - d * (k - 1) - 1) // s + 1
+        if count < 1:
+            raise ShapeError(f"{layer.kind}: window {kernel} does not fit an input of {shape}")
+        sizes.append(count)
+    return (sizes[0], sizes[1])
+
+
+class Linear(Layer):
+    """Dense layer: weight [out, in], bias [out] or None; input [in]."""
+
+    kind = "linear"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = _parameter(weight)
+        self.bias = None if bias is None else _parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if shape != (self.weight.shape[1],):
+            raise ShapeError(
+                f"linear with weight {tuple(self.weight.shape)} cannot take shape {shape}"
+            )
+        return (self.weight.shape[0],)
+
+
+class _Constant(Layer):
+    """An elementwise operator with a constant that broadcasts to the input's shape."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = _parameter(value)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        try:
+            result = torch.broadcast_shapes(shape, tuple(self.value.shape))
+        except RuntimeError:
+            result = ()
+        if tuple(result) != shape:
+            raise ShapeError(
+                f"{self.kind}: a constant of shape {tuple(self.value.shape)} "
+                f"does not broadcast to {shape}"
+            )
+        return shape
+
+
+class Multiply(_Constant):
+    """x * value, elementwise (value broadcasts to the input's shape)."""
+
+    kind = "multiply"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.value
+
+
+class Divide(_Constant):
+    """x / value, elementwise (value broadcasts to the input's shape, no zero in it)."""
+
+    kind = "divide"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.value
+
+
+class Shift(_Constant):
+    """x + value, elementwise (value broadcasts to the input's shape)."""
+
+    kind = "shift"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.value
+
+
+class Normalize(Layer):
+    """(x - mean) / std per channel, the normalisation that a spec names; mean, std [channels]."""
+
+    kind = "normalize"
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("std", std.detach().clone())
+        self.mean: Tensor
+        self.std: Tensor
+
+    def _shaped(self, value: Tensor, rank: int) -> Tensor:
+        return value.reshape(-1, *([1] * (rank - 1))) if value.numel() > 1 else value.reshape(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rank = x.dim() - 1
+        return (x - self._shaped(self.mean, rank)) / self._shaped(self.std, rank)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if self.mean.shape != self.std.shape or self.mean.numel() not in (1, shape[0]):
+            raise ShapeError(
+                f"normalisation with {self.mean.numel()} channels does not fit shape {shape}"
+            )
+        return shape
+
+
+class BatchNorm(Layer):
+    """Inference batch norm: weight * (x - mean) / sqrt(var + eps) + bias, all [channels], frozen."""
+
+    kind = "batch-norm"
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.weight = _parameter(weight)
+        self.bias = _parameter(bias)
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("var", var.detach().clone())
+        self.mean: Tensor
+        self.var: Tensor
+        self.eps = float(eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight / torch.sqrt(self.var + self.eps)
+        shift = self.bias - self.mean * scale
+        ones = [1] * (x.dim() - 2)
+        return x * scale.reshape(-1, *ones) + shift.reshape(-1, *ones)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if self.weight.shape != (shape[0],):
+            raise ShapeError(f"batch norm of {self.weight.numel()} channels on shape {shape}")
+        return shape
+
+    def config(self) -> dict[str, Any]:
+        return {"eps": self.eps}
+
+
+class ReLU(Layer):
+    """max(x, 0), elementwise."""
+
+    kind = "relu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class LeakyReLU(Layer):
+    """x where x >= 0, slope * x elsewhere; 0 <= slope <= 1."""
+
+    kind = "leaky-relu"
+
+    def __init__(self, *, slope: float = 0.01) -> None:
+        super().__init__()
+        self.slope = float(slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope)
+
+    def config(self) -> dict[str, Any]:
+        return {"slope": self.slope}
+
+
+class Add(Layer):
+    """x + y of two earlier nodes of the same shape (a residual connection)."""
+
+    kind = "add"
+    arity = 2
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        first, second = shapes
+        if first != second:
+            raise ShapeError(f"add of shapes {first} and {second}")
+        return first
+
+
+class _Pool(Layer):
+    def __init__(
+        self,
+        *,
+        kernel: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, int] = 1,
+    ) -> None:
+        super().__init__()
+        self.kernel = _pair(kernel)
+        self.stride = _pair(stride)
+        self.padding = _four(padding)
+        self.dilation = _pair(dilation)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kernel": list(self.kernel),
+            "stride": list(self.stride),
+            "padding": list(self.padding),
+            "dilation": list(self.dilation),
+        }
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if len(shape) != 3:
+            raise ShapeError(f"{self.kind} needs [channels, h, w], not {shape}")
+        return (shape[0], *_window_grid(shape, self.kernel, self))  # type: ignore[arg-type]
+
+
+class MaxPool2d(_Pool):
+    """Largest value of each window; padding (top, left, bottom, right) counts as minus infinity."""
+
+    kind = "max-pool2d"
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left, bottom, right = self.padding
+        x = F.pad(x, (left, right, top, bottom), value=float("-inf"))
+        return F.max_pool2d(x, self.kernel, self.stride, 0, self.dilation)
+
+
+class AvgPool2d(_Pool):
+    """Mean of each window; padded places count as zeros (``count_include_pad``) or not at all."""
+
+    kind = "avg-pool2d"
+
+    def __init__(
+        self,
+        *,
+        kernel: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, int] = 1,
+        count_include_pad: bool = False,
+    ) -> None:
+        super().__init__(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+        self.count_include_pad = bool(count_include_pad)
+
+    def window_sums(self, x: Tensor) -> Tensor:
+        """Sum over each window, zero padded: [batch, c, h, w] -> [batch, c, h', w']."""
+        top, left, bottom, right = self.padding
+        x = F.pad(x, (left, right, top, bottom))
+        channels = x.shape[1]
+        ones = x.new_ones(channels, 1, *self.kernel)
+        return F.conv2d(x, ones, None, self.stride, 0, self.dilation, channels)
+
+    def divisor(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Number of places each window is divided by, [1, 1, h', w'], for an input of ``shape``."""
+        one = torch.ones(1, 1, *shape[1:], dtype=dtype, device=device)
+        counts = self.window_sums(one)
+        if self.count_include_pad:
+            counts = torch.full_like(counts, self.kernel[0] * self.kernel[1])
+        return counts
+
+    def forward(self, x: Tensor) -> Tensor:
+        divisor = self.divisor(tuple(x.shape[1:]), dtype=x.dtype, device=x.device)
+        return self.window_sums(x) / divisor
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "count_include_pad": self.count_include_pad}
+
+
+class Reshape(Layer):
+    """The same numbers in row-major order under another shape (flatten, squeeze, unsqueeze, view)."""
+
+    kind = "reshape"
+
+    def __init__(self, *, shape: tuple[int, ...] | list[int]) -> None:
+        super().__init__()
+        self.shape = tuple(int(size) for size in shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], *self.shape)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if torch.Size(shape).numel() != torch.Size(self.shape).numel():
+            raise ShapeError(f"cannot view shape {shape} as {self.shape}")
+        return self.shape
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": list(self.shape)}
+
+
+class Permute(Layer):
+    """Axes in another order; ``axes`` counts from 0 without the batch axis."""
+
+    kind = "permute"
+
+    def __init__(self, *, axes: tuple[int, ...] | list[int]) -> None:
+        super().__init__()
+        self.axes = tuple(int(axis) for axis in axes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, *(axis + 1 for axis in self.axes))
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if sorted(self.axes) != list(range(len(shape))):
+            raise ShapeError(f"axes {self.axes} do not permute shape {shape}")
+        return tuple(shape[axis] for axis in self.axes)
+
+    def config(self) -> dict[str, Any]:
+        return {"axes": list(self.axes)}
+
+
+class Pad(Layer):
+    """Constant padding of the last two axes by (top, left, bottom, right) >= 0."""
+
+    kind = "pad"
+
+    def __init__(self, *, padding: tuple[int, ...] | list[int], value: float = 0.0) -> None:
+        super().__init__()
+        self.padding = _four(tuple(padding))
+        self.value = float(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left, bottom, right = self.padding
+        return F.pad(x, (left, right, top, bottom), value=self.value)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        top, left, bottom, right = self.padding
+        if len(shape) < 2 or min(self.padding) < 0:
+            raise ShapeError(f"padding {self.padding} does not fit shape {shape}")
+        return (*shape[:-2], shape[-2] + top + bottom, shape[-1] + left + right)
+
+    def config(self) -> dict[str, Any]:
+        return {"padding": list(self.padding), "value": self.value}
+
+
+#: Every layer by the name it is written down with: a new layer is one class and one row here.
+LAYER_KINDS: dict[str, type[Layer]] = {
+    layer.kind: layer
+    for layer in (
+        Conv2d,
+        Linear,
+        Multiply,
+        Divide,
+        Shift,
+        Normalize,
+        BatchNorm,
+        ReLU,
+        LeakyReLU,
+        Add,
+        MaxPool2d,
+        AvgPool2d,
+        Reshape,
+        Permute,
+        Pad,
+    )
+}

@@ -1,0 +1,191 @@
+"""The network: an explicit graph of layers, one and the same for verification and training.
+
+It is written down as a JSON description plus one safetensors file; ``graph_digest`` names what was
+certified: architecture, weights and normalisation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from models.layers import LAYER_KINDS, Layer, Normalize, Shape, ShapeError
+
+__all__ = ["INPUT", "Network", "NetworkError", "Node"]
+
+#: Name under which a node refers to the network's input.
+INPUT = "input"
+
+
+class NetworkError(ValueError):
+    """A graph that cannot be a network: unknown layer, missing input, wrong shape, not finite."""
+
+    code = "invalid_network"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: the layer ``layers[name]`` applied to the outputs of ``inputs``.
+
+    ``shape`` is the output's shape without the batch.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: Shape
+
+
+class Network(nn.Module):
+    """Nodes in topological order; the last one's output, [classes], holds the logits.
+
+    ``layers`` is a list of (name, layer, names of inputs); the name ``input`` is the input,
+    of shape ``input_shape``. Every node but the last must be used. Raises NetworkError.
+    """
+
+    def __init__(
+        self, input_shape: Iterable[int], layers: Iterable[tuple[str, Layer, Iterable[str]]]
+    ) -> None:
+        super().__init__()
+        self.input_shape: Shape = tuple(int(size) for size in input_shape)
+        self.layers = nn.ModuleDict()
+        self.nodes: list[Node] = []
+        shapes: dict[str, Shape] = {INPUT: self.input_shape}
+        used: set[str] = set()
+        for name, layer, inputs in layers:
+            inputs = tuple(inputs)
+            if name in shapes or not name or "." in name:
+                raise NetworkError(f"node name {name!r} is empty, taken or holds a dot")
+            missing = [source for source in inputs if source not in shapes]
+            if missing or len(inputs) != layer.arity:
+                raise NetworkError(f"node {name!r} ({layer.kind}) has inputs {list(inputs)}")
+            try:
+                shape = layer.output_shape(*(shapes[source] for source in inputs))
+            except ShapeError as error:
+                raise NetworkError(f"node {name!r}: {error}") from error
+            shapes[name] = tuple(shape)
+            used.update(inputs)
+            self.layers[name] = layer
+            self.nodes.append(Node(name, inputs, tuple(shape)))
+        if not self.nodes:
+            raise NetworkError("a network needs at least one layer")
+        idle = [node.name for node in self.nodes[:-1] if node.name not in used]
+        if idle:
+            raise NetworkError(f"nodes {idle} lead nowhere")
+        if len(self.nodes[-1].shape) != 1:
+            raise NetworkError(f"the output must be [classes], not {self.nodes[-1].shape}")
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self.nodes[-1].shape[0]
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of stored values, frozen ones (batch norm statistics) included."""
+        return sum(tensor.numel() for tensor in self.state_dict().values())
+
+    def layer(self, name: str) -> Layer:
+        """The layer of the node ``name``."""
+        layer = self.layers[name]
+        assert isinstance(layer, Layer)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [batch, classes] of inputs [batch, *input_shape]."""
+        values = {INPUT: x}
+        last_use = self._last_use()
+        for index, node in enumerate(self.nodes):
+            values[node.name] = self.layers[node.name](*(values[s] for s in node.inputs))
+            for source in set(node.inputs):
+                if last_use[source] == index:
+                    del values[source]
+        return values[self.nodes[-1].name]
+
+    def _last_use(self) -> dict[str, int]:
+        return {source: index for index, node in enumerate(self.nodes) for source in node.inputs}
+
+    def normalized(self, mean: Iterable[float], std: Iterable[float]) -> Network:
+        """The same network behind (x - mean) / std, so that its input is raw pixels."""
+        normalize = Normalize(
+            torch.tensor(list(mean), dtype=torch.float32),
+            torch.tensor(list(std), dtype=torch.float32),
+        )
+        name = "normalization"
+        while name in self.layers:
+            name += "_"
+        rows: list[tuple[str, Layer, Iterable[str]]] = [(name, normalize, (INPUT,))]
+        rows += [
+            (
+                node.name,
+                self.layer(node.name),
+                tuple(name if source == INPUT else source for source in node.inputs),
+            )
+            for node in self.nodes
+        ]
+        return Network(self.input_shape, rows)
+
+    def non_finite(self) -> list[str]:
+        """Names of the tensors that hold a NaN or an infinity."""
+        return [n for n, t in self.state_dict().items() if not bool(torch.isfinite(t).all())]
+
+    def description(self) -> dict[str, Any]:
+        """Input shape and layers as JSON-able values (no tensors)."""
+        return {
+            "input_shape": list(self.input_shape),
+            "layers": [
+                {
+                    "name": node.name,
+                    "kind": self.layer(node.name).kind,
+                    "inputs": list(node.inputs),
+                    "config": self.layer(node.name).config(),
+                }
+                for node in self.nodes
+            ],
+        }
+
+    @classmethod
+    def from_description(
+        cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> Network:
+        """The network of ``description()`` and of ``state_dict()``'s tensors. Raises NetworkError."""
+        grouped: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            _, name, parameter = key.split(".", 2)
+            grouped.setdefault(name, {})[parameter] = tensor
+        rows = []
+        for row in description["layers"]:
+            layer_class = LAYER_KINDS.get(row["kind"])
+            if layer_class is None:
+                raise NetworkError(f"unknown layer kind {row['kind']!r}")
+            layer = layer_class.build(row["config"], grouped.get(row["name"], {}))
+            rows.append((row["name"], layer, tuple(row["inputs"])))
+        return cls(description["input_shape"], rows)
+
+    def save(self, folder: Path) -> None:
+        """Write ``network.json`` and ``weights.safetensors`` into an existing folder."""
+        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
+        safetensors.torch.save_file(tensors, folder / "weights.safetensors")
+        (folder / "network.json").write_text(json.dumps(self.description(), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Network:
+        """What ``save`` wrote. Raises NetworkError."""
+        description = json.loads((folder / "network.json").read_text())
+        tensors = safetensors.torch.load_file(folder / "weights.safetensors")
+        return cls.from_description(description, tensors).eval()
+
+    def graph_digest(self) -> str:
+        """``sha256:...`` over architecture, normalisation and every weight's bytes."""
+        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+        for key, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return "sha256:" + digest.hexdigest()

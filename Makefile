@@ -1,0 +1,52 @@
+# make demo: see it work. make test: everything CI runs. make serve: a service to stay.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python 3.11 or 3.12 on PATH that can make virtual environments.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	>/dev/null 2>&1; then echo $$python; break; fi; done)
+# An index with CPU builds of torch saves some GB: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DEMO_DIR ?=
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo serve test lint type format pytest clean
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "certserve needs Python 3.11 or 3.12 with venv on PATH (Debian: apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone: a plain range would let pip pull a newer release with its CUDA packages.
+$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) install torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) install -c requirements.lock -e '.[cpu,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/certserve demo $(if $(DEMO_DIR),--data-dir $(DEMO_DIR)) --out out/demo
+
+serve: install
+	$(BIN)/certserve serve
+
+test: install lint type pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install
+	$(BIN)/mypy
+
+pytest: install
+	$(BIN)/python -m pytest
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,43 @@
+"""The named architectures a state dict may be loaded into, as GET /architectures lists them.
+
+The layers are in ``models/architectures.py``, which the API must not import; a test keeps both
+tables equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ARCHITECTURES", "Architecture"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Name, input shape without the batch, number of classes, and a line for a person."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    classes: int
+    summary: str
+
+
+_SMALL = "conv(16,4,2,1) conv(32,4,2,1) fc100 fc10"
+_4C3F = "conv(32,3,1,1) conv(32,4,2,1) conv(64,3,1,1) conv(64,4,2,1) fc512 fc512 fc10"
+_6C2F = "conv(32,3,1,1)x2 conv(32,4,2,1) conv(64,3,1,1)x2 conv(64,4,2,{}) fc512 fc10"
+_8C2F = (
+    "conv(64,3,1,1)x2 conv(64,4,2,0) conv(128,3,1,1)x2 conv(128,4,2,0) "
+    "conv(256,3,1,1) conv(256,4,2,0) fc256 fc200"
+)
+
+_ROWS = (
+    Architecture("mnist-small", (1, 28, 28), 10, _SMALL),
+    Architecture("cifar-small", (3, 32, 32), 10, _SMALL),
+    Architecture("mnist-4c3f", (1, 28, 28), 10, _4C3F),
+    Architecture("cifar-4c3f", (3, 32, 32), 10, _4C3F),
+    Architecture("cifar-6c2f", (3, 32, 32), 10, _6C2F.format(1)),
+    Architecture("cifar-6c2f-nopad", (3, 32, 32), 10, _6C2F.format(0)),
+    Architecture("tiny-8c2f", (3, 64, 64), 200, _8C2F),
+)
+
+#: Architectures by name, in the order of the table.
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}

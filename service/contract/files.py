@@ -1,0 +1,76 @@
+"""Durable files: write aside, fsync, rename (or link), fsync the folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.contract.problems import StorageFull, Unavailable
+
+__all__ = ["atomic_write", "create_once", "storage_errors", "sync_folder"]
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn a full or read-only disk into the problem that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("the disk that holds the data directory is full") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise Unavailable(
+                "the data directory cannot be written", code="store_not_writable"
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_aside(path: Path, data: bytes) -> Path:
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with aside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: a reader sees the old bytes or all of the new ones."""
+    with storage_errors():
+        aside = _write_aside(path, data)
+        os.replace(aside, path)
+        sync_folder(path.parent)
+
+
+def create_once(path: Path, data: bytes) -> bool:
+    """Create ``path`` with ``data`` unless it exists; whether this call created it.
+
+    A hard link is the one call that publishes a complete file and fails where a name is taken.
+    """
+    with storage_errors():
+        aside = _write_aside(path, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        return True

@@ -1,0 +1,32 @@
+"""Names of things: time-sortable job ids and content digests, and what they must look like."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from service.contract.times import now
+
+__all__ = ["digest_hex", "is_job_id", "new_job_id"]
+
+#: Crockford's base 32: ascending in ASCII, so that ids sort by the time they were made.
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_JOB_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+
+
+def new_job_id() -> str:
+    """26 characters: 48 bits of milliseconds, then 80 random ones (a ULID)."""
+    value = (int(now() * 1000) << 80) | secrets.randbits(80)
+    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def is_job_id(text: str) -> bool:
+    """Whether ``text`` could be a job id; only such texts become part of a path or a Redis key."""
+    return _JOB_ID.fullmatch(text) is not None
+
+
+def digest_hex(text: str) -> str | None:
+    """The 64 hex digits of ``sha256:...``, or None where ``text`` is no digest."""
+    match = _DIGEST.fullmatch(text)
+    return match.group(1) if match else None

@@ -1,0 +1,171 @@
+"""Accepted submissions as append-only JSON lines; what is in here is never lost.
+
+Every process appends to files of its own, so several API processes need no lock. One thread per
+journal writes: all lines that wait are written and fsynced together (group commit), and only then
+are their callers told. Reading takes every file of the folder and skips a torn last line, whose
+submission was never acknowledged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from service.contract.files import storage_errors, sync_folder
+from service.contract.problems import Problem, Unavailable
+from service.contract.schemas import JobSubmission
+from service.contract.times import now
+
+__all__ = ["Journal", "JournalReader"]
+
+_log = logging.getLogger(__name__)
+
+#: A new file is begun beyond this size.
+_FILE_BYTES = 64 * 1024 * 1024
+
+_Entry = tuple[bytes, "Future[None]"]
+
+
+class Journal:
+    """The writing end; one per process. ``folder`` is the data directory's ``journal``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._file: int | None = None
+        self._size = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def append(self, submission: JobSubmission) -> Future[None]:
+        """Queue ``submission``; the future is done once it is on disk.
+
+        It fails with StorageFull or Unavailable; then the submission was not accepted.
+        """
+        future: Future[None] = Future()
+        if self._closed:
+            future.set_exception(Unavailable("the service is stopping", code="stopping"))
+            return future
+        line = json.dumps(
+            {"op": "submit", "job": submission.model_dump(mode="json")},
+            separators=(",", ":"),
+            allow_nan=False,
+        )
+        self._queue.put((line.encode() + b"\n", future))
+        return future
+
+    def close(self) -> None:
+        """Write what waits and stop."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        stop = False
+        while not stop:
+            entries: list[_Entry] = []
+            entry = self._queue.get()
+            while True:
+                if entry is None:
+                    stop = True
+                else:
+                    entries.append(entry)
+                try:
+                    entry = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if entries:
+                self._commit(entries)
+        self._close_file()
+
+    def _commit(self, entries: list[_Entry]) -> None:
+        try:
+            with storage_errors():
+                self._write(b"".join(line for line, _ in entries))
+        except Exception as error:  # noqa: BLE001 - every waiting caller must be told
+            _log.exception("the journal could not be written")
+            # After a failed write or fsync nobody knows what the file holds: begin a new one.
+            # Whole lines that did reach the disk only mean that a refused job runs anyway.
+            self._close_file()
+            failure = (
+                error
+                if isinstance(error, Problem)
+                else Unavailable("the journal cannot be written", code="store_not_writable")
+            )
+            for _, future in entries:
+                future.set_exception(failure)
+        else:
+            for _, future in entries:
+                future.set_result(None)
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None or self._size > _FILE_BYTES:
+            self._open_file()
+        assert self._file is not None
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(self._file, view) :]
+        os.fdatasync(self._file)
+        self._size += len(data)
+
+    def _open_file(self) -> None:
+        self._close_file()
+        # Names sort by time; the random part keeps processes (and hosts) apart.
+        name = f"{int(now() * 1000):015d}-{secrets.token_hex(8)}.jsonl"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._file = os.open(self._folder / name, flags, 0o600)
+        self._size = 0
+        sync_folder(self._folder)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class JournalReader:
+    """The reading end: remembers how far it read each file, so that a look costs what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._offsets: dict[str, int] = {}
+
+    def rewind(self) -> None:
+        """Read everything again next time (after Redis lost its data)."""
+        self._offsets.clear()
+
+    def read(self) -> Iterator[JobSubmission]:
+        """Submissions not read before, oldest file first."""
+        for path in sorted(self._folder.glob("*.jsonl")):
+            offset = self._offsets.get(path.name, 0)
+            if path.stat().st_size <= offset:
+                continue
+            with path.open("rb") as file:
+                file.seek(offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # torn, or being written: look again next time
+                    self._offsets[path.name] = offset = offset + len(line)
+                    submission = _parse(line, path)
+                    if submission is not None:
+                        yield submission
+
+
+def _parse(line: bytes, path: Path) -> JobSubmission | None:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        return JobSubmission.model_validate(entry["job"]) if entry["op"] == "submit" else None
+    except (ValueError, KeyError, TypeError):
+        # A line damaged after the fact must not hide the ones behind it.
+        _log.error("%s holds a line that is no submission", path.name)
+        return None

@@ -1,0 +1,392 @@
+"""The state of jobs in Redis: items, leases, commits, progress, events, indexes.
+
+Redis is the dispatcher, not the truth: the journal says what was accepted, ``outcome.json`` says
+how a job ended, and all that is in here can be rebuilt from them. Every change is one Lua script
+(see ``lua/``), so that no two processes can see half of one.
+
+A job is worked off in items. ``prepare`` comes first; its commit names the next items, usually
+``shard:0`` ... ``shard:n-1``; when nothing is open any more, ``merge`` is the last one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from redis import Redis
+
+from service.contract.schemas import JobSubmission, Progress
+from service.contract.settings import Settings
+from service.contract.times import now, rfc3339, seconds
+
+__all__ = [
+    "Busy",
+    "Exhausted",
+    "JobState",
+    "Lease",
+    "Ledger",
+    "NoWork",
+    "Renewal",
+    "Survey",
+]
+
+#: How long the events of a finished job can still be followed.
+_EVENTS_KEPT_S = 86_400
+
+_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to do one item: pass it back to renew, commit or release.
+
+    ``token`` is the fencing token, larger than that of every earlier lease of the job; ``tries``
+    counts this one.
+    """
+
+    job_id: str
+    item: str
+    token: int
+    tries: int
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Nothing is free now; the next lease may run out in ``retry_s`` seconds."""
+
+    retry_s: float
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """An item has ended as many workers as it may: the job must be failed (outcomes.give_up)."""
+
+    item: str
+    tries: int
+    last_error: str
+
+
+@dataclass(frozen=True)
+class NoWork:
+    """The job needs nobody any more."""
+
+    reason: Literal["cancelled", "finished", "unknown"]
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """``valid``: the lease is still the caller's; ``cancel``: stop at the next chance."""
+
+    valid: bool
+    cancel: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the reconciler sees of a job."""
+
+    status: str
+    free: int
+    leased: int
+    exhausted: Exhausted | None
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the ledger knows it; times are RFC 3339."""
+
+    submission: JobSubmission
+    status: str
+    progress: Progress
+    started_at: str | None
+    finished_at: str | None
+    error: dict[str, Any] | None
+    model_id: str | None
+
+
+class Ledger:
+    """Jobs in Redis; ``redis`` is ``connection.connect(settings)`` (it decodes responses)."""
+
+    def __init__(self, redis: Redis, settings: Settings, *, prefix: str = "certserve") -> None:
+        self._redis: Any = redis
+        self._settings = settings
+        self._prefix = prefix
+        folder = Path(__file__).with_name("lua")
+        names = ("create", "lease", "renew", "commit", "release", "progress", "finish", "survey")
+        self._scripts: dict[str, Any] = {
+            name: self._redis.register_script((folder / f"{name}.lua").read_text())
+            for name in names
+        }
+
+    # a job's life
+
+    def create(self, submission: JobSubmission, *, first_item: str = "prepare") -> bool:
+        """Enter a job as queued; whether it was unknown. Safe to repeat."""
+        job = submission.id
+        keys = self._job_keys(job)
+        keys += [self._key("jobs"), self._key("active"), self._status_key("queued")]
+        keys.append(self._key(f"kind:{submission.kind}"))
+        arguments = [job, submission.kind, submission.model_dump_json(), first_item]
+        return bool(self._scripts["create"](keys=keys, args=arguments))
+
+    def lease(self, job_id: str, *, worker: str) -> Lease | Busy | Exhausted | NoWork:
+        """The next free item of the job, for ``lease_ttl_s``; the first lease starts the job."""
+        keys = self._job_keys(job_id)
+        keys += [self._status_key("queued"), self._status_key("running")]
+        settings = self._settings
+        answer = self._scripts["lease"](
+            keys=keys, args=[job_id, settings.lease_ttl_s, settings.max_attempts, worker]
+        )
+        match answer:
+            case ["leased", item, token, tries]:
+                return Lease(job_id, item, int(token), int(tries))
+            case ["busy", wait]:
+                return Busy(max(0.0, float(wait)))
+            case ["exhausted", item, tries, error]:
+                return Exhausted(item, int(tries), error)
+            case _:
+                return NoWork(answer[0])
+
+    def renew(self, lease: Lease) -> Renewal:
+        """Keep the lease for another ``lease_ttl_s``; call it about every third of that."""
+        valid, cancel = self._scripts["renew"](
+            keys=self._job_keys(lease.job_id)[:3],
+            args=[lease.item, lease.token, self._settings.lease_ttl_s],
+        )
+        return Renewal(bool(valid), bool(cancel))
+
+    def commit(
+        self,
+        lease: Lease,
+        result: str,
+        *,
+        next_items: Sequence[str] = (),
+        total: int | None = None,
+        unit: str = "samples",
+    ) -> Literal["committed", "duplicate", "finished", "unknown"]:
+        """Commit an item whose result is on disk already; the first commit of an item wins.
+
+        ``result`` is a digest or a short text. ``prepare`` passes the shards as ``next_items`` and
+        the number of samples as ``total``. ``duplicate``: somebody else was first.
+        """
+        answer = self._scripts["commit"](
+            keys=self._job_keys(lease.job_id),
+            args=[
+                lease.item,
+                lease.token,
+                result,
+                "" if total is None else total,
+                unit,
+                *next_items,
+            ],
+        )
+        return cast(Literal["committed", "duplicate", "finished", "unknown"], answer)
+
+    def release(
+        self, lease: Lease, *, error: str = "", delay_s: float | None = None, counts: bool = True
+    ) -> bool:
+        """Give the item back, e.g. after an unexpected exception (``error``); whether it was ours.
+
+        ``counts=False`` is for a worker that drains: the try is not held against the item.
+        """
+        delay = self._settings.retry_delay_s if delay_s is None else delay_s
+        valid, _ = self._scripts["release"](
+            keys=self._job_keys(lease.job_id)[:4],
+            args=[lease.item, lease.token, delay, error[:2000], "0" if counts else "1"],
+        )
+        return bool(valid)
+
+    def progress(
+        self,
+        job_id: str,
+        item: str,
+        done: float,
+        *,
+        total: int | None = None,
+        unit: str = "",
+        message: str = "",
+    ) -> None:
+        """Say how much of ``item`` is done in all; the job shows the sum over its items."""
+        self._scripts["progress"](
+            keys=self._job_keys(job_id),
+            args=[item, done, "" if total is None else total, unit, message[:500]],
+        )
+
+    def finish(
+        self,
+        job_id: str,
+        status: Literal["succeeded", "failed", "cancelled"],
+        *,
+        error: Mapping[str, Any] | None = None,
+        started_at: str | None = None,
+        finished_at: str | None = None,
+        model_id: str | None = None,
+        samples: int = 0,
+    ) -> str:
+        """End the job unless it has ended; its status afterwards (``unknown``: no such job).
+
+        ``outcome.json`` comes first: call ``service.contract.outcomes.conclude``, not this.
+        """
+        keys = self._job_keys(job_id)
+        keys += [self._key("active"), self._status_key("queued"), self._status_key("running")]
+        keys.append(self._status_key(status))
+        arguments = [
+            job_id,
+            status,
+            "" if error is None else json.dumps(error),
+            "" if started_at is None else repr(seconds(started_at)),
+            repr(now() if finished_at is None else seconds(finished_at)),
+            _EVENTS_KEPT_S,
+            model_id or "",
+            samples or "",
+        ]
+        return str(self._scripts["finish"](keys=keys, args=arguments))
+
+    # reading
+
+    def get(self, job_id: str) -> JobState | None:
+        """The job, or None where the ledger does not know it."""
+        fields = self._redis.hgetall(self._key(f"job:{job_id}"))
+        return _state(fields) if fields else None
+
+    def get_many(self, job_ids: Iterable[str]) -> list[JobState]:
+        """Those of the jobs that the ledger knows, in the order given."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hgetall(self._key(f"job:{job_id}"))
+        return [_state(fields) for fields in pipeline.execute() if fields]
+
+    def ids(
+        self, *, kind: str | None, status: str | None, before: str | None, limit: int
+    ) -> list[str]:
+        """Ids of jobs, newest first, older than ``before``; at most ``limit``."""
+        if kind is None or status is None:
+            index = (
+                self._status_key(status)
+                if status
+                else self._key(f"kind:{kind}")
+                if kind
+                else self._key("jobs")
+            )
+            return self._page(index, before, limit)
+        found: list[str] = []
+        while len(found) < limit:
+            page = self._page(self._status_key(status), before, 500)
+            if not page:
+                break
+            pipeline = self._redis.pipeline(transaction=False)
+            for job_id in page:
+                pipeline.hget(self._key(f"job:{job_id}"), "kind")
+            found += [j for j, k in zip(page, pipeline.execute(), strict=True) if k == kind]
+            before = page[-1]
+        return found[:limit]
+
+    def results(self, job_id: str) -> dict[str, str]:
+        """Committed items of a running job and their results."""
+        return dict(self._redis.hgetall(self._key(f"job:{job_id}:done")))
+
+    def active(self) -> set[str]:
+        """Ids of all jobs that have not ended."""
+        return set(self._redis.smembers(self._key("active")))
+
+    def survey(self, job_ids: Sequence[str]) -> list[Survey]:
+        """Free, leased and exhausted items of each job, in one round trip."""
+        script = self._scripts["survey"]
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            keys = self._job_keys(job_id)[:4]
+            script(keys=keys, args=[self._settings.max_attempts], client=pipeline)
+        return [
+            Survey(
+                status, int(free), int(leased), Exhausted(item, int(tries), error) if item else None
+            )
+            for status, free, leased, item, tries, error in pipeline.execute()
+        ]
+
+    # workers, and whether this is the Redis we knew
+
+    def heartbeat(self, worker: str, facts: Mapping[str, str]) -> None:
+        """Say that ``worker`` lives (host, device, ... in ``facts``), for ``worker_ttl_s``."""
+        ttl = self._settings.worker_ttl_s
+        key = self._key(f"worker:{worker}")
+        pipeline = self._redis.pipeline()
+        pipeline.hset(key, mapping={"name": worker, **facts})
+        pipeline.pexpire(key, int(ttl * 1000))
+        pipeline.sadd(self._key("workers"), worker)
+        pipeline.execute()
+
+    def farewell(self, worker: str) -> None:
+        """Forget a worker that stops."""
+        self._redis.delete(self._key(f"worker:{worker}"))
+        self._redis.srem(self._key("workers"), worker)
+
+    def workers(self) -> list[dict[str, str]]:
+        """What the living workers say of themselves."""
+        names = sorted(self._redis.smembers(self._key("workers")))
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.hgetall(self._key(f"worker:{name}"))
+        found = []
+        for name, facts in zip(names, pipeline.execute(), strict=True):
+            if facts:
+                found.append(dict(facts))
+            else:
+                self._redis.srem(self._key("workers"), name)
+        return found
+
+    def ping(self) -> None:
+        """Raises redis.exceptions.RedisError unless Redis answers."""
+        self._redis.ping()
+
+    def memory(self) -> str:
+        """A name that this Redis keeps as long as it keeps its data: a new one means it forgot."""
+        key = self._key("memory")
+        self._redis.set(key, f"{now()!r}", nx=True)
+        return str(self._redis.get(key))
+
+    # keys
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}:{name}"
+
+    def _status_key(self, status: str) -> str:
+        assert status in _STATUSES, status
+        return self._key(f"status:{status}")
+
+    def _job_keys(self, job_id: str) -> list[str]:
+        base = self._key(f"job:{job_id}")
+        parts = ("free", "holder", "tries", "done", "progress", "events")
+        return [base, *(f"{base}:{part}" for part in parts)]
+
+    def _page(self, index: str, before: str | None, limit: int) -> list[str]:
+        top = "+" if before is None else f"({before}"
+        return list(self._redis.zrevrangebylex(index, top, "-", start=0, num=limit))
+
+
+def _state(fields: Mapping[str, str]) -> JobState:
+    def moment(name: str) -> str | None:
+        return rfc3339(float(fields[name])) if fields.get(name) else None
+
+    submission = JobSubmission.model_validate_json(fields["submission"])
+    status = fields["status"]
+    messages = {"queued": "waiting for a worker", "running": "starting"}
+    progress = Progress(
+        done=int(float(fields.get("done", 0))),
+        total=int(fields["total"]) if fields.get("total") else None,
+        unit=fields.get("unit") or ("epochs" if submission.kind == "train" else "samples"),
+        message=status if status not in messages else fields.get("message") or messages[status],
+        eta_s=float(fields["eta_s"]) if fields.get("eta_s") else None,
+    )
+    model_id = fields.get("model_id") or (submission.model.digest if submission.model else None)
+    return JobState(
+        submission=submission,
+        status=status,
+        progress=progress,
+        started_at=moment("started_at"),
+        finished_at=moment("finished_at"),
+        error=json.loads(fields["error"]) if fields.get("error") else None,
+        model_id=model_id,
+    )

@@ -1,0 +1,61 @@
+"""The certification methods a spec may name: one row each, which also feeds GET /methods.
+
+A new method is one row here and its bound in ``workers/verification/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method proves and costs; ``cost`` is in plain forward passes per sample."""
+
+    name: str
+    title: str
+    guarantee: str
+    norms: tuple[str, ...]
+    cost: str
+    source: str
+
+
+_ROWS = (
+    Method(
+        "auto",
+        "Cheapest bound first, each on what is still open, then an attack",
+        "sound: the union of what the bounds below prove",
+        ("l2", "linf"),
+        "as much as the open samples need, within a work budget",
+        "the cascade of all bounds",
+    ),
+    Method(
+        "lipschitz",
+        "Global Lipschitz radius per pair of classes",
+        "sound: operator norms are proved upper bounds (no power iteration)",
+        ("l2", "linf"),
+        "about 1.5, and the operator norms once per model",
+        "Tsuzuku, Sato, Sugiyama 2018; Leino, Wang, Fredrikson 2021",
+    ),
+    Method(
+        "ibp",
+        "Interval bound propagation",
+        "sound: every neuron's interval holds all inputs of the ball",
+        ("l2", "linf"),
+        "about 2 per epsilon",
+        "Gowal et al. 2018",
+    ),
+    Method(
+        "bcp",
+        "Box constraint propagation: ball and box together, the last layer by its dual",
+        "sound: every multiplier of the dual gives a valid bound",
+        ("l2", "linf"),
+        "about 5 per epsilon",
+        "Lee, Lee, Park 2020",
+    ),
+)
+
+#: Methods by name, in the order of the table.
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

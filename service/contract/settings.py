@@ -1,0 +1,106 @@
+"""All configuration, and the only place that reads the environment (prefix ``CERTSERVE_``)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+MiB = 1024 * 1024
+GiB = 1024 * MiB
+
+
+class Settings(BaseSettings):
+    """One frozen object; ``Settings()`` reads the environment, keyword arguments win over it."""
+
+    model_config = SettingsConfigDict(env_prefix="CERTSERVE_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(
+        default=Path("certserve-data"), description="Uploads, journal, jobs and reports live here."
+    )
+    redis_url: str | None = Field(
+        default=None,
+        description="Redis to use, e.g. redis://host:6379/0 or unix:///run/redis.sock; "
+        "unset: the launcher starts an embedded one and passes its address on.",
+    )
+    host: str = Field(
+        default="127.0.0.1", description="Address to bind; only loopback without keys."
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to bind.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where workers compute."
+    )
+    data_sources: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Colon-separated folders that hold data sets in their public layouts.",
+    )
+    allow_download: bool = Field(
+        default=False, description="Whether public data sets may be fetched."
+    )
+
+    max_model_bytes: int = Field(default=512 * MiB, gt=0, description="Largest model upload.")
+    max_dataset_bytes: int = Field(default=2 * GiB, gt=0, description="Largest data set upload.")
+    max_inflated_bytes: int = Field(
+        default=8 * GiB, gt=0, description="Largest data set after decompression."
+    )
+    max_compression_ratio: float = Field(
+        default=100.0,
+        gt=1,
+        description="Compression beyond this ratio is a bomb, once over 64 MiB.",
+    )
+    max_samples: int = Field(default=1_000_000, gt=0, description="Most samples in a data set.")
+    max_archive_members: int = Field(default=150_000, gt=0, description="Most files in a zip.")
+    max_spec_bytes: int = Field(default=MiB, gt=0, description="Largest JSON text of a request.")
+
+    samples_per_shard: int = Field(default=100, gt=0, description="Samples of one work item.")
+    lease_ttl_s: float = Field(
+        default=60.0, gt=0, description="A lease not renewed for so long is free again."
+    )
+    max_attempts: int = Field(
+        default=3, gt=0, description="An item that ended so many workers fails its job."
+    )
+    retry_delay_s: float = Field(
+        default=1.0, ge=0, description="Pause before a failed item is tried again."
+    )
+    ticket_budget_s: float = Field(
+        default=600.0, gt=0, description="A ticket works so long, then makes room for other jobs."
+    )
+    queue_name: str = Field(
+        default="certserve", min_length=1, description="RQ queue of the tickets."
+    )
+    reconcile_interval_s: float = Field(
+        default=3.0, gt=0, description="How often lost jobs and tickets are looked for."
+    )
+    worker_ttl_s: float = Field(
+        default=20.0, gt=0, description="A worker silent for so long counts as dead."
+    )
+    worker_threads: int = Field(default=1, gt=0, description="Compute threads of one worker.")
+    memory_fraction: float = Field(
+        default=0.5, gt=0, le=1, description="Share of the free memory that one bound may use."
+    )
+    inspection_memory_bytes: int = Field(
+        default=6 * GiB, gt=0, description="Address space of the child that parses an upload."
+    )
+    inspection_timeout_s: float = Field(
+        default=300.0, gt=0, description="Longest time that parsing an upload may take."
+    )
+    max_wait_s: float = Field(
+        default=60.0, gt=0, description="Longest wait of ?wait= and Prefer: wait."
+    )
+
+    @field_validator("data_sources", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("data_dir", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()

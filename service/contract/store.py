@@ -1,0 +1,255 @@
+"""The data directory: content-addressed blobs, what is known of them, and job folders.
+
+Everything that becomes visible was written to a temporary file, fsynced and renamed, and its
+folder fsynced; so a reader sees all of a file or none of it, whatever is killed when. Paths are
+made of digests and job ids only, never of a user's text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from service.contract.files import atomic_write, create_once, storage_errors, sync_folder
+from service.contract.ids import digest_hex, is_job_id
+from service.contract.problems import NotFound, TooLarge
+
+__all__ = ["Blob", "BlobWriter", "Collection", "Store"]
+
+Collection = Literal["models", "datasets"]
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Stored bytes: ``digest`` is ``sha256:...``."""
+
+    digest: str
+    size: int
+
+
+class BlobWriter:
+    """Bytes on their way into the store, hashed as they come, refused beyond ``limit``.
+
+    ``write`` as often as needed, then ``close`` (all is on disk, under ``path``, still invisible),
+    then ``publish``; leaving the ``with`` block without ``publish`` removes the file. Raises
+    TooLarge and StorageFull.
+    """
+
+    def __init__(self, store: Store, *, limit: int) -> None:
+        self.path = store.folder("tmp") / f"{secrets.token_hex(16)}.upload"
+        self.size = 0
+        self._store = store
+        self._limit = limit
+        self._hash = hashlib.sha256()
+        with storage_errors():
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._file: int | None = os.open(self.path, flags, 0o600)
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+    @property
+    def digest(self) -> str:
+        """``sha256:...`` of what was written so far."""
+        return "sha256:" + self._hash.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append ``data``; one system call, one hash update."""
+        assert self._file is not None, "the writer is closed"
+        self.size += len(data)
+        if self.size > self._limit:
+            raise TooLarge(
+                f"the upload is larger than {self._limit} bytes",
+                code="upload_too_large",
+                hint="the limits are CERTSERVE_MAX_MODEL_BYTES and CERTSERVE_MAX_DATASET_BYTES",
+            )
+        self._hash.update(data)
+        view = memoryview(data)
+        with storage_errors():
+            while len(view):
+                view = view[os.write(self._file, view) :]
+
+    def close(self) -> None:
+        """Bring all bytes to the disk."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        with storage_errors():
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+    def publish(self) -> Blob:
+        """Rename into place; the same content twice is one blob."""
+        self.close()
+        target = self._store.blob_path(self.digest)
+        with storage_errors():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                self.path.unlink()
+            else:
+                os.replace(self.path, target)
+                sync_folder(target.parent)
+                sync_folder(target.parent.parent)
+        return Blob(self.digest, self.size)
+
+    def discard(self) -> None:
+        """Forget what was not published."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
+        self.path.unlink(missing_ok=True)
+
+
+class Store:
+    """The data directory of the architecture page; safe for any number of processes."""
+
+    _FOLDERS = ("journal", "blobs/sha256", "models", "datasets", "jobs", "cache", "tmp")
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        with storage_errors():
+            for name in self._FOLDERS:
+                (data_dir / name).mkdir(parents=True, exist_ok=True)
+
+    def folder(self, name: Literal["journal", "cache", "tmp"]) -> Path:
+        """One of the top folders."""
+        return self.data_dir / name
+
+    # blobs
+
+    def blob_path(self, digest: str) -> Path:
+        """Where the bytes of ``sha256:<hex>`` are, or would be. Raises NotFound on a non-digest."""
+        text = digest_hex(digest)
+        if text is None:
+            raise NotFound("this is no digest (sha256:...)", code="invalid_id")
+        return self.data_dir / "blobs" / "sha256" / text[:2] / text[2:4] / text
+
+    def writer(self, *, limit: int) -> BlobWriter:
+        """A new upload of at most ``limit`` bytes."""
+        return BlobWriter(self, limit=limit)
+
+    # what is known of an upload
+
+    def record(self, collection: Collection, identity: str) -> dict[str, Any] | None:
+        """What is known of an uploaded model or data set, or None."""
+        text = digest_hex(identity)
+        if text is None:
+            return None
+        return self._read_json(self.data_dir / collection / f"{text}.json")
+
+    def put_record(
+        self, collection: Collection, identity: str, record: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Keep ``record`` (with ``name``); an upload known already only gains a further name."""
+        text = digest_hex(identity)
+        assert text is not None, identity
+        known = self.record(collection, identity)
+        name = record["name"]
+        if known is not None:
+            if name in known["names"]:
+                return known
+            record = {**known, "names": [*known["names"], name]}
+        else:
+            record = {**record, "names": [name]}
+        atomic_write(self.data_dir / collection / f"{text}.json", _json_bytes(record))
+        return record
+
+    def records(self, collection: Collection) -> Iterator[dict[str, Any]]:
+        """All of them, newest first."""
+        found = [
+            record
+            for path in (self.data_dir / collection).glob("*.json")
+            if (record := self._read_json(path)) is not None
+        ]
+        found.sort(key=lambda record: (record["created_at"], record["id"]), reverse=True)
+        return iter(found)
+
+    # job folders
+
+    def job_dir(self, job_id: str) -> Path:
+        """``jobs/<id>``, made if it is missing. Raises NotFound on what is no job id."""
+        folder = self._job_path(job_id)
+        with storage_errors():
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def prepared_dir(self, job_id: str) -> Path:
+        """Where ``prepare`` leaves network, data and facts (write aside, then rename)."""
+        return self._job_path(job_id) / "prepared"
+
+    def shards_dir(self, job_id: str) -> Path:
+        """Folder of the shard results."""
+        return self._job_path(job_id) / "shards"
+
+    def shard_path(self, job_id: str, shard: int) -> Path:
+        """Result of one shard."""
+        return self.shards_dir(job_id) / f"{shard}.npz"
+
+    def report_path(self, job_id: str) -> Path:
+        """The report as JSON."""
+        return self._job_path(job_id) / "report.json"
+
+    def samples_path(self, job_id: str) -> Path:
+        """Sample rows, one JSON object per line."""
+        return self._job_path(job_id) / "samples.jsonl"
+
+    def counterexamples_path(self, job_id: str) -> Path:
+        """Counterexamples, each replayed in ONNX Runtime."""
+        return self._job_path(job_id) / "counterexamples.npz"
+
+    def outcome_path(self, job_id: str) -> Path:
+        """How the job ended: created once, never overwritten; wins over the ledger."""
+        return self._job_path(job_id) / "outcome.json"
+
+    def write_json(self, path: Path, value: object) -> None:
+        """Replace ``path`` atomically and durably. Raises ValueError on NaN, StorageFull."""
+        atomic_write(path, _json_bytes(value))
+
+    def create_json(self, path: Path, value: object) -> bool:
+        """Create ``path`` durably unless it exists; whether this call created it."""
+        return create_once(path, _json_bytes(value))
+
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """The object in ``path``, or None where there is no such file."""
+        return self._read_json(path)
+
+    def check_writable(self) -> None:
+        """Raises StorageFull or Unavailable unless a file can be written and fsynced."""
+        path = self.folder("tmp") / f"probe-{secrets.token_hex(8)}"
+        atomic_write(path, b"probe")
+        path.unlink(missing_ok=True)
+
+    def _job_path(self, job_id: str) -> Path:
+        if not is_job_id(job_id):
+            raise NotFound(f"there is no job {job_id[:64]!r}", code="unknown_job")
+        return self.data_dir / "jobs" / job_id
+
+    @staticmethod
+    def _read_json(path: Path) -> dict[str, Any] | None:
+        try:
+            value = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        assert isinstance(value, dict), path
+        return value
+
+
+def _json_bytes(value: object) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"

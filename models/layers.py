@@ -1,4 +1,4 @@
-"""Layers of the network graph: each knows how to run, what shape it gives, and how it is written down.
+"""Layers of the network graph: each knows how to run, what shape it gives, how it is written down.
 
 A layer is the operator as it is DEPLOYED (one layer, one float32 operator or one fused affine
 operator such as MatMul + Add); verification reads the layer's exact parameters, training
@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.errors import ModelError
 
 __all__ = [
     "LAYER_KINDS",
@@ -38,7 +40,7 @@ __all__ = [
 Shape = tuple[int, ...]
 
 
-class ShapeError(ValueError):
+class ShapeError(ModelError):
     """A layer was given an input whose shape it cannot take."""
 
     code = "shape_mismatch"
@@ -56,7 +58,7 @@ def _pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
 
 
 def _four(value: int | tuple[int, ...] | list[int]) -> tuple[int, int, int, int]:
-    """Padding as (top, left, bottom, right), from one number, (vertical, horizontal) or all four."""
+    """Padding as (top, left, bottom, right), from one number, (vertical, horizontal) or all."""
     if isinstance(value, int):
         return (value, value, value, value)
     if len(value) == 2:
@@ -255,7 +257,7 @@ class Normalize(Layer):
 
 
 class BatchNorm(Layer):
-    """Inference batch norm: weight * (x - mean) / sqrt(var + eps) + bias, all [channels], frozen."""
+    """Inference batch norm: weight * (x - mean) / sqrt(var + eps) + bias, all [channels]."""
 
     kind = "batch-norm"
 
@@ -411,7 +413,7 @@ class AvgPool2d(_Pool):
 
 
 class Reshape(Layer):
-    """The same numbers in row-major order under another shape (flatten, squeeze, unsqueeze, view)."""
+    """The same numbers in row-major order under another shape (flatten, squeeze, view)."""
 
     kind = "reshape"
 

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from models.errors import ModelError
 from models.layers import LAYER_KINDS, Layer, Normalize, Shape, ShapeError
 
 __all__ = ["INPUT", "Network", "NetworkError", "Node"]
@@ -25,7 +26,7 @@ __all__ = ["INPUT", "Network", "NetworkError", "Node"]
 INPUT = "input"
 
 
-class NetworkError(ValueError):
+class NetworkError(ModelError):
     """A graph that cannot be a network: unknown layer, missing input, wrong shape, not finite."""
 
     code = "invalid_network"
@@ -155,7 +156,7 @@ class Network(nn.Module):
     def from_description(
         cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> Network:
-        """The network of ``description()`` and of ``state_dict()``'s tensors. Raises NetworkError."""
+        """The network of ``description()`` and ``state_dict()``'s tensors. Raises NetworkError."""
         grouped: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             _, name, parameter = key.split(".", 2)

@@ -1,0 +1,283 @@
+"""ONNX operators on activations, one function each, and the table that names them all.
+
+A translator lays down the layers that compute the operator exactly as ONNX Runtime runs it and
+returns the activation they end in. Nothing is folded into a neighbour but MatMul + Add.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from models.layers import (
+    Add,
+    BatchNorm,
+    Divide,
+    Layer,
+    LeakyReLU,
+    Multiply,
+    Permute,
+    ReLU,
+    Reshape,
+    Shape,
+    Shift,
+)
+from models.onnx_constants import axes_of
+from models.onnx_dense import gemm, matmul
+from models.onnx_graph import Activation, Constant, Operation, Translation
+from models.onnx_windows import average_pool, conv, global_average_pool, max_pool, pad
+
+__all__ = ["OPERATORS", "Translator"]
+
+Translator = Callable[[Operation, Translation], Activation]
+
+
+def _identity(operation: Operation, translation: Translation) -> Activation:
+    return operation.activation()
+
+
+def _cast(operation: Operation, translation: Translation) -> Activation:
+    if operation.attributes["to"] != TensorProto.FLOAT:
+        operation.refuse(
+            "activations are float32 and stay float32",
+            code="unsupported_dtype",
+            hint="export the model in float32",
+        )
+    return operation.activation()
+
+
+def _dropout(operation: Operation, translation: Translation) -> Activation:
+    training = operation.constant(2)
+    if training is not None and training.any():
+        operation.refuse("training mode is not inference", hint="export the model in eval mode")
+    return operation.activation()
+
+
+def _relu(operation: Operation, translation: Translation) -> Activation:
+    return translation.emit(operation, ReLU(), operation.activation())
+
+
+def _leaky_relu(operation: Operation, translation: Translation) -> Activation:
+    slope = float(operation.attributes["alpha"])
+    if not 0 <= slope <= 1:
+        operation.refuse(f"alpha = {slope} is outside [0, 1]")
+    return translation.emit(operation, LeakyReLU(slope=slope), operation.activation())
+
+
+def _batch_normalization(operation: Operation, translation: Translation) -> Activation:
+    if operation.attributes.get("training_mode") or any(operation.outputs[1:]):
+        operation.refuse("training mode is not inference", hint="export the model in eval mode")
+    tensors = []
+    for index in range(1, 5):
+        array = operation.constant(index)
+        assert array is not None
+        tensors.append(translation.weight(operation, array))
+    weight, bias, mean, var = tensors
+    epsilon = float(operation.attributes["epsilon"])
+    if bool((var < 0).any()) or not bool((var + epsilon > 0).all()):
+        operation.refuse("a variance is negative, or zero with epsilon 0", code="invalid_network")
+    layer = BatchNorm(weight, bias, mean, var, eps=epsilon)
+    if {tensor.shape for tensor in tensors} != {weight.shape}:
+        operation.refuse("its parameters differ in shape", code="shape_mismatch")
+    return translation.emit(operation, layer, operation.activation())
+
+
+def _elementwise(operation: Operation, translation: Translation, kind: type[Layer]) -> Activation:
+    """An operator with one constant: which of the two inputs it is, the caller has settled."""
+    at = 0 if isinstance(operation.input(0), Constant) else 1
+    array = operation.constant(at)
+    assert array is not None
+    return _with_constant(operation, translation, kind, array, operation.activation(1 - at))
+
+
+def _with_constant(
+    operation: Operation,
+    translation: Translation,
+    kind: type[Layer],
+    array: NDArray[Any],
+    x: Activation,
+) -> Activation:
+    value = translation.weight(operation, _sample_constant(operation, array, x))
+    return translation.emit(operation, kind(value), x)
+
+
+def _sample_constant(operation: Operation, array: NDArray[Any], x: Activation) -> NDArray[Any]:
+    """A constant that broadcasts to a batch, as one that broadcasts to a sample."""
+    if array.ndim >= x.rank:
+        if array.ndim > x.rank or array.shape[0] != 1:
+            operation.refuse(
+                f"a constant of shape {array.shape} reaches over the batch axis",
+                code="shape_mismatch",
+            )
+        return array[0]
+    return array
+
+
+def _both_activations(operation: Operation) -> bool:
+    return all(isinstance(value, Activation) for value in operation.inputs)
+
+
+def _add(operation: Operation, translation: Translation) -> Activation:
+    if _both_activations(operation):
+        return translation.emit(operation, Add(), operation.activation(0), operation.activation(1))
+    at = 0 if isinstance(operation.input(0), Constant) else 1
+    row = translation.open_matmuls.get(operation.input_names[1 - at])
+    if row is not None and translation.uses[operation.input_names[1 - at]] == 1:
+        x, array = operation.activation(1 - at), operation.constant(at)
+        assert array is not None
+        array = _sample_constant(operation, array, x)
+        if np.broadcast_shapes(array.shape, x.shape) == x.shape:
+            bias = np.ascontiguousarray(np.broadcast_to(array, x.shape).reshape(-1))
+            translation.give_bias(row, translation.weight(operation, bias))
+            return x
+    return _elementwise(operation, translation, Shift)
+
+
+def _sub(operation: Operation, translation: Translation) -> Activation:
+    # a - b is a + (-b) bit for bit, and a product with -1 is exact.
+    minus = np.array(-1, dtype=np.float32)
+    if isinstance(operation.input(1), Constant):
+        array = operation.constant(1)
+        assert array is not None
+        negative = np.negative(array) if array.dtype == np.float32 else array
+        return _with_constant(operation, translation, Shift, negative, operation.activation(0))
+    negated = _with_constant(operation, translation, Multiply, minus, operation.activation(1))
+    if isinstance(operation.input(0), Constant):
+        array = operation.constant(0)
+        assert array is not None
+        return _with_constant(operation, translation, Shift, array, negated)
+    return translation.emit(operation, Add(), operation.activation(0), negated)
+
+
+def _mul(operation: Operation, translation: Translation) -> Activation:
+    if _both_activations(operation):
+        operation.refuse("products of two activations are not supported")
+    return _elementwise(operation, translation, Multiply)
+
+
+def _div(operation: Operation, translation: Translation) -> Activation:
+    if not isinstance(operation.input(1), Constant):
+        operation.refuse("the divisor must be a constant")
+    array = operation.constant(1)
+    assert array is not None
+    if not array.all():
+        operation.refuse("division by zero", code="non_finite_weights")
+    return _with_constant(operation, translation, Divide, array, operation.activation(0))
+
+
+def _view(operation: Operation, translation: Translation, shape: Shape) -> Activation:
+    x = operation.activation()
+    if shape == x.shape:
+        return x
+    return translation.emit(operation, Reshape(shape=shape), x)
+
+
+def _flatten(operation: Operation, translation: Translation) -> Activation:
+    x = operation.activation()
+    axis = operation.attributes["axis"]
+    axis = axis if axis == x.rank else operation.axis(axis, x.rank)
+    if axis == 0 or math.prod(x.shape[: axis - 1]) != 1:
+        operation.refuse(f"axis {axis} merges the batch axis with others", code="shape_mismatch")
+    return _view(operation, translation, (math.prod(x.shape),))
+
+
+def _reshape(operation: Operation, translation: Translation) -> Activation:
+    x, target = operation.activation(), operation.input(1)
+    if not isinstance(target, Constant) or target.value.dtype.kind != "i":
+        operation.refuse("the shape must be a constant or computed from shapes")
+    sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
+    if not sizes or sizes[1:] != others[1:]:
+        operation.refuse("the batch size moves away from axis 0", code="shape_mismatch")
+    copies = not operation.attributes.get("allowzero")
+    keeps_batch = (
+        (sizes[0], others[0]) == translation.batch
+        or (sizes[0] == others[0] and sizes[0] in (-1, 1))
+        or (sizes[0] == 0 and copies)
+    )
+    rest = list(sizes[1:])
+    for index, size in enumerate(rest):
+        if size == 0 and copies and index < len(x.shape):
+            rest[index] = x.shape[index]
+    total = math.prod(x.shape)
+    if sizes[0] != -1 and rest.count(-1) == 1:
+        known = -math.prod(rest)
+        if known > 0 and total % known == 0:
+            rest[rest.index(-1)] = total // known
+    if not keeps_batch or any(size < 1 for size in rest) or math.prod(rest) != total:
+        operation.refuse(
+            f"cannot view [batch, {', '.join(map(str, x.shape))}] as {sizes} "
+            "and keep the batch apart",
+            code="shape_mismatch",
+        )
+    return _view(operation, translation, tuple(rest))
+
+
+def _squeeze(operation: Operation, translation: Translation) -> Activation:
+    x = operation.activation()
+    axes = axes_of(operation, operation.constant(1), x.rank)
+    if axes is None:
+        operation.refuse(
+            "without axes it may remove the batch axis", hint="name the axes to squeeze"
+        )
+    if 0 in axes or any(x.shape[axis - 1] != 1 for axis in axes):
+        operation.refuse(
+            f"cannot squeeze axes {axes} of [batch, {', '.join(map(str, x.shape))}]",
+            code="shape_mismatch",
+        )
+    kept = (size for axis, size in enumerate(x.shape, start=1) if axis not in axes)
+    return _view(operation, translation, tuple(kept))
+
+
+def _unsqueeze(operation: Operation, translation: Translation) -> Activation:
+    x = operation.activation()
+    given = operation.constant(1)
+    count = len(operation.attributes.get("axes", ())) if given is None else given.size
+    axes = axes_of(operation, given, x.rank + count) or ()
+    if 0 in axes or len(set(axes)) != len(axes):
+        operation.refuse(f"axes {axes} move the batch axis", code="shape_mismatch")
+    old = iter(x.shape)
+    shape = (1 if axis in axes else next(old) for axis in range(1, x.rank + count))
+    return _view(operation, translation, tuple(shape))
+
+
+def _transpose(operation: Operation, translation: Translation) -> Activation:
+    x = operation.activation()
+    perm = list(operation.attributes.get("perm", reversed(range(x.rank))))
+    if sorted(perm) != list(range(x.rank)) or perm[0] != 0:
+        operation.refuse(f"perm {perm} moves the batch axis", code="shape_mismatch")
+    axes = [axis - 1 for axis in perm[1:]]
+    if axes == sorted(axes):
+        return x
+    return translation.emit(operation, Permute(axes=axes), x)
+
+
+#: Operators on activations: a new one is one function and one row here.
+OPERATORS: dict[str, Translator] = {
+    "Add": _add,
+    "AveragePool": average_pool,
+    "BatchNormalization": _batch_normalization,
+    "Cast": _cast,
+    "Conv": conv,
+    "Div": _div,
+    "Dropout": _dropout,
+    "Flatten": _flatten,
+    "Gemm": gemm,
+    "GlobalAveragePool": global_average_pool,
+    "Identity": _identity,
+    "LeakyRelu": _leaky_relu,
+    "MatMul": matmul,
+    "MaxPool": max_pool,
+    "Mul": _mul,
+    "Pad": pad,
+    "Relu": _relu,
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Sub": _sub,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}

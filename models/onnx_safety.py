@@ -1,0 +1,205 @@
+"""An uploaded ONNX file, parsed from bytes and searched before anything else looks at it.
+
+Nothing outside the file is ever opened: external data is refused wherever it may stand
+(initializers, attributes, nested graphs, functions, training information), and so is everything
+that can make a small file cost much: subgraphs, functions, sparse tensors, tensors whose declared
+size their bytes do not have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
+
+from models.errors import ModelError
+
+__all__ = ["OPSETS", "OnnxLimits", "node_label", "opset_of", "parse_onnx"]
+
+#: Opsets of the default domain that are understood.
+OPSETS = range(9, 22)
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_VALUE_ATTRIBUTES = {
+    AttributeProto.FLOAT,
+    AttributeProto.INT,
+    AttributeProto.STRING,
+    AttributeProto.TENSOR,
+    AttributeProto.FLOATS,
+    AttributeProto.INTS,
+    AttributeProto.STRINGS,
+}
+#: Element types that are read: field of the values when not in ``raw_data``, bytes per element.
+_ELEMENTS = {
+    TensorProto.FLOAT: ("float_data", 4),
+    TensorProto.INT64: ("int64_data", 8),
+    TensorProto.INT32: ("int32_data", 4),
+    TensorProto.BOOL: ("int32_data", 1),
+}
+_DATA_FIELDS = (
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "string_data",
+)
+
+
+@dataclass(frozen=True)
+class OnnxLimits:
+    """How large an upload may be; sizes in bytes, activations per sample."""
+
+    file_bytes: int = 512 << 20
+    nodes: int = 5_000
+    tensors: int = 20_000
+    parameters: int = 1 << 27
+    activation_bytes: int = 256 << 20
+    total_activation_bytes: int = 2 << 30
+    folded_bytes: int = 256 << 20
+
+
+def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
+    """The model of an ONNX file's bytes, once nothing in it can reach outside or blow up.
+
+    Raises ModelError (model_too_large, invalid_onnx, external_data, unsupported_operator,
+    unsupported_opset, unsupported_dtype).
+    """
+    limits = limits or OnnxLimits()
+    if len(data) > limits.file_bytes:
+        raise ModelError(
+            f"the file has {len(data)} bytes, more than {limits.file_bytes}", code="model_too_large"
+        )
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError("the file is not an ONNX model (protobuf)", code="invalid_onnx") from error
+    graph = model.graph
+    if not graph.node:
+        raise ModelError("the file holds no ONNX graph", code="invalid_onnx")
+    if len(graph.node) > limits.nodes or len(graph.initializer) > limits.tensors:
+        raise ModelError(
+            f"the graph has {len(graph.node)} nodes and {len(graph.initializer)} tensors; at most "
+            f"{limits.nodes} and {limits.tensors} are taken",
+            code="model_too_large",
+        )
+    _refuse_outside_data(model)
+    if model.functions:
+        raise ModelError(
+            "model-local functions are not supported",
+            code="unsupported_operator",
+            hint="inline them (onnx.inliner.inline_local_functions)",
+        )
+    if model.training_info:
+        raise ModelError("training information is not taken", code="invalid_onnx")
+    opset_of(model)
+    for tensor in graph.initializer:
+        _check_tensor(tensor, f"initializer {tensor.name!r}")
+    for index, node in enumerate(graph.node):
+        _check_node(node, index)
+    return model
+
+
+def opset_of(model: ModelProto) -> int:
+    """The opset of the default domain. Raises ModelError (unsupported_opset)."""
+    versions = {row.version for row in model.opset_import if row.domain in _DEFAULT_DOMAINS}
+    if len(versions) != 1:
+        raise ModelError(
+            f"the model must import one opset of the ai.onnx domain, not {sorted(versions)}",
+            code="unsupported_opset",
+        )
+    (version,) = versions
+    if version not in OPSETS:
+        raise ModelError(
+            f"opset {version} is not supported",
+            code="unsupported_opset",
+            hint=f"export with an opset from {OPSETS[0]} to {OPSETS[-1]}",
+        )
+    return version
+
+
+def node_label(node: NodeProto, index: int) -> str:
+    """How a node is named in a message."""
+    return f"{node.op_type} node {node.name!r}" if node.name else f"{node.op_type} node #{index}"
+
+
+def _messages(root: Message) -> Iterator[Message]:
+    """The message and every message inside it, whatever the field: new fields cannot hide one."""
+    stack = [root]
+    while stack:
+        message = stack.pop()
+        yield message
+        for field, value in message.ListFields():
+            if field.message_type is None:
+                continue
+            if isinstance(value, Message):
+                stack.append(value)
+            else:
+                stack.extend(value)
+
+
+def _refuse_outside_data(model: ModelProto) -> None:
+    sparse = False
+    for message in _messages(model):
+        kind = message.DESCRIPTOR.full_name
+        sparse = sparse or kind == "onnx.SparseTensorProto"
+        if kind != "onnx.TensorProto":
+            continue
+        tensor: Any = message
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise ModelError(
+                f"tensor {tensor.name!r} keeps its data outside the file",
+                code="external_data",
+                hint="save the model as one file: onnx.save_model(model, path)",
+            )
+    if sparse:
+        raise ModelError("sparse tensors are not supported", code="unsupported_dtype")
+
+
+def _check_node(node: NodeProto, index: int) -> None:
+    label = node_label(node, index)
+    if node.domain not in _DEFAULT_DOMAINS:
+        raise ModelError(
+            f"{label}: operators of the domain {node.domain!r} are not supported",
+            code="unsupported_operator",
+        )
+    for attribute in node.attribute:
+        if attribute.ref_attr_name or attribute.type not in _VALUE_ATTRIBUTES:
+            raise ModelError(
+                f"{label}: attribute {attribute.name!r} holds a subgraph or another kind of value "
+                "that is not supported",
+                code="unsupported_operator",
+            )
+        if attribute.type == AttributeProto.TENSOR:
+            _check_tensor(attribute.t, f"{label}, attribute {attribute.name!r}")
+
+
+def _check_tensor(tensor: TensorProto, label: str) -> None:
+    """The declared type and shape agree with the data that is really there."""
+    if tensor.data_type not in _ELEMENTS:
+        known = tensor.data_type in TensorProto.DataType.values()
+        name = TensorProto.DataType.Name(tensor.data_type) if known else str(tensor.data_type)
+        raise ModelError(
+            f"{label} has element type {name}",
+            code="unsupported_dtype",
+            hint="only float32 networks are certified: convert the weights to float32",
+        )
+    if any(size < 0 for size in tensor.dims) or tensor.HasField("segment"):
+        raise ModelError(f"{label} has an impossible shape", code="invalid_onnx")
+    field, element_bytes = _ELEMENTS[tensor.data_type]
+    count = math.prod(tensor.dims)
+    present = {name: len(getattr(tensor, name)) for name in _DATA_FIELDS}
+    if tensor.HasField("raw_data"):
+        agrees = len(tensor.raw_data) == count * element_bytes and not any(present.values())
+    else:
+        agrees = present.pop(field) == count and not any(present.values())
+    if not agrees:
+        raise ModelError(
+            f"{label} declares shape {tuple(tensor.dims)}, which its data do not have",
+            code="invalid_onnx",
+        )

@@ -1,0 +1,34 @@
+"""The API as a child of the supervisor: serves on a socket that the supervisor holds open.
+
+So the port is never free for anybody else, and connections made while the API is being restarted
+wait in the socket's queue instead of being refused.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve ``service.app:create_app`` on the listening socket of the given descriptor."""
+    (descriptor,) = arguments or sys.argv[1:]
+    listener = socket.socket(fileno=int(descriptor))
+    config = uvicorn.Config(
+        "service.app:create_app",
+        factory=True,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=3,
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

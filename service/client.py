@@ -1,0 +1,159 @@
+"""A client of the HTTP contract: submit, follow, download. Needs httpx, nothing of the service."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+__all__ = ["Client", "JobFailed", "ServiceError"]
+
+#: States that a job never leaves.
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+#: How long a service that restarts is waited for.
+PATIENCE_S = 60.0
+
+
+class ServiceError(RuntimeError):
+    """The service refused a request; ``problem`` is its problem details object."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        detail = problem.get("detail") or problem.get("title") or "no detail"
+        hint = f" ({problem['hint']})" if problem.get("hint") else ""
+        super().__init__(f"{problem.get('code', status)}: {detail}{hint}")
+        self.status = status
+        self.problem = dict(problem)
+        self.code = str(problem.get("code", status))
+
+
+class JobFailed(ServiceError):
+    """A job ended without a report; ``job`` is its last record."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        problem = job.get("error") or {"code": job["status"], "detail": f"the job {job['status']}"}
+        super().__init__(int(problem.get("status", 0)), problem)
+        self.job = dict(job)
+
+
+class Client:
+    """Talks to one service; a context manager. ``key`` is sent as a bearer token."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 60.0) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Whether the service says that it can work."""
+        try:
+            return self._http.get("/readyz", timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def certify(
+        self,
+        model: Path | str,
+        dataset: Path | str,
+        spec: Mapping[str, Any],
+        *,
+        dataset_labels: Path | None = None,
+    ) -> dict[str, Any]:
+        """Submit a certification; the job record.
+
+        A ``Path`` is uploaded, a text is the id of an earlier upload or a registered name.
+        """
+        fields: dict[str, str] = {"spec": json.dumps(spec)}
+        with ExitStack() as opened:
+            files: dict[str, tuple[str | None, Any]] = {}
+            uploads = {"model": model, "dataset": dataset, "dataset_labels": dataset_labels}
+            for name, what in uploads.items():
+                if isinstance(what, Path):
+                    files[name] = (what.name, opened.enter_context(what.open("rb")))
+                elif what is not None:
+                    fields[f"{name}_id"] = what
+            # A form without a file would be sent url-encoded.
+            answer = self._http.post(
+                "/certify", data=fields, files=files or {"spec": (None, fields.pop("spec"))}
+            )
+        return self._json(answer)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """The job as it is now."""
+        return self._json(self._http.get(f"/jobs/{job_id}"))
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        on_progress: Callable[[dict[str, Any]], None] = lambda job: None,
+        interval_s: float = 0.3,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Follow a job to its end and return its record. Raises JobFailed, TimeoutError.
+
+        A service that is away for a moment (a restart) does not matter.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        last_answer = time.monotonic()
+        while deadline is None or time.monotonic() < deadline:
+            try:
+                job = self.job(job_id)
+            except (httpx.TransportError, ServiceError) as error:
+                away = isinstance(error, httpx.TransportError) or error.status in (500, 502, 503)
+                if not away or time.monotonic() - last_answer > PATIENCE_S:
+                    raise
+            else:
+                last_answer = time.monotonic()
+                on_progress(job)
+                if job["status"] == "succeeded":
+                    return job
+                if job["status"] in ENDED:
+                    raise JobFailed(job)
+            time.sleep(interval_s)
+        raise TimeoutError(f"job {job_id} has not ended within {timeout_s} s")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Ask for a job to be cancelled."""
+        return self._json(self._http.post(f"/jobs/{job_id}/cancel"))
+
+    def report(self, job_id: str, suffix: str = "json") -> bytes:
+        """The report as ``json``, ``html``, ``csv`` or ``svg``."""
+        answer = self._http.get(f"/jobs/{job_id}/report.{suffix}")
+        self._check(answer)
+        return answer.content
+
+    def _json(self, answer: httpx.Response) -> dict[str, Any]:
+        self._check(answer)
+        value: dict[str, Any] = answer.json()
+        return value
+
+    @staticmethod
+    def _check(answer: httpx.Response) -> None:
+        if answer.status_code < 400:
+            return
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {"detail": answer.text[:500]}
+        raise ServiceError(answer.status_code, problem)

@@ -1,0 +1,107 @@
+"""What a person sees in a terminal: a progress bar while a job runs, then a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+__all__ = ["print_summary", "progress_bar"]
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A callback that shows the job records it is given; plain lines where there is no terminal."""
+    if not console.is_terminal:
+        yield _plain(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=False) as progress:
+        task = progress.add_task("submitted", total=None)
+
+        def show(job: dict[str, Any]) -> None:
+            state = job["progress"]
+            progress.update(
+                task,
+                description=state.get("message") or job["status"],
+                total=state.get("total"),
+                completed=state.get("done") or 0,
+            )
+
+        yield show
+
+
+def _plain(console: Console) -> Callable[[dict[str, Any]], None]:
+    last = ""
+
+    def show(job: dict[str, Any]) -> None:
+        nonlocal last
+        state = job["progress"]
+        total = state.get("total")
+        counted = f" {state.get('done') or 0}/{total}" if total else ""
+        line = f"{job['status']}: {state.get('message') or ''}{counted}"
+        if line != last:
+            console.print(line, highlight=False)
+        last = line
+
+    return show
+
+
+def print_summary(console: Console, report: dict[str, Any]) -> None:
+    """Model, data, and per epsilon what is certified, attacked and undecided."""
+    model, dataset, threat = report["model"], report["dataset"], report["threat"]
+    console.print(
+        f"[bold]{model.get('name') or model['id'][:19]}[/bold]: "
+        f"{model['parameters']:,} parameters, {len(model['layers'])} layers; "
+        f"{dataset['samples']} samples of {dataset['name']}; "
+        f"norm {threat['norm']}, {report['soundness']}",
+        highlight=False,
+    )
+    table = Table()
+    for name in ("epsilon", "certified", "attacked", "clean", "undecided"):
+        table.add_column(name, justify="right")
+    for row in report["results"]:
+        table.add_row(
+            row.get("epsilon_exact") or f"{row['epsilon']:g}",
+            _percent(row["certified_accuracy"]),
+            _percent(row["attack_accuracy"]),
+            _percent(report["clean_accuracy"]),
+            str(row["undecided"]),
+        )
+    console.print(table)
+    radius = report.get("radius")
+    if radius:
+        console.print(
+            f"certified radius: mean {radius['mean']:.4g}, median {radius['median']:.4g}",
+            highlight=False,
+        )
+    deciders = ", ".join(f"{name} {count}" for name, count in report["by_method"].items())
+    console.print(f"decided by: {deciders}", highlight=False)
+    timing = report["timing"]
+    console.print(
+        f"{timing['wall_s']:.1f} s, {timing['samples_per_s']:.1f} samples/s on {report['device']}",
+        highlight=False,
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

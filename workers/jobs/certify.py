@@ -1,0 +1,168 @@
+"""The items ``shard:k``: certify a slice of the prepared samples and leave the rows on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.network import Network
+from service.contract.files import storage_errors, sync_folder
+from service.contract.schemas import JobSubmission, Spec
+from service.contract.settings import Settings
+from service.contract.store import Store
+from workers.jobs.deployed import DeployedNetwork
+from workers.jobs.prepare import facts_of, shards
+from workers.verification.cascade import certify_samples
+from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
+
+__all__ = ["certification_request", "certify_shard"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` left, loaded; kept warm from shard to shard."""
+
+    network: Network
+    deployed: DeployedNetwork
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    index: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+def certify_shard(
+    store: Store,
+    settings: Settings,
+    submission: JobSubmission,
+    shard: int,
+    *,
+    progress: Callable[[int], None],
+) -> int:
+    """Write ``shards/<k>.npz`` and return its number of samples.
+
+    A result that is there already is kept: same input, same seed, same answer.
+    """
+    facts = facts_of(store, submission.id)
+    start, stop = shards(facts)[shard]
+    path = store.shard_path(submission.id, shard)
+    if path.exists():
+        return stop - start
+    spec = Spec.model_validate(submission.spec)
+    prepared = _load(store.prepared_dir(submission.id))
+    rows = slice(start, stop)
+    if spec.time_budget_s is not None and _seconds_spent(path.parent) >= spec.time_budget_s:
+        results = _undecided(prepared, rows, spec)
+    else:
+        torch.set_num_threads(settings.worker_threads)
+        device = _device(settings.device)
+        results = certify_samples(
+            prepared.network.to(device),
+            prepared.x[rows],
+            prepared.y[rows],
+            prepared.index[rows],
+            certification_request(spec),
+            deployed=prepared.deployed,
+            deployed_logits=prepared.logits[rows],
+            device=device,
+            cache_dir=store.folder("cache"),
+            progress=progress,
+        )
+        results.notes["device"] = _device_name(device)
+    _save(results, path)
+    return stop - start
+
+
+def certification_request(spec: Spec) -> CertificationRequest:
+    """The verifier's own form of a spec."""
+    attack = None if spec.attack is None else AttackSettings(**spec.attack.model_dump())
+    return CertificationRequest(
+        norm=spec.norm,
+        epsilons=tuple(spec.epsilons),
+        method=spec.method,
+        soundness=spec.soundness,
+        deterministic=spec.deterministic,
+        clip=spec.clip,
+        radius=spec.radius,
+        attack=attack,
+        seed=spec.seed,
+    )
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path) -> Prepared:
+    """Network, deployed network and samples; the folder never changes once it is there."""
+    facts = json.loads((folder / "facts.json").read_text())
+    network = Network.load(folder)
+    deployed = DeployedNetwork(
+        (folder / "deployed.onnx").read_bytes(),
+        network.input_shape,
+        facts["normalization_outside"],
+    )
+    with np.load(folder / "data.npz", allow_pickle=False) as data:
+        return Prepared(network, deployed, data["x"], data["y"], data["index"], data["logits"])
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return "cpu"
+
+
+def _save(results: SampleResults, path: Path) -> None:
+    """Whole or not at all: aside, fsync, rename."""
+    with storage_errors():
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        results.save(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+        sync_folder(path.parent)
+
+
+def _seconds_spent(folder: Path) -> float:
+    """Worker seconds of the shards that are done."""
+    done = [SampleResults.load(path) for path in folder.glob("[0-9]*.npz")]
+    return sum(value for results in done for value in results.seconds.values())
+
+
+def _undecided(prepared: Prepared, rows: slice, spec: Spec) -> SampleResults:
+    """Rows of samples that the time budget left no time for."""
+    logits, label = prepared.logits[rows].astype(np.float64), prepared.y[rows]
+    count, place = len(label), np.arange(len(label))
+    others = logits.copy()
+    others[place, label] = -np.inf
+    prediction = prepared.logits[rows].argmax(axis=1).astype(np.int64)
+    verdicts = ["undecided" if ok else "misclassified" for ok in prediction == label]
+    nothing: NDArray[np.bool_] = np.zeros((count, len(spec.epsilons)), dtype=bool)
+    notes: dict[str, Any] = {"budget_spent": True}
+    return SampleResults(
+        index=prepared.index[rows],
+        label=label,
+        prediction=prediction,
+        margin=logits[place, label] - others.max(axis=1),
+        radius=np.full(count, 0.0 if spec.radius else np.nan),
+        certified=nothing,
+        falsified=nothing.copy(),
+        method=verdicts,
+        decided_by=[[verdict] * len(spec.epsilons) for verdict in verdicts],
+        counterexamples={},
+        seconds={},
+        notes=notes,
+    )

@@ -1,0 +1,50 @@
+"""The network as it will be deployed: the normalisation in float32, then ONNX Runtime on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.runtime import OnnxRuntimeModel
+
+__all__ = ["DeployedNetwork"]
+
+#: Samples per call of ONNX Runtime.
+BATCH = 256
+
+
+class DeployedNetwork:
+    """float32 inputs [N, *input_shape] in pixel units -> float32 logits [N, classes].
+
+    ``normalization`` (mean and std, one value per channel or one for all) is applied before the
+    ONNX graph; None where there is none or where the graph holds it already.
+    """
+
+    def __init__(
+        self,
+        onnx: bytes,
+        input_shape: Sequence[int],
+        normalization: Mapping[str, Sequence[float]] | None,
+    ) -> None:
+        self._model = OnnxRuntimeModel(onnx, tuple(input_shape))
+        self._mean = self._std = None
+        if normalization is not None:
+            rank = len(input_shape)
+            self._mean = _per_channel(normalization["mean"], rank)
+            self._std = _per_channel(normalization["std"], rank)
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits, in batches of bounded size."""
+        return np.concatenate([self._logits(x[i : i + BATCH]) for i in range(0, len(x), BATCH)])
+
+    def _logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._mean is not None and self._std is not None:
+            x = (x - self._mean) / self._std
+        return np.asarray(self._model(np.ascontiguousarray(x)), dtype=np.float32)
+
+
+def _per_channel(values: Sequence[float], rank: int) -> NDArray[np.float32]:
+    array = np.asarray(values, dtype=np.float32)
+    return array.reshape(-1, *([1] * (rank - 1))) if array.size > 1 else array.reshape(())

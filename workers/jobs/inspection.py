@@ -1,0 +1,174 @@
+"""The limited child: parses model and data set, checks them, and writes what the shards need.
+
+Run as ``python -m workers.jobs.inspection`` by ``prepare`` only. It reads ``request.json`` in its
+own folder and leaves ``prepared/`` there, or ``problem.json`` that says what is wrong with the
+upload. It sees no Redis, no store and no other job.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.jobs import sandbox
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.network import Network
+    from workers.jobs.data import DataSet
+
+__all__ = ["inspect", "main"]
+
+#: Samples on which our graph is compared with ONNX Runtime.
+PARITY_SAMPLES = 1000
+
+
+def inspect(request: Mapping[str, Any], folder: Path) -> None:
+    """Write network.json, weights.safetensors, deployed.onnx, data.npz and facts.json.
+
+    ``request``: ``model`` (path, format, architecture), ``normalization``, ``dataset`` (kind,
+    files, split), ``selection``, ``clip``, ``bounds``, ``samples_per_shard``. Raises exceptions
+    with a ``code`` for whatever is wrong with the upload.
+    """
+    import numpy as np
+
+    from workers.jobs.data import Bounds, DataError
+    from workers.jobs.deployed import DeployedNetwork
+    from workers.jobs.layout import as_network_input, to_pixels
+    from workers.jobs.sources import read_source
+    from workers.verification.parity import check_parity
+
+    network, onnx, outside = _load_model(request)
+    network.save(folder)
+    (folder / "deployed.onnx").write_bytes(onnx)
+    deployed = DeployedNetwork(onnx, network.input_shape, outside)
+
+    source = request["dataset"]
+    files = {role: Path(path) for role, path in source["files"].items()}
+    bounds = Bounds(**request["bounds"])
+    data = read_source(source["kind"], files, source["split"], request["selection"], bounds)
+    x = to_pixels(as_network_input(data.x, network.input_shape), clip=request["clip"])
+    logits = deployed(x)
+    if logits.shape != (len(x), network.classes):
+        raise DataError(
+            "shape_mismatch",
+            f"the model answers with shape {list(logits.shape[1:])}, its graph says "
+            f"{network.classes} classes",
+        )
+    labels = _labels(data, logits)
+    some = slice(None, PARITY_SAMPLES)
+    parity = check_parity(network, x[some], logits[some], device=_cpu(), cache_dir=None)
+    np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
+    facts = {
+        "layers": [
+            {"name": node.name, "kind": network.layer(node.name).kind, "shape": list(node.shape)}
+            for node in network.nodes
+        ],
+        "parameters": network.parameter_count,
+        "input_shape": list(network.input_shape),
+        "classes": network.classes,
+        "graph_digest": network.graph_digest(),
+        "labelled": data.y is not None,
+        "total": data.size,
+        "samples": len(x),
+        "samples_per_shard": request["samples_per_shard"],
+        "parity": parity,
+        "normalization_outside": outside,
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _load_model(
+    request: Mapping[str, Any],
+) -> tuple[Network, bytes, Mapping[str, Any] | None]:
+    """The network in pixel units, the ONNX that is deployed, and the normalisation outside it."""
+    from models.checkpoints import load_checkpoint
+    from models.errors import ModelError
+    from models.onnx_export import export_onnx
+    from models.onnx_import import import_onnx
+
+    model, normalization = request["model"], request["normalization"]
+    path = Path(model["path"])
+    uploaded_onnx = model["format"] == "onnx"
+    if uploaded_onnx:
+        network = import_onnx(path)
+    else:
+        network = load_checkpoint(path, model["format"], model["architecture"])
+    if normalization is not None:
+        network = network.normalized(normalization["mean"], normalization["std"])
+    broken = network.non_finite()
+    if broken:
+        raise ModelError(
+            f"these tensors hold NaN or infinity: {', '.join(broken[:5])}",
+            code="non_finite_weights",
+        )
+    if network.classes < 2:
+        raise ModelError("a classifier needs at least two logits", code="too_few_classes")
+    if uploaded_onnx:
+        return network, path.read_bytes(), normalization
+    return network, export_onnx(network), None
+
+
+def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The labels [N]; without any, the predictions are what is certified."""
+    import numpy as np
+
+    from workers.jobs.data import DataError
+
+    if data.y is None:
+        return logits.argmax(axis=1).astype(np.int64)
+    classes = logits.shape[1]
+    wrong = (data.y < 0) | (data.y >= classes)
+    if bool(wrong.any()):
+        place = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            "label_out_of_range",
+            f"sample {int(data.indices[place])} has label {int(data.y[place])}; the network "
+            f"has classes 0 to {classes - 1}",
+        )
+    return data.y
+
+
+def _cpu() -> Any:
+    import torch
+
+    return torch.device("cpu")
+
+
+def main() -> int:
+    """Take on the limits, then inspect; 0 or 3 (``problem.json`` says what is wrong)."""
+    sandbox.enter(sys.argv[1:])
+    request = json.loads(Path("request.json").read_text())
+    folder = Path("prepared")
+    folder.mkdir()
+    try:
+        inspect(request, folder)
+    except MemoryError:
+        problem = {
+            "code": "too_large",
+            "detail": "model and data set need more memory than an inspection may take",
+            "hint": "fewer samples, or a larger CERTSERVE_INSPECTION_MEMORY_BYTES",
+        }
+    except Exception as error:
+        code = getattr(error, "code", None)
+        if not isinstance(code, str):
+            raise
+        problem = {
+            "code": code,
+            "detail": getattr(error, "message", None) or str(error),
+            "hint": getattr(error, "hint", None) or None,
+            "field": getattr(error, "field", None) or "model",
+        }
+    else:
+        return 0
+    Path("problem.json").write_text(json.dumps(problem))
+    return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

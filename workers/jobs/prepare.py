@@ -1,0 +1,166 @@
+"""The item ``prepare``: have a limited child inspect the upload, then publish what it wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.contract.files import storage_errors, sync_folder
+from service.contract.problems import InternalError, InvalidInput, Problem, TooLarge
+from service.contract.schemas import DatasetSource, JobSubmission, Spec
+from service.contract.settings import Settings
+from service.contract.store import Store
+from workers.jobs.sandbox import ChildEnded, Limits, run_child
+
+__all__ = ["facts_of", "prepare", "shards"]
+
+logger = logging.getLogger(__name__)
+
+FILES = ("network.json", "weights.safetensors", "deployed.onnx", "data.npz", "facts.json")
+
+
+def prepare(
+    store: Store,
+    settings: Settings,
+    submission: JobSubmission,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Leave ``jobs/<id>/prepared`` behind. Raises the Problem that is wrong with the upload.
+
+    Done already, by an earlier try or by another worker: nothing to do.
+    """
+    target = store.prepared_dir(submission.id)
+    if (target / "facts.json").exists():
+        return
+    job_dir = store.job_dir(submission.id)
+    for left in job_dir.glob(".inspect-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = job_dir / f".inspect-{secrets.token_hex(8)}"
+    with storage_errors():
+        folder.mkdir(mode=0o700)
+    try:
+        request = _request(store, settings, submission)
+        (folder / "request.json").write_text(json.dumps(request))
+        limits = Limits(
+            memory_bytes=settings.inspection_memory_bytes,
+            cpu_s=int(settings.inspection_timeout_s * (os.cpu_count() or 1)),
+            wall_s=settings.inspection_timeout_s,
+            file_bytes=settings.max_inflated_bytes,
+        )
+        ended = run_child("workers.jobs.inspection", [], folder=folder, limits=limits, stop=stop)
+        if ended.stopped:
+            return
+        _raise_problem(submission.id, folder, ended, limits)
+        with storage_errors():
+            _publish(folder / "prepared", target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def facts_of(store: Store, job_id: str) -> dict[str, Any]:
+    """What ``prepare`` found out about model and data."""
+    facts = store.read_json(store.prepared_dir(job_id) / "facts.json")
+    if facts is None:
+        raise InternalError("the prepared files are missing", code="not_prepared")
+    return facts
+
+
+def shards(facts: dict[str, Any]) -> list[tuple[int, int]]:
+    """First row and end row of every shard; fixed when the job is prepared."""
+    size = int(facts["samples_per_shard"])
+    samples = int(facts["samples"])
+    return [(start, min(start + size, samples)) for start in range(0, samples, size)]
+
+
+def _request(store: Store, settings: Settings, submission: JobSubmission) -> dict[str, Any]:
+    spec = Spec.model_validate(submission.spec)
+    assert submission.model is not None
+    assert submission.dataset is not None
+    return {
+        "model": {
+            "path": str(store.blob_path(submission.model.digest)),
+            "format": submission.model.format,
+            "architecture": spec.architecture,
+        },
+        "normalization": None if spec.normalization is None else spec.normalization.model_dump(),
+        "dataset": {
+            "kind": submission.dataset.kind,
+            "files": _files(store, submission.dataset),
+            "split": submission.dataset.split,
+        },
+        "selection": spec.samples if spec.indices is None else spec.indices,
+        "clip": spec.clip,
+        "bounds": {
+            "max_bytes": settings.max_inflated_bytes,
+            "max_samples": settings.max_samples,
+        },
+        "samples_per_shard": settings.samples_per_shard,
+    }
+
+
+def _files(store: Store, source: DatasetSource) -> dict[str, str]:
+    blobs = {role: str(store.blob_path(digest)) for role, digest in source.blobs.items()}
+    return {**blobs, **source.paths}
+
+
+def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: Limits) -> None:
+    """Nothing if the child succeeded; else the problem it stated, or what its end tells."""
+    if ended.status == 0 and not ended.timed_out:
+        return
+    stated = folder / "problem.json"
+    if ended.status == 3 and stated.is_file() and not stated.is_symlink():
+        raise _stated_problem(json.loads(stated.read_text()))
+    logger.warning("job %s: inspection ended with %s: %s", job_id, ended.status, ended.tail)
+    if ended.out_of_limits:
+        raise TooLarge(
+            "reading model and data set took more than an inspection may take "
+            f"({limits.wall_s:.0f} s, {limits.memory_bytes // 2**20} MiB)",
+            code="too_large",
+            hint="a smaller model or fewer samples; the limits are CERTSERVE_INSPECTION_TIMEOUT_S "
+            "and CERTSERVE_INSPECTION_MEMORY_BYTES",
+        )
+    raise InvalidInput(
+        "the process that reads model and data set crashed on them",
+        code="inspection_failed",
+        hint=_last_line(ended.tail),
+    )
+
+
+def _stated_problem(stated: dict[str, Any]) -> Problem:
+    kind = TooLarge if stated["code"] == "too_large" else InvalidInput
+    return kind(
+        str(stated["detail"]),
+        code=str(stated["code"]),
+        hint=stated.get("hint"),
+        field=stated.get("field"),
+    )
+
+
+def _last_line(tail: str) -> str | None:
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else None
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Bring the files to the disk, then show them all at once under their final name."""
+    for name in FILES:
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise InternalError(f"the inspection left no {name}", code="inspection_failed")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+    try:
+        folder.rename(target)
+    except OSError:
+        # Another worker was first; its files hold the same.
+        if not (target / "facts.json").exists():
+            raise
+    sync_folder(target.parent)

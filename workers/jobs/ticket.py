@@ -1,0 +1,227 @@
+"""What a ticket does: lease an item of the job, do it, commit it, until nothing is free.
+
+Everything here may happen twice, be killed at any point, or run beside another worker's ticket for
+the same job; only the ledger's commit and the creation of ``outcome.json`` count, and both happen
+once. What is wrong with the upload ends the job; what is wrong with us is a try of the item.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+from rq.timeouts import JobTimeoutException
+
+from service.contract.connection import connect
+from service.contract.ledger import Busy, Exhausted, Lease, Ledger, NoWork
+from service.contract.outcomes import conclude, give_up
+from service.contract.problems import (
+    InternalError,
+    InvalidInput,
+    Problem,
+    StorageFull,
+    Unavailable,
+)
+from service.contract.schemas import JobSubmission
+from service.contract.settings import Settings
+from service.contract.store import Store
+from workers.jobs import lease_note
+from workers.jobs.keeper import ItemStopped, Keeper
+
+__all__ = ["Ticket", "run"]
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+#: How long a worker goes on asking a Redis that is away before it gives up its ticket.
+PATIENCE_S = 300.0
+#: A wait for the next free item that is worth staying for.
+SHORT_WAIT_S = 2.0
+#: Least pause between two progress messages.
+PROGRESS_S = 0.5
+
+
+def run(job_id: str) -> None:
+    """Work on a job for as long as it has free items and the ticket's budget lasts."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    settings = Settings()
+    store = Store(settings.data_dir)
+    ledger = Ledger(connect(settings, retries=8), settings)
+    Ticket(settings, store, ledger, job_id).work()
+
+
+class Ticket:
+    """One ticket's work on one job."""
+
+    def __init__(self, settings: Settings, store: Store, ledger: Ledger, job_id: str) -> None:
+        self.settings, self.store, self.ledger = settings, store, ledger
+        self.job_id = job_id
+        self.worker = f"{platform.node()}:{os.getpid()}"
+        self._progress_at = 0.0
+
+    def work(self) -> None:
+        """Lease, do, commit. Raises redis.RedisError when Redis stays away for minutes."""
+        state = patiently(lambda: self.ledger.get(self.job_id))
+        if state is None:
+            logger.info("job %s is unknown to the ledger", self.job_id)
+            return
+        submission = state.submission
+        deadline = time.monotonic() + self.settings.ticket_budget_s
+        with Keeper(self.ledger, self.settings.lease_ttl_s) as keeper:
+            while not keeper.draining and time.monotonic() < deadline:
+                answer = patiently(lambda: self.ledger.lease(self.job_id, worker=self.worker))
+                match answer:
+                    case Lease():
+                        self._do(keeper, submission, answer)
+                    case Busy(retry_s=wait) if wait <= SHORT_WAIT_S:
+                        time.sleep(wait + 0.05)
+                    case Busy():
+                        return
+                    case Exhausted():
+                        logger.error("job %s: %s exhausted", self.job_id, answer.item)
+                        patiently(lambda a=answer: give_up(self.store, self.ledger, submission, a))  # type: ignore[misc]
+                        return
+                    case NoWork(reason=reason):
+                        if reason == "cancelled":
+                            self._conclude(submission, "cancelled")
+                        return
+
+    def _do(self, keeper: Keeper, submission: JobSubmission, lease: Lease) -> None:
+        """One item under its lease. Only here are unexpected exceptions caught."""
+        lease_note.write(lease)
+        try:
+            with keeper.holding(lease):
+                finish = self._item(keeper, submission, lease)
+            finish()
+        except ItemStopped as stopped:
+            logger.info("job %s: %s stopped: %s", self.job_id, lease.item, stopped)
+            patiently(lambda: self.ledger.release(lease, delay_s=0, counts=False))
+        except JobTimeoutException:
+            patiently(lambda: self.ledger.release(lease, error="the ticket ran out of time"))
+            raise
+        except redis.RedisError:
+            raise
+        except (StorageFull, Unavailable) as problem:
+            logger.warning("job %s: %s: %s", self.job_id, lease.item, problem)
+            text = str(problem)
+            patiently(lambda: self.ledger.release(lease, error=text, delay_s=5.0))
+        except Problem as problem:
+            self._conclude(submission, "failed", problem)
+        except Exception as error:  # noqa: BLE001 (the outermost loop: logged with the job id)
+            self._fault(submission, lease, error)
+        finally:
+            lease_note.write(None)
+
+    def _fault(self, submission: JobSubmission, lease: Lease, error: Exception) -> None:
+        """An exception with a code states a problem; any other counts as a try of the item."""
+        code = getattr(error, "code", None)
+        logger.error("job %s: %s failed", self.job_id, lease.item, exc_info=error)
+        text = f"{type(error).__name__}: {error}"
+        if code == "internal_error":
+            self._conclude(submission, "failed", InternalError(str(error), code="internal_error"))
+        elif isinstance(code, str):
+            hint = getattr(error, "hint", None) or None
+            self._conclude(submission, "failed", InvalidInput(str(error), code=code, hint=hint))
+        elif lease.tries >= self.settings.max_attempts:
+            problem = InternalError(
+                f"{lease.item} failed {lease.tries} times: {text[:1000]}",
+                code="internal_error",
+                hint="the worker's log says more",
+            )
+            self._conclude(submission, "failed", problem)
+        else:
+            patiently(lambda: self.ledger.release(lease, error=text))
+
+    def _item(
+        self, keeper: Keeper, submission: JobSubmission, lease: Lease
+    ) -> Callable[[], object]:
+        """Do the item; the answer commits it. torch is imported by the items that need it."""
+        kind, _, number = lease.item.partition(":")
+        if kind == "prepare":
+            from workers.jobs.prepare import facts_of, prepare, shards
+
+            self._say("prepare", 0, message="reading model and data set")
+            prepare(self.store, self.settings, submission, stop=keeper.should_stop)
+            keeper.check()
+            facts = facts_of(self.store, self.job_id)
+            items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
+            return lambda: patiently(
+                lambda: self.ledger.commit(
+                    lease, facts["graph_digest"], next_items=items, total=facts["samples"]
+                )
+            )
+        if kind == "shard":
+            from workers.jobs.certify import certify_shard
+
+            done = certify_shard(
+                self.store,
+                self.settings,
+                submission,
+                int(number),
+                progress=lambda rows: self._say(lease.item, rows, message="certifying"),
+            )
+
+            def commit_shard() -> None:
+                self._progress_at = 0.0
+                self._say(lease.item, done, message="certifying")
+                patiently(lambda: self.ledger.commit(lease, "done"))
+
+            return commit_shard
+        if kind == "merge":
+            from workers.jobs.merge import merge
+
+            self._say("merge", 0, message="writing the report")
+            state = patiently(lambda: self.ledger.get(self.job_id))
+            started_at = state.started_at if state else None
+            samples = merge(self.store, submission, started_at=started_at)
+            return lambda: self._conclude(submission, "succeeded", samples=samples)
+        raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
+
+    def _say(self, item: str, done: int, *, message: str) -> None:
+        """Report progress, now and then; a Redis that is away does not stop the work."""
+        if time.monotonic() - self._progress_at < PROGRESS_S:
+            return
+        self._progress_at = time.monotonic()
+        try:
+            self.ledger.progress(self.job_id, item, done, message=message)
+        except redis.RedisError as error:
+            logger.info("job %s: progress not sent: %s", self.job_id, error)
+
+    def _conclude(
+        self,
+        submission: JobSubmission,
+        status: str,
+        error: Problem | None = None,
+        *,
+        samples: int = 0,
+    ) -> None:
+        ended = patiently(
+            lambda: conclude(
+                self.store,
+                self.ledger,
+                submission,
+                status,  # type: ignore[arg-type]
+                error=error,
+                samples=samples,
+            )
+        )
+        logger.info("job %s %s%s", self.job_id, ended, "" if error is None else f": {error}")
+
+
+def patiently(call: Callable[[], Answer]) -> Answer:
+    """Repeat a Redis call until it succeeds, for minutes: results are on disk, nothing is lost."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("Redis is away: %s", error)
+            time.sleep(1.0)

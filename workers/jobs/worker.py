@@ -1,0 +1,175 @@
+"""A worker process: waits for tickets on one RQ queue and starts a fresh horse for each.
+
+RQ's own SpawnWorker cannot use unix sockets, drops TLS, shows the Redis password in ``ps`` and
+leaves its horse running when it is killed; this subclass replaces how the horse is started.
+This process imports no torch: the horse does, and gives its memory back when it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+from typing import Any
+
+import redis
+from rq import Queue
+from rq.job import Job
+from rq.worker import SpawnWorker
+
+from service.contract.connection import connect
+from service.contract.ledger import Ledger
+from service.contract.problems import Problem
+from service.contract.settings import Settings
+from workers.jobs import lease_note
+
+__all__ = ["CertificationWorker", "Heartbeat", "main", "rq_connection"]
+
+logger = logging.getLogger(__name__)
+
+#: Tries of a worker's Redis calls: about half a minute.
+RETRIES = 8
+
+
+class CertificationWorker(SpawnWorker):
+    """SpawnWorker whose horse is ``workers.jobs.horse``: JSON only, own group, dies with us."""
+
+    #: A Redis that comes back is noticed within seconds, not a minute.
+    max_connection_wait_time = 5.0
+
+    def __init__(self, queues: list[str], *, ledger: Ledger | None = None, **options: Any) -> None:
+        super().__init__(
+            queues,
+            serializer="json",
+            worker_ttl=20,
+            job_monitoring_interval=5,
+            maintenance_interval=10,
+            log_job_description=False,
+            default_result_ttl=0,
+            **options,
+        )
+        self.ledger = ledger
+        self.horse_status = 0
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        """Start the horse. Settings, the Redis address among them, travel in the environment."""
+        assert threading.current_thread() is threading.main_thread(), "the death signal needs it"
+        assert self.execution is not None
+        arguments = [self.name, job.id, queue.name, self.execution.id, str(os.getpid())]
+        self._horse_pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "workers.jobs.horse", *arguments],
+            os.environ,
+            setpgroup=0,
+        )
+        self.procline(f"Spawned {self._horse_pid}")
+
+    def get_heartbeat_ttl(self, job: Job) -> int:
+        """Seconds until a ticket of a dead worker counts as abandoned (RQ's own: 60 more)."""
+        return int(self.job_monitoring_interval) + 20
+
+    def maintain_heartbeats(self, job: Job) -> None:
+        """Beat; while Redis is away let the horse work on, it retries its own commits."""
+        try:
+            super().maintain_heartbeats(job)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            logger.warning("Redis is away while ticket %s runs: %s", job.id, error)
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run one ticket; what a killed horse held is given back at once, with the reason."""
+        descriptor = lease_note.create()
+        os.environ[lease_note.VARIABLE] = str(descriptor)
+        try:
+            super().execute_job(job, queue)
+        finally:
+            held = lease_note.read(descriptor)
+            os.close(descriptor)
+            if held is not None and self.ledger is not None:
+                reason = f"the worker process ended with {_status_text(self.horse_status)}"
+                logger.warning("job %s: %s during %s", held.job_id, reason, held.item)
+                self.ledger.release(held, error=reason)
+
+    def wait_for_horse(self) -> Any:
+        """Wait for the horse and remember how it ended."""
+        ended = super().wait_for_horse()
+        self.horse_status = ended[1] or 0
+        return ended
+
+    def handle_warm_shutdown_request(self) -> None:
+        """Ask the horse to hand back what it holds, so that stopping takes seconds."""
+        super().handle_warm_shutdown_request()
+        if self._horse_pid:
+            try:
+                os.kill(self._horse_pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+
+
+class Heartbeat(threading.Thread):
+    """Tells the ledger every few seconds that this worker lives (what /readyz looks at)."""
+
+    def __init__(self, ledger: Ledger, name: str, facts: dict[str, str], interval_s: float) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._ledger, self._worker, self._facts = ledger, name, facts
+        self._interval_s = interval_s
+        self._stop_event = threading.Event()
+
+    def run(self) -> None:
+        """Beat until ``stop``; a Redis that is away is tried again."""
+        while not self._stop_event.is_set():
+            try:
+                self._ledger.heartbeat(self._worker, self._facts)
+            except redis.RedisError as error:
+                logger.warning("heartbeat not sent: %s", error)
+            self._stop_event.wait(self._interval_s)
+
+    def stop(self) -> None:
+        """End the thread and take this worker off the list."""
+        self._stop_event.set()
+        try:
+            self._ledger.farewell(self._worker)
+        except redis.RedisError as error:
+            logger.info("no farewell: %s", error)
+
+
+def rq_connection(settings: Settings) -> redis.Redis:
+    """A client for RQ alone: RQ changes the time-outs of the pool it is given."""
+    return connect(settings, retries=RETRIES, text=False)
+
+
+def _status_text(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"signal {os.WTERMSIG(status)}"
+    return f"status {os.waitstatus_to_exitcode(status)}"
+
+
+def main() -> int:
+    """Work until SIGTERM or until Redis is lost for good; the supervisor starts a new worker."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("rq.worker").setLevel(logging.WARNING)
+    settings = Settings()
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.worker_threads))
+    try:
+        connection = rq_connection(settings)
+        ledger = Ledger(connect(settings, retries=RETRIES), settings)
+        worker = CertificationWorker([settings.queue_name], connection=connection, ledger=ledger)
+    except (Problem, redis.RedisError) as error:
+        logger.error("the worker cannot start: %s", error)
+        return 1
+    facts = {"host": platform.node(), "pid": str(os.getpid()), "device": settings.device}
+    heartbeat = Heartbeat(ledger, worker.name, facts, settings.worker_ttl_s / 4)
+    heartbeat.start()
+    logger.info("worker %s waits for tickets on %s", worker.name, settings.queue_name)
+    try:
+        # A fresh process now and then bounds what could leak; the supervisor starts the next.
+        worker.work(with_scheduler=False, max_jobs=500, logging_level="WARNING")
+    finally:
+        heartbeat.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -52,7 +52,7 @@ class OnnxRuntimeModel:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # noqa: BLE001 - the runtime has no base class of its own
+        except Exception as error:
             raise _failure("ONNX Runtime refuses the model", error) from error
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,7 +84,7 @@ class OnnxRuntimeModel:
     def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
             (logits,) = self._session.run(None, {self._input: x})
-        except Exception as error:  # noqa: BLE001 - the runtime has no base class of its own
+        except Exception as error:
             raise _failure("ONNX Runtime cannot run the model", error) from error
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
             raise ModelError("the output is not float32", code="unsupported_dtype")

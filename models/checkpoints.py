@@ -1,0 +1,246 @@
+"""State dicts as networks: tensors are given to the layers of a stated architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from models.architectures import blueprint
+from models.checkpoint_files import read_checkpoint
+from models.errors import ModelError
+from models.layer_lists import Blueprint
+from models.layers import BatchNorm, Conv2d, Linear
+from models.network import Network
+
+__all__ = ["IGNORED_TENSORS", "load_checkpoint", "network_of_state_dict"]
+
+#: Tensors beside the weights, by the last part of their name, that inference does not use:
+#: batch norm's counter, COLT's slopes, and power iteration's vectors.
+IGNORED_TENSORS = ("num_batches_tracked", "deepz_lambda", "u", "u_train", "u_test")
+#: Keys under which training scripts keep the state dict, and what may stand beside it.
+_WRAPPERS = ("state_dict", "model_state_dict")
+_BESIDE = (
+    "acc",
+    "args",
+    "arch",
+    "best_acc",
+    "epoch",
+    "err",
+    "iteration",
+    "loss",
+    "lr_scheduler",
+    "optimizer",
+    "optimizer_state_dict",
+    "sampler_indices",
+    "scheduler",
+    "scheduler_state_dict",
+    "step",
+)
+#: A layer's tensors by the names state dicts give them.
+_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
+    Conv2d.kind: {"weight": ("weight",), "bias": ("bias",)},
+    Linear.kind: {"weight": ("weight",), "bias": ("bias",)},
+    BatchNorm.kind: {
+        "weight": ("weight",),
+        "bias": ("bias",),
+        "mean": ("running_mean", "mean"),
+        "var": ("running_var", "var"),
+    },
+}
+
+Group = dict[str, Tensor]
+
+
+def load_checkpoint(
+    path: Path, format: str, architecture: str | Mapping[str, Any], *, activation: str = "relu"
+) -> Network:
+    """The network of a checkpoint (``format`` "safetensors" or "pt"). Raises ModelError.
+
+    Layers with weights take the checkpoint's modules of the same kind in order; where every such
+    layer of the list carries a name, by that name.
+    """
+    plan = blueprint(architecture, activation=activation)
+    return network_of_state_dict(
+        _state_dict(read_checkpoint(path, format)), plan, ordered=format == "pt"
+    )
+
+
+def network_of_state_dict(
+    tensors: Mapping[str, Tensor], plan: Blueprint, *, ordered: bool
+) -> Network:
+    """The network of a plan with a state dict's tensors.
+
+    ``ordered``: the tensors stand in the order of the layers (safetensors sorts them by name).
+    Raises ModelError (architecture_mismatch, unsupported_dtype, non_finite_weights).
+    """
+    groups = _groups(tensors)
+    if not ordered:
+        groups = dict(sorted(groups.items(), key=lambda item: _natural(item[0])))
+    wanted = {
+        node.name: plan.skeleton.layer(node.name).kind
+        for node in plan.skeleton.nodes
+        if plan.skeleton.layer(node.name).kind in _NAMES
+    }
+    pairs = _by_name(groups, wanted, plan) or _by_order(groups, wanted, plan, ordered=ordered)
+    parameters: dict[str, Tensor] = {}
+    for node, prefix in pairs.items():
+        for key, tensor in _fitted(groups[prefix], prefix, node, wanted[node], plan).items():
+            parameters[f"layers.{node}.{key}"] = tensor
+    network = plan.network(parameters)
+    if network.non_finite():
+        raise ModelError(
+            f"the weights hold NaN or infinity: {network.non_finite()[:4]}",
+            code="non_finite_weights",
+        )
+    for row in network.nodes:
+        layer = network.layer(row.name)
+        if isinstance(layer, BatchNorm) and not bool((layer.var >= 0).all()):
+            raise ModelError(f"a variance of {row.name} is negative", code="invalid_network")
+    return network
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The state dict inside what a file holds, out of its wrapper."""
+    if isinstance(content, dict):
+        wrapped = [key for key in _WRAPPERS if key in content]
+        if len(wrapped) == 1:
+            beside = [str(k)[:60] for k in content if k not in wrapped and k not in _BESIDE]
+            if beside:
+                _mismatch(f"{beside[:8]} stand beside {wrapped[0]!r}: which is the network?")
+            content = content[wrapped[0]]
+    if isinstance(content, list):
+        if len(content) != 1:
+            _mismatch(
+                f"the checkpoint is a cascade of {len(content)} networks",
+                hint="upload each stage on its own",
+            )
+        (content,) = content
+    if not isinstance(content, dict) or not content:
+        raise ModelError("the checkpoint holds no state dict", code="invalid_checkpoint")
+    others = [str(k)[:60] for k, v in content.items() if not isinstance(v, Tensor)]
+    if others or not all(isinstance(key, str) for key in content):
+        raise ModelError(
+            f"the state dict holds other things than tensors: {others[:8]}",
+            code="invalid_checkpoint",
+        )
+    return content
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, Group]:
+    """Tensors by module, without what is ignored by name."""
+    groups: dict[str, Group] = {}
+    for key, tensor in tensors.items():
+        prefix, _, name = key.rpartition(".")
+        if name in IGNORED_TENSORS:
+            continue
+        if tensor.dtype != torch.float32:
+            raise ModelError(
+                f"the tensor {key!r} is {str(tensor.dtype).removeprefix('torch.')}",
+                code="unsupported_dtype",
+                hint="only float32 networks are certified: convert the weights to float32",
+            )
+        groups.setdefault(prefix, {})[name] = tensor
+    return groups
+
+
+def _kind(group: Group) -> str:
+    """Which kind of layer a module is, by its tensors; empty when it is none of ours."""
+    if {"running_mean", "mean"} & group.keys():
+        return BatchNorm.kind
+    rank = group["weight"].dim() if "weight" in group else 0
+    return {4: Conv2d.kind, 2: Linear.kind}.get(rank, "")
+
+
+def _by_name(
+    groups: dict[str, Group], wanted: dict[str, str], plan: Blueprint
+) -> dict[str, str] | None:
+    """Modules by the layers' names, when every layer with weights has one that is a module's."""
+    pairs: dict[str, str] = {}
+    for node in wanted:
+        name = plan.names.get(node)
+        found = [p for p in groups if name and (p == name or p.endswith("." + name))]
+        if len(found) != 1:
+            return None
+        pairs[node] = found[0]
+    if set(groups) != set(pairs.values()):
+        return None
+    return pairs
+
+
+def _by_order(
+    groups: dict[str, Group], wanted: dict[str, str], plan: Blueprint, *, ordered: bool
+) -> dict[str, str]:
+    """Modules in order, kind by kind."""
+    unknown = [prefix for prefix, group in groups.items() if not _kind(group)]
+    if unknown:
+        names = [f"{prefix}.{key}" for prefix in unknown for key in groups[prefix]]
+        _mismatch(f"the tensors {names[:8]} belong to no layer of the architecture")
+    pairs: dict[str, str] = {}
+    for kind in _NAMES:
+        nodes = [node for node, its_kind in wanted.items() if its_kind == kind]
+        modules = [prefix for prefix, group in groups.items() if _kind(group) == kind]
+        if len(nodes) != len(modules):
+            _mismatch(
+                f"the architecture has {len(nodes)} {kind} layers with weights, "
+                f"the checkpoint {len(modules)}: {_shapes(groups, modules)}"
+            )
+        if not ordered:
+            _refuse_ambiguous(groups, modules)
+        pairs.update(zip(nodes, modules, strict=True))
+    return pairs
+
+
+def _refuse_ambiguous(groups: dict[str, Group], modules: list[str]) -> None:
+    """Names that differ by more than numbers say nothing of the order of equal shapes."""
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for prefix in modules:
+        by_shape.setdefault(tuple(next(iter(groups[prefix].values())).shape), []).append(prefix)
+    for same in by_shape.values():
+        if len({re.sub(r"\d+", "#", prefix) for prefix in same}) > 1:
+            _mismatch(
+                f"the modules {same[:6]} have equal shapes and safetensors keeps no order",
+                hint='give every layer with weights its module\'s "name" in a layer list',
+            )
+
+
+def _fitted(group: Group, prefix: str, node: str, kind: str, plan: Blueprint) -> dict[str, Tensor]:
+    """A module's tensors under our names, every shape as the layer wants it."""
+    expected = plan.skeleton.layer(node).state_dict()
+    fitted: dict[str, Tensor] = {}
+    left = dict(group)
+    for name, shape in ((name, tuple(tensor.shape)) for name, tensor in expected.items()):
+        given = next((left.pop(alias) for alias in _NAMES[kind][name] if alias in left), None)
+        if given is None:
+            _mismatch(f"{prefix or 'the checkpoint'} has no {name!r}, which {node} needs: {shape}")
+        elif tuple(given.shape) != shape:
+            _mismatch(
+                f"{prefix}.{name} has shape {tuple(given.shape)}, the architecture's {node} {shape}"
+            )
+        else:
+            fitted[name] = given.detach().contiguous()
+    if left:
+        _mismatch(f"{prefix} has {sorted(left)}, which {node} does not take")
+    return fitted
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
+
+
+def _shapes(groups: dict[str, Group], modules: list[str]) -> str:
+    return ", ".join(
+        f"{prefix} {tuple(next(iter(groups[prefix].values())).shape)}" for prefix in modules[:12]
+    )
+
+
+def _mismatch(message: str, hint: str = "") -> NoReturn:
+    raise ModelError(
+        message,
+        code="architecture_mismatch",
+        hint=hint or "name the architecture the checkpoint was trained with, or give a layer list",
+    )

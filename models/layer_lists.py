@@ -1,0 +1,327 @@
+"""Layer lists of a request, checked and turned into a network without weights.
+
+Every layer may carry ``name`` (unique) and ``from`` (the name of an earlier layer, or ``input``);
+without ``from`` it takes the layer before it. ``add`` (also called ``residual``) adds the layer
+before it and ``from``, or the two layers that ``from`` lists. One function and one row in
+``KINDS`` per kind; nothing takes memory in the size of the weights before the sizes are checked.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from models.errors import ModelError
+from models.layers import (
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Layer,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Normalize,
+    ReLU,
+    Reshape,
+    Shape,
+)
+from models.network import INPUT, Network
+
+__all__ = ["KINDS", "Blueprint", "blueprint_of"]
+
+MAX_LAYERS = 1_000
+MAX_PARAMETERS = 1 << 27
+MAX_ACTIVATION = 1 << 26
+#: No size in a layer list is larger than this.
+MAX_SIZE = 1 << 24
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A network whose weights are still missing: they live on torch's ``meta`` device."""
+
+    skeleton: Network
+    init: str
+    #: Tensors that the list itself gives (normalisation), by their name in the state dict.
+    given: Mapping[str, Tensor]
+    #: The request's own names of layers, by node.
+    names: Mapping[str, str]
+
+    def network(self, tensors: Mapping[str, Tensor]) -> Network:
+        """The network with these tensors (by their names in the skeleton's state dict)."""
+        return Network.from_description(
+            self.skeleton.description(), {**tensors, **self.given}
+        ).eval()
+
+
+class _Row:
+    """One layer of the list; keeps track of the keys that were read."""
+
+    def __init__(self, index: int, row: Any) -> None:
+        self.label = f"layer {index}"
+        if not isinstance(row, Mapping) or not isinstance(row.get("kind"), str):
+            self.refuse('is not an object with a "kind"')
+        self.kind: str = row["kind"]
+        self.label += f" ({self.kind[:40]})"
+        self.row = row
+        self.known = {"kind", "name", "from"}
+
+    def refuse(self, reason: str, hint: str = "") -> NoReturn:
+        raise ModelError(f"{self.label} {reason}", code="invalid_architecture", hint=hint)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.known.add(key)
+        return self.row.get(key, default)
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        value = self.get(key, default)
+        if type(value) is not int or not least <= value <= MAX_SIZE:
+            self.refuse(f'needs "{key}", an integer from {least} to {MAX_SIZE}, not {value!r:.40}')
+        return value
+
+    def pair(self, key: str, default: Any = None) -> tuple[int, int]:
+        values = self._sizes(key, default, least=1)
+        if len(values) not in (1, 2):
+            self.refuse(f'needs "{key}", one or two integers')
+        return (values[0], values[-1])
+
+    def padding(self) -> tuple[int, int, int, int]:
+        values = self._sizes("padding", 0, least=0)
+        if len(values) == 1:
+            return (values[0],) * 4
+        if len(values) == 2:
+            return (values[0], values[1], values[0], values[1])
+        if len(values) != 4:
+            self.refuse('needs "padding": one number, [vertical, horizontal] or all four sides')
+        return (values[0], values[1], values[2], values[3])
+
+    def _sizes(self, key: str, default: Any, *, least: int) -> list[int]:
+        value = self.get(key, default)
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if not values or any(type(v) is not int or not least <= v <= MAX_SIZE for v in values):
+            self.refuse(f'needs "{key}", integers from {least} to {MAX_SIZE}, not {value!r:.40}')
+        return values
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if type(value) is not bool:
+            self.refuse(f'needs "{key}", true or false')
+        return value
+
+    def number(self, key: str, default: float, low: float, high: float) -> float:
+        value = self.get(key, default)
+        if type(value) not in (int, float) or not low <= value <= high:
+            self.refuse(f'needs "{key}", a number from {low} to {high}')
+        return float(value)
+
+    def finish(self) -> None:
+        unknown = sorted(str(key)[:40] for key in self.row if key not in self.known)
+        if unknown:
+            self.refuse(f"has unknown keys {unknown}", f"known: {sorted(self.known)}")
+
+
+def _meta(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _image(row: _Row, shape: Shape) -> Shape:
+    if len(shape) != 3:
+        row.refuse(f"needs an input [channels, h, w], not {shape}")
+    return shape
+
+
+def _conv2d(row: _Row, shape: Shape) -> Layer:
+    channels = _image(row, shape)[0]
+    out, groups = row.integer("out"), row.integer("groups", 1)
+    kernel_h, kernel_w = row.pair("kernel")
+    if channels % groups or out % groups:
+        row.refuse(f"has {groups} groups, which do not divide {channels} and {out} channels")
+    _afford(row, out * (channels // groups) * kernel_h * kernel_w)
+    return Conv2d(
+        _meta(out, channels // groups, kernel_h, kernel_w),
+        _meta(out) if row.boolean("bias", True) else None,
+        stride=row.pair("stride", 1),
+        padding=row.padding(),
+        dilation=row.pair("dilation", 1),
+        groups=groups,
+    )
+
+
+def _linear(row: _Row, shape: Shape) -> Layer:
+    if len(shape) != 1:
+        row.refuse(f"needs a flat input, not {shape}", 'put {"kind": "flatten"} before it')
+    out = row.integer("out")
+    _afford(row, out * shape[0])
+    return Linear(_meta(out, shape[0]), _meta(out) if row.boolean("bias", True) else None)
+
+
+def _batch_norm(row: _Row, shape: Shape) -> Layer:
+    eps = row.number("eps", 1e-5, 1e-12, 1.0)
+    return BatchNorm(*(_meta(shape[0]) for _ in range(4)), eps=eps)
+
+
+def _max_pool(row: _Row, shape: Shape) -> Layer:
+    kernel = row.pair("kernel")
+    padding = row.padding()
+    if any(2 * p > k for p, k in zip(padding, (*kernel, *kernel), strict=True)):
+        row.refuse("has a padding of more than half its window")
+    return MaxPool2d(
+        kernel=kernel,
+        stride=row.pair("stride", list(kernel)),
+        padding=padding,
+        dilation=(1, 1),
+    )
+
+
+def _avg_pool(row: _Row, shape: Shape) -> Layer:
+    kernel = row.pair("kernel")
+    padding = row.padding()
+    if any(2 * p > k for p, k in zip(padding, (*kernel, *kernel), strict=True)):
+        row.refuse("has a padding of more than half its window")
+    return AvgPool2d(
+        kernel=kernel,
+        stride=row.pair("stride", list(kernel)),
+        padding=padding,
+        count_include_pad=row.boolean("count_include_pad", True),
+    )
+
+
+def _global_avg_pool(row: _Row, shape: Shape) -> Layer:
+    _, height, width = _image(row, shape)
+    return AvgPool2d(kernel=(height, width), stride=1)
+
+
+def _normalize(row: _Row, shape: Shape) -> Layer:
+    values = []
+    for key in ("mean", "std"):
+        given = row.get(key)
+        if not isinstance(given, list | tuple) or len(given) not in (1, shape[0]):
+            row.refuse(f'needs "{key}", one number per channel')
+        if any(type(v) not in (int, float) or not math.isfinite(v) for v in given):
+            row.refuse(f'needs "{key}", finite numbers')
+        values.append(torch.tensor([float(v) for v in given]))
+    mean, std = values
+    if len(mean) != len(std) or not bool((std > 0).all() and torch.isfinite(mean).all()):
+        row.refuse('needs "mean" and "std" of one length, every std > 0')
+    return Normalize(mean, std)
+
+
+#: Kinds of layers in a list: a new one is one function and one row here.
+KINDS: dict[str, Callable[[_Row, Shape], Layer]] = {
+    "add": lambda row, shape: Add(),
+    "avg-pool2d": _avg_pool,
+    "batch-norm": _batch_norm,
+    "conv2d": _conv2d,
+    "flatten": lambda row, shape: Reshape(shape=(math.prod(shape),)),
+    "global-avg-pool": _global_avg_pool,
+    "leaky-relu": lambda row, shape: LeakyReLU(slope=row.number("slope", 0.01, 0.0, 1.0)),
+    "linear": _linear,
+    "max-pool2d": _max_pool,
+    "normalize": _normalize,
+    "relu": lambda row, shape: ReLU(),
+    "residual": lambda row, shape: Add(),
+}
+
+
+def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
+    """The network of a layer list, without weights. Raises ModelError."""
+    known = {"input", "layers", "init"}
+    unknown = sorted(str(key)[:40] for key in description if key not in known)
+    rows, shape, init = (description.get(key) for key in ("layers", "input", "init"))
+    if unknown or init not in (None, "default", "he"):
+        _invalid(f"an architecture has {sorted(known)}, not {unknown or init!r}")
+    if (
+        not isinstance(shape, list | tuple)
+        or not 1 <= len(shape) <= 4
+        or any(type(size) is not int or not 1 <= size <= MAX_SIZE for size in shape)
+        or math.prod(shape) > MAX_ACTIVATION
+    ):
+        _invalid('"input" must be the shape of one sample, such as [3, 32, 32]')
+    if not isinstance(rows, list | tuple) or not 1 <= len(rows) <= MAX_LAYERS:
+        _invalid(f'"layers" must be a list of 1 to {MAX_LAYERS} layers')
+    plan = _Plan(tuple(shape))
+    for index, raw in enumerate(rows):
+        plan.append(_Row(index, raw), index)
+    skeleton = Network(plan.input_shape, plan.layers)
+    if skeleton.classes < 2:
+        _invalid("a classifier needs at least two outputs")
+    return Blueprint(skeleton, init or "default", plan.given, plan.names)
+
+
+class _Plan:
+    """The layers laid down so far, by node, with their shapes and the request's names."""
+
+    def __init__(self, input_shape: Shape) -> None:
+        self.input_shape = input_shape
+        self.layers: list[tuple[str, Layer, tuple[str, ...]]] = []
+        self.shapes: dict[str, Shape] = {INPUT: input_shape}
+        self.nodes: dict[str, str] = {INPUT: INPUT}
+        self.names: dict[str, str] = {}
+        self.given: dict[str, Tensor] = {}
+        self.parameters = 0
+        self.last = INPUT
+
+    def append(self, row: _Row, index: int) -> None:
+        maker = KINDS.get(row.kind)
+        if maker is None:
+            row.refuse("is of an unknown kind", "known: " + ", ".join(sorted(KINDS)))
+        inputs = self._inputs(row)
+        layer = maker(row, self.shapes[inputs[0]])
+        row.finish()
+        if len(inputs) != layer.arity:
+            row.refuse(f"takes {layer.arity} inputs, not {len(inputs)}")
+        try:
+            shape = layer.output_shape(*(self.shapes[source] for source in inputs))
+        except ModelError as error:
+            row.refuse(f"does not fit: {error}")
+        self.parameters += sum(tensor.numel() for tensor in layer.state_dict().values())
+        if self.parameters > MAX_PARAMETERS or math.prod(shape) > MAX_ACTIVATION:
+            raise ModelError(f"{row.label} makes the network too large", code="model_too_large")
+        node = f"{layer.kind}_{index}"
+        self.layers.append((node, layer, inputs))
+        self.shapes[node] = tuple(shape)
+        self._name(row, node)
+        if isinstance(layer, Normalize):
+            self.given.update({f"layers.{node}.mean": layer.mean, f"layers.{node}.std": layer.std})
+        self.last = node
+
+    def _name(self, row: _Row, node: str) -> None:
+        name = row.row.get("name")
+        if name is None:
+            return
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in self.nodes:
+            row.refuse(f"has a name that is taken or not usable: {name!r:.60}")
+        self.nodes[name] = node
+        self.names[node] = name
+
+    def _inputs(self, row: _Row) -> tuple[str, ...]:
+        given = row.row.get("from")
+        adds = row.kind in ("add", "residual")
+        sources = list(given) if isinstance(given, list | tuple) else [given]
+        unknown = [s for s in sources if s is not None and (not isinstance(s, str))]
+        unknown += [s for s in sources if isinstance(s, str) and s not in self.nodes]
+        if unknown or (adds and given is None):
+            row.refuse(
+                f'needs "from": names of earlier layers or "{INPUT}", not {str(given)[:60]!r}'
+            )
+        nodes = tuple(self.nodes[source] for source in sources if source is not None)
+        if adds and len(nodes) == 1:
+            return (self.last, *nodes)
+        return nodes or (self.last,)
+
+
+def _afford(row: _Row, count: int) -> None:
+    if count > MAX_PARAMETERS:
+        raise ModelError(f"{row.label} has {count} parameters: too many", code="model_too_large")
+
+
+def _invalid(message: str) -> NoReturn:
+    raise ModelError(message, code="invalid_architecture")

@@ -1,0 +1,322 @@
+"""Affine maps as bounds need them: apply, apply the entrywise absolute value, norms, rounding.
+
+An affine map here is y = W x + b in exact arithmetic, with W and b held in float64, together with
+what the DEPLOYED float32 evaluation of it may add: ``terms`` rounding steps on a magnitude of at
+most |W| |x| + bias_magnitude. Adjacent maps of the graph are fused (input normalisation, batch
+norm); the fused map's terms and magnitude cover the deployed, unfused evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.layers import AvgPool2d
+from workers.verification.spectral import (
+    ConvGeometry,
+    absolute_norm,
+    conv_norm,
+    dense_norm,
+    power_iteration_norm,
+)
+
+__all__ = ["Affine", "Convolution", "Dense", "Diagonal", "Pooling"]
+
+Shape = tuple[int, ...]
+_UP = 1.0 + 1e-12
+#: Weights outside this range (zero apart) are not trusted to a float32 copy: it could underflow.
+FLOAT32_SAFE = (2.0**-100, 2.0**100)
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Operator norms of W and of |W| (entrywise): upper bounds, or estimates if asked for."""
+
+    spectral: float
+    absolute: float
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Common part of the affine maps: y = W x + b from ``in_shape`` to ``out_shape``.
+
+    bias, bias_magnitude: float64, broadcastable to out_shape; terms: rounding steps of the deployed
+    evaluation of one output; exact: whether W and b are float32 values as they stand.
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+    bias: Tensor
+    bias_magnitude: Tensor
+    terms: float
+    _cache: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def linear(self, x: Tensor) -> Tensor:
+        """W x for x [batch, *in_shape] in float32 or float64."""
+        raise TypeError
+
+    def absolute(self, x: Tensor) -> Tensor:
+        """|W| x for x >= 0."""
+        raise TypeError
+
+    def weights(self) -> list[Tensor]:
+        """The float64 tensors that W is made of."""
+        raise TypeError
+
+    def row_norms_square(self) -> Tensor:
+        """Squared Euclidean norms of W's rows, broadcastable to out_shape, float64, rounded up."""
+        raise TypeError
+
+    def spectral(self) -> float:
+        """Upper bound on the operator norm of W."""
+        raise TypeError
+
+    def norms(self) -> Norms:
+        """Sound upper bounds on |W|_2 and | |W| |_2."""
+        return Norms(self.spectral(), self.absolute_norm())
+
+    def absolute_norm(self) -> float:
+        """Upper bound on the operator norm of the entrywise absolute value."""
+        return absolute_norm(self.absolute, self.in_shape)
+
+    def estimated_norms(self) -> Norms:
+        """Power-iteration values, as the papers' code has them: not bounds."""
+        return Norms(power_iteration_norm(self.linear, self.in_shape), 0.0)
+
+    def row_norms(self) -> Tensor:
+        """Euclidean norms of W's rows, [*out_shape], float64, rounded up."""
+        key = ("row_norms", torch.float64, torch.device("cpu"))
+        if key not in self._cache:
+            norms = self.row_norms_square().sqrt() * _UP
+            self._cache[key] = norms.expand(self.out_shape).contiguous()
+        return self._cache[key]
+
+    def bias_norm(self) -> float:
+        """Euclidean norm of the bias magnitude over the whole output, rounded up."""
+        return float(self.bias_magnitude.expand(self.out_shape).norm()) * _UP
+
+    def float32_safe(self) -> bool:
+        """Whether a float32 copy of W and b loses no more than one rounding each."""
+        low, high = FLOAT32_SAFE
+        for tensor in (*self.weights(), self.bias, self.bias_magnitude):
+            size = tensor.abs()
+            if bool(((size > 0) & (size < low)).any()) or bool((size > high).any()):
+                return False
+        return True
+
+    def cast(self, name: str, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor in ``like``'s dtype on its device, made once."""
+        key = (name, like.dtype, like.device)
+        if key not in self._cache:
+            self._cache[key] = make().to(device=like.device, dtype=like.dtype).contiguous()
+        return self._cache[key]
+
+    def bias_like(self, like: Tensor) -> Tensor:
+        """The bias in ``like``'s dtype, without a batch axis."""
+        return self.cast("bias", like, lambda: self.bias)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """W x + b."""
+        y = self.linear(x)
+        return y.add_(self.bias_like(x))
+
+    def bound_like(self, name: str, like: Tensor) -> Tensor:
+        """``row_norms`` or ``bias_magnitude`` in ``like``'s dtype, rounded up, as [*out_shape]."""
+
+        def make() -> Tensor:
+            tensor = self.row_norms() if name == "row_norms" else self.bias_magnitude
+            slack = 1.0 + (2.0**-22 if like.dtype == torch.float32 else 2.0**-50)
+            return (tensor * slack).expand(self.out_shape)
+
+        return self.cast(name, like, make)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Affine):
+    """A matrix W [out, in], float64, acting on the flattened input."""
+
+    weight: Tensor = field(kw_only=True)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.cast("weight", x, lambda: self.weight).T
+
+    def absolute(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.cast("absolute", x, self.weight.abs).T
+
+    def weights(self) -> list[Tensor]:
+        return [self.weight]
+
+    def row_norms_square(self) -> Tensor:
+        return self.weight.square().sum(1) * (1.0 + 1e-11)
+
+    def spectral(self) -> float:
+        return dense_norm(self.weight)
+
+    def scaled_output(self, other: Diagonal) -> Dense:
+        """other after self, as one map."""
+        return replace(
+            self,
+            weight=self.weight * other.scale.expand(self.out_shape)[:, None],
+            **_after(self, other),
+        )
+
+    def scaled_input(self, other: Diagonal) -> Dense:
+        """self after other, as one map."""
+        return replace(
+            self,
+            weight=self.weight * other.scale.expand(other.out_shape).reshape(1, -1),
+            **_before(self, other),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Affine):
+    """A convolution: weight [out, in / groups, h, w] float64 and its geometry."""
+
+    weight: Tensor = field(kw_only=True)
+    geometry: ConvGeometry = field(kw_only=True)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self.geometry.apply(x, self.cast("weight", x, lambda: self.weight))
+
+    def absolute(self, x: Tensor) -> Tensor:
+        return self.geometry.apply(x, self.cast("absolute", x, self.weight.abs))
+
+    def weights(self) -> list[Tensor]:
+        return [self.weight]
+
+    def row_norms_square(self) -> Tensor:
+        ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
+        return self.geometry.apply(ones, self.weight.square())[0] * (1.0 + 1e-11)
+
+    def spectral(self) -> float:
+        return conv_norm(self.weight, self.geometry)
+
+    def scaled_output(self, other: Diagonal) -> Convolution | None:
+        """other after self as one map, or None where the scale varies inside a channel."""
+        scale = _per_channel(other.scale, self.out_shape)
+        if scale is None:
+            return None
+        return replace(self, weight=self.weight * scale[:, None, None, None], **_after(self, other))
+
+    def scaled_input(self, other: Diagonal) -> Convolution | None:
+        """self after other as one map, or None where the scale varies inside a channel."""
+        scale = _per_channel(other.scale, self.in_shape)
+        if scale is None:
+            return None
+        groups = self.geometry.groups
+        per_group = scale.reshape(groups, 1, -1, 1, 1)
+        weight = self.weight.reshape(groups, -1, *self.weight.shape[1:]) * per_group
+        return replace(self, weight=weight.reshape(self.weight.shape), **_before(self, other))
+
+
+def _per_channel(scale: Tensor, shape: Shape) -> Tensor | None:
+    full = scale.expand(shape).reshape(shape[0], -1)
+    first = full[:, :1]
+    return first[:, 0].clone() if bool((full == first).all()) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Affine):
+    """y = scale x + bias elementwise; scale float64, broadcastable to the shape."""
+
+    scale: Tensor = field(kw_only=True)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return x * self.cast("scale", x, lambda: self.scale)
+
+    def absolute(self, x: Tensor) -> Tensor:
+        return x * self.cast("absolute", x, self.scale.abs)
+
+    def weights(self) -> list[Tensor]:
+        return [self.scale]
+
+    def row_norms_square(self) -> Tensor:
+        return self.scale.square() * (1.0 + 1e-11)
+
+    def spectral(self) -> float:
+        return float(self.scale.abs().max()) * _UP
+
+    def absolute_norm(self) -> float:
+        return self.spectral()
+
+    def scaled_output(self, other: Diagonal) -> Diagonal:
+        """other after self, as one map."""
+        return replace(self, scale=self.scale * other.scale, **_after(self, other))
+
+
+@dataclass(frozen=True, eq=False)
+class Pooling(Affine):
+    """Average pooling: every channel is mapped alike, so one channel gives the norm."""
+
+    layer: AvgPool2d = field(kw_only=True)
+
+    def linear(self, x: Tensor) -> Tensor:
+        inverse = self.cast("inverse", x, self._inverse)
+        return self.layer.window_sums(x) * inverse
+
+    def absolute(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+    def _inverse(self) -> Tensor:
+        cpu = torch.device("cpu")
+        return 1.0 / self.layer.divisor(self.in_shape, dtype=torch.float64, device=cpu)
+
+    def weights(self) -> list[Tensor]:
+        return [self._inverse()]
+
+    def row_norms_square(self) -> Tensor:
+        inverse = self._inverse()
+        ones = torch.ones(1, 1, *self.in_shape[1:], dtype=torch.float64)
+        return (self.layer.window_sums(ones) * inverse.square())[0] * (1.0 + 1e-11)
+
+    def spectral(self) -> float:
+        # Rows overlap at most as absolute_norm's Collatz-Wielandt bound says; entries are >= 0.
+        return self.absolute_norm()
+
+    def absolute_norm(self) -> float:
+        return absolute_norm(self.linear, (1, *self.in_shape[1:]))
+
+
+def _after(first: Affine, second: Diagonal) -> dict[str, Any]:
+    """Fields of second o first that do not depend on W's form."""
+    size = second.scale.abs()
+    return {
+        "bias": second.scale * first.bias + second.bias,
+        "bias_magnitude": (size * first.bias_magnitude + second.bias_magnitude) * _UP,
+        "terms": first.terms + second.terms + 1,
+    }
+
+
+def _before(second: Convolution | Dense, first: Diagonal) -> dict[str, Any]:
+    """Fields of second o first: the inner bias goes through W (so it varies at padded borders)."""
+    inner = first.bias.expand(first.out_shape)[None]
+    magnitude = first.bias_magnitude.expand(first.out_shape)[None]
+    return {
+        "in_shape": first.in_shape,
+        "bias": second.linear(inner)[0] + second.bias,
+        "bias_magnitude": (second.absolute(magnitude)[0] + second.bias_magnitude) * _UP,
+        "terms": first.terms + second.terms + 1,
+    }
+
+
+def constant_terms(*scales: Tensor) -> float:
+    """Extra rounding steps that cover a scale computed at run time near the denormal range."""
+    terms = 0.0
+    for scale in scales:
+        size = scale.abs()
+        size = size[size > 0]
+        if size.numel():
+            smallest = float(size.min())
+            if smallest < 2.0**-100:
+                terms += 2.0**-125 / smallest / 2.0**-24
+            if not math.isfinite(float(size.max())):
+                return math.inf
+    return terms

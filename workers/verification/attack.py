@@ -1,0 +1,167 @@
+"""Counterexamples: projected gradient descent (PGD, Madry et al. 2018), the upper bracket.
+
+A point counts only after the DEPLOYED network has answered wrongly on it and its distance has been
+checked in float64; the gradients come from our own float32 graph and are only a guide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.network import Network
+from workers.verification.results import AttackSettings
+
+__all__ = ["attack", "audit_selection", "inside", "project"]
+
+Deployed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def attack(
+    network: Network,
+    deployed: Deployed,
+    x: Tensor,
+    labels: Tensor,
+    indices: NDArray[np.int64],
+    epsilon: Tensor,
+    *,
+    norm: str,
+    clip: bool,
+    settings: AttackSettings,
+) -> tuple[Tensor, Tensor]:
+    """(broken [batch] bool, points [batch, *shape] float32) for balls of epsilon [batch].
+
+    x [batch, *shape] float32; indices: positions in the data set, which seed the random starts, so
+    that the answer depends neither on the batch nor on the shard. Starts: x itself, then random.
+    """
+    broken = torch.zeros(x.shape[0], dtype=torch.bool)
+    points = x.clone()
+    device = next(iter(network.state_dict().values()), x).device
+    for restart in range(max(1, settings.restarts)):
+        rows = (~broken).nonzero().flatten()
+        if not rows.numel():
+            break
+        candidates = _descend(
+            network,
+            x[rows].to(device),
+            labels[rows].to(device),
+            epsilon[rows].to(device),
+            _noise(x[rows], indices[rows.numpy()], settings.seed, restart).to(device),
+            norm=norm,
+            clip=clip,
+            settings=settings,
+        ).cpu()
+        answers = deployed(candidates.numpy()).argmax(1)
+        wrong = torch.from_numpy(answers != labels[rows].numpy())
+        wrong &= inside(candidates, x[rows], epsilon[rows], norm=norm, clip=clip)
+        points[rows[wrong]] = candidates[wrong]
+        broken[rows[wrong]] = True
+    return broken, points
+
+
+def _noise(x: Tensor, indices: NDArray[np.int64], seed: int, restart: int) -> Tensor:
+    """Direction of the random start, Gaussian, one stream per (seed, sample, restart)."""
+    if restart == 0:
+        return torch.zeros_like(x)
+    rows = [
+        np.random.Generator(
+            np.random.Philox(key=[(seed & (2**63 - 1)), int(index) * 65536 + restart])
+        ).standard_normal(x[0].numel(), dtype=np.float32)
+        for index in indices
+    ]
+    return torch.from_numpy(np.stack(rows)).reshape(x.shape)
+
+
+def _descend(
+    network: Network,
+    x: Tensor,
+    labels: Tensor,
+    epsilon: Tensor,
+    noise: Tensor,
+    *,
+    norm: str,
+    clip: bool,
+    settings: AttackSettings,
+) -> Tensor:
+    """The point with the least margin f_y - max_j f_j met on the way, inside the region."""
+    point = project(x + noise * _shaped(epsilon, x), x, epsilon, norm=norm, clip=clip)
+    best = point.clone()
+    least = torch.full((x.shape[0],), torch.inf, device=x.device)
+    for step in range(settings.steps + 1):
+        point = point.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = network(point)
+            margin = _margin(logits, labels)
+            (gradient,) = torch.autograd.grad(margin.sum(), point)
+        better = margin.detach() < least
+        least = torch.where(better, margin.detach(), least)
+        best = torch.where(_shaped(better, x), point.detach(), best)
+        if step == settings.steps:
+            break
+        # From half the ball down to a hundredth of it: coarse first, then fine.
+        size = epsilon * (0.5 * (1.0 - step / settings.steps) + 0.01)
+        if norm == "linf":
+            move = gradient.sign()
+        else:
+            length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+            move = gradient / _shaped(length, x)
+        point = project(point.detach() - move * _shaped(size, x), x, epsilon, norm=norm, clip=clip)
+    return best
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    label = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return label - others.amax(1)
+
+
+def _shaped(values: Tensor, like: Tensor) -> Tensor:
+    dtype = values.dtype if values.dtype == torch.bool else like.dtype
+    return values.reshape(-1, *([1] * (like.dim() - 1))).to(dtype)
+
+
+def project(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) -> Tensor:
+    """``point`` drawn back into the ball (a hair inside) and, if ``clip``, into [0, 1]."""
+    move = (point - x).nan_to_num(0.0)
+    reach = epsilon * (1.0 - 1e-6)
+    if norm == "linf":
+        limit = _shaped(reach, x)
+        move = torch.maximum(torch.minimum(move, limit), -limit)
+    else:
+        length = move.flatten(1).norm(dim=1, dtype=torch.float64).clamp_min(1e-30)
+        move = move * _shaped((reach / length).clamp_max(1.0), x)
+    point = x + move
+    if clip:
+        # Points of the data set outside [0, 1] stay allowed themselves.
+        point = torch.maximum(torch.minimum(point, x.clamp_min(1.0)), x.clamp_max(0.0))
+    return point
+
+
+def inside(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) -> Tensor:
+    """[batch] bool: the float32 points lie in the region, checked in float64."""
+    move = (point.to(torch.float64) - x.to(torch.float64)).flatten(1)
+    length = move.abs().amax(1) if norm == "linf" else move.norm(dim=1)
+    allowed = length <= epsilon * (1.0 - 1e-12)
+    if clip:
+        low = x.clamp_max(0.0).flatten(1)
+        high = x.clamp_min(1.0).flatten(1)
+        flat = point.flatten(1)
+        allowed &= ((flat >= low) & (flat <= high)).all(1)
+    return allowed & torch.isfinite(point.flatten(1)).all(1)
+
+
+def audit_selection(
+    indices: NDArray[np.int64], *, share: float, seed: int, position: int
+) -> NDArray[np.bool_]:
+    """[N] bool: which certified samples are attacked all the same (independent of the shard)."""
+    draws = [
+        np.random.Generator(
+            np.random.Philox(key=[(seed & (2**63 - 1)), int(index) * 65536 + 32768 + position])
+        ).random()
+        for index in indices
+    ]
+    return np.asarray(draws) < share

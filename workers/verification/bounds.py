@@ -1,0 +1,135 @@
+"""The bounds by name, cheapest first, and what running one needs. A new bound is one row here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.verification.bcp import bcp_margins
+from workers.verification.interval import interval_margins
+from workers.verification.lipschitz import lipschitz_radius
+from workers.verification.margins import certified
+from workers.verification.program import Program
+from workers.verification.region import Region
+from workers.verification.rounding import Rounding, exact_arithmetic
+
+__all__ = ["AUTO", "BOUNDS", "Bound", "Verifier"]
+
+#: Bytes per activation tensor handled at once: on a CPU, small enough to stay in its cache.
+BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
+
+#: A failed float32 pass is repeated in float64 only where its bound lacks less than this share of
+#: the margin at the centre (what rounding in float32 may have cost), or broke down altogether.
+RETRY_SHARE = 0.05
+
+MarginsAt = Callable[[Program, Region, Tensor, Rounding, torch.dtype], Tensor]
+ClosedForm = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One bound: either a closed-form radius or margins at given epsilons.
+
+    radius(program, x, labels, norm=, rounding=, dtype=) -> [batch] epsilon;
+    margins(program, region, labels, rounding, dtype) -> [batch, classes] lower bounds;
+    dominates: bounds that prove nothing at any epsilon that this one does not prove.
+    """
+
+    name: str
+    norms: tuple[str, ...]
+    radius: ClosedForm | None = None
+    margins: MarginsAt | None = None
+    dominates: tuple[str, ...] = ()
+
+
+BOUNDS: dict[str, Bound] = {
+    bound.name: bound
+    for bound in (
+        Bound("lipschitz", ("l2", "linf"), radius=lipschitz_radius),
+        Bound("ibp", ("l2", "linf"), margins=interval_margins),
+        Bound("bcp", ("l2", "linf"), margins=bcp_margins, dominates=("ibp",)),
+    )
+}
+
+#: What ``method: auto`` runs, in this order.
+AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp")
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A program with everything a bound needs: norm, clip, device, sound or estimate."""
+
+    program: Program
+    norm: str
+    clip: bool
+    sound: bool
+    device: torch.device
+
+    def passes(self) -> list[tuple[Rounding, torch.dtype]]:
+        """Arithmetic to try in turn: what the first leaves open, the next tries again.
+
+        On a CPU float32 with its own rounding folded in is cheap and nearly as tight; what it
+        proves is proved. On CUDA float64 alone: float32 kernels may leave the error model.
+        """
+        if not self.sound:
+            return [(Rounding.ignored(), torch.float32)]
+        exact = (Rounding.sound(torch.float64), torch.float64)
+        if self.device.type == "cpu" and self.program.float32_safe:
+            return [(Rounding.sound(torch.float32), torch.float32), exact]
+        return [exact]
+
+    def radius(self, bound: Bound, x: Tensor, labels: Tensor) -> Tensor:
+        """Closed-form radius [batch] float64: the larger of what the arithmetics prove."""
+        assert bound.radius is not None
+        best = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
+        with exact_arithmetic():
+            for rounding, dtype in self.passes():
+                for rows in self._blocks(x, dtype):
+                    found = bound.radius(
+                        self.program,
+                        x[rows].to(self.device),
+                        labels[rows].to(self.device),
+                        norm=self.norm,
+                        rounding=rounding,
+                        dtype=dtype,
+                    )
+                    best[rows] = torch.maximum(best[rows], found.cpu())
+        return best
+
+    def proves(
+        self, bound: Bound, x: Tensor, labels: Tensor, epsilon: Tensor, margin: Tensor
+    ) -> Tensor:
+        """[batch] bool: the bound proves each sample's label within its own epsilon [batch].
+
+        margin [batch]: the deployed margin at x, which says when a second try is worth it.
+        """
+        assert bound.margins is not None
+        proved = torch.zeros(x.shape[0], dtype=torch.bool)
+        hopeful = torch.ones(x.shape[0], dtype=torch.bool)
+        with exact_arithmetic():
+            for rounding, dtype in self.passes():
+                still = (~proved & hopeful).nonzero().flatten()
+                for rows in self._blocks(x, dtype, still):
+                    region = Region(
+                        x[rows].to(self.device), epsilon[rows].to(self.device), self.norm, self.clip
+                    )
+                    margins = bound.margins(
+                        self.program, region, labels[rows].to(self.device), rounding, dtype
+                    )
+                    proved[rows] = certified(margins).cpu()
+                    least = margins.amin(1).cpu()
+                    close = least > -RETRY_SHARE * margin[rows]
+                    hopeful[rows] = close | torch.isneginf(least)
+        return proved
+
+    def _blocks(
+        self, x: Tensor, dtype: torch.dtype, rows: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        rows = torch.arange(x.shape[0]) if rows is None else rows
+        largest = max([math.prod(step.shape) for step in self.program.steps] + [x[0].numel(), 1])
+        size = max(1, BLOCK_BYTES[self.device.type] // (largest * dtype.itemsize))
+        return iter(rows.split(size)) if rows.numel() else iter(())

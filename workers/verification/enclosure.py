@@ -1,0 +1,338 @@
+"""Ball and box together: a set that holds every float32 evaluation, pushed through the steps.
+
+The state after a step is a centre c (the verifier's own evaluation at x), a Euclidean radius R and
+a box [l, u]: for every input x' of the region and every float32 evaluation z' of the deployed
+network there, |z' - c|_2 <= R and l <= z' <= u. Real-arithmetic rules are those of BCP (Lee et
+al. 2020; methods-lipschitz 1.2); rounding of the deployed network and of this computation is folded
+into R and the box at every step (methods-lipschitz 7.5), so that no separate budget is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.layers import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
+from workers.verification.affine import Affine
+from workers.verification.program import Program, Step
+from workers.verification.region import Region
+from workers.verification.rounding import FLOAT32_MAX, Rounding, unit_roundoff
+
+__all__ = ["Enclosure", "ball_rule", "euclidean_norm", "forward_step", "propagate"]
+
+
+@dataclass
+class Enclosure:
+    """centre, lower, upper [batch, *shape]; radius [batch] float64; valid [batch] bool.
+
+    lower and upper are None when only the ball is carried; radius is infinite when only the box is.
+    ``valid`` falls where something was not finite or the deployed float32 may overflow: nothing may
+    be concluded there.
+    """
+
+    centre: Tensor
+    radius: Tensor
+    lower: Tensor | None
+    upper: Tensor | None
+    valid: Tensor
+
+
+def euclidean_norm(x: Tensor) -> Tensor:
+    """Upper bound on the Euclidean norm of each row, [batch] float64, accumulated in float64."""
+    norm = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    return norm * (1.0 + 1e-10) + x[0].numel() ** 0.5 * 1e-150
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """[batch] float64 -> [batch, 1, ...] in ``like``'s dtype, rounded up."""
+    slack = 2.0**-22 if like.dtype == torch.float32 else 2.0**-50
+    shaped = (values * (1.0 + slack)).to(like.dtype)
+    return shaped.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def ball_rule(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    """(factor, offset): the radius after a step is at most factor * (sum of radii) + offset.
+
+    centre_norm: [batch], sum of the norms of the input centres. For an affine step the factor is
+    |W|_2 + g | |W| |_2 and the offset (g + g_own) (| |W| |_2 |c| + |b|): the operator norm of W
+    plus the roundings of both evaluations, bounded by the norm of the entrywise absolute value.
+    """
+    op = step.op
+    size = torch.Size(step.shape).numel() ** 0.5
+    if isinstance(op, Affine):
+        assert step.norms is not None
+        deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
+        absolute = step.norms.absolute
+        factor = step.norms.spectral + (deployed * absolute if rounding.is_sound else 0.0)
+        offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()
+        offset = offset + rounding.underflow * (op.terms + absolute) * size
+        return factor * (1.0 + 1e-14), offset * (1.0 + 1e-10)
+    if isinstance(op, MaxPool2d):
+        return step.overlap**0.5 * (1.0 + 1e-12), 0.0
+    if isinstance(op, LeakyReLU | Add):
+        both = 3 * (rounding.deployed + rounding.own)
+        return 1.0 + both, both * centre_norm + 4 * rounding.underflow * size
+    return 1.0, 0.0
+
+
+def _grown(step: Step, radius: Tensor, centre_norm: Tensor, rounding: Rounding) -> Tensor:
+    factor, offset = ball_rule(step, centre_norm, rounding)
+    grown = (factor * radius + offset) * (1.0 + 1e-14)
+    # Without a ball the radius stays infinite (0 * inf is no number).
+    return torch.where(torch.isinf(radius), radius, grown)
+
+
+def deployed_size(step: Step, centre_norm: Tensor, radius: Tensor) -> Tensor:
+    """Largest absolute partial sum of the deployed step, [batch] float64 (an upper bound)."""
+    op, norms = step.op, step.norms
+    assert isinstance(op, Affine)
+    assert norms is not None
+    return (norms.absolute * (centre_norm + radius) + op.bias_norm()) * 1.01
+
+
+def propagate(
+    program: Program,
+    region: Region,
+    *,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    ball: bool = True,
+    box: bool = True,
+) -> Enclosure:
+    """The enclosure before the head, for a batch; ``ball`` and ``box`` say what is carried.
+
+    ball and box: BCP. box alone: interval bounds (IBP). Gradients may flow (training).
+    """
+    lower, upper = region.box(dtype)
+    radius = region.radius(lower, upper)
+    if not ball:
+        radius = torch.full_like(radius, torch.inf)
+    centre = region.x.to(dtype)
+    values: list[Enclosure | None] = [
+        Enclosure(
+            centre,
+            radius,
+            lower if box else None,
+            upper if box else None,
+            torch.isfinite(radius) if ball else torch.ones_like(radius, dtype=torch.bool),
+        )
+    ]
+    last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
+    for index, step in enumerate(program.steps):
+        inputs = [values[source] for source in step.sources]
+        assert all(value is not None for value in inputs)
+        result = _rule(step.op)(step, inputs, rounding)  # type: ignore[arg-type]
+        values.append(result)
+        for source in set(step.sources):
+            if last_use[source] == index:
+                values[source] = None
+    final = values[-1]
+    assert final is not None
+    return final
+
+
+def _affine(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    (state,) = inputs
+    op = step.op
+    assert isinstance(op, Affine)
+    assert step.norms is not None
+    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
+    both = deployed + own
+    centre = op.apply(state.centre)
+    centre_norm = euclidean_norm(state.centre)
+    radius = _grown(step, state.radius, centre_norm, rounding)
+    size = deployed_size(step, centre_norm, state.radius)
+    lower = upper = None
+    if state.lower is not None and state.upper is not None:
+        lower, upper, box_size = _affine_box(op, state.lower, state.upper, deployed, both, rounding)
+        if rounding.is_sound:
+            size = torch.minimum(size, box_size)
+        coefficient = state.radius + both * (centre_norm + state.radius)
+        if bool(torch.isfinite(coefficient).any()):
+            reach = op.bound_like("row_norms", centre) * _per_sample(coefficient, centre)
+            # Rounding of the bias and of c +- reach itself; NaN (0 * inf) where there is no ball.
+            if rounding.is_sound:
+                floor = rounding.underflow * (op.terms + 1.0)
+                reach = reach + (both * op.bound_like("bias_magnitude", centre) + floor)
+            slack = 16 * unit_roundoff(centre.dtype) if rounding.is_sound else 0.0
+            reach.add_(centre.abs(), alpha=slack).mul_(1.0 + slack)
+            finite = torch.isfinite(coefficient).reshape(-1, *([1] * (centre.dim() - 1)))
+            lower = torch.where(finite, torch.maximum(lower, centre - reach), lower)
+            upper = torch.where(finite, torch.minimum(upper, centre + reach), upper)
+    valid = state.valid
+    if rounding.is_sound:
+        valid = valid & (size < FLOAT32_MAX)
+    return _checked(centre, radius, lower, upper, valid)
+
+
+def _affine_box(
+    op: Affine,
+    lower: Tensor,
+    upper: Tensor,
+    deployed: float,
+    both: float,
+    rounding: Rounding,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Interval image [l', u'] of [l, u], and the largest deployed partial sum [batch].
+
+    With m = (l + u) / 2 and r = (u - l) / 2 the deployed value lies within
+    |W| ((1 + g) r + (g + g_own) |m|) + (g + g_own) |b| of the computed W m + b.
+    """
+    unit = unit_roundoff(lower.dtype) if rounding.is_sound else 0.0
+    up = 1.0 + 32 * unit
+    middle = (lower + upper).mul_(0.5)
+    spread = middle.abs()
+    size = (spread + (upper - lower)).flatten(1).amax(1).to(torch.float64)
+    spread.mul_((both + 8 * unit) * up)
+    half = 0.5 * (1.0 + deployed) * up
+    spread.add_(upper, alpha=half).add_(lower, alpha=-half)
+    reach = op.absolute(spread)
+    reach.mul_(up * (1.0 + 2 * rounding.own_gamma(op.terms)))
+    floor = rounding.underflow * (op.terms + 1.0)
+    if both > 0.0:
+        reach.add_(op.bound_like("bias_magnitude", reach), alpha=(both + 8 * unit) * up)
+        reach.add_(floor)
+    centre = op.apply(middle)
+    if unit:
+        reach.add_(centre.abs(), alpha=4 * unit)
+    largest = op.cast("row_sum", lower, lambda: _largest_row_sum(op)).to(torch.float64)
+    bias = float(op.bias_magnitude.abs().max())
+    return centre - reach, centre + reach, (largest * size + bias) * 1.01
+
+
+def _largest_row_sum(op: Affine) -> Tensor:
+    ones = torch.ones(1, *op.in_shape, dtype=torch.float64)
+    return op.absolute(ones).max() * (1.0 + 1e-6)
+
+
+def _relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    (state,) = inputs
+    if state.lower is None or state.upper is None:
+        return Enclosure(torch.relu(state.centre), state.radius, None, None, state.valid)
+    result = Enclosure(
+        torch.relu(state.centre),
+        state.radius,
+        torch.relu(state.lower),
+        torch.relu(state.upper),
+        state.valid,
+    )
+    return _box_to_ball(result)
+
+
+def _box_to_ball(state: Enclosure) -> Enclosure:
+    """radius <- min(radius, distance from the centre to the farthest corner of the box)."""
+    if state.lower is None or state.upper is None or bool(torch.isinf(state.radius).all()):
+        return state
+    corner = torch.maximum(state.upper - state.centre, state.centre - state.lower)
+    slack = 8 * unit_roundoff(corner.dtype)
+    state.radius = torch.minimum(state.radius, euclidean_norm(corner) * (1.0 + slack))
+    return state
+
+
+def _leaky_relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    (state,) = inputs
+    layer = step.op
+    assert isinstance(layer, LeakyReLU)
+    both = 3 * (rounding.deployed + rounding.own)
+    tiny = 4 * rounding.underflow
+    centre = layer(state.centre)
+    radius = _grown(step, state.radius, euclidean_norm(state.centre), rounding)
+    lower = upper = None
+    if state.lower is not None and state.upper is not None:
+        lower, upper = layer(state.lower), layer(state.upper)
+        lower = lower - both * lower.clamp_max(0.0).abs() - tiny * (lower < 0)
+        upper = upper + both * upper.clamp_max(0.0).abs() + tiny * (upper < 0)
+    return _box_to_ball(_checked(centre, radius, lower, upper, state.valid))
+
+
+def _max_pool(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    (state,) = inputs
+    layer = step.op
+    assert isinstance(layer, MaxPool2d)
+    lower = None if state.lower is None else layer(state.lower)
+    upper = None if state.upper is None else layer(state.upper)
+    radius = _grown(step, state.radius, state.radius, rounding)
+    result = _checked(layer(state.centre), radius, lower, upper, state.valid)
+    return _box_to_ball(result)
+
+
+def _add(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    first, second = inputs
+    both = 3 * (rounding.deployed + rounding.own)
+    centre = first.centre + second.centre
+    norms = euclidean_norm(first.centre) + euclidean_norm(second.centre)
+    radius = _grown(step, first.radius + second.radius, norms, rounding)
+    lower = upper = None
+    if first.lower is not None and second.lower is not None:
+        assert first.upper is not None
+        assert second.upper is not None
+        lower, upper = first.lower + second.lower, first.upper + second.upper
+        if both > 0.0:
+            low = first.lower.abs() + second.lower.abs()
+            high = first.upper.abs() + second.upper.abs()
+            slack = torch.maximum(low, high) * both
+            lower, upper = lower - slack, upper + slack
+    valid = first.valid & second.valid
+    if rounding.is_sound:
+        size = norms + first.radius + second.radius
+        if lower is not None and upper is not None:
+            largest = torch.maximum(lower.abs(), upper.abs()).flatten(1).amax(1)
+            size = torch.minimum(size, largest.to(torch.float64) * 1.01)
+        valid = valid & (size < FLOAT32_MAX)
+    return _checked(centre, radius, lower, upper, valid)
+
+
+def _exact(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    """Reshape, permutation, padding with a constant: the same numbers elsewhere."""
+    (state,) = inputs
+    layer = step.op
+    assert isinstance(layer, Layer)
+    return Enclosure(
+        layer(state.centre),
+        state.radius,
+        None if state.lower is None else layer(state.lower),
+        None if state.upper is None else layer(state.upper),
+        state.valid,
+    )
+
+
+def _checked(
+    centre: Tensor, radius: Tensor, lower: Tensor | None, upper: Tensor | None, valid: Tensor
+) -> Enclosure:
+    """The enclosure, ``valid`` only where nothing is NaN and no box is inside out."""
+    valid = valid & ~torch.isnan(radius)
+    # A sum is finite only if every addend is: one pass instead of an elementwise test.
+    valid = valid & torch.isfinite(centre.flatten(1).sum(1))
+    if lower is not None and upper is not None:
+        gap = (upper - lower).flatten(1)
+        valid = valid & (gap.amin(1) >= 0) & torch.isfinite(gap.sum(1))
+    return Enclosure(centre, radius, lower, upper, valid)
+
+
+def forward_step(step: Step, inputs: list[Tensor]) -> Tensor:
+    """The step's plain value at the centres."""
+    if isinstance(step.op, Affine):
+        return step.op.apply(inputs[0])
+    result: Tensor = step.op(*inputs)
+    return result
+
+
+Rule = Callable[[Step, list[Enclosure], Rounding], Enclosure]
+
+#: One rule per layer; a new layer is one rule and one row.
+RULES: dict[type[Layer], Rule] = {
+    ReLU: _relu,
+    LeakyReLU: _leaky_relu,
+    MaxPool2d: _max_pool,
+    Add: _add,
+    Reshape: _exact,
+    Permute: _exact,
+    Pad: _exact,
+}
+
+
+def _rule(op: Affine | Layer) -> Rule:
+    return _affine if isinstance(op, Affine) else RULES[type(op)]

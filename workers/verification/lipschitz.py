@@ -1,0 +1,114 @@
+"""Global Lipschitz radius (LMT, Tsuzuku et al. 2018; GloRo, Leino et al. 2021), per class pair.
+
+One plain forward pass. The ball's radius grows by the operator norms alone and is affine in
+epsilon, R(epsilon) = slope epsilon + offset, where the offset is what rounding adds; so the largest
+certified epsilon has a closed form.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from workers.verification.affine import Affine
+from workers.verification.enclosure import (
+    ball_rule,
+    euclidean_norm,
+    forward_step,
+)
+from workers.verification.margins import centre_margins
+from workers.verification.program import Program, Step
+from workers.verification.rounding import FLOAT32_MAX, Rounding
+
+__all__ = ["lipschitz_constant", "lipschitz_radius"]
+
+
+def lipschitz_radius(
+    program: Program,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    norm: str,
+    rounding: Rounding,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Radius [batch] float64 in ``norm`` and pixel units within which the label cannot change.
+
+    Negative or zero: nothing is certified. Rounded down. x [batch, *shape]; labels [batch].
+    """
+    batch = x.shape[0]
+    centres: list[Tensor | None] = [x.to(dtype)]
+    slopes: list[float] = [1.0]
+    offsets: list[Tensor] = [torch.zeros(batch, dtype=torch.float64, device=x.device)]
+    cap = torch.full_like(offsets[0], torch.inf)
+    last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
+    for index, step in enumerate(program.steps):
+        inputs = [centres[source] for source in step.sources]
+        centre_norm = torch.zeros_like(offsets[0])
+        for centre in inputs:
+            assert centre is not None
+            centre_norm = centre_norm + euclidean_norm(centre)
+        factor, offset = ball_rule(step, centre_norm, rounding)
+        slope = sum(slopes[source] for source in step.sources)
+        carried = torch.stack([offsets[source] for source in step.sources]).sum(0)
+        if rounding.is_sound:
+            cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried))
+        slopes.append(slope * factor * (1.0 + 1e-14))
+        offsets.append((carried * factor + offset) * (1.0 + 1e-13))
+        centres.append(forward_step(step, inputs))  # type: ignore[arg-type]
+        for source in set(step.sources):
+            if last_use[source] == index:
+                centres[source] = None
+    final = centres[-1]
+    assert final is not None
+    at_centre = centre_margins(program.head, final, labels, rounding)
+    # margin - rounding - slope_j R > 0, strictly: R below this value for every class but the label.
+    room = (at_centre.margin - at_centre.rounding) * (1.0 - 1e-12)
+    allowed = room / at_centre.slope.clamp_min(1e-300)
+    allowed = torch.where((at_centre.slope == 0) & (room > 0), torch.inf, allowed)
+    allowed = allowed.scatter(1, labels[:, None], torch.inf).amin(1)
+    if rounding.is_sound and program.head.terms:
+        allowed = torch.minimum(allowed, _head_cap(program, final))
+    if slopes[-1] == 0.0:
+        epsilon = torch.where(allowed > offsets[-1], torch.inf, -torch.inf)
+    else:
+        epsilon = (allowed - offsets[-1]) / slopes[-1]
+    if norm == "linf":
+        epsilon = epsilon / math.sqrt(math.prod(program.input_shape))
+        cap = cap / math.sqrt(math.prod(program.input_shape))
+    epsilon = torch.minimum(epsilon * (1.0 - 1e-12), cap)
+    finite = torch.isfinite(final.flatten(1).sum(1)) & torch.isfinite(offsets[-1])
+    finite = finite & torch.isfinite(at_centre.logits).all(1)
+    return torch.where(finite & ~torch.isnan(epsilon), epsilon, torch.full_like(epsilon, -math.inf))
+
+
+def _overflow_cap(step: Step, centre_norm: Tensor, slope: float, offset: Tensor) -> Tensor:
+    """Largest Euclidean epsilon at which this step cannot overflow float32."""
+    op = step.op
+    if isinstance(op, Affine):
+        assert step.norms is not None
+        absolute, bias = step.norms.absolute, op.bias_norm()
+    else:
+        absolute, bias = 1.0, 0.0
+    room = (FLOAT32_MAX / 1.02 - bias) / max(absolute, 1e-300) - centre_norm - offset
+    room = torch.where(room > 0, room, torch.full_like(room, -math.inf))
+    return room / max(slope, 1e-300)
+
+
+def _head_cap(program: Program, centre: Tensor) -> Tensor:
+    """Largest radius around ``centre`` at which the head cannot overflow float32, [batch]."""
+    rows = program.head.weight.to(centre.device).norm(dim=1).max().clamp_min(1e-300)
+    room = FLOAT32_MAX / 1.02 - program.head.bias_magnitude.to(centre.device).max()
+    return room / rows - euclidean_norm(centre)
+
+
+def lipschitz_constant(program: Program) -> float:
+    """Upper bound on the l2 Lipschitz constant before the head, rounding included."""
+    slopes = [1.0]
+    for step in program.steps:
+        zero = torch.zeros(1, dtype=torch.float64)
+        factor, _ = ball_rule(step, zero, Rounding.sound(torch.float64))
+        slopes.append(sum(slopes[source] for source in step.sources) * factor)
+    return slopes[-1]

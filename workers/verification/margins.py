@@ -1,0 +1,149 @@
+"""From the enclosure before the head to lower bounds on the deployed network's margins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workers.verification.box_ball import ball_box_maximum
+from workers.verification.enclosure import Enclosure
+from workers.verification.program import Head
+from workers.verification.rounding import FLOAT32_MAX, Rounding
+
+__all__ = [
+    "CentreMargins",
+    "centre_margins",
+    "certified",
+    "logit_enclosure",
+    "margin_lower_bounds",
+]
+
+#: Pairs (sample, class) times features handled at once, in numbers.
+PAIR_BLOCK = 4_000_000
+
+
+class CentreMargins:
+    """At the centre z = c, for label y and every class j, all [batch, classes] float64:
+
+    margin: f_y - f_j, computed; rounding: its error plus the deployed head's rounding at c;
+    slope: how much a step of Euclidean length one away from c can lower it, the deployed head's
+    rounding included (the ball form, LMT: |w_y - w_j|).
+    """
+
+    def __init__(self, margin: Tensor, rounding: Tensor, slope: Tensor, logits: Tensor) -> None:
+        self.margin = margin
+        self.rounding = rounding
+        self.slope = slope
+        self.logits = logits
+
+
+def _head_gammas(head: Head, rounding: Rounding) -> tuple[float, float]:
+    """(deployed, own) relative errors of the head: its own side is always float64."""
+    if not rounding.is_sound:
+        return 0.0, 0.0
+    deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
+    return deployed, Rounding.sound(torch.float64).own_gamma(head.weight.shape[1] + 4)
+
+
+def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Rounding) -> CentreMargins:
+    """Margins of the head at ``centre`` [batch, features] and how fast they may fall."""
+    device = centre.device
+    weight, bias = head.weight.to(device), head.bias.to(device)
+    magnitude = head.bias_magnitude.to(device)
+    centre = centre.flatten(1).to(torch.float64)
+    deployed, own = _head_gammas(head, rounding)
+    logits = centre @ weight.T + bias
+    margin = logits.gather(1, labels[:, None]) - logits
+    size = centre.abs() @ weight.abs().T + magnitude
+    size = size + size.gather(1, labels[:, None])
+    rows = weight.norm(dim=1) * (1.0 + 1e-12)
+    pairs = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+    pairs = pairs * (1.0 + 1e-10) + rows.max() * 1e-14
+    slope = pairs[labels] + deployed * (rows[labels][:, None] + rows[None, :])
+    floor = rounding.underflow * (head.terms + 1.0)
+    return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
+
+
+def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: Rounding) -> Tensor:
+    """Lower bounds [batch, classes] on the deployed f_y - f_j over the enclosure; label: +inf.
+
+    The ball alone decides most pairs; the exact ball-and-box dual is solved for what stays open.
+    Not valid: -inf everywhere.
+    """
+    device = state.centre.device
+    centre = state.centre.flatten(1).to(torch.float64)
+    at_centre = centre_margins(head, centre, labels, rounding)
+    radius = state.radius[:, None]
+    bound = at_centre.margin - at_centre.rounding - radius * at_centre.slope * (1.0 + 1e-12)
+    size = at_centre.logits.abs() + radius * head.weight.to(device).norm(dim=1)
+    if state.lower is not None and state.upper is not None:
+        lower = state.lower.flatten(1).to(torch.float64)
+        upper = state.upper.flatten(1).to(torch.float64)
+        reach = torch.maximum(lower.abs(), upper.abs())
+        head_size = reach @ head.weight.to(device).abs().T + head.bias_magnitude.to(device)
+        size = torch.minimum(size.nan_to_num(torch.inf), head_size)
+        deployed, own = _head_gammas(head, rounding)
+        both = (head_size + head_size.gather(1, labels[:, None])) * deployed
+        centre_size = centre.abs() @ head.weight.to(device).abs().T + head.bias_magnitude.to(device)
+        both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
+        slack = both * 1.01 + rounding.underflow * (head.terms + 1.0)
+        open_pairs = ~(bound > 0) & state.valid[:, None]
+        open_pairs.scatter_(1, labels[:, None], False)
+        drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, open_pairs)
+        bound = torch.fmax(bound, at_centre.margin - slack - drop)
+    bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)
+    valid = state.valid & torch.isfinite(at_centre.logits).all(1)
+    if rounding.is_sound and head.terms:
+        valid = valid & (size < FLOAT32_MAX).all(1)
+    bound = torch.where(valid[:, None], bound, torch.full_like(bound, -torch.inf))
+    return bound.scatter(1, labels[:, None], torch.inf)
+
+
+def _pairwise_maximum(
+    head: Head,
+    centre: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    radius: Tensor,
+    labels: Tensor,
+    pairs: Tensor,
+) -> Tensor:
+    """max (w_j - w_y).d over the enclosure, for the open pairs; +inf elsewhere."""
+    weight = head.weight.to(centre.device)
+    result = torch.full_like(pairs, torch.inf, dtype=torch.float64)
+    rows, classes = pairs.nonzero(as_tuple=True)
+    step = max(1, PAIR_BLOCK // weight.shape[1])
+    for start in range(0, rows.numel(), step):
+        row, j = rows[start : start + step], classes[start : start + step]
+        low, high, middle = lower[row], upper[row], centre[row]
+        below, above = low - middle, high - middle
+        slack = 2.0**-52
+        below = below - slack * below.abs()
+        above = above + slack * above.abs()
+        w = weight[j] - weight[labels[row]]
+        result[row, j] = ball_box_maximum(w, below, above, radius[row])
+    return result
+
+
+def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """(logits at the centre, reach), [batch, classes] float64: every deployed logit lies within."""
+    weight = head.weight.to(state.centre.device)
+    centre = state.centre.flatten(1).to(torch.float64)
+    deployed, own = _head_gammas(head, rounding)
+    logits = centre @ weight.T + head.bias.to(centre.device)
+    size = centre.abs() @ weight.abs().T + head.bias_magnitude.to(centre.device)
+    reach = state.radius[:, None] * weight.norm(dim=1) * (1.0 + 1e-12)
+    if state.lower is not None and state.upper is not None:
+        lower = state.lower.flatten(1).to(torch.float64)
+        upper = state.upper.flatten(1).to(torch.float64)
+        corner = torch.maximum(upper - centre, centre - lower) * (1.0 + 2.0**-50)
+        reach = torch.fmin(reach, corner @ weight.abs().T * (1.0 + 1e-11))
+    reach = reach * (1.0 + deployed) + (deployed + own) * size * 1.01
+    reach = reach + rounding.underflow * (head.terms + 1.0)
+    valid = state.valid[:, None] & torch.isfinite(reach) & torch.isfinite(logits)
+    return logits, torch.where(valid, reach, torch.full_like(reach, -1.0))
+
+
+def certified(bounds: Tensor) -> Tensor:
+    """[batch] bool: every margin's lower bound is strictly positive (NaN is not)."""
+    return (bounds > 0).all(1)

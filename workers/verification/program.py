@@ -1,0 +1,375 @@
+"""A network compiled for verification: a short list of steps with exact parameters and norms.
+
+Adjacent affine layers are fused where the fused map is of the same form, index permutations stay
+exact, and a final dense layer becomes the head, so that class differences can be bounded as one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.layers import (
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Divide,
+    Layer,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Multiply,
+    Normalize,
+    Pad,
+    Permute,
+    ReLU,
+    Reshape,
+    Shift,
+)
+from models.network import INPUT, Network
+from workers.verification.affine import (
+    Affine,
+    Convolution,
+    Dense,
+    Diagonal,
+    Norms,
+    Pooling,
+    constant_terms,
+)
+from workers.verification.spectral import ConvGeometry
+
+__all__ = ["Head", "Program", "Step", "UnsupportedLayer"]
+
+#: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
+NORMS_VERSION = 1
+
+
+class UnsupportedLayer(ValueError):
+    """A layer that no bound of this verifier covers."""
+
+    code = "unsupported_layer"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``op`` (an affine map or an exact layer) applied to earlier values.
+
+    sources: positions of earlier values, 0 is the input; value i + 1 is step i's result.
+    norms: of an affine map. overlap: largest number of windows that one input of a max pool is in.
+    """
+
+    name: str
+    op: Affine | Layer
+    sources: tuple[int, ...]
+    shape: tuple[int, ...]
+    norms: Norms | None = None
+    overlap: int = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last dense map [classes, features]: logits = weight z + bias, float64.
+
+    ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    bias_magnitude: Tensor
+    terms: float
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in order, the head on the last value, and facts about the input."""
+
+    input_shape: tuple[int, ...]
+    steps: tuple[Step, ...]
+    head: Head
+    float32_safe: bool
+
+    @classmethod
+    def compile(
+        cls, network: Network, *, cache_dir: Path | None = None, estimate: bool = False
+    ) -> Program:
+        """Steps of ``network``, with operator norms from ``cache_dir`` or computed once.
+
+        ``estimate`` takes the papers' power-iteration norms. Raises UnsupportedLayer.
+        """
+        with torch.no_grad():
+            steps = _fuse(network.input_shape, _translate(network))
+            steps, head = _split_head(network, steps)
+            steps = _with_norms(steps, network, cache_dir, estimate)
+        safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
+        return cls(network.input_shape, tuple(steps), head, safe)
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float64)
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def _conv2d(layer: Conv2d, shape: tuple[int, ...]) -> Affine:
+    bias = _zero() if layer.bias is None else _float64(layer.bias)[:, None, None]
+    weight = _float64(layer.weight)
+    geometry = ConvGeometry(
+        (shape[1], shape[2]), layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+    terms = weight[0].numel() + 2
+    out = layer.output_shape(shape)
+    return Convolution(shape, out, bias, bias.abs(), terms, weight=weight, geometry=geometry)
+
+
+def _linear(layer: Linear, shape: tuple[int, ...]) -> Affine:
+    bias = _zero() if layer.bias is None else _float64(layer.bias)
+    weight = _float64(layer.weight)
+    out = layer.output_shape(shape)
+    return Dense(shape, out, bias, bias.abs(), weight.shape[1] + 2, weight=weight)
+
+
+def _diagonal(
+    shape: tuple[int, ...], scale: Tensor, shift: Tensor, magnitude: Tensor, terms: float
+) -> Affine:
+    return Diagonal(shape, shape, shift, magnitude, terms, scale=scale)
+
+
+def _multiply(layer: Multiply, shape: tuple[int, ...]) -> Affine:
+    return _diagonal(shape, _float64(layer.value), _zero(), _zero(), 2)
+
+
+def _divide(layer: Divide, shape: tuple[int, ...]) -> Affine:
+    # One correctly rounded division; two more steps allow a multiplication by the reciprocal.
+    scale = 1.0 / _float64(layer.value)
+    return _diagonal(shape, scale, _zero(), _zero(), 4 + constant_terms(scale))
+
+
+def _shift(layer: Shift, shape: tuple[int, ...]) -> Affine:
+    value = _float64(layer.value)
+    return _diagonal(shape, torch.ones((), dtype=torch.float64), value, value.abs(), 2)
+
+
+def _normalize(layer: Normalize, shape: tuple[int, ...]) -> Affine:
+    ones = [1] * (len(shape) - 1)
+    mean = _float64(layer.mean).reshape(-1, *ones)
+    scale = 1.0 / _float64(layer.std).reshape(-1, *ones)
+    shift = -mean * scale
+    return _diagonal(shape, scale, shift, shift.abs(), 6 + constant_terms(scale))
+
+
+def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
+    ones = [1] * (len(shape) - 1)
+    variance = _float64(layer.var)
+    if bool((variance < 0).any()):
+        raise UnsupportedLayer("batch norm with a negative variance")
+    root = torch.sqrt(variance + layer.eps)
+    scale = (_float64(layer.weight) / root).reshape(-1, *ones)
+    mean = _float64(layer.mean).reshape(-1, *ones)
+    bias = _float64(layer.bias).reshape(-1, *ones)
+    magnitude = (mean * scale).abs() + bias.abs()
+    # Scale and shift are computed at run time: var + eps, root, reciprocal, products, sum.
+    terms = 10 + constant_terms(scale, 1.0 / root)
+    return _diagonal(shape, scale, bias - mean * scale, magnitude, terms)
+
+
+def _avg_pool2d(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
+    terms = layer.kernel[0] * layer.kernel[1] + 4
+    out = layer.output_shape(shape)
+    return Pooling(shape, out, _zero(), _zero(), terms, layer=layer)
+
+
+#: Affine layers by class: how each is written as an affine map. A new one is one row.
+AFFINE: dict[type[Layer], Callable[..., Affine]] = {
+    Conv2d: _conv2d,
+    Linear: _linear,
+    Multiply: _multiply,
+    Divide: _divide,
+    Shift: _shift,
+    Normalize: _normalize,
+    BatchNorm: _batch_norm,
+    AvgPool2d: _avg_pool2d,
+}
+
+#: Layers used as they are: exact in float32, or (Add, LeakyReLU) with one rounding.
+DIRECT: tuple[type[Layer], ...] = (ReLU, LeakyReLU, MaxPool2d, Add, Reshape, Permute, Pad)
+
+
+def _translate(network: Network) -> list[Step]:
+    positions = {INPUT: 0}
+    shapes = {INPUT: network.input_shape}
+    steps: list[Step] = []
+    for node in network.nodes:
+        layer = network.layer(node.name)
+        sources = tuple(positions[source] for source in node.inputs)
+        op: Affine | Layer
+        if type(layer) in AFFINE:
+            op = AFFINE[type(layer)](layer, shapes[node.inputs[0]])
+        elif type(layer) in DIRECT:
+            op = layer
+        else:
+            raise UnsupportedLayer(f"no bound covers the layer {layer.kind!r} ({node.name})")
+        overlap = 1
+        if isinstance(layer, MaxPool2d):
+            overlap = _window_overlap(layer, shapes[node.inputs[0]])
+        steps.append(Step(node.name, op, sources, node.shape, overlap=overlap))
+        positions[node.name] = len(steps)
+        shapes[node.name] = node.shape
+    return steps
+
+
+def _window_overlap(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
+    """Largest number of pooling windows that one input lies in (methods-lipschitz 1.2)."""
+    pool = AvgPool2d(
+        kernel=layer.kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
+    )
+    x = torch.zeros(1, 1, *shape[1:], dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        (counts,) = torch.autograd.grad(pool.window_sums(x).sum(), x)
+    return max(1, int(counts.max()))
+
+
+def _merge(first: Step, second: Step) -> Affine | None:
+    """second o first as one affine map, where it keeps its form."""
+    before, after = first.op, second.op
+    if isinstance(after, Diagonal) and isinstance(before, Dense | Convolution | Diagonal):
+        return before.scaled_output(after)
+    if isinstance(before, Diagonal) and isinstance(after, Dense | Convolution):
+        return after.scaled_input(before)
+    if isinstance(before, Pad) and before.value == 0.0 and isinstance(after, Convolution):
+        return _padded(before, after)
+    return None
+
+
+def _padded(pad: Pad, conv: Convolution) -> Convolution:
+    top, left, bottom, right = pad.padding
+    size = (conv.geometry.size[0] - top - bottom, conv.geometry.size[1] - left - right)
+    outer = conv.geometry.padding
+    padding = (outer[0] + top, outer[1] + left, outer[2] + bottom, outer[3] + right)
+    geometry = ConvGeometry(
+        size, conv.geometry.stride, padding, conv.geometry.dilation, conv.geometry.groups
+    )
+    in_shape = (conv.in_shape[0], *size)
+    return Convolution(
+        in_shape,
+        conv.out_shape,
+        conv.bias,
+        conv.bias_magnitude,
+        conv.terms,
+        weight=conv.weight,
+        geometry=geometry,
+    )
+
+
+def _fuse(input_shape: tuple[int, ...], steps: list[Step]) -> list[Step]:
+    """Merge each step into its only consumer's predecessor where the product keeps its form."""
+    while True:
+        uses = [0] * (len(steps) + 1)
+        for step in steps:
+            for source in step.sources:
+                uses[source] += 1
+        for index, step in enumerate(steps):
+            if len(step.sources) != 1 or step.sources[0] == 0 or uses[step.sources[0]] != 1:
+                continue
+            before = steps[step.sources[0] - 1]
+            if isinstance(before.op, Diagonal) and isinstance(step.op, Reshape | Permute):
+                steps = _swapped(steps, step.sources[0] - 1, index)
+                break
+            merged = _merge(before, step)
+            if merged is not None:
+                fused = Step(f"{before.name}+{step.name}", merged, before.sources, step.shape)
+                steps = _replace(steps, step.sources[0] - 1, index, fused)
+                break
+        else:
+            return steps
+
+
+def _replace(steps: list[Step], first: int, second: int, fused: Step) -> list[Step]:
+    """Steps without ``first``, with ``fused`` in the place of ``second``."""
+
+    def moved(source: int) -> int:
+        return source - 1 if source > first + 1 else source
+
+    result = []
+    for index, step in enumerate(steps):
+        if index == first:
+            continue
+        chosen = fused if index == second else step
+        sources = tuple(moved(source) for source in chosen.sources)
+        result.append(Step(chosen.name, chosen.op, sources, chosen.shape, overlap=chosen.overlap))
+    return result
+
+
+def _swapped(steps: list[Step], first: int, second: int) -> list[Step]:
+    """A diagonal map after a permutation of indices instead of before it."""
+    diagonal, moved = steps[first].op, steps[second].op
+    assert isinstance(diagonal, Diagonal)
+    assert isinstance(moved, Layer)
+
+    def through(tensor: Tensor) -> Tensor:
+        result: Tensor = moved(tensor.expand(diagonal.out_shape)[None])[0]
+        return result
+
+    shape = steps[second].shape
+    after = Diagonal(
+        shape,
+        shape,
+        through(diagonal.bias),
+        through(diagonal.bias_magnitude),
+        diagonal.terms,
+        scale=through(diagonal.scale),
+    )
+    result = list(steps)
+    result[first] = Step(steps[second].name, moved, steps[first].sources, shape)
+    result[second] = Step(steps[first].name, after, steps[second].sources, shape)
+    return result
+
+
+def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
+    last = steps[-1]
+    classes = network.classes
+    if isinstance(last.op, Dense) and last.sources == (len(steps) - 1,):
+        bias = last.op.bias.expand(classes).clone()
+        magnitude = last.op.bias_magnitude.expand(classes).clone()
+        return steps[:-1], Head(last.op.weight, bias, magnitude, last.op.terms)
+    zeros = torch.zeros(classes, dtype=torch.float64)
+    identity = torch.eye(classes, dtype=torch.float64)
+    return steps, Head(identity, zeros, zeros, 0.0)
+
+
+def _with_norms(
+    steps: list[Step], network: Network, cache_dir: Path | None, estimate: bool
+) -> list[Step]:
+    path = None
+    stored: dict[str, list[float]] = {}
+    if cache_dir is not None and not estimate:
+        digest = network.graph_digest().removeprefix("sha256:")
+        path = cache_dir / f"norms-{NORMS_VERSION}-{digest}.json"
+        if path.exists():
+            stored = json.loads(path.read_text())
+    missing = False
+    result = []
+    for index, step in enumerate(steps):
+        norms = None
+        if isinstance(step.op, Affine):
+            key = f"{index}:{step.name}"
+            if key in stored:
+                norms = Norms(*stored[key])
+            else:
+                norms = step.op.estimated_norms() if estimate else step.op.norms()
+                stored[key] = [norms.spectral, norms.absolute]
+                missing = True
+        result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
+    if path is not None and missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{id(steps)}.tmp")
+        temporary.write_text(json.dumps(stored))
+        temporary.replace(path)
+    return result

@@ -1,0 +1,57 @@
+"""Certified radius per sample: batched bracketing over epsilon with any bound as the predicate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["search_radius"]
+
+#: The bracket ends when its ends differ by less than this share.
+RELATIVE_WIDTH = 2.0**-10
+#: Halvings below the smallest known failure before a sample is left with no radius.
+HALVINGS = 20
+
+
+def search_radius(
+    proves: Callable[[Tensor, Tensor], Tensor],
+    proved: Tensor,
+    failed: Tensor,
+    start: Tensor,
+    cap: float,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Tensor:
+    """Largest epsilon [batch] float64 at which ``proves`` succeeded; infinite beyond ``cap``.
+
+    proves(rows, epsilon [rows]) -> [rows] bool; proved [batch]: already proved epsilons (0: none);
+    failed [batch]: already failed ones (inf: none); start [batch]: first guess where nothing is
+    known. Every success is a proof of its own, so nothing depends on monotony. The epsilons tried
+    depend on the sample alone, not on the batch.
+    """
+    low, high = proved.clone(), failed.clone()
+    tried = torch.zeros_like(low)
+    while not stop():
+        unbounded = low >= cap
+        wide = (high - low) > RELATIVE_WIDTH * high
+        no_root = (low <= 0) & (tried >= HALVINGS)
+        rows = (~unbounded & (wide | torch.isinf(high)) & ~no_root).nonzero().flatten()
+        if not rows.numel():
+            break
+        lower, upper = low[rows], high[rows]
+        guess = torch.where(
+            torch.isinf(upper),
+            torch.where(lower > 0, 2 * lower, start[rows]),
+            torch.where(lower > 0, (lower + upper) / 2, upper / 4),
+        )
+        guess = guess.clamp_max(cap)
+        success = proves(rows, guess)
+        low[rows] = torch.where(success, guess, lower)
+        high[rows] = torch.where(success, upper, guess)
+        tried[rows] += 1
+        if bool((tried > 2000).any()):
+            break
+    return torch.where(low >= cap, torch.full_like(low, math.inf), low)

@@ -1,0 +1,72 @@
+"""The set of allowed inputs: an lp ball in pixel space, cut with the pixel box [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+__all__ = ["Region", "float_above"]
+
+
+def float_above(value: Fraction) -> float:
+    """The least float64 that is not below ``value``."""
+    nearest = float(value)
+    return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Inputs x' with |x' - x| <= epsilon in ``norm`` (``l2`` | ``linf``), in [0, 1] if ``clip``.
+
+    x [batch, *shape]; epsilon [batch] float64 in pixel units, already rounded up.
+    """
+
+    x: Tensor
+    epsilon: Tensor
+    norm: str
+    clip: bool
+
+    def box(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Elementwise bounds of the region, rounded outward: lower, upper [batch, *shape]."""
+        x = self.x.to(torch.float64)
+        reach = self.epsilon.reshape(-1, *([1] * (x.dim() - 1)))
+        lower, upper = x - reach, x + reach
+        slack = (x.abs() + reach) * 2.0**-52
+        lower, upper = lower - slack, upper + slack
+        if self.clip:
+            # Points of the data set outside [0, 1] stay allowed themselves.
+            lower = torch.maximum(lower, x.clamp_max(0.0))
+            upper = torch.minimum(upper, x.clamp_min(1.0))
+        return _outward(lower, dtype, -1), _outward(upper, dtype, 1)
+
+    def radius(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Euclidean radius around x that holds the region, [batch] float64, rounded up."""
+        x = self.x.to(torch.float64)
+        reach = torch.maximum(upper.to(torch.float64) - x, x - lower.to(torch.float64))
+        corner = reach.flatten(1).norm(dim=1) * (1.0 + 1e-10)
+        return torch.minimum(corner, self.epsilon) if self.norm == "l2" else corner
+
+    @property
+    def cap(self) -> float:
+        """An epsilon beyond which the region does not grow (infinite without ``clip``)."""
+        return largest_distance(tuple(self.x.shape[1:]), self.norm) if self.clip else math.inf
+
+
+def largest_distance(shape: tuple[int, ...], norm: str) -> float:
+    """Largest distance between two points of [0, 1]^d: sqrt(d) in l2, 1 in linf."""
+    return math.sqrt(math.prod(shape)) if norm == "l2" else 1.0
+
+
+def _outward(tensor: Tensor, dtype: torch.dtype, direction: int) -> Tensor:
+    if dtype == torch.float64:
+        return tensor
+    single = tensor.to(torch.float32)
+    target = torch.full_like(single, direction * math.inf)
+    wrong = (
+        single.to(torch.float64) > tensor if direction < 0 else single.to(torch.float64) < tensor
+    )
+    return torch.where(wrong, torch.nextafter(single, target), single)

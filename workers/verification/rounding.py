@@ -1,0 +1,98 @@
+"""What floating point may have hidden: unit roundoffs, gamma_n, and the switches that must be off.
+
+Every enclosure of this package holds for the DEPLOYED float32 network: one that evaluates each
+layer in float32 in any summation order, with or without fused multiply-add. A dot product of n
+terms then differs from the real one by at most gamma_n sum |w_i x_i| (Higham 2002, section 3.1;
+methods-lipschitz 7.5). The verifier's own arithmetic (float32 or float64) is bounded the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["FLOAT32_MAX", "Rounding", "exact_arithmetic", "gamma", "unit_roundoff"]
+
+#: Unit roundoff of IEEE binary32 and binary64, round to nearest.
+U32 = 2.0**-24
+U64 = 2.0**-53
+
+#: Largest finite float32, a little rounded down: beyond it the deployed network may overflow.
+FLOAT32_MAX = 3.4e38
+
+#: Absolute error that underflow (gradual or flushed to zero) may add per term of a dot product.
+UNDERFLOW = 2.0**-120
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """2^-24 for float32, 2^-53 for float64."""
+    return {torch.float32: U32, torch.float64: U64}[dtype]
+
+
+def gamma(terms: float, unit: float) -> float:
+    """gamma_n = n u / (1 - n u), a little rounded up; infinite where n u is not small."""
+    product = terms * unit
+    if not product < 0.5:
+        return float("inf")
+    return product / (1.0 - product) * (1.0 + 1e-12)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Unit roundoffs of the deployed network and of the verifier's own arithmetic.
+
+    Both zero is the papers' arithmetic (``soundness: "estimate"``): no rounding is accounted for.
+    """
+
+    deployed: float
+    own: float
+
+    @classmethod
+    def sound(cls, dtype: torch.dtype) -> Rounding:
+        """Deployed in float32, verified in ``dtype``."""
+        return cls(U32, unit_roundoff(dtype))
+
+    @classmethod
+    def ignored(cls) -> Rounding:
+        """No rounding at all: an estimate, never a certificate."""
+        return cls(0.0, 0.0)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether rounding is accounted for."""
+        return self.deployed > 0.0
+
+    def deployed_gamma(self, terms: float) -> float:
+        """Relative error of one deployed operator with ``terms`` rounding steps."""
+        return gamma(terms, self.deployed)
+
+    def own_gamma(self, terms: float) -> float:
+        """The same for the verifier's arithmetic, with room for its bookkeeping (8 more steps)."""
+        return gamma(terms + 8, self.own) if self.own else 0.0
+
+    @property
+    def underflow(self) -> float:
+        """Absolute error per term through underflow."""
+        return UNDERFLOW if self.is_sound else 0.0
+
+
+@contextlib.contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """IEEE arithmetic inside: no TF32, no cuDNN (Winograd, FFT), no denormals flushed to zero.
+
+    The error model above covers plain dot products only; cuDNN may choose algorithms outside it.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    torch.set_flush_denormal(False)
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=False), torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.matmul.allow_tf32 = allowed

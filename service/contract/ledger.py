@@ -284,6 +284,13 @@ class Ledger:
             before = page[-1]
         return found[:limit]
 
+    def known(self, job_ids: Sequence[str]) -> list[bool]:
+        """Whether the ledger knows each of the jobs."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.exists(self._key(f"job:{job_id}"))
+        return [bool(found) for found in pipeline.execute()]
+
     def results(self, job_id: str) -> dict[str, str]:
         """Committed items of a running job and their results."""
         return dict(self._redis.hgetall(self._key(f"job:{job_id}:done")))

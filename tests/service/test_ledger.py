@@ -14,7 +14,6 @@ from service.contract.ledger import Busy, Exhausted, Lease, Ledger, NoWork
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 
-
 Make = Callable[..., JobSubmission]
 
 

@@ -1,0 +1,55 @@
+"""GET /jobs and /jobs/{id}: what there is and how far it is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, TypeVar
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from service.auth import Principal
+from service.contract.schemas import JobKind, JobRecord, JobStatus
+from service.jobs import record
+from service.services import UsesServices
+
+__all__ = ["Page", "router"]
+
+router = APIRouter(tags=["jobs"])
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """Some of a list; pass ``next_cursor`` as ``cursor`` for more, it is null at the end."""
+
+    items: list[Item]
+    next_cursor: str | None
+
+
+@router.get("/jobs", summary="List jobs, newest first")
+async def list_jobs(
+    services: UsesServices,
+    principal: Principal,
+    kind: JobKind | None = None,
+    status: JobStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: str | None = None,
+) -> Page[JobRecord]:
+    """A page of jobs, of one kind or status if asked."""
+    items, following = await to_thread.run_sync(
+        lambda: services.jobs.page(kind=kind, status=status, cursor=cursor, limit=limit)
+    )
+    return Page(items=items, next_cursor=following)
+
+
+@router.get("/jobs/{job_id}", summary="Look at a job")
+async def get_job(
+    job_id: str,
+    services: UsesServices,
+    principal: Principal,
+    wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
+) -> JobRecord:
+    """The job; with ``wait`` the answer comes when it has ended, or after that many seconds."""
+    wait_s = min(wait, services.settings.max_wait_s)
+    return record(await services.jobs.wait(job_id, wait_s))

@@ -1,0 +1,136 @@
+"""POST /models and what is known of a model: record, ONNX file, weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+
+from service.api.bodies import model_fields
+from service.api.jobs import Page
+from service.api.listing import find_record, record_page
+from service.api.receipts import check_name, keep_model
+from service.auth import Principal
+from service.contract.problems import InvalidInput, NotFound
+from service.services import Services, UsesServices
+from service.uploads.receive import receive_form
+
+__all__ = ["ModelRecord", "router"]
+
+router = APIRouter(tags=["models"])
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "model": {"type": "string", "format": "binary"},
+                        "name": {"type": "string"},
+                    },
+                    "required": ["model"],
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+
+
+class ModelRecord(BaseModel):
+    """What is known of a model; links to files it does not have are null."""
+
+    id: str
+    format: str
+    name: str
+    names: list[str]
+    size: int
+    created_at: str
+    links: dict[str, str | None]
+
+
+@router.post(
+    "/models",
+    status_code=201,
+    openapi_extra=_BODY,
+    responses={200: {"model": ModelRecord, "description": "Known already"}},
+    summary="Upload a model",
+)
+async def upload_model(
+    request: Request, response: Response, services: UsesServices, principal: Principal
+) -> ModelRecord:
+    """Multipart with the file ``model`` and, if you like, a ``name``. 200 where it was known."""
+    files = model_fields(services.settings)
+    async with receive_form(request, services.store, files=files, texts={"name": 400}) as form:
+        if "model" not in form.files:
+            raise InvalidInput("the file model is missing", code="missing_field", field="model")
+        name = check_name(form.texts.get("name"))
+        source, new = await to_thread.run_sync(
+            lambda: keep_model(services, form.files["model"], name=name)
+        )
+    record = await to_thread.run_sync(find_record, services, "models", source.digest)
+    response.headers["Location"] = f"/models/{source.digest}"
+    response.status_code = 201 if new else 200
+    return _shown(record)
+
+
+@router.get("/models", summary="List models, newest first")
+async def list_models(
+    services: UsesServices,
+    principal: Principal,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: str | None = None,
+) -> Page[ModelRecord]:
+    """A page of the uploaded models."""
+    records, following = await to_thread.run_sync(record_page, services, "models", cursor, limit)
+    return Page(items=[_shown(record) for record in records], next_cursor=following)
+
+
+@router.get("/models/{model_id}", summary="Look at a model")
+async def get_model(model_id: str, services: UsesServices, principal: Principal) -> ModelRecord:
+    """What is known of it."""
+    return _shown(await to_thread.run_sync(find_record, services, "models", model_id))
+
+
+@router.get("/models/{model_id}/onnx", summary="The ONNX file, byte for byte")
+async def get_onnx(model_id: str, services: UsesServices, principal: Principal) -> FileResponse:
+    """As it was uploaded, or as it was exported after training."""
+    return await to_thread.run_sync(_file, services, model_id, "onnx")
+
+
+@router.get("/models/{model_id}/weights", summary="The state dict")
+async def get_weights(model_id: str, services: UsesServices, principal: Principal) -> FileResponse:
+    """As it was uploaded, or as it came out of training."""
+    return await to_thread.run_sync(_file, services, model_id, "weights")
+
+
+def _digests(record: dict[str, Any]) -> dict[str, str]:
+    """Digests of the model's files; training leaves both, an upload is one of them."""
+    own = "onnx" if record["format"] == "onnx" else "weights"
+    return {own: record["id"], **record.get("files", {})}
+
+
+def _shown(record: dict[str, Any]) -> ModelRecord:
+    base = f"/models/{record['id']}"
+    digests = _digests(record)
+    links = {part: f"{base}/{part}" if part in digests else None for part in ("onnx", "weights")}
+    return ModelRecord.model_validate({**record, "links": {"self": base, **links}})
+
+
+def _file(services: Services, model_id: str, part: str) -> FileResponse:
+    record = find_record(services, "models", model_id)
+    digest = _digests(record).get(part)
+    if digest is None:
+        raise NotFound(f"this model has no {part} file", code=f"no_{part}")
+    suffix = {"onnx": "onnx", "weights": record["format"]}[part]
+    return FileResponse(
+        services.store.blob_path(digest),
+        media_type="application/octet-stream",
+        filename=f"{digest[7:19]}.{suffix}",
+        headers={"X-Content-Type-Options": "nosniff"},
+    )

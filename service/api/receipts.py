@@ -1,0 +1,114 @@
+"""From an upload or an id to a source a job can name; uploads are looked at, then kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from service.contract.ids import digest_hex
+from service.contract.problems import InvalidInput
+from service.contract.schemas import DatasetSource, ModelSource
+from service.contract.times import now, rfc3339
+from service.datasets import resolve_dataset, uploaded_source
+from service.services import Services
+from service.uploads.datasets import inspect_dataset
+from service.uploads.models import inspect_model
+from service.uploads.receive import Form, Upload
+
+__all__ = ["check_name", "keep_dataset", "keep_model", "known_dataset", "known_model"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}")
+
+
+def check_name(name: str | None) -> str | None:
+    """A name for an upload. Raises InvalidInput."""
+    if name is not None and (_NAME.fullmatch(name) is None or digest_hex(name) is not None):
+        raise InvalidInput(
+            "a name has 1 to 100 letters, digits and . _ : + -", code="invalid_name", field="name"
+        )
+    return name
+
+
+def keep_model(services: Services, upload: Upload, *, name: str | None) -> tuple[ModelSource, bool]:
+    """Look at a model file and keep it; whether it is new. Raises InvalidInput, StorageFull."""
+    kind = inspect_model(upload.writer.path, upload.filename, services.settings)
+    blob = upload.writer.publish()
+    new = services.store.record("models", blob.digest) is None
+    record = services.store.put_record(
+        "models",
+        blob.digest,
+        {
+            "id": blob.digest,
+            "format": kind,
+            "name": name or upload.filename,
+            "size": blob.size,
+            "created_at": rfc3339(now()),
+        },
+    )
+    return _model_source(record), new
+
+
+def keep_dataset(services: Services, form: Form, *, name: str | None) -> tuple[DatasetSource, bool]:
+    """Look at the form's data set and keep it; whether it is new.
+
+    Its id is the file's digest; that of a pair is the digest of both digests.
+    """
+    data, labels = form.files["dataset"], form.files.get("dataset_labels")
+    facts = inspect_dataset(
+        data.writer.path,
+        data.filename,
+        services.settings,
+        labels=labels.writer.path if labels else None,
+    )
+    size = data.writer.size
+    first = data.writer.publish().digest
+    if labels is None:
+        identity, blobs = first, {"file": first}
+    else:
+        size += labels.writer.size
+        second = labels.writer.publish().digest
+        identity = "sha256:" + hashlib.sha256(f"{first}\n{second}\n".encode()).hexdigest()
+        blobs = {"images": first, "labels": second}
+    new = services.store.record("datasets", identity) is None
+    record = services.store.put_record(
+        "datasets",
+        identity,
+        {
+            "id": identity,
+            "format": facts.format,
+            # A file name always has a suffix, so it never takes a registered name by accident.
+            "name": name or data.filename,
+            "size": size,
+            "samples": facts.samples,
+            "shape": facts.shape,
+            "labels": facts.labels,
+            "blobs": blobs,
+            "created_at": rfc3339(now()),
+        },
+    )
+    return uploaded_source(record), new
+
+
+def known_model(services: Services, model_id: str) -> ModelSource:
+    """The uploaded model of this id. Raises InvalidInput."""
+    record = services.store.record("models", model_id)
+    if record is None:
+        raise InvalidInput(
+            f"there is no model {model_id[:100]!r}",
+            code="unknown_model",
+            hint="POST /models first, or send the file as model",
+            field="model_id",
+        )
+    return _model_source(record)
+
+
+def known_dataset(services: Services, text: str, *, field: str) -> DatasetSource:
+    """The data set of this id or name. Raises InvalidInput."""
+    return resolve_dataset(text, services.store, services.settings, field=field)
+
+
+def _model_source(record: dict[str, Any]) -> ModelSource:
+    return ModelSource(
+        digest=record["id"], format=record["format"], name=record["name"], size=record["size"]
+    )

@@ -1,0 +1,53 @@
+"""The HTTP application: routers, error handling, start and stop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from service.api import catalogue, certify, datasets, health, jobs, models, reports
+from service.contract.settings import Settings
+from service.failures import install_handlers
+from service.services import Services
+
+__all__ = ["create_app"]
+
+_DESCRIPTION = """Certified robustness as a service: post a classifier, a data set and a threat
+model; get back what no perturbation inside it can change. Errors are RFC 9457 problem details."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; without ``settings`` the environment is read (uvicorn's ``--factory``)."""
+    chosen = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = await to_thread.run_sync(Services.start, chosen)
+        app.state.services = services
+        try:
+            yield
+        finally:
+            await to_thread.run_sync(services.close)
+
+    app = FastAPI(
+        title="certserve",
+        version=_version(),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    install_handlers(app)
+    for module in (certify, jobs, reports, models, datasets, catalogue, health):
+        app.include_router(module.router)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("certserve")
+    except PackageNotFoundError:
+        return "0"

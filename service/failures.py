@@ -1,0 +1,83 @@
+"""Every error as ``application/problem+json``, whoever raised it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.contract.problems import InternalError, InvalidInput, Problem, Unavailable
+
+__all__ = ["install_handlers", "problem_response"]
+
+_log = logging.getLogger(__name__)
+
+_RETRY_S = {"503": "2", "507": "60"}
+
+
+def problem_response(
+    problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any
+) -> JSONResponse:
+    """The answer to a problem; ``members`` are further members of the object."""
+    found = dict(headers or {})
+    if str(problem.status) in _RETRY_S:
+        found.setdefault("Retry-After", _RETRY_S[str(problem.status)])
+    return JSONResponse(
+        {**problem.to_dict(), **members},
+        status_code=problem.status,
+        headers=found,
+        media_type="application/problem+json",
+    )
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Give the app a handler for everything that can be raised."""
+
+    @app.exception_handler(Problem)
+    async def _stated(_request: Request, problem: Problem) -> Response:
+        if problem.status >= 500:
+            _log.error("%s", problem, exc_info=problem)
+        return problem_response(problem)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        problem = InvalidInput(f"{place}: {first['msg']}", code="invalid_request", field=place)
+        return problem_response(problem)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        phrase = HTTPStatus(error.status_code).phrase
+        detail = f"{request.method} {request.url.path[:200]}: {phrase.lower()}"
+        problem = Problem(detail, code=phrase.lower().replace(" ", "_").replace("-", "_"))
+        problem.status, problem.title = error.status_code, phrase
+        return problem_response(problem, headers=error.headers)
+
+    @app.exception_handler(RedisError)
+    async def _redis(_request: Request, error: RedisError) -> Response:
+        _log.warning("Redis is away: %s", error)
+        return problem_response(
+            Unavailable(
+                "the job ledger (Redis) is away",
+                code="redis_unavailable",
+                hint="nothing accepted is lost; ask again",
+            )
+        )
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody is there to read it
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_request: Request, _error: Exception) -> Response:
+        # Starlette raises it again after this answer, so that the server logs the traceback.
+        return problem_response(InternalError("something went wrong here; the log says what"))

@@ -1,0 +1,173 @@
+"""Use cases of jobs: submit (record first, ring second), look up, wait, list."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Literal
+
+from anyio import to_thread
+from redis.exceptions import RedisError
+
+from service.contract.ids import is_job_id, new_job_id
+from service.contract.journal import Journal
+from service.contract.ledger import JobState, Ledger
+from service.contract.outcomes import outcome_state
+from service.contract.problems import InvalidInput, NotFound
+from service.contract.schemas import (
+    TERMINAL,
+    DatasetSource,
+    JobError,
+    JobRecord,
+    JobSubmission,
+    ModelSource,
+    Progress,
+    Spec,
+)
+from service.contract.store import Store
+from service.contract.times import now, rfc3339
+from service.queue import Bell
+
+__all__ = ["Jobs", "check_fit", "record"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+
+
+def check_fit(spec: Spec, model: ModelSource, dataset: DatasetSource) -> None:
+    """Raises InvalidInput where spec, model and data cannot belong together."""
+    if model.format == "onnx" and spec.architecture is not None:
+        raise InvalidInput(
+            "an ONNX file brings its own architecture; leave spec.architecture out",
+            code="unexpected_architecture",
+            field="spec.architecture",
+        )
+    if model.format != "onnx" and spec.architecture is None:
+        raise InvalidInput(
+            "a state dict holds weights only: spec.architecture must say what they belong to",
+            code="missing_architecture",
+            hint="a name of GET /architectures, or a layer list",
+            field="spec.architecture",
+        )
+    if dataset.samples is not None and spec.indices is not None:
+        beyond = [index for index in spec.indices if index >= dataset.samples]
+        if beyond:
+            raise InvalidInput(
+                f"index {beyond[0]} is beyond the {dataset.samples} samples of the data set",
+                code="invalid_indices",
+                field="spec.indices",
+            )
+
+
+class Jobs:
+    """All that endpoints do with jobs; one per process."""
+
+    def __init__(self, store: Store, ledger: Ledger, journal: Journal, bell: Bell) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._journal = journal
+        self._bell = bell
+
+    async def submit(
+        self,
+        kind: Literal["certify", "train"],
+        spec: Spec,
+        model: ModelSource,
+        dataset: DatasetSource,
+        *,
+        principal: str,
+    ) -> JobRecord:
+        """Accept a job: on disk before this returns. Raises StorageFull, Unavailable."""
+        submission = JobSubmission(
+            id=new_job_id(),
+            kind=kind,
+            spec=spec.normal(),
+            model=model,
+            dataset=dataset,
+            created_at=rfc3339(now()),
+            principal=principal,
+        )
+        await asyncio.wrap_future(self._journal.append(submission))
+        try:
+            await to_thread.run_sync(self._ledger.create, submission)
+        except RedisError as error:
+            # Accepted is accepted: the reconciler enters the job once Redis is back.
+            _log.warning("job %s waits for Redis: %s", submission.id, error)
+        else:
+            self._bell.ring(submission.id)
+        return record(_new_state(submission))
+
+    def state(self, job_id: str) -> JobState:
+        """The job; what disk says of its end wins over Redis. Raises NotFound, RedisError."""
+        if not is_job_id(job_id):
+            raise _unknown(job_id)
+        ended = outcome_state(self._store, job_id)
+        if ended is not None:
+            return ended
+        state = self._ledger.get(job_id)
+        if state is None:
+            raise _unknown(job_id)
+        return state
+
+    async def wait(self, job_id: str, wait_s: float) -> JobState:
+        """The job once it has ended, or as it is after ``wait_s`` seconds."""
+        deadline = now() + wait_s
+        while True:
+            state = await to_thread.run_sync(self.state, job_id)
+            left = deadline - now()
+            if state.status in TERMINAL or left <= 0:
+                return state
+            await asyncio.sleep(min(_POLL_S, left))
+
+    def page(
+        self, *, kind: str | None, status: str | None, cursor: str | None, limit: int
+    ) -> tuple[list[JobRecord], str | None]:
+        """Jobs, newest first, and the cursor of the next page. Raises RedisError."""
+        if cursor is not None and not is_job_id(cursor):
+            raise InvalidInput("this cursor is none of ours", code="invalid_cursor", field="cursor")
+        ids = self._ledger.ids(kind=kind, status=status, before=cursor, limit=limit + 1)
+        states = self._ledger.get_many(ids[:limit])
+        return [record(state) for state in states], ids[limit - 1] if len(ids) > limit else None
+
+
+def _new_state(submission: JobSubmission) -> JobState:
+    """The state of a job that was accepted this moment."""
+    return JobState(
+        submission=submission,
+        status="queued",
+        progress=Progress(),
+        started_at=None,
+        finished_at=None,
+        error=None,
+        model_id=submission.model.digest if submission.model else None,
+    )
+
+
+def record(state: JobState) -> JobRecord:
+    """The job as the API shows it."""
+    submission = state.submission
+    base = f"/jobs/{submission.id}"
+    return JobRecord.model_validate(
+        {
+            "id": submission.id,
+            "kind": submission.kind,
+            "status": state.status,
+            "progress": state.progress,
+            "created_at": submission.created_at,
+            "started_at": state.started_at,
+            "finished_at": state.finished_at,
+            "error": None if state.error is None else JobError.model_validate(state.error),
+            "model_id": state.model_id,
+            "dataset_id": submission.dataset.id if submission.dataset else None,
+            "links": {
+                "self": base,
+                "report": f"{base}/report" if state.status == "succeeded" else None,
+                "model": f"/models/{state.model_id}" if state.model_id else None,
+            },
+        }
+    )
+
+
+def _unknown(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id[:64]!r}", code="unknown_job")

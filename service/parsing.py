@@ -1,0 +1,69 @@
+"""From JSON text to values that cannot be wrong, or a problem that names the field at fault."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from service.contract.problems import InvalidInput, Malformed, Problem
+
+__all__ = ["parse_json", "parse_model", "problem_of"]
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+#: Codes of pydantic's error types that scripts rely on; our own types are codes already.
+_CODES = {"extra_forbidden": "unknown_field", "missing": "missing_field"}
+_OWN = frozenset(
+    {
+        "invalid_epsilon",
+        "invalid_indices",
+        "invalid_normalization",
+        "unknown_architecture",
+        "unknown_method",
+        "unsupported_norm",
+    }
+)
+
+
+def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
+    """The value of a JSON text. Raises Malformed; NaN and Infinity are no JSON."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+        # Half a surrogate pair is valid JSON, but cannot be written to disk or sent back.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        where = "the body" if field is None else field
+        raise Malformed(
+            f"{where} is no JSON: {reason[:200]}", code="invalid_json", field=field
+        ) from error
+    return value
+
+
+def parse_model(kind: type[Parsed], value: Any, *, field: str, code: str) -> Parsed:
+    """``value`` as a ``kind``; errors without a code of their own get ``code``."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise problem_of(error, field=field, code=code) from error
+
+
+def problem_of(error: ValidationError, *, field: str, code: str) -> Problem:
+    """The problem of the first error; the others are listed in the hint."""
+    rows = error.errors(include_url=False, include_input=False, include_context=False)
+    # What is unknown or missing explains more than what follows from it.
+    rows.sort(key=lambda row: row["type"] not in _CODES)
+    first = rows[0]
+    places = [".".join([field, *(str(part) for part in row["loc"])])[:200] for row in rows]
+    detail = f"{places[0]}: {first['msg']}"
+    others = [f"{place}: {row['msg']}" for place, row in zip(places[1:6], rows[1:6], strict=True)]
+    kind = first["type"]
+    found = _CODES.get(kind) or (kind if kind in _OWN else code)
+    hint = "also: " + "; ".join(others) if others else None
+    return InvalidInput(detail, code=found, field=places[0], hint=hint)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,212 @@
+"""Data set files as far as headers tell: npz, idx pairs, zips of class folders."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy
+
+from service.contract.problems import InvalidInput, Unsupported
+from service.contract.settings import Settings
+from service.uploads.archives import zip_directory
+
+__all__ = ["DATASET_SUFFIXES", "DatasetFacts", "DatasetFormat", "dataset_format", "inspect_dataset"]
+
+DatasetFormat = Literal["npz", "images_zip", "idx"]
+
+#: Format by suffix of the file's name.
+DATASET_SUFFIXES: dict[str, DatasetFormat] = {".npz": "npz", ".zip": "images_zip", ".gz": "idx"}
+
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp"})
+_X_TYPES = frozenset({"u1", "f2", "f4", "f8"})
+_MAX_NPY_HEADER = 10_000
+_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the headers say; ``samples`` is None where only the worker can count."""
+
+    format: DatasetFormat
+    samples: int | None
+    shape: list[int] | None
+    labels: bool
+
+
+def dataset_format(filename: str) -> DatasetFormat:
+    """The format that the file's suffix names. Raises Unsupported."""
+    found = DATASET_SUFFIXES.get(Path(filename).suffix.lower())
+    if found is None:
+        raise Unsupported(
+            f"no data set format is known by the name {filename[:200]!r}",
+            hint=f"known suffixes: {', '.join(DATASET_SUFFIXES)}",
+            field="dataset",
+        )
+    return found
+
+
+def inspect_dataset(
+    path: Path, filename: str, settings: Settings, *, labels: Path | None = None
+) -> DatasetFacts:
+    """Format, number of samples and shape. Raises InvalidInput where the bytes cannot be right.
+
+    ``labels`` is the second file of an idx pair.
+    """
+    kind = dataset_format(filename)
+    if path.stat().st_size == 0 or (labels is not None and labels.stat().st_size == 0):
+        raise InvalidInput("the data set file is empty", code="empty_file", field="dataset")
+    if labels is not None and kind != "idx":
+        raise InvalidInput(
+            "dataset_labels belongs to an idx (.gz) pair only", field="dataset_labels"
+        )
+    try:
+        if kind == "npz":
+            return _inspect_npz(path, settings)
+        if kind == "idx":
+            return _inspect_idx(path, labels, settings)
+        return _inspect_images(path, settings)
+    except InvalidInput as problem:
+        problem.field = problem.field or "dataset"
+        raise
+
+
+def _invalid(
+    detail: str, *, code: str = "invalid_dataset", hint: str | None = None
+) -> InvalidInput:
+    return InvalidInput(detail, code=code, hint=hint)
+
+
+def _check_count(samples: int, settings: Settings) -> None:
+    if samples < 1:
+        raise _invalid("the data set holds no sample", code="empty_dataset")
+    if samples > settings.max_samples:
+        raise _invalid(f"the data set holds {samples} samples, more than {settings.max_samples}")
+
+
+def _inspect_npz(path: Path, settings: Settings) -> DatasetFacts:
+    members = {m.filename: m for m in zip_directory(path, settings, code="invalid_npz")}
+    if "x.npy" not in members:
+        raise _invalid(
+            f"the npz holds {sorted(members)[:10]}, but no array 'x'",
+            hint="numpy.savez(path, x=images, y=labels)",
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            with archive.open(members["x.npy"]) as file:
+                dtype, shape = _npy_header(file, members["x.npy"], "x")
+            if dtype.str[1:] not in _X_TYPES or dtype.names is not None:
+                raise _invalid(f"x has type {dtype}; uint8 or float in [0,1] is needed")
+            if not 2 <= len(shape) <= 5 or 0 in shape[1:]:
+                raise _invalid(f"x has shape {shape}; [N,D], NHWC or NCHW is needed")
+            _check_count(shape[0], settings)
+            if "y.npy" in members:
+                with archive.open(members["y.npy"]) as file:
+                    _check_labels(file, members["y.npy"], shape[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise _invalid(f"the npz is damaged: {error}", code="invalid_npz") from error
+    return DatasetFacts("npz", shape[0], list(shape[1:]), "y.npy" in members)
+
+
+def _npy_header(
+    file: IO[bytes], member: zipfile.ZipInfo, name: str
+) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of an array; its bytes must be as many as it claims."""
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file, max_header_size=_MAX_NPY_HEADER)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise _invalid(f"array {name} has no readable header", code="invalid_npz") from error
+    if dtype.hasobject:
+        raise _invalid(
+            f"array {name} holds Python objects, which are pickles",
+            code="pickle_refused",
+            hint="store plain numbers",
+        )
+    if any(size < 0 for size in shape) or (
+        math.prod(shape) * dtype.itemsize != member.file_size - file.tell()
+    ):
+        raise _invalid(f"array {name} claims {shape} of {dtype}, which is not what the file holds")
+    return dtype, tuple(int(size) for size in shape)
+
+
+def _check_labels(file: IO[bytes], member: zipfile.ZipInfo, samples: int) -> None:
+    dtype, shape = _npy_header(file, member, "y")
+    if dtype.kind not in "iu":
+        raise _invalid(
+            f"y has type {dtype}; class numbers are needed", hint="y.astype(numpy.int64)"
+        )
+    if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)):
+        raise _invalid(f"y has shape {shape}; one class number per sample is needed")
+    if shape[0] != samples:
+        raise _invalid(f"x holds {samples} samples and y {shape[0]} labels", code="length_mismatch")
+    while chunk := file.read(_CHUNK):
+        if int(np.frombuffer(chunk, dtype=dtype).min()) < 0:
+            raise _invalid("y holds a negative label", code="invalid_labels")
+
+
+def _inspect_idx(path: Path, labels: Path | None, settings: Settings) -> DatasetFacts:
+    if labels is None:
+        raise InvalidInput(
+            "an idx data set is a pair: send the labels as dataset_labels",
+            code="missing_field",
+            field="dataset_labels",
+        )
+    samples, *shape = _idx_header(path, (3, 4), "dataset")
+    (count,) = _idx_header(labels, (1,), "dataset_labels")
+    if samples != count:
+        raise _invalid(f"there are {samples} images and {count} labels", code="length_mismatch")
+    _check_count(samples, settings)
+    if 0 in shape:
+        raise _invalid(f"the images have shape {shape}")
+    if samples * math.prod(shape) > settings.max_inflated_bytes:
+        raise _invalid("the images inflate to too many bytes", code="decompression_bomb")
+    return DatasetFacts("idx", samples, shape, True)
+
+
+def _idx_header(path: Path, ranks: tuple[int, ...], field: str) -> list[int]:
+    """Sizes of an idx array of bytes; only its first bytes are inflated."""
+    try:
+        with gzip.open(path) as file:
+            magic = file.read(4)
+            rank = magic[3] if len(magic) == 4 and magic[:3] == b"\0\0\x08" else 0
+            sizes = file.read(4 * rank)
+            if rank not in ranks or len(sizes) != 4 * rank:
+                raise InvalidInput(
+                    f"{field} is no idx file of bytes with {' or '.join(map(str, ranks))} axes",
+                    code="invalid_idx",
+                    field=field,
+                )
+            return list(struct.unpack(f">{rank}I", sizes))
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidInput(
+            f"{field} is no gzip file: {error}", code="invalid_idx", field=field
+        ) from error
+
+
+def _inspect_images(path: Path, settings: Settings) -> DatasetFacts:
+    members = zip_directory(path, settings, code="invalid_zip")
+    classes: set[str] = set()
+    images = 0
+    for member in members:
+        name = PurePosixPath(member.filename)
+        hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
+        if hidden or name.suffix.lower() not in _IMAGES:
+            continue
+        if len(name.parts) < 2:
+            raise _invalid(
+                f"image {member.filename!r} lies in no class folder",
+                hint="one folder per class: zebra/1.png",
+            )
+        classes.add(name.parts[-2])
+        images += 1
+    _check_count(images, settings)
+    return DatasetFacts("images_zip", images, None, True)

@@ -54,7 +54,7 @@ class _Graph:
             if isinstance(value, list)
             else value.detach().to("cpu", torch.float32).contiguous().numpy()
         )
-        name = f"constant_{len(self.constants)}"
+        name = f"constant.{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
@@ -154,7 +154,7 @@ def _normalize(
         value.reshape(-1, *ones) if value.numel() > 1 else value.reshape(())
         for value in (layer.mean, layer.std)
     )
-    centred = f"{output}_centred"
+    centred = f"{output}.centred"
     graph.node("Sub", [*inputs, graph.constant(mean)], centred)
     graph.node("Div", [centred, graph.constant(std)], output)
 
@@ -189,7 +189,7 @@ def _avg_pool(
     pads, ceil_mode = list(layer.padding), 0
     if layer.count_include_pad and any(pads):
         # Zeros laid around the image are places like any other, however many there are.
-        padded = f"{output}_padded"
+        padded = f"{output}.padded"
         _write_pad(graph, inputs[0], padded, layer.padding, 0.0, rank=3)
         inputs, pads = [padded], [0, 0, 0, 0]
     elif any(pads):

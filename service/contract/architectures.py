@@ -37,6 +37,14 @@ _ROWS = (
     Architecture("cifar-6c2f", (3, 32, 32), 10, _6C2F.format(1)),
     Architecture("cifar-6c2f-nopad", (3, 32, 32), 10, _6C2F.format(0)),
     Architecture("tiny-8c2f", (3, 64, 64), 200, _8C2F),
+    Architecture("mnist-convmed", (1, 28, 28), 10, "conv(32,5,2,2) conv(64,4,2,1) fc100 fc10"),
+    Architecture("cifar-convmed", (3, 32, 32), 10, "conv(32,5,2,2) conv(128,4,2,1) fc250 fc10"),
+    Architecture(
+        "cifar-convmedbig",
+        (3, 32, 32),
+        10,
+        "conv(32,3,1,1) conv(32,4,2,1) conv(128,4,2,1) fc250 fc10",
+    ),
 )
 
 #: Architectures by name, in the order of the table.

@@ -97,7 +97,7 @@ class Spec(Strict):
     )
     normalization: Normalization | None = None
     clip: bool = True
-    architecture: str | dict[str, JsonValue] | list[JsonValue] | None = None
+    architecture: str | dict[str, JsonValue] | None = None
     radius: bool = True
     attack: AttackSpec | None = Field(default_factory=lambda: AttackSpec())
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)

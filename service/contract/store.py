@@ -20,6 +20,7 @@ from typing import Any, Literal
 from service.contract.files import atomic_write, create_once, storage_errors, sync_folder
 from service.contract.ids import digest_hex, is_job_id
 from service.contract.problems import NotFound, TooLarge
+from service.contract.times import now
 
 __all__ = ["Blob", "BlobWriter", "Collection", "Store"]
 
@@ -124,6 +125,8 @@ class Store:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
+        #: Collection -> (time of the folder's last change, time of reading, records).
+        self._listings: dict[str, tuple[float, float, list[dict[str, Any]]]] = {}
         with storage_errors():
             for name in self._FOLDERS:
                 (data_dir / name).mkdir(parents=True, exist_ok=True)
@@ -172,14 +175,21 @@ class Store:
         return record
 
     def records(self, collection: Collection) -> Iterator[dict[str, Any]]:
-        """All of them, newest first."""
-        found = [
-            record
-            for path in (self.data_dir / collection).glob("*.json")
-            if (record := self._read_json(path)) is not None
-        ]
-        found.sort(key=lambda record: (record["created_at"], record["id"]), reverse=True)
-        return iter(found)
+        """All of them, newest first; read again only when the folder has changed."""
+        folder = self.data_dir / collection
+        changed = folder.stat().st_mtime
+        known = self._listings.get(collection)
+        # Two changes within one tick of the disk's clock look alike: trust only an old time.
+        if known is None or known[0] != changed or known[1] - changed < 1.0:
+            looked = now()
+            found = [
+                record
+                for path in folder.glob("*.json")
+                if (record := self._read_json(path)) is not None
+            ]
+            found.sort(key=lambda record: (record["created_at"], record["id"]), reverse=True)
+            known = self._listings[collection] = (changed, looked, found)
+        return iter(known[2])
 
     # job folders
 

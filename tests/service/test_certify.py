@@ -181,7 +181,7 @@ def test_a_wrong_form_is_refused_and_leaves_nothing(
     [
         (("w.safetensors", safetensors()), ("d.npz", npz()), {"architecture": "mnist-small"}),
         (("w.pt", checkpoint()), ("d.npz", npz()), {"architecture": {"layers": []}}),
-        (("W.PTH", checkpoint()), ("d.NPZ", npz()), {"architecture": [{"kind": "relu"}]}),
+        (("W.PTH", checkpoint()), ("d.NPZ", npz()), {"architecture": "mnist-4c3f"}),
         (("n.onnx", onnx_model()), ("d.zip", images_zip()), {}),
         (("n.onnx", onnx_model()), ("d.npz", npz(x=np.zeros((2, 9), np.float32))), {}),
     ],

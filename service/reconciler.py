@@ -80,10 +80,12 @@ class Reconciler:
             self._bell.ring(submission.id)
 
     def _attend_active(self) -> None:
-        active = sorted(self._ledger.active())
+        waiting = self._bell.waiting()
+        # A queued job whose ticket waits needs nothing, however many there are.
+        queued, running = self._ledger.open_jobs()
+        active = sorted(running | (queued - waiting.keys()))
         if not active:
             return
-        waiting = self._bell.waiting()
         workers = max(1, len(self._ledger.workers()))
         for start in range(0, len(active), _BATCH):
             batch = active[start : start + _BATCH]

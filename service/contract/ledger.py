@@ -295,6 +295,14 @@ class Ledger:
         """Committed items of a running job and their results."""
         return dict(self._redis.hgetall(self._key(f"job:{job_id}:done")))
 
+    def open_jobs(self) -> tuple[set[str], set[str]]:
+        """Ids of the queued and of the running jobs."""
+        pipeline = self._redis.pipeline()
+        for status in ("queued", "running"):
+            pipeline.zrange(self._status_key(status), 0, -1)
+        queued, running = pipeline.execute()
+        return set(queued), set(running)
+
     def active(self) -> set[str]:
         """Ids of all jobs that have not ended."""
         return set(self._redis.smembers(self._key("active")))

@@ -127,7 +127,10 @@ def _shaped(values: Tensor, like: Tensor) -> Tensor:
 def project(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) -> Tensor:
     """``point`` drawn back into the ball (a hair inside) and, if ``clip``, into [0, 1]."""
     move = (point - x).nan_to_num(0.0)
-    reach = epsilon * (1.0 - 1e-6)
+    # x + move rounds to float32: up to 2^-24 |x'| per coordinate.
+    size = x.flatten(1).to(torch.float64)
+    lost = size.abs().amax(1) if norm == "linf" else size.norm(dim=1)
+    reach = (epsilon - 2.0**-24 * (lost + epsilon)).clamp_min(0.0) * (1.0 - 1e-6)
     if norm == "linf":
         limit = _shaped(reach, x)
         move = torch.maximum(torch.minimum(move, limit), -limit)

@@ -173,7 +173,7 @@ def _run_bounds(
     request: CertificationRequest,
     spent: Callable[[], bool],
 ) -> None:
-    cap = largest_distance(tuple(block.x.shape[1:]), request.norm) if request.clip else math.inf
+    cap = largest_distance(tuple(block.x.shape[1:]), request.norm, request.clip)
     for bound in bounds:
         if bound.radius is not None:
             rows = block.correct.nonzero().flatten()
@@ -191,7 +191,7 @@ def _run_bounds(
             rows = (block.correct & (block.proved < epsilon) & (block.failed > epsilon)).nonzero()
             rows = rows.flatten()
             if not rows.numel():
-                break
+                continue
             proved = verifier.proves(
                 bound, block.x[rows], block.labels[rows], tried[rows], block.margin[rows]
             )
@@ -261,7 +261,8 @@ def _run_attack(
         if not rows.numel():
             continue
         reach = torch.where(certified[rows], AUDIT_SHARE * epsilon, epsilon)
-        reach = reach.clamp_max(4.0 * largest_distance(tuple(block.x.shape[1:]), request.norm))
+        # Huge balls are attacked where pixels live.
+        reach = reach.clamp_max(4 * largest_distance(tuple(block.x.shape[1:]), request.norm, True))
         found, points = attack(
             network,
             deployed,

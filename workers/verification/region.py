@@ -52,13 +52,14 @@ class Region:
 
     @property
     def cap(self) -> float:
-        """An epsilon beyond which the region does not grow (infinite without ``clip``)."""
-        return largest_distance(tuple(self.x.shape[1:]), self.norm) if self.clip else math.inf
+        """An epsilon beyond which the region does not grow."""
+        return largest_distance(tuple(self.x.shape[1:]), self.norm, self.clip)
 
 
-def largest_distance(shape: tuple[int, ...], norm: str) -> float:
-    """Largest distance between two points of [0, 1]^d: sqrt(d) in l2, 1 in linf."""
-    return math.sqrt(math.prod(shape)) if norm == "l2" else 1.0
+def largest_distance(shape: tuple[int, ...], norm: str, clip: bool) -> float:
+    """A distance that no two inputs exceed: [0, 1]^d with ``clip``, else all finite float32."""
+    side = 1.0 if clip else 7e38
+    return side * (math.sqrt(math.prod(shape)) if norm == "l2" else 1.0)
 
 
 def _outward(tensor: Tensor, dtype: torch.dtype, direction: int) -> Tensor:

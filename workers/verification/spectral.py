@@ -23,8 +23,9 @@ __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_it
 
 #: Operators whose smaller side is at most this are materialised and their norm is exact.
 EXACT_SIDE = 2048
-#: Wide kernels on small maps, where circulant bounds lose percents, are proved by Cholesky instead.
-WIDE_TAPS, SMALL_GRID, CHOLESKY_SIDE = 4, 32, 8192
+#: Kernels wider than this share of the grid lose percents in circulant bounds; there operators whose
+#: smaller side is at most ``CHOLESKY_SIDE`` get a bound proved by a Cholesky factorisation.
+WIDE, CHOLESKY_SIDE = 0.12, 8192
 #: Largest side of which a dense matrix' Gram eigenvalues are computed.
 DENSE_SIDE = 4608
 _U64 = 2.0**-53
@@ -215,8 +216,8 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, *, floor: float) -> flo
             bound = min(bound, twisted)
             break
         bound = min(bound, twisted)
-    wide = max(blocks.shape[2], blocks.shape[3]) >= WIDE_TAPS and min(grid) <= SMALL_GRID
-    if wide and min(inputs, outputs) <= CHOLESKY_SIDE:
+    wide = any((t - 1) / n > WIDE for t, n in zip(blocks.shape[2:], grid, strict=True))
+    if wide and 8 <= min(inputs, outputs) <= CHOLESKY_SIDE:
         bound = min(bound, _cholesky_norm(kernel, geometry, (out_channels, height, width)))
     return bound
 

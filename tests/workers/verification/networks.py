@@ -1,0 +1,198 @@
+"""Small networks of every kind, random and hostile, that the soundness tests certify and attack."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.layers import (
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Divide,
+    Layer,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Multiply,
+    Normalize,
+    Pad,
+    Permute,
+    ReLU,
+    Reshape,
+    Shift,
+)
+from models.network import INPUT, Network
+
+
+class Builder:
+    """Grows a network layer by layer, with random weights from one seed."""
+
+    def __init__(self, shape: tuple[int, ...], seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.random = np.random.default_rng(seed)
+        self.input_shape = shape
+        self.shape = shape
+        self.last = INPUT
+        self.rows: list[tuple[str, Layer, tuple[str, ...]]] = []
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def add(self, layer: Layer, *inputs: str) -> str:
+        name = f"n{len(self.rows)}"
+        self.rows.append((name, layer, inputs or (self.last,)))
+        if not inputs:
+            self.shape = layer.output_shape(self.shape)
+        self.last = name
+        return name
+
+    def conv(self, out: int, kernel: int, **options: object) -> None:
+        groups = int(options.get("groups", 1))  # type: ignore[call-overload]
+        fan_in = self.shape[0] // groups * kernel * kernel
+        weight = self.normal(out, self.shape[0] // groups, kernel, kernel) * fan_in**-0.5
+        self.add(Conv2d(weight, 0.1 * self.normal(out), **options))  # type: ignore[arg-type]
+
+    def flatten(self) -> None:
+        self.add(Reshape(shape=(int(np.prod(self.shape)),)))
+
+    def linear(self, out: int) -> None:
+        fan_in = self.shape[0]
+        self.add(Linear(self.normal(out, fan_in) * fan_in**-0.5, 0.1 * self.normal(out)))
+
+    def batch_norm(self) -> None:
+        channels = self.shape[0]
+        self.add(
+            BatchNorm(
+                self.normal(channels),
+                self.normal(channels),
+                self.normal(channels),
+                self.normal(channels).square() + 0.05,
+            )
+        )
+
+    def build(self) -> Network:
+        return Network(self.input_shape, self.rows).eval()
+
+
+def random_network(seed: int, *, scale: float = 1.0) -> Network:
+    """Convolutions, pools, batch norm, residual sums, constants: another mixture for every seed.
+
+    ``scale`` multiplies the first weights by it and the last ones by its inverse.
+    """
+    b = Builder((2, 8, 8), seed)
+    pick = b.random.integers
+    if pick(2):
+        b.add(Normalize(torch.tensor([0.4, 0.5]), torch.tensor([0.2, 0.3])))
+    if pick(2):
+        b.add(Pad(padding=(1, 0, 0, 2), value=float(pick(2)) * 0.3))
+    kernel, stride = int(pick(1, 5)), int(pick(1, 3))
+    padding = tuple(int(p) for p in pick(0, 3, 4))
+    b.conv(4, kernel, stride=stride, padding=padding, groups=int(pick(1, 3)))
+    first = b.rows[-1][1]
+    if pick(2):
+        b.batch_norm()
+    b.add(LeakyReLU(slope=0.1) if pick(3) == 0 else ReLU())
+    if pick(2):
+        b.add(Multiply(b.normal(4, 1, 1)))
+        b.add(Shift(b.normal(4, 1, 1)))
+        b.add(Divide(b.normal(1).abs() + 0.5))
+    pool = int(pick(4))
+    if pool == 1:
+        b.add(MaxPool2d(kernel=3, stride=int(pick(1, 3)), padding=1))
+    elif pool == 2:
+        b.add(AvgPool2d(kernel=3, stride=2, padding=1, count_include_pad=bool(pick(2))))
+    if pick(2):
+        before, shape = b.last, b.shape
+        b.conv(4, 3, padding=1, dilation=1)
+        b.add(ReLU())
+        b.conv(4, 3, padding=2, dilation=2)
+        assert b.shape == shape
+        b.add(Add(), b.last, before)
+        b.add(ReLU())
+    if pick(2):
+        b.add(Permute(axes=(1, 2, 0)))
+    b.flatten()
+    b.linear(12)
+    b.add(ReLU())
+    b.linear(4)
+    last = b.rows[-1][1]
+    with torch.no_grad():
+        first.weight.mul_(scale)
+        last.weight.div_(scale)
+    if pick(4) == 0:
+        b.add(Multiply(torch.tensor(0.5)))
+    return b.build()
+
+
+def dense_network(sizes: list[int], seed: int, *, scale: float = 1.0) -> Network:
+    """A fully connected ReLU network of these sizes."""
+    b = Builder((sizes[0],), seed)
+    for size in sizes[1:-1]:
+        b.linear(size)
+        b.add(ReLU())
+    b.linear(sizes[-1])
+    with torch.no_grad():
+        b.rows[0][1].weight.mul_(scale)
+    return b.build()
+
+
+def adversarial_float32(
+    network: Network, x: Tensor, generator: torch.Generator, *, unit: float = 2.0**-24
+) -> Tensor:
+    """One possible float32 evaluation, [batch, classes] float64, with errors as large as allowed.
+
+    Each layer is evaluated in float64 and then every output moved by up to gamma_n times the
+    magnitude |W| |x| + |b|, in a random direction: what some summation order might do.
+    """
+    values = {INPUT: x.to(torch.float64)}
+    double = Network.from_description(network.description(), network.state_dict()).double()
+    for node in network.nodes:
+        layer = double.layer(node.name)
+        inputs = [values[source] for source in node.inputs]
+        exact = layer(*inputs)
+        magnitude, terms = _magnitude(layer, inputs)
+        noise = torch.rand(exact.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        if int(torch.randint(2, (1,), generator=generator)):
+            noise = noise.sign()
+        values[node.name] = exact + noise * (terms * unit) * magnitude
+    return values[network.nodes[-1].name]
+
+
+def _magnitude(layer: Layer, inputs: list[Tensor]) -> tuple[Tensor, int]:
+    size = inputs[0].abs()
+    if isinstance(layer, Conv2d | Linear):
+        bias = None if layer.bias is None else layer.bias.abs()
+        twin = (
+            Linear(layer.weight.abs(), bias)
+            if isinstance(layer, Linear)
+            else Conv2d(
+                layer.weight.abs(),
+                bias,
+                stride=layer.stride,
+                padding=layer.padding,
+                dilation=layer.dilation,
+                groups=layer.groups,
+            )
+        )
+        return twin(size), layer.weight[0].numel() + 1
+    if isinstance(layer, Normalize):
+        return Normalize(-layer.mean.abs(), layer.std.abs())(size), 2
+    if isinstance(layer, BatchNorm):
+        scale = layer.weight.abs() / (layer.var + layer.eps).sqrt()
+        shape = (-1, *([1] * (size.dim() - 2)))
+        shift = (layer.mean.abs() * scale + layer.bias.abs()).reshape(shape)
+        return size * scale.reshape(shape) + shift, 6
+    if isinstance(layer, AvgPool2d):
+        return layer(size), layer.kernel[0] * layer.kernel[1] + 1
+    if isinstance(layer, Multiply | Divide):
+        return layer(inputs[0]).abs(), 1
+    if isinstance(layer, Shift):
+        return size + layer.value.abs(), 1
+    if isinstance(layer, Add):
+        return size + inputs[1].abs(), 1
+    if isinstance(layer, LeakyReLU):
+        return layer(inputs[0]).abs() * (inputs[0] < 0), 1
+    return torch.zeros(1, dtype=torch.float64), 0

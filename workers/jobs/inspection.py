@@ -97,6 +97,12 @@ def _load_model(
     uploaded_onnx = model["format"] == "onnx"
     if uploaded_onnx:
         network = import_onnx(path)
+    elif model["architecture"] is None:
+        raise ModelError(
+            "a state dict holds weights but no graph",
+            code="missing_architecture",
+            hint='name one in the spec: "architecture": "cifar-6c2f", or a layer list',
+        )
     else:
         network = load_checkpoint(path, model["format"], model["architecture"])
     if normalization is not None:

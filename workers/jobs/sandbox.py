@@ -28,6 +28,9 @@ PR_SET_NO_NEW_PRIVS = 38
 #: What is kept of the child's error output.
 TAIL_BYTES = 4096
 
+#: What Python, C++, torch and the loader say when the address space is used up.
+OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "allocate memory", "failed to map segment")
+
 #: How often the parent looks whether it should stop the child.
 POLL_S = 0.2
 
@@ -58,9 +61,7 @@ class ChildEnded:
         return (
             self.timed_out
             or self.status in (-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGKILL)
-            or "bad_alloc" in self.tail
-            or "MemoryError" in self.tail
-            or "can't allocate memory" in self.tail
+            or any(sign in self.tail for sign in OUT_OF_MEMORY)
         )
 
 

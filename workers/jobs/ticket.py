@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -50,10 +51,18 @@ PROGRESS_S = 0.5
 def run(job_id: str) -> None:
     """Work on a job for as long as it has free items and the ticket's budget lasts."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("rq.worker").setLevel(logging.WARNING)
+    # torch takes seconds to import: begin while the inspection child, which needs it too, runs.
+    threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
     settings = Settings()
     store = Store(settings.data_dir)
     ledger = Ledger(connect(settings, retries=8), settings)
     Ticket(settings, store, ledger, job_id).work()
+
+
+def _warm_up() -> None:
+    import workers.jobs.certify
+    import workers.jobs.merge  # noqa: F401
 
 
 class Ticket:
@@ -119,12 +128,16 @@ class Ticket:
             lease_note.write(None)
 
     def _fault(self, submission: JobSubmission, lease: Lease, error: Exception) -> None:
-        """An exception with a code states a problem; any other counts as a try of the item."""
+        """An exception with a code states a problem; any other counts as a try of the item.
+
+        A RuntimeError with a code is a broken promise of ours (a certified sample that an attack
+        breaks, a report that contradicts itself): the job fails loudly and is not tried again.
+        """
         code = getattr(error, "code", None)
         logger.error("job %s: %s failed", self.job_id, lease.item, exc_info=error)
         text = f"{type(error).__name__}: {error}"
-        if code == "internal_error":
-            self._conclude(submission, "failed", InternalError(str(error), code="internal_error"))
+        if isinstance(code, str) and isinstance(error, RuntimeError):
+            self._conclude(submission, "failed", InternalError(str(error), code=code))
         elif isinstance(code, str):
             hint = getattr(error, "hint", None) or None
             self._conclude(submission, "failed", InvalidInput(str(error), code=code, hint=hint))

@@ -1,0 +1,198 @@
+"""A ticket takes a job from its upload to its report, and states what is wrong with an upload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from service.contract.ledger import Lease
+from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
+from workers.jobs.ticket import Ticket
+
+
+def work(corridor: Corridor, job_id: str) -> None:
+    Ticket(corridor.settings, corridor.store, corridor.ledger, job_id).work()
+
+
+def test_from_upload_to_report(corridor: Corridor) -> None:
+    job = corridor.submit()
+    work(corridor, job.id)
+    outcome = corridor.outcome(job, 0)
+    assert outcome["status"] == "succeeded", outcome["error"]
+    report = corridor.store.read_json(corridor.store.report_path(job.id))
+    assert report is not None
+    assert report["dataset"]["samples"] == 30
+    assert report["parity"]["max_difference"] <= report["parity"]["budget"]
+    for row in report["results"]:
+        assert row["certified_accuracy"] <= row["attack_accuracy"] <= report["clean_accuracy"]
+    assert len(corridor.store.samples_path(job.id).read_text().splitlines()) == 30
+    state = corridor.ledger.get(job.id)
+    assert state is not None
+    assert (state.status, state.progress.done, state.progress.total) == ("succeeded", 30, 30)
+
+
+def test_the_same_job_gives_the_same_result(corridor: Corridor) -> None:
+    """Digest for digest with the same shards; the same verdicts and radii with other shards."""
+    reports = []
+    for size in (7, 7, 30):
+        corridor.settings = corridor.settings.model_copy(update={"samples_per_shard": size})
+        job = corridor.submit()
+        work(corridor, job.id)
+        assert corridor.outcome(job, 0)["status"] == "succeeded"
+        report = corridor.store.read_json(corridor.store.report_path(job.id))
+        assert report is not None
+        reports.append(report)
+    first, again, whole = reports
+    assert first["result_digest"] == again["result_digest"]
+    assert first["results"] == whole["results"]
+    assert first["radius"]["mean"] == pytest.approx(whole["radius"]["mean"], rel=1e-9)
+
+
+def test_finished_work_is_not_done_again(corridor: Corridor) -> None:
+    """A Redis that lost everything: prepared files and shards on disk are taken as they are."""
+    job = corridor.submit()
+    work(corridor, job.id)
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in corridor.store.job_dir(job.id).rglob("*")
+        if path.is_file()
+    }
+    corridor.store.outcome_path(job.id).unlink()
+    corridor.redis.flushall()
+    corridor.ledger.create(job)
+    work(corridor, job.id)
+    assert corridor.outcome(job, 0)["status"] == "succeeded"
+    changed = [path.name for path, then in before.items() if path.stat().st_mtime_ns != then]
+    assert changed == ["outcome.json"]
+
+
+def broken(corridor: Corridor, what: str) -> tuple[Path, Path]:
+    model, data = tiny_onnx(corridor.folder / "m.onnx"), tiny_npz(corridor.folder / "d.npz")
+    if what == "protobuf":
+        model.write_bytes(b"\x08\x07" + b"no model at all" * 9)
+    elif what == "nan weights":
+        graph = onnx.load(str(model))
+        values = numpy_helper.to_array(graph.graph.initializer[0]).copy()
+        values[0] = np.nan
+        graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w0"))
+        onnx.save(graph, str(model))
+    elif what == "operator":
+        graph = onnx.load(str(model))
+        graph.graph.node[1].op_type = "Erf"
+        onnx.save(graph, str(model))
+    elif what == "labels":
+        np.savez(data, x=np.zeros((4, 6, 6, 1), dtype=np.uint8), y=np.array([0, 1, 2, 3]))
+    elif what == "shape":
+        np.savez(data, x=np.zeros((4, 7, 7, 1), dtype=np.uint8), y=np.zeros(4, dtype=int))
+    elif what == "range":
+        np.savez(data, x=np.full((4, 1, 6, 6), 200.0), y=np.zeros(4, dtype=int))
+    elif what == "empty":
+        np.savez(data, x=np.zeros((0, 1, 6, 6)), y=np.zeros(0, dtype=int))
+    return model, data
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("protobuf", "invalid_onnx"),
+        ("nan weights", "non_finite_weights"),
+        ("operator", "unsupported_operator"),
+        ("labels", "label_out_of_range"),
+        ("shape", "shape_mismatch"),
+        ("range", "sample_out_of_range"),
+        ("empty", "empty_dataset"),
+    ],
+)
+def test_bad_uploads_end_the_job_with_a_problem(corridor: Corridor, what: str, code: str) -> None:
+    job = corridor.submit(*broken(corridor, what))
+    work(corridor, job.id)
+    outcome = corridor.outcome(job, 0)
+    assert outcome["status"] == "failed"
+    assert outcome["error"]["code"] == code
+    assert not corridor.store.prepared_dir(job.id).exists()
+    assert not list(corridor.store.job_dir(job.id).glob(".inspect-*"))
+
+
+def test_inspection_out_of_memory(corridor: Corridor) -> None:
+    corridor.settings = corridor.settings.model_copy(
+        update={"inspection_memory_bytes": 300 * 2**20}
+    )
+    job = corridor.submit()
+    work(corridor, job.id)
+    assert corridor.outcome(job, 0)["error"]["code"] == "too_large"
+
+
+def test_labels_may_be_missing(corridor: Corridor) -> None:
+    data = corridor.folder / "d.npz"
+    np.savez(data, x=np.zeros((4, 1, 6, 6), dtype=np.uint8))
+    job = corridor.submit(data=data)
+    work(corridor, job.id)
+    report = corridor.store.read_json(corridor.store.report_path(job.id))
+    assert report is not None
+    assert report["clean_accuracy"] is None
+
+
+def test_unexpected_exceptions_are_tries(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import workers.jobs.certify
+
+    calls = []
+
+    def fail(*arguments: object, **options: object) -> None:
+        calls.append(1)
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr(workers.jobs.certify, "certify_samples", fail)
+    job = corridor.submit()
+    work(corridor, job.id)
+    outcome = corridor.outcome(job, 0)
+    assert outcome["error"]["code"] == "internal_error"
+    assert "by design" in outcome["error"]["detail"]
+    assert len(calls) >= 3
+
+
+def test_broken_promises_fail_loudly_at_once(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import workers.jobs.certify
+    from workers.verification.cascade import SoundnessViolation
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise SoundnessViolation("certified and broken")
+
+    monkeypatch.setattr(workers.jobs.certify, "certify_samples", fail)
+    job = corridor.submit()
+    work(corridor, job.id)
+    assert corridor.outcome(job, 0)["error"]["status"] == 500
+
+
+def test_a_stale_lease_does_not_block_and_a_late_commit_is_welcome(corridor: Corridor) -> None:
+    corridor.settings = corridor.settings.model_copy(update={"lease_ttl_s": 0.5})
+    slow = type(corridor)(corridor.folder, corridor.settings)
+    job = corridor.submit()
+    lease = slow.ledger.lease(job.id, worker="slow")
+    assert isinstance(lease, Lease)
+    work(slow, job.id)
+    assert corridor.outcome(job, 0)["status"] == "succeeded"
+    assert slow.ledger.commit(lease, "late") == "finished"
+    slow.redis.close()
+
+
+def test_time_budget_leaves_the_rest_undecided(corridor: Corridor) -> None:
+    job = corridor.submit(time_budget_s=1e-6)
+    work(corridor, job.id)
+    report = corridor.store.read_json(corridor.store.report_path(job.id))
+    assert report is not None
+    assert report["budget_spent"] is True
+
+
+def test_cancelled_jobs_end_cancelled(corridor: Corridor) -> None:
+    job = corridor.submit()
+    corridor.redis.hset(f"certserve:job:{job.id}", "cancel", "1")
+    work(corridor, job.id)
+    assert corridor.outcome(job, 0)["status"] == "cancelled"

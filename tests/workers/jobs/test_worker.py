@@ -1,0 +1,159 @@
+"""Real worker processes: they do tickets, and nothing else that somebody may put on the queue."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rq import Queue
+from rq.job import Job
+from rq.serializers import DefaultSerializer
+
+from service.contract.connection import connect
+from service.contract.ids import new_job_id
+from service.contract.processes import wait_until
+from service.contract.schemas import JobSubmission
+from tests.workers.jobs.conftest import Corridor
+from workers.jobs.horse import TicketRefused, check_ticket, refuse_pickle
+
+pytestmark = pytest.mark.slow
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+SLOW = {"attack": {"steps": 100_000, "restarts": 100, "audit": 1.0, "seed": 0}}
+
+
+def ring(corridor: Corridor, function: str, *arguments: object) -> Job:
+    connection = connect(corridor.settings, text=False)
+    queue = Queue(corridor.settings.queue_name, connection=connection, serializer="json")
+    return queue.enqueue_call(function, args=arguments, timeout=900, result_ttl=0, failure_ttl=60)
+
+
+def ring_job(corridor: Corridor, job: JobSubmission) -> Job:
+    return ring(corridor, "workers.jobs.ticket.run", job.id)
+
+
+def queue_is_empty(corridor: Corridor) -> bool:
+    name = f"rq:queue:{corridor.settings.queue_name}"
+    return not corridor.redis.llen(name) and not corridor.redis.llen(f"{name}:intermediate")
+
+
+def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
+    job = corridor.submit()
+    ring_job(corridor, job)
+    start_worker()
+    assert corridor.outcome(job)["status"] == "succeeded"
+    assert wait_until(lambda: queue_is_empty(corridor), 10)
+    assert not corridor.redis.keys("rq:job:*")
+    (facts,) = corridor.ledger.workers()
+    assert facts["device"] == "auto"
+
+
+def test_other_functions_are_refused(corridor: Corridor, start_worker: Start) -> None:
+    mark = corridor.folder / "mark"
+    ring(corridor, "os.system", f"touch {mark}")
+    ring(corridor, "subprocess.call", ["touch", str(mark)])
+    worker = start_worker()
+    job = corridor.submit()
+    ring_job(corridor, job)
+    assert corridor.outcome(job)["status"] == "succeeded"
+    assert not mark.exists()
+    assert worker.poll() is None
+
+
+class Touch:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_pickles_are_never_loaded(corridor: Corridor, start_worker: Start) -> None:
+    mark = corridor.folder / "mark"
+    poison = pickle.dumps(Touch(mark))
+    ticket = ring(corridor, "workers.jobs.ticket.run", new_job_id())
+    raw = connect(corridor.settings, text=False)
+    raw.hset(f"rq:job:{ticket.id}", mapping={"data": zlib.compress(poison), "meta": poison})
+    start_worker()
+    job = corridor.submit()
+    ring_job(corridor, job)
+    assert corridor.outcome(job)["status"] == "succeeded"
+    assert not mark.exists()
+    raw.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "options"),
+    [
+        ("workers.jobs.ticket.Ticket", ["01M7YX50S0YE7AHWY9TEVWPVW9"], {}),
+        ("workers.jobs.ticket.run", ["../../etc"], {}),
+        ("workers.jobs.ticket.run", [7], {}),
+        ("workers.jobs.ticket.run", [], {}),
+        ("workers.jobs.ticket.run", ["01M7YX50S0YE7AHWY9TEVWPVW9"], {"x": 1}),
+    ],
+)
+def test_check_ticket(
+    corridor: Corridor, function: str, arguments: list[object], options: dict[str, object]
+) -> None:
+    connection = connect(corridor.settings, text=False)
+    queue = Queue("certserve", connection=connection, serializer="json")
+    job = queue.create_job(function, args=arguments, kwargs=options)
+    with pytest.raises(TicketRefused):
+        check_ticket(job)
+    connection.close()
+
+
+def test_refuse_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DefaultSerializer, "loads", DefaultSerializer.loads)
+    refuse_pickle()
+    with pytest.raises(TicketRefused):
+        DefaultSerializer.loads(pickle.dumps(1))
+
+
+def test_no_secret_in_the_process_list(corridor: Corridor, start_worker: Start) -> None:
+    job = corridor.submit(**SLOW)
+    ring_job(corridor, job)
+    worker = start_worker()
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    assert wait_until(lambda: bool(children.read_text().split()), 20)
+    arguments = Path(f"/proc/{children.read_text().split()[0]}/cmdline").read_bytes()
+    assert b"redis" not in arguments
+    assert b"workers.jobs.horse" in arguments
+
+
+def test_cancellation_stops_a_running_shard(corridor: Corridor, start_worker: Start) -> None:
+    job = corridor.submit(**SLOW)
+    ring_job(corridor, job)
+    start_worker()
+    assert wait_until(lambda: len(corridor.ledger.results(job.id)) > 0, 30)
+    time.sleep(1.0)
+    corridor.redis.hset(f"certserve:job:{job.id}", "cancel", "1")
+    assert corridor.outcome(job, 5.0)["status"] == "cancelled"
+
+
+def test_a_killed_horse_gives_its_item_back_at_once(
+    corridor: Corridor, start_worker: Start
+) -> None:
+    """Without waiting for the lease, and with the reason on record."""
+    corridor.settings = corridor.settings.model_copy(update={"lease_ttl_s": 600.0})
+    job = corridor.submit(**SLOW)
+    worker = start_worker()
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    holders = f"certserve:job:{job.id}:holder"
+    for _ in range(3):
+        ring_job(corridor, job)
+        assert wait_until(lambda: "shard:0" in corridor.redis.hgetall(holders), 30)
+        subprocess.run(["kill", "-9", children.read_text().split()[0]], check=True)
+        assert wait_until(lambda: "shard:0" not in corridor.redis.hgetall(holders), 10)
+    ring_job(corridor, job)
+    error = corridor.outcome(job, 30)["error"]
+    assert error["code"] == "attempts_exhausted"
+    assert "signal 9" in error["detail"]

@@ -189,7 +189,7 @@ def _scan_legacy(data: bytes) -> tuple[list[str], int]:
     position = len(_LEGACY_MAGIC)
     arguments: list[Any] = []
     for _ in range(4):
-        position, arguments = _scan_pickle(data, position, largest=2 * len(data))
+        position, arguments = _scan_pickle(data, position, largest=max(2 * len(data), 1 << 16))
     return [key for key in arguments if isinstance(key, str)], len(data) - position
 
 

@@ -189,23 +189,37 @@ def _by_order(
                 f"the architecture has {len(nodes)} {kind} layers with weights, "
                 f"the checkpoint {len(modules)}: {_shapes(groups, modules)}"
             )
-        if not ordered:
-            _refuse_ambiguous(groups, modules)
+        if not ordered and len({re.sub(r"\d+", "#", prefix) for prefix in modules}) > 1:
+            modules = _by_shape(groups, modules, [_weight_shape(plan, node) for node in nodes])
         pairs.update(zip(nodes, modules, strict=True))
     return pairs
 
 
-def _refuse_ambiguous(groups: dict[str, Group], modules: list[str]) -> None:
-    """Names that differ by more than numbers say nothing of the order of equal shapes."""
-    by_shape: dict[tuple[int, ...], list[str]] = {}
+def _weight_shape(plan: Blueprint, node: str) -> tuple[int, ...]:
+    return tuple(plan.skeleton.layer(node).state_dict()["weight"].shape)
+
+
+def _by_shape(
+    groups: dict[str, Group], modules: list[str], shapes: list[tuple[int, ...]]
+) -> list[str]:
+    """Modules whose names say nothing of their order, in the order of the layers' shapes."""
+    left: dict[tuple[int, ...], list[str]] = {}
     for prefix in modules:
-        by_shape.setdefault(tuple(next(iter(groups[prefix].values())).shape), []).append(prefix)
-    for same in by_shape.values():
+        weight = groups[prefix].get("weight")
+        left.setdefault(() if weight is None else tuple(weight.shape), []).append(prefix)
+    for same in left.values():
         if len({re.sub(r"\d+", "#", prefix) for prefix in same}) > 1:
             _mismatch(
                 f"the modules {same[:6]} have equal shapes and safetensors keeps no order",
                 hint='give every layer with weights its module\'s "name" in a layer list',
             )
+    lacking = [shape for shape in shapes if len(left.get(shape, [])) < shapes.count(shape)]
+    if lacking:
+        _mismatch(
+            f"the architecture has a weight of shape {lacking[0]}, the checkpoint "
+            f"{_shapes(groups, modules)}"
+        )
+    return [left[shape].pop(0) for shape in shapes]
 
 
 def _fitted(group: Group, prefix: str, node: str, kind: str, plan: Blueprint) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from service.api import catalogue, certify, datasets, health, jobs, models, reports
 from service.contract.settings import Settings
-from service.failures import install_handlers
+from service.failures import PROBLEM_RESPONSES, install_handlers
 from service.services import Services
 
 __all__ = ["create_app"]
@@ -39,6 +39,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        responses=PROBLEM_RESPONSES,
     )
     install_handlers(app)
     for module in (certify, jobs, reports, models, datasets, catalogue, health):

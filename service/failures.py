@@ -16,9 +16,31 @@ from starlette.requests import ClientDisconnect
 
 from service.contract.problems import InternalError, InvalidInput, Problem, Unavailable
 
-__all__ = ["install_handlers", "problem_response"]
+__all__ = ["PROBLEM_RESPONSES", "install_handlers", "problem_response"]
 
 _log = logging.getLogger(__name__)
+
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string"},
+        "hint": {"type": "string"},
+        "field": {"type": "string"},
+    },
+    "required": ["type", "title", "status", "detail", "code"],
+}
+
+_PROBLEM: dict[str, Any] = {
+    "description": "What is wrong (RFC 9457)",
+    "content": {"application/problem+json": {"schema": _SCHEMA}},
+}
+
+#: What every endpoint may answer, for the OpenAPI page (422 would else be FastAPI's own).
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {422: _PROBLEM, "default": _PROBLEM}
 
 _RETRY_S = {"503": "2", "507": "60"}
 

@@ -38,6 +38,7 @@ class Services:
         Redis may still be away: that is the reconciler's business, and /readyz says so.
         """
         store = Store(settings.data_dir)
+        store.sweep()
         ledger = Ledger(connect(settings), settings)
         journal = Journal(store.folder("journal"))
         bell = Bell(connect(settings, text=False), settings)

@@ -7,13 +7,21 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, JsonValue
+from redis.exceptions import RedisError
 
 from service.api.bodies import dataset_fields, json_body, model_fields
 from service.api.receipts import keep_dataset, keep_model, known_dataset, known_model
 from service.auth import Principal
 from service.contract.problems import InvalidInput, Unsupported
-from service.contract.schemas import DatasetSource, JobRecord, ModelSource, Spec, Strict
-from service.jobs import check_fit
+from service.contract.schemas import (
+    TERMINAL,
+    DatasetSource,
+    JobRecord,
+    ModelSource,
+    Spec,
+    Strict,
+)
+from service.jobs import check_fit, record
 from service.parsing import parse_json, parse_model
 from service.services import Services, UsesServices
 from service.uploads.receive import Form, receive_form
@@ -73,6 +81,7 @@ class _JsonSubmission(Strict):
     status_code=202,
     response_model=JobRecord,
     openapi_extra=_BODY,
+    responses={200: {"model": JobRecord, "description": "Ended within Prefer: wait"}},
     summary="Certify a model on a data set",
 )
 async def certify(
@@ -91,8 +100,29 @@ async def certify(
         )
     job = await services.jobs.submit("certify", spec, model, dataset, principal=principal)
     response.headers["Location"] = f"/jobs/{job.id}"
-    response.headers["Retry-After"] = "1"
+    wait_s = _preferred_wait(request, services.settings.max_wait_s)
+    if wait_s is not None:
+        response.headers["Preference-Applied"] = f"wait={wait_s:g}"
+        try:
+            state = await services.jobs.wait(job.id, wait_s)
+        except RedisError:
+            pass  # the job is accepted all the same
+        else:
+            job = record(state)
+    if job.status in TERMINAL:
+        response.status_code = 200
+    else:
+        response.headers["Retry-After"] = "1"
     return job
+
+
+def _preferred_wait(request: Request, most_s: float) -> float | None:
+    """Seconds of ``Prefer: wait=N`` (RFC 7240), at most ``most_s``; None without."""
+    for preference in ",".join(request.headers.getlist("prefer")).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait" and value.strip(' "').isdecimal():
+            return min(float(value.strip(' "')[:9]), most_s)
+    return None
 
 
 async def _from_json(

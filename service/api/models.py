@@ -41,6 +41,10 @@ _BODY: dict[str, Any] = {
     }
 }
 
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file", "content": {"application/octet-stream": {}}}
+}
+
 
 class ModelRecord(BaseModel):
     """What is known of a model; links to files it does not have are null."""
@@ -97,13 +101,23 @@ async def get_model(model_id: str, services: UsesServices, principal: Principal)
     return _shown(await to_thread.run_sync(find_record, services, "models", model_id))
 
 
-@router.get("/models/{model_id}/onnx", summary="The ONNX file, byte for byte")
+@router.get(
+    "/models/{model_id}/onnx",
+    response_class=Response,
+    responses=_BYTES,
+    summary="The ONNX file, byte for byte",
+)
 async def get_onnx(model_id: str, services: UsesServices, principal: Principal) -> FileResponse:
     """As it was uploaded, or as it was exported after training."""
     return await to_thread.run_sync(_file, services, model_id, "onnx")
 
 
-@router.get("/models/{model_id}/weights", summary="The state dict")
+@router.get(
+    "/models/{model_id}/weights",
+    response_class=Response,
+    responses=_BYTES,
+    summary="The state dict",
+)
 async def get_weights(model_id: str, services: UsesServices, principal: Principal) -> FileResponse:
     """As it was uploaded, or as it came out of training."""
     return await to_thread.run_sync(_file, services, model_id, "weights")

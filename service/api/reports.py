@@ -31,10 +31,28 @@ _MEDIA_TYPES: dict[str, Form] = {
     "text/csv": "csv",
     "image/svg+xml": "svg",
 }
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Vary": "Accept"}
+#: A report holds names that users chose; whatever they are, no browser runs or fetches anything.
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Vary": "Accept",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+}
 
 
-@router.get("/jobs/{job_id}/report", summary="The report, in the form the Accept header asks for")
+_FORMS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The report", "content": {media: {} for media in _MEDIA_TYPES}}
+}
+_NPZ: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A NumPy archive", "content": {"application/zip": {}}}
+}
+
+
+@router.get(
+    "/jobs/{job_id}/report",
+    response_class=Response,
+    responses=_FORMS,
+    summary="The report, in the form the Accept header asks for",
+)
 async def negotiated_report(
     job_id: str, request: Request, services: UsesServices, principal: Principal
 ) -> Response:
@@ -43,7 +61,12 @@ async def negotiated_report(
     return await to_thread.run_sync(lambda: _report(services, job_id, form))
 
 
-@router.get("/jobs/{job_id}/report.{form}", summary="The report in the form of the suffix")
+@router.get(
+    "/jobs/{job_id}/report.{form}",
+    response_class=Response,
+    responses=_FORMS,
+    summary="The report in the form of the suffix",
+)
 async def report_by_suffix(
     job_id: str, form: Form, services: UsesServices, principal: Principal
 ) -> Response:
@@ -65,7 +88,12 @@ async def samples(
     )
 
 
-@router.get("/jobs/{job_id}/counterexamples.npz", summary="Counterexamples that were found")
+@router.get(
+    "/jobs/{job_id}/counterexamples.npz",
+    response_class=Response,
+    responses=_NPZ,
+    summary="Counterexamples that were found",
+)
 async def counterexamples(
     job_id: str, services: UsesServices, principal: Principal
 ) -> FileResponse:

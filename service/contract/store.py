@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -239,6 +240,13 @@ class Store:
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """The object in ``path``, or None where there is no such file."""
         return self._read_json(path)
+
+    def sweep(self, *, older_than_s: float = 3600.0) -> None:
+        """Remove uploads whose process died: nobody has written to them for so long."""
+        for path in self.folder("tmp").iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < now() - older_than_s:
+                    path.unlink()
 
     def check_writable(self) -> None:
         """Raises StorageFull or Unavailable unless a file can be written and fsynced."""

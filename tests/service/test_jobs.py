@@ -207,6 +207,33 @@ def test_waiting_for_a_job_ends_when_it_does(
     timer.join()
 
 
+def test_a_submission_may_wait_for_its_end(
+    api: httpx.Client, store: Store, ledger: Ledger, make_submission: Make
+) -> None:
+    files = {
+        "model": ("n.onnx", bytes([0x08, 8, 0x3A, 0])),
+        "dataset_id": (None, "digits"),
+        "spec": (None, '{"norm": "linf", "epsilons": [0.1]}'),
+    }
+    answer = api.post("/certify", files=files, headers={"Prefer": "wait=1"})
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=1")
+
+    def end_all() -> None:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            for job_id in ledger.active():
+                state = ledger.get(job_id)
+                assert state is not None
+                finish(store, ledger, state.submission)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=end_all)
+    thread.start()
+    answer = api.post("/certify", files=files, headers={"Prefer": "respond-async, wait=20"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+    thread.join()
+
+
 def test_jobs_are_listed_in_pages(api: httpx.Client, ledger: Ledger, make_submission: Make) -> None:
     jobs = [make_submission() for _ in range(5)]
     for job in jobs:

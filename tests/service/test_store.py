@@ -42,6 +42,15 @@ def test_an_upload_that_is_not_published_leaves_nothing(place: Store) -> None:
     assert list(place.folder("tmp").iterdir()) == []
 
 
+def test_uploads_of_dead_processes_are_swept_and_those_under_way_are_not(place: Store) -> None:
+    with place.writer(limit=10) as writer:
+        abandoned = place.folder("tmp") / "abandoned.upload"
+        abandoned.write_bytes(b"x")
+        os.utime(abandoned, (0, 0))
+        place.sweep()
+        assert list(place.folder("tmp").iterdir()) == [writer.path]
+
+
 @pytest.mark.parametrize("identity", ["", "../x", "sha256:" + "g" * 64, "sha256:" + "A" * 64])
 def test_what_is_no_digest_never_becomes_a_path(place: Store, identity: str) -> None:
     with pytest.raises(NotFound):

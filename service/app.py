@@ -19,6 +19,9 @@ __all__ = ["create_app"]
 _DESCRIPTION = """Certified robustness as a service: post a classifier, a data set and a threat
 model; get back what no perturbation inside it can change. Errors are RFC 9457 problem details."""
 
+#: One module of endpoints per subject.
+_SUBJECTS = (certify, jobs, reports, models, datasets, catalogue, health)
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; without ``settings`` the environment is read (uvicorn's ``--factory``)."""
@@ -41,9 +44,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         responses=PROBLEM_RESPONSES,
     )
-    install_handlers(app)
-    for module in (certify, jobs, reports, models, datasets, catalogue, health):
-        app.include_router(module.router)
+    routers = [module.router for module in _SUBJECTS]
+    install_handlers(app, [route for router in routers for route in router.routes])
+    for router in routers:
+        app.include_router(router)
     return app
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 
 from service.contract.problems import InternalError, InvalidInput, Problem, Unavailable
 
@@ -60,8 +61,17 @@ def problem_response(
     )
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Give the app a handler for everything that can be raised."""
+def _methods(request: Request, routes: Iterable[BaseRoute]) -> set[str]:
+    """Methods of all routes of the path; Starlette names only those of the first one."""
+    found: set[str] = set()
+    for route in routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found
+
+
+def install_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Give the app a handler for everything that can be raised; ``routes`` are its endpoints."""
 
     @app.exception_handler(Problem)
     async def _stated(_request: Request, problem: Problem) -> Response:
@@ -82,7 +92,10 @@ def install_handlers(app: FastAPI) -> None:
         detail = f"{request.method} {request.url.path[:200]}: {phrase.lower()}"
         problem = Problem(detail, code=phrase.lower().replace(" ", "_").replace("-", "_"))
         problem.status, problem.title = error.status_code, phrase
-        return problem_response(problem, headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods(request, routes)))
+        return problem_response(problem, headers=headers)
 
     @app.exception_handler(RedisError)
     async def _redis(_request: Request, error: RedisError) -> Response:

@@ -6,7 +6,7 @@ from typing import Annotated, Generic, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from service.auth import Principal
 from service.contract.schemas import JobKind, JobRecord, JobStatus
@@ -18,6 +18,9 @@ __all__ = ["Page", "router"]
 router = APIRouter(tags=["jobs"])
 
 Item = TypeVar("Item")
+
+#: A cursor is opaque: only what a page gave is taken.
+CURSOR: dict[str, JsonValue] = {"pattern": "^[0-9A-HJKMNP-TV-Z]{26}$"}
 
 
 class Page(BaseModel, Generic[Item]):
@@ -34,7 +37,7 @@ async def list_jobs(
     kind: JobKind | None = None,
     status: JobStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: str | None = None,
+    cursor: Annotated[str | None, Query(json_schema_extra=CURSOR)] = None,
 ) -> Page[JobRecord]:
     """A page of jobs, of one kind or status if asked."""
     items, following = await to_thread.run_sync(

@@ -373,6 +373,11 @@ def test_every_error_is_a_problem(
     assert (answer.status_code, problem["status"], problem["code"]) == (status, status, code)
 
 
+def test_a_wrong_method_is_answered_with_the_right_ones(api: httpx.Client) -> None:
+    assert api.delete("/models").headers["allow"] == "GET, POST"
+    assert api.get("/certify").headers["allow"] == "POST"
+
+
 def test_a_model_can_be_uploaded_named_and_fetched_byte_for_byte(api: httpx.Client) -> None:
     data = bytes([0x08, 8, 0x3A, 0])
     files = {"model": ("n.onnx", data), "name": (None, "mine")}

@@ -78,7 +78,7 @@ def network_of_state_dict(
     ``ordered``: the tensors stand in the order of the layers (safetensors sorts them by name).
     Raises ModelError (architecture_mismatch, unsupported_dtype, non_finite_weights).
     """
-    groups = _groups(tensors)
+    groups = _without_normalization(_groups(tensors), plan)
     if not ordered:
         groups = dict(sorted(groups.items(), key=lambda item: _natural(item[0])))
     wanted = {
@@ -146,6 +146,19 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, Group]:
             )
         groups.setdefault(prefix, {})[name] = tensor
     return groups
+
+
+def _without_normalization(groups: dict[str, Group], plan: Blueprint) -> dict[str, Group]:
+    """Drop the normalisation that our own state dicts hold, once it is the plan's."""
+    stored = [prefix for prefix, group in groups.items() if group.keys() == {"mean", "std"}]
+    if not stored:
+        return groups
+    given = list(plan.given.values())
+    found = [groups[prefix][key] for prefix in stored for key in ("mean", "std")]
+    same = len(given) == len(found)
+    if not same or not all(torch.equal(a, b) for a, b in zip(given, found, strict=True)):
+        _mismatch(f"the normalisation in {stored} is not the architecture's")
+    return {prefix: group for prefix, group in groups.items() if prefix not in stored}
 
 
 def _kind(group: Group) -> str:

@@ -120,7 +120,8 @@ class _Row:
         value = self.get(key, default)
         if type(value) not in (int, float) or not low <= value <= high:
             self.refuse(f'needs "{key}", a number from {low} to {high}')
-        return float(value)
+        # Stored as ONNX stores it: what is verified is the float32 number that is deployed.
+        return torch.tensor(float(value), dtype=torch.float32).item()
 
     def finish(self) -> None:
         unknown = sorted(str(key)[:40] for key in self.row if key not in self.known)

@@ -21,7 +21,7 @@ from onnx import AttributeProto, NodeProto, helper
 from torch import Tensor
 
 from models.errors import ModelError
-from models.layers import Layer, Linear, Shape, ShapeError
+from models.layers import AvgPool2d, Conv2d, Layer, Linear, MaxPool2d, Shape, ShapeError
 from models.onnx_safety import OnnxLimits, node_label
 
 __all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
@@ -160,6 +160,7 @@ class Translation:
     parameters: int = 0
     activation_bytes: int = 0
     folded_bytes: int = 0
+    work: int = 0
 
     def weight(self, operation: Operation, array: NDArray[Any]) -> Tensor:
         """A float32 tensor for a layer's parameter, finite and counted against the limit."""
@@ -196,6 +197,9 @@ class Translation:
         except ShapeError as error:
             operation.refuse(str(error), code="shape_mismatch")
         self.charge(operation, shape)
+        self.work += _work(layer, shape)
+        if self.work > self.limits.work:
+            operation.refuse("a forward pass takes too much work", code="model_too_large")
         name = f"{layer.kind}_{len(self.rows)}"
         self.rows.append((name, layer, tuple(value.name for value in inputs)))
         return Activation(name, tuple(shape))
@@ -206,6 +210,17 @@ class Translation:
         assert isinstance(layer, Linear)
         assert layer.bias is None
         self.rows[row] = (name, Linear(layer.weight, bias), inputs)
+
+
+def _work(layer: Layer, shape: Shape) -> int:
+    """Multiplications that a layer with this output shape takes per sample."""
+    if isinstance(layer, Conv2d):
+        return layer.weight.numel() * math.prod(shape[1:])
+    if isinstance(layer, Linear):
+        return layer.weight.numel()
+    if isinstance(layer, AvgPool2d | MaxPool2d):
+        return math.prod(layer.kernel) * math.prod(shape)
+    return math.prod(shape)
 
 
 def _attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any]:

@@ -24,7 +24,13 @@ from models.onnx_graph import (
 from models.onnx_operators import OPERATORS
 from models.onnx_safety import OnnxLimits, opset_of, parse_onnx
 
-__all__ = ["SUPPORTED_OPERATORS", "import_onnx", "import_onnx_bytes", "input_signature"]
+__all__ = [
+    "SUPPORTED_OPERATORS",
+    "import_onnx",
+    "import_onnx_bytes",
+    "input_signature",
+    "refuse_unknown_operators",
+]
 
 #: Names of the operators that an uploaded graph may hold.
 SUPPORTED_OPERATORS = tuple(sorted({*OPERATORS, *FOLDERS}))
@@ -46,7 +52,7 @@ def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
     limits = limits or OnnxLimits()
     model = parse_onnx(data, limits)
     graph, opset = model.graph, opset_of(model)
-    _refuse_unknown_operators(graph)
+    refuse_unknown_operators(graph)
     batch, shape, name = input_signature(graph)
     output = _single_output(graph)
     uses = Counter(source for node in graph.node for source in node.input)
@@ -127,7 +133,8 @@ def _single_output(graph: GraphProto) -> str:
     return graph.output[0].name
 
 
-def _refuse_unknown_operators(graph: GraphProto) -> None:
+def refuse_unknown_operators(graph: GraphProto) -> None:
+    """Raise ModelError (unsupported_operator) for the first operator that is not supported."""
     for index, node in enumerate(graph.node):
         if node.op_type not in OPERATORS and node.op_type not in FOLDERS:
             where = f"node {node.name!r}" if node.name else f"node #{index}"

@@ -118,6 +118,13 @@ def _sample_constant(operation: Operation, array: NDArray[Any], x: Activation) -
     return array
 
 
+def _broadcasts_to(shape: Shape, target: Shape) -> bool:
+    try:
+        return np.broadcast_shapes(shape, target) == target
+    except ValueError:
+        return False
+
+
 def _both_activations(operation: Operation) -> bool:
     return all(isinstance(value, Activation) for value in operation.inputs)
 
@@ -131,7 +138,7 @@ def _add(operation: Operation, translation: Translation) -> Activation:
         x, array = operation.activation(1 - at), operation.constant(at)
         assert array is not None
         array = _sample_constant(operation, array, x)
-        if np.broadcast_shapes(array.shape, x.shape) == x.shape:
+        if _broadcasts_to(array.shape, x.shape):
             bias = np.ascontiguousarray(np.broadcast_to(array, x.shape).reshape(-1))
             translation.give_bias(row, translation.weight(operation, bias))
             return x

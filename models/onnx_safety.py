@@ -61,6 +61,8 @@ class OnnxLimits:
     activation_bytes: int = 256 << 20
     total_activation_bytes: int = 2 << 30
     folded_bytes: int = 256 << 20
+    #: Multiplications of one forward pass of one sample.
+    work: int = 10**12
 
 
 def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:

@@ -18,6 +18,10 @@ from models.onnx_graph import Activation, Operation, Translation
 __all__ = ["average_pool", "conv", "global_average_pool", "max_pool", "pad"]
 
 
+#: More windows than this start in the padding of no network.
+MAX_EARLY_WINDOWS = 10_000
+
+
 @dataclass(frozen=True)
 class _Windows:
     """Where the windows stand; ``extra`` (bottom, right) is what ``ceil_mode`` adds to ``pads``."""
@@ -68,8 +72,8 @@ def max_pool(operation: Operation, translation: Translation) -> Activation:
     if any(operation.outputs[1:]):
         operation.refuse("the output of indices is not supported")
     windows = _windows(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
-    _refuse_empty_windows(operation, x.shape, windows)
     _charge_padded(operation, translation, x.shape, windows)
+    _refuse_empty_windows(operation, x.shape, windows)
     layer = MaxPool2d(
         kernel=windows.kernel,
         stride=windows.stride,
@@ -255,6 +259,7 @@ def _ceil_extra(size: int, before: int, after: int, k: int, s: int, d: int) -> i
 
 
 def _refuse_empty_windows(operation: Operation, shape: Shape, windows: _Windows) -> None:
+    """Every window must hold at least one place of the image itself."""
     top, left, bottom, right = windows.padding
     for size, k, s, d, before, after in zip(
         shape[1:],
@@ -265,11 +270,13 @@ def _refuse_empty_windows(operation: Operation, shape: Shape, windows: _Windows)
         (bottom, right),
         strict=True,
     ):
-        last = size + before + after - d * (k - 1) - 1
-        for start in range(-before, last - before + 1, s):
-            first_inside = start if start >= 0 else start % d
-            if first_inside >= size or first_inside > start + d * (k - 1):
-                operation.refuse("a window lies in the padding alone", code="invalid_network")
+        count = (size + before + after - d * (k - 1) - 1) // s + 1
+        last = -before + (count - 1) * s
+        # A window that starts before the image meets it first at its start modulo the dilation.
+        early = range(-before, min(0, last + 1), s)
+        empty = last >= size or len(early) > MAX_EARLY_WINDOWS
+        if empty or any(start % d >= size or start // d < 1 - k for start in early):
+            operation.refuse("a window lies in the padding alone", code="invalid_network")
 
 
 def _charge_padded(

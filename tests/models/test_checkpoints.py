@@ -136,6 +136,19 @@ def test_our_own_state_dict_comes_back(tmp_path: Path) -> None:
     assert again.graph_digest() == network.graph_digest()
 
 
+def test_a_stored_normalization_must_be_the_lists(tmp_path: Path) -> None:
+    def behind(mean: float) -> dict[str, Any]:
+        row = {"kind": "normalize", "mean": [mean], "std": [0.25]}
+        return {**LIST, "layers": [row, *LIST["layers"]]}
+
+    network = load_checkpoint(write(tmp_path, sequential().state_dict()), "pt", behind(0.5))
+    path = write(tmp_path, dict(network.state_dict()))
+    assert load_checkpoint(path, "pt", behind(0.5)).graph_digest() == network.graph_digest()
+    for other in (behind(0.4), LIST):
+        with pytest.raises(ModelError, match="normalisation"):
+            load_checkpoint(path, "pt", other)
+
+
 def without(key: str) -> dict[str, Tensor]:
     state = sequential().state_dict()
     del state[key]

@@ -202,6 +202,15 @@ def test_one_weight_used_by_many_nodes_is_counted_each_time() -> None:
     assert caught.value.code == "model_too_large"
 
 
+def test_work_is_limited() -> None:
+    """A small file whose forward pass would take hours."""
+    constants = {"w": normal(0, 1000, 3, 9, 9)}
+    model = graph_of([node("Conv", ["x", "w"], ["y"], pads=[4] * 4)], (3, 200, 200), constants)
+    with pytest.raises(ModelError, match="work") as caught:
+        import_onnx_bytes(model.SerializeToString(), OnnxLimits(work=10**9))
+    assert caught.value.code == "model_too_large"
+
+
 def test_refusals_take_no_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for size in (2**60, 2**36):
@@ -248,6 +257,17 @@ def test_opsets_types_inputs_and_outputs() -> None:
     assert code_of(graph_of([node("Relu", ["x"], ["y"])], ())) == "shape_mismatch"
     assert code_of(graph_of([node("Relu", ["x"], ["y"])], (1,))) == "invalid_network"
     assert code_of(graph_of([node("Relu", ["x"], ["y"])], (2, 3))) == "shape_mismatch"
+
+
+def test_what_old_and_foreign_exporters_add_is_harmless() -> None:
+    """Initializers listed as inputs, another domain imported but unused, the domain's long name."""
+    model = good()
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    model.graph.node[0].domain = "ai.onnx"
+    network = import_onnx_bytes(model.SerializeToString())
+    assert network.input_shape == (4,)
+    assert OnnxRuntimeModel(model.SerializeToString(), (4,))(normal(0, 2, 4)).shape == (2, 3)
 
 
 def test_names_defined_twice() -> None:

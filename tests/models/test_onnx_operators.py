@@ -302,6 +302,8 @@ def test_logits_with_trailing_axes() -> None:
         ([node("Mul", ["x", "x"], ["y"])], "unsupported_operator"),
         ([node("Add", ["x", "batch"], ["y"])], "shape_mismatch"),
         ([node("Add", ["x", "wide"], ["y"])], "shape_mismatch"),
+        ([node("Flatten", ["x"], ["f"]), node("MatMul", ["f", "square"], ["m"]),
+          node("Add", ["m", "three"], ["y"])], "shape_mismatch"),
         ([node("Add", ["x", "nan"], ["y"])], "non_finite_weights"),
         ([node("Div", ["x", "zero"], ["y"])], "non_finite_weights"),
         ([node("LeakyRelu", ["x"], ["y"], alpha=-0.1)], "unsupported_operator"),
@@ -330,6 +332,8 @@ def test_refused(nodes: list[Any], code: str) -> None:
         "nan": np.array(np.nan, np.float32),
         "zero": np.array([1, 0, 1, 1], np.float32),
         "first": np.array(0, np.int64),
+        "square": normal(1, 12, 12),
+        "three": normal(2, 3),
     }
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(flattened(nodes, (3, 4), constants, opset=11))

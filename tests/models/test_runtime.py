@@ -47,10 +47,14 @@ def test_what_the_runtime_refuses_is_a_model_error() -> None:
     with pytest.raises(ModelError) as caught:
         OnnxRuntimeModel(bad.SerializeToString(), (4,))(normal(0, 1, 4))
     assert caught.value.code == "runtime_failed"
+    unfit = graph_of([node("Relu", ["x", "x"], ["y"])], (4,))
+    with pytest.raises(ModelError) as caught:
+        OnnxRuntimeModel(unfit.SerializeToString(), (4,))
+    assert caught.value.code == "runtime_failed"
     unknown = graph_of([node("NoSuch", ["x"], ["y"])], (4,))
     with pytest.raises(ModelError) as caught:
         OnnxRuntimeModel(unknown.SerializeToString(), (4,))
-    assert caught.value.code == "runtime_failed"
+    assert caught.value.code == "unsupported_operator"
 
 
 def test_wrong_inputs() -> None:

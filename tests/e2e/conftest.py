@@ -27,9 +27,9 @@ SLOW_SPEC = {
     "norm": "l2",
     "epsilons": [0.05, 0.2],
     "samples": "all",
-    "attack": {"steps": 600, "restarts": 1, "audit": 1.0, "seed": 0},
+    "attack": {"steps": 400, "restarts": 1, "audit": 1.0, "seed": 0},
 }
-SAMPLES = 40
+SAMPLES = 32
 
 
 class LiveService:
@@ -149,16 +149,18 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., LiveService]]:
 
 
 @pytest.fixture(scope="session")
-def calm_report(
-    tmp_path_factory: pytest.TempPathFactory, uploads: tuple[Path, Path]
-) -> dict[str, Any]:
-    """The report of the slow job when nobody is killed."""
+def calm_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    """A service that lives as long as the tests; every one of its parts may be killed."""
     service = LiveService(tmp_path_factory.mktemp("calm") / "data")
     service.start()
-    try:
-        return finished(service, submit(service, uploads))
-    finally:
-        service.stop()
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def calm_report(calm_service: LiveService, uploads: tuple[Path, Path]) -> dict[str, Any]:
+    """The report of the slow job when nobody is killed."""
+    return finished(calm_service, submit(calm_service, uploads))
 
 
 def submit(service: LiveService, uploads: tuple[Path, Path]) -> str:

@@ -42,12 +42,11 @@ def check_once(service: LiveService, job_id: str, calm: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("victim", ["horse", "worker-0", "redis", "api"])
 def test_kill_one(
-    make_service: Made, uploads: Uploads, calm_report: dict[str, Any], victim: str
+    calm_service: LiveService, uploads: Uploads, calm_report: dict[str, Any], victim: str
 ) -> None:
-    service = make_service()
-    service.start()
+    service = calm_service
     job_id = submit(service, uploads)
-    until_done(service, job_id, 8)
+    until_done(service, job_id, 4)
     before = service.horse()
     service.kill(before if victim == "horse" else service.child(victim).pid)
     if victim == "worker-0":
@@ -61,7 +60,7 @@ def test_kill_everything_and_start_again(
     service = make_service()
     service.start()
     job_id = submit(service, uploads)
-    until_done(service, job_id, 8)
+    until_done(service, job_id, 4)
     service.kill_all()
     service.start()
     check_once(service, job_id, calm_report)
@@ -85,7 +84,7 @@ def test_redis_data(
     service = make_service()
     service.start()
     job_id = submit(service, uploads)
-    until_done(service, job_id, 8)
+    until_done(service, job_id, 4)
     service.kill_all()
     aof = service.data_dir / "redis" / "appendonly.aof"
     if damage == "lost":
@@ -107,7 +106,7 @@ def test_stop_hands_back_and_a_new_start_goes_on(
     service = make_service()
     service.start()
     job_id = submit(service, uploads)
-    until_done(service, job_id, 8)
+    until_done(service, job_id, 4)
     children = [service.child(name) for name in ("redis", "api", "worker-0")]
     assert service.stop() < 20
     assert service.process is not None

@@ -152,6 +152,7 @@ def main() -> int:
     request = json.loads(Path("request.json").read_text())
     folder = Path("prepared")
     folder.mkdir()
+    problem: dict[str, str | None]
     try:
         inspect(request, folder)
     except MemoryError:

@@ -143,7 +143,9 @@ def test_a_killed_horse_gives_its_item_back_at_once(
     corridor: Corridor, start_worker: Start
 ) -> None:
     """Without waiting for the lease, and with the reason on record."""
-    corridor.settings = corridor.settings.model_copy(update={"lease_ttl_s": 600.0})
+    corridor.settings = corridor.settings.model_copy(
+        update={"lease_ttl_s": 600.0, "samples_per_shard": 30}
+    )
     job = corridor.submit(**SLOW)
     worker = start_worker()
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")

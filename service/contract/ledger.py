@@ -12,15 +12,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from redis import Redis
 
-from service.contract.schemas import JobSubmission, Progress
+from service.contract.leases import (
+    Busy,
+    Exhausted,
+    JobState,
+    Lease,
+    NoWork,
+    Renewal,
+    Survey,
+    state_of,
+)
+from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
-from service.contract.times import now, rfc3339, seconds
+from service.contract.times import now, seconds
 
 __all__ = [
     "Busy",
@@ -37,74 +46,6 @@ __all__ = [
 _EVENTS_KEPT_S = 86_400
 
 _STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to do one item: pass it back to renew, commit or release.
-
-    ``token`` is the fencing token, larger than that of every earlier lease of the job; ``tries``
-    counts this one.
-    """
-
-    job_id: str
-    item: str
-    token: int
-    tries: int
-
-
-@dataclass(frozen=True)
-class Busy:
-    """Nothing is free now; the next lease may run out in ``retry_s`` seconds."""
-
-    retry_s: float
-
-
-@dataclass(frozen=True)
-class Exhausted:
-    """An item has ended as many workers as it may: the job must be failed (outcomes.give_up)."""
-
-    item: str
-    tries: int
-    last_error: str
-
-
-@dataclass(frozen=True)
-class NoWork:
-    """The job needs nobody any more."""
-
-    reason: Literal["cancelled", "finished", "unknown"]
-
-
-@dataclass(frozen=True)
-class Renewal:
-    """``valid``: the lease is still the caller's; ``cancel``: stop at the next chance."""
-
-    valid: bool
-    cancel: bool
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the reconciler sees of a job."""
-
-    status: str
-    free: int
-    leased: int
-    exhausted: Exhausted | None
-
-
-@dataclass(frozen=True)
-class JobState:
-    """A job as the ledger knows it; times are RFC 3339."""
-
-    submission: JobSubmission
-    status: str
-    progress: Progress
-    started_at: str | None
-    finished_at: str | None
-    error: dict[str, Any] | None
-    model_id: str | None
 
 
 class Ledger:
@@ -250,14 +191,14 @@ class Ledger:
     def get(self, job_id: str) -> JobState | None:
         """The job, or None where the ledger does not know it."""
         fields = self._redis.hgetall(self._key(f"job:{job_id}"))
-        return _state(fields) if fields else None
+        return state_of(fields) if fields else None
 
     def get_many(self, job_ids: Iterable[str]) -> list[JobState]:
         """Those of the jobs that the ledger knows, in the order given."""
         pipeline = self._redis.pipeline(transaction=False)
         for job_id in job_ids:
             pipeline.hgetall(self._key(f"job:{job_id}"))
-        return [_state(fields) for fields in pipeline.execute() if fields]
+        return [state_of(fields) for fields in pipeline.execute() if fields]
 
     def ids(
         self, *, kind: str | None, status: str | None, before: str | None, limit: int
@@ -379,29 +320,3 @@ class Ledger:
     def _page(self, index: str, before: str | None, limit: int) -> list[str]:
         top = "+" if before is None else f"({before}"
         return list(self._redis.zrevrangebylex(index, top, "-", start=0, num=limit))
-
-
-def _state(fields: Mapping[str, str]) -> JobState:
-    def moment(name: str) -> str | None:
-        return rfc3339(float(fields[name])) if fields.get(name) else None
-
-    submission = JobSubmission.model_validate_json(fields["submission"])
-    status = fields["status"]
-    messages = {"queued": "waiting for a worker", "running": "starting"}
-    progress = Progress(
-        done=int(float(fields.get("done", 0))),
-        total=int(fields["total"]) if fields.get("total") else None,
-        unit=fields.get("unit") or ("epochs" if submission.kind == "train" else "samples"),
-        message=status if status not in messages else fields.get("message") or messages[status],
-        eta_s=float(fields["eta_s"]) if fields.get("eta_s") else None,
-    )
-    model_id = fields.get("model_id") or (submission.model.digest if submission.model else None)
-    return JobState(
-        submission=submission,
-        status=status,
-        progress=progress,
-        started_at=moment("started_at"),
-        finished_at=moment("finished_at"),
-        error=json.loads(fields["error"]) if fields.get("error") else None,
-        model_id=model_id,
-    )

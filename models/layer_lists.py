@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.errors import ModelError
+from models.layer_rows import MAX_SIZE, LayerRow
 from models.layers import (
     Add,
     AvgPool2d,
@@ -39,8 +40,6 @@ __all__ = ["KINDS", "Blueprint", "blueprint_of"]
 MAX_LAYERS = 1_000
 MAX_PARAMETERS = 1 << 27
 MAX_ACTIVATION = 1 << 26
-#: No size in a layer list is larger than this.
-MAX_SIZE = 1 << 24
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}")
 
 
@@ -62,84 +61,17 @@ class Blueprint:
         ).eval()
 
 
-class _Row:
-    """One layer of the list; keeps track of the keys that were read."""
-
-    def __init__(self, index: int, row: Any) -> None:
-        self.label = f"layer {index}"
-        if not isinstance(row, Mapping) or not isinstance(row.get("kind"), str):
-            self.refuse('is not an object with a "kind"')
-        self.kind: str = row["kind"]
-        self.label += f" ({self.kind[:40]})"
-        self.row = row
-        self.known = {"kind", "name", "from"}
-
-    def refuse(self, reason: str, hint: str = "") -> NoReturn:
-        raise ModelError(f"{self.label} {reason}", code="invalid_architecture", hint=hint)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.known.add(key)
-        return self.row.get(key, default)
-
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        value = self.get(key, default)
-        if type(value) is not int or not least <= value <= MAX_SIZE:
-            self.refuse(f'needs "{key}", an integer from {least} to {MAX_SIZE}, not {value!r:.40}')
-        return value
-
-    def pair(self, key: str, default: Any = None) -> tuple[int, int]:
-        values = self._sizes(key, default, least=1)
-        if len(values) not in (1, 2):
-            self.refuse(f'needs "{key}", one or two integers')
-        return (values[0], values[-1])
-
-    def padding(self) -> tuple[int, int, int, int]:
-        values = self._sizes("padding", 0, least=0)
-        if len(values) == 1:
-            return (values[0],) * 4
-        if len(values) == 2:
-            return (values[0], values[1], values[0], values[1])
-        if len(values) != 4:
-            self.refuse('needs "padding": one number, [vertical, horizontal] or all four sides')
-        return (values[0], values[1], values[2], values[3])
-
-    def _sizes(self, key: str, default: Any, *, least: int) -> list[int]:
-        value = self.get(key, default)
-        values = list(value) if isinstance(value, list | tuple) else [value]
-        if not values or any(type(v) is not int or not least <= v <= MAX_SIZE for v in values):
-            self.refuse(f'needs "{key}", integers from {least} to {MAX_SIZE}, not {value!r:.40}')
-        return values
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self.get(key, default)
-        if type(value) is not bool:
-            self.refuse(f'needs "{key}", true or false')
-        return value
-
-    def number(self, key: str, default: float, low: float, high: float) -> float:
-        value = self.get(key, default)
-        if type(value) not in (int, float) or not low <= value <= high:
-            self.refuse(f'needs "{key}", a number from {low} to {high}')
-        # Stored as ONNX stores it: what is verified is the float32 number that is deployed.
-        return torch.tensor(float(value), dtype=torch.float32).item()
-
-    def finish(self) -> None:
-        unknown = sorted(str(key)[:40] for key in self.row if key not in self.known)
-        if unknown:
-            self.refuse(f"has unknown keys {unknown}", f"known: {sorted(self.known)}")
-
-
 def _meta(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-def _image(row: _Row, shape: Shape) -> Shape:
+def _image(row: LayerRow, shape: Shape) -> Shape:
     if len(shape) != 3:
         row.refuse(f"needs an input [channels, h, w], not {shape}")
     return shape
 
 
-def _conv2d(row: _Row, shape: Shape) -> Layer:
+def _conv2d(row: LayerRow, shape: Shape) -> Layer:
     channels = _image(row, shape)[0]
     out, groups = row.integer("out"), row.integer("groups", 1)
     kernel_h, kernel_w = row.pair("kernel")
@@ -156,7 +88,7 @@ def _conv2d(row: _Row, shape: Shape) -> Layer:
     )
 
 
-def _linear(row: _Row, shape: Shape) -> Layer:
+def _linear(row: LayerRow, shape: Shape) -> Layer:
     if len(shape) != 1:
         row.refuse(f"needs a flat input, not {shape}", 'put {"kind": "flatten"} before it')
     out = row.integer("out")
@@ -164,12 +96,12 @@ def _linear(row: _Row, shape: Shape) -> Layer:
     return Linear(_meta(out, shape[0]), _meta(out) if row.boolean("bias", True) else None)
 
 
-def _batch_norm(row: _Row, shape: Shape) -> Layer:
+def _batch_norm(row: LayerRow, shape: Shape) -> Layer:
     eps = row.number("eps", 1e-5, 1e-12, 1.0)
     return BatchNorm(*(_meta(shape[0]) for _ in range(4)), eps=eps)
 
 
-def _max_pool(row: _Row, shape: Shape) -> Layer:
+def _max_pool(row: LayerRow, shape: Shape) -> Layer:
     kernel = row.pair("kernel")
     padding = row.padding()
     if any(2 * p > k for p, k in zip(padding, (*kernel, *kernel), strict=True)):
@@ -182,7 +114,7 @@ def _max_pool(row: _Row, shape: Shape) -> Layer:
     )
 
 
-def _avg_pool(row: _Row, shape: Shape) -> Layer:
+def _avg_pool(row: LayerRow, shape: Shape) -> Layer:
     kernel = row.pair("kernel")
     padding = row.padding()
     if any(2 * p > k for p, k in zip(padding, (*kernel, *kernel), strict=True)):
@@ -195,12 +127,12 @@ def _avg_pool(row: _Row, shape: Shape) -> Layer:
     )
 
 
-def _global_avg_pool(row: _Row, shape: Shape) -> Layer:
+def _global_avg_pool(row: LayerRow, shape: Shape) -> Layer:
     _, height, width = _image(row, shape)
     return AvgPool2d(kernel=(height, width), stride=1)
 
 
-def _normalize(row: _Row, shape: Shape) -> Layer:
+def _normalize(row: LayerRow, shape: Shape) -> Layer:
     values = []
     for key in ("mean", "std"):
         given = row.get(key)
@@ -210,13 +142,14 @@ def _normalize(row: _Row, shape: Shape) -> Layer:
             row.refuse(f'needs "{key}", finite numbers')
         values.append(torch.tensor([float(v) for v in given]))
     mean, std = values
-    if len(mean) != len(std) or not bool((std > 0).all() and torch.isfinite(mean).all()):
+    finite = torch.isfinite(mean).all() and torch.isfinite(std).all()
+    if len(mean) != len(std) or not bool(finite and (std > 0).all()):
         row.refuse('needs "mean" and "std" of one length, every std > 0')
     return Normalize(mean, std)
 
 
 #: Kinds of layers in a list: a new one is one function and one row here.
-KINDS: dict[str, Callable[[_Row, Shape], Layer]] = {
+KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "add": lambda row, shape: Add(),
     "avg-pool2d": _avg_pool,
     "batch-norm": _batch_norm,
@@ -250,7 +183,7 @@ def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
         _invalid(f'"layers" must be a list of 1 to {MAX_LAYERS} layers')
     plan = _Plan(tuple(shape))
     for index, raw in enumerate(rows):
-        plan.append(_Row(index, raw), index)
+        plan.append(LayerRow(index, raw), index)
     skeleton = Network(plan.input_shape, plan.layers)
     if skeleton.classes < 2:
         _invalid("a classifier needs at least two outputs")
@@ -270,7 +203,7 @@ class _Plan:
         self.parameters = 0
         self.last = INPUT
 
-    def append(self, row: _Row, index: int) -> None:
+    def append(self, row: LayerRow, index: int) -> None:
         maker = KINDS.get(row.kind)
         if maker is None:
             row.refuse("is of an unknown kind", "known: " + ", ".join(sorted(KINDS)))
@@ -294,7 +227,7 @@ class _Plan:
             self.given.update({f"layers.{node}.mean": layer.mean, f"layers.{node}.std": layer.std})
         self.last = node
 
-    def _name(self, row: _Row, node: str) -> None:
+    def _name(self, row: LayerRow, node: str) -> None:
         name = row.row.get("name")
         if name is None:
             return
@@ -303,7 +236,7 @@ class _Plan:
         self.nodes[name] = node
         self.names[node] = name
 
-    def _inputs(self, row: _Row) -> tuple[str, ...]:
+    def _inputs(self, row: LayerRow) -> tuple[str, ...]:
         given = row.row.get("from")
         adds = row.kind in ("add", "residual")
         sources = list(given) if isinstance(given, list | tuple) else [given]
@@ -319,7 +252,7 @@ class _Plan:
         return nodes or (self.last,)
 
 
-def _afford(row: _Row, count: int) -> None:
+def _afford(row: LayerRow, count: int) -> None:
     if count > MAX_PARAMETERS:
         raise ModelError(f"{row.label} has {count} parameters: too many", code="model_too_large")
 

@@ -239,6 +239,9 @@ def _same(
     begins, ends = [], []
     for size, k, s, d in zip(shape[1:], kernel, stride, dilation, strict=True):
         needed = (math.ceil(size / s) - 1) * s + d * (k - 1) + 1 - size
+        if needed == -1 and operation.op_type == "Conv":
+            # A 1 x 1 window with stride 2: ONNX Runtime pads nothing. Below -1 it cuts the image.
+            needed = 0
         if needed < 0:
             operation.refuse(f"auto_pad SAME with a window of {k} and a stride of {s}")
         begins.append((needed + 1) // 2 if lower else needed // 2)

@@ -154,6 +154,14 @@ def test_pad(rank: int, data: st.DataObject) -> None:
     assert_agrees(flattened([new], shape, constants, opset=13))
 
 
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("size", [7, 8])
+def test_shortcut_of_a_tensorflow_resnet(mode: str, size: int) -> None:
+    """A 1 x 1 convolution with stride 2 and SAME padding, which would be negative."""
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], auto_pad=mode)
+    assert_agrees(flattened([conv], (3, size, size), {"w": normal(0, 4, 3, 1, 1)}))
+
+
 def test_pad_of_named_axes() -> None:
     constants = {
         "p": np.array([1, 2, 0, 3], np.int64),

@@ -16,7 +16,8 @@ from types import FrameType, TracebackType
 
 import redis
 
-from service.contract.ledger import Lease, Ledger
+from service.contract.leases import Lease
+from service.contract.ledger import Ledger
 
 __all__ = ["ItemStopped", "Keeper"]
 

@@ -19,7 +19,8 @@ import redis
 from rq.timeouts import JobTimeoutException
 
 from service.contract.connection import connect
-from service.contract.ledger import Busy, Exhausted, Lease, Ledger, NoWork
+from service.contract.leases import Busy, Exhausted, Lease, NoWork
+from service.contract.ledger import Ledger
 from service.contract.outcomes import conclude, give_up
 from service.contract.problems import (
     InternalError,

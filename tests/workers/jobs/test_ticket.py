@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from service.contract.ledger import Lease
+from service.contract.leases import Lease
 from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
 from workers.jobs.ticket import Ticket
 

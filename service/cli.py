@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "--epsilon", action="append", required=True, help="36/255 or 0.5; may be repeated"
     )
     certify.add_argument("--method", default="auto")
-    certify.add_argument("--samples", default=None, help="a number or 'all'")
+    certify.add_argument("--samples", type=_samples, help="a number or 'all'")
     certify.add_argument("--architecture", help="of a state dict: a name or a JSON layer list")
     certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
     certify.add_argument("--out", type=Path, help="where the report goes (.json .html .csv .svg)")
@@ -152,8 +152,12 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
     if architecture is not None:
         spec["architecture"] = architecture
     if options.samples is not None:
-        spec["samples"] = "all" if options.samples == "all" else int(options.samples)
+        spec["samples"] = options.samples
     return spec
+
+
+def _samples(text: str) -> int | str:
+    return text if text == "all" else int(text)
 
 
 def _path_or_name(text: str) -> Path | str:

@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 TICKET = "workers.jobs.ticket.run"
 
 _JOB_ID_LENGTH = 26
-#: A ticket ends by itself after ticket_budget_s, but not in the middle of an item, and one item may
-#: take hours on a CPU. Lost workers are noticed by their leases, so RQ's clock is only a last resort.
+#: A ticket ends by itself after ticket_budget_s, but not in the middle of an item, and one item
+#: may take hours on a CPU. Leases tell of lost workers; RQ's clock is only a last resort.
 _GRACE_S = 6 * 3600
 _AT_ONCE = 500
 

@@ -20,8 +20,9 @@ from service.contract.problems import Problem
 from service.contract.processes import python_module
 from service.contract.settings import Settings
 from service.demo import run_demo
-from service.embedded import StartError, Supervisor, is_loopback, running_service
+from service.embedded import Supervisor, is_loopback
 from service.local import started_service
+from service.ownership import StartError, running_service
 from service.redis_server import RedisServerError
 from service.terminal import print_summary, progress_bar
 

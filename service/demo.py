@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from service.client import Client
-from service.embedded import StartError
 from service.local import started_service
+from service.ownership import StartError
 from service.terminal import print_summary, progress_bar
 
 __all__ = ["run_demo", "save_reports"]

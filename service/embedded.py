@@ -7,7 +7,6 @@ behind. With CERTSERVE_REDIS_URL set no Redis is started; nothing else differs.
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import json
 import logging
@@ -25,12 +24,12 @@ import redis
 
 from service.contract.processes import (
     ProcessId,
-    end_process,
     python_module,
     spawn,
     wait_until,
 )
 from service.contract.settings import Settings
+from service.ownership import StartError, take_over
 from service.redis_server import (
     RedisServerError,
     find_binary,
@@ -39,7 +38,7 @@ from service.redis_server import (
     write_configuration,
 )
 
-__all__ = ["StartError", "Supervisor", "is_loopback", "running_service"]
+__all__ = ["Supervisor", "is_loopback"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +48,6 @@ REDIS_LOAD_S = 120.0
 PATIENCE_S = {"api": 5.0, "worker": 15.0, "redis": 10.0}
 #: Pause before a restart: doubled from the first to the second value; forgotten after the third.
 RESTART_FIRST_S, RESTART_MOST_S, RESTART_FORGET_S = 0.2, 10.0, 30.0
-
-
-class StartError(RuntimeError):
-    """The service cannot start; the message says why and what to do."""
-
-    code = "start_failed"
 
 
 @dataclass
@@ -94,7 +87,7 @@ class Supervisor:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._request_stop)
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._take_over()
+        self._lock = take_over(self.data_dir, patience_s=sum(PATIENCE_S.values()))
         listener = self._listen()
         try:
             self._start(listener)
@@ -109,34 +102,7 @@ class Supervisor:
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stop = True
 
-    # -- taking over the data directory ---------------------------------------------------------
-
-    def _take_over(self) -> None:
-        """Become the only supervisor here; end the one before and every child it left."""
-        lock = os.open(self.run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        own_file = self.run_dir / "supervisor.pid"
-        if not _try_lock(lock):
-            other = ProcessId.read(own_file)
-            if other is not None and other.host != socket.gethostname():
-                raise StartError(f"{self.data_dir} is in use by a service on host {other.host}")
-            if other is not None and other.alive:
-                logger.warning(
-                    "ending the service that runs on this data directory (%s)", other.pid
-                )
-                end_process(other, patience_s=sum(PATIENCE_S.values()))
-            if not wait_until(lambda: _try_lock(lock), 10.0):
-                raise StartError(f"{self.data_dir} is in use by a process that cannot be ended")
-        self._lock = lock
-        for path in self.run_dir.glob("child-*.pid"):
-            left = ProcessId.read(path)
-            if left is not None and left.alive:
-                logger.warning("ending %s (%d), left by an earlier service", path.stem, left.pid)
-                if not end_process(left, patience_s=3.0):
-                    raise StartError(f"process {left.pid} of an earlier service cannot be ended")
-            path.unlink(missing_ok=True)
-        me = ProcessId.of(os.getpid())
-        assert me is not None
-        me.write(own_file)
+    # -- starting -------------------------------------------------------------------------------
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -152,8 +118,6 @@ class Supervisor:
         listener.listen(1024)
         self.port = listener.getsockname()[1]
         return listener
-
-    # -- starting -------------------------------------------------------------------------------
 
     def _start(self, listener: socket.socket) -> None:
         environment = {**os.environ, "CERTSERVE_DATA_DIR": str(self.data_dir)}
@@ -198,6 +162,7 @@ class Supervisor:
         """Start Redis and wait until it has loaded; mend a damaged append-only file once."""
         for attempt in range(2):
             path.unlink(missing_ok=True)
+            (self.data_dir / "redis").mkdir(mode=0o700, exist_ok=True)
             process = spawn([str(binary), str(configuration)], parent_death_signal=signal.SIGTERM)
             identity = ProcessId.of(process.pid)
             if identity is not None:
@@ -283,27 +248,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def running_service(data_dir: Path) -> dict[str, str] | None:
-    """url and redis_url of the service that runs on this data directory, if one does."""
-    run_dir = data_dir.resolve() / "run"
-    supervisor = ProcessId.read(run_dir / "supervisor.pid")
-    if supervisor is None or not supervisor.alive:
-        return None
-    try:
-        facts: dict[str, str] = json.loads((run_dir / "service.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return facts
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _answers(client: redis.Redis) -> bool:

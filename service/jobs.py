@@ -13,7 +13,7 @@ from service.contract.ids import is_job_id, new_job_id
 from service.contract.journal import Journal
 from service.contract.ledger import JobState, Ledger
 from service.contract.outcomes import outcome_state
-from service.contract.problems import InvalidInput, NotFound
+from service.contract.problems import InvalidInput, NotFound, Unavailable
 from service.contract.schemas import (
     TERMINAL,
     DatasetSource,
@@ -106,6 +106,13 @@ class Jobs:
         if ended is not None:
             return ended
         state = self._ledger.get(job_id)
+        if state is None and not self._ledger.complete():
+            # Redis lost its data: what was accepted is about to be entered again.
+            raise Unavailable(
+                "the jobs are being read back from the journal",
+                code="recovering",
+                hint="ask again in a few seconds",
+            )
         if state is None:
             raise _unknown(job_id)
         return state

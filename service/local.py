@@ -11,7 +11,7 @@ from pathlib import Path
 
 from service.client import Client
 from service.contract.processes import python_module, spawn
-from service.embedded import StartError, running_service
+from service.ownership import StartError, running_service
 
 __all__ = ["started_service"]
 

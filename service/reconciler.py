@@ -58,6 +58,8 @@ class Reconciler:
                 # This Redis is new to us, or it lost its data: go through everything accepted.
                 self._journal.rewind()
             self._enter_accepted()
+            if memory != self._memory:
+                self._ledger.set_complete(memory)
             self._memory = memory
         except (RedisError, Problem):
             self._journal.rewind()

@@ -303,6 +303,15 @@ class Ledger:
         self._redis.set(key, f"{now()!r}", nx=True)
         return str(self._redis.get(key))
 
+    def set_complete(self, memory: str) -> None:
+        """Say that every accepted job has been entered since this Redis got its ``memory``."""
+        self._redis.set(self._key("complete"), memory)
+
+    def complete(self) -> bool:
+        """Whether a job that is unknown here was never accepted; False after a loss of data."""
+        memory, entered = self._redis.mget(self._key("memory"), self._key("complete"))
+        return memory is not None and memory == entered
+
     # keys
 
     def _key(self, name: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from service.client import Client
 from service.contract.processes import ProcessId, end_process, python_module, spawn, wait_until
-from service.embedded import running_service
+from service.ownership import running_service
 from tests.workers.jobs.conftest import tiny_npz, tiny_onnx
 
 START_S = 60.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedded import running_service
+from service.ownership import running_service
 from tests.e2e.conftest import LiveService
 
 pytestmark = pytest.mark.slow

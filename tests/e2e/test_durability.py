@@ -77,6 +77,16 @@ def test_accepted_and_killed_at_once(
     check_once(service, job_id, calm_report)
 
 
+def test_redis_loses_its_data_under_a_running_job(
+    calm_service: LiveService, uploads: Uploads, calm_report: dict[str, Any]
+) -> None:
+    job_id = submit(calm_service, uploads)
+    until_done(calm_service, job_id, 4)
+    shutil.rmtree(calm_service.data_dir / "redis")
+    calm_service.kill(calm_service.child("redis").pid)
+    check_once(calm_service, job_id, calm_report)
+
+
 @pytest.mark.parametrize("damage", ["lost", "torn in the middle"])
 def test_redis_data(
     make_service: Made, uploads: Uploads, calm_report: dict[str, Any], damage: str

@@ -14,7 +14,8 @@ import pytest
 from service import redis_server
 from service.cli import main
 from service.contract.processes import ProcessId, end_process, spawn, wait_until
-from service.embedded import is_loopback, running_service
+from service.embedded import is_loopback
+from service.ownership import running_service
 from service.redis_server import RedisServerError, find_binary, repair, socket_path
 
 

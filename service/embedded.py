@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -237,6 +238,8 @@ class Supervisor:
                 process.wait()
         for path in self.run_dir.glob("*.pid"):
             path.unlink(missing_ok=True)
+        if self.settings.redis_url is None:
+            shutil.rmtree(socket_path(self.data_dir).parent, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

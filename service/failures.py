@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Match
 
 from service.contract.problems import InternalError, InvalidInput, Problem, Unavailable
 
-__all__ = ["PROBLEM_RESPONSES", "install_handlers", "problem_response"]
+__all__ = ["PROBLEM", "PROBLEM_RESPONSES", "install_handlers", "problem_response"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +35,14 @@ _SCHEMA: dict[str, Any] = {
     "required": ["type", "title", "status", "detail", "code"],
 }
 
-_PROBLEM: dict[str, Any] = {
+#: A problem, as OpenAPI describes it.
+PROBLEM: dict[str, Any] = {
     "description": "What is wrong (RFC 9457)",
     "content": {"application/problem+json": {"schema": _SCHEMA}},
 }
 
 #: What every endpoint may answer, for the OpenAPI page (422 would else be FastAPI's own).
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {422: _PROBLEM, "default": _PROBLEM}
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {422: PROBLEM, "default": PROBLEM}
 
 _RETRY_S = {"503": "2", "507": "60"}
 

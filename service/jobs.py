@@ -1,4 +1,4 @@
-"""Use cases of jobs: submit (record first, ring second), look up, wait, list."""
+"""Use cases of jobs: submit (record first, ring second), look up, wait, list, cancel, retry."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from service.contract.ids import is_job_id, new_job_id
 from service.contract.journal import Journal
 from service.contract.ledger import JobState, Ledger
-from service.contract.outcomes import outcome_state
-from service.contract.problems import InvalidInput, NotFound, Unavailable
+from service.contract.outcomes import cancel, erase, outcome_state, reopen
+from service.contract.problems import Conflict, InvalidInput, NotFound, Unavailable
 from service.contract.schemas import (
     TERMINAL,
     DatasetSource,
@@ -116,6 +116,55 @@ class Jobs:
         if state is None:
             raise _unknown(job_id)
         return state
+
+    async def cancel(self, job_id: str) -> JobState:
+        """End an active job; a job that has ended stays as it is. Raises NotFound, RedisError."""
+        return await to_thread.run_sync(self._cancel, job_id)
+
+    def _cancel(self, job_id: str) -> JobState:
+        state = self.state(job_id)
+        if state.status not in TERMINAL:
+            try:
+                cancel(self._store, self._ledger, state)
+            except RedisError as error:
+                # The outcome is on disk, and it wins: the reconciler tells Redis.
+                _log.warning("job %s is cancelled; Redis learns it later: %s", job_id, error)
+            state = self.state(job_id)
+            _log.info("job %s: cancel was asked for, it %s", job_id, state.status)
+        return state
+
+    async def retry(self, job_id: str) -> JobState:
+        """Run a failed or cancelled job again, under its id. Raises Conflict, NotFound."""
+        state = await to_thread.run_sync(self.state, job_id)
+        if state.status not in ("failed", "cancelled"):
+            raise Conflict(
+                f"the job is {state.status}; failed and cancelled jobs can be retried",
+                code="not_retryable",
+            )
+        attempt = state.submission.attempt + 1
+        submission = state.submission.model_copy(update={"attempt": attempt})
+        await asyncio.wrap_future(self._journal.append(submission, op="retry"))
+        try:
+            await to_thread.run_sync(reopen, self._store, self._ledger, submission)
+        except RedisError as error:
+            _log.warning("attempt %d of job %s waits for Redis: %s", attempt, job_id, error)
+        else:
+            self._bell.ring(job_id)
+        _log.info("job %s: attempt %d", job_id, attempt)
+        return _new_state(submission)
+
+    async def delete(self, job_id: str) -> JobState | None:
+        """Cancel an active job and return it, or remove one that has ended: then None."""
+        state = await to_thread.run_sync(self.state, job_id)
+        if state.status not in TERMINAL:
+            return await self.cancel(job_id)
+        await asyncio.wrap_future(self._journal.delete(job_id))
+        try:
+            await to_thread.run_sync(erase, self._store, self._ledger, job_id)
+        except RedisError as error:
+            _log.warning("job %s is deleted; Redis learns it later: %s", job_id, error)
+        _log.info("job %s deleted", job_id)
+        return None
 
     async def wait(self, job_id: str, wait_s: float) -> JobState:
         """The job once it has ended, or as it is after ``wait_s`` seconds."""

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from service.contract.journal import JournalReader
 from service.contract.ledger import Ledger, Survey
-from service.contract.outcomes import follow, give_up
+from service.contract.outcomes import erase, follow, give_up, reopen
 from service.contract.problems import Problem
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
@@ -71,13 +71,19 @@ class Reconciler:
         while batch := list(islice(accepted, _BATCH)):
             known = self._ledger.known([submission.id for submission in batch])
             for submission, is_known in zip(batch, known, strict=True):
-                if not is_known:
+                if not is_known or submission.attempt > 1:
                     self._enter(submission)
+        for job_id in self._journal.take_deletions():
+            erase(self._store, self._ledger, job_id)
 
     def _enter(self, submission: JobSubmission) -> None:
-        if follow(self._store, self._ledger, submission.id) != "unknown":
+        if submission.attempt > 1:
+            entered = reopen(self._store, self._ledger, submission)
+        elif follow(self._store, self._ledger, submission.id) != "unknown":
             return
-        if self._ledger.create(submission):
+        else:
+            entered = self._ledger.create(submission)
+        if entered:
             _log.info("job %s was accepted but not entered; entered now", submission.id)
             self._bell.ring(submission.id)
 

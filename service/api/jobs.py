@@ -1,15 +1,17 @@
-"""GET /jobs and /jobs/{id}: what there is and how far it is."""
+"""GET /jobs and /jobs/{id}: what there is and how far it is; cancel, retry, delete."""
 
 from __future__ import annotations
 
 from typing import Annotated, Generic, TypeVar
 
 from anyio import to_thread
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, JsonValue
 
 from service.auth import Principal
 from service.contract.schemas import JobKind, JobRecord, JobStatus
+from service.failures import PROBLEM
 from service.jobs import record
 from service.services import UsesServices
 
@@ -56,3 +58,49 @@ async def get_job(
     """The job; with ``wait`` the answer comes when it has ended, or after that many seconds."""
     wait_s = min(wait, services.settings.max_wait_s)
     return record(await services.jobs.wait(job_id, wait_s))
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    response_model=JobRecord,
+    summary="Cancel a job",
+)
+async def cancel_job(job_id: str, services: UsesServices, principal: Principal) -> JobRecord:
+    """It is `cancelled` at once; workers let go of it within five seconds. A job that has ended
+    stays as it is, so that cancelling twice does no harm."""
+    return record(await services.jobs.cancel(job_id))
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    response_model=JobRecord,
+    responses={409: PROBLEM},
+    summary="Run a failed or cancelled job again",
+)
+async def retry_job(
+    job_id: str, response: Response, services: UsesServices, principal: Principal
+) -> JobRecord:
+    """The same id, a new attempt; on disk before the answer. What a cancelled attempt finished is
+    taken over, a failed one is begun anew."""
+    response.headers["Location"] = f"/jobs/{job_id}"
+    return record(await services.jobs.retry(job_id))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    response_class=Response,
+    responses={
+        202: {"model": JobRecord, "description": "It was active and is cancelled now"},
+        204: {"description": "It had ended and is gone, with all that it left"},
+    },
+    summary="Cancel an active job, remove one that has ended",
+)
+async def delete_job(job_id: str, services: UsesServices, principal: Principal) -> Response:
+    """Uploads that came with the job go later, once no other job needs them."""
+    state = await services.jobs.delete(job_id)
+    if state is None:
+        return Response(status_code=204)
+    return JSONResponse(record(state).model_dump(mode="json"), status_code=202)

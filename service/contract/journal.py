@@ -1,4 +1,4 @@
-"""Accepted submissions as append-only JSON lines; what is in here is never lost.
+"""Accepted submissions, retries and deletions as append-only JSON lines; never lost.
 
 Every process appends to files of its own, so several API processes need no lock. One thread per
 journal writes: all lines that wait are written and fsynced together (group commit), and only then
@@ -17,9 +17,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from service.contract.files import storage_errors, sync_folder
+from service.contract.ids import is_job_id
 from service.contract.problems import Problem, Unavailable
 from service.contract.schemas import JobSubmission
 from service.contract.times import now
@@ -46,20 +47,26 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
-    def append(self, submission: JobSubmission) -> Future[None]:
+    def append(
+        self, submission: JobSubmission, *, op: Literal["submit", "retry"] = "submit"
+    ) -> Future[None]:
         """Queue ``submission``; the future is done once it is on disk.
 
-        It fails with StorageFull or Unavailable; then the submission was not accepted.
+        It fails with StorageFull or Unavailable; then the submission was not accepted. ``retry``
+        lines carry the submission with its new ``attempt``.
         """
+        return self._append({"op": op, "job": submission.model_dump(mode="json")})
+
+    def delete(self, job_id: str) -> Future[None]:
+        """Queue the note that a job is to be forgotten: a rebuilt Redis must not run it again."""
+        return self._append({"op": "delete", "id": job_id})
+
+    def _append(self, entry: dict[str, Any]) -> Future[None]:
         future: Future[None] = Future()
         if self._closed:
             future.set_exception(Unavailable("the service is stopping", code="stopping"))
             return future
-        line = json.dumps(
-            {"op": "submit", "job": submission.model_dump(mode="json")},
-            separators=(",", ":"),
-            allow_nan=False,
-        )
+        line = json.dumps(entry, separators=(",", ":"), allow_nan=False)
         self._queue.put((line.encode() + b"\n", future))
         return future
 
@@ -139,32 +146,76 @@ class JournalReader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._offsets: dict[str, int] = {}
+        self._deleted: set[str] = set()
+        self._deletions: list[str] = []
 
     def rewind(self) -> None:
         """Read everything again next time (after Redis lost its data)."""
         self._offsets.clear()
 
     def read(self) -> Iterator[JobSubmission]:
-        """Submissions not read before, oldest file first."""
-        for path in sorted(self._folder.glob("*.jsonl")):
-            offset = self._offsets.get(path.name, 0)
-            if path.stat().st_size <= offset:
-                continue
+        """Submissions and retries not read before, oldest file first, without deleted jobs."""
+        files = self._new_files()
+        # Deletions first, wherever they stand: a deleted job must not come to life for a moment.
+        for path, offset in files:
+            self._deleted.update(_deletions(path, offset))
+        for path, offset in files:
             with path.open("rb") as file:
                 file.seek(offset)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break  # torn, or being written: look again next time
                     self._offsets[path.name] = offset = offset + len(line)
+                    if line.startswith(_DELETE):
+                        self._note_deletion(line)
+                        continue
                     submission = _parse(line, path)
-                    if submission is not None:
+                    if submission is not None and submission.id not in self._deleted:
                         yield submission
+
+    def take_deletions(self) -> list[str]:
+        """Ids of deleted jobs read since the last call; what is left of them can go."""
+        taken, self._deletions = self._deletions, []
+        return taken
+
+    def _new_files(self) -> list[tuple[Path, int]]:
+        found = [
+            (path, self._offsets.get(path.name, 0)) for path in sorted(self._folder.glob("*.jsonl"))
+        ]
+        return [(path, offset) for path, offset in found if path.stat().st_size > offset]
+
+    def _note_deletion(self, line: bytes) -> None:
+        job_id = _deleted_id(line)
+        if job_id is not None:
+            self._deleted.add(job_id)
+            self._deletions.append(job_id)
+
+
+#: How the writing end begins the line of a deletion: no JSON is parsed to find them.
+_DELETE = b'{"op":"delete",'
+
+
+def _deletions(path: Path, offset: int) -> Iterator[str]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if line.startswith(_DELETE) and (job_id := _deleted_id(line)) is not None:
+                yield job_id
+
+
+def _deleted_id(line: bytes) -> str | None:
+    try:
+        job_id = json.loads(line)["id"]
+    except (ValueError, KeyError):
+        return None
+    return job_id if isinstance(job_id, str) and is_job_id(job_id) else None
 
 
 def _parse(line: bytes, path: Path) -> JobSubmission | None:
     try:
         entry: dict[str, Any] = json.loads(line)
-        return JobSubmission.model_validate(entry["job"]) if entry["op"] == "submit" else None
+        known = entry["op"] in ("submit", "retry")
+        return JobSubmission.model_validate(entry["job"]) if known else None
     except (ValueError, KeyError, TypeError):
         # A line damaged after the fact must not hide the ones behind it.
         _log.error("%s holds a line that is no submission", path.name)

@@ -56,7 +56,8 @@ class Ledger:
         self._settings = settings
         self._prefix = prefix
         folder = Path(__file__).with_name("lua")
-        names = ("create", "lease", "renew", "commit", "release", "progress", "finish", "survey")
+        names = ["create", "reopen", "lease", "renew", "commit", "release", "progress", "finish"]
+        names += ["forget", "survey"]
         self._scripts: dict[str, Any] = {
             name: self._redis.register_script((folder / f"{name}.lua").read_text())
             for name in names
@@ -65,13 +66,40 @@ class Ledger:
     # a job's life
 
     def create(self, submission: JobSubmission, *, first_item: str = "prepare") -> bool:
-        """Enter a job as queued; whether it was unknown. Safe to repeat."""
-        job = submission.id
+        """Enter a job as queued; whether it was unknown. Safe to repeat; deleted jobs stay so."""
+        job, principal = submission.id, submission.principal
         keys = self._job_keys(job)
         keys += [self._key("jobs"), self._key("active"), self._status_key("queued")]
-        keys.append(self._key(f"kind:{submission.kind}"))
-        arguments = [job, submission.kind, submission.model_dump_json(), first_item]
+        keys += [self._key(f"kind:{submission.kind}"), self._key(f"owner:{principal}")]
+        keys += [self._key(f"open:{principal}"), self._key(f"deleted:{job}")]
+        idempotency_key = submission.idempotency_key
+        keys.append("" if idempotency_key is None else self._key(f"idempotency:{idempotency_key}"))
+        arguments = [
+            job,
+            submission.kind,
+            submission.model_dump_json(),
+            first_item,
+            principal,
+            submission.attempt,
+            submission.fingerprint,
+            submission.result_key,
+        ]
         return bool(self._scripts["create"](keys=keys, args=arguments))
+
+    def reopen(self, submission: JobSubmission, *, first_item: str = "prepare") -> bool:
+        """Begin a later attempt of a job; whether it is new. Tokens of leases go on counting."""
+        job = submission.id
+        keys = self._job_keys(job)
+        keys += [self._key("active"), self._key(f"open:{submission.principal}")]
+        keys += [self._status_key(status) for status in _STATUSES]
+        arguments = [job, submission.model_dump_json(), first_item, submission.attempt]
+        return bool(self._scripts["reopen"](keys=keys, args=arguments))
+
+    def forget(self, job_id: str) -> None:
+        """Remove every trace of a job; for an hour it cannot be entered again by mistake."""
+        keys = self._job_keys(job_id)
+        keys += [self._key("jobs"), self._key("active"), self._key(f"deleted:{job_id}")]
+        self._scripts["forget"](keys=keys, args=[job_id, self._prefix, *_STATUSES])
 
     def lease(self, job_id: str, *, worker: str) -> Lease | Busy | Exhausted | NoWork:
         """The next free item of the job, for ``lease_ttl_s``; the first lease starts the job."""
@@ -166,10 +194,12 @@ class Ledger:
         finished_at: str | None = None,
         model_id: str | None = None,
         samples: int = 0,
+        attempt: int = 1,
     ) -> str:
-        """End the job unless it has ended; its status afterwards (``unknown``: no such job).
+        """End the job's ``attempt`` unless it has ended; the status afterwards.
 
-        ``outcome.json`` comes first: call ``service.contract.outcomes.conclude``, not this.
+        ``unknown``: there is no such job. ``outcome.json`` comes first: call
+        ``service.contract.outcomes.conclude``, not this.
         """
         keys = self._job_keys(job_id)
         keys += [self._key("active"), self._status_key("queued"), self._status_key("running")]
@@ -183,6 +213,8 @@ class Ledger:
             _EVENTS_KEPT_S,
             model_id or "",
             samples or "",
+            attempt,
+            self._prefix,
         ]
         return str(self._scripts["finish"](keys=keys, args=arguments))
 
@@ -247,6 +279,11 @@ class Ledger:
     def active(self) -> set[str]:
         """Ids of all jobs that have not ended."""
         return set(self._redis.smembers(self._key("active")))
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease is still its holder's; looks only."""
+        held = self._redis.hget(self._key(f"job:{lease.job_id}:holder"), lease.item)
+        return bool(held == str(lease.token))
 
     def survey(self, job_ids: Sequence[str]) -> list[Survey]:
         """Free, leased and exhausted items of each job, in one round trip."""

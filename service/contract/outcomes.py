@@ -10,7 +10,7 @@ from service.contract.schemas import JobSubmission, Progress
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 
-__all__ = ["conclude", "follow", "give_up", "outcome_state"]
+__all__ = ["cancel", "conclude", "erase", "follow", "give_up", "outcome_state", "reopen"]
 
 
 def conclude(
@@ -42,7 +42,8 @@ def conclude(
         "model_id": model_id,
     }
     store.job_dir(submission.id)
-    path = store.outcome_path(submission.id)
+    # A straggler of an earlier attempt finds its own outcome there, and changes nothing.
+    path = store.outcome_path(submission.id, attempt=submission.attempt)
     store.create_json(path, outcome)
     return follow(store, ledger, submission.id)
 
@@ -52,10 +53,13 @@ def follow(store: Store, ledger: Ledger, job_id: str) -> str:
     outcome = store.read_json(store.outcome_path(job_id))
     if outcome is None:
         return "unknown"
-    ledger.create(JobSubmission.model_validate(outcome["submission"]))
+    submission = JobSubmission.model_validate(outcome["submission"])
+    if not ledger.create(submission) and submission.attempt > 1:
+        ledger.reopen(submission)
     ledger.finish(
         job_id,
         outcome["status"],
+        attempt=submission.attempt,
         error=outcome["error"],
         started_at=outcome["started_at"],
         finished_at=outcome["finished_at"],
@@ -74,6 +78,47 @@ def give_up(store: Store, ledger: Ledger, submission: JobSubmission, exhausted: 
         hint="the worker's log says more",
     )
     return conclude(store, ledger, submission, "failed", error=error)
+
+
+def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
+    """End a job as cancelled, now; the status it ended with. Who works on it is told to stop.
+
+    The lease of every item in hand is gone with the job, which workers notice within two seconds
+    (``workers.jobs.keeper``); what they do not let go of is killed (``workers.jobs.warden``).
+    """
+    return conclude(
+        store,
+        ledger,
+        state.submission,
+        "cancelled",
+        started_at=state.started_at,
+        samples=state.progress.done,
+    )
+
+
+def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
+    """Begin the attempt that ``submission`` names, journalled before; whether it was new.
+
+    A cancelled attempt's shard results are taken over; of a failed one nothing is trusted. Every
+    step may be repeated: the reconciler does so after a crash.
+    """
+    if store.attempt(submission.id) < submission.attempt:
+        before = store.read_json(store.outcome_path(submission.id))
+        if before is not None and before["status"] == "failed":
+            store.clear_results(submission.id)
+        store.job_dir(submission.id)
+        mark = store.attempt_path(submission.id, submission.attempt)
+        store.create_json(mark, {"attempt": submission.attempt})
+    if store.outcome_path(submission.id).exists():
+        follow(store, ledger, submission.id)
+        return False
+    return ledger.create(submission) or ledger.reopen(submission)
+
+
+def erase(store: Store, ledger: Ledger, job_id: str) -> None:
+    """Remove a job whose deletion is in the journal. Raises RedisError, StorageFull."""
+    store.remove_job(job_id)
+    ledger.forget(job_id)
 
 
 def outcome_state(store: Store, job_id: str) -> JobState | None:

@@ -183,7 +183,9 @@ class JobSubmission(Strict):
     """An accepted submission, as the journal keeps it: all that is needed to run the job again.
 
     ``spec`` is ``Spec.normal()`` (read it with ``Spec.model_validate``); ``principal`` is whose it
-    is, empty while no keys are configured.
+    is, empty while no keys are configured. ``attempt`` counts the retries that were asked for.
+    ``fingerprint`` is a digest of what is to be computed, ``idempotency_key`` one of the header,
+    ``result_key`` names the result for those who ask for the same again (empty: nobody may).
     """
 
     id: str
@@ -193,6 +195,10 @@ class JobSubmission(Strict):
     dataset: DatasetSource | None
     created_at: str
     principal: str = ""
+    attempt: int = Field(default=1, ge=1)
+    fingerprint: str = ""
+    idempotency_key: str | None = None
+    result_key: str = ""
 
 
 class Progress(Strict):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -225,9 +226,48 @@ class Store:
         """Counterexamples, each replayed in ONNX Runtime."""
         return self._job_path(job_id) / "counterexamples.npz"
 
-    def outcome_path(self, job_id: str) -> Path:
-        """How the job ended: created once, never overwritten; wins over the ledger."""
-        return self._job_path(job_id) / "outcome.json"
+    def outcome_path(self, job_id: str, *, attempt: int | None = None) -> Path:
+        """How the job ended: created once, never overwritten; wins over the ledger.
+
+        Every attempt has its own; without ``attempt`` it is that of the newest.
+        """
+        number = self.attempt(job_id) if attempt is None else attempt
+        name = "outcome.json" if number == 1 else f"outcome-{number}.json"
+        return self._job_path(job_id) / name
+
+    def attempt(self, job_id: str) -> int:
+        """The number of the job's newest attempt: 1 until a retry was asked for."""
+        number = 1
+        while self.attempt_path(job_id, number + 1).exists():
+            number += 1
+        return number
+
+    def attempt_path(self, job_id: str, attempt: int) -> Path:
+        """The mark that makes ``attempt`` (2, 3, ...) the one that counts."""
+        return self._job_path(job_id) / f"attempt-{attempt}.json"
+
+    def clear_results(self, job_id: str) -> None:
+        """Remove what an attempt left besides its outcome, so that the next one starts anew."""
+        folder = self._job_path(job_id)
+        with storage_errors():
+            for name in ("prepared", "shards"):
+                self._trash(folder / name)
+            for name in ("report.json", "samples.jsonl", "counterexamples.npz"):
+                (folder / name).unlink(missing_ok=True)
+
+    def remove_job(self, job_id: str) -> None:
+        """Remove a job's folder: gone at once, however long it takes to delete its files."""
+        with storage_errors():
+            self._trash(self._job_path(job_id))
+
+    def _trash(self, folder: Path) -> None:
+        aside = self.folder("tmp") / f"trash-{secrets.token_hex(8)}"
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:
+            return
+        sync_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def write_json(self, path: Path, value: object) -> None:
         """Replace ``path`` atomically and durably. Raises ValueError on NaN, StorageFull."""
@@ -245,7 +285,9 @@ class Store:
         """Remove uploads whose process died: nobody has written to them for so long."""
         for path in self.folder("tmp").iterdir():
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime < now() - older_than_s:
+                if path.name.startswith("trash-"):
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.stat().st_mtime < now() - older_than_s:
                     path.unlink()
 
     def check_writable(self) -> None:

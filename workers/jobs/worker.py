@@ -13,6 +13,7 @@ import platform
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import redis
@@ -25,6 +26,7 @@ from service.contract.ledger import Ledger
 from service.contract.problems import Problem
 from service.contract.settings import Settings
 from workers.jobs import lease_note
+from workers.jobs.warden import Warden
 
 __all__ = ["CertificationWorker", "Heartbeat", "main", "rq_connection"]
 
@@ -83,7 +85,11 @@ class CertificationWorker(SpawnWorker):
         descriptor = lease_note.create()
         os.environ[lease_note.VARIABLE] = str(descriptor)
         try:
-            super().execute_job(job, queue)
+            with ExitStack() as watched:
+                if self.ledger is not None:
+                    horse = lambda: self._horse_pid  # noqa: E731 - read when it is needed
+                    watched.enter_context(Warden(self.ledger, descriptor, horse))
+                super().execute_job(job, queue)
         finally:
             held = lease_note.read(descriptor)
             os.close(descriptor)

@@ -4,7 +4,7 @@
 -- Returns {valid, cancel}: valid is 0 once the lease is somebody else's, the item is done or the job has ended.
 local job = redis.call('HMGET', KEYS[1], 'status', 'cancel')
 local cancel = 0
-if job[2] then cancel = 1 end
+if job[2] or job[1] == 'cancelled' then cancel = 1 end
 if job[1] ~= 'running' then return {0, cancel} end
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return {0, cancel} end
 local time = redis.call('TIME')

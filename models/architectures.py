@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.activations import ReLUTheta
 from models.errors import ModelError
 from models.layer_lists import Blueprint, blueprint_of
 from models.layers import BatchNorm, Conv2d, Linear
@@ -23,11 +24,17 @@ from models.network import Network
 __all__ = ["ACTIVATIONS", "ARCHITECTURES", "Architecture", "blueprint", "build"]
 
 Row = Mapping[str, Any]
+#: Initial thresholds of ReLU-theta (Local-Lip, Huang et al. 2021: 1 or 2).
+THETA = 1.0
 
 #: Activations that a named architecture can be built with.
 ACTIVATIONS: dict[str, Row] = {
     "relu": {"kind": "relu"},
     "leaky-relu": {"kind": "leaky-relu"},
+    "maxmin": {"kind": "maxmin"},
+    "relu-theta": {"kind": "relu-theta"},
+    "sigmoid": {"kind": "sigmoid"},
+    "tanh": {"kind": "tanh"},
 }
 
 
@@ -133,6 +140,8 @@ def build(
         elif isinstance(layer, BatchNorm):
             for name, value in (("weight", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0)):
                 tensors[f"{prefix}.{name}"] = torch.full(layer.weight.shape, value)
+        elif isinstance(layer, ReLUTheta):
+            tensors[f"{prefix}.theta"] = torch.full(layer.theta.shape, THETA)
     return plan.network(tensors)
 
 

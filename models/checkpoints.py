@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from models.activations import ReLUTheta
 from models.architectures import blueprint
 from models.checkpoint_files import read_checkpoint
 from models.errors import ModelError
@@ -51,6 +52,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "mean": ("running_mean", "mean"),
         "var": ("running_var", "var"),
     },
+    ReLUTheta.kind: {"theta": ("theta", "threshold")},
 }
 
 Group = dict[str, Tensor]
@@ -101,6 +103,8 @@ def network_of_state_dict(
         layer = network.layer(row.name)
         if isinstance(layer, BatchNorm) and not bool((layer.var >= 0).all()):
             raise ModelError(f"a variance of {row.name} is negative", code="invalid_network")
+        if isinstance(layer, ReLUTheta) and not bool((layer.theta >= 0).all()):
+            raise ModelError(f"a threshold of {row.name} is negative", code="invalid_network")
     return network
 
 
@@ -165,6 +169,8 @@ def _kind(group: Group) -> str:
     """Which kind of layer a module is, by its tensors; empty when it is none of ours."""
     if {"running_mean", "mean"} & group.keys():
         return BatchNorm.kind
+    if {"theta", "threshold"} & group.keys():
+        return ReLUTheta.kind
     rank = group["weight"].dim() if "weight" in group else 0
     return {4: Conv2d.kind, 2: Linear.kind}.get(rank, "")
 
@@ -203,13 +209,13 @@ def _by_order(
                 f"the checkpoint {len(modules)}: {_shapes(groups, modules)}"
             )
         if not ordered and len({re.sub(r"\d+", "#", prefix) for prefix in modules}) > 1:
-            modules = _by_shape(groups, modules, [_weight_shape(plan, node) for node in nodes])
+            modules = _by_shape(groups, modules, [_first_shape(plan, node) for node in nodes])
         pairs.update(zip(nodes, modules, strict=True))
     return pairs
 
 
-def _weight_shape(plan: Blueprint, node: str) -> tuple[int, ...]:
-    return tuple(plan.skeleton.layer(node).state_dict()["weight"].shape)
+def _first_shape(plan: Blueprint, node: str) -> tuple[int, ...]:
+    return tuple(next(iter(plan.skeleton.layer(node).state_dict().values())).shape)
 
 
 def _by_shape(
@@ -218,7 +224,8 @@ def _by_shape(
     """Modules whose names say nothing of their order, in the order of the layers' shapes."""
     left: dict[tuple[int, ...], list[str]] = {}
     for prefix in modules:
-        weight = groups[prefix].get("weight")
+        named = (groups[prefix].get(name) for name in ("weight", "theta", "threshold"))
+        weight = next((tensor for tensor in named if tensor is not None), None)
         left.setdefault(() if weight is None else tuple(weight.shape), []).append(prefix)
     for same in left.values():
         if len({re.sub(r"\d+", "#", prefix) for prefix in same}) > 1:

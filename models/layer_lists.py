@@ -1,8 +1,9 @@
 """Layer lists of a request, checked and turned into a network without weights.
 
 Every layer may carry ``name`` (unique) and ``from`` (the name of an earlier layer, or ``input``);
-without ``from`` it takes the layer before it. ``add`` (also called ``residual``) adds the layer
-before it and ``from``, or the two layers that ``from`` lists. One function and one row in
+without ``from`` it takes the layer before it. Layers of several inputs (``add``, also called
+``residual``, ``concat``, ``maximum``, ``minimum``) take the layer before them and ``from``, or the
+layers that ``from`` lists. One function and one row in
 ``KINDS`` per kind; nothing takes memory in the size of the weights before the sizes are checked.
 """
 
@@ -17,7 +18,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from models.activations import Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.errors import ModelError
+from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layer_rows import MAX_SIZE, LayerRow
 from models.layers import (
     Add,
@@ -37,6 +40,8 @@ from models.network import INPUT, Network
 
 __all__ = ["KINDS", "Blueprint", "blueprint_of"]
 
+#: Kinds that join the layer before them with the one that a single ``from`` names.
+JOINING = ("add", "concat", "maximum", "minimum", "residual")
 MAX_LAYERS = 1_000
 MAX_PARAMETERS = 1 << 27
 MAX_ACTIVATION = 1 << 26
@@ -148,20 +153,66 @@ def _normalize(row: LayerRow, shape: Shape) -> Layer:
     return Normalize(mean, std)
 
 
+def _clip(row: LayerRow, shape: Shape) -> Layer:
+    low, high = (
+        None if row.get(key) is None else row.number(key, 0.0, -1e30, 1e30)
+        for key in ("low", "high")
+    )
+    if low is None and high is None:
+        row.refuse('needs "low", "high" or both')
+    if low is not None and high is not None and low > high:
+        row.refuse(f'has "low" {low} above "high" {high}')
+    return Clip(low=low, high=high)
+
+
+def _slice(row: LayerRow, shape: Shape) -> Layer:
+    axis = row.integer("axis", 0, least=0)
+    if axis >= len(shape):
+        row.refuse(f'needs "axis", one of {shape}')
+    return Slice(
+        axis=axis,
+        start=row.integer("start", 0, least=0),
+        stop=row.integer("stop", shape[axis]),
+        step=row.integer("step", 1),
+    )
+
+
+def _reduction(kind: type[ReduceMean | ReduceSum]) -> Callable[[LayerRow, Shape], Layer]:
+    def maker(row: LayerRow, shape: Shape) -> Layer:
+        axes = row.get("axes")
+        if not isinstance(axes, list | tuple) or any(type(axis) is not int for axis in axes):
+            row.refuse('needs "axes", a list of integers')
+        return kind(axes=axes, keepdims=row.boolean("keepdims", False))
+
+    return maker
+
+
 #: Kinds of layers in a list: a new one is one function and one row here.
 KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "add": lambda row, shape: Add(),
     "avg-pool2d": _avg_pool,
     "batch-norm": _batch_norm,
+    "clip": _clip,
+    "concat": lambda row, shape: Concat(axis=row.integer("axis", 0, least=0)),
     "conv2d": _conv2d,
     "flatten": lambda row, shape: Reshape(shape=(math.prod(shape),)),
     "global-avg-pool": _global_avg_pool,
     "leaky-relu": lambda row, shape: LeakyReLU(slope=row.number("slope", 0.01, 0.0, 1.0)),
     "linear": _linear,
     "max-pool2d": _max_pool,
+    "maximum": lambda row, shape: Maximum(),
+    "maxmin": lambda row, shape: MaxMin(),
+    "minimum": lambda row, shape: Minimum(),
     "normalize": _normalize,
+    "reduce-mean": _reduction(ReduceMean),
+    "reduce-sum": _reduction(ReduceSum),
     "relu": lambda row, shape: ReLU(),
+    "relu-theta": lambda row, shape: ReLUTheta(_meta(*shape)),
+    "relu6": lambda row, shape: Clip(low=0.0, high=6.0),
     "residual": lambda row, shape: Add(),
+    "sigmoid": lambda row, shape: Sigmoid(),
+    "slice": _slice,
+    "tanh": lambda row, shape: Tanh(),
 }
 
 
@@ -210,8 +261,8 @@ class _Plan:
         inputs = self._inputs(row)
         layer = maker(row, self.shapes[inputs[0]])
         row.finish()
-        if len(inputs) != layer.arity:
-            row.refuse(f"takes {layer.arity} inputs, not {len(inputs)}")
+        if not layer.takes(len(inputs)):
+            row.refuse(f"takes {layer.arity or 'two or more'} inputs, not {len(inputs)}")
         try:
             shape = layer.output_shape(*(self.shapes[source] for source in inputs))
         except ModelError as error:
@@ -238,16 +289,16 @@ class _Plan:
 
     def _inputs(self, row: LayerRow) -> tuple[str, ...]:
         given = row.row.get("from")
-        adds = row.kind in ("add", "residual")
+        joins = row.kind in JOINING
         sources = list(given) if isinstance(given, list | tuple) else [given]
         unknown = [s for s in sources if s is not None and (not isinstance(s, str))]
         unknown += [s for s in sources if isinstance(s, str) and s not in self.nodes]
-        if unknown or (adds and given is None):
+        if unknown or (joins and given is None):
             row.refuse(
                 f'needs "from": names of earlier layers or "{INPUT}", not {str(given)[:60]!r}'
             )
         nodes = tuple(self.nodes[source] for source in sources if source is not None)
-        if adds and len(nodes) == 1:
+        if joins and len(nodes) == 1:
             return (self.last, *nodes)
         return nodes or (self.last,)
 

@@ -3,18 +3,20 @@
 A layer is the operator as it is DEPLOYED (one layer, one float32 operator or one fused affine
 operator such as MatMul + Add); verification reads the layer's exact parameters, training
 differentiates its ``forward``. Layers know nothing of bounds. Shapes never include the batch.
+``models.activations`` and ``models.joins`` hold more of them; ``LAYER_KINDS`` names them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.errors import ModelError
+from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layer import ConstantLayer, Layer, Shape, ShapeError, parameter
 
 __all__ = [
     "LAYER_KINDS",
@@ -33,21 +35,10 @@ __all__ = [
     "Permute",
     "ReLU",
     "Reshape",
+    "Shape",
     "ShapeError",
     "Shift",
 ]
-
-Shape = tuple[int, ...]
-
-
-class ShapeError(ModelError):
-    """A layer was given an input whose shape it cannot take."""
-
-    code = "shape_mismatch"
-
-
-def _parameter(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone().contiguous())
 
 
 def _pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
@@ -65,27 +56,6 @@ def _four(value: int | tuple[int, ...] | list[int]) -> tuple[int, int, int, int]
         return (int(value[0]), int(value[1]), int(value[0]), int(value[1]))
     top, left, bottom, right = value
     return (int(top), int(left), int(bottom), int(right))
-
-
-class Layer(nn.Module):
-    """One operator of the graph: ``forward`` on batched tensors, shapes, and a JSON description."""
-
-    kind: ClassVar[str]
-    #: Number of inputs the layer takes.
-    arity: ClassVar[int] = 1
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        """Shape of the output, without the batch, for inputs of these shapes. Raises ShapeError."""
-        return shapes[0]
-
-    def config(self) -> dict[str, Any]:
-        """Everything but the tensors, as JSON-able values; ``build`` takes it back."""
-        return {}
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
-        """The layer from ``config()`` and its tensors by name (as in ``state_dict``)."""
-        return cls(**tensors, **config)
 
 
 class Conv2d(Layer):
@@ -107,8 +77,8 @@ class Conv2d(Layer):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        self.weight = _parameter(weight)
-        self.bias = None if bias is None else _parameter(bias)
+        self.weight = parameter(weight)
+        self.bias = None if bias is None else parameter(bias)
         self.stride = _pair(stride)
         self.padding = _four(padding)
         self.dilation = _pair(dilation)
@@ -165,8 +135,8 @@ class Linear(Layer):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight = _parameter(weight)
-        self.bias = None if bias is None else _parameter(bias)
+        self.weight = parameter(weight)
+        self.bias = None if bias is None else parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -180,28 +150,7 @@ class Linear(Layer):
         return (self.weight.shape[0],)
 
 
-class _Constant(Layer):
-    """An elementwise operator with a constant that broadcasts to the input's shape."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = _parameter(value)
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        (shape,) = shapes
-        try:
-            result = torch.broadcast_shapes(shape, tuple(self.value.shape))
-        except RuntimeError:
-            result = ()
-        if tuple(result) != shape:
-            raise ShapeError(
-                f"{self.kind}: a constant of shape {tuple(self.value.shape)} "
-                f"does not broadcast to {shape}"
-            )
-        return shape
-
-
-class Multiply(_Constant):
+class Multiply(ConstantLayer):
     """x * value, elementwise (value broadcasts to the input's shape)."""
 
     kind = "multiply"
@@ -210,7 +159,7 @@ class Multiply(_Constant):
         return x * self.value
 
 
-class Divide(_Constant):
+class Divide(ConstantLayer):
     """x / value, elementwise (value broadcasts to the input's shape, no zero in it)."""
 
     kind = "divide"
@@ -219,7 +168,7 @@ class Divide(_Constant):
         return x / self.value
 
 
-class Shift(_Constant):
+class Shift(ConstantLayer):
     """x + value, elementwise (value broadcasts to the input's shape)."""
 
     kind = "shift"
@@ -265,8 +214,8 @@ class BatchNorm(Layer):
         self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        self.weight = _parameter(weight)
-        self.bias = _parameter(bias)
+        self.weight = parameter(weight)
+        self.bias = parameter(bias)
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("var", var.detach().clone())
         self.mean: Tensor
@@ -500,5 +449,18 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         Reshape,
         Permute,
         Pad,
+        Clip,
+        Sigmoid,
+        Tanh,
+        AtLeast,
+        AtMost,
+        ReLUTheta,
+        MaxMin,
+        Concat,
+        Slice,
+        Maximum,
+        Minimum,
+        ReduceSum,
+        ReduceMean,
     )
 }

@@ -48,13 +48,20 @@ class Network(nn.Module):
     """Nodes in topological order; the last one's output, [classes], holds the logits.
 
     ``layers`` is a list of (name, layer, names of inputs); the name ``input`` is the input,
-    of shape ``input_shape``. Every node but the last must be used. Raises NetworkError.
+    of shape ``input_shape``. Every node but the last must be used. ``dropped_output`` names the
+    operator (Softmax, LogSoftmax) that the deployed file applies to the logits and that is left
+    out here: it does not change the arg max. Raises NetworkError.
     """
 
     def __init__(
-        self, input_shape: Iterable[int], layers: Iterable[tuple[str, Layer, Iterable[str]]]
+        self,
+        input_shape: Iterable[int],
+        layers: Iterable[tuple[str, Layer, Iterable[str]]],
+        *,
+        dropped_output: str | None = None,
     ) -> None:
         super().__init__()
+        self.dropped_output = dropped_output
         self.input_shape: Shape = tuple(int(size) for size in input_shape)
         self.layers = nn.ModuleDict()
         self.nodes: list[Node] = []
@@ -65,7 +72,7 @@ class Network(nn.Module):
             if name in shapes or not name or "." in name:
                 raise NetworkError(f"node name {name!r} is empty, taken or holds a dot")
             missing = [source for source in inputs if source not in shapes]
-            if missing or len(inputs) != layer.arity:
+            if missing or not layer.takes(len(inputs)):
                 raise NetworkError(f"node {name!r} ({layer.kind}) has inputs {list(inputs)}")
             try:
                 shape = layer.output_shape(*(shapes[source] for source in inputs))
@@ -131,15 +138,17 @@ class Network(nn.Module):
             )
             for node in self.nodes
         ]
-        return Network(self.input_shape, rows)
+        return Network(self.input_shape, rows, dropped_output=self.dropped_output)
 
     def non_finite(self) -> list[str]:
         """Names of the tensors that hold a NaN or an infinity."""
         return [n for n, t in self.state_dict().items() if not bool(torch.isfinite(t).all())]
 
     def description(self) -> dict[str, Any]:
-        """Input shape and layers as JSON-able values (no tensors)."""
+        """Input shape, layers and dropped operator as JSON-able values (no tensors)."""
+        dropped = {} if self.dropped_output is None else {"dropped_output": self.dropped_output}
         return {
+            **dropped,
             "input_shape": list(self.input_shape),
             "layers": [
                 {
@@ -168,7 +177,8 @@ class Network(nn.Module):
                 raise NetworkError(f"unknown layer kind {row['kind']!r}")
             layer = layer_class.build(row["config"], grouped.get(row["name"], {}))
             rows.append((row["name"], layer, tuple(row["inputs"])))
-        return cls(description["input_shape"], rows)
+        dropped = description.get("dropped_output")
+        return cls(description["input_shape"], rows, dropped_output=dropped)
 
     def save(self, folder: Path) -> None:
         """Write ``network.json`` and ``weights.safetensors`` into an existing folder."""

@@ -18,7 +18,14 @@ from onnx import TensorProto, numpy_helper
 from models.errors import ModelError
 from models.onnx_graph import Activation, Constant, Operation, Translation
 
-__all__ = ["FOLDERS", "fold", "read_tensor", "shape_of"]
+__all__ = [
+    "FOLDERS",
+    "axes_of",
+    "fold",
+    "read_tensor",
+    "shape_of",
+    "slices_of",
+]
 
 Array = NDArray[Any]
 #: Refuses a result of that many elements when there is no room for it.
@@ -127,8 +134,10 @@ def _concat(operation: Operation, arrays: Sequence[Array | None], room: Room) ->
     return np.concatenate(parts, axis=operation.attributes["axis"])
 
 
-def _slice(operation: Operation, arrays: Sequence[Array | None], room: Room) -> Array:
-    data = _first(arrays)
+def slices_of(
+    operation: Operation, arrays: Sequence[Array | None], rank: int
+) -> list[tuple[int, int, int, int]]:
+    """(axis, start, end, step) of a Slice as it is written, axes counted from the front."""
     if operation.opset < 10:
         starts, ends = operation.attributes["starts"], operation.attributes["ends"]
         axes = operation.attributes.get("axes", range(len(starts)))
@@ -138,9 +147,14 @@ def _slice(operation: Operation, arrays: Sequence[Array | None], room: Room) -> 
         given_axes, given_steps = _optional(arrays, 3), _optional(arrays, 4)
         axes = range(len(starts)) if given_axes is None else given_axes.tolist()
         steps = [1] * len(starts) if given_steps is None else given_steps.tolist()
+    axes = [operation.axis(axis, rank) for axis in axes]
+    return list(zip(axes, starts, ends, steps, strict=True))
+
+
+def _slice(operation: Operation, arrays: Sequence[Array | None], room: Room) -> Array:
+    data = _first(arrays)
     cuts: list[Any] = [slice(None)] * data.ndim
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis = operation.axis(axis, data.ndim)
+    for axis, start, end, step in slices_of(operation, arrays, data.ndim):
         # Going backwards, ONNX writes "up to the front" as an end before the first element.
         stop = None if step < 0 and end < -data.shape[axis] else end
         cuts[axis] = slice(start, stop, step)
@@ -211,6 +225,19 @@ def _elementwise(function: Callable[..., Any]) -> Folder:
     return folder
 
 
+def _over_all(function: Callable[[Array, Array], Any]) -> Folder:
+    """An exact operator on any number of arrays, two by two."""
+    pair = _elementwise(function)
+
+    def folder(operation: Operation, arrays: Sequence[Array | None], room: Room) -> Array:
+        result = _first(arrays)
+        for array in arrays[1:]:
+            result = pair(operation, [result, array], room)
+        return result
+
+    return folder
+
+
 def _reduce_product(operation: Operation, arrays: Sequence[Array | None], room: Room) -> Array:
     data = _first(arrays)
     if data.dtype.kind != "i":
@@ -258,6 +285,8 @@ FOLDERS: dict[str, Folder] = {
     "Expand": _expand,
     "Gather": _gather,
     "Identity": _identity,
+    "Max": _over_all(np.maximum),
+    "Min": _over_all(np.minimum),
     "Mul": _elementwise(np.multiply),
     "Neg": _elementwise(np.negative),
     "Range": _range,

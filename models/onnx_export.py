@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
-from torch import Tensor
+from onnx import ModelProto, TensorProto, checker, helper
 
 from models.errors import ModelError
 from models.layers import (
@@ -18,7 +15,6 @@ from models.layers import (
     BatchNorm,
     Conv2d,
     Divide,
-    Layer,
     LeakyReLU,
     Linear,
     MaxPool2d,
@@ -32,6 +28,8 @@ from models.layers import (
     Shift,
 )
 from models.network import INPUT, Network
+from models.onnx_export_more import MORE_EXPORTERS
+from models.onnx_writer import Exporter, GraphWriter, plain, with_constant
 
 __all__ = ["EXPORTERS", "export_onnx"]
 
@@ -39,37 +37,11 @@ __all__ = ["EXPORTERS", "export_onnx"]
 OPSETS = range(13, 22)
 
 
-class _Graph:
-    """Nodes and constants as they are written."""
-
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
-
-    def constant(self, value: Tensor | list[int]) -> str:
-        """A constant of the graph, by name: a float32 tensor or a vector of integers."""
-        array = (
-            np.array(value, dtype=np.int64)
-            if isinstance(value, list)
-            else value.detach().to("cpu", torch.float32).contiguous().numpy()
-        )
-        name = f"constant.{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(array, name))
-        return name
-
-    def node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        """One node, named as its output."""
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
-
-
-Exporter = Callable[[_Graph, Any, list[str], str, Shape], None]
-
-
 def export_onnx(network: Network, *, opset: int = 17) -> bytes:
     """The network as an ONNX file, input ``input`` [batch, *input_shape], output ``logits``.
 
-    Opset 13 to 21 (dilated average pooling needs 19). Raises ModelError.
+    Opset 13 to 21 (dilated average pooling needs 19). The output is the logits, also where the
+    network's ``dropped_output`` names an operator behind them. Raises ModelError.
     """
     if opset not in OPSETS:
         raise ModelError(
@@ -77,7 +49,7 @@ def export_onnx(network: Network, *, opset: int = 17) -> bytes:
             code="unsupported_opset",
             hint=f"one from {OPSETS[0]} to {OPSETS[-1]}",
         )
-    graph = _Graph(opset)
+    graph = GraphWriter(opset)
     shapes = {INPUT: network.input_shape, **{node.name: node.shape for node in network.nodes}}
     names = {INPUT: INPUT, network.nodes[-1].name: "logits"}
     for node in network.nodes:
@@ -107,7 +79,7 @@ def _value(name: str, shape: Shape) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
 
 
-def _conv(graph: _Graph, layer: Conv2d, inputs: list[str], output: str, shape: Shape) -> None:
+def _conv(graph: GraphWriter, layer: Conv2d, inputs: list[str], output: str, shape: Shape) -> None:
     constants = [graph.constant(t) for t in (layer.weight, layer.bias) if t is not None]
     graph.node(
         "Conv",
@@ -121,33 +93,21 @@ def _conv(graph: _Graph, layer: Conv2d, inputs: list[str], output: str, shape: S
     )
 
 
-def _linear(graph: _Graph, layer: Linear, inputs: list[str], output: str, shape: Shape) -> None:
+def _linear(
+    graph: GraphWriter, layer: Linear, inputs: list[str], output: str, shape: Shape
+) -> None:
     constants = [graph.constant(t) for t in (layer.weight, layer.bias) if t is not None]
     graph.node("Gemm", [*inputs, *constants], output, transB=1)
 
 
-def _constant_operator(op_type: str) -> Exporter:
-    def export(
-        graph: _Graph, layer: Multiply, inputs: list[str], output: str, shape: Shape
-    ) -> None:
-        graph.node(op_type, [*inputs, graph.constant(layer.value)], output)
-
-    return export
-
-
-def _plain(op_type: str) -> Exporter:
-    def export(graph: _Graph, layer: Layer, inputs: list[str], output: str, shape: Shape) -> None:
-        graph.node(op_type, inputs, output)
-
-    return export
-
-
-def _leaky(graph: _Graph, layer: LeakyReLU, inputs: list[str], output: str, shape: Shape) -> None:
+def _leaky(
+    graph: GraphWriter, layer: LeakyReLU, inputs: list[str], output: str, shape: Shape
+) -> None:
     graph.node("LeakyRelu", inputs, output, alpha=layer.slope)
 
 
 def _normalize(
-    graph: _Graph, layer: Normalize, inputs: list[str], output: str, shape: Shape
+    graph: GraphWriter, layer: Normalize, inputs: list[str], output: str, shape: Shape
 ) -> None:
     ones = [1] * (len(shape) - 1)
     mean, std = (
@@ -160,7 +120,7 @@ def _normalize(
 
 
 def _batch_norm(
-    graph: _Graph, layer: BatchNorm, inputs: list[str], output: str, shape: Shape
+    graph: GraphWriter, layer: BatchNorm, inputs: list[str], output: str, shape: Shape
 ) -> None:
     tensors = (layer.weight, layer.bias, layer.mean, layer.var)
     constants = [graph.constant(tensor) for tensor in tensors]
@@ -168,7 +128,7 @@ def _batch_norm(
 
 
 def _max_pool(
-    graph: _Graph, layer: MaxPool2d, inputs: list[str], output: str, shape: Shape
+    graph: GraphWriter, layer: MaxPool2d, inputs: list[str], output: str, shape: Shape
 ) -> None:
     pads, ceil_mode = _runtime_padding(layer, shape)
     graph.node(
@@ -184,7 +144,7 @@ def _max_pool(
 
 
 def _avg_pool(
-    graph: _Graph, layer: AvgPool2d, inputs: list[str], output: str, shape: Shape
+    graph: GraphWriter, layer: AvgPool2d, inputs: list[str], output: str, shape: Shape
 ) -> None:
     pads, ceil_mode = list(layer.padding), 0
     if layer.count_include_pad and any(pads):
@@ -237,7 +197,13 @@ def _runtime_padding(layer: MaxPool2d | AvgPool2d, shape: Shape) -> tuple[list[i
 
 
 def _write_pad(
-    graph: _Graph, source: str, output: str, padding: tuple[int, ...], value: float, *, rank: int
+    graph: GraphWriter,
+    source: str,
+    output: str,
+    padding: tuple[int, ...],
+    value: float,
+    *,
+    rank: int,
 ) -> None:
     top, left, bottom, right = padding
     zeros = [0] * (rank - 1)
@@ -245,33 +211,38 @@ def _write_pad(
     graph.node("Pad", [source, pads, graph.constant(torch.tensor(value))], output)
 
 
-def _pad(graph: _Graph, layer: Pad, inputs: list[str], output: str, shape: Shape) -> None:
+def _pad(graph: GraphWriter, layer: Pad, inputs: list[str], output: str, shape: Shape) -> None:
     _write_pad(graph, inputs[0], output, layer.padding, layer.value, rank=len(shape))
 
 
-def _reshape(graph: _Graph, layer: Reshape, inputs: list[str], output: str, shape: Shape) -> None:
+def _reshape(
+    graph: GraphWriter, layer: Reshape, inputs: list[str], output: str, shape: Shape
+) -> None:
     graph.node("Reshape", [*inputs, graph.constant([-1, *layer.shape])], output)
 
 
-def _permute(graph: _Graph, layer: Permute, inputs: list[str], output: str, shape: Shape) -> None:
+def _permute(
+    graph: GraphWriter, layer: Permute, inputs: list[str], output: str, shape: Shape
+) -> None:
     graph.node("Transpose", inputs, output, perm=[0, *(axis + 1 for axis in layer.axes)])
 
 
 #: How each kind of layer is written: a new one is one function and one row here.
 EXPORTERS: dict[str, Exporter] = {
-    Add.kind: _plain("Add"),
+    Add.kind: plain("Add"),
     AvgPool2d.kind: _avg_pool,
     BatchNorm.kind: _batch_norm,
     Conv2d.kind: _conv,
-    Divide.kind: _constant_operator("Div"),
+    Divide.kind: with_constant("Div"),
     LeakyReLU.kind: _leaky,
     Linear.kind: _linear,
     MaxPool2d.kind: _max_pool,
-    Multiply.kind: _constant_operator("Mul"),
+    Multiply.kind: with_constant("Mul"),
     Normalize.kind: _normalize,
     Pad.kind: _pad,
     Permute.kind: _permute,
-    ReLU.kind: _plain("Relu"),
+    ReLU.kind: plain("Relu"),
     Reshape.kind: _reshape,
-    Shift.kind: _constant_operator("Add"),
+    Shift.kind: with_constant("Add"),
+    **MORE_EXPORTERS,
 }

@@ -157,6 +157,8 @@ class Translation:
     rows: list[tuple[str, Layer, tuple[str, ...]]] = field(default_factory=list)
     #: ONNX values that are a dense layer without bias, by the row of that layer.
     open_matmuls: dict[str, int] = field(default_factory=dict)
+    #: The layer that computes each activation, and its inputs, by our name of the activation.
+    origins: dict[str, tuple[Layer, tuple[Activation, ...]]] = field(default_factory=dict)
     parameters: int = 0
     activation_bytes: int = 0
     folded_bytes: int = 0
@@ -200,7 +202,10 @@ class Translation:
         self.work += _work(layer, shape)
         if self.work > self.limits.work:
             operation.refuse("a forward pass takes too much work", code="model_too_large")
+        if len(self.rows) >= self.limits.layers:
+            operation.refuse("the network has too many layers", code="model_too_large")
         name = f"{layer.kind}_{len(self.rows)}"
+        self.origins[name] = (layer, inputs)
         self.rows.append((name, layer, tuple(value.name for value in inputs)))
         return Activation(name, tuple(shape))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnx import GraphProto, TensorProto, TypeProto
@@ -22,6 +23,7 @@ from models.onnx_graph import (
     Value,
 )
 from models.onnx_operators import OPERATORS
+from models.onnx_output import FINAL_OPERATORS, cut_final_operator, refuse_other_axes
 from models.onnx_safety import OnnxLimits, opset_of, parse_onnx
 
 __all__ = [
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 #: Names of the operators that an uploaded graph may hold.
-SUPPORTED_OPERATORS = tuple(sorted({*OPERATORS, *FOLDERS}))
+SUPPORTED_OPERATORS = tuple(sorted({*OPERATORS, *FOLDERS, *FINAL_OPERATORS}))
 
 
 def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
@@ -48,10 +50,14 @@ def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
 
 
 def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
-    """The network of an ONNX file's bytes; no other file is ever opened. Raises ModelError."""
+    """The network of an ONNX file's bytes; no other file is ever opened. Raises ModelError.
+
+    A Softmax or LogSoftmax at the very end is left out: ``Network.dropped_output`` names it.
+    """
     limits = limits or OnnxLimits()
     model = parse_onnx(data, limits)
     graph, opset = model.graph, opset_of(model)
+    final = cut_final_operator(graph)
     refuse_unknown_operators(graph)
     batch, shape, name = input_signature(graph)
     output = _single_output(graph)
@@ -65,18 +71,31 @@ def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
         values[tensor.name] = Constant.of(read_tensor(tensor))
     for index, node in enumerate(graph.node):
         operation = Operation.read(node, index, opset, values)
-        result = _translate(operation, translation)
-        if not operation.outputs[0] or any(n in values for n in operation.outputs if n):
+        results = _translate(operation, translation)
+        named = [name for name in operation.outputs if name]
+        if (
+            not operation.outputs[0]
+            or len(set(named)) < len(named)
+            or any(name in values for name in named)
+        ):
             operation.refuse("an output has no name or one that is taken", code="invalid_onnx")
-        values[operation.outputs[0]] = result
+        values.update(zip(operation.outputs, results, strict=False))
+        values.pop("", None)
     logits = values.get(output)
     if not isinstance(logits, Activation) or logits.name == INPUT:
         raise ModelError(
             f"the output {output!r} is not computed from the input by any layer",
             code="invalid_network",
         )
+    dropped = None
+    if final is not None:
+        operation = Operation.read(final.node, len(graph.node), opset, values)
+        if any(taken in values for taken in final.names):
+            operation.refuse("its output has a name that is taken", code="invalid_onnx")
+        refuse_other_axes(operation, logits.shape)
+        dropped = operation.op_type
     rows = _flatten_output(translation.rows, logits)
-    network = Network(shape, _leading_to(rows)).eval()
+    network = Network(shape, _leading_to(rows), dropped_output=dropped).eval()
     if network.classes < 2:
         raise ModelError(
             "the network has one output: a classifier needs at least two", code="invalid_network"
@@ -138,6 +157,13 @@ def refuse_unknown_operators(graph: GraphProto) -> None:
     for index, node in enumerate(graph.node):
         if node.op_type not in OPERATORS and node.op_type not in FOLDERS:
             where = f"node {node.name!r}" if node.name else f"node #{index}"
+            if node.op_type in FINAL_OPERATORS:
+                raise ModelError(
+                    f"the operator {node.op_type!r} ({where}) is supported only as the very last "
+                    "one, whose output is the graph's and nothing else's",
+                    code="unsupported_operator",
+                    hint="export the logits, before any softmax",
+                )
             hint = "supported operators: " + ", ".join(SUPPORTED_OPERATORS)
             raise ModelError(
                 f"the operator {node.op_type!r} ({where}) is not supported",
@@ -146,20 +172,22 @@ def refuse_unknown_operators(graph: GraphProto) -> None:
             )
 
 
-def _translate(operation: Operation, translation: Translation) -> Value:
+def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:
+    """The operator's outputs, in order."""
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in FOLDERS:
-            return fold(operation, translation)
+            return [fold(operation, translation)]
         operation.refuse("this operator is not supported on constants alone")
     if operation.op_type == "Shape":
-        return shape_of(operation, translation.batch)
+        return [shape_of(operation, translation.batch)]
     translator = OPERATORS.get(operation.op_type)
     if translator is None:
         operation.refuse(
             "this operator is supported on constants only",
             hint="supported operators: " + ", ".join(sorted(OPERATORS)),
         )
-    return translator(operation, translation)
+    result = translator(operation, translation)
+    return result if isinstance(result, list) else [result]
 
 
 Rows = list[tuple[str, Layer, tuple[str, ...]]]

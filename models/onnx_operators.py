@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
-from models.layers import (
-    Add,
-    BatchNorm,
-    Divide,
-    Layer,
-    LeakyReLU,
-    Multiply,
-    Permute,
-    ReLU,
-    Reshape,
-    Shape,
-    Shift,
-)
+from models.layers import BatchNorm, LeakyReLU, Permute, Reshape, Shape
+from models.onnx_activations import clamped, clip, maximum, minimum, sigmoid, tanh
+from models.onnx_arithmetic import add, div, mul, neg, sub, sum_of
 from models.onnx_constants import axes_of
 from models.onnx_dense import gemm, matmul
 from models.onnx_graph import Activation, Constant, Operation, Translation
+from models.onnx_joins import concat, cut, gather, reduce_mean, reduce_sum, split
 from models.onnx_windows import average_pool, conv, global_average_pool, max_pool, pad
 
 __all__ = ["OPERATORS", "Translator"]
 
-Translator = Callable[[Operation, Translation], Activation]
+#: An operator with several outputs gives an activation for each.
+Translator = Callable[[Operation, Translation], Activation | list[Activation]]
 
 
 def _identity(operation: Operation, translation: Translation) -> Activation:
@@ -59,7 +48,7 @@ def _dropout(operation: Operation, translation: Translation) -> Activation:
 
 
 def _relu(operation: Operation, translation: Translation) -> Activation:
-    return translation.emit(operation, ReLU(), operation.activation())
+    return clamped(operation, translation, operation.activation(), 0.0, None)
 
 
 def _leaky_relu(operation: Operation, translation: Translation) -> Activation:
@@ -85,96 +74,6 @@ def _batch_normalization(operation: Operation, translation: Translation) -> Acti
     if {tensor.shape for tensor in tensors} != {weight.shape}:
         operation.refuse("its parameters differ in shape", code="shape_mismatch")
     return translation.emit(operation, layer, operation.activation())
-
-
-def _elementwise(operation: Operation, translation: Translation, kind: type[Layer]) -> Activation:
-    """An operator with one constant: which of the two inputs it is, the caller has settled."""
-    at = 0 if isinstance(operation.input(0), Constant) else 1
-    array = operation.constant(at)
-    assert array is not None
-    return _with_constant(operation, translation, kind, array, operation.activation(1 - at))
-
-
-def _with_constant(
-    operation: Operation,
-    translation: Translation,
-    kind: type[Layer],
-    array: NDArray[Any],
-    x: Activation,
-) -> Activation:
-    value = translation.weight(operation, _sample_constant(operation, array, x))
-    return translation.emit(operation, kind(value), x)
-
-
-def _sample_constant(operation: Operation, array: NDArray[Any], x: Activation) -> NDArray[Any]:
-    """A constant that broadcasts to a batch, as one that broadcasts to a sample."""
-    if array.ndim >= x.rank:
-        if array.ndim > x.rank or array.shape[0] != 1:
-            operation.refuse(
-                f"a constant of shape {array.shape} reaches over the batch axis",
-                code="shape_mismatch",
-            )
-        return array[0]
-    return array
-
-
-def _broadcasts_to(shape: Shape, target: Shape) -> bool:
-    try:
-        return np.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False
-
-
-def _both_activations(operation: Operation) -> bool:
-    return all(isinstance(value, Activation) for value in operation.inputs)
-
-
-def _add(operation: Operation, translation: Translation) -> Activation:
-    if _both_activations(operation):
-        return translation.emit(operation, Add(), operation.activation(0), operation.activation(1))
-    at = 0 if isinstance(operation.input(0), Constant) else 1
-    row = translation.open_matmuls.get(operation.input_names[1 - at])
-    if row is not None and translation.uses[operation.input_names[1 - at]] == 1:
-        x, array = operation.activation(1 - at), operation.constant(at)
-        assert array is not None
-        array = _sample_constant(operation, array, x)
-        if _broadcasts_to(array.shape, x.shape):
-            bias = np.ascontiguousarray(np.broadcast_to(array, x.shape).reshape(-1))
-            translation.give_bias(row, translation.weight(operation, bias))
-            return x
-    return _elementwise(operation, translation, Shift)
-
-
-def _sub(operation: Operation, translation: Translation) -> Activation:
-    # a - b is a + (-b) bit for bit, and a product with -1 is exact.
-    minus = np.array(-1, dtype=np.float32)
-    if isinstance(operation.input(1), Constant):
-        array = operation.constant(1)
-        assert array is not None
-        negative = np.negative(array) if array.dtype == np.float32 else array
-        return _with_constant(operation, translation, Shift, negative, operation.activation(0))
-    negated = _with_constant(operation, translation, Multiply, minus, operation.activation(1))
-    if isinstance(operation.input(0), Constant):
-        array = operation.constant(0)
-        assert array is not None
-        return _with_constant(operation, translation, Shift, array, negated)
-    return translation.emit(operation, Add(), operation.activation(0), negated)
-
-
-def _mul(operation: Operation, translation: Translation) -> Activation:
-    if _both_activations(operation):
-        operation.refuse("products of two activations are not supported")
-    return _elementwise(operation, translation, Multiply)
-
-
-def _div(operation: Operation, translation: Translation) -> Activation:
-    if not isinstance(operation.input(1), Constant):
-        operation.refuse("the divisor must be a constant")
-    array = operation.constant(1)
-    assert array is not None
-    if not array.all():
-        operation.refuse("division by zero", code="non_finite_weights")
-    return _with_constant(operation, translation, Divide, array, operation.activation(0))
 
 
 def _view(operation: Operation, translation: Translation, shape: Shape) -> Activation:
@@ -265,26 +164,39 @@ def _transpose(operation: Operation, translation: Translation) -> Activation:
 
 #: Operators on activations: a new one is one function and one row here.
 OPERATORS: dict[str, Translator] = {
-    "Add": _add,
+    "Add": add,
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
+    "Clip": clip,
+    "Concat": concat,
     "Conv": conv,
-    "Div": _div,
+    "Div": div,
     "Dropout": _dropout,
     "Flatten": _flatten,
+    "Gather": gather,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
     "Identity": _identity,
     "LeakyRelu": _leaky_relu,
     "MatMul": matmul,
+    "Max": maximum,
     "MaxPool": max_pool,
-    "Mul": _mul,
+    "Min": minimum,
+    "Mul": mul,
+    "Neg": neg,
     "Pad": pad,
+    "ReduceMean": reduce_mean,
+    "ReduceSum": reduce_sum,
     "Relu": _relu,
     "Reshape": _reshape,
+    "Sigmoid": sigmoid,
+    "Slice": cut,
+    "Split": split,
     "Squeeze": _squeeze,
-    "Sub": _sub,
+    "Sub": sub,
+    "Sum": sum_of,
+    "Tanh": tanh,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

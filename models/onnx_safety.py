@@ -57,6 +57,8 @@ class OnnxLimits:
     file_bytes: int = 512 << 20
     nodes: int = 5_000
     tensors: int = 20_000
+    #: Layers of the imported network: one node may take several, a Split one per output.
+    layers: int = 20_000
     parameters: int = 1 << 27
     activation_bytes: int = 256 << 20
     total_activation_bytes: int = 2 << 30

@@ -15,7 +15,7 @@ import numpy as np
 from models.layers import AvgPool2d, Conv2d, MaxPool2d, Pad, Permute, Reshape, Shape
 from models.onnx_graph import Activation, Operation, Translation
 
-__all__ = ["average_pool", "conv", "global_average_pool", "max_pool", "pad"]
+__all__ = ["average_pool", "conv", "global_average_pool", "max_pool", "pad", "pad_axes"]
 
 
 #: More windows than this start in the padding of no network.
@@ -148,17 +148,17 @@ def pad(operation: Operation, translation: Translation) -> Activation:
         operation.refuse(f"padding of axes {padded} is not supported: at most two, not the batch")
     if not padded:
         return x
-    return _pad_axes(operation, translation, x, {a - 1: amounts[a] for a in padded}, value)
+    return pad_axes(operation, translation, x, {a - 1: amounts[a] for a in padded}, value)
 
 
-def _pad_axes(
+def pad_axes(
     operation: Operation,
     translation: Translation,
     x: Activation,
     amounts: dict[int, tuple[int, int]],
     value: float,
 ) -> Activation:
-    """Pad one or two axes of a sample: brought to the end, padded, and brought back."""
+    """Pad one or two axes (without the batch): brought to the end, padded, and brought back."""
     if len(x.shape) == 1:
         (before, after) = amounts[0]
         x = translation.emit(operation, Reshape(shape=(1, *x.shape)), x)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.errors import ModelError
 from models.layers import Shape
 from models.onnx_import import input_signature, refuse_unknown_operators
+from models.onnx_output import cut_final_operator
 from models.onnx_safety import parse_onnx
 
 __all__ = ["OnnxRuntimeModel"]
@@ -25,15 +26,18 @@ class OnnxRuntimeModel:
     """float32 [N, *input_shape] -> float32 logits [N, classes], run by ONNX Runtime.
 
     The session sees re-serialised bytes that ``parse_onnx`` has searched: no external data, no
-    operators beside the supported ones, the CPU provider alone. A graph whose batch is fixed to 1
-    runs one by one. ``input_shape`` may be the graph's own or differ from it by axes of size 1 or
-    by a row-major flattening. Raises ModelError.
+    operators beside the supported ones, the CPU provider alone. A Softmax or LogSoftmax at the
+    very end is cut off (``dropped_output`` names it): the logits are what goes into it. A graph
+    whose batch is fixed to 1 runs one by one. ``input_shape`` may be the graph's own or differ
+    from it by axes of size 1 or by a row-major flattening. Raises ModelError.
     """
 
     def __init__(
         self, source: bytes | Path, input_shape: Iterable[int], *, threads: int = 1
     ) -> None:
         model = parse_onnx(source if isinstance(source, bytes) else source.read_bytes())
+        final = cut_final_operator(model.graph)
+        self.dropped_output = None if final is None else final.node.op_type
         refuse_unknown_operators(model.graph)
         self.batch, self.graph_shape, self._input = input_signature(model.graph)
         self.input_shape: Shape = tuple(input_shape)

@@ -1,0 +1,78 @@
+"""What every layer of the graph is: ``forward``, the shape it gives, and how it is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import ModelError
+
+__all__ = ["ConstantLayer", "Layer", "Shape", "ShapeError", "parameter", "require_broadcast"]
+
+#: A shape without the batch.
+Shape = tuple[int, ...]
+
+
+class ShapeError(ModelError):
+    """A layer was given an input whose shape it cannot take."""
+
+    code = "shape_mismatch"
+
+
+class Layer(nn.Module):
+    """One operator of the graph: ``forward`` on batched tensors, shapes, and a JSON description."""
+
+    kind: ClassVar[str]
+    #: Number of inputs the layer takes; None: two or more.
+    arity: ClassVar[int | None] = 1
+
+    @classmethod
+    def takes(cls, count: int) -> bool:
+        """Whether the layer can have that many inputs."""
+        return count >= 2 if cls.arity is None else count == cls.arity
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the output, without the batch, for inputs of these shapes. Raises ShapeError."""
+        return shapes[0]
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON-able values; ``build`` takes it back."""
+        return {}
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
+        """The layer from ``config()`` and its tensors by name (as in ``state_dict``)."""
+        return cls(**tensors, **config)
+
+
+def parameter(value: Tensor) -> nn.Parameter:
+    """A layer's own copy of a tensor."""
+    return nn.Parameter(value.detach().clone().contiguous())
+
+
+def require_broadcast(kind: str, value: Tensor, shape: Shape) -> None:
+    """Raise ShapeError unless a constant broadcasts to exactly this shape."""
+    try:
+        result = tuple(torch.broadcast_shapes(shape, tuple(value.shape)))
+    except RuntimeError:
+        result = None
+    if result != shape:
+        raise ShapeError(
+            f"{kind}: a constant of shape {tuple(value.shape)} does not broadcast to {shape}"
+        )
+
+
+class ConstantLayer(Layer):
+    """An elementwise operator with a constant that broadcasts to the input's shape."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = parameter(value)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        require_broadcast(self.kind, self.value, shape)
+        return shape

@@ -73,7 +73,7 @@ def clamped(
         if bound is not None and math.isinf(bound):
             operation.refuse(f"a bound is {bound}", code="non_finite_weights")
     layer, sources = translation.origins.get(x.name, (None, ()))
-    if isinstance(layer, Clip) or (isinstance(layer, ReLU) and high is not None):
+    if isinstance(layer, Clip | ReLU):
         inner_low, inner_high = (layer.low, layer.high) if isinstance(layer, Clip) else (0.0, None)
         low, high = _both(inner_low, low, high), _both(inner_high, low, high, upper=True)
         (x,) = sources

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.activations import MaxMin
+from models.errors import ModelError
 from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers import AvgPool2d, Reshape, Shape, Shift
 from models.onnx_constants import slices_of
@@ -145,6 +146,8 @@ def cut(operation: Operation, translation: Translation) -> Activation:
     vectors = [None if array is None else np.array(array, dtype=np.int64) for array in arrays]
     try:
         slices = slices_of(operation, vectors, x.rank)
+    except ModelError:
+        raise
     except ValueError:
         operation.refuse("starts, ends, axes and steps differ in length", code="invalid_onnx")
     if len({axis for axis, *_ in slices}) < len(slices):

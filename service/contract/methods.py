@@ -55,6 +55,22 @@ _ROWS = (
         "about 5 per epsilon",
         "Lee, Lee, Park 2020",
     ),
+    Method(
+        "crown",
+        "Linear relaxation, backward, adaptive slopes; for l2 with the pixel box",
+        "sound: rounding of every step is part of the bound",
+        ("l2", "linf"),
+        "about 1,000 per epsilon",
+        "Zhang et al. 2018",
+    ),
+    Method(
+        "cap",
+        "The same backward pass with the chord's slope",
+        "sound: rounding of every step is part of the bound",
+        ("l2", "linf"),
+        "about 1,000 per epsilon",
+        "Wong, Kolter 2018",
+    ),
 )
 
 #: Methods by name, in the order of the table.

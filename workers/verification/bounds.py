@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from workers.verification.bcp import bcp_margins
+from workers.verification.crown import cap_margins, crown_margins
 from workers.verification.interval import interval_margins
 from workers.verification.lipschitz import lipschitz_radius
 from workers.verification.margins import certified
@@ -52,6 +53,8 @@ BOUNDS: dict[str, Bound] = {
         Bound("lipschitz", ("l2", "linf"), radius=lipschitz_radius),
         Bound("ibp", ("l2", "linf"), margins=interval_margins),
         Bound("bcp", ("l2", "linf"), margins=bcp_margins, dominates=("ibp",)),
+        Bound("crown", ("l2", "linf"), margins=crown_margins),
+        Bound("cap", ("l2", "linf"), margins=cap_margins),
     )
 }
 
@@ -82,13 +85,21 @@ class Verifier:
             return [(Rounding.sound(torch.float32), torch.float32), exact]
         return [exact]
 
-    def radius(self, bound: Bound, x: Tensor, labels: Tensor) -> Tensor:
-        """Closed-form radius [batch] float64: the larger of what the arithmetics prove."""
+    def radius(
+        self, bound: Bound, x: Tensor, labels: Tensor, epsilons: Sequence[float], *, report: bool
+    ) -> Tensor:
+        """Closed-form radius [batch] float64.
+
+        ``report``: the radius itself is asked for, so the tightest arithmetic alone is used; else
+        the cheapest first, and the next only where it may decide one of ``epsilons``.
+        """
         assert bound.radius is not None
         best = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
+        asked = torch.tensor(list(epsilons), dtype=torch.float64)
+        hopeful = torch.ones(x.shape[0], dtype=torch.bool)
         with exact_arithmetic():
-            for rounding, dtype in self.passes():
-                for rows in self._blocks(x, dtype):
+            for rounding, dtype in self.passes()[-1 if report else 0 :]:
+                for rows in self._blocks(x, dtype, hopeful.nonzero().flatten()):
                     found = bound.radius(
                         self.program,
                         x[rows].to(self.device),
@@ -98,6 +109,8 @@ class Verifier:
                         dtype=dtype,
                     )
                     best[rows] = torch.maximum(best[rows], found.cpu())
+                near = (best[:, None] < asked) & (asked <= best[:, None] * (1.0 + RETRY_SHARE))
+                hopeful = near.any(1) | (best <= 0)
         return best
 
     def proves(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ball_box_maximum", "dual_value", "primal_point"]
+__all__ = ["ball_box_maximum", "dual_value", "primal_point", "quick_maximum"]
 
 _U64 = 2.0**-53
 #: Clip-and-rescale rounds at most; 3-6 suffice as a rule, and stopping early is sound.
@@ -55,6 +55,40 @@ def dual_value(w: Tensor, a: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) 
     value = rho * a.norm(dim=1) + torch.maximum(rest * lower, rest * upper).sum(1)
     size = rho * a.norm(dim=1) + ((rest.abs() + a.abs() + w.abs()) * reach).sum(1)
     return value + size * ((w.shape[1] + 16) * _U64)
+
+
+def quick_maximum(
+    w: Tensor, lower: Tensor, upper: Tensor, rho: Tensor, reach_norm: Tensor, rounds: int
+) -> Tensor:
+    """A cheaper upper bound on the same maximum for many rows, [n] float64, in w's own dtype.
+
+    For t = clip(mu w, lower, upper) with any mu > 0 the dual at a = t / mu is
+    w.t + |t| (rho - |t|) / mu; ``rounds`` of clip and rescale choose mu. Needs lower <= 0 <= upper
+    (so that no product is negative); reach_norm [n]: norm of the box's farthest corner.
+    """
+    unit = _U64 if w.dtype == torch.float64 else 2.0**-24
+    norm = torch.linalg.vector_norm(w, dim=1).clamp_min(1e-37)
+    rho_t = rho.to(w.dtype)
+    mu = rho_t / norm
+    for _ in range(rounds):
+        t = torch.clamp(w * mu[:, None], lower, upper)
+        # Coordinates that hit the box: what is left of rho^2 belongs to the others.
+        free = (t * mu[:, None].reciprocal() - w).abs_() <= w.abs() * 1e-6
+        square = t.square()
+        fixed = square.masked_fill(free, 0.0).sum(1)
+        rest = w.square().masked_fill_(~free, 0.0).sum(1)
+        raised = ((rho_t.square() - fixed).clamp_min(0.0) / rest).sqrt()
+        mu = torch.where((rest > 0) & (raised > mu) & torch.isfinite(raised), raised, mu)
+    t = torch.clamp(w * mu[:, None], lower, upper)
+    length = torch.linalg.vector_norm(t, dim=1).to(torch.float64)
+    along = (w * t).sum(1).to(torch.float64)
+    slope = length / mu.to(torch.float64)
+    relative = (w.shape[1] + 32) * unit
+    slack = relative * (along.abs() + slope * (rho + length))
+    slack = slack + 16 * unit * norm.to(torch.float64) * reach_norm
+    value = along + slope * (rho - length) + slack
+    ball = rho * norm.to(torch.float64) * (1.0 + relative)
+    return torch.fmin(value, ball)
 
 
 def ball_box_maximum(w: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from models.network import Network
 from workers.verification.attack import Deployed, attack, audit_selection
 from workers.verification.bounds import AUTO, BOUNDS, Bound, Verifier
 from workers.verification.program import Program
-from workers.verification.radius import search_radius
+from workers.verification.radius import rounded_down, search_radius
 from workers.verification.region import float_above, largest_distance
 from workers.verification.results import CertificationRequest, SampleResults
 
@@ -178,7 +178,13 @@ def _run_bounds(
         if bound.radius is not None:
             rows = block.correct.nonzero().flatten()
             if rows.numel():
-                radius = verifier.radius(bound, block.x[rows], block.labels[rows])
+                radius = verifier.radius(
+                    bound,
+                    block.x[rows],
+                    block.labels[rows],
+                    block.epsilons,
+                    report=request.radius,
+                )
                 radius = torch.where(radius >= cap, torch.inf, radius)
                 block.prove(rows, radius, bound.name)
             continue
@@ -341,6 +347,10 @@ def _results(
                 method.append(decided[max(proved, key=lambda p: request.epsilons[p])])
             else:
                 method.append("attack" if bool(broken.any()) else "undecided")
+    asked = torch.tensor([float_above(epsilon) for epsilon in request.epsilons]).double()
+    largest = torch.where(certified, asked[None, :].expand_as(certified), 0.0)
+    radius = torch.maximum(rounded_down(radius), largest.amax(1) if len(radius) else radius)
+    radius[~torch.cat([block.correct for block in blocks])] = 0.0
     if not request.radius:
         radius = torch.full_like(radius, torch.nan)
     return SampleResults(

@@ -101,10 +101,13 @@ def propagate(
     dtype: torch.dtype,
     ball: bool = True,
     box: bool = True,
+    refine: Callable[[int, list[Enclosure | None]], None] | None = None,
 ) -> Enclosure:
     """The enclosure before the head, for a batch; ``ball`` and ``box`` say what is carried.
 
-    ball and box: BCP. box alone: interval bounds (IBP). Gradients may flow (training).
+    ball and box: BCP. box alone: interval bounds (IBP). ``refine(index, values)`` is called before
+    every step that is not affine and may tighten the boxes of its inputs; with it, all values are
+    kept (value i + 1 is step i's result), else each is dropped after its last use.
     """
     lower, upper = region.box(dtype)
     radius = region.radius(lower, upper)
@@ -122,12 +125,14 @@ def propagate(
     ]
     last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
     for index, step in enumerate(program.steps):
+        if refine is not None and not isinstance(step.op, Affine):
+            refine(index, values)
         inputs = [values[source] for source in step.sources]
         assert all(value is not None for value in inputs)
         result = _rule(step.op)(step, inputs, rounding)  # type: ignore[arg-type]
         values.append(result)
         for source in set(step.sources):
-            if last_use[source] == index:
+            if refine is None and last_use[source] == index:
                 values[source] = None
     final = values[-1]
     assert final is not None

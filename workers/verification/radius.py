@@ -8,12 +8,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["search_radius"]
+__all__ = ["rounded_down", "search_radius"]
 
 #: The bracket ends when its ends differ by less than this share.
 RELATIVE_WIDTH = 2.0**-10
 #: Halvings below the smallest known failure before a sample is left with no radius.
 HALVINGS = 20
+
+
+def rounded_down(radius: Tensor) -> Tensor:
+    """Radii with 21 significant bits, rounded down: last bits may depend on the batch."""
+    mantissa, exponent = torch.frexp(radius)
+    return torch.where(
+        torch.isfinite(radius), torch.ldexp(torch.floor(mantissa * 2**21) / 2**21, exponent), radius
+    )
 
 
 def search_radius(

@@ -23,8 +23,8 @@ __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_it
 
 #: Operators whose smaller side is at most this are materialised and their norm is exact.
 EXACT_SIDE = 2048
-#: Kernels wider than this share of the grid lose percents in circulant bounds; there operators whose
-#: smaller side is at most ``CHOLESKY_SIDE`` get a bound proved by a Cholesky factorisation.
+#: Kernels wider than this share of the grid lose percents in circulant bounds; there operators
+#: whose smaller side is at most ``CHOLESKY_SIDE`` get a bound proved by a Cholesky factorisation.
 WIDE, CHOLESKY_SIDE = 0.12, 8192
 #: Largest side of which a dense matrix' Gram eigenvalues are computed.
 DENSE_SIDE = 4608

@@ -1,0 +1,116 @@
+"""What the report's charts share: a plot area in SVG user units, round ticks, and safe text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape
+
+__all__ = ["Plot", "largest_distance", "number", "round_ticks", "style"]
+
+#: Colours for light and dark readers; charts carry them along, so that each file stands alone.
+_STYLE = """
+.chart{--ink:#1c2430;--soft:#5b6675;--grid:#e3e7ec;--certified:#0b6e4f;--attacked:#c2410c;
+--clean:#3b5bdb;--fill:#0b6e4f1f;color:var(--ink);
+font:13px system-ui,-apple-system,"Segoe UI",sans-serif}
+@media screen and (prefers-color-scheme:dark){.chart{--ink:#e8ecf1;--soft:#9aa6b5;--grid:#2c3540;
+--certified:#4cc29a;--attacked:#fb923c;--clean:#8ea8ff;--fill:#4cc29a2b}}
+.chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}
+.chart .grid{stroke:var(--grid);stroke-width:1}.chart .axis{stroke:var(--soft);stroke-width:1}
+.chart .asked{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 4}
+.chart .certified{stroke:var(--certified);fill:none;stroke-width:2.5;stroke-linejoin:round}
+.chart .area{fill:var(--fill);stroke:none}.chart .bar{fill:var(--certified)}
+.chart .attacked{stroke:var(--attacked);fill:none;stroke-width:2;stroke-dasharray:7 4}
+.chart .clean{stroke:var(--clean);fill:none;stroke-width:1.5;stroke-dasharray:1 3}
+.chart .dot-certified{fill:var(--certified)}.chart .dot-attacked{fill:var(--attacked)}
+"""
+
+
+def style() -> str:
+    """The charts' style element; colours follow the reader's light or dark preference."""
+    return f"<style>{_STYLE.strip()}</style>"
+
+
+def number(value: float) -> str:
+    """A short decimal for labels and coordinates, four significant digits, no trailing zeros."""
+    return f"{value:.4g}"
+
+
+def largest_distance(report: Mapping[str, Any]) -> float:
+    """Distance of the two farthest inputs: an epsilon or radius beyond it says nothing more."""
+    shape = report["model"]["input_shape"]
+    return 1.0 if report["threat"]["norm"] == "linf" else math.sqrt(math.prod(shape))
+
+
+def round_ticks(end: float, count: int) -> list[float]:
+    """About ``count`` round numbers from 0 up to ``end`` > 0."""
+    raw = end / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((m * power for m in (1, 2, 2.5, 5) if m * power >= raw * 0.999), 10 * power)
+    return [i * step for i in range(int(end / step * 1.000001) + 1)]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot area inside an SVG of ``width`` x ``height``: x in [0, x_end], y in [0, y_end]."""
+
+    x_end: float
+    y_end: float = 1.0
+    width: int = 760
+    height: int = 400
+    left: int = 64
+    right: int = 24
+    top: int = 24
+    bottom: int = 56
+
+    def x(self, value: float) -> float:
+        """Horizontal position of a value, cut at the right edge."""
+        inner = self.width - self.left - self.right
+        return round(self.left + inner * min(value / self.x_end, 1.0), 2)
+
+    def y(self, value: float) -> float:
+        """Vertical position of a value."""
+        inner = self.height - self.top - self.bottom
+        return round(self.top + inner * (1 - value / self.y_end), 2)
+
+    def open(self, title: str, description: str, identity: str) -> str:
+        """The svg start tag with its accessible name and description."""
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
+            f'viewBox="0 0 {self.width} {self.height}" '
+            f'aria-labelledby="{identity}-title {identity}-desc">'
+            f'<title id="{identity}-title">{escape(title)}</title>'
+            f'<desc id="{identity}-desc">{escape(description)}</desc>'
+        )
+
+    def frame(
+        self, x_label: str, y_label: str, y_ticks: Sequence[tuple[float, str]], x_count: int = 8
+    ) -> str:
+        """Grid, axes, tick labels and axis names."""
+        foot, end = self.height - self.bottom, self.width - self.right
+        parts = []
+        for value, label in y_ticks:
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{end}" y1="{y}" y2="{y}"/>')
+            parts.append(
+                f'<text class="soft" x="{self.left - 10}" y="{y + 4.5}" text-anchor="end">'
+                f"{label}</text>"
+            )
+        for value in round_ticks(self.x_end, x_count):
+            x = self.x(value)
+            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{foot}" y2="{foot + 5}"/>')
+            parts.append(
+                f'<text class="soft" x="{x}" y="{foot + 20}" text-anchor="middle">'
+                f"{number(value)}</text>"
+            )
+        middle_x, middle_y = (self.left + end) / 2, (self.top + foot) / 2
+        parts += [
+            f'<line class="axis" x1="{self.left}" x2="{end}" y1="{foot}" y2="{foot}"/>',
+            f'<text x="{middle_x}" y="{self.height - 12}" text-anchor="middle">'
+            f"{escape(x_label)}</text>",
+            f'<text x="18" y="{middle_y}" text-anchor="middle" '
+            f'transform="rotate(-90 18 {middle_y})">{escape(y_label)}</text>',
+        ]
+        return "".join(parts)

@@ -1,0 +1,110 @@
+"""Backward bounds: sound for every float32 evaluation, never below what they start from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.workers.verification.networks import adversarial_float32, random_network
+from tests.workers.verification.test_enclosure import points_of
+from workers.verification.bcp import bcp_margins
+from workers.verification.box_ball import ball_box_maximum, quick_maximum
+from workers.verification.crown import cap_margins, crown_margins
+from workers.verification.program import Program
+from workers.verification.region import Region
+from workers.verification.rounding import Rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    seed=st.integers(0, 10**6),
+    norm=st.sampled_from(["l2", "linf"]),
+    clip=st.booleans(),
+    epsilon=st.sampled_from([1e-9, 1e-3, 0.05, 0.5]),
+    scale=st.sampled_from([1.0, 1e-4, 1e4]),
+    margins=st.sampled_from([crown_margins, cap_margins]),
+)
+@settings(max_examples=60, deadline=None)
+def test_margins_hold_for_every_float32_evaluation(
+    dtype: torch.dtype,
+    seed: int,
+    norm: str,
+    clip: bool,
+    epsilon: float,
+    scale: float,
+    margins: object,
+) -> None:
+    network = random_network(seed, scale=scale)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(3, 2, 8, 8, generator=generator)
+    reach = torch.tensor([epsilon, 2 * epsilon, epsilon / 3], dtype=torch.float64)
+    region = Region(x, reach, norm, clip)
+    program = Program.compile(network)
+    labels = torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        lowest = margins(program, region, labels, Rounding.sound(dtype), dtype)  # type: ignore[operator]
+        for point in points_of(region, generator, 4):
+            for value in (adversarial_float32(network, point, generator), network(point).double()):
+                found = value.gather(1, labels[:, None]) - value
+                found = found.scatter(1, labels[:, None], torch.inf)
+                assert bool((found >= lowest).all())
+
+
+def test_crown_decides_at_least_what_ball_and_box_decide() -> None:
+    for seed in range(12):
+        network = random_network(seed)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(3, 2, 8, 8, generator=generator)
+        region = Region(x, torch.full((3,), 0.05, dtype=torch.float64), "l2", True)
+        program = Program.compile(network)
+        arithmetic = (Rounding.sound(torch.float64), torch.float64)
+        labels = torch.tensor([0, 1, 2])
+        with torch.no_grad():
+            before = bcp_margins(program, region, labels, *arithmetic)
+            after = crown_margins(program, region, labels, *arithmetic)
+        assert bool(((after > 0) >= (before > 0)).all())
+
+
+def test_rows_alone_or_in_a_batch_give_the_same_bounds() -> None:
+    for seed in range(12):
+        network = random_network(seed)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(3, 2, 8, 8, generator=generator)
+        epsilon = torch.tensor([0.2, 0.03, 0.5], dtype=torch.float64)
+        program = Program.compile(network)
+        arithmetic = (Rounding.sound(torch.float64), torch.float64)
+        labels = torch.tensor([0, 1, 2])
+        with torch.no_grad():
+            together = crown_margins(program, Region(x, epsilon, "linf", True), labels, *arithmetic)
+            for row in range(3):
+                one = slice(row, row + 1)
+                alone = crown_margins(
+                    program, Region(x[one], epsilon[one], "linf", True), labels[one], *arithmetic
+                )
+                assert torch.allclose(alone[0], together[row], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=st.integers(0, 10**6), rounds=st.integers(0, 4))
+@settings(max_examples=80, deadline=None)
+def test_quick_maximum_is_never_below_the_exact_one(
+    dtype: torch.dtype, seed: int, rounds: int
+) -> None:
+    random = np.random.default_rng(seed)
+    size = int(random.integers(1, 60))
+    w = torch.from_numpy(random.standard_normal((4, size)) * 10.0 ** random.uniform(-3, 3)).to(
+        dtype
+    )
+    lower = -torch.from_numpy(random.random((4, size)) * (random.random((4, size)) < 0.7)).to(dtype)
+    upper = torch.from_numpy(random.random((4, size)) * (random.random((4, size)) < 0.7)).to(dtype)
+    rho = torch.from_numpy(10.0 ** random.uniform(-3, 1, 4))
+    corner = torch.maximum(-lower, upper).double().norm(dim=1) * (1 + 1e-9)
+    quick = quick_maximum(w, lower, upper, rho, corner, rounds)
+    exact = ball_box_maximum(w.double(), lower.double(), upper.double(), rho)
+    size_of_it = (w.abs() * torch.maximum(-lower, upper)).sum(1).double()
+    assert bool((quick >= exact - 1e-12 * size_of_it).all())
+    ball = rho * w.double().norm(dim=1)
+    assert bool((quick <= ball * (1 + 1e-3)).all())

@@ -1,0 +1,387 @@
+"""Backward bound propagation: a linear function of any value, bounded below over the region.
+
+Coefficients are carried from the value back to the input (CROWN, Zhang et al. 2018; with other
+slopes CAP, Wong and Kolter 2018), through residual graphs as well. Each affine step may be off by
+its local error |coefficients| . d, where d holds the rounding of the DEPLOYED float32 step and of
+this pass itself, so that the result bounds what the deployed network computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.layers import Add, Layer, MaxPool2d, Pad, Permute, Reshape
+from workers.verification.affine import Affine, Convolution, Dense, Diagonal, Pooling
+from workers.verification.box_ball import quick_maximum
+from workers.verification.enclosure import Enclosure
+from workers.verification.program import Program, Step
+from workers.verification.region import Region
+from workers.verification.relaxation import RELAXATIONS, Envelope
+from workers.verification.rounding import Rounding, unit_roundoff
+from workers.verification.rows import Rows
+
+__all__ = ["BackwardPass", "local_error"]
+
+
+#: Largest matrix (in numbers) that a convolution of patches is written as.
+PATCH_MATRIX = 2**20
+
+
+def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) -> Tensor:
+    """d [batch, *out_shape]: how far a deployed evaluation may be from W a + b for a in the box.
+
+    d = (g + g_own) (|W| max(|l|, |u|) + |b|), methods-lipschitz 7.5; g_own covers this verifier's
+    backward step through W and through the activation before it.
+    """
+    both = rounding.deployed_gamma(op.terms) + 2 * rounding.own_gamma(op.terms)
+    size = op.absolute(torch.maximum(lower.abs(), upper.abs()))
+    size = size + op.bound_like("bias_magnitude", size)
+    return size * (both * 1.001) + rounding.underflow * (op.terms + 1.0)
+
+
+@dataclass
+class BackwardPass:
+    """Everything a backward pass needs: the program, the region, boxes of all values, envelopes.
+
+    values: enclosures as ``propagate`` keeps them (value 0 is the input). slopes: the rule for the
+    lower slope of unstable neurons, ``crown`` or ``cap``. rounds: of the box-and-ball search.
+    """
+
+    program: Program
+    region: Region
+    values: list[Enclosure | None]
+    rounding: Rounding
+    dtype: torch.dtype
+    slopes: str = "crown"
+    rounds: int = 2
+    _envelopes: dict[int, Envelope] = field(default_factory=dict)
+    _errors: dict[int, Tensor] = field(default_factory=dict)
+    _offsets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def box(self, value: int) -> tuple[Tensor, Tensor]:
+        """Elementwise bounds of a value, [batch, *shape] each."""
+        enclosure = self.values[value]
+        assert enclosure is not None
+        assert enclosure.lower is not None
+        assert enclosure.upper is not None
+        return enclosure.lower, enclosure.upper
+
+    def envelope(self, index: int) -> Envelope:
+        """Lines below and above the activation of step ``index`` over its input's box."""
+        if index not in self._envelopes:
+            step = self.program.steps[index]
+            assert isinstance(step.op, Layer)
+            lower, upper = self.box(step.sources[0])
+            relax = RELAXATIONS[type(step.op)]
+            self._envelopes[index] = relax(step.op, lower, upper, self.slopes, self.rounding)
+        return self._envelopes[index]
+
+    def error(self, index: int) -> Tensor | None:
+        """Local error of the affine step ``index``; None where rounding is ignored."""
+        if not self.rounding.is_sound:
+            return None
+        if index not in self._errors:
+            step = self.program.steps[index]
+            assert isinstance(step.op, Affine)
+            self._errors[index] = local_error(step.op, *self.box(step.sources[0]), self.rounding)
+        return self._errors[index]
+
+    def lower_bound(
+        self, value: int, rows: Rows, *, alpha: dict[int, Tensor] | None = None
+    ) -> Tensor:
+        """Lower bounds [rows] float64 of rows . value over the region.
+
+        alpha: lower slopes per row for the unstable neurons of a step, [rows, *shape].
+        """
+        pending = {value: rows}
+        constant = torch.zeros(rows.coefficients.shape[0], dtype=torch.float64)
+        constant = constant.to(rows.coefficients.device)
+        size = torch.zeros_like(constant)
+        for index in range(value - 1, -1, -1):
+            carried = pending.pop(index + 1, None)
+            if carried is None:
+                continue
+            step = self.program.steps[index]
+            slopes = None if alpha is None else alpha.get(index)
+            sources, gained, magnitude = self._through(index, step, carried, slopes)
+            constant = constant + gained
+            size = size + magnitude
+            for source, contribution in zip(step.sources, sources, strict=True):
+                known = pending.get(source)
+                if known is not None:
+                    contribution = known.plus(contribution)
+                    size = size + self._rounded(source, contribution) * 2.0**32
+                pending[source] = contribution
+        result = constant
+        if 0 in pending:
+            result = result + self._concretize(pending[0])
+        # Sums of at most a few hundred thousand float64 numbers of this total size.
+        slack = 2.0**-32 if self.rounding.is_sound else 0.0
+        return result - slack * size
+
+    def _through(
+        self, index: int, step: Step, rows: Rows, slopes: Tensor | None
+    ) -> tuple[list[Rows], Tensor, Tensor]:
+        """Coefficients on the step's inputs, and what the constant gains (with its magnitude)."""
+        op = step.op
+        zero = torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
+        if isinstance(op, Affine):
+            error = self.error(index)
+            gained = _sum(rows.coefficients * rows.pick_constant(op.bias_like(rows.coefficients)))
+            size = zero
+            if error is not None:
+                size = _sum(rows.coefficients.abs() * rows.pick(error))
+                gained = gained - size * 1.001
+            return [_adjoint(op, rows, self.program)], gained, size
+        if type(op) in RELAXATIONS:
+            return self._activation(index, rows, slopes)
+        if isinstance(op, Add):
+            lower, upper = self.box(index + 1)
+            both = 3 * (self.rounding.deployed + self.rounding.own)
+            size = zero
+            if both > 0.0:
+                reach = torch.maximum(lower.abs(), upper.abs()) * (both * 1.01)
+                size = _sum(rows.coefficients.abs() * rows.pick(reach))
+            return [rows, rows], -size, size
+        rows = rows.dense()
+        flat = rows.coefficients
+        if isinstance(op, Reshape | Permute):
+            source = self._shape(step.sources[0])
+            if isinstance(op, Permute):
+                order = [op.axes.index(axis) + 1 for axis in range(len(op.axes))]
+                flat = flat.permute(0, *order)
+            return [Rows(flat.reshape(-1, *source), source, rows.sample)], zero, zero
+        if isinstance(op, Pad):
+            top, left, _, _ = op.padding
+            source = self._shape(step.sources[0])
+            inner = flat[..., top : top + source[-2], left : left + source[-1]]
+            gained = (_sum(flat) - _sum(inner)) * op.value
+            return [Rows(inner.contiguous(), source, rows.sample)], gained, gained.abs()
+        assert isinstance(op, MaxPool2d)
+        return self._max_pool(step, op, rows)
+
+    def _shape(self, value: int) -> tuple[int, ...]:
+        return self.program.input_shape if value == 0 else self.program.steps[value - 1].shape
+
+    def _activation(
+        self, index: int, rows: Rows, slopes: Tensor | None
+    ) -> tuple[list[Rows], Tensor, Tensor]:
+        envelope = self.envelope(index)
+        positive = rows.coefficients.clamp_min(0.0)
+        negative = rows.coefficients - positive
+        lower_slope = rows.pick(envelope.lower_slope) if slopes is None else slopes
+        gained = _sum(negative * rows.pick(envelope.upper_intercept))
+        if envelope.lower_intercept is not None:
+            gained = gained + _sum(positive * rows.pick(envelope.lower_intercept))
+        carried = positive * lower_slope + negative * rows.pick(envelope.upper_slope)
+        # Float32 sums of numbers of one sign are off by less than this share of themselves.
+        gained = gained * (1.0 + 64 * unit_roundoff(self.dtype) * self.rounding.is_sound)
+        result = rows.with_coefficients(carried)
+        source = self.program.steps[index].sources[0]
+        producer = None if source == 0 else self.program.steps[source - 1].op
+        if not isinstance(producer, Affine | Add):
+            # Their own local errors cover the rounding of the products above; others have none.
+            gained = gained - self._rounded(source, result)
+        return [result], gained, gained.abs()
+
+    def _rounded(self, value: int, rows: Rows) -> Tensor:
+        """What two roundings of each coefficient may change in rows . value, [rows]."""
+        if not self.rounding.is_sound:
+            return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
+        lower, upper = self.box(value)
+        reach = torch.maximum(lower.abs(), upper.abs()) * (4 * unit_roundoff(self.dtype))
+        return _sum(rows.coefficients.abs() * rows.pick(reach))
+
+    def _max_pool(self, step: Step, op: MaxPool2d, rows: Rows) -> tuple[list[Rows], Tensor, Tensor]:
+        """max >= the input with the highest lower bound; max <= that input, or the highest upper
+        bound where another input may exceed it."""
+        source = self._shape(step.sources[0])
+        lower, upper = self.box(step.sources[0])
+        top, left, bottom, right = op.padding
+        frame = (left, right, top, bottom)
+        padded_lower = F.pad(lower, frame, value=-torch.inf)
+        padded_upper = F.pad(upper, frame, value=-torch.inf)
+        best, place = F.max_pool2d(
+            padded_lower, op.kernel, op.stride, 0, op.dilation, return_indices=True
+        )
+        others = padded_upper.flatten(2).scatter(2, place.flatten(2), -torch.inf)
+        # An input chosen by several windows is missed by some: only ever looser, never wrong.
+        rest = F.max_pool2d(
+            others.reshape(padded_upper.shape), op.kernel, op.stride, 0, op.dilation
+        )
+        highest = F.max_pool2d(padded_upper, op.kernel, op.stride, 0, op.dilation)
+        dominated = (best >= rest) & (_times_chosen(place) == 1)
+        positive = rows.coefficients.clamp_min(0.0)
+        negative = rows.coefficients - positive
+        zero = torch.zeros_like(highest)
+        gained = _sum(negative * rows.pick(torch.where(dominated, zero, highest)))
+        keep = rows.pick(dominated.to(positive.dtype))
+        onto = (positive + negative * keep).flatten(2)
+        targets = rows.pick(place).expand(rows.coefficients.shape).flatten(2)
+        shape = (onto.shape[0], source[0], padded_lower.shape[2] * padded_lower.shape[3])
+        spread = onto.new_zeros(shape).scatter_add(2, targets, onto)
+        spread = spread.reshape(-1, source[0], *padded_lower.shape[2:])
+        spread = spread[:, :, top : top + source[1], left : left + source[2]]
+        size = _sum(negative.abs() * rows.pick(highest.abs()))
+        return [Rows(spread.contiguous(), source, rows.sample)], gained, size * 2.0**10
+
+    def _concretize(self, rows: Rows) -> Tensor:
+        """Least value [rows] float64 of rows . x' over the region."""
+        below, above, middle, reach, reach_norm = self._reach()
+        flat = rows.coefficients.flatten(1)
+        centre = self._centre()
+        unit = unit_roundoff(self.dtype) if self.rounding.is_sound else 0.0
+        if rows.is_patch or rows.sample is not None:
+            at_centre = (flat * rows.pick(centre.to(flat.dtype)).flatten(1)).sum(
+                1, dtype=torch.float64
+            )
+        else:
+            at_centre = flat.to(torch.float64) @ centre[0].flatten()
+        norm = torch.linalg.vector_norm(flat, dim=1).to(torch.float64)
+        centre_norm = centre.flatten(1).norm(dim=1)
+        slack = (4 * unit + 2.0**-38) * norm * _of_rows(centre_norm, rows) * 1.01
+        if self.region.norm == "l2":
+            drop = quick_maximum(
+                -flat,
+                rows.pick(below).flatten(1),
+                rows.pick(above).flatten(1),
+                _of_rows(self.region.epsilon, rows).expand(len(flat)),
+                _of_rows(reach_norm, rows),
+                self.rounds,
+            )
+        else:
+            # Off centre where the pixel box cuts the ball: below and above are not symmetric.
+            drop = _sum(flat.abs() * rows.pick(reach).flatten(1))
+            drop = drop - _sum(flat * rows.pick(middle).flatten(1))
+            drop = drop + (flat.shape[1] + 8) * unit * norm * _of_rows(reach_norm, rows) * 2
+        return at_centre - drop - slack * self.rounding.is_sound
+
+    def _centre(self) -> Tensor:
+        return self.region.x.to(torch.float64)
+
+    def _reach(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """lower - x <= 0, upper - x >= 0, their middle and half width, rounded; corner's norm."""
+        if self._offsets is None:
+            lower, upper = self.box(0)
+            below = (lower.to(torch.float64) - self._centre()).clamp_max(0.0)
+            above = (upper.to(torch.float64) - self._centre()).clamp_min(0.0)
+            slack = 1.0 + 4 * unit_roundoff(self.dtype)
+            below, above = (below * slack).to(self.dtype), (above * slack).to(self.dtype)
+            norm = torch.maximum(-below, above).flatten(1).norm(dim=1).to(torch.float64) * 1.001
+            half = (above - below) * (0.5 * slack)
+            self._offsets = (below, above, (above + below) * 0.5, half, norm)
+        return self._offsets
+
+
+def _of_rows(values: Tensor, rows: Rows) -> Tensor:
+    """values [batch] for each row, [rows] (or [1] for a single sample)."""
+    return values if rows.sample is None else values[rows.sample]
+
+
+def _times_chosen(place: Tensor) -> Tensor:
+    """How many windows chose the same place, for each window [batch, c, h, w]."""
+    flat = place.flatten(2)
+    counts = torch.zeros(*flat.shape[:2], int(flat.max()) + 1, dtype=flat.dtype)
+    counts = counts.to(flat.device).scatter_add(2, flat, torch.ones_like(flat))
+    return counts.gather(2, flat).reshape(place.shape)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum over everything but rows, accumulated in float64."""
+    return x.flatten(1).sum(1, dtype=torch.float64)
+
+
+def _adjoint(op: Affine, rows: Rows, program: Program) -> Rows:
+    """rows . (W x) as rows on x."""
+    if isinstance(op, Diagonal):
+        scale = op.cast("scale", rows.coefficients, lambda: op.scale)
+        return rows.with_coefficients(rows.coefficients * rows.pick_constant(scale))
+    if isinstance(op, Dense):
+        flat = rows.dense().coefficients.flatten(1)
+        weight = op.cast("weight", flat, lambda: op.weight)
+        return Rows((flat @ weight).reshape(-1, *op.in_shape), op.in_shape, rows.sample)
+    if isinstance(op, Convolution):
+        return _conv_adjoint(op, rows)
+    assert isinstance(op, Pooling)
+    rows = rows.dense()
+    scaled = rows.coefficients * op.cast("inverse", rows.coefficients, op._inverse)
+    channels = op.in_shape[0]
+    ones = scaled.new_ones(channels, 1, *op.layer.kernel)
+    full = F.conv_transpose2d(
+        scaled, ones, None, op.layer.stride, 0, 0, channels, op.layer.dilation
+    )
+    return Rows(_framed(full, op.layer.padding, op.in_shape), op.in_shape, rows.sample)
+
+
+def _conv_adjoint(op: Convolution, rows: Rows) -> Rows:
+    geometry = op.geometry
+    if rows.frame is None:
+        full = _transposed(op, rows.coefficients)
+        return Rows(_framed(full, geometry.padding, op.in_shape), op.in_shape, rows.sample)
+    kernel = (op.weight.shape[2], op.weight.shape[3])
+    size = (op.in_shape[1], op.in_shape[2])
+    frame = rows.frame.moved(geometry.stride, geometry.padding[:2], geometry.dilation, kernel, size)
+    extent = tuple(rows.coefficients.shape[1:])
+    shape = (op.in_shape[0], *frame.extent)
+    if torch.Size(extent).numel() * torch.Size(shape).numel() <= PATCH_MATRIX:
+        # A small dense matrix beats many tiny transposed convolutions.
+        matrix = op.cast(f"patch {extent}", rows.coefficients, lambda: _patch_matrix(op, extent))
+        full = (rows.coefficients.flatten(1) @ matrix).reshape(-1, *shape)
+    else:
+        full = _transposed(op, rows.coefficients)
+    return Rows(full, op.in_shape, rows.sample, frame).masked().compact()
+
+
+def _transposed(op: Convolution, coefficients: Tensor) -> Tensor:
+    geometry = op.geometry
+    plain = geometry.groups == 1 and geometry.dilation == (1, 1)
+    if plain and op.in_shape[0] <= 4 and coefficients.dtype == torch.float32:
+        # oneDNN's transposed convolution is slow on few input channels.
+        return _transposed_by_blocks(op, coefficients)
+    weight = op.cast("weight", coefficients, lambda: op.weight)
+    return F.conv_transpose2d(
+        coefficients, weight, None, geometry.stride, 0, 0, geometry.groups, geometry.dilation
+    )
+
+
+def _transposed_by_blocks(op: Convolution, coefficients: Tensor) -> Tensor:
+    """The transposed convolution as one matrix product and shifted sums of stride-sized blocks."""
+    (s_h, s_w), (k_h, k_w) = op.geometry.stride, tuple(op.weight.shape[2:])
+    b_h, b_w = -(-k_h // s_h), -(-k_w // s_w)
+    out, inner = op.weight.shape[:2]
+
+    def blocks() -> Tensor:
+        full = F.pad(op.weight, (0, b_w * s_w - k_w, 0, b_h * s_h - k_h))
+        full = full.reshape(out, inner, b_h, s_h, b_w, s_w)
+        return full.permute(0, 2, 4, 1, 3, 5).reshape(out, -1)
+
+    matrix = op.cast("blocks", coefficients, blocks)
+    count, _, height, width = coefficients.shape
+    product = coefficients.permute(0, 2, 3, 1).reshape(-1, out) @ matrix
+    product = product.reshape(count, height, width, b_h, b_w, inner, s_h, s_w)
+    full = product.new_zeros(count, inner, height + b_h - 1, s_h, width + b_w - 1, s_w)
+    for i in range(b_h):
+        for j in range(b_w):
+            part = product[:, :, :, i, j].permute(0, 3, 1, 4, 2, 5)
+            full[:, :, i : i + height, :, j : j + width, :] += part
+    full = full.reshape(count, inner, (height + b_h - 1) * s_h, (width + b_w - 1) * s_w)
+    return full[:, :, : (height - 1) * s_h + k_h, : (width - 1) * s_w + k_w]
+
+
+def _patch_matrix(op: Convolution, extent: tuple[int, ...]) -> Tensor:
+    numbers = torch.Size(extent).numel()
+    units = torch.eye(numbers, dtype=torch.float64).reshape(numbers, *extent)
+    return _transposed(op, units).flatten(1)
+
+
+def _framed(full: Tensor, padding: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """The map inside its zero padding, filled up with zeros where no window reached."""
+    top, left = padding[0], padding[1]
+    missing_h = max(0, top + shape[1] - full.shape[2])
+    missing_w = max(0, left + shape[2] - full.shape[3])
+    full = F.pad(full, (0, missing_w, 0, missing_h))
+    return full[:, :, top : top + shape[1], left : left + shape[2]].contiguous()

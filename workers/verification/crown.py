@@ -1,0 +1,241 @@
+"""CROWN (Zhang et al., NeurIPS 2018) and CAP (Wong and Kolter 2018) by one backward pass.
+
+Boxes come from ball and box first; only neurons that stay unstable get backward rows of their own,
+layer by layer, and every box refined so is used by the next layer (methods-linf 3 and 5). For l2
+the pixel box is used too: each row is bounded over ball and box together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.layers import Permute, Reshape
+from workers.verification.affine import Affine, Convolution, Dense
+from workers.verification.backward import BackwardPass
+from workers.verification.enclosure import Enclosure, propagate
+from workers.verification.margins import margin_lower_bounds
+from workers.verification.program import Program
+from workers.verification.region import Region
+from workers.verification.relaxation import RELAXATIONS
+from workers.verification.rounding import Rounding
+from workers.verification.rows import Frame, Rows
+
+__all__ = ["cap_margins", "crown_margins", "refined_pass", "unit_rows"]
+
+#: Bytes of one tensor of coefficients handled at once.
+ROW_BYTES = {"cpu": 2**22, "cuda": 2**30}
+
+
+def crown_margins(
+    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+) -> Tensor:
+    """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes."""
+    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown")
+    return final_rows(backward, labels, bounds)
+
+
+def cap_margins(
+    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+) -> Tensor:
+    """The same with the chord's slope below unstable neurons (CAP)."""
+    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "cap")
+    return final_rows(backward, labels, bounds)
+
+
+def refined_pass(
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    slopes: str,
+) -> tuple[BackwardPass, Tensor]:
+    """Boxes of all values, refined by backward rows, and the margins that they give alone."""
+    backward = BackwardPass(program, region, [], rounding, dtype, slopes)
+
+    def refine(index: int, values: list[Enclosure | None]) -> None:
+        backward.values = values
+        step = program.steps[index]
+        if type(step.op) not in RELAXATIONS or step.sources[0] == 0:
+            return
+        if region.norm == "linf" and _exact_by_intervals(program, step.sources[0]):
+            return
+        state = values[step.sources[0]]
+        assert state is not None
+        assert state.lower is not None
+        assert state.upper is not None
+        unstable = (state.lower < 0) & (state.upper > 0) & _shaped(state.valid, state.lower)
+        places = unstable.nonzero(as_tuple=True)
+        if not places[0].numel():
+            return
+        low, high = _bounds_of(backward, step.sources[0], places)
+        lower = state.lower[places].to(torch.float64)
+        upper = state.upper[places].to(torch.float64)
+        state.lower[places] = _down(torch.fmax(lower, low), dtype)
+        state.upper[places] = _up(torch.fmin(upper, high), dtype)
+
+    state = propagate(program, region, rounding=rounding, dtype=dtype, refine=refine)
+    return backward, margin_lower_bounds(program.head, state, labels, rounding)
+
+
+def final_rows(
+    backward: BackwardPass,
+    labels: Tensor,
+    bounds: Tensor,
+    solve: Callable[[BackwardPass, int, Rows], Tensor] | None = None,
+) -> Tensor:
+    """``bounds`` [batch, classes] improved by backward rows for the classes still open."""
+    program = backward.program
+    value = len(program.steps)
+    state = backward.values[value]
+    assert state is not None
+    head = program.head
+    device = state.centre.device
+    sample, other = (~(bounds > 0) & state.valid[:, None]).nonzero(as_tuple=True)
+    if not sample.numel():
+        return bounds
+    weight = head.weight.to(device)
+    shape = tuple(state.centre.shape[1:])
+    width = max(1, ROW_BYTES[device.type] // (_widest(program) * 8))
+    bounds = bounds.clone()
+    slack = head_rounding(backward, state)
+    for start in range(0, sample.numel(), width):
+        b, j = sample[start : start + width], other[start : start + width]
+        y = labels[b]
+        coefficients = (weight[y] - weight[j]).to(backward.dtype).reshape(-1, *shape)
+        rows = Rows(coefficients, shape, None if len(labels) == 1 else b)
+        found = (solve or BackwardPass.lower_bound)(backward, value, rows)
+        bias = (head.bias[y.cpu()] - head.bias[j.cpu()]).to(device)
+        found = found + bias - slack[b, y] - slack[b, j]
+        bounds[b, j] = torch.fmax(bounds[b, j], found)
+    return bounds
+
+
+def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
+    """[batch, classes]: deployed rounding of the head, and of w_y - w_j in this arithmetic."""
+    head, rounding = backward.program.head, backward.rounding
+    assert state.lower is not None
+    assert state.upper is not None
+    reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
+    if not rounding.is_sound:
+        return torch.zeros(len(reach), head.weight.shape[0], dtype=torch.float64)
+    deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
+    size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
+    both = deployed + rounding.own_gamma(4)
+    return size * (both * 1.001) + rounding.underflow * (head.terms + 1.0)
+
+
+def _bounds_of(
+    backward: BackwardPass, value: int, places: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds [n] float64 of single neurons (sample, *index) of a value."""
+    low, high = [], []
+    device = places[0].device
+    width = max(1, ROW_BYTES[device.type] // (_row_numbers(backward, value) * 8))
+    for start in range(0, places[0].numel(), width):
+        chosen = tuple(axis[start : start + width] for axis in places)
+        rows = unit_rows(backward, value, chosen)
+        low.append(_row_bound(backward, rows))
+        high.append(-_row_bound(backward, (rows[0], _negated(rows[1]), -rows[2], rows[3])))
+    return torch.cat(low), torch.cat(high)
+
+
+UnitRows = tuple[int, Rows, Tensor, Tensor]
+
+
+def unit_rows(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -> UnitRows:
+    """Rows for single neurons of a value, moved through the affine step that makes them.
+
+    Returns (value, rows, constant, slack): neuron = rows . value + constant, up to slack.
+    """
+    step = backward.program.steps[value - 1]
+    sample = None if backward.region.x.shape[0] == 1 else places[0]
+    dtype, device = backward.dtype, places[0].device
+    op = step.op
+    count = places[0].numel()
+    zero = torch.zeros(count, dtype=torch.float64, device=device)
+    if isinstance(op, Convolution) and op.geometry.groups == 1:
+        like = torch.empty(0, dtype=dtype, device=device)
+        kernel = op.cast("dilated", like, lambda: _dilated(op))
+        rows = kernel[places[1]]
+        grid, size = (step.shape[1], step.shape[2]), (op.in_shape[1], op.in_shape[2])
+        geometry, extent = op.geometry, (kernel.shape[2], kernel.shape[3])
+        origin = (-geometry.padding[0], -geometry.padding[1])
+        frame = Frame(places[2], places[3], grid, geometry.stride, origin, extent, size)
+        error = backward.error(value - 1)
+        bias = op.bias_like(rows).expand(op.out_shape)[places[1:]].to(torch.float64)
+        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        patch = Rows(rows, op.in_shape, sample, frame).masked().compact()
+        return step.sources[0], patch, bias, slack
+    if isinstance(op, Dense):
+        like = torch.empty(0, dtype=dtype, device=device)
+        rows = op.cast("weight", like, lambda: op.weight)[places[1]]
+        error = backward.error(value - 1)
+        bias = op.bias_like(rows).expand(op.out_shape)[places[1]].to(torch.float64)
+        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        return step.sources[0], Rows(rows, op.in_shape, sample), bias, slack
+    shape = step.shape
+    units = torch.zeros(count, *shape, dtype=dtype, device=device)
+    units[(torch.arange(count, device=device), *places[1:])] = 1.0
+    return value, Rows(units, shape, sample), zero, zero
+
+
+def _row_bound(backward: BackwardPass, rows: UnitRows) -> Tensor:
+    value, coefficients, constant, slack = rows
+    return backward.lower_bound(value, coefficients) + constant - slack
+
+
+def _negated(rows: Rows) -> Rows:
+    return rows.with_coefficients(-rows.coefficients)
+
+
+def _dilated(op: Convolution) -> Tensor:
+    d_h, d_w = op.geometry.dilation
+    k_h, k_w = op.weight.shape[2:]
+    full = op.weight.new_zeros(*op.weight.shape[:2], d_h * (k_h - 1) + 1, d_w * (k_w - 1) + 1)
+    full[:, :, ::d_h, ::d_w] = op.weight
+    return full
+
+
+def _exact_by_intervals(program: Program, value: int) -> bool:
+    """Whether one affine map leads from the input box to the value: nothing to refine."""
+    step = program.steps[value - 1]
+    while isinstance(step.op, Reshape | Permute) and step.sources[0]:
+        step = program.steps[step.sources[0] - 1]
+    if not isinstance(step.op, Affine):
+        return False
+    while step.sources[0] and isinstance(program.steps[step.sources[0] - 1].op, Reshape | Permute):
+        step = program.steps[step.sources[0] - 1]
+    return step.sources[0] == 0
+
+
+def _widest(program: Program) -> int:
+    sizes = [torch.Size(step.shape).numel() for step in program.steps]
+    return max([*sizes, torch.Size(program.input_shape).numel()])
+
+
+def _row_numbers(backward: BackwardPass, value: int) -> int:
+    """Numbers in one row's largest tensor: a guess that only bounds memory."""
+    program = backward.program
+    if isinstance(program.steps[value - 1].op, Convolution):
+        return max(256, _widest(program) // 4)
+    return _widest(program)
+
+
+def _shaped(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def _down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float64:
+        return x
+    return torch.nextafter(x.to(dtype), torch.tensor(-torch.inf, dtype=dtype))
+
+
+def _up(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float64:
+        return x
+    return torch.nextafter(x.to(dtype), torch.tensor(torch.inf, dtype=dtype))

@@ -1,0 +1,186 @@
+"""Rows of linear coefficients on one value of the program, dense or as patches of a feature map.
+
+A backward pass starts with one row per neuron to be bounded. A neuron of a convolutional layer sees
+only a patch of the earlier maps, so its row is kept as that patch, with its place; patches grow
+with each convolution passed and become dense where they would cover most of the map.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Frame", "Rows"]
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Where patches lie: row r's top left corner is at step * (i[r], j[r]) + origin of the map.
+
+    i, j [rows]: the neuron's place on its own map of size ``grid``; size: of the map that the
+    patches lie on (they may reach beyond it); extent: (height, width) of a patch.
+    """
+
+    i: Tensor
+    j: Tensor
+    grid: Pair
+    step: Pair
+    origin: Pair
+    extent: Pair
+    size: Pair
+    #: Windows of values already cut out for these rows: both signs of a row use the same ones.
+    _picked: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _moved: dict[tuple[object, ...], Frame] = field(default_factory=dict)
+
+    def moved(self, stride: Pair, padding: Pair, dilation: Pair, kernel: Pair, size: Pair) -> Frame:
+        """The frame on the input of a convolution whose output the patches lie on."""
+        key = (stride, padding, dilation, kernel, size)
+        if key not in self._moved:
+            axes = range(2)
+            self._moved[key] = Frame(
+                self.i,
+                self.j,
+                self.grid,
+                (self.step[0] * stride[0], self.step[1] * stride[1]),
+                (self.origin[0] * stride[0] - padding[0], self.origin[1] * stride[1] - padding[1]),
+                tuple(  # type: ignore[arg-type]
+                    (self.extent[a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1
+                    for a in axes
+                ),
+                size,
+            )
+        return self._moved[key]
+
+    def overhang(self) -> tuple[Pair, Pair]:
+        """How far patches may reach beyond the map: (before, after) per axis."""
+        result = []
+        for axis in range(2):
+            last = self.step[axis] * (self.grid[axis] - 1) + self.origin[axis] + self.extent[axis]
+            result.append((max(0, -self.origin[axis]), max(0, last - self.size[axis])))
+        return (result[0], result[1])
+
+    def pick(self, values: Tensor, sample: Tensor | None) -> Tensor:
+        """Patches [rows, c, h, w] of values [batch, c, *size], 0 outside the map."""
+        known = self._picked.get(id(values))
+        if known is not None:
+            return known[1]
+        (low_h, high_h), (low_w, high_w) = self.overhang()
+        padded = F.pad(values, (low_w, high_w, low_h, high_h))
+        padded = padded[:, :, max(0, self.origin[0]) :, max(0, self.origin[1]) :]
+        windows = padded.unfold(2, self.extent[0], self.step[0])
+        windows = windows.unfold(3, self.extent[1], self.step[1])
+        windows = windows[:, :, : self.grid[0], : self.grid[1]].permute(0, 2, 3, 1, 4, 5)
+        flat = windows.reshape(-1, *windows.shape[3:])
+        place = self.i * self.grid[1] + self.j
+        if sample is not None:
+            place = place + sample * (self.grid[0] * self.grid[1])
+        picked = flat.index_select(0, place)
+        self._picked[id(values)] = (values, picked)
+        return picked
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """coefficients [rows, *shape], or [rows, c, h, w] of the patches that ``frame`` places.
+
+    sample [rows]: which sample of the batch each row belongs to; None: the batch has one sample.
+    """
+
+    coefficients: Tensor
+    shape: Shape
+    sample: Tensor | None
+    frame: Frame | None = None
+
+    @property
+    def is_patch(self) -> bool:
+        """Whether the coefficients are patches."""
+        return self.frame is not None
+
+    def pick(self, values: Tensor) -> Tensor:
+        """values [batch, *shape] where the coefficients are: broadcastable to them, 0 outside."""
+        if self.frame is not None:
+            return self.frame.pick(values, self.sample)
+        return values if self.sample is None else values[self.sample]
+
+    def pick_constant(self, value: Tensor) -> Tensor:
+        """The same for one value [*shape] (or broadcastable to it) shared by all samples."""
+        if self.frame is None:
+            return value.expand(self.shape)
+        if value.dim() == 0 or (value.dim() == 3 and value.shape[1:] == (1, 1)):
+            return value
+        return self.frame.pick(value.expand(self.shape)[None], None)
+
+    def with_coefficients(self, coefficients: Tensor) -> Rows:
+        """The same rows with other coefficients of the same form."""
+        return replace(self, coefficients=coefficients)
+
+    def masked(self) -> Rows:
+        """Coefficients outside the map set to zero."""
+        if self.frame is None or not any(any(pair) for pair in self.frame.overhang()):
+            return self
+        like = self.coefficients
+        ones = torch.ones(1, 1, *self.shape[1:], dtype=like.dtype, device=like.device)
+        return self.with_coefficients(like * self.frame.pick(ones, None))
+
+    def dense(self) -> Rows:
+        """The same rows over the whole map."""
+        frame = self.frame
+        if frame is None:
+            return self
+        (low_h, high_h), (low_w, high_w) = frame.overhang()
+        count, channels, height, width = self.coefficients.shape
+        full_h, full_w = self.shape[1] + low_h + high_h, self.shape[2] + low_w + high_w
+        device = frame.i.device
+        top = frame.i * frame.step[0] + (frame.origin[0] + low_h)
+        left = frame.j * frame.step[1] + (frame.origin[1] + low_w)
+        rows = top[:, None, None] + torch.arange(height, device=device)[:, None]
+        columns = left[:, None, None] + torch.arange(width, device=device)
+        place = (rows * full_w + columns).reshape(count, 1, -1).expand(-1, channels, -1)
+        full = self.coefficients.new_zeros(count, channels, full_h * full_w)
+        full = full.scatter(2, place, self.coefficients.reshape(count, channels, -1))
+        full = full.reshape(count, channels, full_h, full_w)
+        full = full[:, :, low_h : low_h + self.shape[1], low_w : low_w + self.shape[2]]
+        return Rows(full.contiguous(), self.shape, self.sample)
+
+    def compact(self) -> Rows:
+        """Dense where patches would be at least as large as the map."""
+        if self.frame is None:
+            return self
+        return self.dense() if math.prod(self.frame.extent) >= math.prod(self.shape[1:]) else self
+
+    def plus(self, other: Rows) -> Rows:
+        """Sum of two sets of rows on the same value."""
+        if self.frame is None and other.frame is None:
+            return self.with_coefficients(self.coefficients + other.coefficients)
+        if self.frame is not None and other.frame is not None:
+            merged = _merged(self, self.frame, other, other.frame)
+            if merged is not None:
+                return merged
+        return self.dense().plus(other.dense())
+
+
+def _merged(first: Rows, one: Frame, second: Rows, two: Frame) -> Rows | None:
+    """Two sets of patches on one frame, where their places differ by the same offset everywhere."""
+    if one.step != two.step:
+        return None
+    dy, dx = two.origin[0] - one.origin[0], two.origin[1] - one.origin[1]
+    (h1, w1), (h2, w2) = one.extent, two.extent
+    top, left = min(0, dy), min(0, dx)
+    bottom, far = max(h1, dy + h2), max(w1, dx + w2)
+    padded = F.pad(first.coefficients, (-left, far - w1, -top, bottom - h1))
+    other = F.pad(second.coefficients, (dx - left, far - dx - w2, dy - top, bottom - dy - h2))
+    frame = replace(
+        one,
+        origin=(one.origin[0] + top, one.origin[1] + left),
+        extent=(bottom - top, far - left),
+        _picked={},
+        _moved={},
+    )
+    return Rows(padded + other, first.shape, first.sample, frame)

@@ -46,7 +46,7 @@ def cases(draw: st.DrawFn) -> tuple[JobSubmission, dict[str, Any], SampleResults
         "graph_digest": DIGEST,
         "labelled": labelled,
         "total": draw(st.sampled_from([None, count, count + 7])),
-        "parity": {"difference": draw(st.sampled_from([0.0, 1e-7, math.nan])), "budget": 1e-5},
+        "parity": {"max_difference": draw(st.sampled_from([0.0, 1e-7, math.nan])), "budget": 1e-5},
     }
     return _submission(spec, draw(NAMES)), facts, draw(_results(spec, count, labelled, attacked))
 

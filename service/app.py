@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from anyio import to_thread
 from fastapi import FastAPI
 
-from service.api import catalogue, certify, datasets, health, jobs, models, reports
+from service.api import catalogue, certify, datasets, events, health, jobs, models, reports
 from service.contract.settings import Settings
 from service.failures import PROBLEM_RESPONSES, install_handlers
 from service.services import Services
@@ -20,7 +20,7 @@ _DESCRIPTION = """Certified robustness as a service: post a classifier, a data s
 model; get back what no perturbation inside it can change. Errors are RFC 9457 problem details."""
 
 #: One module of endpoints per subject.
-_SUBJECTS = (certify, jobs, reports, models, datasets, catalogue, health)
+_SUBJECTS = (certify, jobs, events, reports, models, datasets, catalogue, health)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -34,6 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
+            await services.events.close()
             await to_thread.run_sync(services.close)
 
     app = FastAPI(

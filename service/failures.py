@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from service.contract.problems import InternalError, InvalidInput, Problem, Unavailable
+from service.contract.problems import (
+    InternalError,
+    InvalidInput,
+    Problem,
+    TooManyRequests,
+    Unavailable,
+)
 
 __all__ = ["PROBLEM", "PROBLEM_RESPONSES", "install_handlers", "problem_response"]
 
@@ -54,6 +61,10 @@ def problem_response(
     found = dict(headers or {})
     if str(problem.status) in _RETRY_S:
         found.setdefault("Retry-After", _RETRY_S[str(problem.status)])
+    if isinstance(problem, TooManyRequests):
+        found["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
+    if problem.status == 401:
+        found.setdefault("WWW-Authenticate", 'Bearer realm="certserve"')
     return JSONResponse(
         {**problem.to_dict(), **members},
         status_code=problem.status,

@@ -218,6 +218,7 @@ def record(state: JobState) -> JobRecord:
             "dataset_id": submission.dataset.id if submission.dataset else None,
             "links": {
                 "self": base,
+                "events": f"{base}/events",
                 "report": f"{base}/report" if state.status == "succeeded" else None,
                 "model": f"/models/{state.model_id}" if state.model_id else None,
             },

@@ -8,10 +8,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.contract.connection import connect
+from service.contract.events import EventLog
 from service.contract.journal import Journal
 from service.contract.ledger import Ledger
 from service.contract.settings import Settings
 from service.contract.store import Store
+from service.events import EventHub
 from service.jobs import Jobs
 from service.queue import Bell
 from service.reconciler import Reconciler
@@ -30,6 +32,7 @@ class Services:
     bell: Bell
     jobs: Jobs
     reconciler: Reconciler
+    events: EventHub
 
     @classmethod
     def start(cls, settings: Settings) -> Services:
@@ -39,13 +42,20 @@ class Services:
         """
         store = Store(settings.data_dir)
         store.sweep()
-        ledger = Ledger(connect(settings), settings)
+        redis = connect(settings)
+        ledger = Ledger(redis, settings)
         journal = Journal(store.folder("journal"))
         bell = Bell(connect(settings, text=False), settings)
         jobs = Jobs(store, ledger, journal, bell)
         reconciler = Reconciler(settings, store, ledger, bell)
         reconciler.start()
-        return cls(settings, store, ledger, journal, bell, jobs, reconciler)
+        events = EventHub(
+            EventLog(redis),
+            store,
+            quiet_s=settings.keep_alive_s,
+            most_viewers=settings.max_event_streams,
+        )
+        return cls(settings, store, ledger, journal, bell, jobs, reconciler, events)
 
     def close(self) -> None:
         """Write what waits, ring what waits, stop."""

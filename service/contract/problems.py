@@ -8,6 +8,9 @@
       Conflict       409  not in this state
       TooLarge       413  over a limit
       Unsupported    415  a format or media type nobody here reads
+      Unauthorized   401  no key, or none that is valid
+      Forbidden      403  this key may not do that
+      TooManyRequests 429  over a limit of the caller's; later it may work
       InternalError  500  our own fault, a broken promise included
       Unavailable    503  something the service needs is away; the same request may work later
       StorageFull    507  the disk is full
@@ -23,6 +26,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "Conflict",
+    "Forbidden",
     "InternalError",
     "InvalidInput",
     "Malformed",
@@ -31,6 +35,8 @@ __all__ = [
     "Problem",
     "StorageFull",
     "TooLarge",
+    "TooManyRequests",
+    "Unauthorized",
     "Unavailable",
     "Unsupported",
 ]
@@ -148,6 +154,42 @@ class Unsupported(Problem):
     status = 415
     title = "Unsupported format"
     default_code = "unsupported_format"
+
+
+class Unauthorized(Problem):
+    """No API key, or none that is valid: which of the two is not said."""
+
+    status = 401
+    title = "Unauthorized"
+    default_code = "unauthorized"
+
+
+class Forbidden(Problem):
+    """The caller is known, but may not do that."""
+
+    status = 403
+    title = "Forbidden"
+    default_code = "forbidden"
+
+
+class TooManyRequests(Problem):
+    """Over a limit of the caller's; ``retry_after_s`` says when to ask again."""
+
+    status = 429
+    title = "Too many requests"
+    default_code = "too_many_requests"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after_s: float = 1.0,
+        code: str | None = None,
+        hint: str | None = None,
+        field: str | None = None,
+    ) -> None:
+        super().__init__(detail, code=code, hint=hint, field=field)
+        self.retry_after_s = retry_after_s
 
 
 class InternalError(Problem):

@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(
         default=60.0, gt=0, description="Longest wait of ?wait= and Prefer: wait."
     )
+    keep_alive_s: float = Field(
+        default=10.0, gt=0, description="A quiet stream of events says so often that it lives."
+    )
+    max_event_streams: int = Field(
+        default=2000, gt=0, description="Streams of events open at a time, per API process."
+    )
 
     @field_validator("data_sources", mode="before")
     @classmethod

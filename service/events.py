@@ -1,0 +1,175 @@
+"""Following jobs: one reader per process asks Redis for all of its viewers.
+
+However many viewers there are, there is one round trip at a time; a viewer only waits on a queue
+in memory. What it missed (``Last-Event-ID``) is read from the job's stream when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from anyio import to_thread
+from redis.exceptions import RedisError
+
+from service.contract.events import EventLog, JobEvent
+from service.contract.ledger import JobState
+from service.contract.outcomes import outcome_state
+from service.contract.problems import TooManyRequests
+from service.contract.schemas import TERMINAL
+from service.contract.store import Store
+from service.contract.times import now, seconds
+
+__all__ = ["EventHub"]
+
+_log = logging.getLogger(__name__)
+
+#: How often Redis is asked for new events while anybody watches.
+_LOOK_S = 0.25
+#: A viewer that reads so slowly is let go; it may come back with its Last-Event-ID.
+_BACKLOG = 2000
+
+_Queue = asyncio.Queue[JobEvent | None]
+
+
+@dataclass
+class _Watch:
+    """A job that somebody follows; ``last`` is the id read last, None until that is known."""
+
+    queues: set[_Queue] = field(default_factory=set)
+    last: str | None = None
+
+
+class EventHub:
+    """One per process, used from its event loop only."""
+
+    def __init__(self, log: EventLog, store: Store, *, quiet_s: float, most_viewers: int) -> None:
+        self._log = log
+        self._store = store
+        self._quiet_s = quiet_s
+        self._most_viewers = most_viewers
+        self._watches: dict[str, _Watch] = {}
+        self._reader: asyncio.Task[None] | None = None
+        self.viewers = 0
+
+    async def follow(self, state: JobState, after: str) -> AsyncGenerator[JobEvent | None] | None:
+        """Events of the job behind the id ``after``, until it has ended.
+
+        None stands for a quiet while (send a keep-alive). The answer is None where the job has
+        ended and there is nothing more to say. Raises RedisError, TooManyRequests.
+        """
+        if self.viewers >= self._most_viewers:
+            raise TooManyRequests("too many streams of events are open", retry_after_s=5)
+        if state.status in TERMINAL:
+            missed = await to_thread.run_sync(self._log.after, state.submission.id, after)
+            if not missed and EventLog.order(after)[0]:
+                return None
+            return _finished([*missed, *([] if missed and missed[-1].last else [_ending(state)])])
+        return self._events(state.submission.id, after)
+
+    async def _events(self, job_id: str, after: str) -> AsyncGenerator[JobEvent | None]:
+        queue: _Queue = asyncio.Queue(_BACKLOG)
+        # First listen, then read what was before: nothing falls between the two.
+        watch = self._watches.setdefault(job_id, _Watch())
+        watch.queues.add(queue)
+        self.viewers += 1
+        try:
+            missed = await self._missed(job_id, after)
+            if watch.last is None:
+                watch.last = missed[-1].id if missed else _id_or_start(after)
+            if self._reader is None or self._reader.done():
+                self._reader = asyncio.create_task(self._read())
+            seen = EventLog.order(after)
+            for event in missed:
+                seen = event.order
+                yield event
+                if event.last:
+                    return
+            while True:
+                try:
+                    event_or_end = await asyncio.wait_for(queue.get(), self._quiet_s)
+                except TimeoutError:
+                    ended = await self._ended(job_id)
+                    yield ended
+                    if ended is not None:
+                        return
+                    continue
+                if event_or_end is None:
+                    return
+                if event_or_end.order > seen:
+                    seen = event_or_end.order
+                    yield event_or_end
+                    if event_or_end.last:
+                        return
+        finally:
+            self.viewers -= 1
+            watch.queues.remove(queue)
+            if not watch.queues and self._watches.get(job_id) is watch:
+                del self._watches[job_id]
+
+    async def _missed(self, job_id: str, after: str) -> list[JobEvent]:
+        try:
+            return await to_thread.run_sync(self._log.after, job_id, after)
+        except RedisError as error:
+            _log.warning("events wait for Redis: %s", error)
+            return []  # the shared reader begins at the same place
+
+    async def _ended(self, job_id: str) -> JobEvent | None:
+        """The end of a job whose stream is lost: the disk knows, Redis need not be asked."""
+        state = await to_thread.run_sync(outcome_state, self._store, job_id)
+        return None if state is None else _ending(state)
+
+    async def _read(self) -> None:
+        """The shared reader: ends with the last viewer."""
+        while self._watches:
+            after = {job: watch.last for job, watch in self._watches.items() if watch.last}
+            try:
+                found = await to_thread.run_sync(self._log.read, after)
+            except RedisError as error:
+                _log.warning("events wait for Redis: %s", error)
+                found = {}
+                await asyncio.sleep(1.0)
+            for job_id, events in found.items():
+                watch = self._watches.get(job_id)
+                if watch is None or watch.last != after[job_id] or not events:
+                    continue
+                watch.last = events[-1].id
+                for queue in list(watch.queues):
+                    self._hand_out(queue, events)
+            await asyncio.sleep(_LOOK_S)
+
+    @staticmethod
+    def _hand_out(queue: _Queue, events: list[JobEvent]) -> None:
+        if queue.qsize() + len(events) < _BACKLOG:
+            for event in events:
+                queue.put_nowait(event)
+        else:
+            while not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait(None)
+
+    async def close(self) -> None:
+        """Send every viewer home."""
+        for watch in self._watches.values():
+            for queue in watch.queues:
+                if queue.full():
+                    queue.get_nowait()
+                queue.put_nowait(None)
+        if self._reader is not None:
+            self._reader.cancel()
+
+
+def _ending(state: JobState) -> JobEvent:
+    moment = now() if state.finished_at is None else seconds(state.finished_at)
+    return JobEvent(f"{int(moment * 1000)}-0", "status", {"status": state.status})
+
+
+def _id_or_start(after: str) -> str:
+    return after if EventLog.order(after)[0] else "0-0"
+
+
+async def _finished(events: list[JobEvent]) -> AsyncGenerator[JobEvent | None]:
+    for event in events:
+        yield event

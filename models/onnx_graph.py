@@ -29,6 +29,17 @@ __all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
 #: Batch sizes that stand for a symbolic one: primes that no layer size is likely to equal both of.
 SYMBOLIC_BATCH = (99_991, 99_989)
 FIXED_BATCH = (1, 1)
+#: Attributes that are 0 or 1: runtimes do not agree on what another number means.
+_SWITCHES = (
+    "allowzero",
+    "ceil_mode",
+    "count_include_pad",
+    "keepdims",
+    "noop_with_empty_axes",
+    "training_mode",
+    "transA",
+    "transB",
+)
 
 
 @dataclass(frozen=True)
@@ -236,8 +247,13 @@ def _attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any]:
             f"{label}: opset {opset} has no such operator", code="unsupported_operator"
         ) from error
     least, most = schema.min_input, schema.max_input
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    if schema.inputs and schema.inputs[-1].option == variadic:
+        least = max(least, len(node.input))
     if not least <= len(node.input) <= most or any(not name for name in node.input[:least]):
-        raise ModelError(f"{label} has {len(node.input)} inputs", code="invalid_onnx")
+        raise ModelError(
+            f"{label} has {len(node.input)} inputs, or one without a name", code="invalid_onnx"
+        )
     if not schema.min_output <= len(node.output) <= schema.max_output:
         raise ModelError(f"{label} has {len(node.output)} outputs", code="invalid_onnx")
     values: dict[str, Any] = {}
@@ -257,7 +273,13 @@ def _attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any]:
                 f"{label}: attribute {attribute.name!r} has the wrong type", code="invalid_onnx"
             )
         seen.add(attribute.name)
-        values[attribute.name] = helper.get_attribute_value(attribute)
+        value = helper.get_attribute_value(attribute)
+        if attribute.name in _SWITCHES and value not in (0, 1):
+            raise ModelError(
+                f"{label}: attribute {attribute.name!r} is {value}, not 0 or 1",
+                code="invalid_onnx",
+            )
+        values[attribute.name] = value
     lacking = [n for n, a in schema.attributes.items() if a.required and n not in values]
     if lacking:
         raise ModelError(f"{label} lacks the attribute {lacking[0]!r}", code="invalid_onnx")

@@ -229,6 +229,7 @@ def test_round_trip_of_recognised_layers(seed: int, opset: int) -> None:
         ([node("Max", ["x", "whole"], ["y"])], "unsupported_dtype"),
         ([node("Flatten", ["x"], ["f"]), node("Min", ["x", "f"], ["y"])], "shape_mismatch"),
         ([node("Max", [], ["y"])], "invalid_onnx"),
+        ([node("Min", ["x", ""], ["y"])], "invalid_onnx"),
         ([node("Sigmoid", ["x", "x"], ["y"])], "invalid_onnx"),
         ([node("Tanh", ["x"], ["y"], alpha=1.0)], "invalid_onnx"),
     ],

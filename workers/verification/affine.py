@@ -57,6 +57,7 @@ class Affine:
     _cache: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
+    _scalars: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def linear(self, x: Tensor) -> Tensor:
         """W x for x [batch, *in_shape] in float32 or float64."""
@@ -100,7 +101,24 @@ class Affine:
 
     def bias_norm(self) -> float:
         """Euclidean norm of the bias magnitude over the whole output, rounded up."""
-        return float(self.bias_magnitude.expand(self.out_shape).norm()) * _UP
+        return self.scalar(
+            "bias_norm", lambda: self.bias_magnitude.expand(self.out_shape).norm() * _UP
+        )
+
+    def largest_bias(self) -> float:
+        """Largest bias magnitude."""
+        return self.scalar("largest_bias", lambda: self.bias_magnitude.abs().max())
+
+    def largest_row_sum(self) -> float:
+        """Largest sum of |W| over a row, rounded up."""
+        ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
+        return self.scalar("row_sum", lambda: self.absolute(ones).max() * (1.0 + 1e-6))
+
+    def scalar(self, name: str, make: Callable[[], Tensor]) -> float:
+        """A number of this map, computed once."""
+        if name not in self._scalars:
+            self._scalars[name] = float(make())
+        return self._scalars[name]
 
     def float32_safe(self) -> bool:
         """Whether a float32 copy of W and b loses no more than one rounding each."""
@@ -124,8 +142,7 @@ class Affine:
 
     def apply(self, x: Tensor) -> Tensor:
         """W x + b."""
-        y = self.linear(x)
-        return y.add_(self.bias_like(x))
+        return self.linear(x).add_(self.bias_like(x))
 
     def bound_like(self, name: str, like: Tensor) -> Tensor:
         """``row_norms`` or ``bias_magnitude`` in ``like``'s dtype, rounded up, as [*out_shape]."""
@@ -146,6 +163,10 @@ class Dense(Affine):
 
     def linear(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.cast("weight", x, lambda: self.weight).T
+
+    def apply(self, x: Tensor) -> Tensor:
+        bias = self.bias_like(x).expand(self.out_shape)
+        return torch.addmm(bias, x.flatten(1), self.cast("weight", x, lambda: self.weight).T)
 
     def absolute(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.cast("absolute", x, self.weight.abs).T
@@ -185,6 +206,13 @@ class Convolution(Affine):
 
     def linear(self, x: Tensor) -> Tensor:
         return self.geometry.apply(x, self.cast("weight", x, lambda: self.weight))
+
+    def apply(self, x: Tensor) -> Tensor:
+        per_channel = self.bias.dim() == 3 and self.bias.shape[1:] == (1, 1)
+        if not per_channel:
+            return super().apply(x)
+        bias = self.cast("channel bias", x, lambda: self.bias.flatten())
+        return self.geometry.apply(x, self.cast("weight", x, lambda: self.weight), bias)
 
     def absolute(self, x: Tensor) -> Tensor:
         return self.geometry.apply(x, self.cast("absolute", x, self.weight.abs))

@@ -64,13 +64,17 @@ AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp")
 
 @dataclass(frozen=True)
 class Verifier:
-    """A program with everything a bound needs: norm, clip, device, sound or estimate."""
+    """A program with everything a bound needs: norm, clip, device, sound or estimate.
+
+    ``only``: one arithmetic instead of all that are tried in turn.
+    """
 
     program: Program
     norm: str
     clip: bool
     sound: bool
     device: torch.device
+    only: torch.dtype | None = None
 
     def passes(self) -> list[tuple[Rounding, torch.dtype]]:
         """Arithmetic to try in turn: what the first leaves open, the next tries again.
@@ -80,6 +84,8 @@ class Verifier:
         """
         if not self.sound:
             return [(Rounding.ignored(), torch.float32)]
+        if self.only is not None:
+            return [(Rounding.sound(self.only), self.only)]
         exact = (Rounding.sound(torch.float64), torch.float64)
         if self.device.type == "cpu" and self.program.float32_safe:
             return [(Rounding.sound(torch.float32), torch.float32), exact]
@@ -141,8 +147,11 @@ class Verifier:
 
     def _blocks(
         self, x: Tensor, dtype: torch.dtype, rows: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Tensor | slice]:
         rows = torch.arange(x.shape[0]) if rows is None else rows
         largest = max([math.prod(step.shape) for step in self.program.steps] + [x[0].numel(), 1])
+        if rows.numel() == x.shape[0]:
+            size = max(1, BLOCK_BYTES[self.device.type] // (largest * dtype.itemsize))
+            return (slice(start, start + size) for start in range(0, x.shape[0], size))
         size = max(1, BLOCK_BYTES[self.device.type] // (largest * dtype.itemsize))
         return iter(rows.split(size)) if rows.numel() else iter(())

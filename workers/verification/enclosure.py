@@ -21,6 +21,9 @@ from workers.verification.program import Program, Step
 from workers.verification.region import Region
 from workers.verification.rounding import FLOAT32_MAX, Rounding, unit_roundoff
 
+#: Numbers summed in float32 before float64 takes over.
+STRETCH = 256
+
 __all__ = ["Enclosure", "ball_rule", "euclidean_norm", "forward_step", "propagate"]
 
 
@@ -29,8 +32,8 @@ class Enclosure:
     """centre, lower, upper [batch, *shape]; radius [batch] float64; valid [batch] bool.
 
     lower and upper are None when only the ball is carried; radius is infinite when only the box is.
-    ``valid`` falls where something was not finite or the deployed float32 may overflow: nothing may
-    be concluded there.
+    ``valid`` falls where the deployed float32 may overflow: nothing may be concluded there. What is
+    not finite stays so (NaN) to the end, where nothing is concluded from it.
     """
 
     centre: Tensor
@@ -41,9 +44,21 @@ class Enclosure:
 
 
 def euclidean_norm(x: Tensor) -> Tensor:
-    """Upper bound on the Euclidean norm of each row, [batch] float64, accumulated in float64."""
-    norm = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
-    return norm * (1.0 + 1e-10) + x[0].numel() ** 0.5 * 1e-150
+    """Upper bound on the Euclidean norm of each row, [batch] float64.
+
+    In float32, stretches of 256 numbers are summed in float32 and these sums in float64.
+    """
+    flat = x.flatten(1)
+    if flat.dtype == torch.float64:
+        norm = torch.linalg.vector_norm(flat, dim=1)
+        return norm * (1.0 + (flat.shape[1] + 8) * 2.0**-53) + flat.shape[1] ** 0.5 * 1e-150
+    whole = flat.shape[1] // STRETCH * STRETCH
+    parts = torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, STRETCH)), dim=2)
+    square = parts.to(torch.float64).square().sum(1)
+    if whole < flat.shape[1]:
+        square = square + torch.linalg.vector_norm(flat[:, whole:], dim=1).double().square()
+    # Squares below the float32 range are lost: at most 2^-62 per number.
+    return square.sqrt() * (1.0 + (STRETCH + 8) * 2.0**-24) + flat.shape[1] ** 0.5 * 2.0**-62
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -144,73 +159,78 @@ def _affine(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosur
     op = step.op
     assert isinstance(op, Affine)
     assert step.norms is not None
-    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
-    both = deployed + own
     centre = op.apply(state.centre)
     centre_norm = euclidean_norm(state.centre)
     radius = _grown(step, state.radius, centre_norm, rounding)
     size = deployed_size(step, centre_norm, state.radius)
     lower = upper = None
     if state.lower is not None and state.upper is not None:
-        lower, upper, box_size = _affine_box(op, state.lower, state.upper, deployed, both, rounding)
-        if rounding.is_sound:
-            size = torch.minimum(size, box_size)
-        coefficient = state.radius + both * (centre_norm + state.radius)
-        if bool(torch.isfinite(coefficient).any()):
-            reach = op.bound_like("row_norms", centre) * _per_sample(coefficient, centre)
-            # Rounding of the bias and of c +- reach itself; NaN (0 * inf) where there is no ball.
-            if rounding.is_sound:
-                floor = rounding.underflow * (op.terms + 1.0)
-                reach = reach + (both * op.bound_like("bias_magnitude", centre) + floor)
-            slack = 16 * unit_roundoff(centre.dtype) if rounding.is_sound else 0.0
-            reach.add_(centre.abs(), alpha=slack).mul_(1.0 + slack)
-            finite = torch.isfinite(coefficient).reshape(-1, *([1] * (centre.dim() - 1)))
-            lower = torch.where(finite, torch.maximum(lower, centre - reach), lower)
-            upper = torch.where(finite, torch.minimum(upper, centre + reach), upper)
-    valid = state.valid
-    if rounding.is_sound:
-        valid = valid & (size < FLOAT32_MAX)
-    return _checked(centre, radius, lower, upper, valid)
+        lower, upper, box_size = _affine_box(op, state.lower, state.upper, rounding)
+        size = torch.minimum(size, box_size)
+        finite = torch.isfinite(state.radius)
+        if bool(finite.any()):
+            reach = _ball_reach(op, centre, centre_norm, state.radius, rounding)
+            if bool(finite.all()):
+                lower = torch.maximum(lower, centre - reach, out=lower)
+                upper = torch.minimum(upper, centre + reach, out=upper)
+            else:
+                shaped = finite.reshape(-1, *([1] * (centre.dim() - 1)))
+                lower = torch.where(shaped, torch.maximum(lower, centre - reach), lower)
+                upper = torch.where(shaped, torch.minimum(upper, centre + reach), upper)
+    valid = state.valid & (size < FLOAT32_MAX) if rounding.is_sound else state.valid
+    return Enclosure(centre, radius, lower, upper, valid)
+
+
+def _ball_reach(
+    op: Affine, centre: Tensor, centre_norm: Tensor, radius: Tensor, rounding: Rounding
+) -> Tensor:
+    """How far an output may be from ``centre`` for inputs in the ball: |W_i| R and the roundings.
+
+    |z'_i - c_i| <= |W_i| R + g (|W_i| (|c| + R) + |b_i|) + g_own (|W_i| |c| + |b_i|), and room for
+    computing c +- this in the verifier's own arithmetic (|c_i| <= |W_i| |c| + |b_i|).
+    """
+    unit = unit_roundoff(centre.dtype) if rounding.is_sound else 0.0
+    both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms) + 32 * unit
+    coefficient = (radius + both * (centre_norm + radius)) * (1.0 + 32 * unit)
+    rows = op.bound_like("row_norms", centre)
+    if not rounding.is_sound:
+        return rows * _per_sample(coefficient, centre)
+    floor = rounding.underflow * (op.terms + 1.0)
+    constant = op.cast(
+        f"ball constant {both}", centre, lambda: op.bias_magnitude * both * 1.001 + floor
+    )
+    return torch.addcmul(constant, rows, _per_sample(coefficient, centre))
 
 
 def _affine_box(
-    op: Affine,
-    lower: Tensor,
-    upper: Tensor,
-    deployed: float,
-    both: float,
-    rounding: Rounding,
+    op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Interval image [l', u'] of [l, u], and the largest deployed partial sum [batch].
 
     With m = (l + u) / 2 and r = (u - l) / 2 the deployed value lies within
-    |W| ((1 + g) r + (g + g_own) |m|) + (g + g_own) |b| of the computed W m + b.
+    |W| ((1 + g) r + (g + g_own) |m|) + (g + g_own) |b| of the computed W m + b; ``unit`` terms
+    cover the rounding of m, r, this reach itself and of m' +- reach.
     """
     unit = unit_roundoff(lower.dtype) if rounding.is_sound else 0.0
-    up = 1.0 + 32 * unit
+    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
+    # The reach is computed with a relative error of at most own: raised in advance.
+    up = (1.0 + 64 * unit) * (1.0 + 2 * own)
+    both = (deployed + own + 32 * unit) * up
     middle = (lower + upper).mul_(0.5)
     spread = middle.abs()
-    size = (spread + (upper - lower)).flatten(1).amax(1).to(torch.float64)
-    spread.mul_((both + 8 * unit) * up)
+    size = torch.maximum(upper.flatten(1).amax(1), -lower.flatten(1).amin(1)).to(torch.float64)
+    spread.mul_(both)
     half = 0.5 * (1.0 + deployed) * up
     spread.add_(upper, alpha=half).add_(lower, alpha=-half)
     reach = op.absolute(spread)
-    reach.mul_(up * (1.0 + 2 * rounding.own_gamma(op.terms)))
-    floor = rounding.underflow * (op.terms + 1.0)
-    if both > 0.0:
-        reach.add_(op.bound_like("bias_magnitude", reach), alpha=(both + 8 * unit) * up)
-        reach.add_(floor)
+    if rounding.is_sound:
+        floor = rounding.underflow * (op.terms + 1.0)
+        reach.add_(
+            op.cast(f"box constant {both}", reach, lambda: op.bias_magnitude * both * 1.001 + floor)
+        )
     centre = op.apply(middle)
-    if unit:
-        reach.add_(centre.abs(), alpha=4 * unit)
-    largest = op.cast("row_sum", lower, lambda: _largest_row_sum(op)).to(torch.float64)
-    bias = float(op.bias_magnitude.abs().max())
-    return centre - reach, centre + reach, (largest * size + bias) * 1.01
-
-
-def _largest_row_sum(op: Affine) -> Tensor:
-    ones = torch.ones(1, *op.in_shape, dtype=torch.float64)
-    return op.absolute(ones).max() * (1.0 + 1e-6)
+    largest = (size * op.largest_row_sum() + op.largest_bias()) * 1.01
+    return centre - reach, centre + reach, largest
 
 
 def _relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
@@ -250,7 +270,7 @@ def _leaky_relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Encl
         lower, upper = layer(state.lower), layer(state.upper)
         lower = lower - both * lower.clamp_max(0.0).abs() - tiny * (lower < 0)
         upper = upper + both * upper.clamp_max(0.0).abs() + tiny * (upper < 0)
-    return _box_to_ball(_checked(centre, radius, lower, upper, state.valid))
+    return _box_to_ball(Enclosure(centre, radius, lower, upper, state.valid))
 
 
 def _max_pool(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
@@ -260,7 +280,7 @@ def _max_pool(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclos
     lower = None if state.lower is None else layer(state.lower)
     upper = None if state.upper is None else layer(state.upper)
     radius = _grown(step, state.radius, state.radius, rounding)
-    result = _checked(layer(state.centre), radius, lower, upper, state.valid)
+    result = Enclosure(layer(state.centre), radius, lower, upper, state.valid)
     return _box_to_ball(result)
 
 
@@ -287,7 +307,7 @@ def _add(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
             largest = torch.maximum(lower.abs(), upper.abs()).flatten(1).amax(1)
             size = torch.minimum(size, largest.to(torch.float64) * 1.01)
         valid = valid & (size < FLOAT32_MAX)
-    return _checked(centre, radius, lower, upper, valid)
+    return Enclosure(centre, radius, lower, upper, valid)
 
 
 def _exact(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
@@ -302,19 +322,6 @@ def _exact(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure
         None if state.upper is None else layer(state.upper),
         state.valid,
     )
-
-
-def _checked(
-    centre: Tensor, radius: Tensor, lower: Tensor | None, upper: Tensor | None, valid: Tensor
-) -> Enclosure:
-    """The enclosure, ``valid`` only where nothing is NaN and no box is inside out."""
-    valid = valid & ~torch.isnan(radius)
-    # A sum is finite only if every addend is: one pass instead of an elementwise test.
-    valid = valid & torch.isfinite(centre.flatten(1).sum(1))
-    if lower is not None and upper is not None:
-        gap = (upper - lower).flatten(1)
-        valid = valid & (gap.amin(1) >= 0) & torch.isfinite(gap.sum(1))
-    return Enclosure(centre, radius, lower, upper, valid)
 
 
 def forward_step(step: Step, inputs: list[Tensor]) -> Tensor:

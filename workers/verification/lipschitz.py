@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from models.layers import Add, LeakyReLU
 from workers.verification.affine import Affine
 from workers.verification.enclosure import (
     ball_rule,
@@ -47,13 +48,14 @@ def lipschitz_radius(
     for index, step in enumerate(program.steps):
         inputs = [centres[source] for source in step.sources]
         centre_norm = torch.zeros_like(offsets[0])
-        for centre in inputs:
+        rounds = isinstance(step.op, Affine | LeakyReLU | Add)
+        for centre in inputs if rounds else ():
             assert centre is not None
             centre_norm = centre_norm + euclidean_norm(centre)
         factor, offset = ball_rule(step, centre_norm, rounding)
         slope = sum(slopes[source] for source in step.sources)
         carried = torch.stack([offsets[source] for source in step.sources]).sum(0)
-        if rounding.is_sound:
+        if rounding.is_sound and rounds:
             cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried))
         slopes.append(slope * factor * (1.0 + 1e-14))
         offsets.append((carried * factor + offset) * (1.0 + 1e-13))

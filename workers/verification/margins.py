@@ -47,19 +47,15 @@ def _head_gammas(head: Head, rounding: Rounding) -> tuple[float, float]:
 
 def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Rounding) -> CentreMargins:
     """Margins of the head at ``centre`` [batch, features] and how fast they may fall."""
-    device = centre.device
-    weight, bias = head.weight.to(device), head.bias.to(device)
-    magnitude = head.bias_magnitude.to(device)
+    head = head.on(centre.device)
     centre = centre.flatten(1).to(torch.float64)
     deployed, own = _head_gammas(head, rounding)
-    logits = centre @ weight.T + bias
+    logits = centre @ head.weight.T + head.bias
     margin = logits.gather(1, labels[:, None]) - logits
-    size = centre.abs() @ weight.abs().T + magnitude
+    size = centre.abs() @ head.absolute + head.bias_magnitude
     size = size + size.gather(1, labels[:, None])
-    rows = weight.norm(dim=1) * (1.0 + 1e-12)
-    pairs = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
-    pairs = pairs * (1.0 + 1e-10) + rows.max() * 1e-14
-    slope = pairs[labels] + deployed * (rows[labels][:, None] + rows[None, :])
+    rows = head.row_norms
+    slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
     floor = rounding.underflow * (head.terms + 1.0)
     return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
 
@@ -70,27 +66,29 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
     The ball alone decides most pairs; the exact ball-and-box dual is solved for what stays open.
     Not valid: -inf everywhere.
     """
-    device = state.centre.device
+    head = head.on(state.centre.device)
     centre = state.centre.flatten(1).to(torch.float64)
     at_centre = centre_margins(head, centre, labels, rounding)
     radius = state.radius[:, None]
     bound = at_centre.margin - at_centre.rounding - radius * at_centre.slope * (1.0 + 1e-12)
-    size = at_centre.logits.abs() + radius * head.weight.to(device).norm(dim=1)
+    size = at_centre.logits.abs() + radius * head.row_norms
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
         reach = torch.maximum(lower.abs(), upper.abs())
-        head_size = reach @ head.weight.to(device).abs().T + head.bias_magnitude.to(device)
+        head_size = reach @ head.absolute + head.bias_magnitude
         size = torch.minimum(size.nan_to_num(torch.inf), head_size)
         deployed, own = _head_gammas(head, rounding)
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
-        centre_size = centre.abs() @ head.weight.to(device).abs().T + head.bias_magnitude.to(device)
+        centre_size = centre.abs() @ head.absolute + head.bias_magnitude
         both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
         slack = both * 1.01 + rounding.underflow * (head.terms + 1.0)
         open_pairs = ~(bound > 0) & state.valid[:, None]
         open_pairs.scatter_(1, labels[:, None], False)
         drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, open_pairs)
         bound = torch.fmax(bound, at_centre.margin - slack - drop)
+        # A box inside out can only come from an error of ours.
+        bound = torch.where(((upper >= lower).all(1))[:, None], bound, -torch.inf)
     bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)
     valid = state.valid & torch.isfinite(at_centre.logits).all(1)
     if rounding.is_sound and head.terms:
@@ -109,7 +107,7 @@ def _pairwise_maximum(
     pairs: Tensor,
 ) -> Tensor:
     """max (w_j - w_y).d over the enclosure, for the open pairs; +inf elsewhere."""
-    weight = head.weight.to(centre.device)
+    weight = head.weight
     result = torch.full_like(pairs, torch.inf, dtype=torch.float64)
     rows, classes = pairs.nonzero(as_tuple=True)
     step = max(1, PAIR_BLOCK // weight.shape[1])
@@ -127,20 +125,20 @@ def _pairwise_maximum(
 
 def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[Tensor, Tensor]:
     """(logits at the centre, reach), [batch, classes] float64: every deployed logit lies within."""
-    weight = head.weight.to(state.centre.device)
+    head = head.on(state.centre.device)
     centre = state.centre.flatten(1).to(torch.float64)
     deployed, own = _head_gammas(head, rounding)
-    logits = centre @ weight.T + head.bias.to(centre.device)
-    size = centre.abs() @ weight.abs().T + head.bias_magnitude.to(centre.device)
-    reach = state.radius[:, None] * weight.norm(dim=1) * (1.0 + 1e-12)
+    logits = centre @ head.weight.T + head.bias
+    size = centre.abs() @ head.absolute + head.bias_magnitude
+    reach = state.radius[:, None] * head.row_norms * (1.0 + 1e-12)
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
         corner = torch.maximum(upper - centre, centre - lower) * (1.0 + 2.0**-50)
-        reach = torch.fmin(reach, corner @ weight.abs().T * (1.0 + 1e-11))
+        reach = torch.fmin(reach, corner @ head.absolute * (1.0 + 1e-11))
     reach = reach * (1.0 + deployed) + (deployed + own) * size * 1.01
     reach = reach + rounding.underflow * (head.terms + 1.0)
-    valid = state.valid[:, None] & torch.isfinite(reach) & torch.isfinite(logits)
+    valid = state.valid[:, None] & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)
     return logits, torch.where(valid, reach, torch.full_like(reach, -1.0))
 
 

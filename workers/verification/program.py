@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -83,6 +84,31 @@ class Head:
     bias: Tensor
     bias_magnitude: Tensor
     terms: float
+
+    @cached_property
+    def absolute(self) -> Tensor:
+        """|weight|, transposed: [features, classes]."""
+        return self.weight.abs().T.contiguous()
+
+    @cached_property
+    def row_norms(self) -> Tensor:
+        """|w_j|_2 for every class, [classes], rounded up."""
+        return self.weight.norm(dim=1) * (1.0 + 1e-12)
+
+    @cached_property
+    def pair_norms(self) -> Tensor:
+        """|w_i - w_j|_2 for every pair of classes, [classes, classes], rounded up."""
+        exact = "donot_use_mm_for_euclid_dist"
+        pairs = torch.cdist(self.weight, self.weight, compute_mode=exact)
+        return pairs * (1.0 + 1e-10) + self.row_norms.max() * 1e-14
+
+    def on(self, device: torch.device) -> Head:
+        """The same head with its tensors on ``device``."""
+        if device == self.weight.device:
+            return self
+        return Head(
+            self.weight.to(device), self.bias.to(device), self.bias_magnitude.to(device), self.terms
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from workers.verification.rounding import unit_roundoff
+
 __all__ = ["Region", "float_above"]
 
 
@@ -32,22 +34,25 @@ class Region:
 
     def box(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Elementwise bounds of the region, rounded outward: lower, upper [batch, *shape]."""
-        x = self.x.to(torch.float64)
-        reach = self.epsilon.reshape(-1, *([1] * (x.dim() - 1)))
-        lower, upper = x - reach, x + reach
-        slack = (x.abs() + reach) * 2.0**-52
-        lower, upper = lower - slack, upper + slack
+        x = self.x.to(dtype)
+        unit = unit_roundoff(dtype)
+        # Rounded up; 2 u (|x| + e) covers the rounding of the sums below.
+        reach = (self.epsilon * (1.0 + 4 * unit)).to(dtype) * (1.0 + 4 * unit)
+        slack = 4 * unit * x.abs()
+        slack += reach.reshape(-1, *([1] * (x.dim() - 1)))
+        lower, upper = x - slack, x + slack
         if self.clip:
             # Points of the data set outside [0, 1] stay allowed themselves.
             lower = torch.maximum(lower, x.clamp_max(0.0))
             upper = torch.minimum(upper, x.clamp_min(1.0))
-        return _outward(lower, dtype, -1), _outward(upper, dtype, 1)
+        return lower, upper
 
     def radius(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Euclidean radius around x that holds the region, [batch] float64, rounded up."""
-        x = self.x.to(torch.float64)
-        reach = torch.maximum(upper.to(torch.float64) - x, x - lower.to(torch.float64))
-        corner = reach.flatten(1).norm(dim=1) * (1.0 + 1e-10)
+        x = self.x.to(lower.dtype)
+        reach = torch.maximum(upper - x, x - lower).flatten(1)
+        corner = torch.linalg.vector_norm(reach, dim=1, dtype=torch.float64)
+        corner = corner * (1.0 + 4 * unit_roundoff(lower.dtype) + 1e-10) + 1e-18
         return torch.minimum(corner, self.epsilon) if self.norm == "l2" else corner
 
     @property
@@ -60,14 +65,3 @@ def largest_distance(shape: tuple[int, ...], norm: str, clip: bool) -> float:
     """A distance that no two inputs exceed: [0, 1]^d with ``clip``, else all finite float32."""
     side = 1.0 if clip else 7e38
     return side * (math.sqrt(math.prod(shape)) if norm == "l2" else 1.0)
-
-
-def _outward(tensor: Tensor, dtype: torch.dtype, direction: int) -> Tensor:
-    if dtype == torch.float64:
-        return tensor
-    single = tensor.to(torch.float32)
-    target = torch.full_like(single, direction * math.inf)
-    wrong = (
-        single.to(torch.float64) > tensor if direction < 0 else single.to(torch.float64) < tensor
-    )
-    return torch.where(wrong, torch.nextafter(single, target), single)

@@ -41,14 +41,14 @@ class ConvGeometry:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The convolution without bias: x [batch, c, h, w] -> [batch, c', h', w']."""
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution: x [batch, c, h, w] -> [batch, c', h', w']."""
         top, left, bottom, right = self.padding
         if (top, left) == (bottom, right):
             padding = (top, left)
         else:
             x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-        return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def output_size(self, kernel: tuple[int, int]) -> tuple[int, int]:
         """(h', w') for a kernel (h, w)."""

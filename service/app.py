@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from anyio import to_thread
 from fastapi import FastAPI
@@ -12,7 +11,10 @@ from fastapi import FastAPI
 from service.api import catalogue, certify, datasets, events, health, jobs, models, reports
 from service.contract.settings import Settings
 from service.failures import PROBLEM_RESPONSES, install_handlers
+from service.headers import SecurityHeaders
+from service.openapi import describe
 from service.services import Services
+from service.version import release
 
 __all__ = ["create_app"]
 
@@ -39,21 +41,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="certserve",
-        version=_version(),
+        version=release(),
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
         responses=PROBLEM_RESPONSES,
     )
+    app.add_middleware(SecurityHeaders)
     routers = [module.router for module in _SUBJECTS]
     install_handlers(app, [route for router in routers for route in router.routes])
     for router in routers:
         app.include_router(router)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
-
-
-def _version() -> str:
-    try:
-        return version("certserve")
-    except PackageNotFoundError:
-        return "0"

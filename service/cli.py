@@ -1,4 +1,4 @@
-"""The command line: serve, worker, certify, demo. Exit status 0, 1 (failed) or 2 (usage)."""
+"""The command line: serve, worker, certify, demo, keys. Exit status 0, 1 (failed) or 2 (usage)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from service import key_commands
 from service.client import Client, ServiceError
 from service.contract.problems import Problem
 from service.contract.processes import python_module
 from service.contract.settings import Settings
 from service.demo import run_demo
 from service.embedded import Supervisor, is_loopback
+from service.key_commands import ring_of
 from service.local import started_service
 from service.ownership import StartError, running_service
 from service.redis_server import RedisServerError
@@ -84,22 +86,25 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--data-dir", type=Path, default=None, help="default: a temporary folder")
     demo.add_argument("--out", type=Path, default=Path("out/demo"))
     demo.set_defaults(run=_demo)
+    key_commands.add_parser(commands, settings.data_dir)
     return parser
 
 
 def _serve(options: argparse.Namespace, console: Console) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    if not is_loopback(options.host):
+    settings = Settings(data_dir=options.data_dir)
+    given = tuple(key.get_secret_value() for key in settings.keys)
+    if not is_loopback(options.host) and not ring_of(options.data_dir, given).configured:
         raise StartError(
             f"{options.host} is no loopback address and no API key is configured; "
-            "bind 127.0.0.1 and put a proxy that authenticates in front"
+            f"certserve keys create NAME --data-dir {options.data_dir}, or bind 127.0.0.1"
         )
     supervisor = Supervisor(
         data_dir=options.data_dir,
         host=options.host,
         port=options.port,
         workers=options.workers,
-        settings=Settings(data_dir=options.data_dir),
+        settings=settings,
     )
     return supervisor.run()
 

@@ -78,12 +78,19 @@ class Client:
         spec: Mapping[str, Any],
         *,
         dataset_labels: Path | None = None,
+        force: bool = False,
+        idempotency_key: str | None = None,
     ) -> dict[str, Any]:
         """Submit a certification; the job record.
 
         A ``Path`` is uploaded, a text is the id of an earlier upload or a registered name.
+        ``force`` computes although an equal result is there; the same ``idempotency_key`` is the
+        same job, so that a lost answer may be asked for again.
         """
         fields: dict[str, str] = {"spec": json.dumps(spec)}
+        if force:
+            fields["force"] = "true"
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         with ExitStack() as opened:
             files: dict[str, tuple[str | None, Any]] = {}
             uploads = {"model": model, "dataset": dataset, "dataset_labels": dataset_labels}
@@ -94,7 +101,10 @@ class Client:
                     fields[f"{name}_id"] = what
             # A form without a file would be sent url-encoded.
             answer = self._http.post(
-                "/certify", data=fields, files=files or {"spec": (None, fields.pop("spec"))}
+                "/certify",
+                data=fields,
+                files=files or {"spec": (None, fields.pop("spec"))},
+                headers=headers,
             )
         return self._json(answer)
 

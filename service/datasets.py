@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from service.contract.ids import digest_hex
 from service.contract.problems import InvalidInput
@@ -22,17 +22,24 @@ _Finder = Callable[[Path, Split], DatasetSource | None]
 
 
 def resolve_dataset(
-    text: str, store: Store, settings: Settings, *, split: Split = "test", field: str = "dataset"
+    text: str,
+    store: Store,
+    settings: Settings,
+    *,
+    names: Callable[[dict[str, Any]], list[str]] = lambda record: list(record["names"]),
+    split: Split = "test",
+    field: str = "dataset",
 ) -> DatasetSource:
     """The data behind an id (``sha256:...``) or a name (``mnist``, ``mnist:train``).
 
     A name means, in this order: a data set uploaded under it, a public layout in one of the
-    folders of CERTSERVE_DATA_SOURCES. Raises InvalidInput ``unknown_dataset``, which says where it
-    looked.
+    folders of CERTSERVE_DATA_SOURCES. ``names`` gives the names of an upload's record that
+    count, none where it is not the caller's. Raises InvalidInput ``unknown_dataset``, which says
+    where it looked.
     """
     if digest_hex(text) is not None:
         record = store.record("datasets", text)
-        if record is None:
+        if record is None or not names(record):
             raise InvalidInput(
                 f"there is no data set {text}",
                 code="unknown_dataset",
@@ -51,7 +58,7 @@ def resolve_dataset(
         split = "train" if named_split == "train" else "test"
     wanted = {f"{name}:{split}", *({name} if split == "test" else ())}
     for record in store.records("datasets"):
-        if wanted & set(record["names"]):
+        if wanted & set(names(record)):
             return uploaded_source(record)
     looked = ["uploaded data sets of that name"]
     for finder in REGISTERED.get(name, ()):

@@ -92,10 +92,14 @@ class EventHub:
                     event_or_end = await asyncio.wait_for(queue.get(), self._quiet_s)
                 except TimeoutError:
                     ended = await self._ended(job_id)
-                    yield ended
-                    if ended is not None:
-                        return
-                    continue
+                    if ended is None:
+                        yield None
+                        continue
+                    # What the reader has not handed out yet comes before the end.
+                    rest = await self._missed(job_id, f"{seen[0]}-{seen[1]}")
+                    for event in rest if rest and rest[-1].last else [*rest, ended]:
+                        yield event
+                    return
                 if event_or_end is None:
                     return
                 if event_or_end.order > seen:

@@ -1,15 +1,14 @@
-"""Use cases of jobs: submit (record first, ring second), look up, wait, list, cancel, retry."""
+"""Use cases of jobs: look up, wait, list, cancel, retry, delete. ``submissions`` accepts them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Literal
 
 from anyio import to_thread
 from redis.exceptions import RedisError
 
-from service.contract.ids import is_job_id, new_job_id
+from service.contract.ids import is_job_id
 from service.contract.journal import Journal
 from service.contract.ledger import JobState, Ledger
 from service.contract.outcomes import cancel, erase, outcome_state, reopen
@@ -25,10 +24,11 @@ from service.contract.schemas import (
     Spec,
 )
 from service.contract.store import Store
-from service.contract.times import now, rfc3339
+from service.contract.times import now
+from service.keys import Caller
 from service.queue import Bell
 
-__all__ = ["Jobs", "check_fit", "record"]
+__all__ = ["Jobs", "check_fit", "new_state", "record"]
 
 _log = logging.getLogger(__name__)
 
@@ -69,34 +69,12 @@ class Jobs:
         self._journal = journal
         self._bell = bell
 
-    async def submit(
-        self,
-        kind: Literal["certify", "train"],
-        spec: Spec,
-        model: ModelSource,
-        dataset: DatasetSource,
-        *,
-        principal: str,
-    ) -> JobRecord:
-        """Accept a job: on disk before this returns. Raises StorageFull, Unavailable."""
-        submission = JobSubmission(
-            id=new_job_id(),
-            kind=kind,
-            spec=spec.normal(),
-            model=model,
-            dataset=dataset,
-            created_at=rfc3339(now()),
-            principal=principal,
-        )
-        await asyncio.wrap_future(self._journal.append(submission))
-        try:
-            await to_thread.run_sync(self._ledger.create, submission)
-        except RedisError as error:
-            # Accepted is accepted: the reconciler enters the job once Redis is back.
-            _log.warning("job %s waits for Redis: %s", submission.id, error)
-        else:
-            self._bell.ring(submission.id)
-        return record(_new_state(submission))
+    def visible(self, job_id: str, caller: Caller) -> JobState:
+        """The job if it is the caller's; others' jobs are as unknown as none at all."""
+        state = self.state(job_id)
+        if not caller.sees(state.submission.principal):
+            raise _unknown(job_id)
+        return state
 
     def state(self, job_id: str) -> JobState:
         """The job; what disk says of its end wins over Redis. Raises NotFound, RedisError."""
@@ -117,12 +95,12 @@ class Jobs:
             raise _unknown(job_id)
         return state
 
-    async def cancel(self, job_id: str) -> JobState:
+    async def cancel(self, job_id: str, caller: Caller) -> JobState:
         """End an active job; a job that has ended stays as it is. Raises NotFound, RedisError."""
-        return await to_thread.run_sync(self._cancel, job_id)
+        return await to_thread.run_sync(self._cancel, job_id, caller)
 
-    def _cancel(self, job_id: str) -> JobState:
-        state = self.state(job_id)
+    def _cancel(self, job_id: str, caller: Caller) -> JobState:
+        state = self.visible(job_id, caller)
         if state.status not in TERMINAL:
             try:
                 cancel(self._store, self._ledger, state)
@@ -133,9 +111,9 @@ class Jobs:
             _log.info("job %s: cancel was asked for, it %s", job_id, state.status)
         return state
 
-    async def retry(self, job_id: str) -> JobState:
+    async def retry(self, job_id: str, caller: Caller) -> JobState:
         """Run a failed or cancelled job again, under its id. Raises Conflict, NotFound."""
-        state = await to_thread.run_sync(self.state, job_id)
+        state = await to_thread.run_sync(self.visible, job_id, caller)
         if state.status not in ("failed", "cancelled"):
             raise Conflict(
                 f"the job is {state.status}; failed and cancelled jobs can be retried",
@@ -151,13 +129,13 @@ class Jobs:
         else:
             self._bell.ring(job_id)
         _log.info("job %s: attempt %d", job_id, attempt)
-        return _new_state(submission)
+        return new_state(submission)
 
-    async def delete(self, job_id: str) -> JobState | None:
+    async def delete(self, job_id: str, caller: Caller) -> JobState | None:
         """Cancel an active job and return it, or remove one that has ended: then None."""
-        state = await to_thread.run_sync(self.state, job_id)
+        state = await to_thread.run_sync(self.visible, job_id, caller)
         if state.status not in TERMINAL:
-            return await self.cancel(job_id)
+            return await self.cancel(job_id, caller)
         await asyncio.wrap_future(self._journal.delete(job_id))
         try:
             await to_thread.run_sync(erase, self._store, self._ledger, job_id)
@@ -166,28 +144,37 @@ class Jobs:
         _log.info("job %s deleted", job_id)
         return None
 
-    async def wait(self, job_id: str, wait_s: float) -> JobState:
+    async def wait(self, job_id: str, wait_s: float, caller: Caller) -> JobState:
         """The job once it has ended, or as it is after ``wait_s`` seconds."""
         deadline = now() + wait_s
         while True:
-            state = await to_thread.run_sync(self.state, job_id)
+            state = await to_thread.run_sync(self.visible, job_id, caller)
             left = deadline - now()
             if state.status in TERMINAL or left <= 0:
                 return state
             await asyncio.sleep(min(_POLL_S, left))
 
     def page(
-        self, *, kind: str | None, status: str | None, cursor: str | None, limit: int
+        self,
+        caller: Caller,
+        *,
+        kind: str | None,
+        status: str | None,
+        cursor: str | None,
+        limit: int,
     ) -> tuple[list[JobRecord], str | None]:
         """Jobs, newest first, and the cursor of the next page. Raises RedisError."""
         if cursor is not None and not is_job_id(cursor):
             raise InvalidInput("this cursor is none of ours", code="invalid_cursor", field="cursor")
-        ids = self._ledger.ids(kind=kind, status=status, before=cursor, limit=limit + 1)
+        owner = None if caller.admin else caller.name
+        ids = self._ledger.ids(
+            kind=kind, status=status, owner=owner, before=cursor, limit=limit + 1
+        )
         states = self._ledger.get_many(ids[:limit])
         return [record(state) for state in states], ids[limit - 1] if len(ids) > limit else None
 
 
-def _new_state(submission: JobSubmission) -> JobState:
+def new_state(submission: JobSubmission) -> JobState:
     """The state of a job that was accepted this moment."""
     return JobState(
         submission=submission,

@@ -11,12 +11,16 @@ from service.contract.connection import connect
 from service.contract.events import EventLog
 from service.contract.journal import Journal
 from service.contract.ledger import Ledger
+from service.contract.repeats import Repeats
 from service.contract.settings import Settings
 from service.contract.store import Store
 from service.events import EventHub
 from service.jobs import Jobs
+from service.keys import KeyRing
+from service.limits import Limits
 from service.queue import Bell
 from service.reconciler import Reconciler
+from service.submissions import Submissions
 
 __all__ = ["Services", "UsesServices"]
 
@@ -33,6 +37,9 @@ class Services:
     jobs: Jobs
     reconciler: Reconciler
     events: EventHub
+    keys: KeyRing
+    limits: Limits
+    submissions: Submissions
 
     @classmethod
     def start(cls, settings: Settings) -> Services:
@@ -55,7 +62,33 @@ class Services:
             quiet_s=settings.keep_alive_s,
             most_viewers=settings.max_event_streams,
         )
-        return cls(settings, store, ledger, journal, bell, jobs, reconciler, events)
+        keys = KeyRing(
+            settings.data_dir / "keys", [key.get_secret_value() for key in settings.keys]
+        )
+        limits = Limits(redis, settings)
+        submissions = Submissions(
+            store=store,
+            ledger=ledger,
+            journal=journal,
+            bell=bell,
+            jobs=jobs,
+            repeats=Repeats(redis),
+            limits=limits,
+            reuse=settings.reuse_results,
+        )
+        return cls(
+            settings=settings,
+            store=store,
+            ledger=ledger,
+            journal=journal,
+            bell=bell,
+            jobs=jobs,
+            reconciler=reconciler,
+            events=events,
+            keys=keys,
+            limits=limits,
+            submissions=submissions,
+        )
 
     def close(self) -> None:
         """Write what waits, ring what waits, stop."""

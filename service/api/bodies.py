@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Request
 
 from service.contract.problems import TooLarge
 from service.contract.settings import Settings
+from service.keys import Caller
 from service.parsing import parse_json
+from service.services import Services
 from service.uploads.datasets import dataset_format
 from service.uploads.models import model_format
 from service.uploads.receive import FileRule
 
-__all__ = ["dataset_fields", "json_body", "model_fields"]
+__all__ = ["dataset_fields", "json_body", "metered", "model_fields"]
 
 
 async def json_body(request: Request, *, limit: int) -> Any:
@@ -35,3 +40,19 @@ def dataset_fields(settings: Settings) -> dict[str, FileRule]:
     """The file fields ``dataset`` and ``dataset_labels`` (of an idx pair)."""
     rule = FileRule(settings.max_dataset_bytes, dataset_format)
     return {"dataset": rule, "dataset_labels": rule}
+
+
+@asynccontextmanager
+async def metered(
+    request: Request, services: Services, caller: Caller
+) -> AsyncIterator[Callable[[int], None]]:
+    """What is told of every block received inside; raises TooManyRequests over the quota."""
+    announced = request.headers.get("content-length", "")
+    counting = services.limits.upload(
+        caller, int(announced[:18]) if announced.isdecimal() else None
+    )
+    meter = await to_thread.run_sync(counting.__enter__)
+    try:
+        yield meter.take
+    finally:
+        await to_thread.run_sync(counting.__exit__, None, None, None)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from anyio import to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field, JsonValue
 from redis.exceptions import RedisError
 
-from service.api.bodies import dataset_fields, json_body, model_fields
+from service.api.bodies import dataset_fields, json_body, metered, model_fields
 from service.api.receipts import keep_dataset, keep_model, known_dataset, known_model
 from service.auth import Principal
-from service.contract.problems import InvalidInput, Unsupported
+from service.contract.problems import InvalidInput, Unavailable, Unsupported
 from service.contract.schemas import (
     TERMINAL,
     DatasetSource,
@@ -22,8 +22,10 @@ from service.contract.schemas import (
     Strict,
 )
 from service.jobs import check_fit, record
+from service.keys import Caller
 from service.parsing import parse_json, parse_model
 from service.services import Services, UsesServices
+from service.submissions import Accepted, Order
 from service.uploads.receive import Form, receive_form
 
 __all__ = ["router"]
@@ -45,6 +47,7 @@ _BODY: dict[str, Any] = {
                         "dataset_labels": _FILE,
                         "dataset_id": {"type": "string"},
                         "spec": {"type": "string", "description": "JSON text of a spec"},
+                        "force": {"type": "string", "enum": ["true", "false"]},
                     },
                     "required": ["spec"],
                     "additionalProperties": False,
@@ -57,6 +60,7 @@ _BODY: dict[str, Any] = {
                         "model_id": {"type": "string"},
                         "dataset": {"type": "string"},
                         "spec": {"type": "object"},
+                        "force": {"type": "boolean"},
                     },
                     "required": ["model_id", "dataset", "spec"],
                     "additionalProperties": False,
@@ -74,6 +78,16 @@ class _JsonSubmission(Strict):
     dataset: Annotated[str | None, Field(max_length=200)] = None
     dataset_id: Annotated[str | None, Field(max_length=200)] = None
     spec: JsonValue
+    force: bool = False
+
+
+class _Wanted(NamedTuple):
+    """What a body asks for; ``force``: also where an equal result is there."""
+
+    spec: Spec
+    model: ModelSource
+    dataset: DatasetSource
+    force: bool
 
 
 @router.post(
@@ -85,34 +99,61 @@ class _JsonSubmission(Strict):
     summary="Certify a model on a data set",
 )
 async def certify(
-    request: Request, response: Response, services: UsesServices, principal: Principal
+    request: Request,
+    response: Response,
+    services: UsesServices,
+    principal: Principal,
+    force: Annotated[bool, Query(description="Compute although an equal result is there")] = False,
+    idempotency_key: Annotated[str | None, Header(description="Same key, same job")] = None,
 ) -> JobRecord:
-    """Multipart with files or ids, or JSON with ids. The job is on disk before the answer."""
+    """Multipart with files or ids, or JSON with ids. The job is on disk before the answer.
+
+    The same `Idempotency-Key` with the same content gives the same job, with other content 409.
+    Where an equal job (model, data, spec, version) of the caller has succeeded, that job is the
+    answer, unless `force` (query, form field or JSON member).
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        spec, model, dataset = await _from_form(request, services)
+        wanted = await _from_form(request, services, principal)
     elif media_type == "application/json":
-        spec, model, dataset = await _from_json(request, services)
+        wanted = await _from_json(request, services, principal)
     else:
         raise Unsupported(
             f"a submission is multipart/form-data or application/json, not {media_type[:100]!r}",
             code="unsupported_media_type",
         )
-    job = await services.jobs.submit("certify", spec, model, dataset, principal=principal)
+    order = Order(
+        kind="certify",
+        spec=wanted.spec,
+        model=wanted.model,
+        dataset=wanted.dataset,
+        caller=principal,
+        idempotency_key=idempotency_key,
+        force=force or wanted.force,
+    )
+    accepted = await services.submissions.submit(order)
+    return await _answer(request, response, services, principal, accepted)
+
+
+async def _answer(
+    request: Request, response: Response, services: Services, caller: Caller, accepted: Accepted
+) -> JobRecord:
+    """The job, after as long a wait as the client prefers."""
+    job = record(accepted.state)
     response.headers["Location"] = f"/jobs/{job.id}"
+    if accepted.how != "new":
+        response.headers["Certserve-Submission"] = accepted.how
     wait_s = _preferred_wait(request, services.settings.max_wait_s)
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
         try:
-            state = await services.jobs.wait(job.id, wait_s)
-        except RedisError:
+            job = record(await services.jobs.wait(job.id, wait_s, caller))
+        except (RedisError, Unavailable):
             pass  # the job is accepted all the same
-        else:
-            job = record(state)
-    if job.status in TERMINAL:
-        response.status_code = 200
-    else:
-        response.headers["Retry-After"] = "1"
+        if job.status in TERMINAL:
+            response.status_code = 200
+            return job
+    response.headers["Retry-After"] = "1"
     return job
 
 
@@ -125,39 +166,44 @@ def _preferred_wait(request: Request, most_s: float) -> float | None:
     return None
 
 
-async def _from_json(
-    request: Request, services: Services
-) -> tuple[Spec, ModelSource, DatasetSource]:
+async def _from_json(request: Request, services: Services, caller: Caller) -> _Wanted:
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     body = parse_model(_JsonSubmission, value, field="body", code="invalid_request")
     spec = parse_model(Spec, body.spec, field="spec", code="invalid_spec")
     wanted = _only_one(body.dataset, body.dataset_id, "dataset", "dataset_id")
     model, dataset = await to_thread.run_sync(
         lambda: (
-            known_model(services, body.model_id),
-            known_dataset(services, wanted, field="dataset" if body.dataset else "dataset_id"),
+            known_model(services, body.model_id, caller),
+            known_dataset(
+                services, wanted, caller, field="dataset" if body.dataset else "dataset_id"
+            ),
         )
     )
     check_fit(spec, model, dataset)
-    return spec, model, dataset
+    return _Wanted(spec, model, dataset, body.force)
 
 
-async def _from_form(
-    request: Request, services: Services
-) -> tuple[Spec, ModelSource, DatasetSource]:
+async def _from_form(request: Request, services: Services, caller: Caller) -> _Wanted:
     settings = services.settings
     files = model_fields(settings) | dataset_fields(settings)
     texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
-    async with receive_form(request, services.store, files=files, texts=texts) as form:
+    texts["force"] = 5
+    async with (
+        metered(request, services, caller) as meter,
+        receive_form(request, services.store, files=files, texts=texts, meter=meter) as form,
+    ):
         if "spec" not in form.texts:
             raise InvalidInput("the field spec is missing", code="missing_field", field="spec")
         value = parse_json(form.texts["spec"], field="spec")
         spec = parse_model(Spec, value, field="spec", code="invalid_spec")
-        return await to_thread.run_sync(lambda: _sources(form, spec, services))
+        return await to_thread.run_sync(lambda: _sources(form, spec, services, caller))
 
 
-def _sources(form: Form, spec: Spec, services: Services) -> tuple[Spec, ModelSource, DatasetSource]:
+def _sources(form: Form, spec: Spec, services: Services, caller: Caller) -> _Wanted:
     """Everything is looked at before anything is kept."""
+    force = form.texts.get("force", "false")
+    if force not in ("true", "false"):
+        raise InvalidInput("force is true or false", code="invalid_request", field="force")
     model_file = form.files.get("model")
     model_id = form.texts.get("model_id")
     if (model_file is None) == (model_id is None):
@@ -168,18 +214,18 @@ def _sources(form: Form, spec: Spec, services: Services) -> tuple[Spec, ModelSou
     if dataset_file is None:
         dataset_id = _only_one(dataset_name, dataset_id, "dataset", "dataset_id")
         field = "dataset" if dataset_name else "dataset_id"
-        dataset = known_dataset(services, dataset_id, field=field)
+        dataset = known_dataset(services, dataset_id, caller, field=field)
     else:
         if dataset_id is not None:
             raise _one_of(False, "dataset", "dataset_id")
-        dataset, _ = keep_dataset(services, form, name=None)
+        dataset, _ = keep_dataset(services, form, name=None, owner=caller.name, own=False)
     if model_id is not None:
-        model = known_model(services, model_id)
+        model = known_model(services, model_id, caller)
     else:
         assert model_file is not None
-        model, _ = keep_model(services, model_file, name=None)
+        model, _ = keep_model(services, model_file, name=None, owner=caller.name, own=False)
     check_fit(spec, model, dataset)
-    return spec, model, dataset
+    return _Wanted(spec, model, dataset, force == "true")
 
 
 def _only_one(first: str | None, second: str | None, *names: str) -> str:

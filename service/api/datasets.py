@@ -8,7 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from service.api.bodies import dataset_fields
+from service.api.bodies import dataset_fields, metered
 from service.api.jobs import Page
 from service.api.listing import find_record, record_page
 from service.api.receipts import check_name, keep_dataset
@@ -70,13 +70,20 @@ async def upload_dataset(
 ) -> DatasetRecord:
     """Multipart with ``dataset`` (and ``dataset_labels``); ``name`` may be a registered name."""
     files = dataset_fields(services.settings)
-    async with receive_form(request, services.store, files=files, texts={"name": 400}) as form:
+    async with (
+        metered(request, services, principal) as meter,
+        receive_form(
+            request, services.store, files=files, texts={"name": 400}, meter=meter
+        ) as form,
+    ):
         if "dataset" not in form.files:
             raise InvalidInput("the file dataset is missing", code="missing_field", field="dataset")
         name = check_name(form.texts.get("name"))
-        source, new = await to_thread.run_sync(lambda: keep_dataset(services, form, name=name))
+        source, new = await to_thread.run_sync(
+            lambda: keep_dataset(services, form, name=name, owner=principal.name, own=True)
+        )
     assert source.id is not None
-    record = await to_thread.run_sync(find_record, services, "datasets", source.id)
+    record = await to_thread.run_sync(find_record, services, "datasets", source.id, principal)
     response.headers["Location"] = f"/datasets/{source.id}"
     response.status_code = 201 if new else 200
     return _shown(record)
@@ -90,7 +97,9 @@ async def list_datasets(
     cursor: str | None = None,
 ) -> Page[DatasetRecord]:
     """A page of the uploaded data sets."""
-    records, following = await to_thread.run_sync(record_page, services, "datasets", cursor, limit)
+    records, following = await to_thread.run_sync(
+        record_page, services, "datasets", cursor, limit, principal
+    )
     return Page(items=[_shown(record) for record in records], next_cursor=following)
 
 
@@ -99,7 +108,9 @@ async def get_dataset(
     dataset_id: str, services: UsesServices, principal: Principal
 ) -> DatasetRecord:
     """What is known of it."""
-    return _shown(await to_thread.run_sync(find_record, services, "datasets", dataset_id))
+    return _shown(
+        await to_thread.run_sync(find_record, services, "datasets", dataset_id, principal)
+    )
 
 
 def _shown(record: dict[str, Any]) -> DatasetRecord:

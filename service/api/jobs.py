@@ -43,7 +43,7 @@ async def list_jobs(
 ) -> Page[JobRecord]:
     """A page of jobs, of one kind or status if asked."""
     items, following = await to_thread.run_sync(
-        lambda: services.jobs.page(kind=kind, status=status, cursor=cursor, limit=limit)
+        lambda: services.jobs.page(principal, kind=kind, status=status, cursor=cursor, limit=limit)
     )
     return Page(items=items, next_cursor=following)
 
@@ -57,7 +57,7 @@ async def get_job(
 ) -> JobRecord:
     """The job; with ``wait`` the answer comes when it has ended, or after that many seconds."""
     wait_s = min(wait, services.settings.max_wait_s)
-    return record(await services.jobs.wait(job_id, wait_s))
+    return record(await services.jobs.wait(job_id, wait_s, principal))
 
 
 @router.post(
@@ -69,7 +69,7 @@ async def get_job(
 async def cancel_job(job_id: str, services: UsesServices, principal: Principal) -> JobRecord:
     """It is `cancelled` at once; workers let go of it within five seconds. A job that has ended
     stays as it is, so that cancelling twice does no harm."""
-    return record(await services.jobs.cancel(job_id))
+    return record(await services.jobs.cancel(job_id, principal))
 
 
 @router.post(
@@ -85,7 +85,7 @@ async def retry_job(
     """The same id, a new attempt; on disk before the answer. What a cancelled attempt finished is
     taken over, a failed one is begun anew."""
     response.headers["Location"] = f"/jobs/{job_id}"
-    return record(await services.jobs.retry(job_id))
+    return record(await services.jobs.retry(job_id, principal))
 
 
 @router.delete(
@@ -100,7 +100,7 @@ async def retry_job(
 )
 async def delete_job(job_id: str, services: UsesServices, principal: Principal) -> Response:
     """Uploads that came with the job go later, once no other job needs them."""
-    state = await services.jobs.delete(job_id)
+    state = await services.jobs.delete(job_id, principal)
     if state is None:
         return Response(status_code=204)
     return JSONResponse(record(state).model_dump(mode="json"), status_code=202)

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from service.api.bodies import model_fields
+from service.api.bodies import metered, model_fields
 from service.api.jobs import Page
 from service.api.listing import find_record, record_page
 from service.api.receipts import check_name, keep_model
 from service.auth import Principal
 from service.contract.problems import InvalidInput, NotFound
+from service.keys import Caller
 from service.services import Services, UsesServices
 from service.uploads.receive import receive_form
 
@@ -70,14 +71,21 @@ async def upload_model(
 ) -> ModelRecord:
     """Multipart with the file ``model`` and, if you like, a ``name``. 200 where it was known."""
     files = model_fields(services.settings)
-    async with receive_form(request, services.store, files=files, texts={"name": 400}) as form:
+    async with (
+        metered(request, services, principal) as meter,
+        receive_form(
+            request, services.store, files=files, texts={"name": 400}, meter=meter
+        ) as form,
+    ):
         if "model" not in form.files:
             raise InvalidInput("the file model is missing", code="missing_field", field="model")
         name = check_name(form.texts.get("name"))
         source, new = await to_thread.run_sync(
-            lambda: keep_model(services, form.files["model"], name=name)
+            lambda: keep_model(
+                services, form.files["model"], name=name, owner=principal.name, own=True
+            )
         )
-    record = await to_thread.run_sync(find_record, services, "models", source.digest)
+    record = await to_thread.run_sync(find_record, services, "models", source.digest, principal)
     response.headers["Location"] = f"/models/{source.digest}"
     response.status_code = 201 if new else 200
     return _shown(record)
@@ -91,14 +99,16 @@ async def list_models(
     cursor: str | None = None,
 ) -> Page[ModelRecord]:
     """A page of the uploaded models."""
-    records, following = await to_thread.run_sync(record_page, services, "models", cursor, limit)
+    records, following = await to_thread.run_sync(
+        record_page, services, "models", cursor, limit, principal
+    )
     return Page(items=[_shown(record) for record in records], next_cursor=following)
 
 
 @router.get("/models/{model_id}", summary="Look at a model")
 async def get_model(model_id: str, services: UsesServices, principal: Principal) -> ModelRecord:
     """What is known of it."""
-    return _shown(await to_thread.run_sync(find_record, services, "models", model_id))
+    return _shown(await to_thread.run_sync(find_record, services, "models", model_id, principal))
 
 
 @router.get(
@@ -109,7 +119,7 @@ async def get_model(model_id: str, services: UsesServices, principal: Principal)
 )
 async def get_onnx(model_id: str, services: UsesServices, principal: Principal) -> FileResponse:
     """As it was uploaded, or as it was exported after training."""
-    return await to_thread.run_sync(_file, services, model_id, "onnx")
+    return await to_thread.run_sync(_file, services, model_id, "onnx", principal)
 
 
 @router.get(
@@ -120,7 +130,7 @@ async def get_onnx(model_id: str, services: UsesServices, principal: Principal) 
 )
 async def get_weights(model_id: str, services: UsesServices, principal: Principal) -> FileResponse:
     """As it was uploaded, or as it came out of training."""
-    return await to_thread.run_sync(_file, services, model_id, "weights")
+    return await to_thread.run_sync(_file, services, model_id, "weights", principal)
 
 
 def _digests(record: dict[str, Any]) -> dict[str, str]:
@@ -136,8 +146,8 @@ def _shown(record: dict[str, Any]) -> ModelRecord:
     return ModelRecord.model_validate({**record, "links": {"self": base, **links}})
 
 
-def _file(services: Services, model_id: str, part: str) -> FileResponse:
-    record = find_record(services, "models", model_id)
+def _file(services: Services, model_id: str, part: str, caller: Caller) -> FileResponse:
+    record = find_record(services, "models", model_id, caller)
     digest = _digests(record).get(part)
     if digest is None:
         raise NotFound(f"this model has no {part} file", code=f"no_{part}")

@@ -6,11 +6,13 @@ import hashlib
 import re
 from typing import Any
 
+from service.api.listing import own_names, owners_of, visible_to
 from service.contract.ids import digest_hex
 from service.contract.problems import InvalidInput
 from service.contract.schemas import DatasetSource, ModelSource
 from service.contract.times import now, rfc3339
 from service.datasets import resolve_dataset, uploaded_source
+from service.keys import Caller
 from service.services import Services
 from service.uploads.datasets import inspect_dataset
 from service.uploads.models import inspect_model
@@ -30,11 +32,16 @@ def check_name(name: str | None) -> str | None:
     return name
 
 
-def keep_model(services: Services, upload: Upload, *, name: str | None) -> tuple[ModelSource, bool]:
-    """Look at a model file and keep it; whether it is new. Raises InvalidInput, StorageFull."""
+def keep_model(
+    services: Services, upload: Upload, *, name: str | None, owner: str, own: bool
+) -> tuple[ModelSource, bool]:
+    """Look at a model file and keep it; whether it is new to its owner.
+
+    ``own``: it was uploaded for its own sake. Raises InvalidInput, StorageFull.
+    """
     kind = inspect_model(upload.writer.path, upload.filename, services.settings)
     blob = upload.writer.publish()
-    new = services.store.record("models", blob.digest) is None
+    new = not _owned(services.store.record("models", blob.digest), owner)
     record = services.store.put_record(
         "models",
         blob.digest,
@@ -45,12 +52,16 @@ def keep_model(services: Services, upload: Upload, *, name: str | None) -> tuple
             "size": blob.size,
             "created_at": rfc3339(now()),
         },
+        owner=owner,
+        own=own,
     )
     return _model_source(record), new
 
 
-def keep_dataset(services: Services, form: Form, *, name: str | None) -> tuple[DatasetSource, bool]:
-    """Look at the form's data set and keep it; whether it is new.
+def keep_dataset(
+    services: Services, form: Form, *, name: str | None, owner: str, own: bool
+) -> tuple[DatasetSource, bool]:
+    """Look at the form's data set and keep it; whether it is new to its owner.
 
     Its id is the file's digest; that of a pair is the digest of both digests.
     """
@@ -70,7 +81,7 @@ def keep_dataset(services: Services, form: Form, *, name: str | None) -> tuple[D
         second = labels.writer.publish().digest
         identity = "sha256:" + hashlib.sha256(f"{first}\n{second}\n".encode()).hexdigest()
         blobs = {"images": first, "labels": second}
-    new = services.store.record("datasets", identity) is None
+    new = not _owned(services.store.record("datasets", identity), owner)
     record = services.store.put_record(
         "datasets",
         identity,
@@ -86,26 +97,38 @@ def keep_dataset(services: Services, form: Form, *, name: str | None) -> tuple[D
             "blobs": blobs,
             "created_at": rfc3339(now()),
         },
+        owner=owner,
+        own=own,
     )
     return uploaded_source(record), new
 
 
-def known_model(services: Services, model_id: str) -> ModelSource:
-    """The uploaded model of this id. Raises InvalidInput."""
+def known_model(services: Services, model_id: str, caller: Caller) -> ModelSource:
+    """The uploaded model of this id, if it is the caller's. Raises InvalidInput."""
     record = services.store.record("models", model_id)
-    if record is None:
+    if record is None or not visible_to(record, caller):
         raise InvalidInput(
             f"there is no model {model_id[:100]!r}",
             code="unknown_model",
             hint="POST /models first, or send the file as model",
             field="model_id",
         )
+    services.store.touch("models", model_id)
     return _model_source(record)
 
 
-def known_dataset(services: Services, text: str, *, field: str) -> DatasetSource:
-    """The data set of this id or name. Raises InvalidInput."""
-    return resolve_dataset(text, services.store, services.settings, field=field)
+def known_dataset(services: Services, text: str, caller: Caller, *, field: str) -> DatasetSource:
+    """The data set of this id or name, if it is the caller's. Raises InvalidInput."""
+    source = resolve_dataset(
+        text, services.store, services.settings, names=lambda r: own_names(r, caller), field=field
+    )
+    if source.id is not None:
+        services.store.touch("datasets", source.id)
+    return source
+
+
+def _owned(record: dict[str, Any] | None, owner: str) -> bool:
+    return record is not None and owner in owners_of(record)
 
 
 def _model_source(record: dict[str, Any]) -> ModelSource:

@@ -16,6 +16,7 @@ from service.api.jobs import Page
 from service.auth import Principal
 from service.contract.problems import Conflict, InvalidInput, NotAcceptable, NotFound
 from service.contract.report import SampleRow
+from service.keys import Caller
 from service.services import Services, UsesServices
 
 __all__ = ["router"]
@@ -58,7 +59,7 @@ async def negotiated_report(
 ) -> Response:
     """JSON unless HTML, CSV or SVG is preferred. 409 while there is no report."""
     form = negotiate(request.headers.get("accept", ""))
-    return await to_thread.run_sync(lambda: _report(services, job_id, form))
+    return await to_thread.run_sync(lambda: _report(services, job_id, form, principal))
 
 
 @router.get(
@@ -71,7 +72,7 @@ async def report_by_suffix(
     job_id: str, form: Form, services: UsesServices, principal: Principal
 ) -> Response:
     """report.json, report.html, report.csv or report.svg."""
-    return await to_thread.run_sync(lambda: _report(services, job_id, form))
+    return await to_thread.run_sync(lambda: _report(services, job_id, form, principal))
 
 
 @router.get("/jobs/{job_id}/samples", summary="Rows per sample, in pages")
@@ -84,7 +85,7 @@ async def samples(
 ) -> Page[SampleRow]:
     """Sample rows in the order of the data set; ``cursor`` comes from the page before."""
     return await to_thread.run_sync(
-        lambda: _sample_page(_finished(services, job_id), cursor, limit)
+        lambda: _sample_page(_finished(services, job_id, principal), cursor, limit)
     )
 
 
@@ -100,7 +101,7 @@ async def counterexamples(
     """Inputs that the deployed network gets wrong, each replayed in ONNX Runtime."""
 
     def find() -> Path:
-        _finished(services, job_id)
+        _finished(services, job_id, principal)
         path = services.store.counterexamples_path(job_id)
         if not path.is_file():
             raise NotFound("no counterexample was found", code="no_counterexamples")
@@ -136,9 +137,9 @@ def negotiate(accept: str) -> Form:
     return best[2]
 
 
-def _finished(services: Services, job_id: str) -> Path:
+def _finished(services: Services, job_id: str, caller: Caller) -> Path:
     """The samples' file of a job that succeeded. Raises NotFound, Conflict."""
-    state = services.jobs.state(job_id)
+    state = services.jobs.visible(job_id, caller)
     if state.status in ("failed", "cancelled"):
         why = (state.error or {}).get("detail", state.status)
         raise Conflict(f"the job {state.status}: {why}", code="no_report")
@@ -149,8 +150,8 @@ def _finished(services: Services, job_id: str) -> Path:
     return services.store.samples_path(job_id)
 
 
-def _report(services: Services, job_id: str, form: Form) -> Response:
-    rows = _finished(services, job_id)
+def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Response:
+    rows = _finished(services, job_id, caller)
     path = services.store.report_path(job_id)
     if not path.is_file():
         raise NotFound("this job left no report", code="no_report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from service.contract.problems import StorageFull, Unavailable
 
-__all__ = ["atomic_write", "create_once", "storage_errors", "sync_folder"]
+__all__ = ["atomic_write", "create_once", "locked", "storage_errors", "sync_folder"]
 
 
 @contextmanager
@@ -57,6 +58,18 @@ def atomic_write(path: Path, data: bytes) -> None:
         aside = _write_aside(path, data)
         os.replace(aside, path)
         sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among all processes of this host that lock ``path``, which is made if missing."""
+    with storage_errors():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def create_once(path: Path, data: bytes) -> bool:

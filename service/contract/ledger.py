@@ -233,27 +233,33 @@ class Ledger:
         return [state_of(fields) for fields in pipeline.execute() if fields]
 
     def ids(
-        self, *, kind: str | None, status: str | None, before: str | None, limit: int
+        self,
+        *,
+        kind: str | None,
+        status: str | None,
+        before: str | None,
+        limit: int,
+        owner: str | None = None,
     ) -> list[str]:
         """Ids of jobs, newest first, older than ``before``; at most ``limit``."""
-        if kind is None or status is None:
-            index = (
-                self._status_key(status)
-                if status
-                else self._key(f"kind:{kind}")
-                if kind
-                else self._key("jobs")
-            )
+        # The rarest wish has an index; the others are looked up, page by page.
+        wishes = {"principal": owner, "status": status, "kind": kind}
+        asked = {name: value for name, value in wishes.items() if value is not None}
+        first = next(iter(asked), None)
+        prefix = {"principal": "owner", "status": "status", "kind": "kind", None: ""}[first]
+        index = self._key("jobs") if first is None else self._key(f"{prefix}:{asked.pop(first)}")
+        if not asked:
             return self._page(index, before, limit)
         found: list[str] = []
         while len(found) < limit:
-            page = self._page(self._status_key(status), before, 500)
+            page = self._page(index, before, 500)
             if not page:
                 break
             pipeline = self._redis.pipeline(transaction=False)
             for job_id in page:
-                pipeline.hget(self._key(f"job:{job_id}"), "kind")
-            found += [j for j, k in zip(page, pipeline.execute(), strict=True) if k == kind]
+                pipeline.hmget(self._key(f"job:{job_id}"), list(asked))
+            values = list(asked.values())
+            found += [j for j, v in zip(page, pipeline.execute(), strict=True) if v == values]
             before = page[-1]
         return found[:limit]
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["Settings"]
@@ -92,6 +92,24 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(
         default=60.0, gt=0, description="Longest wait of ?wait= and Prefer: wait."
     )
+    keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="API keys, comma-separated: secret or name=secret (admin=secret sees all); "
+        "others are made with certserve keys create.",
+    )
+    key_requests_per_s: float = Field(
+        default=500.0, gt=0, description="Requests per second of one key, twice that in a burst."
+    )
+    key_open_jobs: int = Field(
+        default=10_000, gt=0, description="Jobs of one key that have not ended."
+    )
+    key_upload_bytes_per_day: int = Field(
+        default=256 * GiB, gt=0, description="Bytes that one key may upload per day (UTC)."
+    )
+    reuse_results: bool = Field(
+        default=True,
+        description="Whether an equal earlier result answers a submission without force.",
+    )
     keep_alive_s: float = Field(
         default=10.0, gt=0, description="A quiet stream of events says so often that it lives."
     )
@@ -104,6 +122,13 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
     @field_validator("data_dir", mode="after")

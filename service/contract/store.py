@@ -19,7 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from service.contract.files import atomic_write, create_once, storage_errors, sync_folder
+from service.contract.files import (
+    atomic_write,
+    create_once,
+    locked,
+    storage_errors,
+    sync_folder,
+)
 from service.contract.ids import digest_hex, is_job_id
 from service.contract.problems import NotFound, TooLarge
 from service.contract.times import now
@@ -160,21 +166,44 @@ class Store:
         return self._read_json(self.data_dir / collection / f"{text}.json")
 
     def put_record(
-        self, collection: Collection, identity: str, record: dict[str, Any]
+        self,
+        collection: Collection,
+        identity: str,
+        record: dict[str, Any],
+        *,
+        owner: str = "",
+        own: bool = True,
     ) -> dict[str, Any]:
-        """Keep ``record`` (with ``name``); an upload known already only gains a further name."""
+        """Keep ``record`` (with ``name``); an upload known already only gains owners and names.
+
+        ``own``: it was uploaded for its own sake, and not along with a job that it may go with.
+        """
         text = digest_hex(identity)
         assert text is not None, identity
-        known = self.record(collection, identity)
-        name = record["name"]
-        if known is not None:
-            if name in known["names"]:
-                return known
-            record = {**known, "names": [*known["names"], name]}
-        else:
-            record = {**record, "names": [name]}
-        atomic_write(self.data_dir / collection / f"{text}.json", _json_bytes(record))
-        return record
+        folder = self.data_dir / collection
+        # Two uploads of the same bytes must not forget each other's owner.
+        with locked(folder / ".lock"):
+            known = self.record(collection, identity)
+            name = record["name"]
+            merged = {"names": [], "owners": {}, "own": False, **(known or record)}
+            owners = {who: list(names) for who, names in merged["owners"].items()}
+            if known is not None and not owners:
+                owners[""] = list(known["names"])  # from before there were owners
+            names = owners.setdefault(owner, [])
+            merged["names"] = list(dict.fromkeys([*merged["names"], name]))
+            names[:] = dict.fromkeys([*names, name])
+            merged |= {"owners": owners, "own": merged["own"] or own}
+            if merged != known:
+                atomic_write(folder / f"{text}.json", _json_bytes(merged))
+            else:
+                self.touch(collection, identity)
+        return merged
+
+    def touch(self, collection: Collection, identity: str) -> None:
+        """Say that an upload is being used, so that it is not taken for forgotten."""
+        text = digest_hex(identity)
+        with suppress(FileNotFoundError):
+            os.utime(self.data_dir / collection / f"{text}.json")
 
     def records(self, collection: Collection) -> Iterator[dict[str, Any]]:
         """All of them, newest first; read again only when the folder has changed."""

@@ -59,16 +59,18 @@ async def receive_form(
     *,
     files: Mapping[str, FileRule],
     texts: Mapping[str, int],
+    meter: Callable[[int], None] = lambda count: None,
 ) -> AsyncIterator[Form]:
     """Receive a body with these file fields and text fields (name -> most bytes) and no others.
 
-    A field that may be both is a file where it comes with a file name.
+    ``meter`` is told of every block of a file, and may raise. A field that may be both is a file
+    where it comes with a file name.
 
     Files not published when the block ends are removed. Raises Malformed (no multipart, cut
     off), InvalidInput (unknown or doubled field), TooLarge, Unsupported, StorageFull.
     """
     form = Form()
-    receiver = _Receiver(form, store, files, texts)
+    receiver = _Receiver(form, store, files, texts, meter)
     try:
         try:
             await receiver.run(request)
@@ -94,12 +96,18 @@ class _Receiver:
     """Turns the parser's callbacks, which cannot wait, into writes, which must."""
 
     def __init__(
-        self, form: Form, store: Store, files: Mapping[str, FileRule], texts: Mapping[str, int]
+        self,
+        form: Form,
+        store: Store,
+        files: Mapping[str, FileRule],
+        texts: Mapping[str, int],
+        meter: Callable[[int], None],
     ) -> None:
         self._form = form
         self._store = store
         self._files = files
         self._texts = texts
+        self._meter = meter
         self._events: list[tuple[str, bytes]] = []
         self._header = b""
         self._headers: dict[bytes, bytes] = {}
@@ -216,6 +224,7 @@ class _Receiver:
 
     async def _flush(self, writer: BlobWriter) -> None:
         data, self._data = self._data, bytearray()
+        self._meter(len(data))
         await to_thread.run_sync(writer.write, bytes(data))
 
     async def _end_field(self) -> None:

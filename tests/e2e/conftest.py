@@ -43,6 +43,8 @@ class LiveService:
             "CERTSERVE_LEASE_TTL_S": "5",
             "CERTSERVE_RECONCILE_INTERVAL_S": "1",
             "CERTSERVE_DEVICE": "cpu",
+            # The same slow job is submitted again and again: it is to be computed every time.
+            "CERTSERVE_REUSE_RESULTS": "false",
             **environment,
         }
         self.environment.pop("CERTSERVE_REDIS_URL", None)

@@ -1,0 +1,103 @@
+"""Submissions that were made before: idempotency keys, and results of equal jobs.
+
+Both live in Redis and are rebuilt from the journal (``create.lua``) and the outcomes
+(``finish.lua``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+
+from service.contract.problems import Unavailable
+from service.contract.schemas import DatasetSource, ModelSource, Spec
+
+__all__ = ["Repeats", "fingerprint", "key_of", "result_key"]
+
+#: A reservation whose API process died before the journal is void after this time.
+_RESERVED_MS = 30_000
+
+
+def key_of(principal: str, header: str) -> str:
+    """What stands for an Idempotency-Key: its owner's own, and of bounded length."""
+    return hashlib.sha256(f"{principal}\n{header}".encode()).hexdigest()
+
+
+def fingerprint(kind: str, spec: Spec, model: ModelSource, dataset: DatasetSource) -> str:
+    """A digest of what a submission asks for; what files are called is no part of it."""
+    data = [dataset.kind, dataset.blobs, dataset.paths, dataset.split]
+    return _digest([kind, spec.normal(), model.digest, model.format, data])
+
+
+def result_key(principal: str, content: str, dataset: DatasetSource, version: str) -> str:
+    """What the result of a submission is found by: same owner, content and version.
+
+    Data in folders of the host counts as the same while size and time of the files are.
+    """
+    marks = {role: _mark(Path(path)) for role, path in dataset.paths.items()}
+    return _digest([principal, content, marks, version])
+
+
+def _mark(path: Path) -> list[int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Known:
+    """The job that a key was used for."""
+
+    job_id: str
+    fingerprint: str
+
+
+class Repeats:
+    """``redis`` decodes responses."""
+
+    def __init__(self, redis: Redis, *, prefix: str = "certserve") -> None:
+        self._redis: Any = redis
+        self._prefix = prefix
+        script = Path(__file__).with_name("lua") / "reserve.lua"
+        self._reserve: Any = self._redis.register_script(script.read_text())
+
+    def reserve(self, key: str, job_id: str, content: str) -> Known | None:
+        """None where the key is ``job_id``'s now, else whose it is.
+
+        Raises Unavailable while Redis is being filled again, RedisError.
+        """
+        keys = [self._key(key), f"{self._prefix}:memory", f"{self._prefix}:complete"]
+        answer = self._reserve(keys=keys, args=[job_id, content, _RESERVED_MS])
+        if answer[0] == "recovering":
+            raise Unavailable("the jobs are being read back from the journal", code="recovering")
+        return None if answer[0] == "reserved" else Known(answer[1], answer[2])
+
+    def bind(self, key: str, job_id: str) -> None:
+        """Let a reserved key mean an earlier job."""
+        self._redis.hset(self._key(key), "job", job_id)
+        self._redis.persist(self._key(key))
+
+    def release(self, key: str) -> None:
+        """Give up a reservation whose job was not accepted."""
+        self._redis.delete(self._key(key))
+
+    def result(self, key: str) -> str | None:
+        """The last job that succeeded with this result key."""
+        found = self._redis.get(f"{self._prefix}:result:{key}")
+        return None if found is None else str(found)
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}:idempotency:{key}"

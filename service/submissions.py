@@ -1,0 +1,200 @@
+"""Accepting jobs: recognise what was asked for before, write the journal, enter, ring."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from anyio import to_thread
+from redis.exceptions import RedisError
+
+from service.contract.ids import new_job_id
+from service.contract.journal import Journal
+from service.contract.ledger import JobState, Ledger
+from service.contract.outcomes import outcome_state
+from service.contract.problems import Conflict, InvalidInput, NotFound, Unavailable
+from service.contract.repeats import Repeats, fingerprint, key_of, result_key
+from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.store import Store
+from service.contract.times import now, rfc3339
+from service.jobs import Jobs, new_state
+from service.keys import Caller
+from service.limits import Limits
+from service.queue import Bell
+from service.version import engine_version
+
+__all__ = ["Accepted", "Order", "Submissions"]
+
+_log = logging.getLogger(__name__)
+
+#: How long a second request waits for the first one with the same Idempotency-Key.
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for, and how: ``force`` computes it although an equal result is there."""
+
+    kind: Literal["certify", "train"]
+    spec: Spec
+    model: ModelSource
+    dataset: DatasetSource
+    caller: Caller
+    idempotency_key: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The job of an order: ``new``, ``replayed`` (same Idempotency-Key) or ``reused`` (result)."""
+
+    state: JobState
+    how: Literal["new", "replayed", "reused"]
+
+
+class Submissions:
+    """One per process."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        ledger: Ledger,
+        journal: Journal,
+        bell: Bell,
+        jobs: Jobs,
+        repeats: Repeats,
+        limits: Limits,
+        reuse: bool,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._journal = journal
+        self._bell = bell
+        self._jobs = jobs
+        self._repeats = repeats
+        self._limits = limits
+        self._reuse = reuse
+
+    async def submit(self, order: Order) -> Accepted:
+        """Accept an order: on disk before this returns, or known from before.
+
+        Raises StorageFull, Unavailable, Conflict (the key was used for something else),
+        TooManyRequests, InvalidInput (a key that is none).
+        """
+        submission = self._submission(order)
+        key = submission.idempotency_key
+        if key is not None:
+            replayed = await self._replayed(key, submission)
+            if replayed is not None:
+                return Accepted(replayed, "replayed")
+        accepted = False
+        try:
+            earlier = None if order.force else await self._earlier(submission)
+            if earlier is not None:
+                if key is not None:
+                    earlier_id = earlier.submission.id
+                    await to_thread.run_sync(self._repeats.bind, key, earlier_id)
+                accepted = True
+                return Accepted(earlier, "reused")
+            with self._limits.entering_job(order.caller):
+                await asyncio.wrap_future(self._journal.append(submission))
+                accepted = True
+                await self._enter(submission)
+        finally:
+            if key is not None and not accepted:
+                await self._release(key)
+        return Accepted(new_state(submission), "new")
+
+    def _submission(self, order: Order) -> JobSubmission:
+        content = fingerprint(order.kind, order.spec, order.model, order.dataset)
+        owner = order.caller.name
+        # What a clock decides is not the same twice.
+        repeatable = self._reuse and order.spec.time_budget_s is None
+        return JobSubmission(
+            id=new_job_id(),
+            kind=order.kind,
+            spec=order.spec.normal(),
+            model=order.model,
+            dataset=order.dataset,
+            created_at=rfc3339(now()),
+            principal=owner,
+            fingerprint=content,
+            idempotency_key=_checked_key(owner, order.idempotency_key),
+            result_key=result_key(owner, content, order.dataset, engine_version())
+            if repeatable
+            else "",
+        )
+
+    async def _enter(self, submission: JobSubmission) -> None:
+        try:
+            await to_thread.run_sync(self._ledger.create, submission)
+        except RedisError as error:
+            # Accepted is accepted: the reconciler enters the job once Redis is back.
+            _log.warning("job %s waits for Redis: %s", submission.id, error)
+        else:
+            self._bell.ring(submission.id)
+
+    async def _replayed(self, key: str, submission: JobSubmission) -> JobState | None:
+        """The job that the key was used for; None: the key is this submission's now."""
+        deadline = now() + _PATIENCE_S
+        while True:
+            known = await to_thread.run_sync(
+                self._repeats.reserve, key, submission.id, submission.fingerprint
+            )
+            if known is None:
+                return None
+            if known.fingerprint != submission.fingerprint:
+                raise Conflict(
+                    "this Idempotency-Key was used for another submission",
+                    code="idempotency_conflict",
+                    hint="a new submission needs a new key",
+                    field="Idempotency-Key",
+                )
+            try:
+                return await to_thread.run_sync(self._jobs.state, known.job_id)
+            except NotFound:
+                if now() > deadline:
+                    raise Unavailable(
+                        "the first submission with this Idempotency-Key is not through yet",
+                        code="submission_in_progress",
+                        hint="ask again",
+                    ) from None
+            await asyncio.sleep(0.05)
+
+    async def _earlier(self, submission: JobSubmission) -> JobState | None:
+        """An equal job that succeeded, with its report still there."""
+        if not submission.result_key:
+            return None
+
+        def find() -> JobState | None:
+            try:
+                job_id = self._repeats.result(submission.result_key)
+            except RedisError:
+                return None  # computed again: it costs time, nothing else
+            state = None if job_id is None else outcome_state(self._store, job_id)
+            if state is None or state.status != "succeeded":
+                return None
+            return state if self._store.report_path(state.submission.id).is_file() else None
+
+        return await to_thread.run_sync(find)
+
+    async def _release(self, key: str) -> None:
+        try:
+            await to_thread.run_sync(self._repeats.release, key)
+        except RedisError as error:
+            _log.info("a reserved idempotency key runs out by itself: %s", error)
+
+
+def _checked_key(principal: str, header: str | None) -> str | None:
+    if header is None:
+        return None
+    if not (1 <= len(header) <= 255 and header.isprintable()):
+        raise InvalidInput(
+            "an Idempotency-Key has 1 to 255 printable characters",
+            code="invalid_idempotency_key",
+            field="Idempotency-Key",
+        )
+    return key_of(principal, header)

@@ -16,8 +16,8 @@ from models.layers import Add, LeakyReLU
 from workers.verification.affine import Affine
 from workers.verification.enclosure import (
     ball_rule,
-    euclidean_norm,
     forward_step,
+    rough_norm,
 )
 from workers.verification.margins import centre_margins
 from workers.verification.program import Program, Step
@@ -51,7 +51,7 @@ def lipschitz_radius(
         rounds = isinstance(step.op, Affine | LeakyReLU | Add)
         for centre in inputs if rounds else ():
             assert centre is not None
-            centre_norm = centre_norm + euclidean_norm(centre)
+            centre_norm = centre_norm + rough_norm(centre)
         factor, offset = ball_rule(step, centre_norm, rounding)
         slope = sum(slopes[source] for source in step.sources)
         carried = torch.stack([offsets[source] for source in step.sources]).sum(0)
@@ -103,7 +103,7 @@ def _head_cap(program: Program, centre: Tensor) -> Tensor:
     """Largest radius around ``centre`` at which the head cannot overflow float32, [batch]."""
     rows = program.head.weight.to(centre.device).norm(dim=1).max().clamp_min(1e-300)
     room = FLOAT32_MAX / 1.02 - program.head.bias_magnitude.to(centre.device).max()
-    return room / rows - euclidean_norm(centre)
+    return room / rows - rough_norm(centre)
 
 
 def lipschitz_constant(program: Program) -> float:

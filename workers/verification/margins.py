@@ -18,6 +18,9 @@ __all__ = [
     "margin_lower_bounds",
 ]
 
+#: A class that lacks this share of the margin at the centre decides the sample by itself.
+CLEAR_SHARE = 0.05
+
 #: Pairs (sample, class) times features handled at once, in numbers.
 PAIR_BLOCK = 4_000_000
 
@@ -85,8 +88,16 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
         slack = both * 1.01 + rounding.underflow * (head.terms + 1.0)
         open_pairs = ~(bound > 0) & state.valid[:, None]
         open_pairs.scatter_(1, labels[:, None], False)
-        drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, open_pairs)
-        bound = torch.fmax(bound, at_centre.margin - slack - drop)
+        bound = bound.scatter(1, labels[:, None], torch.inf)
+        # The hardest class first: where it fails clearly, the others need not be solved.
+        worst = torch.zeros_like(open_pairs).scatter_(1, bound.argmin(1, keepdim=True), True)
+        for chosen in (worst, ~worst):
+            pairs = open_pairs & chosen
+            drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, pairs)
+            solved = at_centre.margin - slack - drop
+            bound = torch.fmax(bound, solved)
+            clear = (solved < -CLEAR_SHARE * at_centre.margin.abs()) & worst
+            open_pairs = open_pairs & ~clear.any(1, keepdim=True)
         # A box inside out can only come from an error of ours.
         bound = torch.where(((upper >= lower).all(1))[:, None], bound, -torch.inf)
     bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)

@@ -178,7 +178,10 @@ class Shift(ConstantLayer):
 
 
 class Normalize(Layer):
-    """(x - mean) / std per channel, the normalisation that a spec names; mean, std [channels]."""
+    """(x - mean) / std, the normalisation that a spec names.
+
+    mean, std [channels] along the first axis, or of the input's rank, broadcastable to it.
+    """
 
     kind = "normalize"
 
@@ -189,16 +192,22 @@ class Normalize(Layer):
         self.mean: Tensor
         self.std: Tensor
 
-    def _shaped(self, value: Tensor, rank: int) -> Tensor:
+    def shaped(self, value: Tensor, rank: int) -> Tensor:
+        """``value`` as it broadcasts to inputs of this rank (without the batch)."""
+        if value.dim() == rank:
+            return value
         return value.reshape(-1, *([1] * (rank - 1))) if value.numel() > 1 else value.reshape(())
 
     def forward(self, x: Tensor) -> Tensor:
         rank = x.dim() - 1
-        return (x - self._shaped(self.mean, rank)) / self._shaped(self.std, rank)
+        return (x - self.shaped(self.mean, rank)) / self.shaped(self.std, rank)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        if self.mean.shape != self.std.shape or self.mean.numel() not in (1, shape[0]):
+        fits = self.mean.numel() in (1, shape[0])
+        if self.mean.dim() == len(shape):
+            fits = all(m in (1, s) for m, s in zip(self.mean.shape, shape, strict=True))
+        if self.mean.shape != self.std.shape or not fits:
             raise ShapeError(
                 f"normalisation with {self.mean.numel()} channels does not fit shape {shape}"
             )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.layers import LAYER_KINDS, Layer, Normalize, Shape, ShapeError
 
-__all__ = ["INPUT", "Network", "NetworkError", "Node"]
+__all__ = ["INPUT", "Network", "NetworkError", "Node", "per_channel"]
 
 #: Name under which a node refers to the network's input.
 INPUT = "input"
@@ -42,6 +42,29 @@ class Node:
     name: str
     inputs: tuple[str, ...]
     shape: Shape
+
+
+def per_channel(values: Iterable[float], shape: Shape) -> Tensor:
+    """One value per channel as a float32 tensor that broadcasts to ``shape`` (without the batch).
+
+    Channels are the first axis (NCHW) or the last (NHWC); of a flattened image [n] or [n, 1] with
+    more than one channel, equal stretches (flattened NCHW). Raises NetworkError where the values
+    fit nowhere or in two ways.
+    """
+    tensor = torch.tensor(list(values), dtype=torch.float32)
+    count = tensor.numel()
+    if count == 1:
+        return tensor.reshape([1] * len(shape))
+    if len(shape) == 3 and (shape[0] == count) != (shape[2] == count):
+        return tensor.reshape(-1, 1, 1) if shape[0] == count else tensor.reshape(1, 1, -1)
+    flat = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    if flat and count and shape[0] % count == 0:
+        repeated = tensor.repeat_interleave(shape[0] // count)
+        return repeated.reshape(-1, *([1] * (len(shape) - 1)))
+    raise NetworkError(
+        f"normalisation with {count} values does not fit inputs of shape {shape}",
+        hint="give one value, or one per channel of the first or the last axis",
+    )
 
 
 class Network(nn.Module):
@@ -121,10 +144,13 @@ class Network(nn.Module):
         return {source: index for index, node in enumerate(self.nodes) for source in node.inputs}
 
     def normalized(self, mean: Iterable[float], std: Iterable[float]) -> Network:
-        """The same network behind (x - mean) / std, so that its input is raw pixels."""
+        """The same network behind (x - mean) / std, so that its input is raw pixels.
+
+        One value for all or one per channel; the channels may be the first or the last axis, or
+        stand one after the other in a flattened image (``per_channel``). Raises NetworkError.
+        """
         normalize = Normalize(
-            torch.tensor(list(mean), dtype=torch.float32),
-            torch.tensor(list(std), dtype=torch.float32),
+            per_channel(mean, self.input_shape), per_channel(std, self.input_shape)
         )
         name = "normalization"
         while name in self.layers:

@@ -109,11 +109,7 @@ def _leaky(
 def _normalize(
     graph: GraphWriter, layer: Normalize, inputs: list[str], output: str, shape: Shape
 ) -> None:
-    ones = [1] * (len(shape) - 1)
-    mean, std = (
-        value.reshape(-1, *ones) if value.numel() > 1 else value.reshape(())
-        for value in (layer.mean, layer.std)
-    )
+    mean, std = (layer.shaped(value, len(shape)) for value in (layer.mean, layer.std))
     centred = f"{output}.centred"
     graph.node("Sub", [*inputs, graph.constant(mean)], centred)
     graph.node("Div", [centred, graph.constant(std)], output)

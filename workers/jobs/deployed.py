@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from models.network import per_channel
 from models.runtime import OnnxRuntimeModel
 
 __all__ = ["DeployedNetwork"]
@@ -31,9 +32,9 @@ class DeployedNetwork:
         self._model = OnnxRuntimeModel(onnx, tuple(input_shape))
         self._mean = self._std = None
         if normalization is not None:
-            rank = len(input_shape)
-            self._mean = _per_channel(normalization["mean"], rank)
-            self._std = _per_channel(normalization["std"], rank)
+            shape = tuple(input_shape)
+            self._mean = per_channel(normalization["mean"], shape).numpy()
+            self._std = per_channel(normalization["std"], shape).numpy()
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits, in batches of bounded size."""
@@ -43,8 +44,3 @@ class DeployedNetwork:
         if self._mean is not None and self._std is not None:
             x = (x - self._mean) / self._std
         return np.asarray(self._model(np.ascontiguousarray(x)), dtype=np.float32)
-
-
-def _per_channel(values: Sequence[float], rank: int) -> NDArray[np.float32]:
-    array = np.asarray(values, dtype=np.float32)
-    return array.reshape(-1, *([1] * (rank - 1))) if array.size > 1 else array.reshape(())

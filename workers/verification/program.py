@@ -184,9 +184,9 @@ def _shift(layer: Shift, shape: tuple[int, ...]) -> Affine:
 
 
 def _normalize(layer: Normalize, shape: tuple[int, ...]) -> Affine:
-    ones = [1] * (len(shape) - 1)
-    mean = _float64(layer.mean).reshape(-1, *ones)
-    scale = 1.0 / _float64(layer.std).reshape(-1, *ones)
+    rank = len(shape)
+    mean = layer.shaped(_float64(layer.mean), rank)
+    scale = 1.0 / layer.shaped(_float64(layer.std), rank)
     shift = -mean * scale
     return _diagonal(shape, scale, shift, shift.abs(), 6 + constant_terms(scale))
 

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from service.contract.logs import configure_logging
+from service.contract.settings import Settings
+
 __all__ = ["main"]
 
 
@@ -19,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve ``service.app:create_app`` on the listening socket of the given descriptor."""
     (descriptor,) = arguments or sys.argv[1:]
     listener = socket.socket(fileno=int(descriptor))
+    configure_logging(Settings().log_format)
     config = uvicorn.Config(
         "service.app:create_app",
         factory=True,
-        log_level="warning",
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=3,
         server_header=False,

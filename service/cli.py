@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from service import key_commands
 from service.client import Client, ServiceError
+from service.contract.logs import configure_logging
 from service.contract.problems import Problem
 from service.contract.processes import python_module
 from service.contract.settings import Settings
@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace, console: Console) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = Settings(data_dir=options.data_dir)
+    configure_logging(settings.log_format)
     given = tuple(key.get_secret_value() for key in settings.keys)
     if not is_loopback(options.host) and not ring_of(options.data_dir, given).configured:
         raise StartError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,7 +27,7 @@ _DOCS = (
 
 
 class SecurityHeaders:
-    """Adds the headers; streams pass through untouched."""
+    """Adds the headers and counts the answer; streams pass through untouched."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,6 +37,8 @@ class SecurityHeaders:
             await self._app(scope, receive, send)
             return
 
+        began = time.perf_counter()
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -42,6 +46,10 @@ class SecurityHeaders:
                     headers.setdefault("Content-Security-Policy", _DOCS)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                services = getattr(scope["app"].state, "services", None)
+                if services is not None:
+                    seconds = time.perf_counter() - began
+                    services.metrics.count_answer(scope["method"], message["status"], seconds)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -18,6 +18,7 @@ from service.events import EventHub
 from service.jobs import Jobs
 from service.keys import KeyRing
 from service.limits import Limits
+from service.metrics import Metrics
 from service.queue import Bell
 from service.reconciler import Reconciler
 from service.submissions import Submissions
@@ -40,6 +41,7 @@ class Services:
     keys: KeyRing
     limits: Limits
     submissions: Submissions
+    metrics: Metrics
 
     @classmethod
     def start(cls, settings: Settings) -> Services:
@@ -88,6 +90,7 @@ class Services:
             keys=keys,
             limits=limits,
             submissions=submissions,
+            metrics=Metrics(ledger, bell, limits),
         )
 
     def close(self) -> None:

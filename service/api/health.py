@@ -1,7 +1,8 @@
-"""GET /healthz and /readyz: does the process run, and can it do its work?"""
+"""GET /healthz, /readyz and /metrics: does the process run, can it work, what does it do?"""
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from anyio import to_thread
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
+from service.auth import Admin
 from service.contract.problems import Problem, Unavailable
 from service.failures import problem_response
 from service.services import Services, UsesServices
@@ -36,24 +38,42 @@ async def readyz(services: UsesServices) -> Response:
     return problem_response(problem, checks=checks, missing=sorted(missing))
 
 
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"}},
+    summary="Measurements for Prometheus",
+)
+async def metrics(services: UsesServices, principal: Admin) -> Response:
+    """Needs an admin's key once keys are configured: it tells of everybody's jobs."""
+    text = await to_thread.run_sync(services.metrics.text)
+    return Response(text, media_type="text/plain; version=0.0.4")
+
+
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
     checks: dict[str, dict[str, Any]] = {}
     try:
         services.ledger.ping()
+        complete = services.ledger.complete()
         workers = services.ledger.workers()
     except RedisError as error:
         checks["redis"] = _check(False, f"no answer ({type(error).__name__})")
         checks["workers"] = _check(False, "unknown without Redis")
     else:
         checks["redis"] = _check(True, "answers")
+        entered = "all accepted jobs are entered" if complete else "being filled from the journal"
+        checks["ledger"] = _check(complete, entered)
         alive = f"{len(workers)} alive" if workers else "none alive: start certserve worker"
         checks["workers"] = _check(bool(workers), alive)
     try:
         services.store.check_writable()
+        free = shutil.disk_usage(services.settings.data_dir).free
     except (Problem, OSError) as error:
         checks["store"] = _check(False, str(error))
     else:
-        checks["store"] = _check(True, "writable")
+        floor = services.settings.min_free_bytes
+        left = f"writable, {free // 2**20} MiB left"
+        checks["store"] = _check(free >= floor, left if free >= floor else f"{left}: too little")
     return checks
 
 

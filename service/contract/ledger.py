@@ -30,6 +30,7 @@ from service.contract.leases import (
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.times import now, seconds
+from service.contract.totals import Totals
 
 __all__ = [
     "Busy",
@@ -55,6 +56,7 @@ class Ledger:
         self._redis: Any = redis
         self._settings = settings
         self._prefix = prefix
+        self.totals = Totals(redis, prefix=prefix)
         folder = Path(__file__).with_name("lua")
         names = ["create", "reopen", "lease", "renew", "commit", "release", "progress", "finish"]
         names += ["forget", "survey"]
@@ -281,6 +283,13 @@ class Ledger:
             pipeline.zrange(self._status_key(status), 0, -1)
         queued, running = pipeline.execute()
         return set(queued), set(running)
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are in each status."""
+        pipeline = self._redis.pipeline()
+        for status in _STATUSES:
+            pipeline.zcard(self._status_key(status))
+        return dict(zip(_STATUSES, pipeline.execute(), strict=True))
 
     def active(self) -> set[str]:
         """Ids of all jobs that have not ended."""

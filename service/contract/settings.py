@@ -110,6 +110,12 @@ class Settings(BaseSettings):
         default=True,
         description="Whether an equal earlier result answers a submission without force.",
     )
+    min_free_bytes: int = Field(
+        default=64 * MiB, ge=0, description="With less disk left the service is not ready."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines for people, or one JSON object each."
+    )
     keep_alive_s: float = Field(
         default=10.0, gt=0, description="A quiet stream of events says so often that it lives."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ from workers.jobs.prepare import facts_of, shards
 from workers.verification.cascade import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
-__all__ = ["certification_request", "certify_shard"]
+__all__ = ["allowance", "certification_request", "certify_shard"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def certify_shard(
     spec = Spec.model_validate(submission.spec)
     prepared = _load(store.prepared_dir(submission.id))
     rows = slice(start, stop)
-    if spec.time_budget_s is not None and _seconds_spent(path.parent) >= spec.time_budget_s:
+    began = time.monotonic()
+    allowed_s = None if spec.time_budget_s is None else allowance(store, submission, facts, shard)
+    if allowed_s is not None and allowed_s <= 0:
         results = _undecided(prepared, rows, spec)
     else:
         torch.set_num_threads(settings.worker_threads)
@@ -76,6 +79,7 @@ def certify_shard(
             device=device,
             cache_dir=store.folder("cache"),
             progress=progress,
+            deadline=None if allowed_s is None else began + allowed_s,
         )
         results.notes["device"] = _device_name(device)
     _save(results, path)
@@ -136,10 +140,30 @@ def _save(results: SampleResults, path: Path) -> None:
         sync_folder(path.parent)
 
 
-def _seconds_spent(folder: Path) -> float:
-    """Worker seconds of the shards that are done."""
-    done = [SampleResults.load(path) for path in folder.glob("[0-9]*.npz")]
-    return sum(value for results in done for value in results.seconds.values())
+def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], shard: int) -> float:
+    """Seconds that a shard may take of the job's time budget.
+
+    What finished shards left is divided among all others by their samples, those in progress
+    included. The share per sample never shrinks from one shard to the next, so shards that run at
+    the same time cannot spend together more than there is, and what one leaves the next ones get.
+    """
+    budget = submission.spec["time_budget_s"]
+    assert isinstance(budget, int | float)
+    left, open_samples = float(budget), 0
+    for number, (start, stop) in enumerate(shards(facts)):
+        path = store.shard_path(submission.id, number)
+        if number != shard and path.exists():
+            left -= _seconds_of(path)
+        else:
+            open_samples += stop - start
+    start, stop = shards(facts)[shard]
+    return max(0.0, left) * (stop - start) / open_samples
+
+
+@lru_cache(maxsize=20_000)
+def _seconds_of(path: Path) -> float:
+    """Worker seconds of a shard that is done; its file never changes."""
+    return sum(SampleResults.load(path).seconds.values())
 
 
 def _undecided(prepared: Prepared, rows: slice, spec: Spec) -> SampleResults:

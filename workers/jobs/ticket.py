@@ -21,6 +21,7 @@ from rq.timeouts import JobTimeoutException
 from service.contract.connection import connect
 from service.contract.leases import Busy, Exhausted, Lease, NoWork
 from service.contract.ledger import Ledger
+from service.contract.logs import configure_logging
 from service.contract.outcomes import conclude, give_up
 from service.contract.problems import (
     InternalError,
@@ -51,11 +52,10 @@ PROGRESS_S = 0.5
 
 def run(job_id: str) -> None:
     """Work on a job for as long as it has free items and the ticket's budget lasts."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("rq.worker").setLevel(logging.WARNING)
     # torch takes seconds to import: begin while the inspection child, which needs it too, runs.
     threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
     settings = Settings()
+    configure_logging(settings.log_format)
     store = Store(settings.data_dir)
     ledger = Ledger(connect(settings, retries=8), settings)
     Ticket(settings, store, ledger, job_id).work()
@@ -173,6 +173,7 @@ class Ticket:
         if kind == "shard":
             from workers.jobs.certify import certify_shard
 
+            began = time.monotonic()
             done = certify_shard(
                 self.store,
                 self.settings,
@@ -181,10 +182,14 @@ class Ticket:
                 progress=lambda rows: self._say(lease.item, rows, message="certifying"),
             )
 
+            took = time.monotonic() - began
+
             def commit_shard() -> None:
                 self._progress_at = 0.0
                 self._say(lease.item, done, message="certifying")
-                patiently(lambda: self.ledger.commit(lease, "done"))
+                answer = patiently(lambda: self.ledger.commit(lease, "done"))
+                if answer == "committed":
+                    self._count(took, done)
 
             return commit_shard
         if kind == "merge":
@@ -196,6 +201,13 @@ class Ticket:
             samples = merge(self.store, submission, started_at=started_at)
             return lambda: self._conclude(submission, "succeeded", samples=samples)
         raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
+
+    def _count(self, seconds: float, samples: int) -> None:
+        """For /metrics; nothing hangs on it."""
+        try:
+            self.ledger.totals.add_shard(seconds, samples)
+        except redis.RedisError as error:
+            logger.info("job %s: shard not counted: %s", self.job_id, error)
 
     def _say(self, item: str, done: int, *, message: str) -> None:
         """Report progress, now and then; a Redis that is away does not stop the work."""

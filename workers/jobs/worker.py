@@ -23,9 +23,11 @@ from rq.worker import SpawnWorker
 
 from service.contract.connection import connect
 from service.contract.ledger import Ledger
+from service.contract.logs import configure_logging
 from service.contract.problems import Problem
 from service.contract.settings import Settings
 from workers.jobs import lease_note
+from workers.jobs.usage import usage
 from workers.jobs.warden import Warden
 
 __all__ = ["CertificationWorker", "Heartbeat", "main", "rq_connection"]
@@ -127,7 +129,8 @@ class Heartbeat(threading.Thread):
         """Beat until ``stop``; a Redis that is away is tried again."""
         while not self._stop_event.is_set():
             try:
-                self._ledger.heartbeat(self._worker, self._facts)
+                facts = {**self._facts, **usage(self._facts.get("device", "cpu"))}
+                self._ledger.heartbeat(self._worker, facts)
             except redis.RedisError as error:
                 logger.warning("heartbeat not sent: %s", error)
             self._stop_event.wait(self._interval_s)
@@ -154,9 +157,8 @@ def _status_text(status: int) -> str:
 
 def main() -> int:
     """Work until SIGTERM or until Redis is lost for good; the supervisor starts a new worker."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("rq.worker").setLevel(logging.WARNING)
     settings = Settings()
+    configure_logging(settings.log_format)
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.worker_threads))
     try:
         connection = rq_connection(settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from itertools import islice
 
 from redis.exceptions import RedisError
@@ -20,6 +21,7 @@ from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
 from service.queue import Bell
+from service.retention import Retention
 
 __all__ = ["Reconciler"]
 
@@ -31,12 +33,21 @@ _BATCH = 500
 class Reconciler:
     """``start`` begins the thread; ``tick`` is one round, for tests and impatient callers."""
 
-    def __init__(self, settings: Settings, store: Store, ledger: Ledger, bell: Bell) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        ledger: Ledger,
+        bell: Bell,
+        retention: Retention | None = None,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._ledger = ledger
         self._bell = bell
         self._journal = JournalReader(store.folder("journal"))
+        self._retention = retention
+        self._swept_at = time.monotonic()
         self._memory: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -65,6 +76,11 @@ class Reconciler:
             self._journal.rewind()
             raise
         self._attend_active()
+        due = time.monotonic() - self._swept_at > self._settings.sweep_interval_s
+        if self._retention is not None and due:
+            self._swept_at = time.monotonic()
+            self._store.sweep()
+            self._retention.run()
 
     def _enter_accepted(self) -> None:
         accepted = self._journal.read()

@@ -21,6 +21,7 @@ from service.limits import Limits
 from service.metrics import Metrics
 from service.queue import Bell
 from service.reconciler import Reconciler
+from service.retention import Retention
 from service.submissions import Submissions
 
 __all__ = ["Services", "UsesServices"]
@@ -56,7 +57,8 @@ class Services:
         journal = Journal(store.folder("journal"))
         bell = Bell(connect(settings, text=False), settings)
         jobs = Jobs(store, ledger, journal, bell)
-        reconciler = Reconciler(settings, store, ledger, bell)
+        retention = Retention(settings, store, ledger, journal)
+        reconciler = Reconciler(settings, store, ledger, bell, retention)
         reconciler.start()
         events = EventHub(
             EventLog(redis),

@@ -110,6 +110,15 @@ class Settings(BaseSettings):
         default=True,
         description="Whether an equal earlier result answers a submission without force.",
     )
+    retention_days: float | None = Field(
+        default=None, gt=0, description="Ended jobs and unused uploads older than that are removed."
+    )
+    upload_grace_s: float = Field(
+        default=3600.0, ge=0, description="An upload that no job needs stays at least so long."
+    )
+    sweep_interval_s: float = Field(
+        default=3600.0, gt=0, description="How often is looked for what can be removed."
+    )
     min_free_bytes: int = Field(
         default=64 * MiB, ge=0, description="With less disk left the service is not ready."
     )

@@ -110,12 +110,10 @@ class BlobWriter:
         target = self._store.blob_path(self.digest)
         with storage_errors():
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                self.path.unlink()
-            else:
-                os.replace(self.path, target)
-                sync_folder(target.parent)
-                sync_folder(target.parent.parent)
+            # Also over the same content: a fresh file is nobody's leftover (``service.retention``).
+            os.replace(self.path, target)
+            sync_folder(target.parent)
+            sync_folder(target.parent.parent)
         return Blob(self.digest, self.size)
 
     def discard(self) -> None:

@@ -1,0 +1,119 @@
+"""Retention removes what nobody needs, and nothing that somebody does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.contract.ids import new_job_id
+from service.contract.ledger import Ledger
+from service.contract.outcomes import conclude
+from service.contract.settings import Settings
+from service.contract.store import Store
+from tests.service.test_control import until
+
+HOUR_S = 3600.0
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(
+        update={
+            "reconcile_interval_s": 0.05,
+            "sweep_interval_s": 0.1,
+            "upload_grace_s": HOUR_S,
+            "retention_days": 1.0,
+        }
+    )
+
+
+def onnx(number: int) -> bytes:
+    return bytes([8, 8, 0x3A, 0, 8, number])
+
+
+def submit(api: httpx.Client, number: int, **form: Any) -> dict[str, Any]:
+    files = {
+        "model": ("n.onnx", onnx(number)),
+        "dataset_id": (None, "digits"),
+        "spec": (None, '{"norm": "l2", "epsilons": [0.5]}'),
+    }
+    answer = api.post("/certify", files={**files, **form})
+    assert answer.status_code == 202, answer.text
+    return dict(answer.json())
+
+
+def age(store: Store, seconds: float) -> None:
+    """Make every upload and job folder that much older."""
+    then = time.time() - seconds
+    for folder in ("models", "datasets", "blobs", "jobs"):
+        for path in [*(store.data_dir / folder).rglob("*")]:
+            os.utime(path, (then, then))
+
+
+def end(store: Store, ledger: Ledger, job_id: str, status: Any = "cancelled") -> None:
+    state = ledger.get(job_id)
+    assert state is not None
+    conclude(store, ledger, state.submission, status)
+
+
+def blob(store: Store, number: int) -> Path:
+    import hashlib
+
+    return store.blob_path("sha256:" + hashlib.sha256(onnx(number)).hexdigest())
+
+
+def test_uploads_go_with_the_last_job_that_needs_them(
+    api: httpx.Client, store: Store, ledger: Ledger
+) -> None:
+    gone, needed, young = submit(api, 1), submit(api, 2), submit(api, 3)
+    explicit = api.post("/models", files={"model": ("n.onnx", onnx(4))}).json()["id"]
+    for job in (gone, young):
+        end(store, ledger, job["id"])
+        assert api.delete(f"/jobs/{job['id']}").status_code == 204
+    age(store, 2 * HOUR_S)
+    os.utime(blob(store, 3))
+    store.touch("models", young["model_id"])
+    until(lambda: not blob(store, 1).exists())
+    time.sleep(0.3)
+    assert api.get(f"/models/{gone['model_id']}").status_code == 404
+    assert blob(store, 2).exists()  # an active job needs it
+    assert blob(store, 3).exists()  # used a moment ago
+    assert api.get(f"/models/{needed['model_id']}/onnx").content == onnx(2)
+    assert api.get(f"/models/{young['model_id']}").status_code == 200
+    assert api.get(f"/models/{explicit}").status_code == 200  # it has a day
+    age(store, 25 * HOUR_S)
+    until(lambda: not blob(store, 4).exists())
+    assert api.get(f"/models/{explicit}").status_code == 404
+    assert blob(store, 2).exists()
+
+
+def test_jobs_end_after_their_days_but_active_ones_never(
+    settings: Settings,
+    serve: Callable[[Settings], httpx.Client],
+    store: Store,
+    ledger: Ledger,
+    redis: Redis,
+) -> None:
+    api = serve(settings.model_copy(update={"retention_days": 1 / HOUR_S / 24 * 1.0}))  # a second
+    ended, active = submit(api, 1), submit(api, 2)
+    end(store, ledger, ended["id"])
+    until(lambda: api.get(f"/jobs/{ended['id']}").status_code == 404)
+    assert not (store.data_dir / "jobs" / ended["id"]).exists()
+    redis.flushall()
+    until(lambda: redis.exists("certserve:complete"))
+    assert [row["id"] for row in api.get("/jobs").json()["items"]] == [active["id"]]
+
+
+def test_folders_that_stragglers_left_go_after_a_while(api: httpx.Client, store: Store) -> None:
+    left = store.job_dir(new_job_id())
+    fresh = store.job_dir(new_job_id())
+    os.utime(left, (0, 0))
+    until(lambda: not left.exists())
+    assert fresh.exists()

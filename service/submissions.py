@@ -25,7 +25,7 @@ from service.limits import Limits
 from service.queue import Bell
 from service.version import engine_version
 
-__all__ = ["Accepted", "Order", "Submissions"]
+__all__ = ["Accepted", "Order", "Prepared", "Submissions"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,15 @@ class Order:
     caller: Caller
     idempotency_key: str | None = None
     force: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An order, looked at: what would be journalled, and an equal result that is there already."""
+
+    caller: Caller
+    submission: JobSubmission
+    earlier: JobState | None
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,22 @@ class Submissions:
         self._limits = limits
         self._reuse = reuse
 
-    async def submit(self, order: Order) -> Accepted:
+    def prepare(self, order: Order) -> Prepared:
+        """Everything that needs a thread and may come before the journal, in one.
+
+        Raises InvalidInput (an idempotency key that is none).
+        """
+        submission = self._submission(order)
+        earlier = None if order.force else self._earlier(submission)
+        return Prepared(order.caller, submission, earlier)
+
+    async def submit(self, prepared: Prepared) -> Accepted:
         """Accept an order: on disk before this returns, or known from before.
 
         Raises StorageFull, Unavailable, Conflict (the key was used for something else),
-        TooManyRequests, InvalidInput (a key that is none).
+        TooManyRequests.
         """
-        submission = self._submission(order)
+        submission, earlier = prepared.submission, prepared.earlier
         key = submission.idempotency_key
         if key is not None:
             replayed = await self._replayed(key, submission)
@@ -92,14 +110,13 @@ class Submissions:
                 return Accepted(replayed, "replayed")
         accepted = False
         try:
-            earlier = None if order.force else await self._earlier(submission)
             if earlier is not None:
                 if key is not None:
                     earlier_id = earlier.submission.id
                     await to_thread.run_sync(self._repeats.bind, key, earlier_id)
                 accepted = True
                 return Accepted(earlier, "reused")
-            with self._limits.entering_job(order.caller):
+            with self._limits.entering_job(prepared.caller):
                 await asyncio.wrap_future(self._journal.append(submission))
                 accepted = True
                 await self._enter(submission)
@@ -109,14 +126,15 @@ class Submissions:
         return Accepted(new_state(submission), "new")
 
     def _submission(self, order: Order) -> JobSubmission:
-        content = fingerprint(order.kind, order.spec, order.model, order.dataset)
+        spec = order.spec.normal()
+        content = fingerprint(order.kind, spec, order.model, order.dataset)
         owner = order.caller.name
         # What a clock decides is not the same twice.
         repeatable = self._reuse and order.spec.time_budget_s is None
         return JobSubmission(
             id=new_job_id(),
             kind=order.kind,
-            spec=order.spec.normal(),
+            spec=spec,
             model=order.model,
             dataset=order.dataset,
             created_at=rfc3339(now()),
@@ -164,22 +182,18 @@ class Submissions:
                     ) from None
             await asyncio.sleep(0.05)
 
-    async def _earlier(self, submission: JobSubmission) -> JobState | None:
+    def _earlier(self, submission: JobSubmission) -> JobState | None:
         """An equal job that succeeded, with its report still there."""
         if not submission.result_key:
             return None
-
-        def find() -> JobState | None:
-            try:
-                job_id = self._repeats.result(submission.result_key)
-            except RedisError:
-                return None  # computed again: it costs time, nothing else
-            state = None if job_id is None else outcome_state(self._store, job_id)
-            if state is None or state.status != "succeeded":
-                return None
-            return state if self._store.report_path(state.submission.id).is_file() else None
-
-        return await to_thread.run_sync(find)
+        try:
+            job_id = self._repeats.result(submission.result_key)
+        except RedisError:
+            return None  # computed again: it costs time, nothing else
+        state = None if job_id is None else outcome_state(self._store, job_id)
+        if state is None or state.status != "succeeded":
+            return None
+        return state if self._store.report_path(state.submission.id).is_file() else None
 
     async def _release(self, key: str) -> None:
         try:

@@ -25,7 +25,7 @@ from service.jobs import check_fit, record
 from service.keys import Caller
 from service.parsing import parse_json, parse_model
 from service.services import Services, UsesServices
-from service.submissions import Accepted, Order
+from service.submissions import Accepted, Order, Prepared
 from service.uploads.receive import Form, receive_form
 
 __all__ = ["router"]
@@ -81,12 +81,11 @@ class _JsonSubmission(Strict):
     force: bool = False
 
 
-class _Wanted(NamedTuple):
-    """What a body asks for; ``force``: also where an equal result is there."""
+class _Manner(NamedTuple):
+    """Who submits, and what the headers and the query say about how."""
 
-    spec: Spec
-    model: ModelSource
-    dataset: DatasetSource
+    caller: Caller
+    idempotency_key: str | None
     force: bool
 
 
@@ -112,26 +111,18 @@ async def certify(
     Where an equal job (model, data, spec, version) of the caller has succeeded, that job is the
     answer, unless `force` (query, form field or JSON member).
     """
+    manner = _Manner(principal, idempotency_key, force)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        wanted = await _from_form(request, services, principal)
+        prepared = await _from_form(request, services, manner)
     elif media_type == "application/json":
-        wanted = await _from_json(request, services, principal)
+        prepared = await _from_json(request, services, manner)
     else:
         raise Unsupported(
             f"a submission is multipart/form-data or application/json, not {media_type[:100]!r}",
             code="unsupported_media_type",
         )
-    order = Order(
-        kind="certify",
-        spec=wanted.spec,
-        model=wanted.model,
-        dataset=wanted.dataset,
-        caller=principal,
-        idempotency_key=idempotency_key,
-        force=force or wanted.force,
-    )
-    accepted = await services.submissions.submit(order)
+    accepted = await services.submissions.submit(prepared)
     return await _answer(request, response, services, principal, accepted)
 
 
@@ -166,41 +157,62 @@ def _preferred_wait(request: Request, most_s: float) -> float | None:
     return None
 
 
-async def _from_json(request: Request, services: Services, caller: Caller) -> _Wanted:
+async def _from_json(request: Request, services: Services, manner: _Manner) -> Prepared:
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     body = parse_model(_JsonSubmission, value, field="body", code="invalid_request")
     spec = parse_model(Spec, body.spec, field="spec", code="invalid_spec")
     wanted = _only_one(body.dataset, body.dataset_id, "dataset", "dataset_id")
-    model, dataset = await to_thread.run_sync(
-        lambda: (
-            known_model(services, body.model_id, caller),
-            known_dataset(
-                services, wanted, caller, field="dataset" if body.dataset else "dataset_id"
-            ),
-        )
-    )
+    field = "dataset" if body.dataset else "dataset_id"
+
+    def look() -> Prepared:
+        model = known_model(services, body.model_id, manner.caller)
+        dataset = known_dataset(services, wanted, manner.caller, field=field)
+        return _prepared(services, manner, spec, model, dataset, force=body.force)
+
+    return await to_thread.run_sync(look)
+
+
+def _prepared(
+    services: Services,
+    manner: _Manner,
+    spec: Spec,
+    model: ModelSource,
+    dataset: DatasetSource,
+    *,
+    force: bool,
+) -> Prepared:
     check_fit(spec, model, dataset)
-    return _Wanted(spec, model, dataset, body.force)
+    order = Order(
+        kind="certify",
+        spec=spec,
+        model=model,
+        dataset=dataset,
+        caller=manner.caller,
+        idempotency_key=manner.idempotency_key,
+        force=force or manner.force,
+    )
+    return services.submissions.prepare(order)
 
 
-async def _from_form(request: Request, services: Services, caller: Caller) -> _Wanted:
+async def _from_form(request: Request, services: Services, manner: _Manner) -> Prepared:
     settings = services.settings
     files = model_fields(settings) | dataset_fields(settings)
     texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
     texts["force"] = 5
     async with (
-        metered(request, services, caller) as meter,
+        metered(request, services, manner.caller) as meter,
         receive_form(request, services.store, files=files, texts=texts, meter=meter) as form,
     ):
         if "spec" not in form.texts:
             raise InvalidInput("the field spec is missing", code="missing_field", field="spec")
         value = parse_json(form.texts["spec"], field="spec")
         spec = parse_model(Spec, value, field="spec", code="invalid_spec")
-        return await to_thread.run_sync(lambda: _sources(form, spec, services, caller))
+        return await to_thread.run_sync(lambda: _sources(form, spec, services, manner))
 
 
-def _sources(form: Form, spec: Spec, services: Services, caller: Caller) -> _Wanted:
+def _sources(form: Form, spec: Spec, services: Services, manner: _Manner) -> Prepared:
     """Everything is looked at before anything is kept."""
+    caller = manner.caller
     force = form.texts.get("force", "false")
     if force not in ("true", "false"):
         raise InvalidInput("force is true or false", code="invalid_request", field="force")
@@ -224,8 +236,7 @@ def _sources(form: Form, spec: Spec, services: Services, caller: Caller) -> _Wan
     else:
         assert model_file is not None
         model, _ = keep_model(services, model_file, name=None, owner=caller.name, own=False)
-    check_fit(spec, model, dataset)
-    return _Wanted(spec, model, dataset, force == "true")
+    return _prepared(services, manner, spec, model, dataset, force=force == "true")
 
 
 def _only_one(first: str | None, second: str | None, *names: str) -> str:

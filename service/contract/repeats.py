@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from redis import Redis
 
 from service.contract.problems import Unavailable
-from service.contract.schemas import DatasetSource, ModelSource, Spec
+from service.contract.schemas import DatasetSource, ModelSource
 
 __all__ = ["Repeats", "fingerprint", "key_of", "result_key"]
 
@@ -29,10 +30,15 @@ def key_of(principal: str, header: str) -> str:
     return hashlib.sha256(f"{principal}\n{header}".encode()).hexdigest()
 
 
-def fingerprint(kind: str, spec: Spec, model: ModelSource, dataset: DatasetSource) -> str:
-    """A digest of what a submission asks for; what files are called is no part of it."""
+def fingerprint(
+    kind: str, spec: Mapping[str, Any], model: ModelSource, dataset: DatasetSource
+) -> str:
+    """A digest of what a submission asks for; what files are called is no part of it.
+
+    ``spec`` is ``Spec.normal()``.
+    """
     data = [dataset.kind, dataset.blobs, dataset.paths, dataset.split]
-    return _digest([kind, spec.normal(), model.digest, model.format, data])
+    return _digest([kind, spec, model.digest, model.format, data])
 
 
 def result_key(principal: str, content: str, dataset: DatasetSource, version: str) -> str:

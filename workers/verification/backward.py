@@ -16,9 +16,12 @@ from torch import Tensor
 
 from models.layers import Add, Layer, MaxPool2d, Pad, Permute, Reshape
 from workers.verification.affine import Affine, Convolution, Dense, Diagonal, Pooling
+from workers.verification.backward_joins import JOINS
 from workers.verification.box_ball import quick_maximum
 from workers.verification.enclosure import Enclosure
+from workers.verification.planes import Planes
 from workers.verification.program import Program, Step
+from workers.verification.reductions import Reduction
 from workers.verification.region import Region
 from workers.verification.relaxation import RELAXATIONS, Envelope
 from workers.verification.rounding import Rounding, unit_roundoff
@@ -35,12 +38,23 @@ def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) ->
     """d [batch, *out_shape]: how far a deployed evaluation may be from W a + b for a in the box.
 
     d = (g + g_own) (|W| max(|l|, |u|) + |b|), methods-lipschitz 7.5; g_own covers this verifier's
-    backward step through W and through the activation before it.
+    backward step through W, a sum over the outputs that one input enters, and through the
+    activation before it.
     """
-    both = rounding.deployed_gamma(op.terms) + 2 * rounding.own_gamma(op.terms)
+    both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms)
+    both = both + rounding.own_gamma(max(op.terms, _fan_out(op)))
     size = op.absolute(torch.maximum(lower.abs(), upper.abs()))
     size = size + op.bound_like("bias_magnitude", size)
     return size * (both * 1.001) + rounding.underflow * (op.terms + 1.0)
+
+
+def _fan_out(op: Affine) -> int:
+    """At most how many outputs one input enters: the terms of one coefficient of W^T y."""
+    if isinstance(op, Dense):
+        return op.weight.shape[0]
+    if isinstance(op, Convolution):
+        return op.weight.shape[0] // op.geometry.groups * op.weight[0, 0].numel()
+    return op.layer.kernel[0] * op.layer.kernel[1] if isinstance(op, Pooling) else 1
 
 
 @dataclass
@@ -58,6 +72,7 @@ class BackwardPass:
     dtype: torch.dtype
     slopes: str = "crown"
     rounds: int = 2
+    planes: dict[int, Planes] = field(default_factory=dict)
     _envelopes: dict[int, Envelope] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
     _offsets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
@@ -114,7 +129,7 @@ class BackwardPass:
                 known = pending.get(source)
                 if known is not None:
                     contribution = known.plus(contribution)
-                    size = size + self._rounded(source, contribution) * 2.0**32
+                    size = size + self.rounded(source, contribution) * 2.0**32
                 pending[source] = contribution
         result = constant
         if 0 in pending:
@@ -139,6 +154,8 @@ class BackwardPass:
             return [_adjoint(op, rows, self.program)], gained, size
         if type(op) in RELAXATIONS:
             return self._activation(index, rows, slopes)
+        if type(op) in JOINS:
+            return JOINS[type(op)](self, index, step, rows)
         if isinstance(op, Add):
             lower, upper = self.box(index + 1)
             both = 3 * (self.rounding.deployed + self.rounding.own)
@@ -150,21 +167,22 @@ class BackwardPass:
         rows = rows.dense()
         flat = rows.coefficients
         if isinstance(op, Reshape | Permute):
-            source = self._shape(step.sources[0])
+            source = self.shape_of(step.sources[0])
             if isinstance(op, Permute):
                 order = [op.axes.index(axis) + 1 for axis in range(len(op.axes))]
                 flat = flat.permute(0, *order)
             return [Rows(flat.reshape(-1, *source), source, rows.sample)], zero, zero
         if isinstance(op, Pad):
             top, left, _, _ = op.padding
-            source = self._shape(step.sources[0])
+            source = self.shape_of(step.sources[0])
             inner = flat[..., top : top + source[-2], left : left + source[-1]]
             gained = (_sum(flat) - _sum(inner)) * op.value
             return [Rows(inner.contiguous(), source, rows.sample)], gained, gained.abs()
         assert isinstance(op, MaxPool2d)
         return self._max_pool(step, op, rows)
 
-    def _shape(self, value: int) -> tuple[int, ...]:
+    def shape_of(self, value: int) -> tuple[int, ...]:
+        """Shape of a value, without the batch."""
         return self.program.input_shape if value == 0 else self.program.steps[value - 1].shape
 
     def _activation(
@@ -174,21 +192,22 @@ class BackwardPass:
         positive = rows.coefficients.clamp_min(0.0)
         negative = rows.coefficients - positive
         lower_slope = rows.pick(envelope.lower_slope) if slopes is None else slopes
-        gained = _sum(negative * rows.pick(envelope.upper_intercept))
+        parts = negative * rows.pick(envelope.upper_intercept)
         if envelope.lower_intercept is not None:
-            gained = gained + _sum(positive * rows.pick(envelope.lower_intercept))
+            parts = parts + positive * rows.pick(envelope.lower_intercept)
+        gained, size = _sum(parts), _sum(parts.abs())
         carried = positive * lower_slope + negative * rows.pick(envelope.upper_slope)
-        # Float32 sums of numbers of one sign are off by less than this share of themselves.
-        gained = gained * (1.0 + 64 * unit_roundoff(self.dtype) * self.rounding.is_sound)
+        # One of the two products is 0; the other was rounded, the sum is float64's.
+        gained = gained - size * (64 * unit_roundoff(self.dtype) * self.rounding.is_sound)
         result = rows.with_coefficients(carried)
         source = self.program.steps[index].sources[0]
         producer = None if source == 0 else self.program.steps[source - 1].op
         if not isinstance(producer, Affine | Add):
             # Their own local errors cover the rounding of the products above; others have none.
-            gained = gained - self._rounded(source, result)
-        return [result], gained, gained.abs()
+            gained = gained - self.rounded(source, result)
+        return [result], gained, size + gained.abs()
 
-    def _rounded(self, value: int, rows: Rows) -> Tensor:
+    def rounded(self, value: int, rows: Rows) -> Tensor:
         """What two roundings of each coefficient may change in rows . value, [rows]."""
         if not self.rounding.is_sound:
             return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
@@ -199,7 +218,7 @@ class BackwardPass:
     def _max_pool(self, step: Step, op: MaxPool2d, rows: Rows) -> tuple[list[Rows], Tensor, Tensor]:
         """max >= the input with the highest lower bound; max <= that input, or the highest upper
         bound where another input may exceed it."""
-        source = self._shape(step.sources[0])
+        source = self.shape_of(step.sources[0])
         lower, upper = self.box(step.sources[0])
         top, left, bottom, right = op.padding
         frame = (left, right, top, bottom)
@@ -300,6 +319,8 @@ def _adjoint(op: Affine, rows: Rows, program: Program) -> Rows:
     if isinstance(op, Diagonal):
         scale = op.cast("scale", rows.coefficients, lambda: op.scale)
         return rows.with_coefficients(rows.coefficients * rows.pick_constant(scale))
+    if isinstance(op, Reduction):
+        return Rows(op.adjoint(rows.dense().coefficients), op.in_shape, rows.sample)
     if isinstance(op, Dense):
         flat = rows.dense().coefficients.flatten(1)
         weight = op.cast("weight", flat, lambda: op.weight)

@@ -12,14 +12,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers import Permute, Reshape
+from models.layers import Layer, Permute, Reshape
 from workers.verification.affine import Affine, Convolution, Dense
 from workers.verification.backward import BackwardPass
+from workers.verification.backward_joins import open_pairs
 from workers.verification.enclosure import Enclosure, propagate
+from workers.verification.envelope import rounded_down, rounded_up
 from workers.verification.margins import margin_lower_bounds
-from workers.verification.program import Program
+from workers.verification.program import Program, Step
 from workers.verification.region import Region
-from workers.verification.relaxation import RELAXATIONS
+from workers.verification.relaxation import RELAXATIONS, open_neurons
 from workers.verification.rounding import Rounding
 from workers.verification.rows import Frame, Rows
 
@@ -58,24 +60,21 @@ def refined_pass(
 
     def refine(index: int, values: list[Enclosure | None]) -> None:
         backward.values = values
-        step = program.steps[index]
-        if type(step.op) not in RELAXATIONS or step.sources[0] == 0:
-            return
-        if region.norm == "linf" and _exact_by_intervals(program, step.sources[0]):
-            return
-        state = values[step.sources[0]]
-        assert state is not None
-        assert state.lower is not None
-        assert state.upper is not None
-        unstable = (state.lower < 0) & (state.upper > 0) & _shaped(state.valid, state.lower)
-        places = unstable.nonzero(as_tuple=True)
-        if not places[0].numel():
-            return
-        low, high = _bounds_of(backward, step.sources[0], places)
-        lower = state.lower[places].to(torch.float64)
-        upper = state.upper[places].to(torch.float64)
-        state.lower[places] = _down(torch.fmax(lower, low), dtype)
-        state.upper[places] = _up(torch.fmin(upper, high), dtype)
+        for source, unstable in _open_places(backward, program.steps[index]):
+            if region.norm == "linf" and _exact_by_intervals(program, source):
+                continue
+            state = values[source]
+            assert state is not None
+            assert state.lower is not None
+            assert state.upper is not None
+            places = (unstable & _shaped(state.valid, unstable)).nonzero(as_tuple=True)
+            if not places[0].numel():
+                continue
+            low, high = _bounds_of(backward, source, places)
+            lower = state.lower[places].to(torch.float64)
+            upper = state.upper[places].to(torch.float64)
+            state.lower[places] = rounded_down(torch.fmax(lower, low), dtype)
+            state.upper[places] = rounded_up(torch.fmin(upper, high), dtype)
 
     state = propagate(program, region, rounding=rounding, dtype=dtype, refine=refine)
     return backward, margin_lower_bounds(program.head, state, labels, rounding)
@@ -141,6 +140,21 @@ def _bounds_of(
         low.append(_row_bound(backward, rows))
         high.append(-_row_bound(backward, (rows[0], _negated(rows[1]), -rows[2], rows[3])))
     return torch.cat(low), torch.cat(high)
+
+
+def _open_places(backward: BackwardPass, step: Step) -> list[tuple[int, Tensor]]:
+    """(value, [batch, *shape] bool): inputs of the step whose boxes are worth a backward pass."""
+    layer = step.op
+    assert isinstance(layer, Layer)
+    boxes = [backward.box(source) for source in step.sources]
+    if type(layer) in RELAXATIONS:
+        chosen = open_neurons(layer, *boxes[0])
+    else:
+        pairs = open_pairs(layer, boxes)
+        if pairs is None:
+            return []
+        chosen = pairs
+    return [(source, chosen) for source in dict.fromkeys(step.sources) if source != 0]
 
 
 UnitRows = tuple[int, Rows, Tensor, Tensor]
@@ -227,15 +241,3 @@ def _row_numbers(backward: BackwardPass, value: int) -> int:
 
 def _shaped(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.dim() - 1)))
-
-
-def _down(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float64:
-        return x
-    return torch.nextafter(x.to(dtype), torch.tensor(-torch.inf, dtype=dtype))
-
-
-def _up(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float64:
-        return x
-    return torch.nextafter(x.to(dtype), torch.tensor(torch.inf, dtype=dtype))

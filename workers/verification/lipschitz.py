@@ -14,11 +14,8 @@ from torch import Tensor
 
 from models.layers import Add, LeakyReLU
 from workers.verification.affine import Affine
-from workers.verification.enclosure import (
-    ball_rule,
-    forward_step,
-    rough_norm,
-)
+from workers.verification.ball import ball_rule, joined_radius, joined_slope, rough_norm
+from workers.verification.enclosure import forward_step
 from workers.verification.margins import centre_margins
 from workers.verification.program import Program, Step
 from workers.verification.rounding import FLOAT32_MAX, Rounding
@@ -53,8 +50,8 @@ def lipschitz_radius(
             assert centre is not None
             centre_norm = centre_norm + rough_norm(centre)
         factor, offset = ball_rule(step, centre_norm, rounding)
-        slope = sum(slopes[source] for source in step.sources)
-        carried = torch.stack([offsets[source] for source in step.sources]).sum(0)
+        slope = joined_slope(step, [slopes[source] for source in step.sources])
+        carried = joined_radius(step, [offsets[source] for source in step.sources])
         if rounding.is_sound and rounds:
             cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried))
         slopes.append(slope * factor * (1.0 + 1e-14))
@@ -112,5 +109,5 @@ def lipschitz_constant(program: Program) -> float:
     for step in program.steps:
         zero = torch.zeros(1, dtype=torch.float64)
         factor, _ = ball_rule(step, zero, Rounding.sound(torch.float64))
-        slopes.append(sum(slopes[source] for source in step.sources) * factor)
+        slopes.append(joined_slope(step, [slopes[source] for source in step.sources]) * factor)
     return slopes[-1]

@@ -7,6 +7,7 @@ exact, and a final dense layer becomes the head, so that class differences can b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers import (
     Add,
     AvgPool2d,
@@ -43,6 +46,7 @@ from workers.verification.affine import (
     Pooling,
     constant_terms,
 )
+from workers.verification.reductions import Reduction
 from workers.verification.spectral import ConvGeometry
 
 __all__ = ["Head", "Program", "Step", "UnsupportedLayer"]
@@ -212,6 +216,15 @@ def _avg_pool2d(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
     return Pooling(shape, out, _zero(), _zero(), terms, layer=layer)
 
 
+def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
+    axes = tuple(layer.batched_axes())
+    count = math.prod(shape[axis - 1] for axis in axes)
+    # The deployed mean may divide by n or multiply by a rounded 1 / n, axis after axis.
+    scale = 1.0 / count if isinstance(layer, ReduceMean) else 1.0
+    out = layer.output_shape(shape) or (1,)
+    return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale)
+
+
 #: Affine layers by class: how each is written as an affine map. A new one is one row.
 AFFINE: dict[type[Layer], Callable[..., Affine]] = {
     Conv2d: _conv2d,
@@ -222,10 +235,21 @@ AFFINE: dict[type[Layer], Callable[..., Affine]] = {
     Normalize: _normalize,
     BatchNorm: _batch_norm,
     AvgPool2d: _avg_pool2d,
+    ReduceSum: _reduction,
+    ReduceMean: _reduction,
 }
 
-#: Layers used as they are: exact in float32, or (Add, LeakyReLU) with one rounding.
-DIRECT: tuple[type[Layer], ...] = (ReLU, LeakyReLU, MaxPool2d, Add, Reshape, Permute, Pad)
+#: Layers used as they are: exact in float32, or (Add, LeakyReLU) with one rounding, or (Sigmoid,
+#: Tanh) with a stated error.
+DIRECT: tuple[type[Layer], ...] = (
+    *(ReLU, LeakyReLU, Clip, ReLUTheta, AtLeast, AtMost, Sigmoid, Tanh, MaxMin, MaxPool2d),
+    *(Add, Maximum, Minimum, Concat, Slice, Reshape, Permute, Pad),
+)
+
+
+def _without_scalars(layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """Values of shape () are held as (1,) here: then moving their axes is a view like another."""
+    return Reshape(shape=(1,)) if shape == () and isinstance(layer, Reshape | Permute) else layer
 
 
 def _translate(network: Network) -> list[Step]:
@@ -233,7 +257,8 @@ def _translate(network: Network) -> list[Step]:
     shapes = {INPUT: network.input_shape}
     steps: list[Step] = []
     for node in network.nodes:
-        layer = network.layer(node.name)
+        layer = _without_scalars(network.layer(node.name), node.shape)
+        shape = node.shape or (1,)
         sources = tuple(positions[source] for source in node.inputs)
         op: Affine | Layer
         if type(layer) in AFFINE:
@@ -245,9 +270,9 @@ def _translate(network: Network) -> list[Step]:
         overlap = 1
         if isinstance(layer, MaxPool2d):
             overlap = _window_overlap(layer, shapes[node.inputs[0]])
-        steps.append(Step(node.name, op, sources, node.shape, overlap=overlap))
+        steps.append(Step(node.name, op, sources, shape, overlap=overlap))
         positions[node.name] = len(steps)
-        shapes[node.name] = node.shape
+        shapes[node.name] = shape
     return steps
 
 

@@ -7,31 +7,17 @@ own rounding, where it has any, is part of the intercepts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.layers import Layer, LeakyReLU, ReLU
+from workers.verification.clamps import LIMITS, clamp_kinks, clamp_lines
+from workers.verification.envelope import Envelope
 from workers.verification.rounding import Rounding
+from workers.verification.smooth import SMOOTH, smooth_lines, smooth_moves
 
-__all__ = ["RELAXATIONS", "Envelope", "lower_slopes"]
-
-
-@dataclass
-class Envelope:
-    """Elementwise lines over a box, [batch, *shape] each:
-
-    lower_slope z + lower_intercept <= layer(z) <= upper_slope z + upper_intercept.
-    ``free`` marks where the lower slope may be any value in [least_slope, 1] (unstable neurons).
-    """
-
-    lower_slope: Tensor
-    lower_intercept: Tensor | None
-    upper_slope: Tensor
-    upper_intercept: Tensor
-    free: Tensor
-    least_slope: float
+__all__ = ["RELAXATIONS", "Envelope", "lower_slopes", "open_neurons"]
 
 
 def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tensor:
@@ -89,4 +75,18 @@ def _leaky(layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Roun
 Relax = Callable[[Layer, Tensor, Tensor, str, Rounding], Envelope]
 
 #: One row per elementwise activation.
-RELAXATIONS: dict[type[Layer], Relax] = {ReLU: _relu, LeakyReLU: _leaky}
+RELAXATIONS: dict[type[Layer], Relax] = {
+    ReLU: _relu,
+    LeakyReLU: _leaky,
+    **dict.fromkeys(LIMITS, clamp_lines),
+    **dict.fromkeys(SMOOTH, smooth_lines),
+}
+
+
+def open_neurons(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
+    """Where a tighter box of the layer's input would make its lines tighter, bool."""
+    if type(layer) in LIMITS:
+        return clamp_kinks(layer, lower, upper)
+    if type(layer) in SMOOTH:
+        return smooth_moves(layer, lower, upper)
+    return (lower < 0) & (upper > 0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers import (
     Add,
     AvgPool2d,
@@ -25,6 +29,7 @@ from models.layers import (
     Shift,
 )
 from models.network import INPUT, Network
+from workers.verification.smooth import KERNEL_ERROR
 
 
 class Builder:
@@ -73,6 +78,58 @@ class Builder:
             )
         )
 
+    def activation(self) -> None:
+        """One of all activations; a threshold per channel, about as often in the way as not."""
+        per_channel = (self.shape[0], *([1] * (len(self.shape) - 1)))
+        made = (
+            ReLU,
+            lambda: LeakyReLU(slope=0.1),
+            lambda: Clip(low=-0.3, high=0.8),
+            lambda: Clip(high=0.5) if self.random.integers(2) else Clip(low=0.1),
+            Sigmoid,
+            Tanh,
+            MaxMin,
+            lambda: ReLUTheta(self.normal(*per_channel).abs()),
+            lambda: AtLeast(self.normal(*per_channel)),
+            lambda: AtMost(self.normal(*per_channel)),
+        )
+        self.add(made[int(self.random.integers(len(made)))]())
+
+    def join(self) -> None:
+        """Two branches of the last value, or two parts of it, brought together again."""
+        before, shape = self.last, self.shape
+        kind = int(self.random.integers(5))
+        if kind == 0:
+            self.conv(2, 3, padding=1)
+            self.add(Concat(axis=0), self.last, before, before)
+            self.shape = (2 + 2 * shape[0], *shape[1:])
+            self.add(Slice(axis=0, start=1, stop=self.shape[0], step=2))
+        elif kind == 1:
+            axis = int(self.random.integers(3))
+            self.add(Slice(axis=axis, start=0, stop=shape[axis], step=2))
+            first, self.shape = self.last, shape
+            self.last = before
+            self.add(Slice(axis=axis, start=shape[axis] // 2, stop=shape[axis]))
+            second, two = self.last, self.shape
+            self.add(Concat(axis=axis), second, first)
+            self.shape = tuple(
+                -(-size // 2) + two[axis] if place == axis else size
+                for place, size in enumerate(shape)
+            )
+        else:
+            self.conv(shape[0], 3, padding=1)
+            if kind == 3:
+                branch, self.last = self.last, before
+                self.conv(shape[0], 1)
+                before, self.last = self.last, branch
+            self.add(Minimum() if kind == 2 else Maximum(), self.last, before)
+
+    def reduce(self) -> None:
+        """A sum or mean over one or two axes of the map, kept or not."""
+        layer = ReduceMean if self.random.integers(2) else ReduceSum
+        axes = ((1, 2), (2,), (0,), (1,))[int(self.random.integers(4))]
+        self.add(layer(axes=axes, keepdims=bool(self.random.integers(2))))
+
     def build(self) -> Network:
         return Network(self.input_shape, self.rows).eval()
 
@@ -94,7 +151,7 @@ def random_network(seed: int, *, scale: float = 1.0) -> Network:
     first = b.rows[-1][1]
     if pick(2):
         b.batch_norm()
-    b.add(LeakyReLU(slope=0.1) if pick(3) == 0 else ReLU())
+    b.activation()
     if pick(2):
         b.add(Multiply(b.normal(4, 1, 1)))
         b.add(Shift(b.normal(4, 1, 1)))
@@ -113,10 +170,14 @@ def random_network(seed: int, *, scale: float = 1.0) -> Network:
         b.add(Add(), b.last, before)
         b.add(ReLU())
     if pick(2):
+        b.join()
+    if pick(4) == 0:
+        b.reduce()
+    elif pick(2):
         b.add(Permute(axes=(1, 2, 0)))
     b.flatten()
     b.linear(12)
-    b.add(ReLU())
+    b.activation()
     b.linear(4)
     last = b.rows[-1][1]
     with torch.no_grad():
@@ -153,7 +214,7 @@ def adversarial_float32(
         layer = double.layer(node.name)
         inputs = [values[source] for source in node.inputs]
         exact = layer(*inputs)
-        magnitude, terms = _magnitude(layer, inputs)
+        magnitude, terms = _magnitude(layer, inputs, unit)
         noise = torch.rand(exact.shape, generator=generator, dtype=torch.float64) * 2 - 1
         if int(torch.randint(2, (1,), generator=generator)):
             noise = noise.sign()
@@ -161,7 +222,7 @@ def adversarial_float32(
     return values[network.nodes[-1].name]
 
 
-def _magnitude(layer: Layer, inputs: list[Tensor]) -> tuple[Tensor, int]:
+def _magnitude(layer: Layer, inputs: list[Tensor], unit: float) -> tuple[Tensor, int]:
     size = inputs[0].abs()
     if isinstance(layer, Conv2d | Linear):
         bias = None if layer.bias is None else layer.bias.abs()
@@ -193,6 +254,10 @@ def _magnitude(layer: Layer, inputs: list[Tensor]) -> tuple[Tensor, int]:
         return size + layer.value.abs(), 1
     if isinstance(layer, Add):
         return size + inputs[1].abs(), 1
+    if isinstance(layer, ReduceSum | ReduceMean):
+        return layer(size), math.prod(inputs[0].shape[axis + 1] for axis in layer.axes) + 1
+    if isinstance(layer, Sigmoid | Tanh):
+        return torch.full((1,), KERNEL_ERROR / unit, dtype=torch.float64), 1
     if isinstance(layer, LeakyReLU):
         return layer(inputs[0]).abs() * (inputs[0] < 0), 1
     return torch.zeros(1, dtype=torch.float64), 0

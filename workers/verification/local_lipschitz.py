@@ -1,240 +1,37 @@
-"""Local Lipschitz bounds (Local-Lip, Huang et al., NeurIPS 2021): norms of per-sample operators.
+"""Margins by local Lipschitz bounds (Local-Lip, Huang et al., NeurIPS 2021): ``local-lip``.
 
-Ball and box as in BCP, with the ball's radius after "affine map, activation" bounded by
-``|diag(s) W diag(m)| R``: m is 0 where no input can change, s holds anchored slopes
-(``slopes.py``; methods-lipschitz 2.1, 2.5). The radius found so far is used at once, in the boxes
-of the next layers too. Why that holds for DEPLOYED float32 values, not only for real ones:
-
-Let c be the verifier's computed centre, z' any deployed value of the input, |z' - c| <= R and
-z'_i = c_i exactly where m_i = 0 (box without width, at the centre). Deployed a' = W z' + b + d',
-|d'| <= g (|W| |z'| + |b|); computed a = W c + b + d, |d| <= g_own (|W| |c| + |b|). The box [l, u]
-holds a' itself, rounding included, and a is the number that was computed, so the slope inequality
-|phi(a'_i) - phi(a_i)| <= s_i |a'_i - a_i| needs no further rounding. Hence, elementwise,
-    |phi(a') - phi(a)| <= s |W diag(m) (z' - c)| + s (|d'| + |d|),
-and in norm at most |diag(s) W diag(m)| R + g | |W| | (|c| + R) + g_own | |W| | |c| + (g + g_own)
-|b|: ``ball_rule`` with the local norm in the place of |W|. A deployed LeakyReLU may be off by
-3 u |a'| and ours by 3 u_own |a|: its own ``ball_rule`` (factor - 1) R_a + offset is added, with
-R_a the radius around a and |a'| <= |a| + R_a.
-
-Each norm is the least of several bounds that include the global one, every radius and box is
-intersected with BCP's, and what stays open by a little is tried with BCP itself: whatever BCP
-proves, this bound proves.
+Ball and box with per-sample operator norms (``local_pass``, where the proof stands), in stages:
+cheap norms for all samples, Gram matrices for those still open, and Lanczos from random starts only
+if that is asked for. What stays open by a little is tried with BCP itself, whose radii are never
+smaller but by rounding: whatever BCP proves, this bound proves.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from workers.verification.affine import Affine, Convolution, Dense
 from workers.verification.bcp import bcp_margins
-from workers.verification.enclosure import (
-    Enclosure,
-    _per_sample,
-    _rule,
-    ball_rule,
-    rough_norm,
-)
-from workers.verification.local_norms import MaskedMap, multiplications, tally_least
+from workers.verification.enclosure import Enclosure
+from workers.verification.lanczos import Chance
+from workers.verification.local_pass import Further, LocalPass
 from workers.verification.margins import certified, margin_lower_bounds
-from workers.verification.program import Program, Step
+from workers.verification.program import Program
 from workers.verification.region import Region
-from workers.verification.rounding import Rounding, unit_roundoff
-from workers.verification.slopes import SLOPES, anchored_slopes
+from workers.verification.rounding import Rounding
 
-__all__ = ["LocalPass", "local_margins"]
+__all__ = ["local_margins", "local_margins_by_chance"]
 
-#: Gram matrices may cost this many plain forward passes per sample, or this many multiplications.
-GRAM_PASSES, GRAM_LEAST = 80.0, 2.0**27
 #: BCP itself is asked where a local margin lacks at most this share of the centre's margin.
 NEAR = 0.05
 
-#: (step index, map, slopes, least bounds so far) -> bounds [batch] on the norms of M.
-Further = Callable[[int, MaskedMap, Tensor, Tensor], Tensor]
-
-
-@dataclass
-class LocalPass:
-    """One propagation. ``exact``: Gram matrices too; ``further``: one more bound on norms;
-    ``tally`` counts which bound was the least, per sample and layer; ``norms`` keeps them."""
-
-    program: Program
-    region: Region
-    rounding: Rounding
-    dtype: torch.dtype
-    exact: bool = False
-    further: Further | None = None
-    tally: Counter[str] | None = None
-    norms: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        forward = sum(
-            multiplications(step.op)
-            for step in self.program.steps
-            if isinstance(step.op, Dense | Convolution)
-        )
-        budget = max(GRAM_PASSES * forward, GRAM_LEAST)
-        self._budget = [budget] * self.region.x.shape[0]
-
-    def run(self) -> Enclosure:
-        """The enclosure before the head."""
-        steps = self.program.steps
-        values: list[Enclosure | None] = [self._start()]
-        maps: dict[int, MaskedMap] = {}
-        last_use = {source: i for i, step in enumerate(steps) for source in step.sources}
-        only_active = self._only_activated()
-        for index, step in enumerate(steps):
-            inputs = [values[source] for source in step.sources]
-            states = [state for state in inputs if state is not None]
-            assert len(states) == len(inputs)
-            result = _rule(step.op)(step, states, self.rounding)
-            if isinstance(step.op, Dense | Convolution) and states[0].lower is not None:
-                masked = MaskedMap.of(step.op, states[0])
-                maps[index + 1] = masked
-                self._linear(index, masked, states[0], result, index + 1 in only_active)
-            elif type(step.op) in SLOPES:
-                source = step.sources[0]
-                before = None if source == 0 else values[steps[source - 1].sources[0]]
-                self._activation(index, states[0], result, maps.get(source), before)
-            values.append(result)
-            self._drop(values, maps, last_use, index)
-        final = values[-1]
-        assert final is not None
-        return final
-
-    def _start(self) -> Enclosure:
-        lower, upper = self.region.box(self.dtype)
-        radius = self.region.radius(lower, upper)
-        centre = self.region.x.to(self.dtype)
-        is_round = self.region.norm == "l2"
-        return Enclosure(centre, radius, lower, upper, torch.isfinite(radius), round=is_round)
-
-    def _drop(
-        self,
-        values: list[Enclosure | None],
-        maps: dict[int, MaskedMap],
-        last_use: dict[int, int],
-        index: int,
-    ) -> None:
-        """Forget what no later step reads (an activation reads its affine map's input too)."""
-        for source in range(len(values) - 1):
-            if last_use.get(source, -1) > index:
-                continue
-            maps.pop(source, None)
-            producers = (value for value in maps if source in self.program.steps[value - 1].sources)
-            if next(producers, None) is None:
-                values[source] = None
-
-    def _only_activated(self) -> set[int]:
-        """Values that are read by activations with slopes alone (and by at least one)."""
-        readers: dict[int, list[bool]] = {}
-        for step in self.program.steps:
-            for source in step.sources:
-                readers.setdefault(source, []).append(type(step.op) in SLOPES)
-        return {value for value, kinds in readers.items() if all(kinds)}
-
-    def _grown(self, step: Step, norm: Tensor, before: Enclosure) -> Tensor:
-        """Radius after an affine map whose norm is at most ``norm`` [batch], roundings included."""
-        assert isinstance(step.op, Affine)
-        assert step.norms is not None
-        _, offset = ball_rule(step, rough_norm(before.centre), self.rounding)
-        deployed = self.rounding.deployed_gamma(step.op.terms)
-        extra = deployed * step.norms.absolute if self.rounding.is_sound else 0.0
-        grown = ((norm + extra) * (1.0 + 1e-14) * before.radius + offset) * (1.0 + 1e-14)
-        return torch.where(torch.isinf(before.radius), before.radius, grown)
-
-    def _linear(
-        self, index: int, masked: MaskedMap, before: Enclosure, result: Enclosure, activated: bool
-    ) -> None:
-        """Tighten radius and box after W diag(m)."""
-        step = self.program.steps[index]
-        if not activated:
-            ones = torch.ones_like(result.centre)
-            norm = self._norm(index, masked, ones)
-            result.radius = torch.minimum(result.radius, self._grown(step, norm, before))
-        if not masked.masked or result.lower is None or result.upper is None:
-            return
-        reach = self._reach(masked, result.centre, before)
-        torch.maximum(result.lower, result.centre - reach, out=result.lower)
-        torch.minimum(result.upper, result.centre + reach, out=result.upper)
-
-    def _reach(self, masked: MaskedMap, centre: Tensor, before: Enclosure) -> Tensor:
-        """|z'_i - c_i| <= |W_i m| R + (g + g_own) (|W_i| |c| + |b_i|) + g |W_i| R, see
-        ``enclosure._ball_reach``; coordinates that cannot change still round."""
-        op, rounding = masked.op, self.rounding
-        unit = unit_roundoff(centre.dtype)
-        up = 1.0 + 32 * unit
-        reach = masked.rows * _per_sample(before.radius * (masked.scale * up), centre)
-        if not rounding.is_sound:
-            return reach
-        both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms) + 32 * unit
-        floor = rounding.underflow * (op.terms + 1.0)
-        constant = op.cast(
-            f"ball constant {both}", centre, lambda: op.bias_magnitude * both * 1.001 + floor
-        )
-        coefficient = both * (rough_norm(before.centre) + before.radius) * up
-        rows = op.bound_like("row_norms", centre)
-        return reach.addcmul_(rows, _per_sample(coefficient, centre)).add_(constant)
-
-    def _activation(
-        self,
-        index: int,
-        before: Enclosure,
-        result: Enclosure,
-        masked: MaskedMap | None,
-        source: Enclosure | None,
-    ) -> None:
-        """Tighten the radius after an activation by its anchored slopes."""
-        step = self.program.steps[index]
-        if before.lower is None or before.upper is None:
-            return
-        assert not isinstance(step.op, Affine)
-        slopes = anchored_slopes(step.op, before.centre, before.lower, before.upper)
-        assert slopes is not None
-        zeros = torch.zeros_like(before.radius)
-        factor, offset = ball_rule(step, zeros, self.rounding)
-        if factor > 1.0:
-            factor, offset = ball_rule(step, rough_norm(before.centre), self.rounding)
-        radius = slopes.flatten(1).amax(1).to(torch.float64) * before.radius
-        if masked is not None and source is not None:
-            affine = step.sources[0] - 1
-            norm = self._norm(affine, masked, slopes)
-            grown = self._grown(self.program.steps[affine], norm, source)
-            radius = torch.minimum(radius, grown)
-        radius = (radius + (factor - 1.0) * before.radius + offset) * (1.0 + 1e-13)
-        radius = torch.where(torch.isinf(before.radius), before.radius, radius)
-        result.radius = torch.minimum(result.radius, radius)
-
-    def _norm(self, index: int, masked: MaskedMap, slopes: Tensor) -> Tensor:
-        """Upper bound on |diag(s) W diag(m)| for every sample, [batch] float64."""
-        norms = self.program.steps[index].norms
-        assert norms is not None
-        steepest = slopes.flatten(1).amax(1).to(torch.float64)
-        names = ["global", "frobenius"]
-        bounds = [steepest * norms.spectral, masked.frobenius(slopes)]
-        bounds.append(masked.schur(slopes, torch.minimum(bounds[0], bounds[1])))
-        names.append("schur")
-        if self.exact:
-            names.append("gram")
-            bounds.append(self._gram(masked, slopes))
-        if self.further is not None:
-            least = torch.stack(bounds).amin(0)
-            names.append("lanczos")
-            bounds.append(self.further(index, masked, slopes, least))
-        self.norms[index] = tally_least(names, bounds, self.tally)
-        return self.norms[index]
-
-    def _gram(self, masked: MaskedMap, slopes: Tensor) -> Tensor:
-        found = []
-        for row in range(slopes.shape[0]):
-            norm, cost = masked.gram(row, slopes, self._budget[row])
-            self._budget[row] -= cost
-            found.append(norm)
-        return torch.tensor(found, dtype=torch.float64, device=slopes.device)
+#: A stage is left out for samples whose margin it would have to raise by more than this many times
+#: the margin at the centre: Gram matrices, Lanczos.
+HOPE = {"gram": 9.0, "lanczos": 3.0}
 
 
 def local_margins(
@@ -256,15 +53,18 @@ def local_margins(
     margins = margin_lower_bounds(program.head, state, labels, rounding)
     if tally is not None:
         tally["decided: cheap norms"] += int(certified(margins).sum())
+    clean = _clean_margin(program, state, labels)
     stages: list[tuple[str, bool, Callable[[Region], Further] | None]] = []
     if exact:
         stages.append(("gram", True, None))
     if further is not None:
-        stages.append(("lanczos", exact, further))
+        stages.append(("lanczos", False, further))
     for name, gram, maker in stages:
-        rows = (~certified(margins) & state.valid).nonzero().flatten()
+        least = margins.amin(1)
+        hopeful = ~(least < -HOPE[name] * clean) & state.valid
+        rows = (~certified(margins) & hopeful).nonzero().flatten()
         if not rows.numel():
-            break
+            continue
         part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
         norm = None if maker is None else maker(part)
         again = LocalPass(program, part, rounding, dtype, gram, norm, tally).run()
@@ -272,7 +72,31 @@ def local_margins(
         margins[rows] = torch.fmax(margins[rows], found)
         if tally is not None:
             tally[f"decided: {name}"] += int(certified(found).sum())
-    return _at_least_bcp(program, region, labels, rounding, dtype, margins, state)
+    return _at_least_bcp(program, region, labels, rounding, dtype, margins, clean)
+
+
+def local_margins_by_chance(
+    chance: Chance,
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The same with Lanczos norms for what is open after all others: valid up to ``chance``."""
+
+    def maker(part: Region) -> Further:
+        return partial(chance.norms, program, part)
+
+    return local_margins(program, region, labels, rounding, dtype, further=maker)
+
+
+def _clean_margin(program: Program, state: Enclosure, labels: Tensor) -> Tensor:
+    """|least margin| at the centre, [batch] float64: a scale, not a bound."""
+    head = program.head.on(state.centre.device)
+    logits = state.centre.flatten(1).to(torch.float64) @ head.weight.T + head.bias
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return (logits.gather(1, labels[:, None])[:, 0] - others).abs()
 
 
 def _at_least_bcp(
@@ -282,14 +106,11 @@ def _at_least_bcp(
     rounding: Rounding,
     dtype: torch.dtype,
     margins: Tensor,
-    state: Enclosure,
+    clean: Tensor,
 ) -> Tensor:
     """BCP's margins too where they could be better: by roundings alone, so only near zero."""
-    centre = program.head.on(state.centre.device)
-    logits = state.centre.flatten(1).to(torch.float64) @ centre.weight.T + centre.bias
-    clean = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
     least = margins.amin(1)
-    near = ~(least > 0) & ~(least < -NEAR * clean.amin(1).abs())
+    near = ~(least > 0) & ~(least < -NEAR * clean)
     rows = (near | torch.isneginf(least)).nonzero().flatten()
     if rows.numel():
         part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)

@@ -22,8 +22,9 @@ from tests.workers.verification.test_enclosure import points_of
 from workers.verification.affine import Convolution, Dense
 from workers.verification.bcp import bcp_margins
 from workers.verification.enclosure import Enclosure
-from workers.verification.local_lipschitz import LocalPass, local_margins
+from workers.verification.local_lipschitz import local_margins
 from workers.verification.local_norms import MaskedMap
+from workers.verification.local_pass import LocalPass
 from workers.verification.program import Program
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding

@@ -1,0 +1,157 @@
+"""Random-start norms: they fail less often than stated, and only where they were asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import pytest
+import torch
+
+from models.layers import ReLU
+from tests.workers.verification.test_local_lipschitz import (
+    arithmetic,
+    masked_case,
+    random_map,
+    saturated_network,
+)
+from workers.verification import lanczos, local_lipschitz
+from workers.verification.affine import Dense
+from workers.verification.lanczos import Chance, lanczos_norms, largest_root, tridiagonal
+from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
+from workers.verification.program import Program
+from workers.verification.region import Region
+
+
+def seeds(count: int, offset: int = 0) -> list[bytes]:
+    return [hashlib.sha256(f"{offset} {i}".encode()).digest() for i in range(count)]
+
+
+def diagonal_map(values: torch.Tensor) -> Dense:
+    """A dense map with these singular values."""
+    size = values.numel()
+    zero = torch.zeros((), dtype=torch.float64)
+    return Dense((size,), (size,), zero, zero, size + 2, weight=torch.diag(values.double()))
+
+
+def spectra(size: int) -> dict[str, torch.Tensor]:
+    """Spectra whose largest value is easily missed."""
+    line = torch.linspace(0, 1, size).double()
+    lone = torch.full((size,), 0.5).double()
+    lone[0] = 1.0
+    near = line * 0.999
+    near[-1] = 1.0
+    chebyshev = torch.cos(torch.arange(size).double() * math.pi / size).abs() * 0.9
+    chebyshev[0] = 1.0
+    return {"line": line, "lone": lone, "near": near, "chebyshev": chebyshev}
+
+
+@pytest.mark.parametrize("name", ["line", "lone", "near", "chebyshev"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 30])
+def test_it_fails_less_often_than_stated(name: str, steps: int) -> None:
+    op = diagonal_map(spectra(120)[name])
+    count, delta = 400, 0.05
+    ones = torch.ones(count, 120, dtype=torch.float64)
+    ceiling = torch.full((count,), 1e3, dtype=torch.float64)
+    options = {"absolute": 1.0, "delta": delta, "steps": steps}
+    found = lanczos_norms(op, ones, ones, seeds(count), ceiling, **options)  # type: ignore[arg-type]
+    # The mean is below delta; three standard deviations of a binomial above it would be chance.
+    assert int((found < 1.0).sum()) <= count * delta
+    if steps == 30:
+        assert float(found.median()) < 1.05
+
+
+def test_one_start_alone_fails_no_more_often_than_its_share() -> None:
+    """The single event behind it, without the second start: |v.q| < t."""
+    op = diagonal_map(spectra(60)["lone"])
+    count, share = 4000, 0.1
+    ones = torch.ones(count, 60, dtype=torch.float64)
+    start = torch.randn(count, 60, generator=torch.Generator().manual_seed(0)).double()
+    small = torch.full((count,), share * math.sqrt(math.pi / 120)).double()
+    for steps in (1, 2, 3, 6):
+        system = tridiagonal(op, ones, ones, start, steps, 1e-14)
+        root = largest_root(system, small, torch.full((count,), 1e4).double())
+        assert int((root < 1.0).sum()) <= count * share + 3 * math.sqrt(count * share)
+
+
+def test_a_start_without_the_top_vector_is_what_may_go_wrong() -> None:
+    """A start orthogonal to it finds the second value: the probability is not for show."""
+    op = diagonal_map(spectra(60)["lone"])
+    ones = torch.ones(1, 60, dtype=torch.float64)
+    start = torch.randn(1, 60, generator=torch.Generator().manual_seed(0)).double()
+    start[0, 0] = 0.0
+    system = tridiagonal(op, ones, ones, start, 6, 1e-16)
+    small = torch.full((1,), 1e-3).double()
+    assert float(largest_root(system, small, torch.full((1,), 4.0).double())) < 1.0
+    # A rounding error as large as the component hides it: then nothing may be concluded.
+    blurred = tridiagonal(op, ones, ones, start, 6, 1e-2)
+    assert float(largest_root(blurred, small, torch.full((1,), 4.0).double())) >= 1.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-10, 1e10])
+def test_masked_norms_hold_and_converge_on_random_maps(scale: float) -> None:
+    for seed in range(12):
+        op = random_map(seed, scale)
+        masked, slopes, exact = masked_case(op, seed, torch.float64)
+        least = masked.frobenius(slopes)
+        found = lanczos_norms(
+            op,
+            masked.mask,
+            slopes,
+            seeds(len(exact), seed),
+            least,
+            absolute=float(op.weight.abs().sum()),
+            delta=1e-13,
+            steps=40,
+        )
+        assert bool((found >= exact * (1 - 1e-12)).all())
+        assert bool((torch.minimum(found, least)[:3] <= exact[:3] * 1.1 + scale * 1e-9).all())
+
+
+def test_starts_depend_on_the_sample_and_not_on_its_batch_and_failures_add_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Tried everywhere, however little it promises.
+    monkeypatch.setitem(local_lipschitz.HOPE, "lanczos", 1e9)
+    monkeypatch.setattr(lanczos, "ROOM", 10.0)
+    monkeypatch.setattr(lanczos, "WORTH", 10.0)
+    network = saturated_network(1, ReLU())
+    program = Program.compile(network)
+    x = torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = network(x).argmax(1)
+    epsilon = torch.full((4,), 0.8, dtype=torch.float64)
+    chance = Chance()
+    with torch.no_grad():
+        plain = local_margins(
+            program, Region(x, epsilon, "l2", True), labels, *arithmetic(torch.float64)
+        )
+        together = local_margins_by_chance(
+            chance, program, Region(x, epsilon, "l2", True), labels, *arithmetic(torch.float64)
+        )
+        open_rows = ~(plain > 0).all(1)
+        assert int(open_rows.sum()) > 0
+        assert chance.failure_probability == pytest.approx(1e-10 * int(open_rows.sum()))
+        for row in range(4):
+            one = slice(row, row + 1)
+            alone = local_margins_by_chance(
+                Chance(),
+                program,
+                Region(x[one], epsilon[one], "l2", True),
+                labels[one],
+                *arithmetic(torch.float64),
+            )
+            assert torch.allclose(alone[0], together[row], rtol=1e-6)
+    assert bool((together >= plain).all())
+
+
+def test_what_is_deterministic_takes_no_chances(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Chance, "norms", never)
+    network = saturated_network(2, ReLU())
+    program = Program.compile(network)
+    x = torch.rand(4, 2, 8, 8)
+    region = Region(x, torch.full((4,), 0.8, dtype=torch.float64), "l2", True)
+    with torch.no_grad():
+        local_margins(program, region, network(x).argmax(1), *arithmetic(torch.float64))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers import LAYER_KINDS, Layer, Linear, ReLU, Reshape
+from models.layers import LAYER_KINDS, Layer, Linear, Multiply, ReLU, Reshape
 from models.network import Network
 from tests.workers.verification.networks import Builder
 from workers.verification.affine import Dense
@@ -22,7 +22,9 @@ from workers.verification.bcp import bcp_margins
 from workers.verification.crown import crown_margins
 from workers.verification.enclosure import Enclosure, forward_step, propagate
 from workers.verification.layer_rules import RULES
+from workers.verification.interval import interval_margins
 from workers.verification.lipschitz import lipschitz_constant
+from workers.verification.margins import logit_enclosure
 from workers.verification.program import AFFINE, DIRECT, Program
 from workers.verification.reductions import Reduction
 from workers.verification.region import Region
@@ -50,6 +52,11 @@ def two(layer: Layer) -> Branches:
     ]
 
 
+def spread(seed: int) -> Tensor:
+    """Factors of many sizes, so that no two boxes are alike."""
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
 CASES: dict[str, Callable[[], Branches]] = {
     "clip": lambda: one(Clip(low=0.2, high=0.7)),
     "relu-theta": lambda: one(ReLUTheta(torch.tensor([[0.4]]))),
@@ -58,6 +65,20 @@ CASES: dict[str, Callable[[], Branches]] = {
     "sigmoid": lambda: one(Sigmoid()),
     "tanh": lambda: one(Tanh()),
     "maxmin": lambda: one(MaxMin()),
+    "maxmin of unlike boxes": lambda: [
+        ("m", Multiply(spread(2)), ("input",)),
+        ("z", MaxMin(), ("m",)),
+    ],
+    "maximum of unlike boxes": lambda: [
+        ("a", Multiply(spread(3)), ("input",)),
+        ("b", Multiply(spread(4)), ("input",)),
+        ("z", Maximum(), ("a", "b")),
+    ],
+    "minimum of unlike boxes": lambda: [
+        ("a", Multiply(spread(5)), ("input",)),
+        ("b", Multiply(spread(6)), ("input",)),
+        ("z", Minimum(), ("a", "b")),
+    ],
     "slice": lambda: one(Slice(axis=2, start=1, stop=5, step=2)),
     "concat": lambda: two(Concat(axis=1)),
     "maximum": lambda: two(Maximum()),
@@ -146,8 +167,15 @@ def test_backward_rows_bound_the_value_from_below(case: str) -> None:
         backward = backward_of(program, region, rounding)
         value = len(program.steps)
         shape = program.steps[-1].shape
-        coefficients = torch.randn(6, *shape, generator=generator, dtype=F64)
-        sample = torch.tensor([0, 1, 0, 1, 0, 1])
+        coefficients = torch.randn(60, *shape, generator=generator, dtype=F64)
+        # Most rows on one or two numbers: there random corners come close to the least value.
+        size = coefficients[0].numel()
+        near = torch.zeros(60, size, dtype=F64)
+        first = torch.randint(size, (60,), generator=generator)
+        near[torch.arange(60), first] = 1.0
+        near[torch.arange(60), (first + size // 2) % size] = 1.0
+        coefficients[6:] *= near.reshape(coefficients.shape)[6:]
+        sample = torch.arange(60) % 2
         found = backward.lower_bound(value, Rows(coefficients, shape, sample))
         for _ in range(200):
             noise = torch.randn(x.shape, generator=generator, dtype=F64)
@@ -197,9 +225,38 @@ def test_reductions_are_the_operators_they_claim_to_be(
     assert torch.allclose(op.adjoint(units).flatten(1), matrix)
 
 
+@torch.no_grad()
+def test_a_sum_in_the_worst_order_lies_in_the_enclosure() -> None:
+    """1 + 2^-25 + 2^-25 + ...: one by one, float32 keeps the 1 and loses the rest."""
+    x = torch.full((1, 4096), 2.0**-25)
+    x[0, 0] = 1.0
+    for layer, share in ((ReduceSum, 1.0), (ReduceMean, 1 / 4096)):
+        network = Network((4096,), [("s", layer(axes=(0,), keepdims=True), ("input",))])
+        region = Region(x, torch.zeros(1, dtype=F64), "l2", False)
+        program = Program.compile(network)
+        for ball, box in ((True, False), (False, True)):
+            state = propagate(
+                program, region, rounding=Rounding.sound(F64), dtype=F64, ball=ball, box=box
+            )
+            logits, room = logit_enclosure(program.head, state, Rounding.sound(F64))
+            assert abs(share - float(logits)) <= float(room)
+
+
 def test_joins_take_the_root_of_the_sum_of_squares() -> None:
     for layer, expected in ((Concat(axis=0), math.sqrt(2)), (Maximum(), math.sqrt(2))):
         assert lipschitz_constant(Program.compile(headed(two(layer)))) == pytest.approx(expected)
+    twice: Branches = [("z", Concat(axis=0), ("input", "input"))]
+    region = Region(images(1), torch.ones(1, dtype=F64), "l2", False)
+    with torch.no_grad():
+        state = propagate(
+            Program.compile(headed(twice)),
+            region,
+            rounding=Rounding.sound(F64),
+            dtype=F64,
+            box=False,
+        )
+    # Both copies move together: this distance is reached.
+    assert math.sqrt(2) <= float(state.radius) <= math.sqrt(2) * (1 + 1e-9)
     assert lipschitz_constant(Program.compile(headed(one(MaxMin())))) == pytest.approx(1.0)
     assert lipschitz_constant(Program.compile(headed(one(Sigmoid())))) == pytest.approx(0.25)
 
@@ -232,18 +289,18 @@ def test_a_map_that_widens_counts_the_terms_of_its_transpose() -> None:
 
 
 def test_a_sigmoid_whose_margin_is_its_kernel_error_is_not_certified() -> None:
-    """Both logits are the same curve, half a budget apart: the deployed kernels may swap them."""
+    """Both logits are the same curve, 1.5 budgets apart: two errors may still swap them."""
     network = Network(
         (2,),
         [
             ("s", Sigmoid(), ("input",)),
-            ("o", Linear(torch.eye(2), torch.tensor([5e-7, 0.0])), ("s",)),
+            ("o", Linear(torch.eye(2), torch.tensor([1.5e-6, 0.0])), ("s",)),
         ],
     )
     x = torch.full((1, 2), 0.25)
     region = Region(x, torch.zeros(1, dtype=F64), "l2", False)
     program = Program.compile(network)
-    for bound in (bcp_margins, crown_margins):
+    for bound in (interval_margins, bcp_margins, crown_margins):
         with torch.no_grad():
             sound = bound(program, region, torch.tensor([0]), Rounding.sound(F64), F64)
             guess = bound(program, region, torch.tensor([0]), Rounding.ignored(), F64)

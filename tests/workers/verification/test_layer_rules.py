@@ -21,8 +21,8 @@ from workers.verification.backward_joins import JOINS
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import crown_margins
 from workers.verification.enclosure import Enclosure, forward_step, propagate
-from workers.verification.layer_rules import RULES
 from workers.verification.interval import interval_margins
+from workers.verification.layer_rules import RULES
 from workers.verification.lipschitz import lipschitz_constant
 from workers.verification.margins import logit_enclosure
 from workers.verification.program import AFFINE, DIRECT, Program

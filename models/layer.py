@@ -48,6 +48,11 @@ class Layer(nn.Module):
         return cls(**tensors, **config)
 
 
+def as_float32(value: float) -> float:
+    """The float32 nearest to ``value``: what an ONNX attribute can hold."""
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
 def parameter(value: Tensor) -> nn.Parameter:
     """A layer's own copy of a tensor."""
     return nn.Parameter(value.detach().clone().contiguous())

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.errors import ModelError
 from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layer import ConstantLayer, Layer, Shape, ShapeError, parameter
+from models.layer import ConstantLayer, Layer, Shape, ShapeError, as_float32, parameter
 
 __all__ = [
     "LAYER_KINDS",
@@ -229,7 +230,8 @@ class BatchNorm(Layer):
         self.register_buffer("var", var.detach().clone())
         self.mean: Tensor
         self.var: Tensor
-        self.eps = float(eps)
+        # As deployed: ONNX attributes are float32.
+        self.eps = as_float32(eps)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight / torch.sqrt(self.var + self.eps)
@@ -263,7 +265,11 @@ class LeakyReLU(Layer):
 
     def __init__(self, *, slope: float = 0.01) -> None:
         super().__init__()
-        self.slope = float(slope)
+        self.slope = as_float32(slope)
+        if not 0.0 <= self.slope <= 1.0:
+            raise ModelError(
+                f"leaky-relu with slope {slope}: only 0 to 1 is supported", code="invalid_network"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.slope)
@@ -422,7 +428,7 @@ class Pad(Layer):
     def __init__(self, *, padding: tuple[int, ...] | list[int], value: float = 0.0) -> None:
         super().__init__()
         self.padding = _four(tuple(padding))
-        self.value = float(value)
+        self.value = as_float32(value)
 
     def forward(self, x: Tensor) -> Tensor:
         top, left, bottom, right = self.padding

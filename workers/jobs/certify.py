@@ -29,6 +29,10 @@ from workers.verification.results import AttackSettings, CertificationRequest, S
 __all__ = ["allowance", "certification_request", "certify_shard"]
 
 
+#: Plain forward passes that the bounds of one ``auto`` job may cost altogether.
+WORK_PER_JOB = 2e7
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What ``prepare`` left, loaded; kept warm from shard to shard."""
@@ -80,10 +84,20 @@ def certify_shard(
             cache_dir=store.folder("cache"),
             progress=progress,
             deadline=None if allowed_s is None else began + allowed_s,
+            work=_work(spec, (stop - start) / len(prepared.x)),
         )
         results.notes["device"] = _device_name(device)
     _save(results, path)
     return stop - start
+
+
+def _work(spec: Spec, share: float) -> float | None:
+    """Forward passes that ``auto`` may spend on a shard; a budget of time or one method has none.
+
+    Counted in work, not by a clock, so that the same job gives the same report everywhere.
+    """
+    limited = spec.method == "auto" and spec.time_budget_s is None
+    return WORK_PER_JOB * share if limited else None
 
 
 def certification_request(spec: Spec) -> CertificationRequest:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.layers import AvgPool2d
+from workers.verification.rounding import FLOAT32_MAX
 from workers.verification.spectral import (
     ConvGeometry,
     absolute_norm,
@@ -31,6 +32,10 @@ Shape = tuple[int, ...]
 _UP = 1.0 + 1e-12
 #: Weights outside this range (zero apart) are not trusted to a float32 copy: it could underflow.
 FLOAT32_SAFE = (2.0**-100, 2.0**100)
+#: Range of the numbers of maps that may be fused (zero apart).
+FUSIBLE = (2.0**-40, 2.0**40)
+#: Range of the numbers of maps that may be fused (zero apart).
+FUSIBLE = (2.0**-40, 2.0**40)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,17 @@ class Affine:
         if name not in self._scalars:
             self._scalars[name] = float(make())
         return self._scalars[name]
+
+    def moderate(self) -> bool:
+        """Whether every number is of a size at which products of two maps neither over- nor
+        underflow float32: only such maps may be fused, because a fused map forgets what the
+        deployed, unfused evaluation holds in between."""
+        low, high = FUSIBLE
+        for tensor in (*self.weights(), self.bias, self.bias_magnitude):
+            size = tensor.abs()
+            if bool(((size > 0) & (size < low)).any()) or bool((size > high).any()):
+                return False
+        return True
 
     def float32_safe(self) -> bool:
         """Whether a float32 copy of W and b loses no more than one rounding each."""
@@ -345,6 +361,6 @@ def constant_terms(*scales: Tensor) -> float:
             smallest = float(size.min())
             if smallest < 2.0**-100:
                 terms += 2.0**-125 / smallest / 2.0**-24
-            if not math.isfinite(float(size.max())):
+            if not float(size.max()) < FLOAT32_MAX:
                 return math.inf
     return terms

@@ -75,6 +75,7 @@ class BackwardPass:
     planes: dict[int, Planes] = field(default_factory=dict)
     _envelopes: dict[int, Envelope] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
+    _sizes: dict[int, Tensor] = field(default_factory=dict)
     _offsets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
 
     def box(self, value: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +124,7 @@ class BackwardPass:
             step = self.program.steps[index]
             slopes = None if alpha is None else alpha.get(index)
             sources, gained, magnitude = self._through(index, step, carried, slopes)
-            constant = constant + gained
+            constant = constant + gained - _of_rows(self._lost(step), carried)
             size = size + magnitude
             for source, contribution in zip(step.sources, sources, strict=True):
                 known = pending.get(source)
@@ -137,6 +138,23 @@ class BackwardPass:
         # Sums of at most a few hundred thousand float64 numbers of this total size.
         slack = 2.0**-32 if self.rounding.is_sound else 0.0
         return result - slack * size
+
+    def _lost(self, step: Step) -> Tensor:
+        """What coefficients lost to underflow may change, [batch]: a tiny share of the inputs.
+
+        In float32 a computed coefficient is off by at most 2^-126 per term besides its rounding.
+        """
+        tiny = 2.0**-110 if self.dtype == torch.float32 else 2.0**-1000
+        lost = torch.zeros(len(self.region.x), dtype=torch.float64, device=self.region.x.device)
+        if not self.rounding.is_sound:
+            return lost
+        for source in step.sources:
+            if source not in self._sizes:
+                lower, upper = self.box(source)
+                reach = torch.maximum(lower.abs(), upper.abs()).flatten(1)
+                self._sizes[source] = reach.sum(1, dtype=torch.float64)
+            lost = lost + self._sizes[source] * tiny
+        return lost
 
     def _through(
         self, index: int, step: Step, rows: Rows, slopes: Tensor | None
@@ -177,7 +195,8 @@ class BackwardPass:
             source = self.shape_of(step.sources[0])
             inner = flat[..., top : top + source[-2], left : left + source[-1]]
             gained = (_sum(flat) - _sum(inner)) * op.value
-            return [Rows(inner.contiguous(), source, rows.sample)], gained, gained.abs()
+            size = _sum(flat.abs()) * abs(op.value)
+            return [Rows(inner.contiguous(), source, rows.sample)], gained, size
         assert isinstance(op, MaxPool2d)
         return self._max_pool(step, op, rows)
 
@@ -227,13 +246,14 @@ class BackwardPass:
         best, place = F.max_pool2d(
             padded_lower, op.kernel, op.stride, 0, op.dilation, return_indices=True
         )
-        others = padded_upper.flatten(2).scatter(2, place.flatten(2), -torch.inf)
-        # An input chosen by several windows is missed by some: only ever looser, never wrong.
-        rest = F.max_pool2d(
-            others.reshape(padded_upper.shape), op.kernel, op.stride, 0, op.dilation
-        )
         highest = F.max_pool2d(padded_upper, op.kernel, op.stride, 0, op.dilation)
-        dominated = (best >= rest) & (_times_chosen(place) == 1)
+        # Each window without its own winner: overlapping windows share inputs, not winners.
+        members = _window_members(op, padded_upper.shape[3], tuple(place.shape[2:])).to(
+            place.device
+        )
+        windows = padded_upper.flatten(2)[:, :, members]
+        rest = windows.masked_fill(members == place[..., None], -torch.inf).amax(-1)
+        dominated = best >= rest
         positive = rows.coefficients.clamp_min(0.0)
         negative = rows.coefficients - positive
         zero = torch.zeros_like(highest)
@@ -245,8 +265,14 @@ class BackwardPass:
         spread = onto.new_zeros(shape).scatter_add(2, targets, onto)
         spread = spread.reshape(-1, source[0], *padded_lower.shape[2:])
         spread = spread[:, :, top : top + source[1], left : left + source[2]]
-        size = _sum(negative.abs() * rows.pick(highest.abs()))
-        return [Rows(spread.contiguous(), source, rows.sample)], gained, size * 2.0**10
+        size = _sum(negative.abs() * rows.pick(highest.abs())) * 2.0**10
+        result = Rows(spread.contiguous(), source, rows.sample)
+        if self.rounding.is_sound:
+            # One input gathers the coefficients of all windows that it won.
+            reach = torch.maximum(best.abs(), highest.abs())
+            spread_size = _sum(rows.coefficients.abs() * rows.pick(reach))
+            gained = gained - spread_size * (4 * step.overlap * unit_roundoff(self.dtype))
+        return [result], gained, size
 
     def _concretize(self, rows: Rows) -> Tensor:
         """Least value [rows] float64 of rows . x' over the region."""
@@ -260,18 +286,23 @@ class BackwardPass:
             )
         else:
             at_centre = flat.to(torch.float64) @ centre[0].flatten()
-        norm = torch.linalg.vector_norm(flat, dim=1).to(torch.float64)
+        norm = torch.linalg.vector_norm(flat.detach(), dim=1).to(torch.float64)
+        norm = norm + flat.shape[1] ** 0.5 * (2.0**-62 if self.dtype == torch.float32 else 1e-150)
         centre_norm = centre.flatten(1).norm(dim=1)
         slack = (4 * unit + 2.0**-38) * norm * _of_rows(centre_norm, rows) * 1.01
         if self.region.norm == "l2":
-            drop = quick_maximum(
-                -flat,
+            drop, point = quick_maximum(
+                -flat.detach(),
                 rows.pick(below).flatten(1),
                 rows.pick(above).flatten(1),
                 _of_rows(self.region.epsilon, rows).expand(len(flat)),
                 _of_rows(reach_norm, rows),
                 self.rounds,
             )
+            if flat.requires_grad:
+                # Envelope theorem: the derivative of the maximum is the point that attains it.
+                along = (-flat * point).sum(1, dtype=torch.float64)
+                drop = drop + (along - along.detach())
         else:
             # Off centre where the pixel box cuts the ball: below and above are not symmetric.
             drop = _sum(flat.abs() * rows.pick(reach).flatten(1))
@@ -301,12 +332,13 @@ def _of_rows(values: Tensor, rows: Rows) -> Tensor:
     return values if rows.sample is None else values[rows.sample]
 
 
-def _times_chosen(place: Tensor) -> Tensor:
-    """How many windows chose the same place, for each window [batch, c, h, w]."""
-    flat = place.flatten(2)
-    counts = torch.zeros(*flat.shape[:2], int(flat.max()) + 1, dtype=flat.dtype)
-    counts = counts.to(flat.device).scatter_add(2, flat, torch.ones_like(flat))
-    return counts.gather(2, flat).reshape(place.shape)
+def _window_members(op: MaxPool2d, width: int, grid: tuple[int, ...]) -> Tensor:
+    """Flat places (in the padded map of this width) of every window's inputs, [h, w, k_h k_w]."""
+    rows = torch.arange(grid[0])[:, None, None, None] * op.stride[0]
+    rows = rows + torch.arange(op.kernel[0])[:, None] * op.dilation[0]
+    columns = torch.arange(grid[1])[:, None, None] * op.stride[1]
+    columns = columns + torch.arange(op.kernel[1]) * op.dilation[1]
+    return (rows * width + columns).flatten(2)
 
 
 def _sum(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.verification.alpha_crown import alpha_crown_margins
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import cap_margins, crown_margins
 from workers.verification.interval import interval_margins
@@ -37,11 +38,13 @@ class Bound:
 
     radius(program, x, labels, norm=, rounding=, dtype=) -> [batch] epsilon;
     margins(program, region, labels, rounding, dtype) -> [batch, classes] lower bounds;
+    cost: in plain forward passes per sample and epsilon, roughly; orders the cascade.
     dominates: bounds that prove nothing at any epsilon that this one does not prove.
     """
 
     name: str
     norms: tuple[str, ...]
+    cost: float
     radius: ClosedForm | None = None
     margins: MarginsAt | None = None
     dominates: tuple[str, ...] = ()
@@ -50,16 +53,19 @@ class Bound:
 BOUNDS: dict[str, Bound] = {
     bound.name: bound
     for bound in (
-        Bound("lipschitz", ("l2", "linf"), radius=lipschitz_radius),
-        Bound("ibp", ("l2", "linf"), margins=interval_margins),
-        Bound("bcp", ("l2", "linf"), margins=bcp_margins, dominates=("ibp",)),
-        Bound("crown", ("l2", "linf"), margins=crown_margins),
-        Bound("cap", ("l2", "linf"), margins=cap_margins),
+        Bound("lipschitz", ("l2", "linf"), 4, radius=lipschitz_radius),
+        Bound("ibp", ("l2", "linf"), 5, margins=interval_margins),
+        Bound("bcp", ("l2", "linf"), 6, margins=bcp_margins, dominates=("ibp",)),
+        Bound("crown", ("l2", "linf"), 1_000, margins=crown_margins),
+        Bound("cap", ("l2", "linf"), 1_000, margins=cap_margins),
+        Bound(
+            "alpha-crown", ("l2", "linf"), 5_000, margins=alpha_crown_margins, dominates=("crown",)
+        ),
     )
 }
 
 #: What ``method: auto`` runs, in this order.
-AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp")
+AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp", "crown", "alpha-crown")
 
 
 @dataclass(frozen=True)

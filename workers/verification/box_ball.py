@@ -59,15 +59,19 @@ def dual_value(w: Tensor, a: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) 
 
 def quick_maximum(
     w: Tensor, lower: Tensor, upper: Tensor, rho: Tensor, reach_norm: Tensor, rounds: int
-) -> Tensor:
-    """A cheaper upper bound on the same maximum for many rows, [n] float64, in w's own dtype.
+) -> tuple[Tensor, Tensor]:
+    """A cheaper upper bound on the same maximum for many rows, and where it is attained.
+
+    Returns ([n] float64, t [n, h]); computed in w's own dtype.
 
     For t = clip(mu w, lower, upper) with any mu > 0 the dual at a = t / mu is
     w.t + |t| (rho - |t|) / mu; ``rounds`` of clip and rescale choose mu. Needs lower <= 0 <= upper
     (so that no product is negative); reach_norm [n]: norm of the box's farthest corner.
     """
     unit = _U64 if w.dtype == torch.float64 else 2.0**-24
-    norm = torch.linalg.vector_norm(w, dim=1).clamp_min(1e-37)
+    # Squares below float32's range are lost: at most 2^-62 per number.
+    lost = w.shape[1] ** 0.5 * (2.0**-62 if w.dtype == torch.float32 else 1e-150)
+    norm = torch.linalg.vector_norm(w, dim=1) + lost
     rho_t = rho.to(w.dtype)
     mu = rho_t / norm
     for _ in range(rounds):
@@ -86,9 +90,11 @@ def quick_maximum(
     relative = (w.shape[1] + 32) * unit
     slack = relative * (along.abs() + slope * (rho + length))
     slack = slack + 16 * unit * norm.to(torch.float64) * reach_norm
+    slack = slack + lost * ((rho + 2 * length + lost) / mu.to(torch.float64) + w.shape[1])
+    slack = slack + lost * ((rho + 2 * length + lost) / mu.to(torch.float64) + w.shape[1])
     value = along + slope * (rho - length) + slack
     ball = rho * norm.to(torch.float64) * (1.0 + relative)
-    return torch.fmin(value, ball)
+    return torch.fmin(value, ball), t
 
 
 def ball_box_maximum(w: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:

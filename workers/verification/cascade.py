@@ -6,8 +6,8 @@ A shard's answer depends on its samples alone: not on the batch, the shard or th
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.network import Network
-from workers.verification.attack import Deployed, attack, audit_selection
+from workers.verification.attack import Deployed
+from workers.verification.block import Block
 from workers.verification.bounds import AUTO, BOUNDS, Bound, Verifier
 from workers.verification.program import Program
-from workers.verification.radius import rounded_down, search_radius
-from workers.verification.region import float_above, largest_distance
+from workers.verification.radius import rounded_down
+from workers.verification.region import float_above
 from workers.verification.results import CertificationRequest, SampleResults
+from workers.verification.stages import SoundnessViolation, Stages
 
-__all__ = ["SoundnessViolation", "UnknownMethod", "certify_samples"]
+__all__ = ["PixelsOutOfRange", "SoundnessViolation", "UnknownMethod", "certify_samples"]
 
 #: Samples that go through the cascade together (progress is reported after each such block).
 BLOCK = 64
-#: An audited sample is attacked at this share of the epsilon that it is certified for.
-AUDIT_SHARE = 0.999
 
 
 class UnknownMethod(ValueError):
@@ -38,49 +38,10 @@ class UnknownMethod(ValueError):
     code = "unknown_method"
 
 
-class SoundnessViolation(RuntimeError):
-    """A certified sample was broken inside its certified ball: a bug, never an answer."""
+class PixelsOutOfRange(ValueError):
+    """With ``clip`` the pixels must lie in [0, 1] themselves."""
 
-    code = "soundness_violation"
-
-
-class _Block:
-    """The state of one block of samples while bounds and attack work on it."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        labels: Tensor,
-        indices: NDArray[np.int64],
-        margin: Tensor,
-        correct: Tensor,
-        epsilons: list[float],
-    ) -> None:
-        count, width = x.shape[0], len(epsilons)
-        self.x, self.labels, self.indices = x, labels, indices
-        self.margin, self.correct = margin, correct
-        self.epsilons = epsilons
-        #: Largest proved and smallest not-proved epsilon per sample.
-        self.proved = torch.zeros(count, dtype=torch.float64)
-        self.failed = torch.full((count,), torch.inf, dtype=torch.float64)
-        self.by = [""] * count
-        self.decided_by = [[""] * width for _ in range(count)]
-        self.falsified = torch.zeros(count, width, dtype=torch.bool)
-        self.counterexamples: dict[tuple[int, int], Tensor] = {}
-
-    def certified(self) -> Tensor:
-        """[batch, epsilons] bool: within the largest proved epsilon."""
-        return torch.tensor(self.epsilons, dtype=torch.float64)[None, :] <= self.proved[:, None]
-
-    def prove(self, rows: Tensor, epsilon: Tensor, name: str) -> None:
-        """``name`` proved these rows up to these epsilons."""
-        for row, value in zip(rows.tolist(), epsilon.tolist(), strict=True):
-            if value > float(self.proved[row]):
-                self.proved[row] = value
-                self.by[row] = name
-                for position, asked in enumerate(self.epsilons):
-                    if asked <= value and not self.decided_by[row][position]:
-                        self.decided_by[row][position] = name
+    code = "value_out_of_range"
 
 
 def certify_samples(
@@ -96,16 +57,20 @@ def certify_samples(
     cache_dir: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
     deadline: float | None = None,
+    work: float | None = None,
 ) -> SampleResults:
     """Certified radius and certified / falsified epsilons of every sample of a shard.
 
     x [N, *shape] float32 pixels; labels [N]; indices [N]: positions in the data set (they seed the
     attack); deployed: float32 batch -> logits, the network as it is deployed; deployed_logits
     [N, classes] at x; deadline: ``time.monotonic()`` after which what is open stays undecided;
-    progress is told how many samples are done and may raise to abort.
-    Raises UnknownMethod, UnsupportedLayer, SoundnessViolation.
+    work: plain forward passes that bounds may cost altogether (None: no limit); progress is told
+    how many samples are done and may raise to abort.
+    Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
     bounds = _bounds(request)
+    if request.clip and len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
+        raise PixelsOutOfRange("with clip, inputs must lie in [0, 1]")
     sound = request.soundness == "sound"
     program = Program.compile(network, cache_dir=cache_dir, estimate=not sound)
     verifier = Verifier(program, request.norm, request.clip, sound, device)
@@ -113,32 +78,30 @@ def certify_samples(
     for parameter in attacked.parameters():
         parameter.requires_grad_(False)
     epsilons = [float_above(epsilon) for epsilon in request.epsilons]
-    blocks: list[_Block] = []
-    seconds = {"bound": 0.0, "attack": 0.0}
-    notes: dict[str, Any] = {"audited": 0, "budget_spent": False, "overruled_estimates": 0}
+    blocks: list[Block] = []
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     prediction, margin, correct = _deployed_answers(deployed_logits, labels)
-
-    def spent() -> bool:
-        return deadline is not None and time.monotonic() > deadline
-
+    run = Stages(
+        verifier,
+        attacked,
+        deployed,
+        request,
+        epsilons=epsilons,
+        deadline=deadline,
+        work=math.inf if work is None else work,
+    )
     for start in range(0, len(x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(x)))
-        block = _Block(
+        block = Block(
             inputs[rows], targets[rows], indices[rows], margin[rows], correct[rows], epsilons
         )
         blocks.append(block)
-        began = time.perf_counter()
-        _run_bounds(verifier, bounds, block, request, spent)
-        seconds["bound"] += time.perf_counter() - began
-        began = time.perf_counter()
-        if request.attack is not None and not spent():
-            _run_attack(attacked, deployed, block, request, notes, sound)
-        seconds["attack"] += time.perf_counter() - began
-        notes["budget_spent"] = bool(notes["budget_spent"] or spent())
+        # What earlier blocks did not use goes to the later ones.
+        share = len(block.x) / (len(x) - start)
+        run.certify(block, bounds, share=share, alive=partial(progress, start))
         progress(rows.stop)
-    return _results(blocks, indices, labels, prediction, margin, request, seconds, notes)
+    return _results(blocks, indices, labels, prediction, margin, request, run.seconds, run.notes)
 
 
 def _bounds(request: CertificationRequest) -> list[Bound]:
@@ -166,149 +129,8 @@ def _deployed_answers(
     return prediction, torch.where(finite, margin, torch.nan), correct
 
 
-def _run_bounds(
-    verifier: Verifier,
-    bounds: list[Bound],
-    block: _Block,
-    request: CertificationRequest,
-    spent: Callable[[], bool],
-) -> None:
-    cap = largest_distance(tuple(block.x.shape[1:]), request.norm, request.clip)
-    for bound in bounds:
-        if bound.radius is not None:
-            rows = block.correct.nonzero().flatten()
-            if rows.numel():
-                radius = verifier.radius(
-                    bound,
-                    block.x[rows],
-                    block.labels[rows],
-                    block.epsilons,
-                    report=request.radius,
-                )
-                radius = torch.where(radius >= cap, torch.inf, radius)
-                block.prove(rows, radius, bound.name)
-            continue
-        for position in np.argsort(block.epsilons, kind="stable"):
-            if spent():
-                return
-            epsilon = block.epsilons[position]
-            # A bound that failed at a smaller epsilon fails here too.
-            tried = torch.full_like(block.failed, epsilon)
-            rows = (block.correct & (block.proved < epsilon) & (block.failed > epsilon)).nonzero()
-            rows = rows.flatten()
-            if not rows.numel():
-                continue
-            proved = verifier.proves(
-                bound, block.x[rows], block.labels[rows], tried[rows], block.margin[rows]
-            )
-            block.prove(rows[proved], tried[rows[proved]], bound.name)
-            block.failed[rows[~proved]] = epsilon
-        if bound is not bounds[-1]:
-            # The next bound may prove what this one could not.
-            block.failed.fill_(torch.inf)
-    if request.radius:
-        _search(verifier, bounds, block, cap, spent)
-
-
-def _search(
-    verifier: Verifier,
-    bounds: list[Bound],
-    block: _Block,
-    cap: float,
-    spent: Callable[[], bool],
-) -> None:
-    dominated = {name for bound in bounds for name in bound.dominates}
-    searching = [b for b in bounds if b.margins is not None and b.name not in dominated]
-    rows = block.correct.nonzero().flatten()
-    if not searching or not rows.numel():
-        return
-    start = torch.full((rows.numel(),), min(min(block.epsilons), cap), dtype=torch.float64)
-
-    def proves(chosen: Tensor, epsilon: Tensor) -> Tensor:
-        proved = torch.zeros(chosen.numel(), dtype=torch.bool)
-        for bound in searching:
-            still = (~proved).nonzero().flatten()
-            picked = rows[chosen[still]]
-            found = verifier.proves(
-                bound, block.x[picked], block.labels[picked], epsilon[still], block.margin[picked]
-            )
-            block.prove(picked[found], epsilon[still][found], bound.name)
-            proved[still[found]] = True
-        return proved
-
-    failed = torch.minimum(block.failed[rows], torch.full_like(start, torch.inf))
-    radius = search_radius(proves, block.proved[rows], failed, start, cap, stop=spent)
-    # Beyond the cap the whole pixel box is proved.
-    for row in rows[torch.isinf(radius)].tolist():
-        block.prove(torch.tensor([row]), torch.tensor([math.inf]), block.by[row])
-
-
-def _run_attack(
-    network: Network,
-    deployed: Deployed,
-    block: _Block,
-    request: CertificationRequest,
-    notes: dict[str, Any],
-    sound: bool,
-) -> None:
-    settings = request.attack
-    assert settings is not None
-    for position in np.argsort(block.epsilons, kind="stable").tolist():
-        epsilon = block.epsilons[position]
-        certified = block.certified()[:, position]
-        audited = torch.from_numpy(
-            audit_selection(
-                block.indices, share=settings.audit, seed=settings.seed, position=position
-            )
-        )
-        broken = block.falsified[:, position].clone()
-        open_rows = block.correct & ~certified & ~broken
-        rows = (open_rows | (block.correct & certified & audited)).nonzero().flatten()
-        if not rows.numel():
-            continue
-        reach = torch.where(certified[rows], AUDIT_SHARE * epsilon, epsilon)
-        # Huge balls are attacked where pixels live.
-        reach = reach.clamp_max(4 * largest_distance(tuple(block.x.shape[1:]), request.norm, True))
-        found, points = attack(
-            network,
-            deployed,
-            block.x[rows],
-            block.labels[rows],
-            block.indices[rows.numpy()],
-            reach,
-            norm=request.norm,
-            clip=request.clip,
-            settings=settings,
-        )
-        notes["audited"] += int(certified[rows].sum())
-        for row, point in zip(rows[found].tolist(), points[found], strict=True):
-            if bool(certified[row]):
-                _overrule(block, row, epsilon, notes, sound)
-            block.counterexamples[row, position] = point
-            for other, asked in enumerate(block.epsilons):
-                if asked >= epsilon:
-                    block.falsified[row, other] = True
-
-
-def _overrule(block: _Block, row: int, epsilon: float, notes: dict[str, Any], sound: bool) -> None:
-    """A certified sample was broken: an internal error if sound; an estimate is taken back."""
-    if sound:
-        raise SoundnessViolation(
-            f"sample {int(block.indices[row])} is certified by {block.by[row]!r} for "
-            f"{float(block.proved[row])!r} and broken within {epsilon!r}"
-        )
-    notes["overruled_estimates"] += 1
-    smaller = [asked for asked in block.epsilons if asked < epsilon]
-    block.proved[row] = max([e for e in smaller if e <= float(block.proved[row])], default=0.0)
-    for position, asked in enumerate(block.epsilons):
-        if asked > float(block.proved[row]):
-            block.decided_by[row][position] = ""
-    if not float(block.proved[row]):
-        block.by[row] = ""
-
-
 def _results(
-    blocks: list[_Block],
+    blocks: list[Block],
     indices: NDArray[np.int64],
     labels: NDArray[np.int64],
     prediction: NDArray[np.int64],

@@ -76,7 +76,9 @@ def refined_pass(
             state.lower[places] = rounded_down(torch.fmax(lower, low), dtype)
             state.upper[places] = rounded_up(torch.fmin(upper, high), dtype)
 
-    state = propagate(program, region, rounding=rounding, dtype=dtype, refine=refine)
+    state = propagate(
+        program, region, rounding=rounding, dtype=dtype, refine=refine, values=backward.values
+    )
     return backward, margin_lower_bounds(program.head, state, labels, rounding)
 
 
@@ -84,16 +86,22 @@ def final_rows(
     backward: BackwardPass,
     labels: Tensor,
     bounds: Tensor,
-    solve: Callable[[BackwardPass, int, Rows], Tensor] | None = None,
+    solve: Callable[[BackwardPass, int, Rows, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """``bounds`` [batch, classes] improved by backward rows for the classes still open."""
+    """``bounds`` [batch, classes] improved by backward rows for the classes still open.
+
+    solve(backward, value, rows, needed) -> lower bounds [rows]; a row above ``needed`` is proved.
+    """
     program = backward.program
     value = len(program.steps)
     state = backward.values[value]
     assert state is not None
     head = program.head
     device = state.centre.device
-    sample, other = (~(bounds > 0) & state.valid[:, None]).nonzero(as_tuple=True)
+    # Rows of -inf: what the head itself ruled out (overflow) stays so.
+    concluded = ~torch.isneginf(bounds).any(1)
+    open_pairs = ~(bounds > 0) & (state.valid & concluded)[:, None]
+    sample, other = open_pairs.nonzero(as_tuple=True)
     if not sample.numel():
         return bounds
     weight = head.weight.to(device)
@@ -106,10 +114,13 @@ def final_rows(
         y = labels[b]
         coefficients = (weight[y] - weight[j]).to(backward.dtype).reshape(-1, *shape)
         rows = Rows(coefficients, shape, None if len(labels) == 1 else b)
-        found = (solve or BackwardPass.lower_bound)(backward, value, rows)
         bias = (head.bias[y.cpu()] - head.bias[j.cpu()]).to(device)
-        found = found + bias - slack[b, y] - slack[b, j]
-        bounds[b, j] = torch.fmax(bounds[b, j], found)
+        gained = bias - slack[b, y] - slack[b, j]
+        if solve is None:
+            found = backward.lower_bound(value, rows)
+        else:
+            found = solve(backward, value, rows, -gained)
+        bounds[b, j] = torch.fmax(bounds[b, j], found + gained)
     return bounds
 
 
@@ -124,7 +135,8 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
     size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)
-    return size * (both * 1.001) + rounding.underflow * (head.terms + 1.0)
+    lost = reach.sum(1, keepdim=True) * (2.0**-110 if backward.dtype == torch.float32 else 0.0)
+    return size * (both * 1.001) + rounding.underflow * (head.terms + 1.0) + lost
 
 
 def _bounds_of(

@@ -46,19 +46,22 @@ def propagate(
     ball: bool = True,
     box: bool = True,
     refine: Callable[[int, list[Enclosure | None]], None] | None = None,
+    values: list[Enclosure | None] | None = None,
 ) -> Enclosure:
     """The enclosure before the head, for a batch; ``ball`` and ``box`` say what is carried.
 
     ball and box: BCP. box alone: interval bounds (IBP). ``refine(index, values)`` is called before
     every step that is not affine and may tighten the boxes of its inputs; with it, all values are
-    kept (value i + 1 is step i's result), else each is dropped after its last use.
+    kept (value i + 1 is step i's result), in the list ``values`` if given; else each is dropped
+    after its last use.
     """
     lower, upper = region.box(dtype)
     radius = region.radius(lower, upper)
     if not ball:
         radius = torch.full_like(radius, torch.inf)
     centre = region.x.to(dtype)
-    values: list[Enclosure | None] = [
+    values = [] if values is None else values
+    values.append(
         Enclosure(
             centre,
             radius,
@@ -67,7 +70,7 @@ def propagate(
             torch.isfinite(radius) if ball else torch.ones_like(radius, dtype=torch.bool),
             round=ball and box and region.norm == "l2",
         )
-    ]
+    )
     last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
     for index, step in enumerate(program.steps):
         if refine is not None and not isinstance(step.op, Affine):
@@ -107,7 +110,8 @@ def deployed_size(step: Step, centre_norm: Tensor, radius: Tensor) -> Tensor:
     op, norms = step.op, step.norms
     assert isinstance(op, Affine)
     assert norms is not None
-    return (norms.absolute * (centre_norm + radius) + op.bias_norm()) * 1.01
+    gamma = Rounding.sound(torch.float64).deployed_gamma(op.terms)
+    return (norms.absolute * (centre_norm + radius) + op.bias_norm()) * (1.01 + gamma)
 
 
 def _affine(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
@@ -125,7 +129,7 @@ def _affine(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosur
         lower, upper = centre - reach, centre + reach
     elif state.lower is not None and state.upper is not None:
         lower, upper, box_size = _affine_box(op, state.lower, state.upper, rounding)
-        size = torch.minimum(size, box_size)
+        size = torch.fmin(size, box_size)
         finite = torch.isfinite(state.radius)
         if bool(finite.any()):
             reach = _ball_reach(op, centre, centre_norm, state.radius, rounding)
@@ -188,5 +192,5 @@ def _affine_box(
             op.cast(f"box constant {both}", reach, lambda: op.bias_magnitude * both * 1.001 + floor)
         )
     centre = op.apply(middle)
-    largest = (size * op.largest_row_sum() + op.largest_bias()) * 1.01
+    largest = (size * op.largest_row_sum() + op.largest_bias()) * (1.01 + deployed)
     return centre - reach, centre + reach, largest

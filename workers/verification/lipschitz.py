@@ -91,15 +91,19 @@ def _overflow_cap(step: Step, centre_norm: Tensor, slope: float, offset: Tensor)
         absolute, bias = step.norms.absolute, op.bias_norm()
     else:
         absolute, bias = 1.0, 0.0
-    room = (FLOAT32_MAX / 1.02 - bias) / max(absolute, 1e-300) - centre_norm - offset
+    terms = op.terms if isinstance(op, Affine) else 2
+    most = FLOAT32_MAX / (1.02 + Rounding.sound(torch.float64).deployed_gamma(terms))
+    room = (most - bias) / max(absolute, 1e-300) - centre_norm - offset
     room = torch.where(room > 0, room, torch.full_like(room, -math.inf))
     return room / max(slope, 1e-300)
 
 
 def _head_cap(program: Program, centre: Tensor) -> Tensor:
     """Largest radius around ``centre`` at which the head cannot overflow float32, [batch]."""
-    rows = program.head.weight.to(centre.device).norm(dim=1).max().clamp_min(1e-300)
-    room = FLOAT32_MAX / 1.02 - program.head.bias_magnitude.to(centre.device).max()
+    head = program.head.on(centre.device)
+    rows = head.row_norms.max().clamp_min(1e-300)
+    deployed = Rounding.sound(torch.float64).deployed_gamma(head.terms)
+    room = FLOAT32_MAX / (1.02 + deployed) - head.bias_magnitude.max()
     return room / rows - rough_norm(centre)
 
 

@@ -74,13 +74,14 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
     at_centre = centre_margins(head, centre, labels, rounding)
     radius = state.radius[:, None]
     bound = at_centre.margin - at_centre.rounding - radius * at_centre.slope * (1.0 + 1e-12)
-    size = at_centre.logits.abs() + radius * head.row_norms
+    # Partial sums, not logits: sum |w_i z_i| + |b| over the ball.
+    size = centre.abs() @ head.absolute + head.bias_magnitude + radius * head.row_norms
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
         reach = torch.maximum(lower.abs(), upper.abs())
         head_size = reach @ head.absolute + head.bias_magnitude
-        size = torch.minimum(size.nan_to_num(torch.inf), head_size)
+        size = torch.fmin(size, head_size)
         deployed, own = _head_gammas(head, rounding)
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
         centre_size = centre.abs() @ head.absolute + head.bias_magnitude
@@ -103,7 +104,8 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
     bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)
     valid = state.valid & torch.isfinite(at_centre.logits).all(1)
     if rounding.is_sound and head.terms:
-        valid = valid & (size < FLOAT32_MAX).all(1)
+        deployed, _ = _head_gammas(head, rounding)
+        valid = valid & (size * (1.01 + deployed) < FLOAT32_MAX).all(1)
     bound = torch.where(valid[:, None], bound, torch.full_like(bound, -torch.inf))
     return bound.scatter(1, labels[:, None], torch.inf)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,7 @@ from models.layers import (
 )
 from models.network import INPUT, Network
 from workers.verification.affine import (
+    FLOAT32_SAFE,
     Affine,
     Convolution,
     Dense,
@@ -89,6 +91,12 @@ class Head:
     bias_magnitude: Tensor
     terms: float
 
+    def float32_safe(self) -> bool:
+        """Whether a float32 copy of the weights loses no more than one rounding each."""
+        low, high = FLOAT32_SAFE
+        size = self.weight.abs()
+        return not bool((((size > 0) & (size < low)) | (size > high)).any())
+
     @cached_property
     def absolute(self) -> Tensor:
         """|weight|, transposed: [features, classes]."""
@@ -137,6 +145,7 @@ class Program:
             steps, head = _split_head(network, steps)
             steps = _with_norms(steps, network, cache_dir, estimate)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
+        safe = safe and head.float32_safe()
         return cls(network.input_shape, tuple(steps), head, safe)
 
 
@@ -206,7 +215,7 @@ def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
     bias = _float64(layer.bias).reshape(-1, *ones)
     magnitude = (mean * scale).abs() + bias.abs()
     # Scale and shift are computed at run time: var + eps, root, reciprocal, products, sum.
-    terms = 10 + constant_terms(scale, 1.0 / root)
+    terms = 10 + constant_terms(scale, 1.0 / root, mean * scale)
     return _diagonal(shape, scale, bias - mean * scale, magnitude, terms)
 
 
@@ -290,6 +299,9 @@ def _window_overlap(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
 def _merge(first: Step, second: Step) -> Affine | None:
     """second o first as one affine map, where it keeps its form."""
     before, after = first.op, second.op
+    for op in (before, after):
+        if isinstance(op, Affine) and not op.moderate():
+            return None
     if isinstance(after, Diagonal) and isinstance(before, Dense | Convolution | Diagonal):
         return before.scaled_output(after)
     if isinstance(before, Diagonal) and isinstance(after, Dense | Convolution):
@@ -420,7 +432,7 @@ def _with_norms(
         result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
     if path is not None and missing:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{id(steps)}.tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.{id(steps)}.tmp")
         temporary.write_text(json.dumps(stored))
         temporary.replace(path)
     return result

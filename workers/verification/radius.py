@@ -10,8 +10,6 @@ from torch import Tensor
 
 __all__ = ["rounded_down", "search_radius"]
 
-#: The bracket ends when its ends differ by less than this share.
-RELATIVE_WIDTH = 2.0**-10
 #: Halvings below the smallest known failure before a sample is left with no radius.
 HALVINGS = 20
 
@@ -31,20 +29,22 @@ def search_radius(
     start: Tensor,
     cap: float,
     *,
+    width: float,
     stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Largest epsilon [batch] float64 at which ``proves`` succeeded; infinite beyond ``cap``.
 
     proves(rows, epsilon [rows]) -> [rows] bool; proved [batch]: already proved epsilons (0: none);
     failed [batch]: already failed ones (inf: none); start [batch]: first guess where nothing is
-    known. Every success is a proof of its own, so nothing depends on monotony. The epsilons tried
-    depend on the sample alone, not on the batch.
+    known; width: the bracket ends when its ends differ by less than this share. Every success is a
+    proof of its own, so nothing depends on monotony. The epsilons tried depend on the sample alone,
+    not on the batch.
     """
     low, high = proved.clone(), failed.clone()
     tried = torch.zeros_like(low)
     while not stop():
         unbounded = low >= cap
-        wide = (high - low) > RELATIVE_WIDTH * high
+        wide = (high - low) > width * high
         no_root = (low <= 0) & (tried >= HALVINGS)
         rows = (~unbounded & (wide | torch.isinf(high)) & ~no_root).nonzero().flatten()
         if not rows.numel():

@@ -102,7 +102,7 @@ def test_quick_maximum_is_never_below_the_exact_one(
     upper = torch.from_numpy(random.random((4, size)) * (random.random((4, size)) < 0.7)).to(dtype)
     rho = torch.from_numpy(10.0 ** random.uniform(-3, 1, 4))
     corner = torch.maximum(-lower, upper).double().norm(dim=1) * (1 + 1e-9)
-    quick = quick_maximum(w, lower, upper, rho, corner, rounds)
+    quick, _ = quick_maximum(w, lower, upper, rho, corner, rounds)
     exact = ball_box_maximum(w.double(), lower.double(), upper.double(), rho)
     size_of_it = (w.abs() * torch.maximum(-lower, upper)).sum(1).double()
     assert bool((quick >= exact - 1e-12 * size_of_it).all())

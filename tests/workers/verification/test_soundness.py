@@ -278,6 +278,7 @@ def test_a_certified_and_broken_sample_fails_loudly(monkeypatch: pytest.MonkeyPa
     lie = bounds.Bound(
         "lipschitz",
         ("l2",),
+        4,
         radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
     monkeypatch.setitem(bounds.BOUNDS, "lipschitz", lie)
@@ -294,6 +295,7 @@ def test_an_estimate_that_the_attack_breaks_is_taken_back(monkeypatch: pytest.Mo
     lie = bounds.Bound(
         "lipschitz",
         ("l2",),
+        4,
         radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
     monkeypatch.setitem(bounds.BOUNDS, "lipschitz", lie)

@@ -1,0 +1,197 @@
+"""Networks that once were certified falsely, found by review: each must stay uncertified there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.errors import ModelError
+from models.layers import (
+    BatchNorm,
+    Layer,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Multiply,
+    Pad,
+    ReLU,
+    Reshape,
+    Shift,
+)
+from models.network import Network
+from tests.workers.verification.test_soundness import certify, evaluate
+from workers.verification.bounds import BOUNDS
+from workers.verification.cascade import PixelsOutOfRange
+
+T = torch.tensor
+METHODS = sorted(BOUNDS)
+
+
+def chain(shape: tuple[int, ...], *layers: Layer) -> Network:
+    """The layers one after the other."""
+    rows = []
+    last = "input"
+    for index, layer in enumerate(layers):
+        rows.append((f"n{index}", layer, (last,)))
+        last = f"n{index}"
+    return Network(shape, rows).eval()
+
+
+def fan_out() -> Network:
+    """Rounding of the backward pass counts the outputs an input feeds, not its inputs."""
+    size, w = 512, 10001.2345
+    weight = torch.full((size, 1), w)
+    bias = torch.full((size,), -w + 0.05)
+    total = size * (float(weight[0, 0]) + float(bias[0]))
+    last = T([[0.0], [1.0]]).expand(2, size).clone()
+    return chain((1,), Linear(weight, bias), ReLU(), Linear(last, T([1.02 * total, 0.0])))
+
+
+#: name: (network, clean point, point that the deployed network gets wrong)
+CASES: dict[str, tuple[Network, Any, Any]] = {
+    "overlapping max pool": (
+        chain(
+            (1, 1, 3),
+            Multiply(T([[[0.0, 10.0, 0.0]]])),
+            Shift(T([[[-20.0, -4.0, 0.01]]])),
+            MaxPool2d(kernel=(1, 2), stride=1),
+            Reshape(shape=(2,)),
+            Linear(T([[0.0, 0.0], [0.0, 1.0]]), T([0.6, 0.0])),
+        ),
+        [[[[0.4, 0.4, 0.4]]]],
+        [[[[0.4, 0.48, 0.4]]]],
+    ),
+    "overflow inside a fused map": (
+        chain(
+            (2,),
+            Linear(T([[2e38, 2e38], [0, 0]]), T([0.0, 0.0])),
+            Multiply(T(1e-38)),
+            ReLU(),
+            Linear(T([[0.0, 0.0], [1.0, 0.0]]), T([45.0, 0.0])),
+        ),
+        [[0.8, 0.8]],
+        [[0.86, 0.86]],
+    ),
+    "batch norm scale overflows": (
+        chain(
+            (1,),
+            Linear(T([[1e-30]]), T([-0.5e-30])),
+            BatchNorm(T([1e20]), T([0.0]), T([1e-38]), T([1e-42]), eps=0.0),
+            ReLU(),
+            Linear(T([[0.0], [1.0]]), T([1e12, 0.0])),
+        ),
+        [[0.4]],
+        [[0.55]],
+    ),
+    "underflow inside a fused map": (
+        chain(
+            (1,),
+            Multiply(T(1e-38)),
+            Multiply(T(1e-7)),
+            Multiply(T(1e38)),
+            Multiply(T(1e7)),
+            Linear(T([[1.0], [0.0]]), T([-0.55, 0.0])),
+        ),
+        [[0.95]],
+        [[0.68]],
+    ),
+    "partial sums of the head overflow": (
+        chain((4,), Linear(T([[0.0] * 4, [2e38, 2e38, -2e38, -2e38]]), T([1e38, 0.0]))),
+        [[0.8] * 4],
+        [[0.88] * 4],
+    ),
+    "the same behind a relu": (
+        chain((4,), ReLU(), Linear(T([[0.0] * 4, [2e38, 2e38, -2e38, -2e38]]), T([1e38, 0.0]))),
+        [[0.8] * 4],
+        [[0.88] * 4],
+    ),
+    "coefficients underflow": (
+        chain(
+            (1,),
+            Linear(T([[1e30]])),
+            ReLU(),
+            Linear(T([[1e-25]])),
+            ReLU(),
+            Linear(T([[1e-25]])),
+            ReLU(),
+            Linear(T([[0.0], [1.0]]), T([0.5e-20, 0.0])),
+        ),
+        [[0.1]],
+        [[0.7]],
+    ),
+    "the head's copy underflows": (
+        chain(
+            (1,),
+            Linear(T([[1e30]])),
+            ReLU(),
+            Linear(T([[0.0], [1e-30]]), T([0.5, 0.0])),
+            Multiply(T(1e-20)),
+        ),
+        [[0.1]],
+        [[0.7]],
+    ),
+    "squares of coefficients underflow": (
+        chain(
+            (4,),
+            Linear(torch.full((2, 4), 1e-25)),
+            ReLU(),
+            Linear(T([[0.0, 0.0], [1.0, 0.0]]), T([2.5e-25, 0.0])),
+        ),
+        [[0.5] * 4],
+        [[0.7] * 4],
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("name", CASES)
+def test_radius_stays_below_the_counterexample(name: str, norm: str, method: str) -> None:
+    network, clean, bad = CASES[name]
+    x, wrong = (np.asarray(value, dtype=np.float32) for value in (clean, bad))
+    label = int(evaluate(network, x)[0].argmax())
+    answer = evaluate(network, wrong)[0]
+    assert not np.isfinite(answer).all() or answer.argmax() != label
+    move = (wrong.astype(np.float64) - x).ravel()
+    distance = np.linalg.norm(move) if norm == "l2" else np.abs(move).max()
+    found = certify(network, x, ("1/5", "1/3"), norm=norm, method=method, attack=None)
+    assert found.radius[0] < distance
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_wide_first_layer_is_not_certified_by_lost_rounding(method: str) -> None:
+    network, x = fan_out(), np.ones((1, 1), dtype=np.float32)
+    options = {"norm": "linf", "method": method, "clip": False, "attack": None}
+    found = certify(network, x, ("1/1000000",), **options)
+    # One float32 step of the input away the answer is wrong.
+    assert evaluate(network, x * np.float32(1 + 2.0**-22))[0].argmax() != found.label[0]
+    assert found.radius[0] < 2.0**-22
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_networks_without_activations_are_certified(method: str) -> None:
+    plain = chain((2,), Linear(T([[1.0, 0.0], [0.0, 1.0]])))
+    shifted = chain((2,), Shift(T([0.5, 0.0])))
+    zero = chain(
+        (2,), Linear(torch.zeros(3, 2)), ReLU(), Linear(T([[1.0] * 3, [0.0] * 3]), T([1.0, 0]))
+    )
+    x = np.array([[0.9, 0.1]], dtype=np.float32)
+    for network in (plain, shifted, zero):
+        assert certify(network, x, ("1/10",), method=method, attack=None).certified.all()
+
+
+def test_inputs_outside_the_pixel_box_are_refused_with_clip() -> None:
+    network = chain((1,), Linear(T([[-1.0], [0.0]]), T([-3.0, 0.0])))
+    with pytest.raises(PixelsOutOfRange):
+        certify(network, np.array([[-5.0]], dtype=np.float32), ("1",))
+
+
+def test_constants_are_what_a_float32_attribute_holds() -> None:
+    assert Pad(padding=(1, 1, 1, 1), value=0.1).value == float(np.float32(0.1))
+    assert LeakyReLU(slope=0.01).slope == float(np.float32(0.01))
+    for slope in (2.0, -0.5):
+        with pytest.raises(ModelError):
+            LeakyReLU(slope=slope)

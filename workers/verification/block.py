@@ -1,0 +1,66 @@
+"""The state of one block of samples while bounds and attack work on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Block"]
+
+
+class Block:
+    """The state of one block of samples while bounds and attack work on it."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        indices: NDArray[np.int64],
+        margin: Tensor,
+        correct: Tensor,
+        epsilons: list[float],
+    ) -> None:
+        count, width = x.shape[0], len(epsilons)
+        self.x, self.labels, self.indices = x, labels, indices
+        self.margin, self.correct = margin, correct
+        self.epsilons = epsilons
+        #: Largest proved and smallest not-proved epsilon per sample.
+        self.proved = torch.zeros(count, dtype=torch.float64)
+        self.failed = torch.full((count,), torch.inf, dtype=torch.float64)
+        self.by = [""] * count
+        self.decided_by = [[""] * width for _ in range(count)]
+        self.falsified = torch.zeros(count, width, dtype=torch.bool)
+        self.counterexamples: dict[tuple[int, int], Tensor] = {}
+
+    def certified(self) -> Tensor:
+        """[batch, epsilons] bool: within the largest proved epsilon."""
+        return torch.tensor(self.epsilons, dtype=torch.float64)[None, :] <= self.proved[:, None]
+
+    def prove(self, rows: Tensor, epsilon: Tensor, name: str) -> None:
+        """``name`` proved these rows up to these epsilons."""
+        for row, value in zip(rows.tolist(), epsilon.tolist(), strict=True):
+            if value > float(self.proved[row]):
+                self.proved[row] = value
+                self.by[row] = name
+                for position, asked in enumerate(self.epsilons):
+                    if asked <= value and not self.decided_by[row][position]:
+                        self.decided_by[row][position] = name
+
+    def open(self, position: int) -> Tensor:
+        """[batch] bool: correct, neither proved nor falsified at this asked epsilon."""
+        undecided = self.proved < self.epsilons[position]
+        return self.correct & undecided & ~self.falsified[:, position]
+
+    def ceiling(self) -> Tensor:
+        """Smallest epsilon per sample at which an attack succeeded, [batch] float64 (inf: none)."""
+        asked = torch.tensor(self.epsilons, dtype=torch.float64)
+        return torch.where(self.falsified, asked[None, :], torch.inf).amin(1)
+
+    def falsify(self, row: int, position: int, point: Tensor) -> None:
+        """``point`` breaks the sample within the asked epsilon, hence within every larger one."""
+        self.counterexamples[row, position] = point
+        for other, asked in enumerate(self.epsilons):
+            if asked >= self.epsilons[position]:
+                self.falsified[row, other] = True

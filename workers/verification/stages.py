@@ -1,0 +1,258 @@
+"""The stages of the cascade on one block of samples, within the time and work allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.network import Network
+from workers.verification.attack import Deployed, attack, audit_selection
+from workers.verification.block import Block
+from workers.verification.bounds import Bound, Verifier
+from workers.verification.radius import search_radius
+from workers.verification.region import largest_distance
+from workers.verification.results import CertificationRequest
+
+log = logging.getLogger(__name__)
+
+__all__ = ["SoundnessViolation", "Stages"]
+
+#: A radius is searched until its bracket is this narrow: with cheap bounds, and with dear ones.
+FINE, COARSE = 2.0**-10, 2.0**-4
+#: An audited sample is attacked at this share of the epsilon that it is certified for.
+AUDIT_SHARE = 0.999
+
+
+class SoundnessViolation(RuntimeError):
+    """A certified sample was broken inside its certified ball: a bug, never an answer."""
+
+    code = "soundness_violation"
+
+
+class Stages:
+    """One shard's cascade: cheap bounds, then the attack, then the dear bounds, then the audit."""
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        network: Network,
+        deployed: Deployed,
+        request: CertificationRequest,
+        *,
+        epsilons: list[float],
+        deadline: float | None,
+        work: float,
+    ) -> None:
+        self.verifier, self.network, self.deployed = verifier, network, deployed
+        self.request, self.epsilons = request, epsilons
+        self.deadline, self.work = deadline, work
+        self.budget = 0.0
+        self.seconds = {"bound": 0.0, "attack": 0.0}
+        self.notes: dict[str, Any] = {
+            "audited": 0,
+            "budget_spent": False,
+            "work_spent": False,
+            "overruled_estimates": 0,
+            "gave_up": {},
+        }
+
+    def spent(self) -> bool:
+        """Whether the time that the job was given is over."""
+        over = self.deadline is not None and time.monotonic() > self.deadline
+        self.notes["budget_spent"] = self.notes["budget_spent"] or over
+        return over
+
+    def certify(
+        self, block: Block, bounds: list[Bound], *, share: float, alive: Callable[[], None]
+    ) -> None:
+        """Run the whole cascade on one block; ``alive`` is called between its stages."""
+        settings = self.request.attack
+        # The attack comes as soon as the next bound would cost more than it.
+        price = math.inf if settings is None else 3.0 * settings.steps * max(1, settings.restarts)
+        cheap = [bound for bound in bounds if bound.cost <= price]
+        dear = [bound for bound in bounds if bound.cost > price]
+        self.budget = self.work * share
+        before = self.budget
+        with self._timed("bound"):
+            for bound in cheap:
+                self._apply(bound, block)
+                alive()
+            self._search(cheap, block, FINE)
+        alive()
+        with self._timed("attack"):
+            self._attack(block, audit=False)
+        alive()
+        with self._timed("bound"):
+            for bound in dear:
+                self._apply(bound, block)
+                alive()
+            self._search(dear[:1], block, COARSE if cheap else FINE)
+        with self._timed("attack"):
+            self._attack(block, audit=True)
+        self.work -= before - self.budget
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - began
+
+    def _cap(self, block: Block) -> float:
+        return largest_distance(tuple(block.x.shape[1:]), self.request.norm, self.request.clip)
+
+    def _apply(self, bound: Bound, block: Block) -> None:
+        """``bound`` on every asked epsilon that is still open, smallest first."""
+        if bound.radius is not None:
+            rows = block.correct.nonzero().flatten()
+            if rows.numel():
+                radius = self.verifier.radius(
+                    bound,
+                    block.x[rows],
+                    block.labels[rows],
+                    block.epsilons,
+                    report=self.request.radius,
+                )
+                radius = torch.where(radius >= self._cap(block), torch.inf, radius)
+                block.prove(rows, radius, bound.name)
+            return
+        block.failed.fill_(torch.inf)
+        for position in np.argsort(block.epsilons, kind="stable").tolist():
+            epsilon = block.epsilons[position]
+            # A bound that failed at a smaller epsilon fails here too.
+            rows = (block.open(position) & (block.failed > epsilon)).nonzero().flatten()
+            tried = torch.full((len(block.x),), epsilon, dtype=torch.float64)
+            proved, asked = self._proves(bound, block, rows, tried[rows])
+            block.prove(asked[proved], tried[asked[proved]], bound.name)
+            block.failed[asked[~proved]] = epsilon
+
+    def _proves(
+        self, bound: Bound, block: Block, rows: Tensor, epsilon: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(proved, rows): of the rows that time and work allow, those nearest to deciding first."""
+        allowed = max(0, int(min(self.budget / bound.cost, 1e9)))
+        if self.spent():
+            allowed = 0
+        elif allowed < rows.numel():
+            self.notes["work_spent"] = True
+        if allowed < rows.numel():
+            nearest = torch.argsort(block.margin[rows] / epsilon, descending=True, stable=True)
+            keep = nearest[:allowed].sort().values
+            rows, epsilon = rows[keep], epsilon[keep]
+        if not rows.numel():
+            return torch.zeros(0, dtype=torch.bool), rows
+        self.budget -= bound.cost * rows.numel()
+        try:
+            proved = self.verifier.proves(
+                bound, block.x[rows], block.labels[rows], epsilon, block.margin[rows]
+            )
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            return self._gave_up(bound, rows, str(error))
+        except RuntimeError as error:
+            # What torch raises when the host has no memory left has no class of its own.
+            if "alloc" not in str(error):
+                raise
+            return self._gave_up(bound, rows, str(error))
+        return proved, rows
+
+    def _gave_up(self, bound: Bound, rows: Tensor, reason: str) -> tuple[Tensor, Tensor]:
+        """A network too large for a bound: cheaper bounds' answers stand, the report says so."""
+        log.warning("bound %s gave up on %d samples: %s", bound.name, rows.numel(), reason)
+        counts = self.notes["gave_up"]
+        counts[bound.name] = counts.get(bound.name, 0) + int(rows.numel())
+        return torch.zeros(rows.numel(), dtype=torch.bool), rows
+
+    def _search(self, bounds: list[Bound], block: Block, width: float) -> None:
+        """Raise the proved radius of every correct sample with the tightest of these bounds."""
+        dominated = {name for bound in bounds for name in bound.dominates}
+        searching = [b for b in bounds if b.margins is not None and b.name not in dominated]
+        rows = block.correct.nonzero().flatten()
+        if not self.request.radius or not searching or not rows.numel():
+            return
+        cap = self._cap(block)
+        start = torch.full((rows.numel(),), min(min(block.epsilons), cap), dtype=torch.float64)
+
+        def proves(chosen: Tensor, epsilon: Tensor) -> Tensor:
+            proved = torch.zeros(chosen.numel(), dtype=torch.bool)
+            for bound in searching:
+                still = (~proved).nonzero().flatten()
+                found, asked = self._proves(bound, block, rows[chosen[still]], epsilon[still])
+                position = torch.searchsorted(rows[chosen], asked)
+                block.prove(asked[found], epsilon[position[found]], bound.name)
+                proved[position[found]] = True
+            return proved
+
+        failed = torch.minimum(block.failed[rows], block.ceiling()[rows])
+        radius = search_radius(
+            proves,
+            block.proved[rows].clone(),
+            failed,
+            start,
+            cap,
+            width=width,
+            stop=lambda: self.spent() or self.budget < searching[0].cost,
+        )
+        # Beyond the cap every input is proved.
+        for row in rows[torch.isinf(radius)].tolist():
+            block.prove(torch.tensor([row]), torch.tensor([math.inf]), block.by[row])
+
+    def _attack(self, block: Block, *, audit: bool) -> None:
+        """PGD on what is open, or (``audit``) on a random share of what is certified."""
+        settings = self.request.attack
+        if settings is None or self.spent():
+            return
+        limit = 4 * largest_distance(tuple(block.x.shape[1:]), self.request.norm, True)
+        for position in np.argsort(block.epsilons, kind="stable").tolist():
+            epsilon = block.epsilons[position]
+            if audit:
+                drawn = audit_selection(
+                    block.indices, share=settings.audit, seed=settings.seed, position=position
+                )
+                chosen = block.correct & block.certified()[:, position] & torch.from_numpy(drawn)
+            else:
+                chosen = block.open(position)
+            rows = chosen.nonzero().flatten()
+            if not rows.numel():
+                continue
+            # Huge balls are attacked where pixels live.
+            reach = min(AUDIT_SHARE * epsilon if audit else epsilon, limit)
+            found, points = attack(
+                self.network,
+                self.deployed,
+                block.x[rows],
+                block.labels[rows],
+                block.indices[rows.numpy()],
+                torch.full((rows.numel(),), reach, dtype=torch.float64),
+                norm=self.request.norm,
+                clip=self.request.clip,
+                settings=settings,
+            )
+            self.notes["audited"] += int(rows.numel()) if audit else 0
+            for row, point in zip(rows[found].tolist(), points[found], strict=True):
+                if audit:
+                    _overrule(block, row, epsilon, self.notes, self.verifier.sound)
+                block.falsify(row, position, point)
+
+
+def _overrule(block: Block, row: int, epsilon: float, notes: dict[str, Any], sound: bool) -> None:
+    """A certified sample was broken: an internal error if sound; an estimate is taken back."""
+    if sound:
+        raise SoundnessViolation(
+            f"sample {int(block.indices[row])} is certified by {block.by[row]!r} for "
+            f"{float(block.proved[row])!r} and broken within {epsilon!r}"
+        )
+    notes["overruled_estimates"] += 1
+    smaller = [asked for asked in block.epsilons if asked < epsilon]
+    block.proved[row] = max([e for e in smaller if e <= float(block.proved[row])], default=0.0)
+    for position, asked in enumerate(block.epsilons):
+        if asked > float(block.proved[row]):
+            block.decided_by[row][position] = ""
+    if not float(block.proved[row]):
+        block.by[row] = ""

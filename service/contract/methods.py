@@ -56,6 +56,15 @@ _ROWS = (
         "Lee, Lee, Park 2020",
     ),
     Method(
+        "local-lip",
+        "Ball and box with operator norms per sample: what cannot change is left out",
+        "sound: whatever bcp proves and more; not `deterministic`, some norms are proved up to a "
+        "failure probability, which the report states",
+        ("l2", "linf"),
+        "about 10 per epsilon, up to 150 for samples that stay open",
+        "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+    ),
+    Method(
         "crown",
         "Linear relaxation, backward, adaptive slopes; for l2 with the pixel box",
         "sound: rounding of every step is part of the bound",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from workers.verification.alpha_crown import alpha_crown_margins
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import cap_margins, crown_margins
 from workers.verification.interval import interval_margins
+from workers.verification.lanczos import Chance
 from workers.verification.lipschitz import lipschitz_radius
+from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
 from workers.verification.margins import certified
 from workers.verification.program import Program
 from workers.verification.region import Region
@@ -29,6 +32,7 @@ BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
 RETRY_SHARE = 0.05
 
 MarginsAt = Callable[[Program, Region, Tensor, Rounding, torch.dtype], Tensor]
+ByChance = Callable[[Chance, Program, Region, Tensor, Rounding, torch.dtype], Tensor]
 ClosedForm = Callable[..., Tensor]
 
 
@@ -39,7 +43,10 @@ class Bound:
     radius(program, x, labels, norm=, rounding=, dtype=) -> [batch] epsilon;
     margins(program, region, labels, rounding, dtype) -> [batch, classes] lower bounds;
     cost: in plain forward passes per sample and epsilon, roughly; orders the cascade.
+    by_chance(chance, program, ...): the same, valid up to the failure probability of ``chance``;
     dominates: bounds that prove nothing at any epsilon that this one does not prove.
+    within: in a cascade, tried only where the bound before it missed by less than this share of the
+    margin at the centre (None: everywhere).
     """
 
     name: str
@@ -48,6 +55,8 @@ class Bound:
     radius: ClosedForm | None = None
     margins: MarginsAt | None = None
     dominates: tuple[str, ...] = ()
+    within: float | None = None
+    by_chance: ByChance | None = None
 
 
 BOUNDS: dict[str, Bound] = {
@@ -56,10 +65,23 @@ BOUNDS: dict[str, Bound] = {
         Bound("lipschitz", ("l2", "linf"), 4, radius=lipschitz_radius),
         Bound("ibp", ("l2", "linf"), 5, margins=interval_margins),
         Bound("bcp", ("l2", "linf"), 6, margins=bcp_margins, dominates=("ibp",)),
+        Bound(
+            "local-lip",
+            ("l2", "linf"),
+            10,
+            margins=local_margins,
+            by_chance=local_margins_by_chance,
+            dominates=("ibp", "bcp"),
+        ),
         Bound("crown", ("l2", "linf"), 1_000, margins=crown_margins),
         Bound("cap", ("l2", "linf"), 1_000, margins=cap_margins),
         Bound(
-            "alpha-crown", ("l2", "linf"), 5_000, margins=alpha_crown_margins, dominates=("crown",)
+            "alpha-crown",
+            ("l2", "linf"),
+            5_000,
+            margins=alpha_crown_margins,
+            dominates=("crown",),
+            within=0.5,
         ),
     )
 }
@@ -72,7 +94,8 @@ AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp", "crown", "alpha-crown")
 class Verifier:
     """A program with everything a bound needs: norm, clip, device, sound or estimate.
 
-    ``only``: one arithmetic instead of all that are tried in turn.
+    ``only``: one arithmetic instead of all that are tried in turn. ``chance``: random starts are
+    allowed and counted there (None: everything is deterministic).
     """
 
     program: Program
@@ -81,6 +104,7 @@ class Verifier:
     sound: bool
     device: torch.device
     only: torch.dtype | None = None
+    chance: Chance | None = None
 
     def passes(self) -> list[tuple[Rounding, torch.dtype]]:
         """Arithmetic to try in turn: what the first leaves open, the next tries again.
@@ -127,14 +151,19 @@ class Verifier:
 
     def proves(
         self, bound: Bound, x: Tensor, labels: Tensor, epsilon: Tensor, margin: Tensor
-    ) -> Tensor:
-        """[batch] bool: the bound proves each sample's label within its own epsilon [batch].
+    ) -> tuple[Tensor, Tensor]:
+        """Whether the bound proves each label within its own epsilon [batch], and its least
+        margin, both [batch].
 
         margin [batch]: the deployed margin at x, which says when a second try is worth it.
         """
-        assert bound.margins is not None
+        margins_at = bound.margins
+        if self.chance is not None and bound.by_chance is not None:
+            margins_at = partial(bound.by_chance, self.chance)
+        assert margins_at is not None
         proved = torch.zeros(x.shape[0], dtype=torch.bool)
         hopeful = torch.ones(x.shape[0], dtype=torch.bool)
+        lowest = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
         with exact_arithmetic():
             for rounding, dtype in self.passes():
                 still = (~proved & hopeful).nonzero().flatten()
@@ -142,14 +171,15 @@ class Verifier:
                     region = Region(
                         x[rows].to(self.device), epsilon[rows].to(self.device), self.norm, self.clip
                     )
-                    margins = bound.margins(
+                    margins = margins_at(
                         self.program, region, labels[rows].to(self.device), rounding, dtype
                     )
                     proved[rows] = certified(margins).cpu()
                     least = margins.amin(1).cpu()
                     close = least > -RETRY_SHARE * margin[rows]
                     hopeful[rows] = close | torch.isneginf(least)
-        return proved
+                    lowest[rows] = torch.maximum(lowest[rows], least)
+        return proved, lowest
 
     def _blocks(
         self, x: Tensor, dtype: torch.dtype, rows: Tensor | None = None

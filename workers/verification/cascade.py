@@ -20,6 +20,7 @@ from models.network import Network
 from workers.verification.attack import Deployed
 from workers.verification.block import Block
 from workers.verification.bounds import AUTO, BOUNDS, Bound, Verifier
+from workers.verification.lanczos import Chance
 from workers.verification.program import Program
 from workers.verification.radius import rounded_down
 from workers.verification.region import float_above
@@ -73,7 +74,8 @@ def certify_samples(
         raise PixelsOutOfRange("with clip, inputs must lie in [0, 1]")
     sound = request.soundness == "sound"
     program = Program.compile(network, cache_dir=cache_dir, estimate=not sound)
-    verifier = Verifier(program, request.norm, request.clip, sound, device)
+    chance = None if request.deterministic or not sound else Chance()
+    verifier = Verifier(program, request.norm, request.clip, sound, device, chance=chance)
     attacked = network.to(device)
     for parameter in attacked.parameters():
         parameter.requires_grad_(False)
@@ -101,6 +103,8 @@ def certify_samples(
         share = len(block.x) / (len(x) - start)
         run.certify(block, bounds, share=share, alive=partial(progress, start))
         progress(rows.stop)
+    if chance is not None:
+        run.notes["failure_probability"] = chance.failure_probability
     return _results(blocks, indices, labels, prediction, margin, request, run.seconds, run.notes)
 
 

@@ -15,6 +15,7 @@ from tests.workers.verification.test_local_lipschitz import (
     random_map,
     saturated_network,
 )
+from tests.workers.verification.test_soundness import certify, images
 from workers.verification import lanczos, local_lipschitz
 from workers.verification.affine import Dense
 from workers.verification.lanczos import Chance, lanczos_norms, largest_root, tridiagonal
@@ -155,3 +156,19 @@ def test_what_is_deterministic_takes_no_chances(monkeypatch: pytest.MonkeyPatch)
     region = Region(x, torch.full((4,), 0.8, dtype=torch.float64), "l2", True)
     with torch.no_grad():
         local_margins(program, region, network(x).argmax(1), *arithmetic(torch.float64))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_cascade_reports_the_failure_probability(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(local_lipschitz.HOPE, "lanczos", 1e9)
+    monkeypatch.setattr(lanczos, "ROOM", 10.0)
+    network, x = saturated_network(1, ReLU()), images(1)
+    found = certify(
+        network, x, ("1/2",), method="local-lip", deterministic=deterministic, attack=None
+    )
+    if deterministic:
+        assert "failure_probability" not in found.notes
+    else:
+        assert 0 < found.notes["failure_probability"] <= 1e-10 * len(x)

@@ -57,7 +57,7 @@ def images(seed: int, count: int = 6) -> np.ndarray[Any, Any]:
 @given(
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "linf"]),
-    method=st.sampled_from(["auto", "lipschitz", "ibp", "bcp", "crown", "cap"]),
+    method=st.sampled_from(["auto", "lipschitz", "ibp", "bcp", "local-lip", "crown", "cap"]),
     clip=st.booleans(),
     scale=st.sampled_from([1.0, 1e4, 1e-4]),
 )
@@ -133,7 +133,10 @@ def test_nested_epsilons_are_monotone_and_bracketed(seed: int, norm: str) -> Non
     assert (certified == (found.radius[:, None] >= values)).all()
 
 
-@given(seed=st.integers(0, 10**6), method=st.sampled_from(["auto", "lipschitz", "bcp", "crown"]))
+@given(
+    seed=st.integers(0, 10**6),
+    method=st.sampled_from(["auto", "lipschitz", "bcp", "local-lip", "crown"]),
+)
 @settings(max_examples=10, deadline=None)
 def test_batch_size_does_not_change_a_certificate(seed: int, method: str) -> None:
     network = random_network(seed)
@@ -176,6 +179,11 @@ def test_a_near_isometric_stack_is_not_certified_beyond_its_gain() -> None:
     found = certify(network, x, ("36/255",), attack=AttackSettings(steps=50))
     assert found.falsified.all()
     assert not found.certified.any()
+    for deterministic in (True, False):
+        local = certify(
+            network, x, ("36/255",), method="local-lip", deterministic=deterministic, attack=None
+        )
+        assert not local.certified.any()
 
 
 def test_epsilon_1e20_certifies_only_what_is_constant() -> None:
@@ -204,7 +212,7 @@ def test_weights_that_are_not_finite_certify_nothing(value: float, layer: str) -
         target.weight[0, 0] = value
     x = np.random.default_rng(0).random((5, 4)).astype(np.float32)
     labels = np.zeros(5, dtype=np.int64)
-    for method in ("auto", "lipschitz", "ibp", "bcp", "crown", "cap"):
+    for method in ("auto", "lipschitz", "ibp", "bcp", "local-lip", "crown", "cap"):
         assert not certify(network, x, labels=labels, method=method).certified.any()
 
 
@@ -213,7 +221,7 @@ def test_ties_are_never_certified() -> None:
     equal = Linear(torch.ones(3, 4), torch.zeros(3))
     network = Network((4,), [("o", equal, ("input",))])
     x = np.random.default_rng(0).random((5, 4)).astype(np.float32)
-    for method in ("auto", "lipschitz", "ibp", "bcp", "crown", "cap"):
+    for method in ("auto", "lipschitz", "ibp", "bcp", "local-lip", "crown", "cap"):
         found = certify(network, x, ("1/1000000",), method=method)
         assert not found.certified.any()
         assert (found.radius == 0).all()

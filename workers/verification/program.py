@@ -7,9 +7,7 @@ exact, and a final dense layer becomes the head, so that class differences can b
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,25 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
-from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers import (
-    Add,
     AvgPool2d,
-    BatchNorm,
-    Conv2d,
-    Divide,
     Layer,
-    LeakyReLU,
-    Linear,
     MaxPool2d,
-    Multiply,
-    Normalize,
     Pad,
     Permute,
-    ReLU,
     Reshape,
-    Shift,
 )
 from models.network import INPUT, Network
 from workers.verification.affine import (
@@ -45,22 +31,14 @@ from workers.verification.affine import (
     Dense,
     Diagonal,
     Norms,
-    Pooling,
-    constant_terms,
 )
-from workers.verification.reductions import Reduction
 from workers.verification.spectral import ConvGeometry
+from workers.verification.translation import AFFINE, DIRECT, UnsupportedLayer
 
 __all__ = ["Head", "Program", "Step", "UnsupportedLayer"]
 
 #: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
 NORMS_VERSION = 1
-
-
-class UnsupportedLayer(ValueError):
-    """A layer that no bound of this verifier covers."""
-
-    code = "unsupported_layer"
 
 
 @dataclass(frozen=True)
@@ -147,113 +125,6 @@ class Program:
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
         return cls(network.input_shape, tuple(steps), head, safe)
-
-
-def _float64(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(device="cpu", dtype=torch.float64)
-
-
-def _zero() -> Tensor:
-    return torch.zeros((), dtype=torch.float64)
-
-
-def _conv2d(layer: Conv2d, shape: tuple[int, ...]) -> Affine:
-    bias = _zero() if layer.bias is None else _float64(layer.bias)[:, None, None]
-    weight = _float64(layer.weight)
-    geometry = ConvGeometry(
-        (shape[1], shape[2]), layer.stride, layer.padding, layer.dilation, layer.groups
-    )
-    terms = weight[0].numel() + 2
-    out = layer.output_shape(shape)
-    return Convolution(shape, out, bias, bias.abs(), terms, weight=weight, geometry=geometry)
-
-
-def _linear(layer: Linear, shape: tuple[int, ...]) -> Affine:
-    bias = _zero() if layer.bias is None else _float64(layer.bias)
-    weight = _float64(layer.weight)
-    out = layer.output_shape(shape)
-    return Dense(shape, out, bias, bias.abs(), weight.shape[1] + 2, weight=weight)
-
-
-def _diagonal(
-    shape: tuple[int, ...], scale: Tensor, shift: Tensor, magnitude: Tensor, terms: float
-) -> Affine:
-    return Diagonal(shape, shape, shift, magnitude, terms, scale=scale)
-
-
-def _multiply(layer: Multiply, shape: tuple[int, ...]) -> Affine:
-    return _diagonal(shape, _float64(layer.value), _zero(), _zero(), 2)
-
-
-def _divide(layer: Divide, shape: tuple[int, ...]) -> Affine:
-    # One correctly rounded division; two more steps allow a multiplication by the reciprocal.
-    scale = 1.0 / _float64(layer.value)
-    return _diagonal(shape, scale, _zero(), _zero(), 4 + constant_terms(scale))
-
-
-def _shift(layer: Shift, shape: tuple[int, ...]) -> Affine:
-    value = _float64(layer.value)
-    return _diagonal(shape, torch.ones((), dtype=torch.float64), value, value.abs(), 2)
-
-
-def _normalize(layer: Normalize, shape: tuple[int, ...]) -> Affine:
-    rank = len(shape)
-    mean = layer.shaped(_float64(layer.mean), rank)
-    scale = 1.0 / layer.shaped(_float64(layer.std), rank)
-    shift = -mean * scale
-    return _diagonal(shape, scale, shift, shift.abs(), 6 + constant_terms(scale))
-
-
-def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
-    ones = [1] * (len(shape) - 1)
-    variance = _float64(layer.var)
-    if bool((variance < 0).any()):
-        raise UnsupportedLayer("batch norm with a negative variance")
-    root = torch.sqrt(variance + layer.eps)
-    scale = (_float64(layer.weight) / root).reshape(-1, *ones)
-    mean = _float64(layer.mean).reshape(-1, *ones)
-    bias = _float64(layer.bias).reshape(-1, *ones)
-    magnitude = (mean * scale).abs() + bias.abs()
-    # Scale and shift are computed at run time: var + eps, root, reciprocal, products, sum.
-    terms = 10 + constant_terms(scale, 1.0 / root, mean * scale)
-    return _diagonal(shape, scale, bias - mean * scale, magnitude, terms)
-
-
-def _avg_pool2d(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
-    terms = layer.kernel[0] * layer.kernel[1] + 4
-    out = layer.output_shape(shape)
-    return Pooling(shape, out, _zero(), _zero(), terms, layer=layer)
-
-
-def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
-    axes = tuple(layer.batched_axes())
-    count = math.prod(shape[axis - 1] for axis in axes)
-    # The deployed mean may divide by n or multiply by a rounded 1 / n, axis after axis.
-    scale = 1.0 / count if isinstance(layer, ReduceMean) else 1.0
-    out = layer.output_shape(shape) or (1,)
-    return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale)
-
-
-#: Affine layers by class: how each is written as an affine map. A new one is one row.
-AFFINE: dict[type[Layer], Callable[..., Affine]] = {
-    Conv2d: _conv2d,
-    Linear: _linear,
-    Multiply: _multiply,
-    Divide: _divide,
-    Shift: _shift,
-    Normalize: _normalize,
-    BatchNorm: _batch_norm,
-    AvgPool2d: _avg_pool2d,
-    ReduceSum: _reduction,
-    ReduceMean: _reduction,
-}
-
-#: Layers used as they are: exact in float32, or (Add, LeakyReLU) with one rounding, or (Sigmoid,
-#: Tanh) with a stated error.
-DIRECT: tuple[type[Layer], ...] = (
-    *(ReLU, LeakyReLU, Clip, ReLUTheta, AtLeast, AtMost, Sigmoid, Tanh, MaxMin, MaxPool2d),
-    *(Add, Maximum, Minimum, Concat, Slice, Reshape, Permute, Pad),
-)
 
 
 def _without_scalars(layer: Layer, shape: tuple[int, ...]) -> Layer:

@@ -25,13 +25,14 @@ from workers.verification.interval import interval_margins
 from workers.verification.layer_rules import RULES
 from workers.verification.lipschitz import lipschitz_constant
 from workers.verification.margins import logit_enclosure
-from workers.verification.program import AFFINE, DIRECT, Program
+from workers.verification.program import Program
 from workers.verification.reductions import Reduction
 from workers.verification.region import Region
 from workers.verification.relaxation import RELAXATIONS
 from workers.verification.rounding import Rounding
 from workers.verification.rows import Rows
 from workers.verification.spectral import dense_norm, materialize
+from workers.verification.translation import AFFINE, DIRECT
 
 F64 = torch.float64
 SHAPE = (4, 3, 5)
@@ -277,7 +278,7 @@ def test_maxmin_loses_nothing_where_both_halves_count_alike() -> None:
 
 def test_a_map_that_widens_counts_the_terms_of_its_transpose() -> None:
     """The backward step through W [1000, 2] sums 1000 terms, the forward one 2."""
-    from workers.verification.backward import local_error
+    from workers.verification.adjoint import local_error
 
     wide, narrow = (AFFINE[Linear](Linear(torch.ones(count, 2)), (2,)) for count in (1000, 2))
     box = torch.ones(1, 2)

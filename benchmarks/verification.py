@@ -67,7 +67,7 @@ def measure(
                     radius = verifier.radius(bound, x, y, [epsilon], report=True)
                     found[:] = [radius >= epsilon]
                 else:
-                    found[:] = [verifier.proves(bound, x, y, reach, margin.double())]
+                    found[:] = [verifier.proves(bound, x, y, reach, margin.double())[0]]
 
             cheap = bound.name in ("lipschitz", "ibp", "bcp")
             seconds = least(run, 5 if cheap else 1)

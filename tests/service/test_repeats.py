@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -27,7 +27,7 @@ def settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def submit(api: httpx.Client) -> Iterator[Callable[..., httpx.Response]]:
+def submit(api: httpx.Client) -> Callable[..., httpx.Response]:
     """Submits JSON on one model; ``key`` is the Idempotency-Key, others are members."""
     model = api.post("/models", files={"model": ("n.onnx", bytes([8, 8, 0x3A, 0]))}).json()["id"]
 
@@ -36,7 +36,7 @@ def submit(api: httpx.Client) -> Iterator[Callable[..., httpx.Response]]:
         headers = {} if key is None else {"Idempotency-Key": key}
         return api.post(f"/certify{query}", json=body, headers=headers)
 
-    yield send
+    return send
 
 
 def succeed(store: Store, ledger: Ledger, job_id: str) -> None:

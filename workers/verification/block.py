@@ -29,6 +29,8 @@ class Block:
         #: Largest proved and smallest not-proved epsilon per sample.
         self.proved = torch.zeros(count, dtype=torch.float64)
         self.failed = torch.full((count,), torch.inf, dtype=torch.float64)
+        #: The last bound's least margin over the margin at the centre, where it failed.
+        self.gap = torch.zeros(count, dtype=torch.float64)
         self.by = [""] * count
         self.decided_by = [[""] * width for _ in range(count)]
         self.falsified = torch.zeros(count, width, dtype=torch.bool)

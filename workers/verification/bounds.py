@@ -45,6 +45,8 @@ class Bound:
     cost: in plain forward passes per sample and epsilon, roughly; orders the cascade.
     by_chance(chance, program, ...): the same, valid up to the failure probability of ``chance``;
     dominates: bounds that prove nothing at any epsilon that this one does not prove.
+    within: in a cascade, tried only where the bound before it missed by less than this share of the
+    margin at the centre (None: everywhere).
     """
 
     name: str
@@ -53,6 +55,7 @@ class Bound:
     radius: ClosedForm | None = None
     margins: MarginsAt | None = None
     dominates: tuple[str, ...] = ()
+    within: float | None = None
     by_chance: ByChance | None = None
 
 
@@ -73,7 +76,12 @@ BOUNDS: dict[str, Bound] = {
         Bound("crown", ("l2", "linf"), 1_000, margins=crown_margins),
         Bound("cap", ("l2", "linf"), 1_000, margins=cap_margins),
         Bound(
-            "alpha-crown", ("l2", "linf"), 5_000, margins=alpha_crown_margins, dominates=("crown",)
+            "alpha-crown",
+            ("l2", "linf"),
+            5_000,
+            margins=alpha_crown_margins,
+            dominates=("crown",),
+            within=0.5,
         ),
     )
 }
@@ -143,8 +151,9 @@ class Verifier:
 
     def proves(
         self, bound: Bound, x: Tensor, labels: Tensor, epsilon: Tensor, margin: Tensor
-    ) -> Tensor:
-        """[batch] bool: the bound proves each sample's label within its own epsilon [batch].
+    ) -> tuple[Tensor, Tensor]:
+        """Whether the bound proves each label within its own epsilon [batch], and its least
+        margin, both [batch].
 
         margin [batch]: the deployed margin at x, which says when a second try is worth it.
         """
@@ -154,6 +163,7 @@ class Verifier:
         assert margins_at is not None
         proved = torch.zeros(x.shape[0], dtype=torch.bool)
         hopeful = torch.ones(x.shape[0], dtype=torch.bool)
+        lowest = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
         with exact_arithmetic():
             for rounding, dtype in self.passes():
                 still = (~proved & hopeful).nonzero().flatten()
@@ -168,7 +178,8 @@ class Verifier:
                     least = margins.amin(1).cpu()
                     close = least > -RETRY_SHARE * margin[rows]
                     hopeful[rows] = close | torch.isneginf(least)
-        return proved
+                    lowest[rows] = torch.maximum(lowest[rows], least)
+        return proved, lowest
 
     def _blocks(
         self, x: Tensor, dtype: torch.dtype, rows: Tensor | None = None

@@ -173,7 +173,9 @@ def _results(
                 method.append(decided[max(proved, key=lambda p: request.epsilons[p])])
             else:
                 method.append("attack" if bool(broken.any()) else "undecided")
-    asked = torch.tensor([float_above(epsilon) for epsilon in request.epsilons]).double()
+    asked = torch.tensor(
+        [float_above(epsilon) for epsilon in request.epsilons], dtype=torch.float64
+    )
     largest = torch.where(certified, asked[None, :].expand_as(certified), 0.0)
     radius = torch.maximum(rounded_down(radius), largest.amax(1) if len(radius) else radius)
     radius[~torch.cat([block.correct for block in blocks])] = 0.0

@@ -55,6 +55,7 @@ class Stages:
         self.request, self.epsilons = request, epsilons
         self.deadline, self.work = deadline, work
         self.budget = 0.0
+        self.cascading = False
         self.seconds = {"bound": 0.0, "attack": 0.0}
         self.notes: dict[str, Any] = {
             "audited": 0,
@@ -79,6 +80,7 @@ class Stages:
         price = math.inf if settings is None else 3.0 * settings.steps * max(1, settings.restarts)
         cheap = [bound for bound in bounds if bound.cost <= price]
         dear = [bound for bound in bounds if bound.cost > price]
+        self.cascading = len(bounds) > 1
         self.budget = self.work * share
         before = self.budget
         with self._timed("bound"):
@@ -94,7 +96,11 @@ class Stages:
             for bound in dear:
                 self._apply(bound, block)
                 alive()
-            self._search(dear[:1], block, COARSE if cheap else FINE)
+            # Where the cheap bounds have settled everything asked, their radius is left as it is.
+            names = {bound.name for bound in dear}
+            unsettled = torch.tensor([by in names or not by for by in block.by])
+            unsettled |= block.proved < min(block.epsilons)
+            self._search(dear[:1], block, COARSE if cheap else FINE, unsettled if cheap else None)
         with self._timed("attack"):
             self._attack(block, audit=True)
         self.work -= before - self.budget
@@ -127,7 +133,10 @@ class Stages:
         for position in np.argsort(block.epsilons, kind="stable").tolist():
             epsilon = block.epsilons[position]
             # A bound that failed at a smaller epsilon fails here too.
-            rows = (block.open(position) & (block.failed > epsilon)).nonzero().flatten()
+            wanted = block.open(position) & (block.failed > epsilon)
+            if bound.within is not None and self.cascading:
+                wanted &= block.gap > -bound.within
+            rows = wanted.nonzero().flatten()
             tried = torch.full((len(block.x),), epsilon, dtype=torch.float64)
             proved, asked = self._proves(bound, block, rows, tried[rows])
             block.prove(asked[proved], tried[asked[proved]], bound.name)
@@ -150,9 +159,10 @@ class Stages:
             return torch.zeros(0, dtype=torch.bool), rows
         self.budget -= bound.cost * rows.numel()
         try:
-            proved = self.verifier.proves(
+            proved, least = self.verifier.proves(
                 bound, block.x[rows], block.labels[rows], epsilon, block.margin[rows]
             )
+            block.gap[rows] = torch.where(proved, 0.0, least / block.margin[rows])
         except (MemoryError, torch.OutOfMemoryError) as error:
             return self._gave_up(bound, rows, str(error))
         except RuntimeError as error:
@@ -169,11 +179,14 @@ class Stages:
         counts[bound.name] = counts.get(bound.name, 0) + int(rows.numel())
         return torch.zeros(rows.numel(), dtype=torch.bool), rows
 
-    def _search(self, bounds: list[Bound], block: Block, width: float) -> None:
-        """Raise the proved radius of every correct sample with the tightest of these bounds."""
+    def _search(
+        self, bounds: list[Bound], block: Block, width: float, chosen: Tensor | None = None
+    ) -> None:
+        """Raise the proved radius of every correct (and chosen) sample with the tightest bounds."""
         dominated = {name for bound in bounds for name in bound.dominates}
         searching = [b for b in bounds if b.margins is not None and b.name not in dominated]
-        rows = block.correct.nonzero().flatten()
+        wanted = block.correct if chosen is None else block.correct & chosen
+        rows = wanted.nonzero().flatten()
         if not self.request.radius or not searching or not rows.numel():
             return
         cap = self._cap(block)

@@ -1,4 +1,4 @@
-"""Pages, tables and charts of every report that can happen: well-formed, escaped, self-contained."""
+"""Pages, tables and charts of every report: well-formed, escaped, self-contained."""
 
 from __future__ import annotations
 

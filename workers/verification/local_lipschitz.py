@@ -31,7 +31,7 @@ NEAR = 0.05
 
 #: A stage is left out for samples whose margin it would have to raise by more than this many times
 #: the margin at the centre: Gram matrices, Lanczos.
-HOPE = {"gram": 9.0, "lanczos": 3.0}
+HOPE = {"gram": 2.0, "lanczos": 0.25}
 
 
 def local_margins(

@@ -18,7 +18,7 @@ from torch import Tensor
 from workers.verification.affine import Convolution, Dense
 from workers.verification.enclosure import Enclosure, euclidean_norm
 from workers.verification.rounding import gamma, unit_roundoff
-from workers.verification.spectral import dense_norm, materialize
+from workers.verification.spectral import materialize
 
 __all__ = ["GRAM_SIDE", "MaskedMap", "moving", "multiplications"]
 
@@ -129,7 +129,7 @@ class MaskedMap:
     def gram(self, row: int, slopes: Tensor, budget: float) -> tuple[float, float]:
         """(norm, cost) of one sample's M from its active Gram matrix; (inf, 0) beyond ``budget``.
 
-        cost in multiplications (decomposing counts 10 n^3). See ``dense_norm`` for the slack.
+        cost in multiplications (decomposing counts 10 n^3). See ``_gram_norm`` for the slack.
         """
         op = self.op
         outputs = slopes[row].flatten().nonzero().flatten()
@@ -146,9 +146,25 @@ class MaskedMap:
         ):
             return math.inf, 0.0
         matrix = op.cast("matrix", slopes.new_empty(0, dtype=torch.float64), lambda: _matrix(op))
-        part = matrix[outputs][:, inputs]
-        part = part * slopes[row].flatten()[outputs].to(torch.float64)[:, None]
-        return dense_norm(part.cpu()) * (1.0 + 2.0**-48), cost
+        part = matrix if outputs.numel() == matrix.shape[0] else matrix[outputs]
+        part = part if inputs.numel() == matrix.shape[1] else part[:, inputs]
+        scaled = slopes[row].flatten()[outputs].to(torch.float64) / self.scale
+        return _gram_norm(part * scaled[:, None]) * self.scale, cost
+
+
+def _gram_norm(matrix: Tensor) -> float:
+    """Upper bound on a norm, entries in [-1, 1]: the eigenvalues of the smaller Gram matrix plus
+    their backward error (n + 30 m) 2^-52 |matrix|_F^2, as in ``spectral.dense_norm``."""
+    matrix = matrix.cpu()
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    trace = float(gram.diagonal().sum())
+    if not math.isfinite(trace):
+        return math.inf
+    small, large = sorted(matrix.shape)
+    square = float(torch.linalg.eigvalsh(gram)[-1])
+    square = max(square, 0.0) + (large + 30 * small + 64) * 2.0**-52 * trace * 1.001
+    # What underflow in the squares may have hidden, and the roundings of the scaling.
+    return math.sqrt(square + small * large * 1e-300) * (1.0 + 1e-12)
 
 
 def _squares(op: Linear, mask: Tensor, scale: float) -> Tensor:

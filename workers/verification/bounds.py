@@ -87,7 +87,7 @@ BOUNDS: dict[str, Bound] = {
 }
 
 #: What ``method: auto`` runs, in this order.
-AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp", "crown", "alpha-crown")
+AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp", "local-lip", "crown", "alpha-crown")
 
 
 @dataclass(frozen=True)

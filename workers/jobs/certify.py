@@ -84,11 +84,21 @@ def certify_shard(
             cache_dir=store.folder("cache"),
             progress=progress,
             deadline=None if allowed_s is None else began + allowed_s,
+            memory=_memory(settings.memory_fraction, device),
             work=_work(spec, (stop - start) / len(prepared.x)),
         )
         results.notes["device"] = _device_name(device)
     _save(results, path)
     return stop - start
+
+
+def _memory(fraction: float, device: torch.device) -> float:
+    """Bytes that one bound may take: a share of the host's or the GPU's memory, whatever is in use,
+    so that the same job gives the same report."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
+        return fraction * float(torch.cuda.get_device_properties(device).total_memory)
+    return fraction * float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _work(spec: Spec, share: float) -> float | None:

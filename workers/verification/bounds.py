@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from workers.verification.affine import Affine
 from workers.verification.alpha_crown import alpha_crown_margins
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import cap_margins, crown_margins
@@ -44,6 +45,7 @@ class Bound:
     margins(program, region, labels, rounding, dtype) -> [batch, classes] lower bounds;
     cost: in plain forward passes per sample and epsilon, roughly; orders the cascade.
     by_chance(chance, program, ...): the same, valid up to the failure probability of ``chance``;
+    kept: numbers held per number of all activations of one sample (memory);
     dominates: bounds that prove nothing at any epsilon that this one does not prove.
     within: in a cascade, tried only where the bound before it missed by less than this share of the
     margin at the centre (None: everywhere).
@@ -52,6 +54,7 @@ class Bound:
     name: str
     norms: tuple[str, ...]
     cost: float
+    kept: float
     radius: ClosedForm | None = None
     margins: MarginsAt | None = None
     dominates: tuple[str, ...] = ()
@@ -62,23 +65,25 @@ class Bound:
 BOUNDS: dict[str, Bound] = {
     bound.name: bound
     for bound in (
-        Bound("lipschitz", ("l2", "linf"), 4, radius=lipschitz_radius),
-        Bound("ibp", ("l2", "linf"), 5, margins=interval_margins),
-        Bound("bcp", ("l2", "linf"), 6, margins=bcp_margins, dominates=("ibp",)),
+        Bound("lipschitz", ("l2", "linf"), 4, 2, radius=lipschitz_radius),
+        Bound("ibp", ("l2", "linf"), 5, 8, margins=interval_margins),
+        Bound("bcp", ("l2", "linf"), 6, 10, margins=bcp_margins, dominates=("ibp",)),
         Bound(
             "local-lip",
             ("l2", "linf"),
             10,
+            20,
             margins=local_margins,
             by_chance=local_margins_by_chance,
             dominates=("ibp", "bcp"),
         ),
-        Bound("crown", ("l2", "linf"), 1_000, margins=crown_margins),
-        Bound("cap", ("l2", "linf"), 1_000, margins=cap_margins),
+        Bound("crown", ("l2", "linf"), 1_000, 30, margins=crown_margins),
+        Bound("cap", ("l2", "linf"), 1_000, 30, margins=cap_margins),
         Bound(
             "alpha-crown",
             ("l2", "linf"),
             5_000,
+            60,
             margins=alpha_crown_margins,
             dominates=("crown",),
             within=0.5,
@@ -96,6 +101,7 @@ class Verifier:
 
     ``only``: one arithmetic instead of all that are tried in turn. ``chance``: random starts are
     allowed and counted there (None: everything is deterministic).
+    memory: bytes that a bound may take for one sample (None: no limit).
     """
 
     program: Program
@@ -104,6 +110,7 @@ class Verifier:
     sound: bool
     device: torch.device
     only: torch.dtype | None = None
+    memory: float | None = None
     chance: Chance | None = None
 
     def passes(self) -> list[tuple[Rounding, torch.dtype]]:
@@ -120,6 +127,19 @@ class Verifier:
         if self.device.type == "cpu" and self.program.float32_safe:
             return [(Rounding.sound(torch.float32), torch.float32), exact]
         return [exact]
+
+    def fits(self, bound: Bound) -> bool:
+        """Whether one sample's activations and the copies of the weights fit into ``memory``."""
+        numbers = sum(math.prod(step.shape) for step in self.program.steps)
+        weights = sum(
+            weight.numel()
+            for step in self.program.steps
+            if isinstance(step.op, Affine)
+            for weight in step.op.weights()
+        )
+        # Float64 numbers; weights are held in both arithmetics, with their absolute values.
+        need = 8.0 * (bound.kept * numbers + 4.0 * weights)
+        return self.memory is None or need <= self.memory
 
     def radius(
         self, bound: Bound, x: Tensor, labels: Tensor, epsilons: Sequence[float], *, report: bool

@@ -59,14 +59,16 @@ def certify_samples(
     progress: Callable[[int], None] = lambda done: None,
     deadline: float | None = None,
     work: float | None = None,
+    memory: float | None = None,
 ) -> SampleResults:
     """Certified radius and certified / falsified epsilons of every sample of a shard.
 
     x [N, *shape] float32 pixels; labels [N]; indices [N]: positions in the data set (they seed the
     attack); deployed: float32 batch -> logits, the network as it is deployed; deployed_logits
     [N, classes] at x; deadline: ``time.monotonic()`` after which what is open stays undecided;
-    work: plain forward passes that bounds may cost altogether (None: no limit); progress is told
-    how many samples are done and may raise to abort.
+    work: plain forward passes that bounds may cost altogether (None: no limit); memory: bytes that
+    one bound may take for a sample, else the next cheaper one has to do; progress is told how many
+    samples are done and may raise to abort.
     Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
     bounds = _bounds(request)
@@ -75,7 +77,9 @@ def certify_samples(
     sound = request.soundness == "sound"
     program = Program.compile(network, cache_dir=cache_dir, estimate=not sound)
     chance = None if request.deterministic or not sound else Chance()
-    verifier = Verifier(program, request.norm, request.clip, sound, device, chance=chance)
+    verifier = Verifier(
+        program, request.norm, request.clip, sound, device, chance=chance, memory=memory
+    )
     attacked = network.to(device)
     for parameter in attacked.parameters():
         parameter.requires_grad_(False)

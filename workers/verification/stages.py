@@ -116,6 +116,9 @@ class Stages:
 
     def _apply(self, bound: Bound, block: Block) -> None:
         """``bound`` on every asked epsilon that is still open, smallest first."""
+        if not self.verifier.fits(bound):
+            self._gave_up(bound, block.correct.nonzero().flatten(), "too large for its memory")
+            return
         if bound.radius is not None:
             rows = block.correct.nonzero().flatten()
             if rows.numel():
@@ -184,7 +187,11 @@ class Stages:
     ) -> None:
         """Raise the proved radius of every correct (and chosen) sample with the tightest bounds."""
         dominated = {name for bound in bounds for name in bound.dominates}
-        searching = [b for b in bounds if b.margins is not None and b.name not in dominated]
+        searching = [
+            b
+            for b in bounds
+            if b.margins is not None and b.name not in dominated and self.verifier.fits(b)
+        ]
         wanted = block.correct if chosen is None else block.correct & chosen
         rows = wanted.nonzero().flatten()
         if not self.request.radius or not searching or not rows.numel():

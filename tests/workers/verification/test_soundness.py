@@ -36,6 +36,7 @@ def certify(
 ) -> SampleResults:
     """The cascade with the network itself as the deployed one."""
     options.setdefault("norm", "l2")
+    memory = options.pop("memory", None)
     logits = evaluate(network, x)
     request = CertificationRequest(epsilons=tuple(map(Fraction, epsilons)), **options)
     return certify_samples(
@@ -47,6 +48,7 @@ def certify(
         deployed=lambda batch: evaluate(network, batch),
         deployed_logits=logits,
         device=CPU,
+        memory=memory,
     )
 
 
@@ -287,6 +289,7 @@ def test_a_certified_and_broken_sample_fails_loudly(monkeypatch: pytest.MonkeyPa
         "lipschitz",
         ("l2",),
         4,
+        2,
         radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
     monkeypatch.setitem(bounds.BOUNDS, "lipschitz", lie)
@@ -304,6 +307,7 @@ def test_an_estimate_that_the_attack_breaks_is_taken_back(monkeypatch: pytest.Mo
         "lipschitz",
         ("l2",),
         4,
+        2,
         radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
     monkeypatch.setitem(bounds.BOUNDS, "lipschitz", lie)
@@ -336,3 +340,14 @@ def test_results_survive_the_disk(tmp_path: Any) -> None:
     assert (again.certified == found.certified).all()
     assert again.method == found.method
     assert again.counterexamples.keys() == found.counterexamples.keys()
+
+
+def test_a_network_too_large_for_a_bound_falls_back_to_the_next_cheaper_one() -> None:
+    network, x = random_network(5), images(5)
+    full = certify(network, x, ("1/100",), attack=None)
+    small = certify(network, x, ("1/100",), attack=None, memory=80_000.0)
+    assert set(small.notes["gave_up"]) == {"local-lip", "crown", "alpha-crown"}
+    cheap = {"lipschitz", "ibp", "bcp", "undecided"}
+    assert set(small.method) <= cheap
+    assert not (small.certified & ~full.certified).any()
+    assert not certify(network, x, ("1/100",), attack=None, memory=1.0).certified.any()

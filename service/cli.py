@@ -33,9 +33,9 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``certserve``."""
-    options = _parser().parse_args(arguments)
-    console = Console(stderr=options.command == "serve")
     try:
+        options = _parser().parse_args(arguments)
+        console = Console(stderr=options.command == "serve")
         status: int = options.run(options, console)
     except (StartError, RedisServerError, ServiceError, Problem, TimeoutError, OSError) as error:
         print(f"certserve: {error}", file=sys.stderr)
@@ -112,7 +112,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 def _worker(options: argparse.Namespace, console: Console) -> int:
     """Become a worker: of CERTSERVE_REDIS_URL, else of the service on the data directory."""
     environment = {**os.environ, "CERTSERVE_DATA_DIR": str(options.data_dir.absolute())}
-    if "CERTSERVE_REDIS_URL" not in environment:
+    if Settings().redis_url is None:
         running = running_service(options.data_dir)
         if running is None:
             raise StartError(

@@ -188,7 +188,7 @@ class Supervisor:
         host = f"[{self.host}]" if ":" in self.host else self.host
         facts = {
             "url": f"http://{host}:{self.port}",
-            "redis_url": environment["CERTSERVE_REDIS_URL"],
+            "redis_url": environment.get("CERTSERVE_REDIS_URL", self.settings.redis_url),
             "pid": os.getpid(),
         }
         temporary = self.run_dir / "service.json.new"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["Settings"]
@@ -27,6 +27,9 @@ class Settings(BaseSettings):
         default=None,
         description="Redis to use, e.g. redis://host:6379/0 or unix:///run/redis.sock; "
         "unset: the launcher starts an embedded one and passes its address on.",
+    )
+    redis_url_file: Path | None = Field(
+        default=None, description="File that holds that address; CERTSERVE_REDIS_URL wins over it."
     )
     host: str = Field(
         default="127.0.0.1", description="Address to bind; only loopback without keys."
@@ -97,6 +100,9 @@ class Settings(BaseSettings):
         description="API keys, comma-separated: secret or name=secret (admin=secret sees all); "
         "others are made with certserve keys create.",
     )
+    keys_file: Path | None = Field(
+        default=None, description="File that holds keys, one per line; CERTSERVE_KEYS wins over it."
+    )
     key_requests_per_s: float = Field(
         default=500.0, gt=0, description="Requests per second of one key, twice that in a burst."
     )
@@ -131,6 +137,20 @@ class Settings(BaseSettings):
     max_event_streams: int = Field(
         default=2000, gt=0, description="Streams of events open at a time, per API process."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Secrets in files. Raises OSError: an error of pydantic would show all values."""
+        read = {}
+        for name in ("redis_url", "keys"):
+            path = values.get(f"{name}_file")
+            if path and values.get(name) is None:
+                lines = Path(path).read_text().split()
+                if not lines:
+                    raise OSError(f"{path} is empty")
+                read[name] = ",".join(lines)
+        return {**values, **read}
 
     @field_validator("data_sources", mode="before")
     @classmethod

@@ -118,8 +118,8 @@ def main() -> None:
         if rows.size:
             tight = broken(network, x[rows], labels[rows], radius[rows] / 0.8, norm, 5, seed)
             # Half of the end points where the radius is close to what an attack reaches.
-            starts = np.where(tight, options.starts, max(1, options.starts // 5))
-            for flag, count in ((True, options.starts), (False, max(1, options.starts // 5))):
+            starts = np.where(tight, options.starts, max(1, options.starts // 20))
+            for flag, count in ((True, options.starts), (False, max(1, options.starts // 20))):
                 chosen = rows[tight == flag]
                 if not chosen.size:
                     continue

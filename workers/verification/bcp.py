@@ -18,23 +18,31 @@ from workers.verification.rounding import Rounding
 
 __all__ = ["bcp_margins"]
 
+#: Samples on which it is tried whether the ball alone decides anything here.
+PROBE = 3
+
 
 def bcp_margins(
     program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region; the label's column is inf.
 
-    The ball alone costs one forward pass and is never tighter, so it goes first; boxes are carried
-    only for the samples that it leaves open.
+    The ball alone costs one forward pass and is never tighter. Where it decides some of a few
+    samples it goes first, and boxes are carried only for what it leaves open: cheaper, no other.
     """
-    ball = propagate(program, region, rounding=rounding, dtype=dtype, box=False)
-    bounds = margin_lower_bounds(program.head, ball, labels, rounding)
+
+    def margins(rows: Tensor, *, box: bool) -> Tensor:
+        part = region
+        if rows.numel() < len(labels):
+            part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
+        state = propagate(program, part, rounding=rounding, dtype=dtype, box=box)
+        return margin_lower_bounds(program.head, state, labels[rows], rounding)
+
+    everything = torch.arange(len(labels), device=labels.device)
+    if not bool(certified(margins(everything[:PROBE], box=False)).any()):
+        return margins(everything, box=True)
+    bounds = margins(everything, box=False)
     rows = (~certified(bounds)).nonzero().flatten()
-    if not rows.numel():
-        return bounds
-    still = region
-    if rows.numel() < len(labels):
-        still = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
-    state = propagate(program, still, rounding=rounding, dtype=dtype)
-    bounds[rows] = margin_lower_bounds(program.head, state, labels[rows], rounding)
+    if rows.numel():
+        bounds[rows] = margins(rows, box=True)
     return bounds

@@ -28,6 +28,9 @@ __all__ = ["AUTO", "BOUNDS", "Bound", "Verifier"]
 #: Bytes per activation tensor handled at once: on a CPU, small enough to stay in its cache.
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
 
+#: Bounds from this cost on carry many rows per sample: their blocks are this many times smaller.
+MANY_ROWS, MANY_ROWS_SHARE = 500, 32
+
 #: A failed float32 pass is repeated in float64 only where its bound lacks less than this share of
 #: the margin at the centre (what rounding in float32 may have cost), or broke down altogether.
 RETRY_SHARE = 0.05
@@ -187,7 +190,7 @@ class Verifier:
         with exact_arithmetic():
             for rounding, dtype in self.passes():
                 still = (~proved & hopeful).nonzero().flatten()
-                for rows in self._blocks(x, dtype, still):
+                for rows in self._blocks(x, dtype, still, many_rows=bound.cost >= MANY_ROWS):
                     region = Region(
                         x[rows].to(self.device), epsilon[rows].to(self.device), self.norm, self.clip
                     )
@@ -202,12 +205,11 @@ class Verifier:
         return proved, lowest
 
     def _blocks(
-        self, x: Tensor, dtype: torch.dtype, rows: Tensor | None = None
+        self, x: Tensor, dtype: torch.dtype, rows: Tensor, *, many_rows: bool = False
     ) -> Iterator[Tensor | slice]:
-        rows = torch.arange(x.shape[0]) if rows is None else rows
         largest = max([math.prod(step.shape) for step in self.program.steps] + [x[0].numel(), 1])
+        room = BLOCK_BYTES[self.device.type] // (MANY_ROWS_SHARE if many_rows else 1)
+        size = max(1, room // (largest * dtype.itemsize))
         if rows.numel() == x.shape[0]:
-            size = max(1, BLOCK_BYTES[self.device.type] // (largest * dtype.itemsize))
             return (slice(start, start + size) for start in range(0, x.shape[0], size))
-        size = max(1, BLOCK_BYTES[self.device.type] // (largest * dtype.itemsize))
         return iter(rows.split(size)) if rows.numel() else iter(())

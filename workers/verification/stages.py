@@ -103,7 +103,8 @@ class Stages:
             self._search(dear[:1], block, COARSE if cheap else FINE, unsettled if cheap else None)
         with self._timed("attack"):
             self._attack(block, audit=True)
-        self.work -= before - self.budget
+        if math.isfinite(self.work):
+            self.work -= before - self.budget
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:

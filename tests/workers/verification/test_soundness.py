@@ -351,3 +351,13 @@ def test_a_network_too_large_for_a_bound_falls_back_to_the_next_cheaper_one() ->
     assert set(small.method) <= cheap
     assert not (small.certified & ~full.certified).any()
     assert not certify(network, x, ("1/100",), attack=None, memory=1.0).certified.any()
+
+
+@pytest.mark.parametrize("method", ["auto", "bcp", "crown"])
+def test_shards_of_several_blocks_are_certified_like_single_ones(method: str) -> None:
+    network = dense_network([6, 10, 3], 5)
+    x = np.random.default_rng(0).random((150, 6)).astype(np.float32)
+    together = certify(network, x, ("1/100", "1/10"), method=method, attack=None)
+    last = certify(network, x[140:], ("1/100", "1/10"), method=method, attack=None)
+    assert together.certified.any()
+    assert (together.certified[140:] == last.certified).all()

@@ -109,6 +109,10 @@ class ReLUTheta(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return torch.minimum(F.relu(x), self.theta)
 
+    def project(self) -> None:
+        with torch.no_grad():
+            self.theta.clamp_(min=0.0)
+
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
         require_broadcast(self.kind, self.theta, shape)

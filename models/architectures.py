@@ -3,38 +3,42 @@
 A layer list is ``{"input": [c, h, w], "layers": [{"kind": "conv2d", "out": 16, "kernel": 4,
 "stride": 2, "padding": 1}, {"kind": "relu"}, {"kind": "flatten"},
 {"kind": "linear", "out": 10}]}``; ``models.layer_lists`` says what each kind takes.
+``models.families`` are architectures with a depth and a width, such as
+``{"name": "liresnet", "depth": 12, "width": 512}``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from models.activations import ReLUTheta
 from models.errors import ModelError
+from models.families import family_layers
+from models.initial import initial_tensors
 from models.layer_lists import Blueprint, blueprint_of
-from models.layers import BatchNorm, Conv2d, Linear
 from models.network import Network
 
 __all__ = ["ACTIVATIONS", "ARCHITECTURES", "Architecture", "blueprint", "build"]
 
 Row = Mapping[str, Any]
-#: Initial thresholds of ReLU-theta (Local-Lip, Huang et al. 2021: 1 or 2).
-THETA = 1.0
 
-#: Activations that a named architecture can be built with.
-ACTIVATIONS: dict[str, Row] = {
-    "relu": {"kind": "relu"},
-    "leaky-relu": {"kind": "leaky-relu"},
-    "maxmin": {"kind": "maxmin"},
-    "relu-theta": {"kind": "relu-theta"},
-    "sigmoid": {"kind": "sigmoid"},
-    "tanh": {"kind": "tanh"},
+#: Activations that a named architecture can be built with; the thresholds of the clamped ones
+#: (Local-Lip, Huang et al. 2021) are trained, ``Architecture.clamps`` has the published first ones.
+ACTIVATIONS: dict[str, tuple[Row, ...]] = {
+    "relu": ({"kind": "relu"},),
+    "leaky-relu": ({"kind": "leaky-relu"},),
+    "maxmin": ({"kind": "maxmin"},),
+    "clamped-maxmin": (
+        {"kind": "maxmin"},
+        {"kind": "at-most", "half": "first", "value": 1.0},
+        {"kind": "at-least", "half": "second", "value": -1.0},
+    ),
+    "relu-theta": ({"kind": "relu-theta"},),
+    "sigmoid": ({"kind": "sigmoid"},),
+    "tanh": ({"kind": "tanh"},),
 }
 
 
@@ -50,17 +54,32 @@ class Architecture:
     dense: tuple[int, ...]
     #: "default": torch's own; "he": convolutions N(0, 2 / (k k out)) with bias 0.
     init: str = "default"
+    #: First thresholds (most, least) of each clamped MaxMin, in order.
+    clamps: tuple[tuple[float, float], ...] = ()
 
-    def layer_list(self, activation: Row) -> dict[str, Any]:
+    def layer_list(self, activation: Sequence[Row]) -> dict[str, Any]:
         """The same as a layer list."""
         layers: list[Row] = []
+        clamps = iter(self.clamps)
         for out, kernel, stride, padding in self.convolutions:
             conv = {"out": out, "kernel": kernel, "stride": stride, "padding": padding}
-            layers += [{"kind": "conv2d", **conv}, activation]
+            layers += [{"kind": "conv2d", **conv}, *_clamped(activation, next(clamps, None))]
         layers.append({"kind": "flatten"})
         for out in self.dense:
-            layers += [{"kind": "linear", "out": out}, activation]
-        return {"input": list(self.input), "layers": layers[:-1], "init": self.init}
+            layers += [{"kind": "linear", "out": out}, *_clamped(activation, next(clamps, None))]
+        layers = layers[: len(layers) - len(activation)]
+        return {"input": list(self.input), "layers": layers, "init": self.init}
+
+
+def _clamped(activation: Sequence[Row], first: tuple[float, float] | None) -> list[Row]:
+    """The activation's rows with these first thresholds, where it has any."""
+    if first is None:
+        return list(activation)
+    values = dict(zip(("at-most", "at-least"), first, strict=True))
+    return [
+        {**row, "value": values[row["kind"]]} if row["kind"] in values else row
+        for row in activation
+    ]
 
 
 _MNIST, _CIFAR, _TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
@@ -77,6 +96,14 @@ _EIGHT = (
     (256, 4, 2, 0),
 )
 _SMALL = ((16, 4, 2, 1), (32, 4, 2, 1))
+_SIX_CLAMPS = (
+    *((0.1, -0.1), (0.1, -0.15), (0.15, -0.15), (0.15, -0.15), (0.2, -0.2), (0.3, -0.3)),
+    (1.2, -1.2),
+)
+_EIGHT_CLAMPS = (
+    *((0.8, -0.8), (1.0, -1.0), (1.4, -1.4), (1.4, -1.4), (1.4, -1.4), (1.6, -1.6)),
+    *((2.0, -2.0), (3.0, -3.0), (1.6, -1.6)),
+)
 _BCP, _CAP = "BCP (Lee et al. 2020)", "CAP (Wong et al. 2018)"
 _COLT = "COLT (Balunovic & Vechev 2020)"
 
@@ -84,9 +111,11 @@ _COLT = "COLT (Balunovic & Vechev 2020)"
 ARCHITECTURES: dict[str, Architecture] = {
     "mnist-4c3f": Architecture(_BCP, _MNIST, _LARGE, (512, 512, 10)),
     "cifar-4c3f": Architecture(_BCP, _CIFAR, _LARGE, (512, 512, 10), "he"),
-    "cifar-6c2f": Architecture(_BCP, _CIFAR, (*_SIX, (64, 4, 2, 1)), (512, 10), "he"),
-    "cifar-6c2f-nopad": Architecture(_BCP, _CIFAR, (*_SIX, (64, 4, 2, 0)), (512, 10), "he"),
-    "tiny-8c2f": Architecture(_BCP, _TINY, _EIGHT, (256, 200), "he"),
+    "cifar-6c2f": Architecture(_BCP, _CIFAR, (*_SIX, (64, 4, 2, 1)), (512, 10), "he", _SIX_CLAMPS),
+    "cifar-6c2f-nopad": Architecture(
+        _BCP, _CIFAR, (*_SIX, (64, 4, 2, 0)), (512, 10), "he", _SIX_CLAMPS
+    ),
+    "tiny-8c2f": Architecture(_BCP, _TINY, _EIGHT, (256, 200), "he", _EIGHT_CLAMPS),
     "mnist-small": Architecture(_CAP, _MNIST, _SMALL, (100, 10)),
     "cifar-small": Architecture(_CAP, _CIFAR, _SMALL, (100, 10), "he"),
     "mnist-convmed": Architecture(_COLT, _MNIST, ((32, 5, 2, 2), (64, 4, 2, 1)), (100, 10)),
@@ -103,6 +132,8 @@ def blueprint(architecture: str | Mapping[str, Any], *, activation: str = "relu"
     Raises ModelError (unknown_architecture, invalid_architecture, model_too_large).
     """
     if not isinstance(architecture, str):
+        if "name" in architecture:
+            return blueprint_of(family_layers(architecture, ACTIVATIONS.get(activation, ())))
         return blueprint_of(architecture)
     named = ARCHITECTURES.get(architecture)
     if named is None:
@@ -125,37 +156,11 @@ def build(
     *,
     activation: str = "relu",
     generator: torch.Generator | None = None,
+    initial: Mapping[str, Any] | None = None,
 ) -> Network:
-    """A freshly initialised network; the same generator state gives the same weights."""
+    """A freshly initialised network; the same generator state gives the same weights.
+
+    ``initial`` may replace ``init`` (how weights begin) and ``theta`` (ReLU-theta's thresholds).
+    """
     plan = blueprint(architecture, activation=activation)
-    tensors: dict[str, Tensor] = {}
-    for node in plan.skeleton.nodes:
-        layer = plan.skeleton.layer(node.name)
-        prefix = f"layers.{node.name}"
-        if isinstance(layer, Conv2d | Linear):
-            weight, bias = _initial(layer, plan.init, generator)
-            tensors[f"{prefix}.weight"] = weight
-            if bias is not None:
-                tensors[f"{prefix}.bias"] = bias
-        elif isinstance(layer, BatchNorm):
-            for name, value in (("weight", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0)):
-                tensors[f"{prefix}.{name}"] = torch.full(layer.weight.shape, value)
-        elif isinstance(layer, ReLUTheta):
-            tensors[f"{prefix}.theta"] = torch.full(layer.theta.shape, THETA)
-    return plan.network(tensors)
-
-
-def _initial(
-    layer: Conv2d | Linear, init: str, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias: torch's U(-b, b) with b = 1 / sqrt(fan in), or the papers' normal."""
-    shape: Sequence[int] = layer.weight.shape
-    if init == "he" and isinstance(layer, Conv2d):
-        deviation = math.sqrt(2 / (shape[0] * math.prod(shape[2:])))
-        weight = torch.empty(shape).normal_(0, deviation, generator=generator)
-        return weight, None if layer.bias is None else torch.zeros(shape[0])
-    bound = 1 / math.sqrt(math.prod(shape[1:]))
-    weight = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    if layer.bias is None:
-        return weight, None
-    return weight, torch.empty(shape[0]).uniform_(-bound, bound, generator=generator)
+    return plan.network(initial_tensors(plan, generator, **(initial or {})))

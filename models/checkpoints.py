@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from models.activations import ReLUTheta
+from models.activations import AtLeast, AtMost, ReLUTheta
 from models.architectures import blueprint
 from models.checkpoint_files import read_checkpoint
 from models.errors import ModelError
@@ -53,6 +53,8 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "var": ("running_var", "var"),
     },
     ReLUTheta.kind: {"theta": ("theta", "threshold")},
+    AtMost.kind: {"value": ("value",)},
+    AtLeast.kind: {"value": ("value",)},
 }
 
 Group = dict[str, Tensor]
@@ -66,7 +68,7 @@ def load_checkpoint(
     Layers with weights take the checkpoint's modules of the same kind in order; where every such
     layer of the list carries a name, by that name.
     """
-    plan = blueprint(architecture, activation=activation)
+    plan = blueprint(architecture, activation=activation).deployed()
     return network_of_state_dict(
         _state_dict(read_checkpoint(path, format)), plan, ordered=format == "pt"
     )
@@ -165,8 +167,13 @@ def _without_normalization(groups: dict[str, Group], plan: Blueprint) -> dict[st
     return {prefix: group for prefix, group in groups.items() if prefix not in stored}
 
 
-def _kind(group: Group) -> str:
-    """Which kind of layer a module is, by its tensors; empty when it is none of ours."""
+def _kind(prefix: str, group: Group) -> str:
+    """Which kind of layer a module is, by its tensors; empty when it is none of ours.
+
+    Thresholds that do not tell upper from lower are told by the name (as we write it).
+    """
+    if group.keys() == {"value"}:
+        return next((kind for kind in (AtMost.kind, AtLeast.kind) if kind in prefix), "")
     if {"running_mean", "mean"} & group.keys():
         return BatchNorm.kind
     if {"theta", "threshold"} & group.keys():
@@ -195,14 +202,14 @@ def _by_order(
     groups: dict[str, Group], wanted: dict[str, str], plan: Blueprint, *, ordered: bool
 ) -> dict[str, str]:
     """Modules in order, kind by kind."""
-    unknown = [prefix for prefix, group in groups.items() if not _kind(group)]
+    unknown = [prefix for prefix, group in groups.items() if not _kind(prefix, group)]
     if unknown:
         names = [f"{prefix}.{key}" for prefix in unknown for key in groups[prefix]]
         _mismatch(f"the tensors {names[:8]} belong to no layer of the architecture")
     pairs: dict[str, str] = {}
     for kind in _NAMES:
         nodes = [node for node, its_kind in wanted.items() if its_kind == kind]
-        modules = [prefix for prefix, group in groups.items() if _kind(group) == kind]
+        modules = [prefix for prefix, group in groups.items() if _kind(prefix, group) == kind]
         if len(nodes) != len(modules):
             _mismatch(
                 f"the architecture has {len(nodes)} {kind} layers with weights, "
@@ -224,7 +231,7 @@ def _by_shape(
     """Modules whose names say nothing of their order, in the order of the layers' shapes."""
     left: dict[tuple[int, ...], list[str]] = {}
     for prefix in modules:
-        named = (groups[prefix].get(name) for name in ("weight", "theta", "threshold"))
+        named = (groups[prefix].get(name) for name in ("weight", "theta", "threshold", "value"))
         weight = next((tensor for tensor in named if tensor is not None), None)
         left.setdefault(() if weight is None else tuple(weight.shape), []).append(prefix)
     for same in left.values():

@@ -42,6 +42,13 @@ class Layer(nn.Module):
         """Everything but the tensors, as JSON-able values; ``build`` takes it back."""
         return {}
 
+    def deployed(self) -> Layer:
+        """The layer that is deployed and certified in this one's place, usually itself."""
+        return self
+
+    def project(self) -> None:
+        """Bring the parameters back into their range, in place, after a training step."""
+
     @classmethod
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
         """The layer from ``config()`` and its tensors by name (as in ``state_dict``)."""

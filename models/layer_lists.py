@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from models.activations import Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.errors import ModelError
 from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layer_rows import MAX_SIZE, LayerRow
@@ -37,11 +37,21 @@ from models.layers import (
     Shape,
 )
 from models.network import INPUT, Network
+from models.reparametrized import (
+    NormalizedLinear,
+    OrthogonalConv2d,
+    OrthogonalLinear,
+    ResidualConv2d,
+)
 
 __all__ = ["KINDS", "Blueprint", "blueprint_of"]
 
 #: Kinds that join the layer before them with the one that a single ``from`` names.
 JOINING = ("add", "concat", "maximum", "minimum", "residual")
+#: Initial thresholds of ReLU-theta (Local-Lip, Huang et al. 2021: 1 or 2).
+THETA = 1.0
+#: How weights may begin, see ``models.initial``.
+INITS = ("default", "he", "orthogonal")
 MAX_LAYERS = 1_000
 MAX_PARAMETERS = 1 << 27
 MAX_ACTIVATION = 1 << 26
@@ -58,12 +68,18 @@ class Blueprint:
     given: Mapping[str, Tensor]
     #: The request's own names of layers, by node.
     names: Mapping[str, str]
+    #: The rows of the list, by node: what initial values are read from.
+    rows: Mapping[str, Mapping[str, Any]]
 
     def network(self, tensors: Mapping[str, Tensor]) -> Network:
         """The network with these tensors (by their names in the skeleton's state dict)."""
         return Network.from_description(
             self.skeleton.description(), {**tensors, **self.given}
         ).eval()
+
+    def deployed(self) -> Blueprint:
+        """The same for the layers that are deployed: what a checkpoint holds."""
+        return replace(self, skeleton=self.skeleton.deployed())
 
 
 def _meta(*shape: int) -> Tensor:
@@ -93,12 +109,48 @@ def _conv2d(row: LayerRow, shape: Shape) -> Layer:
     )
 
 
-def _linear(row: LayerRow, shape: Shape) -> Layer:
+def _orthogonal_conv2d(row: LayerRow, shape: Shape) -> Layer:
+    channels, out, (height, width) = _image(row, shape)[0], row.integer("out"), row.pair("kernel")
+    _afford(row, out * channels * height * width)
+    weight, bias = _meta(out, channels, height, width), _meta(out)
+    return OrthogonalConv2d(weight, bias, stride=(height, width), padding=row.padding())
+
+
+def _residual_conv2d(row: LayerRow, shape: Shape) -> Layer:
+    channels, (height, width) = _image(row, shape)[0], row.pair("kernel", 3)
+    _afford(row, channels * channels * height * width)
+    return ResidualConv2d(
+        _meta(channels, channels, height, width),
+        _meta(channels, 1, 1, 1),
+        _meta(channels),
+        scale=row.number("scale", 1.0, 1e-3, 1e3),
+        padding=(height // 2, width // 2),
+    )
+
+
+def _linear(row: LayerRow, shape: Shape, kind: type[Linear] = Linear) -> Layer:
     if len(shape) != 1:
         row.refuse(f"needs a flat input, not {shape}", 'put {"kind": "flatten"} before it')
     out = row.integer("out")
     _afford(row, out * shape[0])
-    return Linear(_meta(out, shape[0]), _meta(out) if row.boolean("bias", True) else None)
+    return kind(_meta(out, shape[0]), _meta(out) if row.boolean("bias", True) else None)
+
+
+def _limit(kind: type[AtLeast | AtMost]) -> Callable[[LayerRow, Shape], Layer]:
+    """A trained threshold per unit; ``half`` leaves the other half of the channels alone."""
+
+    def maker(row: LayerRow, shape: Shape) -> Layer:
+        row.number("value", 0.0, -1e6, 1e6)
+        if row.get("half") not in (None, "first", "second") or (row.get("half") and shape[0] % 2):
+            row.refuse('takes "half": "first" or "second" of an even number of channels')
+        return kind(_meta(*shape))
+
+    return maker
+
+
+def _relu_theta(row: LayerRow, shape: Shape) -> Layer:
+    row.number("value", THETA, 0.0, 1e6)
+    return ReLUTheta(_meta(*shape))
 
 
 def _batch_norm(row: LayerRow, shape: Shape) -> Layer:
@@ -190,6 +242,8 @@ def _reduction(kind: type[ReduceMean | ReduceSum]) -> Callable[[LayerRow, Shape]
 #: Kinds of layers in a list: a new one is one function and one row here.
 KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "add": lambda row, shape: Add(),
+    "at-least": _limit(AtLeast),
+    "at-most": _limit(AtMost),
     "avg-pool2d": _avg_pool,
     "batch-norm": _batch_norm,
     "clip": _clip,
@@ -204,12 +258,16 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "maxmin": lambda row, shape: MaxMin(),
     "minimum": lambda row, shape: Minimum(),
     "normalize": _normalize,
+    "normalized-linear": lambda row, shape: _linear(row, shape, NormalizedLinear),
+    "orthogonal-conv2d": _orthogonal_conv2d,
+    "orthogonal-linear": lambda row, shape: _linear(row, shape, OrthogonalLinear),
     "reduce-mean": _reduction(ReduceMean),
     "reduce-sum": _reduction(ReduceSum),
     "relu": lambda row, shape: ReLU(),
-    "relu-theta": lambda row, shape: ReLUTheta(_meta(*shape)),
+    "relu-theta": _relu_theta,
     "relu6": lambda row, shape: Clip(low=0.0, high=6.0),
     "residual": lambda row, shape: Add(),
+    "residual-conv2d": _residual_conv2d,
     "sigmoid": lambda row, shape: Sigmoid(),
     "slice": _slice,
     "tanh": lambda row, shape: Tanh(),
@@ -221,7 +279,7 @@ def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
     known = {"input", "layers", "init"}
     unknown = sorted(str(key)[:40] for key in description if key not in known)
     rows, shape, init = (description.get(key) for key in ("layers", "input", "init"))
-    if unknown or init not in (None, "default", "he"):
+    if unknown or init not in (None, *INITS):
         _invalid(f"an architecture has {sorted(known)}, not {unknown or init!r}")
     if (
         not isinstance(shape, list | tuple)
@@ -238,7 +296,7 @@ def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
     skeleton = Network(plan.input_shape, plan.layers)
     if skeleton.classes < 2:
         _invalid("a classifier needs at least two outputs")
-    return Blueprint(skeleton, init or "default", plan.given, plan.names)
+    return Blueprint(skeleton, init or "default", plan.given, plan.names, plan.rows)
 
 
 class _Plan:
@@ -251,6 +309,7 @@ class _Plan:
         self.nodes: dict[str, str] = {INPUT: INPUT}
         self.names: dict[str, str] = {}
         self.given: dict[str, Tensor] = {}
+        self.rows: dict[str, Mapping[str, Any]] = {}
         self.parameters = 0
         self.last = INPUT
 
@@ -274,6 +333,7 @@ class _Plan:
         self.layers.append((node, layer, inputs))
         self.shapes[node] = tuple(shape)
         self._name(row, node)
+        self.rows[node] = row.row
         if isinstance(layer, Normalize):
             self.given.update({f"layers.{node}.mean": layer.mean, f"layers.{node}.std": layer.std})
         self.last = node

@@ -15,9 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.dense import Conv2d, Linear, four_sides, pair, window_grid
 from models.errors import ModelError
 from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layer import ConstantLayer, Layer, Shape, ShapeError, as_float32, parameter
+from models.reparametrized import (
+    NormalizedLinear,
+    OrthogonalConv2d,
+    OrthogonalLinear,
+    ResidualConv2d,
+)
 
 __all__ = [
     "LAYER_KINDS",
@@ -40,115 +47,6 @@ __all__ = [
     "ShapeError",
     "Shift",
 ]
-
-
-def _pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return (value, value)
-    first, second = value
-    return (int(first), int(second))
-
-
-def _four(value: int | tuple[int, ...] | list[int]) -> tuple[int, int, int, int]:
-    """Padding as (top, left, bottom, right), from one number, (vertical, horizontal) or all."""
-    if isinstance(value, int):
-        return (value, value, value, value)
-    if len(value) == 2:
-        return (int(value[0]), int(value[1]), int(value[0]), int(value[1]))
-    top, left, bottom, right = value
-    return (int(top), int(left), int(bottom), int(right))
-
-
-class Conv2d(Layer):
-    """2-d cross-correlation with zero padding (top, left, bottom, right), stride, dilation, groups.
-
-    weight [out, in / groups, kernel_h, kernel_w]; bias [out] or None; input [in, h, w].
-    """
-
-    kind = "conv2d"
-
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *,
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-    ) -> None:
-        super().__init__()
-        self.weight = parameter(weight)
-        self.bias = None if bias is None else parameter(bias)
-        self.stride = _pair(stride)
-        self.padding = _four(padding)
-        self.dilation = _pair(dilation)
-        self.groups = int(groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        top, left, bottom, right = self.padding
-        if (top, left) == (bottom, right):
-            return F.conv2d(
-                x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups
-            )
-        x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        (shape,) = shapes
-        out_channels, in_group, kernel_h, kernel_w = self.weight.shape
-        if len(shape) != 3 or shape[0] != in_group * self.groups or out_channels % self.groups:
-            raise ShapeError(
-                f"conv2d with weight {tuple(self.weight.shape)} and groups {self.groups} "
-                f"cannot take an input of shape {shape}"
-            )
-        return (out_channels, *_window_grid(shape, (kernel_h, kernel_w), self))
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "stride": list(self.stride),
-            "padding": list(self.padding),
-            "dilation": list(self.dilation),
-            "groups": self.groups,
-        }
-
-
-def _window_grid(
-    shape: Shape, kernel: tuple[int, int], layer: Conv2d | MaxPool2d | AvgPool2d
-) -> tuple[int, int]:
-    """(h, w) of the windows' grid; raises ShapeError when not one window fits."""
-    top, left, bottom, right = layer.padding
-    sizes = []
-    for size, pad, k, s, d in zip(
-        shape[1:], (top + bottom, left + right), kernel, layer.stride, layer.dilation, strict=True
-    ):
-        count = (size + pad - d * (k - 1) - 1) // s + 1
-        if count < 1:
-            raise ShapeError(f"{layer.kind}: window {kernel} does not fit an input of {shape}")
-        sizes.append(count)
-    return (sizes[0], sizes[1])
-
-
-class Linear(Layer):
-    """Dense layer: weight [out, in], bias [out] or None; input [in]."""
-
-    kind = "linear"
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight = parameter(weight)
-        self.bias = None if bias is None else parameter(bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        (shape,) = shapes
-        if shape != (self.weight.shape[1],):
-            raise ShapeError(
-                f"linear with weight {tuple(self.weight.shape)} cannot take shape {shape}"
-            )
-        return (self.weight.shape[0],)
 
 
 class Multiply(ConstantLayer):
@@ -304,10 +202,10 @@ class _Pool(Layer):
         dilation: int | tuple[int, int] = 1,
     ) -> None:
         super().__init__()
-        self.kernel = _pair(kernel)
-        self.stride = _pair(stride)
-        self.padding = _four(padding)
-        self.dilation = _pair(dilation)
+        self.kernel = pair(kernel)
+        self.stride = pair(stride)
+        self.padding = four_sides(padding)
+        self.dilation = pair(dilation)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -321,7 +219,7 @@ class _Pool(Layer):
         (shape,) = shapes
         if len(shape) != 3:
             raise ShapeError(f"{self.kind} needs [channels, h, w], not {shape}")
-        return (shape[0], *_window_grid(shape, self.kernel, self))  # type: ignore[arg-type]
+        return (shape[0], *window_grid(shape, self.kernel, self))
 
 
 class MaxPool2d(_Pool):
@@ -427,7 +325,7 @@ class Pad(Layer):
 
     def __init__(self, *, padding: tuple[int, ...] | list[int], value: float = 0.0) -> None:
         super().__init__()
-        self.padding = _four(tuple(padding))
+        self.padding = four_sides(tuple(padding))
         self.value = as_float32(value)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -451,6 +349,10 @@ LAYER_KINDS: dict[str, type[Layer]] = {
     for layer in (
         Conv2d,
         Linear,
+        ResidualConv2d,
+        OrthogonalConv2d,
+        OrthogonalLinear,
+        NormalizedLinear,
         Multiply,
         Divide,
         Shift,

@@ -143,6 +143,12 @@ class Network(nn.Module):
     def _last_use(self) -> dict[str, int]:
         return {source: index for index, node in enumerate(self.nodes) for source in node.inputs}
 
+    def deployed(self) -> Network:
+        """The same network as it is deployed: every layer's weight as it acts (no gradients)."""
+        with torch.no_grad():
+            layers = [(n.name, self.layer(n.name).deployed(), n.inputs) for n in self.nodes]
+        return Network(self.input_shape, layers, dropped_output=self.dropped_output).eval()
+
     def normalized(self, mean: Iterable[float], std: Iterable[float]) -> Network:
         """The same network behind (x - mean) / std, so that its input is raw pixels.
 

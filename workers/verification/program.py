@@ -35,7 +35,7 @@ from workers.verification.affine import (
 from workers.verification.spectral import ConvGeometry
 from workers.verification.translation import AFFINE, DIRECT, UnsupportedLayer
 
-__all__ = ["Head", "Program", "Step", "UnsupportedLayer"]
+__all__ = ["Head", "Program", "Step", "UnsupportedLayer", "overlap_of"]
 
 #: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
 NORMS_VERSION = 1
@@ -149,14 +149,14 @@ def _translate(network: Network) -> list[Step]:
             raise UnsupportedLayer(f"no bound covers the layer {layer.kind!r} ({node.name})")
         overlap = 1
         if isinstance(layer, MaxPool2d):
-            overlap = _window_overlap(layer, shapes[node.inputs[0]])
+            overlap = overlap_of(layer, shapes[node.inputs[0]])
         steps.append(Step(node.name, op, sources, shape, overlap=overlap))
         positions[node.name] = len(steps)
         shapes[node.name] = shape
     return steps
 
 
-def _window_overlap(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
+def overlap_of(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
     """Largest number of pooling windows that one input lies in (methods-lipschitz 1.2)."""
     pool = AvgPool2d(
         kernel=layer.kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation

@@ -1,0 +1,116 @@
+"""Cost of one training step per method, as a ratio to the same network's plain step.
+
+    python -m benchmarks.training_step --architecture cifar-6c2f --batch 128
+
+Both are timed in turn, in the same run; the median of the rounds counts. Peak memory is the
+process's own growth while a method's steps run, in a child process per method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from workers.training.run import Run
+from workers.training.trainer import Trainer, build_network
+
+#: Method and activation of each row.
+ROWS = (
+    ("standard", "relu"),
+    ("gloro", "maxmin"),
+    ("emma", "maxmin"),
+    ("lmt", "relu"),
+    ("bcp", "relu"),
+    ("local-lip-b", "relu"),
+    ("local-lip-b", "relu-theta"),
+    ("local-lip-b", "clamped-maxmin"),
+    ("local-lip-g", "relu-theta"),
+)
+
+
+def trainer_of(method: str, activation: str, options: argparse.Namespace) -> Trainer:
+    """A run in the middle of its schedules: robust loss alone."""
+    run = Run(
+        method=method,
+        architecture=options.architecture,
+        epsilon=36 / 255,
+        batch_size=options.batch,
+        activation=activation,
+        seed=2019,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Trainer(run, build_network(run).to(device))
+
+
+def measure(method: str, activation: str, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step and of the plain step of the same network, medians; peak GB."""
+    generator = torch.Generator().manual_seed(0)
+    plain, ours = trainer_of("standard", activation, options), None
+    shape = plain.network.input_shape
+    x = torch.rand(options.batch, *shape, generator=generator).to(plain.device)
+    y = torch.randint(0, plain.network.classes, (options.batch,), generator=generator)
+    y = y.to(plain.device)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours = trainer_of(method, activation, options)
+    ours.train_on(x, y, 0.9)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ratios, steps, plains = [], [], []
+    plain.train_on(x, y, 0.9)
+    for _ in range(options.rounds):
+        times = []
+        for trainer in (plain, ours, plain):
+            began = time.perf_counter()
+            trainer.train_on(x, y, 0.9)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        first, step, second = times
+        ratios.append(2 * step / (first + second))
+        steps.append(step)
+        plains.append((first + second) / 2)
+    return {
+        "step_s": statistics.median(steps),
+        "plain_s": statistics.median(plains),
+        "ratio": statistics.median(ratios),
+        "peak_gb": peak * 1024 / 1e9,
+        "growth_gb": (peak - before) * 1024 / 1e9,
+    }
+
+
+def main() -> None:
+    """Print a row per method."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architecture", default="cifar-6c2f")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--method", help="one method only, in this process")
+    parser.add_argument("--activation", default="relu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.method:
+        print(json.dumps(measure(options.method, options.activation, options)))
+        return
+    print(f"{options.architecture}, batch {options.batch}, {options.threads} thread(s)")
+    for method, activation in ROWS:
+        command = [sys.executable, "-m", "benchmarks.training_step", "--method", method]
+        command += ["--activation", activation, "--architecture", options.architecture]
+        command += ["--batch", str(options.batch), "--rounds", str(options.rounds)]
+        command += ["--threads", str(options.threads)]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        row = json.loads(answer.splitlines()[-1])
+        print(
+            f"{method:12} {activation:15} ratio {row['ratio']:5.2f}  step {row['step_s']:.3f} s  "
+            f"plain {row['plain_s']:.3f} s  peak {row['peak_gb']:.2f} GB"
+        )
+
+
+if __name__ == "__main__":
+    main()

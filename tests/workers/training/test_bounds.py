@@ -1,0 +1,200 @@
+"""The bounds that training differentiates: above every point tried, and with the right gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.architectures import build
+from models.network import Network
+from workers.training.last_layer import ball_logits, worst_logits
+from workers.training.live import Live
+from workers.training.objectives import BOUNDS, OBJECTIVES, Weighed
+from workers.training.objectives.bounded import (
+    Bound,
+    ball_and_box,
+    global_ball,
+    local_ball_and_box,
+    whole_network,
+)
+from workers.training.run import Run
+from workers.verification.ball import Enclosure
+from workers.verification.box_ball import ball_box_maximum
+
+ACTIVATIONS = ["relu", "relu-theta", "maxmin", "clamped-maxmin"]
+RUN = Run(method="bcp", architecture="mnist-small", epsilon=0.3, rounds=10)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small(activation: str, seed: int = 0) -> Network:
+    act = {
+        "relu": [{"kind": "relu"}],
+        "relu-theta": [{"kind": "relu-theta", "value": 0.3}],
+        "maxmin": [{"kind": "maxmin"}],
+        "clamped-maxmin": [
+            {"kind": "maxmin"},
+            {"kind": "at-most", "half": "first", "value": 0.2},
+            {"kind": "at-least", "half": "second", "value": -0.1},
+        ],
+    }[activation]
+    rows = [{"kind": "conv2d", "out": 4, "kernel": 3, "stride": 2, "padding": 1}, *act]
+    rows += [{"kind": "flatten"}, {"kind": "linear", "out": 12}, *act]
+    rows += [{"kind": "linear", "out": 4}]
+    network = build({"input": [1, 6, 6], "layers": rows}, generator=generator(seed))
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network
+
+
+def live_of(network: Network, steps: int = 200) -> Live:
+    live = Live(network, power_steps=steps, generator=generator(7))
+    live.refresh()
+    return live
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "bound",
+    [global_ball, whole_network, ball_and_box, local_ball_and_box],
+    ids=lambda b: b.__name__,
+)
+@torch.no_grad()
+def test_no_point_of_the_ball_is_beyond_the_worst_logits(bound: Bound, activation: str) -> None:
+    network = small(activation)
+    live = live_of(network)
+    x = torch.rand(16, 1, 6, 6, generator=generator(1))
+    y = torch.arange(16) % 4
+    epsilon = 0.3
+    found = bound(live, x, y, epsilon, RUN)
+    assert torch.allclose(found.logits, network(x), atol=1e-5)
+    reach = (found.worst - found.worst.gather(1, y[:, None])).to(torch.float64)
+    for seed in range(30):
+        step = torch.randn(x.shape, generator=generator(seed))
+        step = step / step.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * epsilon
+        logits = network((x + step).clamp(0, 1))
+        gaps = (logits - logits.gather(1, y[:, None])).to(torch.float64)
+        # Local norms are estimates after one step: a thousandth of room.
+        assert bool((gaps <= reach + 1e-3).all())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@torch.no_grad()
+def test_each_bound_is_at_least_as_tight_as_the_one_it_refines(activation: str) -> None:
+    live = live_of(small(activation))
+    x, y = torch.rand(16, 1, 6, 6, generator=generator(1)), torch.arange(16) % 4
+    for epsilon in (0.05, 0.5, 5.0):
+        whole, ball, box, local = (
+            bound(live, x, y, epsilon, RUN).worst
+            for bound in (whole_network, global_ball, ball_and_box, local_ball_and_box)
+        )
+        assert bool((ball <= whole + 1e-4 * (1 + whole.abs())).all())
+        assert bool((box <= ball + 1e-4 * (1 + ball.abs())).all())
+        assert bool((local <= box + 1e-4 * (1 + box.abs())).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 5), st.integers(0, 999), st.integers(1, 12))
+@torch.no_grad()
+def test_the_last_layer_is_the_exact_maximum_or_above_it(
+    features: int, classes: int, seed: int, rounds: int
+) -> None:
+    rng = generator(seed)
+    batch = 5
+    weight = torch.randn(classes, features, generator=rng)
+    centre = torch.randn(batch, features, generator=rng)
+    width = torch.rand(2, batch, features, generator=rng)
+    # Some coordinates cannot move at all (dead neurons).
+    width = width * (torch.rand(2, batch, features, generator=rng) > 0.3)
+    radius = torch.rand(batch, generator=rng).to(torch.float64) * 2
+    valid = torch.ones(batch, dtype=torch.bool)
+    state = Enclosure(centre, radius, centre - width[0], centre + width[1], valid)
+    labels = torch.randint(0, classes, (batch,), generator=rng)
+    logits = centre @ weight.T
+    worst = worst_logits(logits, weight, state, labels, rounds)
+    for j in range(classes):
+        w = (weight[j] - weight[labels]).to(torch.float64)
+        low, high = -width[0].to(torch.float64), width[1].to(torch.float64)
+        exact = ball_box_maximum(w, low, high, radius)
+        shift = (worst[:, j] - logits[:, j]).to(torch.float64)
+        assert bool((shift[labels == j].abs() < 1e-6).all())
+        others = labels != j
+        assert bool((shift >= exact - 1e-4 * (1 + exact.abs()))[others].all())
+        if rounds >= 10:
+            assert bool((shift <= exact + 1e-3 * (1 + exact.abs()))[others].all())
+
+
+def test_gradients_of_the_last_layer_are_those_of_the_maximum() -> None:
+    rng = generator(5)
+    weight = torch.randn(3, 6, generator=rng, dtype=torch.float64, requires_grad=True)
+    centre = torch.zeros(2, 6, dtype=torch.float64)
+    low = (-torch.rand(2, 6, generator=rng, dtype=torch.float64)).requires_grad_(True)
+    high = torch.rand(2, 6, generator=rng, dtype=torch.float64).requires_grad_(True)
+    radius = torch.tensor([0.7, 0.9], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 2])
+    valid = torch.ones(2, dtype=torch.bool)
+
+    def value(w: Tensor, l: Tensor, h: Tensor, r: Tensor) -> Tensor:  # noqa: E741
+        state = Enclosure(centre, r, l, h, valid)
+        return worst_logits(centre @ w.T, w, state, labels, 40)
+
+    assert torch.autograd.gradcheck(value, (weight, low, high, radius), atol=1e-4, rtol=1e-3)
+
+
+def test_pairs_of_the_ball_are_the_norms_of_differences() -> None:
+    rng = generator(1)
+    weight, logits = torch.randn(5, 7, generator=rng), torch.randn(4, 5, generator=rng)
+    reference = torch.tensor([0, 3, 3, 4])
+    found = ball_logits(logits, weight, torch.tensor(0.5), reference)
+    for row in range(4):
+        for j in range(5):
+            norm = float((weight[j] - weight[reference[row]]).norm())
+            expected = float(logits[row, j]) + 0.5 * norm
+            assert float(found[row, j]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_every_method_has_a_finite_loss_with_gradients(method: str) -> None:
+    assert set(BOUNDS) == set(OBJECTIVES)
+    network = small("clamped-maxmin")
+    live = live_of(network, steps=1)
+    x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
+    run = Run(method=method, architecture="mnist-small", epsilon=0.3, sparsity=0.01)
+    loss, found = OBJECTIVES[method](live, x, y, Weighed(0.3, 0.5, 1.0), run)
+    loss.backward()
+    gradients = [p.grad for p in network.parameters()]
+    assert math.isfinite(loss.item())
+    assert found.logits.shape == found.worst.shape == (8, 4)
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
+
+
+def test_trades_with_weight_one_is_the_plain_loss() -> None:
+    """CE(f, y) + KL(softmax f || softmax [f, bottom]) = CE([f, bottom], y)."""
+    live = live_of(small("maxmin"))
+    x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
+    at = Weighed(0.3, 0.0, 1.0)
+    plain, _ = OBJECTIVES["gloro"](live, x, y, at, RUN)
+    trades, _ = OBJECTIVES["gloro-trades"](live, x, y, at, RUN)
+    assert plain.item() == pytest.approx(trades.item(), rel=1e-5)
+
+
+def test_emma_asks_of_each_class_what_it_can_bear() -> None:
+    """Where no class is robust at all, e_j is the least share; where all are, it is 1."""
+    live = live_of(small("maxmin"))
+    x = torch.rand(8, 1, 6, 6, generator=generator(1))
+    run = Run(method="emma", architecture="mnist-small", epsilon=0.3, least_share=0.25)
+    with torch.no_grad():
+        right, wrong = live.network(x).argmax(1), live.network(x).argmin(1)
+        for y, epsilon, share in ((right, 1e-6, 1.0), (wrong, 10.0, 0.25)):
+            at = Weighed(epsilon, 0.0, 1.0)
+            loss, found = OBJECTIVES["emma"](live, x, y, at, run)
+            asked = found.logits + share * (found.worst - found.logits)
+            assert loss.item() == pytest.approx(F.cross_entropy(asked, y).item(), rel=1e-4)

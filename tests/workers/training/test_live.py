@@ -1,0 +1,103 @@
+"""Norm estimates in training: adjoints are adjoints, estimates come from below and arrive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.architectures import build
+from workers.training.live import Live
+from workers.training.run import TrainingError
+from workers.verification.lipschitz import lipschitz_constant
+from workers.verification.program import Program
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def live_of(layers: list[dict[str, Any]], shape: list[int], *, steps: int = 1) -> Live:
+    description = {"input": shape, "layers": layers}
+    return Live(
+        build(description, generator=generator(3)), power_steps=steps, generator=generator()
+    )
+
+
+def conv(out: int, **geometry: Any) -> dict[str, Any]:
+    return {"kind": "conv2d", "out": out, **geometry}
+
+
+TAIL = [{"kind": "flatten"}, {"kind": "linear", "out": 3}]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    st.integers(7, 10),
+)
+def test_the_adjoint_is_the_adjoint(
+    kernel: int, stride: int, padding: list[int], size: int
+) -> None:
+    row = conv(4, kernel=kernel, stride=stride, padding=padding)
+    live = live_of([row, {"kind": "relu"}, *TAIL], [2, size, size + 1])
+    name = live.body[0].name
+    x = torch.randn(2, 2, size, size + 1, generator=generator(1))
+    y = torch.randn(2, *live.shapes[name], generator=generator(2))
+    left = (live.apply(name, x) * y).sum()
+    right = (x * live.adjoint(name, y)).sum()
+    assert left.item() == pytest.approx(right.item(), rel=1e-4, abs=1e-4)
+
+
+@torch.no_grad()
+def test_estimates_approach_the_sound_norm_from_below() -> None:
+    rows = [conv(6, kernel=3, padding=1), {"kind": "relu"}, conv(4, kernel=4, stride=2, padding=1)]
+    live = live_of([*rows, {"kind": "relu"}, *TAIL], [2, 8, 8], steps=300)
+    live.refresh()
+    estimate = float(live.lipschitz())
+    sound = lipschitz_constant(Program.compile(live.network))
+    assert estimate <= sound
+    assert estimate >= 0.97 * sound
+
+
+@torch.no_grad()
+def test_residual_branches_add_and_pools_count_their_windows() -> None:
+    rows = [
+        {"kind": "conv2d", "out": 2, "kernel": 1, "name": "a"},
+        {"kind": "relu"},
+        {"kind": "add", "from": "input"},
+        {"kind": "max-pool2d", "kernel": 3, "stride": 2},
+    ]
+    live = live_of([*rows, *TAIL], [2, 7, 7], steps=100)
+    live.refresh()
+    inner = float(live.norm(live.body[0].name))
+    # A pixel lies in up to 2 x 2 windows of 3 with stride 2: a factor of sqrt(4).
+    assert float(live.lipschitz()) == pytest.approx((1 + inner) * 2, rel=1e-5)
+
+
+def test_a_weight_of_zero_makes_no_nan() -> None:
+    live = live_of([conv(2, kernel=3), {"kind": "relu"}, *TAIL], [1, 6, 6])
+    with torch.no_grad():
+        live.network.layer(live.body[0].name).weight.zero_()
+    live.refresh()
+    live.lipschitz().backward()
+    assert live.lipschitz().item() == 0.0
+    assert all(bool(torch.isfinite(vector).all()) for vector in live.vectors.values())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"kind": "flatten"}, {"kind": "linear", "out": 3}, {"kind": "relu"}],
+        [conv(2, kernel=3), {"kind": "batch-norm"}, {"kind": "relu"}, *TAIL],
+    ],
+)
+def test_what_cannot_be_trained_is_refused(rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(TrainingError) as caught:
+        live_of(rows, [1, 6, 6])
+    assert caught.value.code == "unsupported_architecture"

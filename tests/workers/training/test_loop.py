@@ -1,0 +1,163 @@
+"""The loop: killed and resumed runs end in the same bits, bad runs end in a stated error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.errors import ModelError
+from workers.training import loop
+from workers.training.data import AUGMENTATIONS, TrainingData, seeded, split
+from workers.training.loop import Paused, train
+from workers.training.objectives import OBJECTIVES
+from workers.training.run import Run, TrainingError
+from workers.training.schedules import Schedule
+
+CPU = torch.device("cpu")
+ACTIVATION = {"emma": "maxmin", "local-lip-b": "relu-theta", "local-lip-g": "clamped-maxmin"}
+
+
+def images(count: int = 60, *, classes: int = 10) -> TrainingData:
+    """Bright squares at ten places: easy to learn."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % classes
+    x = (torch.rand(count, 1, 28, 28, generator=generator) * 60).to(torch.uint8)
+    for row, label in enumerate(y.tolist()):
+        top, left = 3 + 5 * (label % 5), 5 + 12 * (label // 5)
+        x[row, 0, top : top + 4, left : left + 8] = 255
+    return TrainingData(x, y)
+
+
+def run_of(method: str = "emma", **changes: object) -> Run:
+    run = Run(
+        method=method,
+        architecture="mnist-small",
+        epsilon=0.3,
+        epochs=2,
+        batch_size=16,
+        activation=ACTIVATION.get(method, "relu"),
+        epsilon_schedule=Schedule(((0.0, 0.1), (1.0, 1.0))),
+        kappa_schedule=Schedule(((0.0, 1.0), (0.5, 0.0))),
+        augmentation="shift",
+        validation_samples=10,
+    )
+    return replace(run, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_a_resumed_run_ends_in_the_same_bits(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_EVERY", 2)
+    optimizer = "nadam" if method == "emma" else "adam"
+    run, data = run_of(method, optimizer=optimizer), images()
+    whole, history = train(run, data, device=CPU)
+    path = tmp_path / "checkpoint.safetensors"
+    pauses = 0
+    for _ in range(20):
+        asked = iter([False, True])
+        try:
+            again, resumed = train(
+                run,
+                data,
+                device=CPU,
+                checkpoint=path,
+                should_pause=lambda asked=asked: next(asked, True),  # type: ignore[misc]
+            )
+            break
+        except Paused:
+            pauses += 1
+    assert pauses >= 1
+    assert resumed == history
+    assert len(history) == run.epochs
+    first, second = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_seeds_make_a_run_repeatable_and_another_seed_another_run() -> None:
+    data = images()
+    (first, _), (same, _), (other, _) = (
+        train(run_of(seed=seed), data, device=CPU) for seed in (1, 1, 2)
+    )
+    weights = [torch.cat([p.flatten() for p in n.parameters()]) for n in (first, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("standard", 12), ("emma", 25), ("bcp", 20)])
+def test_training_learns(method: str, epochs: int) -> None:
+    run = run_of(method, epochs=epochs, learning_rate=5e-3, augmentation="none")
+    _, history = train(run, images(120), device=CPU)
+    assert history[-1]["validation_accuracy"] >= 0.9
+    if method != "standard":
+        assert history[-1]["validation_robust"] >= 0.5
+
+
+def test_a_diverging_run_is_an_error_and_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    run = run_of("standard", optimizer="sgd", learning_rate=100.0, epochs=20)
+    with pytest.raises(TrainingError) as caught:
+        train(run, images(), device=CPU, checkpoint=path, checkpoint_s=0.0)
+    assert caught.value.code == "training_diverged"
+    assert caught.value.hint
+
+
+def test_data_that_do_not_fit_are_refused() -> None:
+    data = images()
+    cases = {
+        "shape_mismatch": (run_of(architecture="cifar-small"), data),
+        "label_out_of_range": (run_of(), TrainingData(data.x, data.y + 1)),
+        "too_few_samples": (run_of(validation_samples=60), data),
+    }
+    for code, (run, given) in cases.items():
+        with pytest.raises(TrainingError) as caught:
+            train(run, given, device=CPU)
+        assert caught.value.code == code
+    with pytest.raises(ModelError):
+        train(run_of(architecture="no-such-net"), data, device=CPU)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    train(run_of(epochs=1), images(), device=CPU, checkpoint=path)
+    with pytest.raises(TrainingError) as caught:
+        train(run_of(epochs=1, seed=5), images(), device=CPU, checkpoint=path)
+    assert caught.value.code == "bad_checkpoint"
+    path.write_bytes(b"no checkpoint at all")
+    with pytest.raises(TrainingError) as caught:
+        train(run_of(epochs=1), images(), device=CPU, checkpoint=path)
+    assert caught.value.code == "bad_checkpoint"
+
+
+def test_thresholds_stay_at_least_zero() -> None:
+    run = run_of("local-lip-b", theta=1e-4, learning_rate=0.05, epochs=3)
+    network, _ = train(run, images(), device=CPU)
+    thresholds = [p for name, p in network.named_parameters() if name.endswith("theta")]
+    assert thresholds
+    assert all(theta.min().item() >= 0.0 for theta in thresholds)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_move_pixels_and_invent_none(name: str) -> None:
+    x = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.5
+    moved = AUGMENTATIONS[name](x, seeded(0, 2, 5))
+    again = AUGMENTATIONS[name](x, seeded(0, 2, 5))
+    assert torch.equal(moved, again)
+    assert moved.shape == x.shape
+    for before, after in zip(x, moved, strict=True):
+        known = set(before.flatten().tolist()) | {0.0}
+        assert set(after.flatten().tolist()) <= known
+
+
+def test_validation_samples_are_not_trained_on() -> None:
+    data = images(50)
+    kept, held = split(data, 20, seed=3)
+    rows = {tuple(image.flatten().tolist()) for image in data.x}
+    assert len(rows) == 50
+    assert not {tuple(i.flatten().tolist()) for i in kept.x} & {
+        tuple(i.flatten().tolist()) for i in held.x
+    }
+    assert (len(kept.x), len(held.x)) == (30, 20)

@@ -1,0 +1,60 @@
+"""Checkpoints of a run: one safetensors file, written aside and renamed; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from workers.training.run import TrainingError
+
+__all__ = ["Checkpoint"]
+
+
+@dataclass
+class Checkpoint:
+    """``step`` training steps are done; ``tensors`` is ``Trainer.state()``, ``history`` the curve
+    so far, ``sums`` what the epoch in hand has counted, ``seconds`` the time spent."""
+
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def save(self, path: Path, run: str) -> None:
+        """Durably; ``run`` is a digest of the run, which ``load`` wants again."""
+        facts = {"step": self.step, "history": self.history, "seconds": self.seconds, "run": run}
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
+        safetensors.torch.save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @classmethod
+    def load(cls, path: Path, run: str, device: torch.device) -> Checkpoint | None:
+        """The checkpoint in ``path``, or None where there is none. Raises TrainingError."""
+        if not path.exists():
+            return None
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                facts: Mapping[str, Any] = json.loads(file.metadata()["facts"])
+            tensors = safetensors.torch.load_file(path, device=str(device))
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TrainingError("bad_checkpoint", f"{path.name} is no checkpoint") from error
+        if facts["run"] != run:
+            raise TrainingError("bad_checkpoint", f"{path.name} belongs to another run")
+        return cls(int(facts["step"]), tensors, list(facts["history"]), float(facts["seconds"]))

@@ -1,0 +1,107 @@
+"""Training data on the device: batches, augmentation and validation split, all repeatable.
+
+Nothing here keeps the state of a random generator: what a step sees follows from the seed and the
+step's number, so that a resumed run goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.training.run import TrainingError
+
+__all__ = ["AUGMENTATIONS", "TrainingData", "split"]
+
+#: Multipliers that spread seeds, epochs and steps over the generators' seeds.
+_SPREAD = 0x9E3779B97F4A7C15
+
+
+def seeded(seed: int, kind: int, number: int) -> torch.Generator:
+    """A generator for one purpose (``kind``) at one place of the run."""
+    mixed = (seed * _SPREAD + kind * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % (2**63)
+    return torch.Generator().manual_seed(mixed)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """x uint8 or float in [0, 1], [N, *shape]; y int64 [N]; both where they are computed on."""
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: torch.device) -> TrainingData:
+        """The same data on a device."""
+        return TrainingData(self.x.to(device), self.y.to(device))
+
+    def steps(self, batch_size: int) -> int:
+        """Whole batches of an epoch, at least one."""
+        return max(1, len(self.x) // batch_size)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The order of the samples in an epoch, on their device."""
+        return torch.randperm(len(self.x), generator=seeded(seed, 1, epoch)).to(self.x.device)
+
+    def batch(self, rows: Tensor, augmentation: str, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """x float32 [b, *shape] in [0, 1], augmented, and y [b]."""
+        x = pixels(self.x[rows])
+        return AUGMENTATIONS[augmentation](x, seeded(seed, 2, step)), self.y[rows]
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Floats in [0, 1]: k / 255 of bytes, rounded to float32 as they are certified."""
+    return x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x.to(torch.float32)
+
+
+def split(data: TrainingData, validation: int, seed: int) -> tuple[TrainingData, TrainingData]:
+    """(training, validation): ``validation`` random samples are kept from training."""
+    if validation >= len(data.x):
+        raise TrainingError(
+            "too_few_samples",
+            f"{validation} validation samples of {len(data.x)} leave none to train on",
+            hint='give "validation_samples" in the recipe',
+        )
+    order = torch.randperm(len(data.x), generator=seeded(seed, 0, 0)).to(data.x.device)
+    kept, held = order[validation:].sort().values, order[:validation].sort().values
+    return TrainingData(data.x[kept], data.y[kept]), TrainingData(data.x[held], data.y[held])
+
+
+def _none(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x
+
+
+def _shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Every image moved by up to ``most`` pixels each way, zeros from outside."""
+    if x.dim() != 4:
+        raise TrainingError(
+            "unsupported_augmentation", f"images [c, h, w] can be moved, not {tuple(x.shape[1:])}"
+        )
+    count, _, height, width = x.shape
+    offsets = torch.randint(0, 2 * most + 1, (2, count, 1, 1), generator=generator).to(x.device)
+    rows = offsets[0] + torch.arange(height, device=x.device).reshape(1, -1, 1)
+    columns = offsets[1] + torch.arange(width, device=x.device).reshape(1, 1, -1)
+    place = torch.arange(count, device=x.device).reshape(-1, 1, 1)
+    moved = F.pad(x, (most, most, most, most))[place, :, rows, columns]
+    return moved.permute(0, 3, 1, 2).contiguous()
+
+
+def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
+    return _shifted(x, 2, generator)
+
+
+def _crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    moved = _shifted(x, 4, generator)
+    flip = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+    return torch.where(flip.reshape(-1, 1, 1, 1), moved.flip(3), moved)
+
+
+#: Augmentations of a batch: a new one is one function and one row.
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "none": _none,
+    "crop-flip": _crop_flip,
+    "shift": _shift,
+}

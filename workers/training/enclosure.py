@@ -1,0 +1,106 @@
+"""Ball and box through a network in training, with gradients (BCP, Lee et al. 2020).
+
+The rules are those of ``workers.verification`` in the papers' arithmetic: norms are the running
+estimates of ``Live`` and rounding is left out, so nothing here is a certificate. Layers that are
+not affine are monotone and 1-Lipschitz up to their factor: centre and both ends of the box go
+through the layer itself, so that thresholds learn from all three (methods-lipschitz 1.2, 2.1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from models.layers import Normalize, Permute, Reshape, Shift
+from models.network import INPUT, Node
+from workers.training.live import WEIGHTED, Live
+from workers.verification.ball import CORNER_SIZE, Enclosure, joined_radius
+
+__all__ = ["Propagation", "start"]
+
+#: Layers after which the box of a ball is still the ball's own.
+KEEPS_ROUND = (Normalize, Permute, Reshape, Shift)
+
+
+def start(x: Tensor, epsilon: float, norm: str) -> Enclosure:
+    """The allowed inputs: a ball of ``epsilon`` in pixel units of ``norm``, cut with [0, 1]."""
+    reach = epsilon * math.sqrt(x[0].numel()) if norm == "linf" else epsilon
+    radius = torch.full((len(x),), reach, dtype=torch.float64, device=x.device)
+    valid = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    lower, upper = (x - epsilon).clamp_min(0.0), (x + epsilon).clamp_max(1.0)
+    return Enclosure(x, radius, lower, upper, valid, round=norm == "l2")
+
+
+class Propagation:
+    """One pass; ``Local`` (workers.training.local) tightens it per sample."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+
+    def run(self, state: Enclosure) -> Enclosure:
+        """The enclosure of what the last layer takes."""
+        values = {INPUT: state}
+        for node in self.live.body:
+            inputs = [values[source] for source in node.inputs]
+            if isinstance(self.live.layer(node), WEIGHTED):
+                values[node.name] = self.affine(node, inputs[0])
+            else:
+                values[node.name] = self.monotone(node, inputs)
+        return values[self.live.body[-1].name] if self.live.body else state
+
+    def affine(self, node: Node, state: Enclosure) -> Enclosure:
+        """A convolution or dense layer: box of the interval and of the ball, intersected."""
+        live = self.live
+        weight, _ = live.weights[node.name]
+        centre = live.run(node, state.centre)
+        per_channel = [1, -1] + [1] * (centre.dim() - 2)
+        rows = torch.linalg.vector_norm(weight.flatten(1), dim=1).reshape(per_channel)
+        reach = _shaped(state.radius, centre) * rows
+        radius = live.norm(node.name).to(torch.float64) * state.radius
+        lower, upper = centre - reach, centre + reach
+        if not state.round:
+            assert state.lower is not None
+            assert state.upper is not None
+            layer = live.layer(node)
+            assert isinstance(layer, WEIGHTED)
+            middle = live.run(node, (state.upper + state.lower) * 0.5)
+            half = (state.upper - state.lower) * 0.5
+            extent = layer.apply_weight(half, weight.abs(), None)
+            lower = torch.maximum(lower, middle - extent)
+            upper = torch.minimum(upper, middle + extent)
+        return Enclosure(centre, radius, lower, upper, state.valid)
+
+    def monotone(self, node: Node, inputs: list[Enclosure]) -> Enclosure:
+        """Every other layer."""
+        layer, live = self.live.layer(node), self.live
+        lower = [state.lower for state in inputs if state.lower is not None]
+        upper = [state.upper for state in inputs if state.upper is not None]
+        factor = live.factor(node)
+        radius = joined_radius(live.steps[node.name], [state.radius for state in inputs])
+        result = Enclosure(
+            layer(*(state.centre for state in inputs)),
+            radius if factor == 1.0 else factor * radius,
+            layer(*lower),
+            layer(*upper),
+            inputs[0].valid,
+            round=inputs[0].round and isinstance(layer, KEEPS_ROUND),
+        )
+        return result if result.round else _box_to_ball(result)
+
+
+def _box_to_ball(state: Enclosure) -> Enclosure:
+    """``box_to_ball`` with a gradient that is 0, not NaN, where the box is a point."""
+    assert state.lower is not None
+    assert state.upper is not None
+    if state.centre[0].numel() <= CORNER_SIZE:
+        corner = torch.maximum(state.upper - state.centre, state.centre - state.lower)
+        reach = torch.linalg.vector_norm(corner.flatten(1), dim=1).to(torch.float64)
+        state.radius = torch.minimum(state.radius, reach)
+    return state
+
+
+def _shaped(values: Tensor, like: Tensor) -> Tensor:
+    """[batch] -> [batch, 1, ...] in the dtype of ``like``."""
+    return values.to(like.dtype).reshape(-1, *([1] * (like.dim() - 1)))

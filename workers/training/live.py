@@ -1,0 +1,205 @@
+"""A network while it is trained: weights as they act, and running estimates of operator norms.
+
+Weights are read once per step (``refresh``), so that what is computed from them (orthogonal and
+residual kernels, norms) is computed once. Norms are warm-started power steps with a gradient
+through the last one only: LOWER estimates, good for training and for nothing else. What is
+certified is the deployed network, by ``workers.verification``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.dense import Conv2d, Linear
+from models.joins import Concat, Maximum, Minimum
+from models.layers import Layer, MaxPool2d, Normalize, Shift
+from models.network import INPUT, Network, Node
+from models.reparametrized import OrthogonalConv2d, OrthogonalLinear
+from workers.training.run import TrainingError
+from workers.verification.ball import ball_rule
+from workers.verification.layer_rules import RULES
+from workers.verification.program import Step, overlap_of
+from workers.verification.rounding import Rounding
+
+__all__ = ["Live"]
+
+#: Power steps before the first training step.
+FIRST_STEPS = 30
+#: Layers whose norm is 1 by construction.
+ORTHOGONAL = (OrthogonalConv2d, OrthogonalLinear)
+WEIGHTED = (Conv2d, Linear)
+_TINY = 1e-12
+
+
+class Live:
+    """``network`` in training; ``vectors`` (name -> [1, *input of the layer]) belong to its state.
+
+    Raises TrainingError where a layer cannot be trained with certificates.
+    """
+
+    def __init__(self, network: Network, *, power_steps: int, generator: torch.Generator) -> None:
+        self.network = network
+        self.power_steps = power_steps
+        self.nodes: list[Node] = list(network.nodes)
+        self.shapes = {INPUT: network.input_shape, **{n.name: n.shape for n in self.nodes}}
+        head = network.layer(self.nodes[-1].name)
+        if not isinstance(head, Linear):
+            raise TrainingError(
+                "unsupported_architecture",
+                f"the last layer must be linear, not {head.kind}",
+                hint="end the layer list with the dense layer of the classes",
+            )
+        self.head = head
+        self.body = self.nodes[:-1]
+        self.steps = {node.name: self._step(node) for node in self.body}
+        self.vectors: dict[str, Tensor] = {}
+        for node in self.body:
+            layer = network.layer(node.name)
+            if isinstance(layer, WEIGHTED) and not isinstance(layer, ORTHOGONAL):
+                shape = (1, *self.shapes[node.inputs[0]])
+                start = torch.randn(shape, generator=generator)
+                self.vectors[node.name] = (start / start.norm()).to(layer.weight)
+        self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._norms: dict[str, Tensor] = {}
+        with torch.no_grad():
+            self.refresh()
+            for name in self.vectors:
+                self._iterate(name, FIRST_STEPS)
+        self._norms = {}
+
+    def _step(self, node: Node) -> Step:
+        """The node for the rules of ``workers.verification``, which are those of training too."""
+        layer = self.network.layer(node.name)
+        if not isinstance(layer, (*WEIGHTED, Normalize, Shift)) and type(layer) not in RULES:
+            raise TrainingError(
+                "unsupported_architecture",
+                f"layer {node.name} ({layer.kind}) cannot be trained here",
+                hint="convolutions, dense layers, their activations, max pools and joins can",
+            )
+        shape = self.shapes[node.inputs[0]]
+        overlap = overlap_of(layer, shape) if isinstance(layer, MaxPool2d) else 1
+        return Step(node.name, layer, (), node.shape, overlap=overlap)
+
+    def refresh(self) -> None:
+        """Read the weights anew; call it before every step."""
+        self.weights = {}
+        self._norms = {}
+        for node in self.nodes:
+            layer = self.network.layer(node.name)
+            if isinstance(layer, WEIGHTED):
+                self.weights[node.name] = layer.tensors()
+
+    def run(self, node: Node, *inputs: Tensor) -> Tensor:
+        """The node's value."""
+        layer = self.network.layer(node.name)
+        if isinstance(layer, WEIGHTED):
+            return layer.apply_weight(inputs[0], *self.weights[node.name])
+        result: Tensor = layer(*inputs)
+        return result
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[batch, classes] from what the last layer takes."""
+        return self.head.apply_weight(features, *self.weights[self.nodes[-1].name])
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer takes, [batch, features]."""
+        values = {INPUT: x}
+        for node in self.body:
+            values[node.name] = self.run(node, *(values[source] for source in node.inputs))
+        return values[self.body[-1].name] if self.body else x
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[classes, features]."""
+        return self.weights[self.nodes[-1].name][0]
+
+    def lipschitz(self) -> Tensor:
+        """Estimate of the l2 Lipschitz constant before the last layer, a scalar with gradient."""
+        one = self.head_weight.new_ones(())
+        slopes = {INPUT: one}
+        for node in self.body:
+            factor = self.factor(node)
+            slopes[node.name] = factor * self._joined(node, [slopes[s] for s in node.inputs])
+        return slopes[self.body[-1].name] if self.body else one
+
+    def _joined(self, node: Node, slopes: Sequence[Tensor]) -> Tensor:
+        if len(slopes) == 1:
+            return slopes[0]
+        stacked = torch.stack(list(slopes))
+        if isinstance(self.network.layer(node.name), Concat | Maximum | Minimum):
+            return stacked.square().sum().sqrt()
+        return stacked.sum()
+
+    def factor(self, node: Node) -> Tensor | float:
+        """By how much the node may stretch distances."""
+        layer = self.network.layer(node.name)
+        if isinstance(layer, WEIGHTED):
+            return self.norm(node.name)
+        if isinstance(layer, Normalize):
+            return float(layer.std.abs().min().reciprocal())
+        if isinstance(layer, Shift):
+            return 1.0
+        zero = torch.zeros(1, dtype=torch.float64)
+        return float(ball_rule(self.steps[node.name], zero, Rounding.ignored())[0])
+
+    def norm(self, name: str) -> Tensor:
+        """Estimate of the operator norm of a convolution or dense layer, once per step."""
+        if name not in self._norms:
+            layer = self.network.layer(name)
+            if isinstance(layer, ORTHOGONAL):
+                self._norms[name] = layer.weight.new_ones(())
+            else:
+                with torch.no_grad():
+                    self._iterate(name, self.power_steps)
+                self._norms[name] = self.apply(name, self.vectors[name]).norm()
+        return self._norms[name]
+
+    def _iterate(self, name: str, steps: int) -> None:
+        vector = self.vectors[name]
+        for _ in range(steps):
+            found = self.adjoint(name, self.apply(name, vector))
+            length = found.norm()
+            # A weight of zero has no direction: keep the one there is.
+            vector = torch.where(length > _TINY, found / length.clamp_min(_TINY), vector)
+        self.vectors[name] = vector
+
+    def apply(self, name: str, x: Tensor) -> Tensor:
+        """The layer without its bias."""
+        layer = self.network.layer(name)
+        assert isinstance(layer, WEIGHTED)
+        return layer.apply_weight(x, self.weights[name][0], None)
+
+    def adjoint(self, name: str, y: Tensor) -> Tensor:
+        """The transposed layer: [batch, *output] -> [batch, *input]."""
+        layer = self.network.layer(name)
+        weight = self.weights[name][0]
+        if isinstance(layer, Linear):
+            return y @ weight
+        assert isinstance(layer, Conv2d)
+        top, left, bottom, right = layer.padding
+        node = next(node for node in self.body if node.name == name)
+        _, height, width = self.shapes[node.inputs[0]]
+        sizes = (height + top + bottom, width + left + right)
+        spare = [
+            size - ((out - 1) * s + d * (k - 1) + 1)
+            for size, out, s, d, k in zip(
+                sizes, y.shape[2:], layer.stride, layer.dilation, weight.shape[2:], strict=True
+            )
+        ]
+        # output_padding must be smaller than the stride; what is beyond was never read.
+        inside = [min(extra, s - 1) for extra, s in zip(spare, layer.stride, strict=True)]
+        full = F.conv_transpose2d(
+            y, weight, None, layer.stride, 0, inside, layer.groups, layer.dilation
+        )
+        rest = [extra - taken for extra, taken in zip(spare, inside, strict=True)]
+        if any(rest):
+            full = F.pad(full, (0, rest[1], 0, rest[0]))
+        return full[:, :, top : top + height, left : left + width]
+
+    def layer(self, node: Node) -> Layer:
+        """The node's layer."""
+        return self.network.layer(node.name)

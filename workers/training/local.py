@@ -1,0 +1,123 @@
+"""Local-Lip's per-sample norms as a training surrogate (Huang et al. 2021, section 3).
+
+Per sample, |diag(s) W diag(m)| takes the place of |W|: m is 0 where no input can change over the
+box, s holds anchored slopes (``workers.verification.slopes``), both without gradient. The papers'
+code keeps one power vector per image, layer and data set (22.7 GB on CIFAR); here every sample
+starts at the layer's own running vector and takes one step, with a gradient through the last
+product only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.activations import AtLeast, AtMost, ReLUTheta
+from models.layers import ReLU
+from models.network import Node
+from workers.training.enclosure import Propagation
+from workers.training.live import WEIGHTED, Live
+from workers.verification.ball import Enclosure
+from workers.verification.slopes import anchored_slopes
+
+__all__ = ["Local"]
+
+_TINY = 1e-12
+
+
+class Local(Propagation):
+    """One pass with local norms. ``sparsity``: Local-Lip's sparsity loss, a scalar with gradient,
+    which is small where most units are constant over their box (methods-lipschitz 2.3)."""
+
+    def __init__(self, live: Live, *, sparsity_margin: float = 0.1) -> None:
+        super().__init__(live)
+        self.margin = sparsity_margin
+        self.sparsity = live.head_weight.new_zeros(())
+        self._pending: dict[str, tuple[Node, Enclosure]] = {}
+        readers: dict[str, list[Node]] = {}
+        for node in live.body:
+            for source in node.inputs:
+                readers.setdefault(source, []).append(node)
+        # An affine map that one sloped activation reads alone: its norm waits for the slopes.
+        self._awaits = {
+            name: nodes[0].name
+            for name, nodes in readers.items()
+            if len(nodes) == 1 and isinstance(live.layer(nodes[0]), ReLU | ReLUTheta)
+        }
+
+    def affine(self, node: Node, state: Enclosure) -> Enclosure:
+        result = super().affine(node, state)
+        if node.name in self._awaits:
+            self._pending[self._awaits[node.name]] = (node, state)
+            return result
+        return self._tightened(node, state, result, None)
+
+    def monotone(self, node: Node, inputs: list[Enclosure]) -> Enclosure:
+        result = super().monotone(node, inputs)
+        before = inputs[0]
+        self._count(node, before)
+        pending = self._pending.pop(node.name, None)
+        if pending is None:
+            return result
+        affine, state = pending
+        assert before.lower is not None
+        assert before.upper is not None
+        with torch.no_grad():
+            layer = self.live.layer(node)
+            slopes = anchored_slopes(layer, before.centre, before.lower, before.upper)
+        return self._tightened(affine, state, result, slopes)
+
+    def _tightened(
+        self, node: Node, state: Enclosure, result: Enclosure, slopes: Tensor | None
+    ) -> Enclosure:
+        """The result with the radius that the norm of diag(slopes) W diag(m) allows."""
+        if not isinstance(self.live.layer(node), WEIGHTED) or node.name not in self.live.vectors:
+            return result
+        assert state.lower is not None
+        assert state.upper is not None
+        with torch.no_grad():
+            mask = None if state.round else (state.upper > state.lower).to(state.centre.dtype)
+        if mask is None and slopes is None:
+            return result
+        norm = self._norm(node.name, mask, slopes, len(state.centre))
+        radius = norm.to(torch.float64) * state.radius
+        result.radius = torch.minimum(result.radius, radius)
+        return result
+
+    def _norm(self, name: str, mask: Tensor | None, slopes: Tensor | None, batch: int) -> Tensor:
+        """Estimate of |diag(slopes) W diag(mask)| for every sample, [batch]."""
+        live = self.live
+        with torch.no_grad():
+            start = live.vectors[name]
+            image = live.apply(name, start if mask is None else start * mask)
+            image = image if slopes is None else image * slopes.square()
+            found = live.adjoint(name, image)
+            found = found if mask is None else found * mask
+            length = torch.linalg.vector_norm(found.flatten(1), dim=1).clamp_min(_TINY)
+            found = found / length.reshape(-1, *([1] * (found.dim() - 1)))
+        last = live.apply(name, found)
+        last = last if slopes is None else last * slopes
+        norm = torch.linalg.vector_norm(last.flatten(1), dim=1)
+        return norm.expand(batch)
+
+    def _count(self, node: Node, before: Enclosure) -> None:
+        """Add the layer's part of the sparsity loss."""
+        layer = self.live.layer(node)
+        if before.lower is None or before.upper is None:
+            return
+        if isinstance(layer, ReLU | ReLUTheta):
+            self.sparsity = self.sparsity + before.upper.relu().mean()
+        if isinstance(layer, ReLUTheta):
+            self.sparsity = self.sparsity + self.margin * (layer.theta - before.lower).relu().mean()
+        if isinstance(layer, AtMost):
+            reach = (layer.value - before.lower).relu()
+            self.sparsity = self.sparsity + _half(reach, first=True).mean()
+        if isinstance(layer, AtLeast):
+            reach = (before.upper - layer.value).relu()
+            self.sparsity = self.sparsity + _half(reach, first=False).mean()
+
+
+def _half(x: Tensor, *, first: bool) -> Tensor:
+    """The half of the channels that a clamped MaxMin's threshold acts on."""
+    halves = x.chunk(2, dim=1)
+    return halves[0] if first else halves[1]

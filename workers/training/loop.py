@@ -1,0 +1,199 @@
+"""ONE training loop for all methods: epochs, schedules, curve, checkpoints, resumption.
+
+What a step does follows from the run, the step's number and the tensors of the checkpoint, so a run
+that was killed and resumed ends in the same bits as one that was not (same machine, same threads).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.network import Network
+from workers.training.checkpoint import Checkpoint
+from workers.training.data import TrainingData, pixels, split
+from workers.training.objectives import BOUNDS
+from workers.training.run import Run, TrainingError
+from workers.training.trainer import Trainer, build_network
+
+__all__ = ["History", "Paused", "check_data", "run_digest", "train"]
+
+#: The curve: one row per epoch.
+History = list[dict[str, Any]]
+#: Steps between two looks at the loss: each look waits for the device.
+LOOK_EVERY = 20
+#: Seconds between two checkpoints.
+CHECKPOINT_S = 30.0
+VALIDATION_BATCH = 500
+
+
+class Paused(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+def run_digest(run: Run, samples: int) -> str:
+    """Names a run and its data's size: a checkpoint goes on with the same run only."""
+    text = json.dumps([asdict(run), samples], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_data(network: Network, data: TrainingData) -> None:
+    """Raise TrainingError where the data do not fit the network."""
+    if tuple(data.x.shape[1:]) != network.input_shape:
+        raise TrainingError(
+            "shape_mismatch",
+            f"the samples are {list(data.x.shape[1:])}, the architecture takes "
+            f"{list(network.input_shape)}",
+            hint="an architecture made for this data set, or another data set",
+        )
+    if len(data.y) and not 0 <= int(data.y.min()) <= int(data.y.max()) < network.classes:
+        raise TrainingError(
+            "label_out_of_range",
+            f"labels go from {int(data.y.min())} to {int(data.y.max())}, the architecture has "
+            f"classes 0 to {network.classes - 1}",
+            hint='"classes" of a family, or the last layer of a layer list',
+        )
+
+
+def train(
+    run: Run,
+    data: TrainingData,
+    *,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    progress: Callable[[float, str], None] = lambda epochs, message: None,
+    on_epoch: Callable[[History], None] = lambda history: None,
+    should_pause: Callable[[], bool] = lambda: False,
+    checkpoint_s: float = CHECKPOINT_S,
+) -> tuple[Network, History]:
+    """Train to the end and return the network (on the CPU, as trained) and the curve.
+
+    ``progress(epochs done, message)`` is called every few steps, ``on_epoch(curve so far)`` after
+    every epoch. ``should_pause`` is asked at
+    checkpoints, which are written to ``checkpoint`` every ``checkpoint_s`` seconds; where one is
+    there, the run goes on from it. Raises TrainingError (diverged, shape_mismatch,
+    label_out_of_range, too_few_samples, bad_checkpoint), ModelError, Paused.
+    """
+    network = build_network(run).to(device)
+    data = data.to(device)
+    check_data(network, data)
+    kept, held = split(data, run.validation_samples, run.seed)
+    trainer = Trainer(run, network)
+    digest = run_digest(run, len(data.x))
+    at = Checkpoint()
+    if checkpoint is not None:
+        at = Checkpoint.load(checkpoint, digest, device) or at
+        if at.step:
+            trainer.restore(at.tensors)
+    loop = _Loop(run, trainer, kept, held, at)
+    began, saved = time.monotonic() - at.seconds, time.monotonic()
+    while loop.step < loop.total:
+        if loop.advance(progress):
+            on_epoch(loop.history)
+        ended = loop.step == loop.total
+        pausing = not ended and should_pause()
+        if checkpoint is not None and (ended or pausing or time.monotonic() - saved > checkpoint_s):
+            spent = time.monotonic() - began
+            Checkpoint(loop.step, loop.state(), loop.history, spent).save(checkpoint, digest)
+            saved = time.monotonic()
+        if pausing:
+            raise Paused
+    if not trainer.finite():
+        raise loop.diverged()
+    return network.cpu(), loop.history
+
+
+class _Loop:
+    """Where a run stands: the step, the epoch's order and its sums (loss, correct, robust)."""
+
+    def __init__(
+        self, run: Run, trainer: Trainer, data: TrainingData, held: TrainingData, at: Checkpoint
+    ) -> None:
+        self.run, self.trainer, self.data, self.held = run, trainer, data, held
+        self.batch_size = min(run.batch_size, len(data.x))
+        self.per_epoch = data.steps(self.batch_size)
+        self.total = run.epochs * self.per_epoch
+        self.step = at.step
+        self.history: History = list(at.history)
+        sums = at.tensors.get("loop.sums")
+        self.sums = torch.zeros(3, device=trainer.device) if sums is None else sums
+        self._order: tuple[int, Tensor] | None = None
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of a checkpoint."""
+        return {**self.trainer.state(), "loop.sums": self.sums}
+
+    def advance(self, progress: Callable[[float, str], None]) -> bool:
+        """Some steps of the epoch in hand; whether it ended, with its row of the curve."""
+        epoch, first = divmod(self.step, self.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, self.data.order(self.run.seed, epoch))
+        order = self._order[1]
+        last = min(self.per_epoch, (first // LOOK_EVERY + 1) * LOOK_EVERY)
+        for index in range(first, last):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            x, y = self.data.batch(rows, self.run.augmentation, self.run.seed, self.step)
+            self.sums = self.sums + self.trainer.train_on(x, y, self.step / self.total)
+            self.step += 1
+        if not bool(torch.isfinite(self.sums).all()):
+            raise self.diverged()
+        if last == self.per_epoch:
+            self.history.append(self._row(epoch))
+            self.sums = torch.zeros_like(self.sums)
+        progress(self.step / self.per_epoch, self._message())
+        return last == self.per_epoch
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        """One epoch of the curve; accuracies are shares, ``robust`` is the method's own estimate
+        (no certificate) at the epsilon of the moment, of validation samples at the full one."""
+        share = self.step / self.total
+        loss, correct, robust = (float(value) for value in self.sums)
+        seen = self.per_epoch * self.batch_size
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": loss / self.per_epoch,
+            "accuracy": correct / seen,
+            "robust": robust / seen,
+            "epsilon": self.run.epsilon * self.run.epsilon_schedule.at(share),
+            "learning_rate": self.run.rate((self.step - 1) / self.total),
+        }
+        if len(self.held.x):
+            row["validation_accuracy"], row["validation_robust"] = self._validate()
+        return row
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        live, run = self.trainer.live, self.run
+        live.refresh()
+        correct = robust = 0
+        for x, y in zip(
+            self.held.x.split(VALIDATION_BATCH), self.held.y.split(VALIDATION_BATCH), strict=True
+        ):
+            found = BOUNDS[run.method](live, pixels(x), y, run.epsilon, run)
+            right = found.logits.argmax(1) == y
+            correct += int(right.sum())
+            robust += int((right & (found.worst.argmax(1) == y)).sum())
+        return correct / len(self.held.x), robust / len(self.held.x)
+
+    def _message(self) -> str:
+        if not self.history:
+            return "training"
+        row = self.history[-1]
+        share = row["validation_robust" if "validation_robust" in row else "robust"]
+        return f"training: loss {row['loss']:.3f}, robust {100 * share:.1f} % (estimate)"
+
+    def diverged(self) -> TrainingError:
+        """What is raised where loss or weights are no numbers any more."""
+        return TrainingError(
+            "training_diverged",
+            f"the loss is not finite in epoch {(self.step - 1) // self.per_epoch + 1}",
+            hint="a lower learning_rate, a longer warm-up, or clip_norm in the recipe",
+        )

@@ -1,0 +1,28 @@
+"""Efficient margin maximization (EMMA; Hu, Zou, Wang, Leino, Fredrikson 2023, arXiv:2301.12549)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.training.live import Live
+from workers.training.objectives.bounded import Bounded, global_ball
+from workers.training.objectives.weighed import Weighed
+from workers.training.run import Run
+
+__all__ = ["emma"]
+
+
+def emma(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
+    """Cross-entropy over f_j + e_j epsilon K_j, K_j = Lip |w_y - w_j| (section 4.2).
+
+    e_j = clip((f_y - f_j) / (epsilon K_j), least_share, 1), without gradient: each class gets the
+    share of epsilon at which it would just win.
+    """
+    found = global_ball(live, x, y, at.epsilon, run)
+    added = found.worst - found.logits
+    with torch.no_grad():
+        margins = found.logits.gather(1, y[:, None]) - found.logits
+        share = (margins / added.clamp_min(1e-9)).clamp(run.least_share, 1.0)
+    return F.cross_entropy(found.logits + share * added, y), found

@@ -1,0 +1,82 @@
+"""A run's settings: what is trained on what, how long, and with which schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from typing import Any
+
+from workers.training.schedules import Schedule
+
+__all__ = ["Run", "TrainingError"]
+
+
+class TrainingError(ValueError):
+    """A run that cannot be made or went wrong; ``code`` names why, ``hint`` says what to do."""
+
+    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, complete. epsilon is in pixel units of ``norm``; the schedules multiply.
+
+    power_steps: of the global norms, per training step. rounds: of clip and rescale in the last
+    layer. warm_up: share of the run in which the learning rate rises from 0. theta: initial
+    threshold of ReLU-theta. See ``docs/training.md``.
+    """
+
+    method: str
+    architecture: str | Mapping[str, Any]
+    epsilon: float
+    norm: str = "l2"
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 256
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    learning_rate_schedule: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
+    warm_up: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    epsilon_schedule: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
+    kappa_schedule: Schedule = field(default_factory=lambda: Schedule.constant(0.0))
+    trades_schedule: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
+    augmentation: str = "none"
+    power_steps: int = 1
+    rounds: int = 1
+    sparsity: float = 0.0
+    sparsity_margin: float = 0.1
+    least_share: float = 0.01
+    activation: str = "relu"
+    theta: float | None = None
+    init: str | None = None
+    validation_samples: int = 0
+    compile: bool = False
+
+    @classmethod
+    def of_plan(cls, plan: Mapping[str, Any]) -> Run:
+        """The run of a plan's JSON (``service.contract.training.TrainingPlan.normal()``)."""
+        values = dict(plan["hyperparameters"])
+        for name, value in values.items():
+            if name.endswith("_schedule"):
+                points = tuple((float(share), float(level)) for share, level in value["points"])
+                values[name] = Schedule(points, value["shape"])
+        known = {row.name for row in fields(cls)}
+        return cls(
+            method=plan["method"],
+            architecture=plan["architecture"],
+            epsilon=float(Fraction(plan["epsilon"])),
+            norm=plan["norm"],
+            seed=int(plan["seed"]),
+            **{name: value for name, value in values.items() if name in known},
+        )
+
+    def rate(self, share: float) -> float:
+        """The learning rate after ``share`` of the run, warm-up included."""
+        rising = min(1.0, share / self.warm_up) if self.warm_up > 0 else 1.0
+        return self.learning_rate * self.learning_rate_schedule.at(share) * rising

@@ -1,0 +1,119 @@
+"""One run's moving parts: network, optimiser and running norms, stepped one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.architectures import build
+from models.network import Network
+from workers.training.data import seeded
+from workers.training.live import Live
+from workers.training.objectives import OBJECTIVES, Weighed
+from workers.training.run import Run, TrainingError
+
+__all__ = ["Trainer", "build_network"]
+
+Parameters = Iterable[nn.Parameter]
+
+#: Optimisers by name: a new one is one row.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "sgd": lambda parameters, **options: torch.optim.SGD(
+        parameters, momentum=0.9, nesterov=True, **options
+    ),
+}
+
+
+def build_network(run: Run) -> Network:
+    """The run's network with its first weights. Raises ModelError."""
+    generator = seeded(run.seed, 3, 0)
+    initial: dict[str, Any] = {}
+    if run.theta is not None:
+        initial["theta"] = run.theta
+    if run.init is not None:
+        initial["init"] = run.init
+    network = build(
+        run.architecture, activation=run.activation, generator=generator, initial=initial
+    )
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network
+
+
+class Trainer:
+    """Trains ``network`` in place, on its own device."""
+
+    def __init__(self, run: Run, network: Network) -> None:
+        if run.method not in OBJECTIVES:
+            raise TrainingError("unknown_method", f"there is no training method {run.method!r}")
+        self.run = run
+        self.network = network
+        self.device = next(network.parameters()).device
+        self.live = Live(network, power_steps=run.power_steps, generator=seeded(run.seed, 4, 0))
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = OPTIMIZERS[run.optimizer](
+            self.parameters, lr=run.learning_rate, weight_decay=run.weight_decay
+        )
+        self.objective = OBJECTIVES[run.method]
+
+    def train_on(self, x: Tensor, y: Tensor, share: float) -> Tensor:
+        """One step after ``share`` of the run; (loss, correct, robust) as float32 [3], on the
+        device: nothing waits for it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.run.rate(share)
+        self.live.refresh()
+        loss, found = self.objective(self.live, x, y, Weighed.at(self.run, share), self.run)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.run.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.run.clip_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            for node in self.network.nodes:
+                self.network.layer(node.name).project()
+            right = found.logits.argmax(1) == y
+            robust = right & (found.worst.argmax(1) == y)
+            counts = torch.stack([right.float().sum(), robust.float().sum()])
+            return torch.cat([loss.detach().reshape(1), counts])
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that the rest of the run depends on."""
+        tensors = {f"network.{k}": v.detach() for k, v in self.network.state_dict().items()}
+        tensors |= {f"vectors.{name}": vector for name, vector in self.live.vectors.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                if value is not None:
+                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state`` gave. Raises TrainingError where it is of another run."""
+        network: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            if part == "network":
+                network[name] = tensor
+            elif part == "vectors" and name in self.live.vectors:
+                self.live.vectors[name] = tensor.to(self.device)
+            elif part == "optimizer":
+                index, _, field = name.partition(".")
+                moments.setdefault(int(index), {})[field] = tensor
+        try:
+            self.network.load_state_dict(network)
+            known = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({**known, "state": moments})
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise TrainingError(
+                "bad_checkpoint", f"the checkpoint does not fit: {error}"
+            ) from error
+        self.live.refresh()
+
+    def finite(self) -> bool:
+        """Whether every weight is finite."""
+        return not self.network.non_finite()

@@ -8,7 +8,17 @@ from contextlib import asynccontextmanager
 from anyio import to_thread
 from fastapi import FastAPI
 
-from service.api import catalogue, certify, datasets, events, health, jobs, models, reports
+from service.api import (
+    catalogue,
+    certify,
+    datasets,
+    events,
+    health,
+    jobs,
+    models,
+    reports,
+    train,
+)
 from service.contract.settings import Settings
 from service.failures import PROBLEM_RESPONSES, install_handlers
 from service.headers import SecurityHeaders
@@ -22,7 +32,7 @@ _DESCRIPTION = """Certified robustness as a service: post a classifier, a data s
 model; get back what no perturbation inside it can change. Errors are RFC 9457 problem details."""
 
 #: One module of endpoints per subject.
-_SUBJECTS = (certify, jobs, events, reports, models, datasets, catalogue, health)
+_SUBJECTS = (certify, train, jobs, events, reports, models, datasets, catalogue, health)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

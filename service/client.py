@@ -108,6 +108,17 @@ class Client:
             )
         return self._json(answer)
 
+    def train(
+        self, request: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Submit a training (the body of POST /train); the job record."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return self._json(self._http.post("/train", json=dict(request), headers=headers))
+
+    def training(self, job_id: str) -> dict[str, Any]:
+        """Plan and curve of a training."""
+        return self._json(self._http.get(f"/jobs/{job_id}/training"))
+
     def job(self, job_id: str) -> dict[str, Any]:
         """The job as it is now."""
         return self._json(self._http.get(f"/jobs/{job_id}"))

@@ -206,7 +206,9 @@ def record(state: JobState) -> JobRecord:
             "links": {
                 "self": base,
                 "events": f"{base}/events",
-                "report": f"{base}/report" if state.status == "succeeded" else None,
+                "report": f"{base}/report"
+                if state.status == "succeeded" and submission.spec
+                else None,
                 "model": f"/models/{state.model_id}" if state.model_id else None,
             },
         }

@@ -132,8 +132,9 @@ def _uploads(state: JobState) -> set[str]:
     """Digests that a job names: its model, its data, what it trained."""
     submission = state.submission
     found = {submission.model.digest} if submission.model else set()
-    if submission.dataset is not None:
-        found |= {*submission.dataset.blobs.values(), submission.dataset.id or ""}
+    for dataset in (submission.dataset, submission.training_dataset):
+        if dataset is not None:
+            found |= {*dataset.blobs.values(), dataset.id or ""}
     return found | {state.model_id or ""}
 
 

@@ -19,6 +19,7 @@ from service.contract.repeats import Repeats, fingerprint, key_of, result_key
 from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, Spec
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
+from service.contract.training import TrainingPlan
 from service.jobs import Jobs, new_state
 from service.keys import Caller
 from service.limits import Limits
@@ -38,12 +39,14 @@ class Order:
     """What is asked for, and how: ``force`` computes it although an equal result is there."""
 
     kind: Literal["certify", "train"]
-    spec: Spec
-    model: ModelSource
-    dataset: DatasetSource
+    spec: Spec | None
+    model: ModelSource | None
+    dataset: DatasetSource | None
     caller: Caller
     idempotency_key: str | None = None
     force: bool = False
+    training: TrainingPlan | None = None
+    training_dataset: DatasetSource | None = None
 
 
 @dataclass(frozen=True)
@@ -126,24 +129,28 @@ class Submissions:
         return Accepted(new_state(submission), "new")
 
     def _submission(self, order: Order) -> JobSubmission:
-        spec = order.spec.normal()
-        content = fingerprint(order.kind, spec, order.model, order.dataset)
+        spec = {} if order.spec is None else order.spec.normal()
+        training = None if order.training is None else order.training.normal()
+        content = fingerprint(
+            order.kind, spec, order.model, order.dataset, training, order.training_dataset
+        )
         owner = order.caller.name
         # What a clock decides is not the same twice.
-        repeatable = self._reuse and order.spec.time_budget_s is None
+        repeatable = self._reuse and spec.get("time_budget_s") is None
+        datasets = (order.dataset, order.training_dataset)
         return JobSubmission(
             id=new_job_id(),
             kind=order.kind,
             spec=spec,
             model=order.model,
             dataset=order.dataset,
+            training=training,
+            training_dataset=order.training_dataset,
             created_at=rfc3339(now()),
             principal=owner,
             fingerprint=content,
             idempotency_key=_checked_key(owner, order.idempotency_key),
-            result_key=result_key(owner, content, order.dataset, engine_version())
-            if repeatable
-            else "",
+            result_key=result_key(owner, content, datasets, engine_version()) if repeatable else "",
         )
 
     async def _enter(self, submission: JobSubmission) -> None:

@@ -9,16 +9,33 @@ from fastapi import APIRouter
 
 from service.contract.architectures import ARCHITECTURES
 from service.contract.methods import METHODS
+from service.contract.recipes import RECIPES
+from service.contract.training import TRAINING_METHODS
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["catalogue"])
 
 
-@router.get("/methods", summary="Certification methods, with guarantee and cost")
+@router.get("/methods", summary="Certification and training methods, with guarantee and cost")
 async def methods() -> dict[str, list[dict[str, Any]]]:
-    """What ``spec.method`` may be."""
-    return {"items": [asdict(method) for method in METHODS.values()]}
+    """What ``spec.method`` may be (``items``), what ``method`` of a training (``training``), and
+    the recipes there are for it."""
+    return {
+        "items": [asdict(method) for method in METHODS.values()],
+        "training": [asdict(method) for method in TRAINING_METHODS.values()],
+        "recipes": [
+            {
+                "method": row.method,
+                "dataset": row.dataset,
+                "name": row.name,
+                "architecture": row.architecture,
+                "epsilon": row.epsilon,
+                "source": row.source,
+            }
+            for row in RECIPES.values()
+        ],
+    }
 
 
 @router.get("/architectures", summary="Named architectures")

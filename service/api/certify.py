@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field, JsonValue
-from redis.exceptions import RedisError
 
+from service.api.answers import Manner, answer
 from service.api.bodies import dataset_fields, json_body, metered, model_fields
 from service.api.receipts import keep_dataset, keep_model, known_dataset, known_model
 from service.auth import Principal
-from service.contract.problems import InvalidInput, Unavailable, Unsupported
+from service.contract.problems import InvalidInput, Unsupported
 from service.contract.schemas import (
-    TERMINAL,
     DatasetSource,
     JobRecord,
     ModelSource,
     Spec,
     Strict,
 )
-from service.jobs import check_fit, record
-from service.keys import Caller
+from service.jobs import check_fit
 from service.parsing import parse_json, parse_model
 from service.services import Services, UsesServices
-from service.submissions import Accepted, Order, Prepared
+from service.submissions import Order, Prepared
 from service.uploads.receive import Form, receive_form
 
 __all__ = ["router"]
@@ -81,14 +79,6 @@ class _JsonSubmission(Strict):
     force: bool = False
 
 
-class _Manner(NamedTuple):
-    """Who submits, and what the headers and the query say about how."""
-
-    caller: Caller
-    idempotency_key: str | None
-    force: bool
-
-
 @router.post(
     "/certify",
     status_code=202,
@@ -111,7 +101,7 @@ async def certify(
     Where an equal job (model, data, spec, version) of the caller has succeeded, that job is the
     answer, unless `force` (query, form field or JSON member).
     """
-    manner = _Manner(principal, idempotency_key, force)
+    manner = Manner(principal, idempotency_key, force)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         prepared = await _from_form(request, services, manner)
@@ -123,41 +113,10 @@ async def certify(
             code="unsupported_media_type",
         )
     accepted = await services.submissions.submit(prepared)
-    return await _answer(request, response, services, principal, accepted)
+    return await answer(request, response, services, principal, accepted)
 
 
-async def _answer(
-    request: Request, response: Response, services: Services, caller: Caller, accepted: Accepted
-) -> JobRecord:
-    """The job, after as long a wait as the client prefers."""
-    job = record(accepted.state)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    if accepted.how != "new":
-        response.headers["Certserve-Submission"] = accepted.how
-    wait_s = _preferred_wait(request, services.settings.max_wait_s)
-    if wait_s is not None:
-        response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-        try:
-            job = record(await services.jobs.wait(job.id, wait_s, caller))
-        except (RedisError, Unavailable):
-            pass  # the job is accepted all the same
-        if job.status in TERMINAL:
-            response.status_code = 200
-            return job
-    response.headers["Retry-After"] = "1"
-    return job
-
-
-def _preferred_wait(request: Request, most_s: float) -> float | None:
-    """Seconds of ``Prefer: wait=N`` (RFC 7240), at most ``most_s``; None without."""
-    for preference in ",".join(request.headers.getlist("prefer")).split(","):
-        name, _, value = preference.partition(";")[0].partition("=")
-        if name.strip().lower() == "wait" and value.strip(' "').isdecimal():
-            return min(float(value.strip(' "')[:9]), most_s)
-    return None
-
-
-async def _from_json(request: Request, services: Services, manner: _Manner) -> Prepared:
+async def _from_json(request: Request, services: Services, manner: Manner) -> Prepared:
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     body = parse_model(_JsonSubmission, value, field="body", code="invalid_request")
     spec = parse_model(Spec, body.spec, field="spec", code="invalid_spec")
@@ -174,7 +133,7 @@ async def _from_json(request: Request, services: Services, manner: _Manner) -> P
 
 def _prepared(
     services: Services,
-    manner: _Manner,
+    manner: Manner,
     spec: Spec,
     model: ModelSource,
     dataset: DatasetSource,
@@ -194,7 +153,7 @@ def _prepared(
     return services.submissions.prepare(order)
 
 
-async def _from_form(request: Request, services: Services, manner: _Manner) -> Prepared:
+async def _from_form(request: Request, services: Services, manner: Manner) -> Prepared:
     settings = services.settings
     files = model_fields(settings) | dataset_fields(settings)
     texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
@@ -210,7 +169,7 @@ async def _from_form(request: Request, services: Services, manner: _Manner) -> P
         return await to_thread.run_sync(lambda: _sources(form, spec, services, manner))
 
 
-def _sources(form: Form, spec: Spec, services: Services, manner: _Manner) -> Prepared:
+def _sources(form: Form, spec: Spec, services: Services, manner: Manner) -> Prepared:
     """Everything is looked at before anything is kept."""
     caller = manner.caller
     force = form.texts.get("force", "false")

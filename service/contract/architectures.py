@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ARCHITECTURES", "Architecture"]
+__all__ = ["ARCHITECTURES", "FAMILIES", "Architecture"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,9 @@ _ROWS = (
 
 #: Architectures by name, in the order of the table.
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
+
+#: Architectures with a depth and a width, given as objects: {"name": "liresnet", "depth": 12, ...}.
+FAMILIES: dict[str, str] = {
+    "liresnet": '"input", "classes", "depth", "width", "dense_width", "dense_depth"',
+    "orthogonal-dense": '"input", "classes", "widths"',
+}

@@ -4,8 +4,9 @@ Redis is the dispatcher, not the truth: the journal says what was accepted, ``ou
 how a job ended, and all that is in here can be rebuilt from them. Every change is one Lua script
 (see ``lua/``), so that no two processes can see half of one.
 
-A job is worked off in items. ``prepare`` comes first; its commit names the next items, usually
-``shard:0`` ... ``shard:n-1``; when nothing is open any more, ``merge`` is the last one.
+A job is worked off in items. ``prepare`` comes first (of a training, ``train``, then ``prepare``);
+its commit names the next items, usually ``shard:0`` ... ``shard:n-1``; when nothing is open any
+more, ``merge`` is the last one.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Ledger:
 
     # a job's life
 
-    def create(self, submission: JobSubmission, *, first_item: str = "prepare") -> bool:
+    def create(self, submission: JobSubmission) -> bool:
         """Enter a job as queued; whether it was unknown. Safe to repeat; deleted jobs stay so."""
         job, principal = submission.id, submission.principal
         keys = self._job_keys(job)
@@ -80,7 +81,7 @@ class Ledger:
             job,
             submission.kind,
             submission.model_dump_json(),
-            first_item,
+            _first_item(submission),
             principal,
             submission.attempt,
             submission.fingerprint,
@@ -88,13 +89,14 @@ class Ledger:
         ]
         return bool(self._scripts["create"](keys=keys, args=arguments))
 
-    def reopen(self, submission: JobSubmission, *, first_item: str = "prepare") -> bool:
+    def reopen(self, submission: JobSubmission) -> bool:
         """Begin a later attempt of a job; whether it is new. Tokens of leases go on counting."""
         job = submission.id
         keys = self._job_keys(job)
         keys += [self._key("active"), self._key(f"open:{submission.principal}")]
         keys += [self._status_key(status) for status in _STATUSES]
-        arguments = [job, submission.model_dump_json(), first_item, submission.attempt]
+        first = _first_item(submission)
+        arguments = [job, submission.model_dump_json(), first, submission.attempt]
         return bool(self._scripts["reopen"](keys=keys, args=arguments))
 
     def forget(self, job_id: str) -> None:
@@ -381,3 +383,7 @@ class Ledger:
     def _page(self, index: str, before: str | None, limit: int) -> list[str]:
         top = "+" if before is None else f"({before}"
         return list(self._redis.zrevrangebylex(index, top, "-", start=0, num=limit))
+
+
+def _first_item(submission: JobSubmission) -> str:
+    return "train" if submission.kind == "train" else "prepare"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,43 @@ def key_of(principal: str, header: str) -> str:
 
 
 def fingerprint(
-    kind: str, spec: Mapping[str, Any], model: ModelSource, dataset: DatasetSource
+    kind: str,
+    spec: Mapping[str, Any],
+    model: ModelSource | None,
+    dataset: DatasetSource | None,
+    training: Mapping[str, Any] | None = None,
+    training_dataset: DatasetSource | None = None,
 ) -> str:
     """A digest of what a submission asks for; what files are called is no part of it.
 
-    ``spec`` is ``Spec.normal()``.
+    ``spec`` is ``Spec.normal()``, ``training`` a ``TrainingPlan.normal()``.
     """
-    data = [dataset.kind, dataset.blobs, dataset.paths, dataset.split]
-    return _digest([kind, spec, model.digest, model.format, data])
+    content: list[Any] = [kind, spec]
+    content += [None, None] if model is None else [model.digest, model.format]
+    content.append(_data(dataset))
+    if training is not None:
+        content += [training, _data(training_dataset)]
+    return _digest(content)
 
 
-def result_key(principal: str, content: str, dataset: DatasetSource, version: str) -> str:
+def _data(dataset: DatasetSource | None) -> list[Any] | None:
+    if dataset is None:
+        return None
+    return [dataset.kind, dataset.blobs, dataset.paths, dataset.split]
+
+
+def result_key(
+    principal: str, content: str, datasets: Iterable[DatasetSource | None], version: str
+) -> str:
     """What the result of a submission is found by: same owner, content and version.
 
     Data in folders of the host counts as the same while size and time of the files are.
     """
-    marks = {role: _mark(Path(path)) for role, path in dataset.paths.items()}
+    marks: dict[str, list[int]] = {}
+    for place, dataset in enumerate(datasets):
+        if dataset is not None:
+            prefix = f"{place}:" if place else ""
+            marks |= {f"{prefix}{r}": _mark(Path(path)) for r, path in dataset.paths.items()}
     return _digest([principal, content, marks, version])
 
 

@@ -193,6 +193,10 @@ class JobSubmission(Strict):
     spec: dict[str, JsonValue]
     model: ModelSource | None
     dataset: DatasetSource | None
+    #: Of a training: its plan (``TrainingPlan.normal()``) and the samples it is trained on; spec
+    #: and ``dataset`` are those of the certification that follows (empty and None without one).
+    training: dict[str, JsonValue] | None = None
+    training_dataset: DatasetSource | None = None
     created_at: str
     principal: str = ""
     attempt: int = Field(default=1, ge=1)

@@ -83,6 +83,12 @@ class Settings(BaseSettings):
         default=20.0, gt=0, description="A worker silent for so long counts as dead."
     )
     worker_threads: int = Field(default=1, gt=0, description="Compute threads of one worker.")
+    training_threads: int | None = Field(
+        default=None, gt=0, description="Compute threads of a training; default: all processors."
+    )
+    checkpoint_interval_s: float = Field(
+        default=30.0, gt=0, description="How often a training writes its checkpoint."
+    )
     memory_fraction: float = Field(
         default=0.5, gt=0, le=1, description="Share of the free memory that one bound may use."
     )

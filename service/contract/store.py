@@ -233,6 +233,10 @@ class Store:
         """Where ``prepare`` leaves network, data and facts (write aside, then rename)."""
         return self._job_path(job_id) / "prepared"
 
+    def training_dir(self, job_id: str) -> Path:
+        """Where a training keeps its data, its checkpoint and what came of it."""
+        return self._job_path(job_id) / "training"
+
     def shards_dir(self, job_id: str) -> Path:
         """Folder of the shard results."""
         return self._job_path(job_id) / "shards"
@@ -277,7 +281,7 @@ class Store:
         """Remove what an attempt left besides its outcome, so that the next one starts anew."""
         folder = self._job_path(job_id)
         with storage_errors():
-            for name in ("prepared", "shards"):
+            for name in ("prepared", "shards", "training"):
                 self._trash(folder / name)
             for name in ("report.json", "samples.jsonl", "counterexamples.npz"):
                 (folder / name).unlink(missing_ok=True)

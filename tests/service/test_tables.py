@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from models.architectures import ARCHITECTURES as BUILDABLE
-from service.contract.architectures import ARCHITECTURES
+from models.families import FAMILIES as FAMILIES_BUILT
+from service.contract.architectures import ARCHITECTURES, FAMILIES
 from service.contract.methods import METHODS
 from workers.verification.bounds import BOUNDS
 
@@ -19,6 +20,7 @@ def test_every_architecture_of_the_api_can_be_built_and_the_other_way_round() ->
     offered = {name: (row.input_shape, row.classes) for name, row in ARCHITECTURES.items()}
     buildable = {name: (row.input, row.dense[-1]) for name, row in BUILDABLE.items()}
     assert offered == buildable
+    assert set(FAMILIES) == set(FAMILIES_BUILT)
 
 
 def test_every_method_of_the_api_is_a_bound_with_the_same_norms() -> None:

@@ -26,7 +26,7 @@ from workers.jobs.prepare import facts_of, shards
 from workers.verification.cascade import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
-__all__ = ["allowance", "certification_request", "certify_shard"]
+__all__ = ["allowance", "certification_request", "certify_shard", "device_of"]
 
 
 #: Plain forward passes that the bounds of one ``auto`` job may cost altogether.
@@ -71,7 +71,7 @@ def certify_shard(
         results = _undecided(prepared, rows, spec)
     else:
         torch.set_num_threads(settings.worker_threads)
-        device = _device(settings.device)
+        device = device_of(settings.device)
         results = certify_samples(
             prepared.network.to(device),
             prepared.x[rows],
@@ -140,7 +140,8 @@ def _load(folder: Path) -> Prepared:
         return Prepared(network, deployed, data["x"], data["y"], data["index"], data["logits"])
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
+    """The device of a setting: ``auto`` is a GPU where there is one."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)

@@ -154,7 +154,12 @@ def main() -> int:
     folder.mkdir()
     problem: dict[str, str | None]
     try:
-        inspect(request, folder)
+        if request.get("training"):
+            from workers.jobs.training_data import write_training_data
+
+            write_training_data(request, folder)
+        else:
+            inspect(request, folder)
     except MemoryError:
         problem = {
             "code": "too_large",

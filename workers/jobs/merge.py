@@ -16,6 +16,7 @@ from service.contract.store import Store
 from service.contract.times import now, seconds
 from workers.jobs.prepare import facts_of, shards
 from workers.jobs.report import build_report, sample_rows
+from workers.jobs.trained import model_of
 from workers.verification.results import SampleResults
 
 __all__ = ["concatenate", "merge", "merge_notes"]
@@ -26,6 +27,8 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
 
     Each file is created once: a merge that is done twice changes nothing that could be read.
     """
+    if not submission.spec:
+        return 0
     facts = facts_of(store, submission.id)
     parts = []
     for shard, _ in enumerate(shards(facts)):
@@ -37,6 +40,7 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     devices = results.notes.pop("device", [])
     device = ", ".join(devices) if isinstance(devices, list) else str(devices)
     wall_s = 0.0 if started_at is None else max(0.0, now() - seconds(started_at))
+    submission = submission.model_copy(update={"model": model_of(store, submission)})
     report = build_report(
         submission, facts, results, timing={"wall_s": wall_s}, device=device or "cpu"
     )

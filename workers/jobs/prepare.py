@@ -17,8 +17,9 @@ from service.contract.schemas import DatasetSource, JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs.sandbox import ChildEnded, Limits, run_child
+from workers.jobs.trained import certification_samples, model_of
 
-__all__ = ["facts_of", "prepare", "shards"]
+__all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +38,32 @@ def prepare(
     Done already, by an earlier try or by another worker: nothing to do.
     """
     target = store.prepared_dir(submission.id)
-    if (target / "facts.json").exists():
-        return
-    job_dir = store.job_dir(submission.id)
+    if not (target / "facts.json").exists():
+        request = _request(store, settings, submission)
+        inspect_apart(store, settings, submission.id, request, target, FILES, stop=stop)
+
+
+def inspect_apart(
+    store: Store,
+    settings: Settings,
+    job_id: str,
+    request: dict[str, Any],
+    target: Path,
+    files: tuple[str, ...],
+    *,
+    stop: Callable[[], bool],
+) -> None:
+    """Have the limited child do ``request`` and publish its ``files`` as the folder ``target``.
+
+    Raises the Problem that is wrong with the upload. Nothing is published when ``stop`` said so.
+    """
+    job_dir = store.job_dir(job_id)
     for left in job_dir.glob(".inspect-*"):
         shutil.rmtree(left, ignore_errors=True)
     folder = job_dir / f".inspect-{secrets.token_hex(8)}"
     with storage_errors():
         folder.mkdir(mode=0o700)
     try:
-        request = _request(store, settings, submission)
         (folder / "request.json").write_text(json.dumps(request))
         limits = Limits(
             memory_bytes=settings.inspection_memory_bytes,
@@ -57,9 +74,9 @@ def prepare(
         ended = run_child("workers.jobs.inspection", [], folder=folder, limits=limits, stop=stop)
         if ended.stopped:
             return
-        _raise_problem(submission.id, folder, ended, limits)
+        _raise_problem(job_id, folder, ended, limits)
         with storage_errors():
-            _publish(folder / "prepared", target)
+            _publish(folder / "prepared", target, files)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -81,21 +98,21 @@ def shards(facts: dict[str, Any]) -> list[tuple[int, int]]:
 
 def _request(store: Store, settings: Settings, submission: JobSubmission) -> dict[str, Any]:
     spec = Spec.model_validate(submission.spec)
-    assert submission.model is not None
+    model = model_of(store, submission)
     assert submission.dataset is not None
     return {
         "model": {
-            "path": str(store.blob_path(submission.model.digest)),
-            "format": submission.model.format,
+            "path": str(store.blob_path(model.digest)),
+            "format": model.format,
             "architecture": spec.architecture,
         },
         "normalization": None if spec.normalization is None else spec.normalization.model_dump(),
         "dataset": {
             "kind": submission.dataset.kind,
-            "files": _files(store, submission.dataset),
+            "files": files_of(store, submission.dataset),
             "split": submission.dataset.split,
         },
-        "selection": spec.samples if spec.indices is None else spec.indices,
+        "selection": certification_samples(store, submission, spec),
         "clip": spec.clip,
         "bounds": {
             "max_bytes": settings.max_inflated_bytes,
@@ -105,7 +122,8 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
     }
 
 
-def _files(store: Store, source: DatasetSource) -> dict[str, str]:
+def files_of(store: Store, source: DatasetSource) -> dict[str, str]:
+    """Role -> path of a data set's files."""
     blobs = {role: str(store.blob_path(digest)) for role, digest in source.blobs.items()}
     return {**blobs, **source.paths}
 
@@ -148,9 +166,9 @@ def _last_line(tail: str) -> str | None:
     return lines[-1][:300] if lines else None
 
 
-def _publish(folder: Path, target: Path) -> None:
+def _publish(folder: Path, target: Path, files: tuple[str, ...]) -> None:
     """Bring the files to the disk, then show them all at once under their final name."""
-    for name in FILES:
+    for name in files:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise InternalError(f"the inspection left no {name}", code="inspection_failed")

@@ -35,6 +35,7 @@ from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs import lease_note
 from workers.jobs.keeper import ItemStopped, Keeper
+from workers.jobs.trained import model_of
 
 __all__ = ["Ticket", "run"]
 
@@ -74,6 +75,7 @@ class Ticket:
         self.job_id = job_id
         self.worker = f"{platform.node()}:{os.getpid()}"
         self._progress_at = 0.0
+        self.deadline = 0.0
 
     def work(self) -> None:
         """Lease, do, commit. Raises redis.RedisError when Redis stays away for minutes."""
@@ -82,9 +84,9 @@ class Ticket:
             logger.info("job %s is unknown to the ledger", self.job_id)
             return
         submission = state.submission
-        deadline = time.monotonic() + self.settings.ticket_budget_s
+        self.deadline = time.monotonic() + self.settings.ticket_budget_s
         with Keeper(self.ledger, self.settings.lease_ttl_s) as keeper:
-            while not keeper.draining and time.monotonic() < deadline:
+            while not keeper.draining and time.monotonic() < self.deadline:
                 answer = patiently(lambda: self.ledger.lease(self.job_id, worker=self.worker))
                 match answer:
                     case Lease():
@@ -157,6 +159,8 @@ class Ticket:
     ) -> Callable[[], object]:
         """Do the item; the answer commits it. torch is imported by the items that need it."""
         kind, _, number = lease.item.partition(":")
+        if kind == "train":
+            return self._training(keeper, submission, lease)
         if kind == "prepare":
             from workers.jobs.prepare import facts_of, prepare, shards
 
@@ -199,8 +203,42 @@ class Ticket:
             state = patiently(lambda: self.ledger.get(self.job_id))
             started_at = state.started_at if state else None
             samples = merge(self.store, submission, started_at=started_at)
-            return lambda: self._conclude(submission, "succeeded", samples=samples)
+            model_id = None if submission.model else model_of(self.store, submission).digest
+            return lambda: self._conclude(
+                submission, "succeeded", samples=samples, model_id=model_id
+            )
         raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
+
+    def _training(
+        self, keeper: Keeper, submission: JobSubmission, lease: Lease
+    ) -> Callable[[], object]:
+        """Train until the run ends or the ticket's budget does; the next ticket goes on."""
+        from workers.jobs.train import train_model
+        from workers.training.loop import Paused
+
+        plan = submission.training
+        assert plan is not None
+        parameters = plan["hyperparameters"]
+        assert isinstance(parameters, dict)
+        epochs = int(str(parameters["epochs"]))
+        self._say("train", 0, message="reading the data set", total=epochs, unit="epochs")
+        try:
+            done = train_model(
+                self.store,
+                self.settings,
+                submission,
+                progress=lambda at, message: self._say(
+                    "train", at, message=message, total=epochs, unit="epochs"
+                ),
+                stop=keeper.should_stop,
+                should_pause=lambda: keeper.should_stop() or time.monotonic() > self.deadline,
+            )
+        except Paused as paused:
+            raise ItemStopped("the training makes room; its checkpoint is written") from paused
+        keeper.check()
+        following = ["prepare"] if plan["certify"] else []
+        digest = done["model"]["digest"]
+        return lambda: patiently(lambda: self.ledger.commit(lease, digest, next_items=following))
 
     def _count(self, seconds: float, samples: int) -> None:
         """For /metrics; nothing hangs on it."""
@@ -209,13 +247,15 @@ class Ticket:
         except redis.RedisError as error:
             logger.info("job %s: shard not counted: %s", self.job_id, error)
 
-    def _say(self, item: str, done: int, *, message: str) -> None:
+    def _say(
+        self, item: str, done: float, *, message: str, total: int | None = None, unit: str = ""
+    ) -> None:
         """Report progress, now and then; a Redis that is away does not stop the work."""
         if time.monotonic() - self._progress_at < PROGRESS_S:
             return
         self._progress_at = time.monotonic()
         try:
-            self.ledger.progress(self.job_id, item, done, message=message)
+            self.ledger.progress(self.job_id, item, done, message=message, total=total, unit=unit)
         except redis.RedisError as error:
             logger.info("job %s: progress not sent: %s", self.job_id, error)
 
@@ -226,6 +266,7 @@ class Ticket:
         error: Problem | None = None,
         *,
         samples: int = 0,
+        model_id: str | None = None,
     ) -> None:
         ended = patiently(
             lambda: conclude(
@@ -235,6 +276,7 @@ class Ticket:
                 status,  # type: ignore[arg-type]
                 error=error,
                 samples=samples,
+                model_id=model_id,
             )
         )
         logger.info("job %s %s%s", self.job_id, ended, "" if error is None else f": {error}")

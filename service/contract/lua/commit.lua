@@ -11,6 +11,8 @@ redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
 local time = redis.call('TIME')
 if ARGV[4] ~= '' then
+  -- What was counted so far is counted in another unit (a training's epochs).
+  redis.call('DEL', KEYS[6])
   redis.call('HSET', KEYS[1], 'total', ARGV[4], 'unit', ARGV[5], 'work_started',
     string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1000000))
 end

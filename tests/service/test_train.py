@@ -1,0 +1,170 @@
+"""POST /train as far as the API goes: what is accepted, what it means, what is refused and how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.contract.ledger import Lease, Ledger
+from service.contract.recipes import RECIPES, plan_of, recipe_of
+from service.contract.schemas import Spec
+from service.contract.settings import Settings
+from service.contract.training import TRAINING_METHODS, TrainingPlan, TrainSpec
+from workers.training.objectives import OBJECTIVES
+from workers.training.run import Run
+
+DIGITS: dict[str, Any] = {
+    "method": "emma",
+    "dataset": "digits",
+    "epsilon": "1/2",
+    "architecture": {"name": "orthogonal-dense", "input": [1, 8, 8], "widths": [32]},
+    "activation": "maxmin",
+    "epochs": 3,
+}
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {**DIGITS, **changes}
+
+
+@pytest.fixture
+def client(serve: Callable[[Settings], httpx.Client], settings: Settings) -> httpx.Client:
+    return serve(settings)
+
+
+def test_an_accepted_training_begins_with_training(client: httpx.Client, ledger: Ledger) -> None:
+    answer = client.post("/train", json=body())
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert (job["kind"], job["status"], job["model_id"]) == ("train", "queued", None)
+    assert answer.headers["Location"] == f"/jobs/{job['id']}"
+    lease = ledger.lease(job["id"], worker="w")
+    assert isinstance(lease, Lease)
+    assert lease.item == "train"
+    state = ledger.get(job["id"])
+    assert state is not None
+    submission = state.submission
+    assert submission.training is not None
+    plan = TrainingPlan.model_validate(submission.training)
+    assert (plan.method, str(plan.epsilon), plan.hyperparameters.epochs) == ("emma", "1/2", 3)
+    # Trained on the train split, certified on all of the test split with the training's epsilon.
+    assert submission.training_dataset is not None
+    assert submission.dataset is not None
+    assert (submission.training_dataset.split, submission.dataset.split) == ("train", "test")
+    spec = Spec.model_validate(submission.spec)
+    assert (spec.norm, spec.samples, spec.method) == ("l2", "all", "bcp")
+    assert [str(epsilon) for epsilon in spec.epsilons] == ["1/2"]
+    assert client.get(f"/jobs/{job['id']}/training").json()["plan"] == submission.training
+    again = client.get("/jobs", params={"kind": "train"}).json()
+    assert [item["id"] for item in again["items"]] == [job["id"]]
+
+
+def test_an_upload_is_split_unless_another_is_named(client: httpx.Client, tmp_path: Path) -> None:
+    data = tmp_path / "mine.npz"
+    np.savez(data, x=np.zeros((40, 8, 8), np.uint8), y=np.zeros(40, np.int64))
+    files = {"dataset": (data.name, data.read_bytes())}
+    uploaded = client.post("/datasets", files=files).json()["id"]
+    own = client.post("/train", json=body(dataset=uploaded)).json()["id"]
+    named = client.post("/train", json=body(dataset=uploaded, test_dataset="digits")).json()["id"]
+    never = client.post("/train", json=body(dataset=uploaded, certify=None)).json()["id"]
+    shares = [
+        client.get(f"/jobs/{job}/training").json()["plan"]["held_out"]
+        for job in (own, named, never)
+    ]
+    assert shares == [0.1, 0.0, 0.0]
+
+
+def test_the_same_key_is_the_same_training(client: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/train", json=body(), headers=headers)
+    second = client.post("/train", json=body(), headers=headers)
+    other = client.post("/train", json=body(seed=1), headers=headers)
+    assert first.json()["id"] == second.json()["id"]
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"method": "magic"}, "unknown_method", "body.method"),
+        ({"epsilon": 0}, "invalid_epsilon", "body.epsilon"),
+        ({"epsilon": -1}, "invalid_epsilon", "body.epsilon"),
+        ({"epsilon": "1e999"}, "invalid_epsilon", "body.epsilon"),
+        ({"architecture": "resnet-9000"}, "unknown_architecture", "body.architecture"),
+        ({"architecture": {"name": "vit"}}, "unknown_architecture", "body.architecture"),
+        ({"architecture": None}, "missing_architecture", "architecture"),
+        ({"recipe": "paper"}, "no_recipe", "recipe"),
+        ({"recipe": {"base": "paper"}}, "no_recipe", "recipe"),
+        ({"recipe": {"epoch": 3}}, "unknown_field", "recipe.epoch"),
+        ({"recipe": {"batch_size": 0}}, "invalid_recipe", "recipe.batch_size"),
+        ({"recipe": {"learning_rate_schedule": {"points": [[0.5, 1], [0.1, 1]]}}}, None, None),
+        ({"dataset": "cifar-11"}, "unknown_dataset", "dataset"),
+        ({"dataset": "digits:test"}, "invalid_dataset", "dataset"),
+        ({"epochs": 0}, "invalid_request", "body.epochs"),
+        ({"surprise": 1}, "unknown_field", "body.surprise"),
+        ({"certify": {"methd": "bcp"}}, "unknown_field", "certify.methd"),
+        ({"certify": {"method": "magic"}}, "unknown_method", "certify.method"),
+        ({"certify": {"architecture": "mnist-small"}}, "unexpected_architecture", None),
+    ],
+)
+def test_bad_requests_are_refused_by_name(
+    client: httpx.Client, changes: dict[str, Any], code: str | None, field: str | None
+) -> None:
+    answer = client.post("/train", json=body(**changes))
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert code is None or problem["code"] == code
+    assert field is None or problem["field"] == field
+
+
+def test_only_json_is_taken(client: httpx.Client) -> None:
+    assert client.post("/train", content=b"{", headers={"content-type": "text/plain"}).json()[
+        "code"
+    ] == ("unsupported_media_type")
+    bad = client.post("/train", content=b"{", headers={"content-type": "application/json"})
+    assert (bad.status_code, bad.json()["code"]) == (400, "invalid_json")
+
+
+def test_methods_and_recipes_are_listed(client: httpx.Client) -> None:
+    listed = client.get("/methods").json()
+    assert {row["name"] for row in listed["training"]} == set(OBJECTIVES) == set(TRAINING_METHODS)
+    assert len(listed["recipes"]) == len(RECIPES)
+
+
+@pytest.mark.parametrize("name", ["paper", "fast"])
+@pytest.mark.parametrize("row", RECIPES.values(), ids=lambda row: f"{row.method}-{row.dataset}")
+def test_every_recipe_is_a_complete_run(row: Any, name: str) -> None:
+    recipe = recipe_of(row.method, row.dataset, name)
+    if recipe is None:
+        assert name == "paper"
+        return
+    spec = TrainSpec.model_validate(
+        {"method": row.method, "dataset": row.dataset, "epsilon": row.epsilon, "recipe": name}
+    )
+    plan = plan_of(spec, row.dataset, held_out=0.0)
+    assert TrainingPlan.model_validate(json.loads(json.dumps(plan.normal()))) == plan
+    run = Run.of_plan(plan.normal())
+    assert run.epochs == recipe.settings["epochs"]
+    epsilons = [run.epsilon_schedule.at(k / 100) for k in range(101)]
+    assert max(epsilons) == epsilons[-1] <= 3.0
+    assert all(0.0 <= run.kappa_schedule.at(k / 100) <= 1.0 for k in range(101))
+
+
+def test_the_published_schedule_of_bcp_on_cifar() -> None:
+    spec = TrainSpec.model_validate(
+        {"method": "bcp", "dataset": "cifar10", "epsilon": "36/255", "recipe": "paper"}
+    )
+    run = Run.of_plan(plan_of(spec, "cifar10", held_out=0.0).normal())
+    assert (run.epochs, run.batch_size, run.architecture) == (200, 128, "cifar-6c2f")
+    assert run.rate(139 / 200) == pytest.approx(1e-3)
+    assert run.rate(141 / 200) == pytest.approx(5e-4)
+    assert run.rate(1.0) == pytest.approx(1e-3 / 64)
+    assert run.kappa_schedule.at(9 / 200) == 1.0
+    assert run.epsilon_schedule.at(131 / 200) == pytest.approx(1.0)

@@ -1,0 +1,47 @@
+"""What came of a training, as the items after it need it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.contract.problems import InternalError
+from service.contract.schemas import JobSubmission, ModelSource, Spec
+from service.contract.store import Store
+
+__all__ = ["certification_samples", "model_of", "trained", "trained_path"]
+
+
+def trained_path(store: Store, job_id: str) -> Any:
+    """``trained.json``: written last, so that all it names is there."""
+    return store.training_dir(job_id) / "trained.json"
+
+
+def trained(store: Store, job_id: str) -> dict[str, Any] | None:
+    """``model`` (a ModelSource), ``history`` and ``total`` samples; None while it trains."""
+    return store.read_json(trained_path(store, job_id))
+
+
+def model_of(store: Store, submission: JobSubmission) -> ModelSource:
+    """The model that a job certifies: the one submitted, or the one it trained."""
+    if submission.model is not None:
+        return submission.model
+    facts = trained(store, submission.id)
+    if facts is None:
+        raise InternalError("the trained model is missing", code="not_trained")
+    return ModelSource.model_validate(facts["model"])
+
+
+def certification_samples(
+    store: Store, submission: JobSubmission, spec: Spec
+) -> int | str | list[int]:
+    """The samples to certify on: the spec's choice, of a training without a test set among those
+    that were held out."""
+    chosen: int | str | list[int] = spec.samples if spec.indices is None else spec.indices
+    if submission.training is None or not submission.training["held_out"]:
+        return chosen
+    facts = trained(store, submission.id)
+    assert facts is not None
+    held = list(range(int(facts["samples"]), int(facts["total"])))
+    if isinstance(chosen, list):
+        return chosen
+    return held if chosen == "all" else held[: int(chosen)]

@@ -1,0 +1,58 @@
+"""The limited child's other task: reading the samples that a training asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FILES", "write_training_data"]
+
+#: What the child leaves.
+FILES = ("x.npy", "y.npy", "facts.json")
+
+
+def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
+    """Write x.npy (bytes as they are, floats as float32) [N, *input shape], y.npy and facts.json.
+
+    ``request``: ``architecture``, ``activation``, ``dataset`` (kind, files, split), ``held_out``
+    (share of the samples at the end that is left out), ``bounds``. Raises exceptions with a
+    ``code`` where data and architecture do not go together.
+    """
+    import numpy as np
+
+    from models.architectures import blueprint
+    from workers.jobs.data import Bounds, DataError
+    from workers.jobs.layout import as_network_input, to_pixels
+    from workers.jobs.sources import read_source
+
+    plan = blueprint(request["architecture"], activation=request["activation"])
+    shape, classes = plan.skeleton.input_shape, plan.skeleton.classes
+    source = request["dataset"]
+    files = {role: Path(path) for role, path in source["files"].items()}
+    bounds = Bounds(**request["bounds"])
+    data = read_source(source["kind"], files, source["split"], "all", bounds)
+    if data.y is None:
+        raise DataError(
+            "missing_labels", "the data set has no labels", hint="training needs x and y"
+        )
+    wrong = (data.y < 0) | (data.y >= classes)
+    if bool(wrong.any()):
+        place = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            "label_out_of_range",
+            f"sample {place} has label {int(data.y[place])}; the architecture has classes 0 to "
+            f"{classes - 1}",
+            hint="an architecture with as many classes as the data set",
+        )
+    x = as_network_input(data.x, shape)
+    if x.dtype != np.uint8:
+        x = to_pixels(x, clip=True)
+    kept = len(x) - int(len(x) * request["held_out"])
+    if kept < 2:
+        raise DataError("too_few_samples", f"{len(x)} samples are too few to train on")
+    np.save(folder / "x.npy", np.ascontiguousarray(x[:kept]))
+    np.save(folder / "y.npy", data.y[:kept])
+    facts = {"samples": kept, "total": len(x)}
+    (folder / "facts.json").write_text(json.dumps(facts))

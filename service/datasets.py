@@ -114,7 +114,7 @@ def _npz(name: str) -> _Finder:
 
 def _folder(
     name: str,
-    kind: Literal["cifar_python", "cifar_binary", "images_folder"],
+    kind: Literal["cifar_python", "cifar_binary", "images_folder", "tiny_imagenet"],
     folder_name: str,
     marks: dict[Split, tuple[str, ...]],
 ) -> _Finder:
@@ -146,6 +146,11 @@ _BATCHES_BINARY: dict[Split, tuple[str, ...]] = {
     "train": ("data_batch_1.bin",),
 }
 
+_WNIDS: dict[Split, tuple[str, ...]] = {
+    "test": ("val/val_annotations.txt",),
+    "train": ("wnids.txt",),
+}
+
 #: Registered names and their public layouts, in the order they are looked for.
 REGISTERED: dict[str, tuple[_Finder, ...]] = {
     "mnist": (_mnist,),
@@ -162,7 +167,7 @@ REGISTERED: dict[str, tuple[_Finder, ...]] = {
         _folder("cifar100", "images_folder", "cifar100", _TREE),
     ),
     "tiny-imagenet": (
-        _folder("tiny-imagenet", "images_folder", "tiny-imagenet-200", _TREE),
+        _folder("tiny-imagenet", "tiny_imagenet", "tiny-imagenet-200", _WNIDS),
         _folder("tiny-imagenet", "images_folder", "tiny-imagenet", _TREE),
     ),
     "digits": (_digits,),

@@ -163,13 +163,21 @@ class DatasetSource(Strict):
     ``kind`` says how ``blobs`` (role -> digest) or ``paths`` (role -> absolute path) are read:
     ``npz`` role ``file`` with x, y; ``images_zip`` role ``file``, a zip of class folders; ``idx``
     roles ``images`` and ``labels``; ``cifar_python`` / ``cifar_binary`` role ``folder`` of batches;
+    ``tiny_imagenet`` role ``folder`` of its public layout;
     ``images_folder`` role ``folder`` of class folders; ``digits`` comes with scikit-learn.
     ``id`` is the data set's id where it was uploaded. ``split`` is ``test`` or ``train`` of a
     registered name. ``samples`` is the number of samples where the bytes tell it.
     """
 
     kind: Literal[
-        "npz", "images_zip", "idx", "cifar_python", "cifar_binary", "images_folder", "digits"
+        "npz",
+        "images_zip",
+        "idx",
+        "cifar_python",
+        "cifar_binary",
+        "images_folder",
+        "tiny_imagenet",
+        "digits",
     ]
     name: str
     id: str | None = None

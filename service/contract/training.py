@@ -159,7 +159,6 @@ class Hyperparameters(Strict):
     theta: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
     init: Literal["default", "he", "orthogonal"] | None = None
     validation_samples: int = Field(default=1000, ge=0, le=1_000_000)
-    compile: bool = False
 
 
 class TrainSpec(Strict):

@@ -30,6 +30,7 @@ __all__ = [
     "read_exactly",
     "read_idx",
     "read_image_folder",
+    "read_images",
     "read_npz",
 ]
 
@@ -230,11 +231,26 @@ def _read_images(
             "there is no image in a class folder",
             hint="one folder per class, images in it: cat/1.png, dog/1.png",
         )
-    bounds.check("the data set", 0, len(names))
     labels = _folder_labels([PurePosixPath(name).parent.name for name in names])
+    return read_images(names, labels, read, selection, bounds)
+
+
+def read_images(
+    names: list[str],
+    labels: NDArray[np.int64],
+    read: Callable[[str], bytes],
+    selection: Selection,
+    bounds: Bounds,
+    *,
+    mode: str = "",
+) -> DataSet:
+    """Image files of one size, x uint8 [N, H, W(, 3)]; ``mode`` L or RGB, empty: the first one's.
+
+    Raises DataError (too_large, image_sizes_differ, invalid_dataset).
+    """
+    bounds.check("the data set", 0, len(names))
     indices = choose(selection, len(names))
     images: list[NDArray[np.uint8]] = []
-    mode = ""
     for index in indices:
         image, mode = _decode(names[index], read(names[index]), mode)
         if images and image.shape != images[0].shape:

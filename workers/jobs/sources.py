@@ -22,6 +22,7 @@ from workers.jobs.data import (
     read_image_folder,
     read_npz,
 )
+from workers.jobs.tiny_imagenet import read_tiny_imagenet
 
 __all__ = ["SourceFiles", "read_source"]
 
@@ -139,6 +140,10 @@ def _subset(x: NDArray[Any], y: NDArray[Any], selection: Selection) -> DataSet:
     return DataSet(x[indices], y[indices].astype(np.int64), indices, len(x))
 
 
+def _tiny_imagenet(files: SourceFiles, split: str, selection: Selection, bounds: Bounds) -> DataSet:
+    return read_tiny_imagenet(files["folder"], split, selection, bounds)
+
+
 _READERS: dict[str, Callable[[SourceFiles, str, Selection, Bounds], DataSet]] = {
     "npz": _npz,
     "images_zip": _images_zip,
@@ -147,4 +152,5 @@ _READERS: dict[str, Callable[[SourceFiles, str, Selection, Bounds], DataSet]] = 
     "digits": _digits,
     "cifar_binary": _cifar_binary,
     "cifar_python": _cifar_python,
+    "tiny_imagenet": _tiny_imagenet,
 }

@@ -6,10 +6,11 @@ that was killed and resumed ends in the same bits as one that was not (same mach
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,32 @@ def train(
     there, the run goes on from it. Raises TrainingError (diverged, shape_mismatch,
     label_out_of_range, too_few_samples, bad_checkpoint), ModelError, Paused.
     """
+    with _arithmetic(device):
+        return _train(run, data, device, checkpoint, checkpoint_s, progress, on_epoch, should_pause)
+
+
+@contextlib.contextmanager
+def _arithmetic(device: torch.device) -> Iterator[None]:
+    """TF32 on a GPU that has it, for the training alone: certificates are computed without."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _train(
+    run: Run,
+    data: TrainingData,
+    device: torch.device,
+    checkpoint: Path | None,
+    checkpoint_s: float,
+    progress: Callable[[float, str], None],
+    on_epoch: Callable[[History], None],
+    should_pause: Callable[[], bool],
+) -> tuple[Network, History]:
     network = build_network(run).to(device)
     data = data.to(device)
     check_data(network, data)

@@ -56,7 +56,6 @@ class Run:
     theta: float | None = None
     init: str | None = None
     validation_samples: int = 0
-    compile: bool = False
 
     @classmethod
     def of_plan(cls, plan: Mapping[str, Any]) -> Run:

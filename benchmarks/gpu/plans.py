@@ -1,0 +1,76 @@
+"""Write the published runs as plans, for ``benchmarks.gpu.train`` (which needs no pydantic).
+
+    python -m benchmarks.gpu.plans out/plans
+
+One file per row, in the order in which they are worth a GPU's time; ``--recipe paper`` writes the
+papers' own epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from service.contract.recipes import plan_of
+from service.contract.training import TrainSpec
+
+#: (name, request, published standard / PGD-100 / verified accuracy in per cent).
+ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    (
+        "1-mnist-emma",
+        {"method": "emma", "dataset": "mnist", "epsilon": 1.58},
+        "96.3 / 78.2 / 55.8 (Local-Lip-G), 62.8 verified (GloRo MinMax)",
+    ),
+    (
+        "2-cifar-bcp",
+        {"method": "bcp", "dataset": "cifar10", "epsilon": "36/255"},
+        "65.7 / 60.8 / 51.3",
+    ),
+    (
+        "3-cifar-local-lip-b",
+        {"method": "local-lip-b", "dataset": "cifar10", "epsilon": "36/255"},
+        "70.7 / 64.8 / 54.3",
+    ),
+    (
+        "4-cifar-local-lip-b-maxmin",
+        {
+            "method": "local-lip-b",
+            "dataset": "cifar10",
+            "epsilon": "36/255",
+            "activation": "clamped-maxmin",
+        },
+        "77.4 / 70.4 / 60.7",
+    ),
+    (
+        "5-cifar-liresnet",
+        {"method": "emma", "dataset": "cifar10", "epsilon": "36/255"},
+        "66.9 verified",
+    ),
+    (
+        "6-mnist-local-lip-g",
+        {"method": "local-lip-g", "dataset": "mnist", "epsilon": 1.58},
+        "96.3 / 78.2 / 55.8",
+    ),
+)
+
+
+def main() -> None:
+    """Write ``NAME.json`` for every row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--recipe", choices=("fast", "paper"), default="fast")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name, request, published in ROWS:
+        recipe = "fast" if name == "1-mnist-emma" else options.recipe
+        spec = TrainSpec.model_validate({**request, "recipe": recipe})
+        plan = plan_of(spec, str(request["dataset"]), held_out=0.0).normal()
+        text = {"name": name, "dataset": request["dataset"], "published": published, "plan": plan}
+        (options.folder / f"{name}.json").write_text(json.dumps(text, indent=1))
+        print(options.folder / f"{name}.json")
+
+
+if __name__ == "__main__":
+    main()

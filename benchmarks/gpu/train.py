@@ -1,0 +1,180 @@
+"""One published run: train, then verify every test image; resumable, a few minutes per call.
+
+    python -m benchmarks.gpu.train out/plans/2-cifar-bcp.json --data FOLDER --minutes 8
+
+FOLDER holds ``<data set>_train.npz`` and ``<data set>_test.npz`` (x uint8, y). Call it again until
+it prints the row: a call trains until its minutes are over and leaves a checkpoint, then verifies
+in blocks of which each is kept. Exit status 0: done; 3: call again. Verification is sound (method
+auto); PGD-100 is the published attack: l2, steps of epsilon / 4, one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.architectures import blueprint
+from models.network import Network
+from models.onnx_export import export_onnx
+from workers.jobs.deployed import DeployedNetwork
+from workers.jobs.layout import as_network_input, to_pixels
+from workers.training.data import TrainingData
+from workers.training.loop import Paused, train
+from workers.training.run import Run
+from workers.verification.cascade import certify_samples
+from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
+
+#: Test images per kept block.
+BLOCK = 500
+AGAIN = 3
+
+
+def load(folder: Path, dataset: str, split: str, shape: tuple[int, ...]) -> TrainingData:
+    """The split of a data set in the network's layout, as bytes where it is bytes."""
+    with np.load(folder / f"{dataset}_{split}.npz", allow_pickle=False) as arrays:
+        x, y = as_network_input(arrays["x"], shape), arrays["y"]
+    return TrainingData(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y).long())
+
+
+def trained(
+    row: dict[str, Any], options: argparse.Namespace, device: torch.device, until: float
+) -> tuple[Network, dict[str, Any]] | None:
+    """The deployed network and facts of its training; None where minutes ran out."""
+    folder = options.out / row["name"]
+    if (folder / "model" / "network.json").exists():
+        return Network.load(folder / "model"), json.loads((folder / "trained.json").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run.of_plan(row["plan"])
+    shape = blueprint(run.architecture, activation=run.activation).skeleton.input_shape
+    data = load(options.data, row["dataset"], "train", shape)
+    if options.samples:
+        data = TrainingData(data.x[: options.samples], data.y[: options.samples])
+    spent = folder / "seconds"
+    began = time.monotonic()
+    try:
+        network, history = train(
+            run,
+            data,
+            device=device,
+            checkpoint=folder / "checkpoint.safetensors",
+            should_pause=lambda: time.monotonic() > until,
+            on_epoch=lambda rows: print(json.dumps(rows[-1]), flush=True),
+        )
+    except Paused:
+        return None
+    finally:
+        before = float(spent.read_text()) if spent.exists() else 0.0
+        spent.write_text(str(before + time.monotonic() - began))
+    deployed = network.deployed()
+    facts = {"history": history, "seconds": float(spent.read_text()), "epochs": run.epochs}
+    (folder / "trained.json").write_text(json.dumps(facts))
+    (folder / "model").mkdir(exist_ok=True)
+    deployed.save(folder / "model")
+    return deployed, facts
+
+
+def verified(
+    row: dict[str, Any],
+    network: Network,
+    options: argparse.Namespace,
+    device: torch.device,
+    until: float,
+) -> list[SampleResults] | None:
+    """Results of every test image, block by block; None where minutes ran out."""
+    folder = options.out / row["name"]
+    plan = row["plan"]
+    test = load(options.data, row["dataset"], "test", network.input_shape)
+    x = to_pixels(test.x.numpy(), clip=True)[: options.test_samples]
+    y = test.y.numpy()[: options.test_samples]
+    deployed = DeployedNetwork(export_onnx(network), network.input_shape, None)
+    request = CertificationRequest(
+        norm=plan["norm"],
+        epsilons=(Fraction(plan["epsilon"]),),
+        method=options.method,
+        soundness="sound",
+        deterministic=True,
+        clip=True,
+        radius=False,
+        attack=AttackSettings(steps=100, restarts=1, audit=1.0),
+        seed=0,
+    )
+    parts = []
+    network = network.to(device)
+    for start in range(0, len(x), BLOCK):
+        path = folder / f"verified-{start}.npz"
+        if not path.exists():
+            if time.monotonic() > until:
+                return None
+            rows = slice(start, min(start + BLOCK, len(x)))
+            certify_samples(
+                network,
+                x[rows],
+                y[rows],
+                np.arange(start, rows.stop),
+                request,
+                deployed=deployed,
+                deployed_logits=deployed(x[rows]),
+                device=device,
+                cache_dir=folder,
+            ).save(path)
+        parts.append(SampleResults.load(path))
+    return parts
+
+
+def main() -> int:
+    """Train, verify, print the row; 3: call again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--method", default="auto")
+    parser.add_argument("--samples", type=int, help="train on the first N only (a trial run)")
+    parser.add_argument("--test-samples", type=int, help="verify the first N only (a trial run)")
+    parser.add_argument("--epochs", type=int, help="instead of the plan's (a trial run)")
+    options = parser.parse_args()
+    until = time.monotonic() + 60 * options.minutes
+    row = json.loads(options.plan.read_text())
+    if options.epochs:
+        row["plan"]["hyperparameters"]["epochs"] = options.epochs
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = trained(row, options, device, until)
+    if found is None:
+        print("minutes are over: call again to go on training")
+        return AGAIN
+    network, facts = found
+    parts = verified(row, network, options, device, until)
+    if parts is None:
+        print("minutes are over: call again to go on verifying")
+        return AGAIN
+    label = np.concatenate([part.label for part in parts])
+    correct = np.concatenate([part.prediction for part in parts]) == label
+    certified = np.concatenate([part.certified[:, 0] for part in parts])
+    falsified = np.concatenate([part.falsified[:, 0] for part in parts])
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    result = {
+        "name": row["name"],
+        "samples": len(label),
+        "standard": 100 * float(correct.mean()),
+        "pgd100": 100 * float((correct & ~falsified).mean()),
+        "verified": 100 * float((correct & certified).mean()),
+        "published": row["published"],
+        "epochs": facts["epochs"],
+        "training_s": round(facts["seconds"], 1),
+        "device": name,
+    }
+    (options.out / row["name"] / "result.json").write_text(json.dumps(result))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

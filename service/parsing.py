@@ -28,9 +28,9 @@ _OWN = frozenset(
 
 
 def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
-    """The value of a JSON text. Raises Malformed; NaN and Infinity are no JSON."""
+    """The value of a JSON text. Raises Malformed; NaN, Infinity and doubled names are no JSON."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_distinct)
         # Half a surrogate pair is valid JSON, but cannot be written to disk or sent back.
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -63,6 +63,15 @@ def problem_of(error: ValidationError, *, field: str, code: str) -> Problem:
     found = _CODES.get(kind) or (kind if kind in _OWN else code)
     hint = "also: " + "; ".join(others) if others else None
     return InvalidInput(detail, code=found, field=places[0], hint=hint)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What the writer meant by a name that comes twice is anybody's guess."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice = next(name for name in value if sum(name == other for other, _ in pairs) > 1)
+        raise ValueError(f"the name {twice[:100]!r} comes twice in one object")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -16,6 +16,8 @@ _END = b"PK\x05\x06"
 _END_64 = b"PK\x06\x06"
 #: Longest end-of-directory record: 22 bytes and a comment of 65535.
 _TAIL = 22 + 65_535
+#: Bytes of the directory per file that it may hold: 46 and a name of sane length.
+_ENTRY = 200
 #: Below this size compression is nobody's problem: a constant array may shrink a thousandfold.
 _SMALL = 64 * 1024 * 1024
 
@@ -87,7 +89,10 @@ def _check_directory_size(path: Path, settings: Settings, code: str) -> None:
         if position < 0 or len(tail) - position < 56:
             raise InvalidInput("the zip archive's 64-bit directory is missing", code=code)
         count, directory_bytes = struct.unpack_from("<QQ", tail, position + 32)
-    if count > settings.max_archive_members or directory_bytes > 400 * settings.max_archive_members:
+    if (
+        count > settings.max_archive_members
+        or directory_bytes > _ENTRY * settings.max_archive_members
+    ):
         raise InvalidInput(
             f"the archive holds {count} files, more than {settings.max_archive_members}",
             code="decompression_bomb",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import threading
 import zipfile
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -29,6 +32,19 @@ _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".
 _X_TYPES = frozenset({"u1", "f2", "f4", "f8"})
 _MAX_NPY_HEADER = 10_000
 _CHUNK = 1024 * 1024
+#: Large files are looked at one by one: the directory of a zip may take a hundred MB.
+_LARGE = threading.Lock()
+#: What NumPy, and Python's parser below it, raise on a header that is none.
+_UNREADABLE_HEADER = (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -67,12 +83,14 @@ def inspect_dataset(
         raise InvalidInput(
             "dataset_labels belongs to an idx (.gz) pair only", field="dataset_labels"
         )
+    alone = _LARGE if path.stat().st_size > _CHUNK else nullcontext()
     try:
-        if kind == "npz":
-            return _inspect_npz(path, settings)
-        if kind == "idx":
-            return _inspect_idx(path, labels, settings)
-        return _inspect_images(path, settings)
+        with alone:
+            if kind == "npz":
+                return _inspect_npz(path, settings)
+            if kind == "idx":
+                return _inspect_idx(path, labels, settings)
+            return _inspect_images(path, settings)
     except InvalidInput as problem:
         problem.field = problem.field or "dataset"
         raise
@@ -123,7 +141,7 @@ def _npy_header(
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file, max_header_size=_MAX_NPY_HEADER)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except _UNREADABLE_HEADER as error:
         raise _invalid(f"array {name} has no readable header", code="invalid_npz") from error
     if dtype.hasobject:
         raise _invalid(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from service.contract.problems import InvalidInput, Unsupported
+from service.contract.problems import InvalidInput, Malformed, Unsupported
 from service.contract.settings import Settings
+from service.parsing import parse_json
 from service.uploads.pickles import inspect_checkpoint
 
 __all__ = ["MODEL_SUFFIXES", "ModelFormat", "inspect_model", "model_format"]
@@ -33,7 +33,8 @@ _TENSOR_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-_MAX_SAFETENSORS_HEADER = 16 * 1024 * 1024
+#: Tens of thousands of tensors; parsed, the worst JSON of this size takes 30 times as much memory.
+_MAX_SAFETENSORS_HEADER = 2 * 1024 * 1024
 
 
 def model_format(filename: str) -> ModelFormat:
@@ -110,9 +111,9 @@ def _inspect_safetensors(path: Path, _settings: Settings) -> None:
         if size < 10 or length > min(size - 8, _MAX_SAFETENSORS_HEADER):
             raise _no_safetensors(f"its header claims {length} bytes")
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise _no_safetensors("its header is no JSON") from error
+            header = parse_json(file.read(length))
+        except Malformed as error:
+            raise _no_safetensors(error.detail) from error
     if not isinstance(header, dict):
         raise _no_safetensors("its header is no JSON object")
     header.pop("__metadata__", None)

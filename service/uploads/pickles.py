@@ -24,7 +24,7 @@ __all__ = ["inspect_checkpoint"]
 _LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _LEGACY_PICKLES = 5
 #: The pickles hold names and shapes, not weights.
-_MAX_PICKLE_BYTES = 16 * 1024 * 1024
+_MAX_PICKLE_BYTES = 4 * 1024 * 1024
 _MEMBER = re.compile(
     r"(data/\d+|data\.pkl|version|byteorder|\.data/serialization_id|\.format_version"
     r"|\.storage_alignment)"

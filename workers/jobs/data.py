@@ -9,10 +9,13 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import IO, Any, cast
 
 import numpy as np
@@ -39,6 +42,23 @@ MAX_PIXELS = 4096 * 4096
 #: Image files that are read.
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+
+#: What the readers of archives, arrays and pictures raise on bytes that are none.
+_UNREADABLE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 #: First samples, all of them, or positions in the data set.
 Selection = int | str | list[int]
@@ -99,9 +119,9 @@ def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
                 with archive.open("y.npy") as stream:
                     labels = _Header.read(stream, bounds)
                     y = _labels(labels.rows(stream, None), header.shape[0])[indices]
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except _UNREADABLE as error:
         raise DataError("invalid_dataset", f"the npz file cannot be read: {error}") from error
     return DataSet(x, y, indices, header.shape[0])
 
@@ -183,13 +203,17 @@ def _open_idx(path: Path, bounds: Bounds) -> tuple[int, Callable[[int], NDArray[
                 shape = (stop, *header(file)[1:])
                 raw = read_exactly(file, int(np.prod(shape, dtype=object)))
                 return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
-        except (OSError, EOFError) as error:
+        except DataError:
+            raise
+        except _UNREADABLE as error:
             raise DataError("invalid_dataset", f"the idx file cannot be read: {error}") from error
 
     try:
         with stream() as file:
             shape = header(file)
-    except (OSError, EOFError) as error:
+    except DataError:
+        raise
+    except _UNREADABLE as error:
         raise DataError("invalid_dataset", f"the idx file cannot be read: {error}") from error
     bounds.check(f"an idx file of shape {shape}", int(np.prod(shape, dtype=object)), shape[0])
     return shape[0], rows
@@ -211,7 +235,9 @@ def read_class_folders(path: Path, selection: Selection, bounds: Bounds) -> Data
                     return bytes(read_exactly(stream, sizes[name]))
 
             return _read_images(list(sizes), read, selection, bounds)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except DataError:
+        raise
+    except _UNREADABLE as error:
         raise DataError("invalid_dataset", f"the zip file cannot be read: {error}") from error
 
 
@@ -285,7 +311,9 @@ def _decode(name: str, raw: bytes, mode: str) -> tuple[NDArray[np.uint8], str]:
                 raise DataError("too_large", f"{name} has {image.width} x {image.height} pixels")
             mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
             return np.asarray(image.convert(mode), dtype=np.uint8), mode
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise DataError("invalid_dataset", f"{name} is no readable image") from error
 
 

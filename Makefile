@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?=
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo serve test lint type format pytest hostile clean
+.PHONY: install demo serve test lint type format pytest hostile schemathesis clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ pytest: install
 # The whole corpus of hostile uploads; "make test" leaves out what unit tests refuse too.
 hostile: install
 	CERTSERVE_TEST_ALL=1 $(BIN)/python -m pytest tests/e2e/test_hostile.py --timeout 900
+
+# Five minutes without a key and five with one; "make test" takes 20 seconds for each.
+schemathesis: install
+	CERTSERVE_TEST_SCHEMATHESIS_S=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
 
 format: install
 	$(BIN)/ruff format .

@@ -19,11 +19,20 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["jobs"])
 
+#: One event; the stream has any number of them.
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": ["status", "progress"]},
+        "data": {"type": "string", "description": "A JSON object"},
+    },
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `status` ({status}) and `progress` ({done, total, unit, message, "
         "eta_s}) with ids; the last one is a terminal status",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     },
     204: {"description": "The job has ended and nothing came after Last-Event-ID"},
 }

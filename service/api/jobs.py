@@ -84,8 +84,10 @@ async def retry_job(
 ) -> JobRecord:
     """The same id, a new attempt; on disk before the answer. What a cancelled attempt finished is
     taken over, a failed one is begun anew."""
-    response.headers["Location"] = f"/jobs/{job_id}"
-    return record(await services.jobs.retry(job_id, principal))
+    job = record(await services.jobs.retry(job_id, principal))
+    # Only now: what is no id at all may hold what no header can.
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job
 
 
 @router.delete(

@@ -80,16 +80,19 @@ class Client:
         dataset_labels: Path | None = None,
         force: bool = False,
         idempotency_key: str | None = None,
+        webhook: str | None = None,
     ) -> dict[str, Any]:
         """Submit a certification; the job record.
 
         A ``Path`` is uploaded, a text is the id of an earlier upload or a registered name.
         ``force`` computes although an equal result is there; the same ``idempotency_key`` is the
-        same job, so that a lost answer may be asked for again.
+        same job, so that a lost answer may be asked for again. ``webhook`` is told of the end.
         """
         fields: dict[str, str] = {"spec": json.dumps(spec)}
         if force:
             fields["force"] = "true"
+        if webhook is not None:
+            fields["webhook"] = webhook
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         with ExitStack() as opened:
             files: dict[str, tuple[str | None, Any]] = {}

@@ -20,6 +20,7 @@ _OWN = frozenset(
         "invalid_epsilon",
         "invalid_indices",
         "invalid_normalization",
+        "invalid_webhook",
         "unknown_architecture",
         "unknown_method",
         "unsupported_norm",

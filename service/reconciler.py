@@ -22,6 +22,7 @@ from service.contract.settings import Settings
 from service.contract.store import Store
 from service.queue import Bell
 from service.retention import Retention
+from service.webhooks.dispatcher import Webhooks
 
 __all__ = ["Reconciler"]
 
@@ -40,6 +41,7 @@ class Reconciler:
         ledger: Ledger,
         bell: Bell,
         retention: Retention | None = None,
+        webhooks: Webhooks | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -47,6 +49,7 @@ class Reconciler:
         self._bell = bell
         self._journal = JournalReader(store.folder("journal"))
         self._retention = retention
+        self._webhooks = webhooks or Webhooks(settings, store)
         self._swept_at = time.monotonic()
         self._memory: str | None = None
         self._stop = threading.Event()
@@ -85,11 +88,14 @@ class Reconciler:
     def _enter_accepted(self) -> None:
         accepted = self._journal.read()
         while batch := list(islice(accepted, _BATCH)):
+            for submission in batch:
+                self._webhooks.watch(submission)
             known = self._ledger.known([submission.id for submission in batch])
             for submission, is_known in zip(batch, known, strict=True):
                 if not is_known or submission.attempt > 1:
                     self._enter(submission)
         for job_id in self._journal.take_deletions():
+            self._webhooks.forget(job_id)
             erase(self._store, self._ledger, job_id)
 
     def _enter(self, submission: JobSubmission) -> None:

@@ -23,6 +23,7 @@ from service.queue import Bell
 from service.reconciler import Reconciler
 from service.retention import Retention
 from service.submissions import Submissions
+from service.webhooks.dispatcher import Webhooks
 
 __all__ = ["Services", "UsesServices"]
 
@@ -38,6 +39,7 @@ class Services:
     bell: Bell
     jobs: Jobs
     reconciler: Reconciler
+    webhooks: Webhooks
     events: EventHub
     keys: KeyRing
     limits: Limits
@@ -58,7 +60,9 @@ class Services:
         bell = Bell(connect(settings, text=False), settings)
         jobs = Jobs(store, ledger, journal, bell)
         retention = Retention(settings, store, ledger, journal)
-        reconciler = Reconciler(settings, store, ledger, bell, retention)
+        webhooks = Webhooks(settings, store)
+        webhooks.start()
+        reconciler = Reconciler(settings, store, ledger, bell, retention, webhooks)
         reconciler.start()
         events = EventHub(
             EventLog(redis),
@@ -88,6 +92,7 @@ class Services:
             bell=bell,
             jobs=jobs,
             reconciler=reconciler,
+            webhooks=webhooks,
             events=events,
             keys=keys,
             limits=limits,
@@ -98,6 +103,7 @@ class Services:
     def close(self) -> None:
         """Write what waits, ring what waits, stop."""
         self.reconciler.close()
+        self.webhooks.close()
         self.journal.close()
         self.bell.close()
 

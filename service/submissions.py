@@ -47,6 +47,7 @@ class Order:
     force: bool = False
     training: TrainingPlan | None = None
     training_dataset: DatasetSource | None = None
+    webhook: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class Submissions:
             fingerprint=content,
             idempotency_key=_checked_key(owner, order.idempotency_key),
             result_key=result_key(owner, content, datasets, engine_version()) if repeatable else "",
+            webhook=order.webhook,
         )
 
     async def _enter(self, submission: JobSubmission) -> None:

@@ -23,6 +23,7 @@ class Manner(NamedTuple):
     caller: Caller
     idempotency_key: str | None
     force: bool
+    webhook: str | None = None
 
 
 async def answer(

@@ -25,6 +25,7 @@ from service.parsing import parse_json, parse_model
 from service.services import Services, UsesServices
 from service.submissions import Order, Prepared
 from service.uploads.receive import Form, receive_form
+from service.webhooks.targets import WebhookUrl, accepted_webhook
 
 __all__ = ["router"]
 
@@ -46,6 +47,7 @@ _BODY: dict[str, Any] = {
                         "dataset_id": {"type": "string"},
                         "spec": {"type": "string", "description": "JSON text of a spec"},
                         "force": {"type": "string", "enum": ["true", "false"]},
+                        "webhook": {"type": "string", "format": "uri"},
                     },
                     "required": ["spec"],
                     "additionalProperties": False,
@@ -59,6 +61,7 @@ _BODY: dict[str, Any] = {
                         "dataset": {"type": "string"},
                         "spec": {"type": "object"},
                         "force": {"type": "boolean"},
+                        "webhook": {"type": "string", "format": "uri"},
                     },
                     "required": ["model_id", "dataset", "spec"],
                     "additionalProperties": False,
@@ -77,6 +80,13 @@ class _JsonSubmission(Strict):
     dataset_id: Annotated[str | None, Field(max_length=200)] = None
     spec: JsonValue
     force: bool = False
+    webhook: WebhookUrl | None = None
+
+
+class _Webhook(Strict):
+    """The same field of a form."""
+
+    webhook: WebhookUrl | None = None
 
 
 @router.post(
@@ -120,13 +130,15 @@ async def _from_json(request: Request, services: Services, manner: Manner) -> Pr
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     body = parse_model(_JsonSubmission, value, field="body", code="invalid_request")
     spec = parse_model(Spec, body.spec, field="spec", code="invalid_spec")
+    webhook = accepted_webhook(services.settings, body.webhook)
+    manner = manner._replace(force=manner.force or body.force, webhook=webhook)
     wanted = _only_one(body.dataset, body.dataset_id, "dataset", "dataset_id")
     field = "dataset" if body.dataset else "dataset_id"
 
     def look() -> Prepared:
         model = known_model(services, body.model_id, manner.caller)
         dataset = known_dataset(services, wanted, manner.caller, field=field)
-        return _prepared(services, manner, spec, model, dataset, force=body.force)
+        return _prepared(services, manner, spec, model, dataset)
 
     return await to_thread.run_sync(look)
 
@@ -137,8 +149,6 @@ def _prepared(
     spec: Spec,
     model: ModelSource,
     dataset: DatasetSource,
-    *,
-    force: bool,
 ) -> Prepared:
     check_fit(spec, model, dataset)
     order = Order(
@@ -148,7 +158,8 @@ def _prepared(
         dataset=dataset,
         caller=manner.caller,
         idempotency_key=manner.idempotency_key,
-        force=force or manner.force,
+        force=manner.force,
+        webhook=manner.webhook,
     )
     return services.submissions.prepare(order)
 
@@ -157,7 +168,7 @@ async def _from_form(request: Request, services: Services, manner: Manner) -> Pr
     settings = services.settings
     files = model_fields(settings) | dataset_fields(settings)
     texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
-    texts["force"] = 5
+    texts |= {"force": 5, "webhook": 4000}
     async with (
         metered(request, services, manner.caller) as meter,
         receive_form(request, services.store, files=files, texts=texts, meter=meter) as form,
@@ -175,6 +186,10 @@ def _sources(form: Form, spec: Spec, services: Services, manner: Manner) -> Prep
     force = form.texts.get("force", "false")
     if force not in ("true", "false"):
         raise InvalidInput("force is true or false", code="invalid_request", field="force")
+    asked = {"webhook": form.texts.get("webhook") or None}
+    url = parse_model(_Webhook, asked, field="body", code="invalid_request").webhook
+    webhook = accepted_webhook(services.settings, url)
+    manner = manner._replace(force=manner.force or force == "true", webhook=webhook)
     model_file = form.files.get("model")
     model_id = form.texts.get("model_id")
     if (model_file is None) == (model_id is None):
@@ -195,7 +210,7 @@ def _sources(form: Form, spec: Spec, services: Services, manner: Manner) -> Prep
     else:
         assert model_file is not None
         model, _ = keep_model(services, model_file, name=None, owner=caller.name, own=False)
-    return _prepared(services, manner, spec, model, dataset, force=force == "true")
+    return _prepared(services, manner, spec, model, dataset)
 
 
 def _only_one(first: str | None, second: str | None, *names: str) -> str:

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from service.contract.problems import StorageFull, Unavailable
 
-__all__ = ["atomic_write", "create_once", "locked", "storage_errors", "sync_folder"]
+__all__ = [
+    "atomic_write",
+    "create_once",
+    "locked",
+    "storage_errors",
+    "sync_folder",
+    "try_locked",
+]
 
 
 @contextmanager
@@ -68,6 +75,23 @@ def locked(path: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def try_locked(path: Path) -> Iterator[bool]:
+    """The same without waiting: whether this process is the one that holds the lock now."""
+    with storage_errors():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(descriptor)
 

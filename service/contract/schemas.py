@@ -194,6 +194,7 @@ class JobSubmission(Strict):
     is, empty while no keys are configured. ``attempt`` counts the retries that were asked for.
     ``fingerprint`` is a digest of what is to be computed, ``idempotency_key`` one of the header,
     ``result_key`` names the result for those who ask for the same again (empty: nobody may).
+    ``webhook`` is who is told of the end; it is no part of what is computed.
     """
 
     id: str
@@ -211,6 +212,7 @@ class JobSubmission(Strict):
     fingerprint: str = ""
     idempotency_key: str | None = None
     result_key: str = ""
+    webhook: str | None = None
 
 
 class Progress(Strict):

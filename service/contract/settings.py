@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,12 +145,37 @@ class Settings(BaseSettings):
         default=2000, gt=0, description="Streams of events open at a time, per API process."
     )
 
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="What webhooks are signed with, whsec_BASE64 or a long text; "
+        "unset: submissions that name one are refused.",
+    )
+    webhook_secret_file: Path | None = Field(
+        default=None, description="File that holds it; CERTSERVE_WEBHOOK_SECRET wins over it."
+    )
+    webhook_allow: Annotated[
+        tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...], NoDecode
+    ] = Field(
+        default=(),
+        description="Comma-separated networks that webhooks may go to although they are private.",
+    )
+    webhook_ca_file: Path | None = Field(
+        default=None, description="Certificates to trust instead of the system's."
+    )
+    webhook_timeout_s: float = Field(
+        default=10.0, gt=0, description="A delivery is over after that time."
+    )
+    webhook_tries: int = Field(default=10, gt=0, description="Then a receiver is given up.")
+    webhook_pause_s: float = Field(
+        default=5.0, gt=0, description="Pause before the second try; each is four times the last."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Secrets in files. Raises OSError: an error of pydantic would show all values."""
         read = {}
-        for name in ("redis_url", "keys"):
+        for name in ("redis_url", "keys", "webhook_secret"):
             path = values.get(f"{name}_file")
             if path and values.get(name) is None:
                 lines = Path(path).read_text().split()
@@ -165,7 +191,14 @@ class Settings(BaseSettings):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
 
-    @field_validator("keys", mode="before")
+    @field_validator("webhook_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 24:
+            raise ValueError("a webhook secret has at least 24 characters")
+        return value
+
+    @field_validator("keys", "webhook_allow", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -27,6 +27,8 @@ from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 
+Serving = tuple[httpx.Client, Callable[[], None]]
+
 
 def _answers(client: Redis) -> bool:
     try:
@@ -115,11 +117,17 @@ def make_submission() -> Callable[..., JobSubmission]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Settings], httpx.Client]]:
+def serve(serve_and_stop: Callable[[Settings], Serving]) -> Callable[[Settings], httpx.Client]:
     """Starts the API on a free port, in a thread of its own, and gives a client for it."""
+    return lambda settings: serve_and_stop(settings)[0]
+
+
+@pytest.fixture
+def serve_and_stop() -> Iterator[Callable[[Settings], Serving]]:
+    """The same, and what stops that API before the test ends."""
     with ExitStack() as stack:
 
-        def start(settings: Settings) -> httpx.Client:
+        def start(settings: Settings) -> Serving:
             config = uvicorn.Config(create_app(settings), port=0, log_level="warning")
             server = uvicorn.Server(config)
             listener = socket.create_server(("127.0.0.1", 0))
@@ -136,7 +144,7 @@ def serve() -> Iterator[Callable[[Settings], httpx.Client]]:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            return stack.enter_context(httpx.Client(base_url=url, timeout=30))
+            return stack.enter_context(httpx.Client(base_url=url, timeout=30)), stop
 
         yield start
 

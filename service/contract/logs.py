@@ -57,7 +57,9 @@ def configure_logging(style: Literal["text", "json"], *, level: int = logging.IN
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    logging.getLogger("rq.worker").setLevel(logging.WARNING)
+    # RQ is chatty, and httpx logs whole addresses: those of webhooks may hold secrets.
+    for name in ("rq.worker", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

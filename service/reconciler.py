@@ -123,7 +123,7 @@ class Reconciler:
                 self._attend(job_id, seen, waiting[job_id], workers)
 
     def _attend(self, job_id: str, seen: Survey, waiting: int, workers: int) -> None:
-        if self._store.outcome_path(job_id).exists():
+        if self._store.has(self._store.outcome_path(job_id)):
             # Its worker died between the outcome and the ledger.
             follow(self._store, self._ledger, job_id)
             return

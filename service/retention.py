@@ -98,6 +98,7 @@ class Retention:
                 continue
             with suppress(FileNotFoundError):
                 path.unlink()
+                self._store.unshare(path)
             _log.info("upload %s is needed no more", record["id"])
         return kept
 
@@ -117,6 +118,7 @@ class Retention:
             path.rename(aside)
             if self._is_old(aside):
                 aside.unlink()
+                self._store.unshare(path)
             elif not path.exists():
                 aside.rename(path)
 

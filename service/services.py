@@ -52,7 +52,7 @@ class Services:
 
         Redis may still be away: that is the reconciler's business, and /readyz says so.
         """
-        store = Store(settings.data_dir)
+        store = Store.of(settings)
         store.sweep()
         redis = connect(settings)
         ledger = Ledger(redis, settings)

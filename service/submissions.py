@@ -202,7 +202,7 @@ class Submissions:
         state = None if job_id is None else outcome_state(self._store, job_id)
         if state is None or state.status != "succeeded":
             return None
-        return state if self._store.report_path(state.submission.id).is_file() else None
+        return state if self._store.has(self._store.report_path(state.submission.id)) else None
 
     async def _release(self, key: str) -> None:
         try:

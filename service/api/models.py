@@ -151,9 +151,12 @@ def _file(services: Services, model_id: str, part: str, caller: Caller) -> FileR
     digest = _digests(record).get(part)
     if digest is None:
         raise NotFound(f"this model has no {part} file", code=f"no_{part}")
+    path = services.store.blob_path(digest)
+    if not services.store.has(path):
+        raise NotFound("the file of this model is gone", code=f"no_{part}")
     suffix = {"onnx": "onnx", "weights": record["format"]}[part]
     return FileResponse(
-        services.store.blob_path(digest),
+        path,
         media_type="application/octet-stream",
         filename=f"{digest[7:19]}.{suffix}",
         headers={"X-Content-Type-Options": "nosniff"},

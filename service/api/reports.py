@@ -103,7 +103,7 @@ async def counterexamples(
     def find() -> Path:
         _finished(services, job_id, principal)
         path = services.store.counterexamples_path(job_id)
-        if not path.is_file():
+        if not services.store.has(path):
             raise NotFound("no counterexample was found", code="no_counterexamples")
         return path
 
@@ -147,13 +147,15 @@ def _finished(services: Services, job_id: str, caller: Caller) -> Path:
         raise Conflict(
             f"the job is {state.status}", code="not_finished", hint=f"GET /jobs/{job_id}?wait=60"
         )
-    return services.store.samples_path(job_id)
+    path = services.store.samples_path(job_id)
+    services.store.has(path)
+    return path
 
 
 def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Response:
     rows = _finished(services, job_id, caller)
     path = services.store.report_path(job_id)
-    if not path.is_file():
+    if not services.store.has(path):
         raise NotFound("this job left no report", code="no_report")
     if form == "json":
         return FileResponse(path, media_type="application/json", headers=_HEADERS)

@@ -109,7 +109,7 @@ def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
         store.job_dir(submission.id)
         mark = store.attempt_path(submission.id, submission.attempt)
         store.create_json(mark, {"attempt": submission.attempt})
-    if store.outcome_path(submission.id).exists():
+    if store.has(store.outcome_path(submission.id)):
         follow(store, ledger, submission.id)
         return False
     return ledger.create(submission) or ledger.reopen(submission)

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path("certserve-data"), description="Uploads, journal, jobs and reports live here."
     )
+    store_url: str | None = Field(
+        default=None,
+        pattern=r"^s3://[^/]+",
+        description="s3://bucket/prefix that hosts share files through; unset: one data directory.",
+    )
     redis_url: str | None = Field(
         default=None,
         description="Redis to use, e.g. redis://host:6379/0 or unix:///run/redis.sock; "

@@ -7,18 +7,16 @@ made of digests and job ids only, never of a user's text.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
+from service.contract.blobs import BlobWriter
 from service.contract.files import (
     atomic_write,
     create_once,
@@ -27,115 +25,89 @@ from service.contract.files import (
     sync_folder,
 )
 from service.contract.ids import digest_hex, is_job_id
-from service.contract.problems import NotFound, TooLarge
+from service.contract.mirror import Mirror
+from service.contract.problems import NotFound
+from service.contract.settings import Settings
 from service.contract.times import now
 
-__all__ = ["Blob", "BlobWriter", "Collection", "Store"]
+__all__ = ["Collection", "Store"]
 
 Collection = Literal["models", "datasets"]
 
-
-@dataclass(frozen=True)
-class Blob:
-    """Stored bytes: ``digest`` is ``sha256:...``."""
-
-    digest: str
-    size: int
-
-
-class BlobWriter:
-    """Bytes on their way into the store, hashed as they come, refused beyond ``limit``.
-
-    ``write`` as often as needed, then ``close`` (all is on disk, under ``path``, still invisible),
-    then ``publish``; leaving the ``with`` block without ``publish`` removes the file. Raises
-    TooLarge and StorageFull.
-    """
-
-    def __init__(self, store: Store, *, limit: int) -> None:
-        self.path = store.folder("tmp") / f"{secrets.token_hex(16)}.upload"
-        self.size = 0
-        self._store = store
-        self._limit = limit
-        self._hash = hashlib.sha256()
-        with storage_errors():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._file: int | None = os.open(self.path, flags, 0o600)
-
-    def __enter__(self) -> BlobWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.discard()
-
-    @property
-    def digest(self) -> str:
-        """``sha256:...`` of what was written so far."""
-        return "sha256:" + self._hash.hexdigest()
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append ``data``; one system call, one hash update."""
-        assert self._file is not None, "the writer is closed"
-        self.size += len(data)
-        if self.size > self._limit:
-            raise TooLarge(
-                f"the upload is larger than {self._limit} bytes",
-                code="upload_too_large",
-                hint="the limits are CERTSERVE_MAX_MODEL_BYTES and CERTSERVE_MAX_DATASET_BYTES",
-            )
-        self._hash.update(data)
-        view = memoryview(data)
-        with storage_errors():
-            while len(view):
-                view = view[os.write(self._file, view) :]
-
-    def close(self) -> None:
-        """Bring all bytes to the disk."""
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        with storage_errors():
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
-
-    def publish(self) -> Blob:
-        """Rename into place; the same content twice is one blob."""
-        self.close()
-        target = self._store.blob_path(self.digest)
-        with storage_errors():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # Also over the same content: a fresh file is nobody's leftover (``service.retention``).
-            os.replace(self.path, target)
-            sync_folder(target.parent)
-            sync_folder(target.parent.parent)
-        return Blob(self.digest, self.size)
-
-    def discard(self) -> None:
-        """Forget what was not published."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            os.close(file)
-        self.path.unlink(missing_ok=True)
+#: What a merge leaves.
+_RESULTS = ("report.json", "samples.jsonl", "counterexamples.npz")
 
 
 class Store:
-    """The data directory of the architecture page; safe for any number of processes."""
+    """The data directory of the architecture page; safe for any number of processes.
+
+    With a ``mirror`` several hosts share what they need of each other's: uploads and what is known
+    of them, prepared folders, shard results, reports, attempts, outcomes.
+    """
 
     _FOLDERS = ("journal", "blobs/sha256", "models", "datasets", "jobs", "cache", "tmp")
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, mirror: Mirror | None = None) -> None:
         self.data_dir = data_dir
+        self._mirror = mirror
         #: Collection -> (time of the folder's last change, time of reading, records).
         self._listings: dict[str, tuple[float, float, list[dict[str, Any]]]] = {}
         with storage_errors():
             for name in self._FOLDERS:
                 (data_dir / name).mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Store:
+        """The store that the settings describe. Raises Unavailable."""
+        url, data_dir = settings.store_url, settings.data_dir
+        return cls(data_dir, None if url is None else Mirror(url, data_dir))
+
+    # what other hosts have
+
+    def share(self, path: Path) -> None:
+        """Let other hosts have a file that is complete. Raises Unavailable."""
+        if self._mirror is not None:
+            self._mirror.push(path)
+
+    def unshare(self, path: Path) -> None:
+        """Other hosts are not to get it any more."""
+        if self._mirror is not None:
+            self._mirror.remove(path)
+
+    def has(self, path: Path) -> bool:
+        """Whether there is such a file, wherever it was written; then it is here, too."""
+        if self._mirror is None:
+            return path.exists()
+        if path.parent.name in ("shards", "training"):
+            # It may have grown, or a retry of a failed job removed it where it counts.
+            return self._mirror.refresh(path)
+        if path.exists():
+            return True
+        blob = "blobs" in path.relative_to(self.data_dir).parts
+        return self._mirror.fetch(path, sha256=path.name if blob else None)
+
+    def bring(self, folder: Path, names: Sequence[str]) -> bool:
+        """Whether the folder has all these files, the last of which was written last."""
+        mark = folder / names[-1]
+        if self._mirror is None:
+            return mark.exists()
+        if not self._mirror.has(mark):
+            self._trash(folder)
+            return False
+        return mark.exists() or all(self._mirror.fetch(folder / name) for name in names)
+
+    def create(self, path: Path, data: bytes) -> bool:
+        """Create ``path`` durably unless it exists on any host; whether this call created it."""
+        if self._mirror is None:
+            return create_once(path, data)
+        created = self._mirror.push_once(path, data)
+        if created:
+            atomic_write(path, data)
+        else:
+            self._mirror.fetch(path)
+        return created
+
+    # the top folders
 
     def folder(self, name: Literal["journal", "cache", "tmp"]) -> Path:
         """One of the top folders."""
@@ -152,7 +124,7 @@ class Store:
 
     def writer(self, *, limit: int) -> BlobWriter:
         """A new upload of at most ``limit`` bytes."""
-        return BlobWriter(self, limit=limit)
+        return BlobWriter(self.folder("tmp"), self.blob_path, self.share, limit=limit)
 
     # what is known of an upload
 
@@ -161,7 +133,7 @@ class Store:
         text = digest_hex(identity)
         if text is None:
             return None
-        return self._read_json(self.data_dir / collection / f"{text}.json")
+        return self.read_json(self.data_dir / collection / f"{text}.json")
 
     def put_record(
         self,
@@ -193,6 +165,7 @@ class Store:
             merged |= {"owners": owners, "own": merged["own"] or own}
             if merged != known:
                 atomic_write(folder / f"{text}.json", _json_bytes(merged))
+                self.share(folder / f"{text}.json")
             else:
                 self.touch(collection, identity)
         return merged
@@ -269,7 +242,7 @@ class Store:
     def attempt(self, job_id: str) -> int:
         """The number of the job's newest attempt: 1 until a retry was asked for."""
         number = 1
-        while self.attempt_path(job_id, number + 1).exists():
+        while self.has(self.attempt_path(job_id, number + 1)):
             number += 1
         return number
 
@@ -282,13 +255,16 @@ class Store:
         folder = self._job_path(job_id)
         with storage_errors():
             for name in ("prepared", "shards", "training"):
+                self.unshare(folder / name)
                 self._trash(folder / name)
-            for name in ("report.json", "samples.jsonl", "counterexamples.npz"):
+            for name in _RESULTS:
+                self.unshare(folder / name)
                 (folder / name).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
         """Remove a job's folder: gone at once, however long it takes to delete its files."""
         with storage_errors():
+            self.unshare(self._job_path(job_id))
             self._trash(self._job_path(job_id))
 
     def _trash(self, folder: Path) -> None:
@@ -306,11 +282,11 @@ class Store:
 
     def create_json(self, path: Path, value: object) -> bool:
         """Create ``path`` durably unless it exists; whether this call created it."""
-        return create_once(path, _json_bytes(value))
+        return self.create(path, _json_bytes(value))
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
-        """The object in ``path``, or None where there is no such file."""
-        return self._read_json(path)
+        """The object in ``path``, or None where there is no such file on any host."""
+        return self._read_json(path) if self.has(path) else None
 
     def sweep(self, *, older_than_s: float = 3600.0) -> None:
         """Remove uploads whose process died: nobody has written to them for so long."""
@@ -326,6 +302,8 @@ class Store:
         path = self.folder("tmp") / f"probe-{secrets.token_hex(8)}"
         atomic_write(path, b"probe")
         path.unlink(missing_ok=True)
+        if self._mirror is not None:
+            self._mirror.has(path)
 
     def _job_path(self, job_id: str) -> Path:
         if not is_job_id(job_id):

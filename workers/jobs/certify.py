@@ -60,7 +60,7 @@ def certify_shard(
     facts = facts_of(store, submission.id)
     start, stop = shards(facts)[shard]
     path = store.shard_path(submission.id, shard)
-    if path.exists():
+    if store.has(path):
         return stop - start
     spec = Spec.model_validate(submission.spec)
     prepared = _load(store.prepared_dir(submission.id))
@@ -89,6 +89,7 @@ def certify_shard(
         )
         results.notes["device"] = _device_name(device)
     _save(results, path)
+    store.share(path)
     return stop - start
 
 
@@ -177,7 +178,7 @@ def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], sh
     left, open_samples = float(budget), 0
     for number, (start, stop) in enumerate(shards(facts)):
         path = store.shard_path(submission.id, number)
-        if number != shard and path.exists():
+        if number != shard and store.has(path):
             left -= _seconds_of(path)
         else:
             open_samples += stop - start

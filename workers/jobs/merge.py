@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from service.contract.files import create_once
 from service.contract.problems import InternalError
 from service.contract.schemas import JobSubmission, Spec
 from service.contract.store import Store
@@ -33,7 +32,7 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     parts = []
     for shard, _ in enumerate(shards(facts)):
         path = store.shard_path(submission.id, shard)
-        if not path.exists():
+        if not store.has(path):
             raise InternalError(f"the result of shard {shard} is missing", code="shard_missing")
         parts.append(SampleResults.load(path))
     results = concatenate(parts)
@@ -47,8 +46,8 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     rows = "".join(
         json.dumps(row, allow_nan=False) + "\n" for row in sample_rows(results, submission, facts)
     )
-    create_once(store.samples_path(submission.id), rows.encode())
-    create_once(
+    store.create(store.samples_path(submission.id), rows.encode())
+    store.create(
         store.counterexamples_path(submission.id),
         _counterexamples(results, Spec.model_validate(submission.spec), facts),
     )

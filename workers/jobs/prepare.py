@@ -23,6 +23,7 @@ __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
 
 logger = logging.getLogger(__name__)
 
+#: The last one is written last.
 FILES = ("network.json", "weights.safetensors", "deployed.onnx", "data.npz", "facts.json")
 
 
@@ -38,9 +39,11 @@ def prepare(
     Done already, by an earlier try or by another worker: nothing to do.
     """
     target = store.prepared_dir(submission.id)
-    if not (target / "facts.json").exists():
+    if not store.bring(target, FILES):
         request = _request(store, settings, submission)
         inspect_apart(store, settings, submission.id, request, target, FILES, stop=stop)
+        for name in FILES if (target / FILES[-1]).exists() else ():
+            store.share(target / name)
 
 
 def inspect_apart(
@@ -83,9 +86,10 @@ def inspect_apart(
 
 def facts_of(store: Store, job_id: str) -> dict[str, Any]:
     """What ``prepare`` found out about model and data."""
-    facts = store.read_json(store.prepared_dir(job_id) / "facts.json")
-    if facts is None:
+    folder = store.prepared_dir(job_id)
+    if not store.bring(folder, FILES):
         raise InternalError("the prepared files are missing", code="not_prepared")
+    facts: dict[str, Any] = json.loads((folder / "facts.json").read_bytes())
     return facts
 
 
@@ -102,7 +106,7 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
     assert submission.dataset is not None
     return {
         "model": {
-            "path": str(store.blob_path(model.digest)),
+            "path": _blob(store, model.digest),
             "format": model.format,
             "architecture": spec.architecture,
         },
@@ -124,8 +128,15 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
 
 def files_of(store: Store, source: DatasetSource) -> dict[str, str]:
     """Role -> path of a data set's files."""
-    blobs = {role: str(store.blob_path(digest)) for role, digest in source.blobs.items()}
+    blobs = {role: _blob(store, digest) for role, digest in source.blobs.items()}
     return {**blobs, **source.paths}
+
+
+def _blob(store: Store, digest: str) -> str:
+    path = store.blob_path(digest)
+    if not store.has(path):
+        raise InternalError(f"the upload {digest} is not in the store", code="upload_missing")
+    return str(path)
 
 
 def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: Limits) -> None:

@@ -57,7 +57,7 @@ def run(job_id: str) -> None:
     threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
     settings = Settings()
     configure_logging(settings.log_format)
-    store = Store(settings.data_dir)
+    store = Store.of(settings)
     ledger = Ledger(connect(settings, retries=8), settings)
     Ticket(settings, store, ledger, job_id).work()
 

@@ -60,7 +60,7 @@ def train_model(
             checkpoint=folder / "checkpoint.safetensors",
             checkpoint_s=settings.checkpoint_interval_s,
             progress=progress,
-            on_epoch=lambda rows: store.write_json(folder / "history.json", {"history": rows}),
+            on_epoch=lambda rows: _show(store, folder / "history.json", rows),
             should_pause=should_pause,
         )
     model = _keep(store, submission, network.deployed())
@@ -73,6 +73,12 @@ def train_model(
     store.create_json(trained_path(store, submission.id), result)
     _forget(folder)
     return result
+
+
+def _show(store: Store, path: Path, rows: list[dict[str, Any]]) -> None:
+    """Let readers have the epochs so far."""
+    store.write_json(path, {"history": rows})
+    store.share(path)
 
 
 def _data(

@@ -20,12 +20,13 @@ from service.contract.schemas import (
     Spec,
     Strict,
 )
+from service.contract.webhooks import WebhookUrl
 from service.jobs import check_fit
 from service.parsing import parse_json, parse_model
 from service.services import Services, UsesServices
 from service.submissions import Order, Prepared
 from service.uploads.receive import Form, receive_form
-from service.webhooks.targets import WebhookUrl, accepted_webhook
+from service.webhooks.targets import accepted_webhook
 
 __all__ = ["router"]
 

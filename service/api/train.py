@@ -20,6 +20,7 @@ from service.datasets import resolve_dataset
 from service.parsing import parse_model, problem_of
 from service.services import Services, UsesServices
 from service.submissions import Order, Prepared
+from service.webhooks.targets import accepted_webhook
 
 __all__ = ["router"]
 
@@ -74,7 +75,8 @@ async def train(
         )
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     spec = parse_model(TrainSpec, value, field="body", code="invalid_request")
-    manner = Manner(principal, idempotency_key, spec.force)
+    webhook = accepted_webhook(services.settings, spec.webhook)
+    manner = Manner(principal, idempotency_key, spec.force, webhook)
     prepared = await to_thread.run_sync(lambda: _prepared(services, manner, spec))
     accepted = await services.submissions.submit(prepared)
     return await answer(request, response, services, principal, accepted)
@@ -102,6 +104,7 @@ def _prepared(services: Services, manner: Manner, spec: TrainSpec) -> Prepared:
         caller=manner.caller,
         idempotency_key=manner.idempotency_key,
         force=manner.force,
+        webhook=manner.webhook,
         training=plan,
         training_dataset=source,
     )

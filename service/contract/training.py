@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from service.contract.architectures import ARCHITECTURES, FAMILIES
 from service.contract.epsilons import Epsilon
 from service.contract.schemas import Spec, Strict
+from service.contract.webhooks import WebhookUrl
 
 __all__ = [
     "TRAINING_METHODS",
@@ -178,6 +179,7 @@ class TrainSpec(Strict):
     test_dataset: str | None = Field(default=None, max_length=200)
     certify: dict[str, JsonValue] | None = Field(default_factory=dict)
     force: bool = False
+    webhook: WebhookUrl | None = None
 
     @field_validator("method")
     @classmethod

@@ -10,22 +10,17 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
-
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
 from service.contract.problems import InvalidInput
 from service.contract.settings import Settings
+from service.contract.webhooks import PORTS
 
-__all__ = ["TargetRefused", "WebhookUrl", "accepted_webhook", "addresses_of"]
+__all__ = ["TargetRefused", "accepted_webhook", "addresses_of"]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
-_MAX_URL = 2000
-_PORTS = {"http": 80, "https": 443}
 #: Prefixes of IPv6 in whose last 32 bits an IPv4 address is meant (NAT64).
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
@@ -34,35 +29,8 @@ class TargetRefused(RuntimeError):
     """The host has no address, or one that nothing may be sent to."""
 
 
-def _checked(url: str) -> str:
-    """``url``, if it is an http(s) address without a user, a fragment or odd characters."""
-    wrong = PydanticCustomError(
-        "invalid_webhook", "an address like https://example.org/hook is needed", {}
-    )
-    if not (url.isascii() and url.isprintable()) or " " in url or "\\" in url:
-        raise wrong
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise wrong from None
-    if parts.scheme not in _PORTS or not parts.hostname or port == 0:
-        raise wrong
-    if parts.fragment or "@" in parts.netloc:
-        raise wrong
-    return url
-
-
-#: Where to say that a job has ended: a field of submissions.
-WebhookUrl = Annotated[
-    str,
-    Field(max_length=_MAX_URL, description="Told, signed, when the job has ended"),
-    AfterValidator(_checked),
-]
-
-
 def accepted_webhook(settings: Settings, url: str | None) -> str | None:
-    """The address of a submission (a ``WebhookUrl``), once it is clear that it may be used.
+    """The ``WebhookUrl`` of a submission, once it is clear that it may be used.
 
     Names are looked up when something is sent. Raises InvalidInput.
     """
@@ -90,7 +58,7 @@ def accepted_webhook(settings: Settings, url: str | None) -> str | None:
 
 async def addresses_of(parts: SplitResult, allowed: _Networks) -> tuple[list[str], int]:
     """The addresses and the port to connect to. Raises TargetRefused, OSError (no such name)."""
-    host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
+    host, port = parts.hostname, parts.port or PORTS[parts.scheme]
     assert host is not None
     found = await asyncio.get_running_loop().getaddrinfo(
         host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP

@@ -24,11 +24,13 @@ from service.webhooks.sending import signature
 from tests.service.conftest import RedisServer
 from tests.service.receiver import Received, Receiver
 from tests.service.uploads_by_hand import onnx_model
+from tests.workers.jobs.conftest import tiny_npz
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 SPEC = {"norm": "l2", "epsilons": ["36/255"]}
 WAIT_S = 15.0
+ARCHITECTURE = {"input": [1, 6, 6], "layers": [{"kind": "flatten"}, {"kind": "linear", "out": 3}]}
 
 Serve = Callable[[Settings], httpx.Client]
 
@@ -114,6 +116,21 @@ def test_a_form_names_a_webhook_too(settings: Settings, serve: Serve) -> None:
         job = api.post("/certify", data=fields, files={"model": ("a.onnx", onnx_model())}).json()
         api.delete(f"/jobs/{job['id']}")
         assert wait_until(lambda: bool(receiver.received), WAIT_S)
+
+
+def test_a_training_names_a_webhook_too(settings: Settings, serve: Serve, tmp_path: Path) -> None:
+    api = serve(settings)
+    images = tiny_npz(tmp_path / "a.npz").read_bytes()
+    data = api.post("/datasets", files={"dataset": ("a.npz", images)}).json()["id"]
+    body = {"method": "emma", "dataset": data, "epsilon": 0.1, "architecture": ARCHITECTURE}
+    with Receiver() as receiver:
+        url = f"http://127.0.0.1:{receiver.port}/"
+        answer = api.post("/train", json={**body, "webhook": url})
+        assert answer.status_code == 202, answer.text
+        api.post(f"/jobs/{answer.json()['id']}/cancel")
+        assert wait_until(lambda: bool(receiver.received), WAIT_S)
+    answer = api.post("/train", json={**body, "webhook": "http://10.0.0.1/"})
+    assert answer.json()["code"] == "webhook_target_refused"
 
 
 def test_what_is_not_taken_is_sent_again_with_the_same_id(settings: Settings, serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""The command line: serve, worker, certify, demo, keys. Exit status 0, 1 (failed) or 2 (usage)."""
+"""The command line: serve, worker, certify, train, demo, keys. Exit status 0, 1 (failed) or 2 (usage)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from service import key_commands
+from service import key_commands, train_commands
 from service.client import Client, ServiceError
 from service.contract.logs import configure_logging
 from service.contract.problems import Problem
@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--key", default=os.environ.get("CERTSERVE_KEY"))
     certify.add_argument("--data-dir", type=Path, default=settings.data_dir)
     certify.set_defaults(run=_certify)
+
+    train_commands.add_parser(commands, settings.data_dir)
 
     demo = commands.add_parser("demo", help="certify the example network, start to end")
     demo.add_argument("--data-dir", type=Path, default=None, help="default: a temporary folder")

@@ -167,6 +167,18 @@ class Client:
         self._check(answer)
         return answer.content
 
+    def training_chart(self, job_id: str) -> bytes:
+        """The curve of a training as SVG."""
+        answer = self._http.get(f"/jobs/{job_id}/training.svg")
+        self._check(answer)
+        return answer.content
+
+    def model_file(self, model_id: str, part: str) -> bytes:
+        """``onnx`` or ``weights`` of a model."""
+        answer = self._http.get(f"/models/{model_id}/{part}")
+        self._check(answer)
+        return answer.content
+
     def _json(self, answer: httpx.Response) -> dict[str, Any]:
         self._check(answer)
         value: dict[str, Any] = answer.json()

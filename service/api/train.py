@@ -18,6 +18,7 @@ from service.contract.schemas import DatasetSource, JobRecord, Spec
 from service.contract.training import TrainSpec, certification_spec
 from service.datasets import resolve_dataset
 from service.parsing import parse_model, problem_of
+from service.reports.training import render_training_svg
 from service.services import Services, UsesServices
 from service.submissions import Order, Prepared
 from service.webhooks.targets import accepted_webhook
@@ -178,6 +179,19 @@ async def training(job_id: str, services: UsesServices, principal: Principal) ->
     ``robust`` in the history is the method's own estimate; only the report is a proof.
     """
     return await to_thread.run_sync(lambda: _training(job_id, services, principal))
+
+
+@router.get(
+    "/jobs/{job_id}/training.svg",
+    response_class=Response,
+    responses={200: {"content": {"image/svg+xml": {}}, "description": "The chart"}},
+    summary="The curve of a training as a chart",
+)
+async def training_svg(job_id: str, services: UsesServices, principal: Principal) -> Response:
+    """Accuracy and robust accuracy over the epochs so far."""
+    found = await to_thread.run_sync(lambda: _training(job_id, services, principal))
+    chart = render_training_svg(found["plan"], found["history"])
+    return Response(chart, media_type="image/svg+xml")
 
 
 def _training(job_id: str, services: Services, principal: Principal) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""``certserve train``: submit a training, follow it, keep the model and its report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.client import Client
+from service.contract.training import TRAINING_METHODS
+from service.local import started_service
+from service.ownership import StartError
+from service.terminal import print_summary, progress_bar
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Any, data_dir: Path) -> None:
+    """Add ``train`` to the commands."""
+    train = commands.add_parser("train", help="train a classifier that can be certified")
+    train.add_argument("--method", choices=tuple(TRAINING_METHODS), required=True)
+    train.add_argument("--dataset", required=True, help="a registered name or an id")
+    train.add_argument("--epsilon", required=True, help="36/255 or 1.58, in pixel units")
+    train.add_argument("--norm", choices=("l2", "linf"), default="l2")
+    train.add_argument("--recipe", default="fast", help="fast, paper or JSON hyperparameters")
+    train.add_argument("--architecture", help="a name or JSON; default: the recipe's")
+    train.add_argument("--activation")
+    train.add_argument("--epochs", type=int)
+    train.add_argument("--batch-size", type=int)
+    train.add_argument("--learning-rate", type=float)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--certify", help="spec of the certification as JSON; null: none")
+    train.add_argument("--out", type=Path, default=Path("out/train"), help="folder of the results")
+    train.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
+    train.add_argument("--key", default=os.environ.get("CERTSERVE_KEY"))
+    train.add_argument("--data-dir", type=Path, default=data_dir)
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    request = _request(options)
+    with ExitStack() as stack:
+        url = options.url or stack.enter_context(started_service(options.data_dir))
+        client = stack.enter_context(Client(url, key=options.key))
+        job = client.train(request)
+        with progress_bar(console) as show:
+            done = client.wait(job["id"], on_progress=show)
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "model.onnx").write_bytes(client.model_file(done["model_id"], "onnx"))
+        weights = client.model_file(done["model_id"], "weights")
+        (options.out / "weights.safetensors").write_bytes(weights)
+        curve = client.training(job["id"])
+        (options.out / "training.json").write_text(json.dumps(curve, indent=1))
+        (options.out / "training.svg").write_bytes(client.training_chart(job["id"]))
+        if done["links"]["report"] is not None:
+            for suffix in ("json", "html", "csv", "svg"):
+                (options.out / f"report.{suffix}").write_bytes(client.report(job["id"], suffix))
+            print_summary(console, json.loads((options.out / "report.json").read_text()))
+    console.print(f"model, curve and report: {options.out}", highlight=False)
+    return 0
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    """The body of POST /train."""
+    request: dict[str, Any] = {
+        "method": options.method,
+        "dataset": options.dataset,
+        "epsilon": options.epsilon,
+        "norm": options.norm,
+        "seed": options.seed,
+        "recipe": _json_or_name(options.recipe),
+    }
+    for name in ("activation", "epochs", "batch_size", "learning_rate"):
+        if getattr(options, name) is not None:
+            request[name] = getattr(options, name)
+    if options.architecture is not None:
+        request["architecture"] = _json_or_name(options.architecture)
+    if options.certify is not None:
+        request["certify"] = _json(options.certify, "--certify")
+    return request
+
+
+def _json_or_name(text: str) -> Any:
+    return _json(text, "JSON") if text.lstrip().startswith("{") else text
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise StartError(f"{what}: this is no JSON: {error}") from error

@@ -1,4 +1,4 @@
-"""The command line: serve, worker, certify, train, demo, keys. Exit status 0, 1 (failed) or 2 (usage)."""
+"""The command line: serve, worker, certify, train, demo, keys. Exit status 0, 1 or 2 (usage)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?=
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo serve test lint type format pytest clean
+.PHONY: install demo serve test lint type format pytest chaos clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ type: install
 
 pytest: install
 	$(BIN)/python -m pytest
+
+# 30 jobs over four workers while everything is killed at random for two minutes.
+chaos: install
+	CERTSERVE_CHAOS_S=120 $(BIN)/python -m pytest -s tests/e2e/chaos
 
 format: install
 	$(BIN)/ruff format .

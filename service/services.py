@@ -79,6 +79,7 @@ class Services:
             repeats=Repeats(redis),
             limits=limits,
             reuse=settings.reuse_results,
+            caught_up=lambda: reconciler.caught_up,
         )
         return cls(
             settings=settings,
@@ -92,7 +93,7 @@ class Services:
             keys=keys,
             limits=limits,
             submissions=submissions,
-            metrics=Metrics(ledger, bell, limits),
+            metrics=Metrics(ledger, limits),
         )
 
     def close(self) -> None:

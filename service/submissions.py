@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,7 @@ class Submissions:
         repeats: Repeats,
         limits: Limits,
         reuse: bool,
+        caught_up: Callable[[], bool],
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -89,6 +91,7 @@ class Submissions:
         self._repeats = repeats
         self._limits = limits
         self._reuse = reuse
+        self._caught_up = caught_up
 
     def prepare(self, order: Order) -> Prepared:
         """Everything that needs a thread and may come before the journal, in one.
@@ -165,6 +168,11 @@ class Submissions:
     async def _replayed(self, key: str, submission: JobSubmission) -> JobState | None:
         """The job that the key was used for; None: the key is this submission's now."""
         deadline = now() + _PATIENCE_S
+        # Journalled by a process that died before Redis heard of it: its reservation may be void.
+        while not self._caught_up():
+            if now() > deadline:
+                raise Unavailable("the journal is being read", code="recovering", hint="ask again")
+            await asyncio.sleep(0.02)
         while True:
             known = await to_thread.run_sync(
                 self._repeats.reserve, key, submission.id, submission.fingerprint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +12,10 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.contract.ids import new_job_id
 from service.contract.ledger import Ledger
 from service.contract.outcomes import conclude
+from service.contract.repeats import key_of
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
@@ -88,6 +92,34 @@ def test_the_key_holds_when_everything_is_restarted(
 
     until(lambda: again().status_code == 202)
     assert again().json()["id"] == first["id"]
+
+
+def test_a_key_whose_reservation_ran_out_while_no_api_lived_is_still_its_jobs(
+    settings: Settings,
+    serve: Callable[[Settings], httpx.Client],
+    submit: Callable[..., httpx.Response],
+    api: httpx.Client,
+    redis: Redis,
+    store: Store,
+) -> None:
+    """Journalled, killed before Redis heard of it, back after the reservation was void."""
+    first = submit("a").json()
+    (journal,) = store.folder("journal").glob("*.jsonl")
+    line = json.loads(journal.read_text())
+    assert line["job"]["id"] == first["id"]
+    # As the dead process left it: the same line under another id and key, unknown to Redis.
+    lost = new_job_id()
+    line["job"] |= {"id": lost, "idempotency_key": key_of("", "b")}
+    slow = settings.model_copy(update={"data_dir": settings.data_dir.with_name("other")})
+    other = Store(slow.data_dir)
+    shutil.copytree(store.data_dir / "models", other.data_dir / "models", dirs_exist_ok=True)
+    shutil.copytree(store.data_dir / "blobs", other.data_dir / "blobs", dirs_exist_ok=True)
+    # So much in front of it that the submission comes before it is read.
+    text = '{"op":"nothing"}\n' * 300_000 + json.dumps(line) + "\n"
+    (other.folder("journal") / "0-a.jsonl").write_text(text)
+    body = {"model_id": first["model_id"], "dataset": "digits", "spec": SPEC}
+    answer = serve(slow).post("/certify", json=body, headers={"Idempotency-Key": "b"})
+    assert (answer.status_code, answer.json()["id"]) == (202, lost)
 
 
 def test_twenty_at_once_are_one_job(submit: Callable[..., httpx.Response]) -> None:

@@ -17,6 +17,7 @@ from service.contract.journal import JournalReader
 from service.contract.ledger import Ledger, Survey
 from service.contract.outcomes import erase, follow, give_up, reopen
 from service.contract.problems import Problem
+from service.contract.repeats import Repeats
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
@@ -39,6 +40,7 @@ class Reconciler:
         store: Store,
         ledger: Ledger,
         bell: Bell,
+        repeats: Repeats,
         retention: Retention | None = None,
     ) -> None:
         self._settings = settings
@@ -47,6 +49,7 @@ class Reconciler:
         self._bell = bell
         self._journal = JournalReader(store.folder("journal"))
         self._retention = retention
+        self._repeats = repeats
         self._swept_at = time.monotonic()
         self._memory: str | None = None
         #: What a full disk kept from being entered or erased: tried again every round.
@@ -107,6 +110,8 @@ class Reconciler:
             for submission, is_known in zip(batch, known, strict=True):
                 if not is_known or submission.attempt > 1:
                     self._enter(submission)
+        for binding in self._journal.take_bindings():
+            self._repeats.bind(binding)
         deleted, self._not_erased = [*self._not_erased, *self._journal.take_deletions()], []
         for job_id in deleted:
             try:

@@ -58,7 +58,8 @@ class Services:
         bell = Bell(connect(settings, text=False), settings)
         jobs = Jobs(store, ledger, journal, bell)
         retention = Retention(settings, store, ledger, journal)
-        reconciler = Reconciler(settings, store, ledger, bell, retention)
+        repeats = Repeats(redis)
+        reconciler = Reconciler(settings, store, ledger, bell, repeats, retention)
         reconciler.start()
         events = EventHub(
             EventLog(redis),
@@ -76,7 +77,7 @@ class Services:
             journal=journal,
             bell=bell,
             jobs=jobs,
-            repeats=Repeats(redis),
+            repeats=repeats,
             limits=limits,
             reuse=settings.reuse_results,
             caught_up=lambda: reconciler.caught_up,

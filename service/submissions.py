@@ -12,7 +12,7 @@ from anyio import to_thread
 from redis.exceptions import RedisError
 
 from service.contract.ids import new_job_id
-from service.contract.journal import Journal
+from service.contract.journal import Binding, Journal
 from service.contract.ledger import JobState, Ledger
 from service.contract.outcomes import outcome_state
 from service.contract.problems import Conflict, InvalidInput, NotFound, Unavailable
@@ -118,8 +118,9 @@ class Submissions:
         try:
             if earlier is not None:
                 if key is not None:
-                    earlier_id = earlier.submission.id
-                    await to_thread.run_sync(self._repeats.bind, key, earlier_id)
+                    binding = Binding(key, earlier.submission.id, submission.fingerprint)
+                    await asyncio.wrap_future(self._journal.bind(binding))
+                    await to_thread.run_sync(self._repeats.bind, binding)
                 accepted = True
                 return Accepted(earlier, "reused")
             with self._limits.entering_job(prepared.caller):

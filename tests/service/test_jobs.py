@@ -19,6 +19,7 @@ from service.contract.journal import Journal
 from service.contract.ledger import Lease, Ledger
 from service.contract.outcomes import conclude, outcome_state
 from service.contract.problems import InvalidInput, StorageFull
+from service.contract.repeats import Repeats
 from service.contract.report import result_digest
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
@@ -48,7 +49,7 @@ def bell(quick: Settings) -> Iterator[Bell]:
 
 @pytest.fixture
 def reconciler(quick: Settings, store: Store, redis: Redis, bell: Bell) -> Reconciler:
-    return Reconciler(quick, store, Ledger(redis, quick), bell)
+    return Reconciler(quick, store, Ledger(redis, quick), bell, Repeats(redis))
 
 
 @pytest.fixture

@@ -140,7 +140,11 @@ def test_a_key_that_is_none_is_refused(submit: Callable[..., httpx.Response], ke
 
 
 def test_an_equal_result_is_used_again_unless_forced(
-    submit: Callable[..., httpx.Response], store: Store, ledger: Ledger, redis: Redis
+    submit: Callable[..., httpx.Response],
+    api: httpx.Client,
+    store: Store,
+    ledger: Ledger,
+    redis: Redis,
 ) -> None:
     first, second = submit().json(), submit().json()
     assert first["id"] != second["id"]  # nothing has ended yet
@@ -161,6 +165,15 @@ def test_an_equal_result_is_used_again_unless_forced(
     redis.flushall()
     until(lambda: redis.exists("certserve:complete"))
     assert submit().json()["id"] == first["id"]
+    # The key of the re-used result is known again, though no job was ever submitted with it.
+    assert submit("k", spec={**SPEC, "seed": 1}).status_code == 409
+    assert submit("k").headers["certserve-submission"] == "replayed"
+    assert api.delete(f"/jobs/{first['id']}").status_code == 204
+    new = submit("k").json()
+    assert new["id"] != first["id"], "the key goes with the job that it meant"
+    redis.flushall()
+    until(lambda: redis.exists("certserve:complete"))
+    assert submit("k").json()["id"] == new["id"]
 
 
 def test_a_result_that_is_gone_is_computed_again(

@@ -51,6 +51,8 @@ Answer = TypeVar("Answer")
 PATIENCE_S = 300.0
 #: Least pause between two progress messages.
 PROGRESS_S = 0.5
+#: Least pause between two looks at who waits.
+YIELD_S = 2.0
 
 
 def run(job_id: str) -> None:
@@ -77,6 +79,7 @@ class Ticket:
         self.job_id = job_id
         self.worker = f"{platform.node()}:{os.getpid()}"
         self._progress_at = 0.0
+        self._asked_at = 0.0
         self.deadline = 0.0
         #: Jobs that this ticket can do nothing for.
         self._passed_over: set[str] = set()
@@ -253,7 +256,11 @@ class Ticket:
                     "train", at, message=message, total=epochs, unit="epochs"
                 ),
                 stop=keeper.should_stop,
-                should_pause=lambda: keeper.should_stop() or time.monotonic() > self.deadline,
+                should_pause=lambda: (
+                    keeper.should_stop()
+                    or time.monotonic() > self.deadline
+                    or self._somebody_waits()
+                ),
             )
         except Paused as paused:
             raise ItemStopped("the training makes room; its checkpoint is written") from paused
@@ -261,6 +268,17 @@ class Ticket:
         following = ["prepare"] if plan["certify"] else []
         digest = done["model"]["digest"]
         return lambda: patiently(lambda: self.ledger.commit(lease, digest, next_items=following))
+
+    def _somebody_waits(self) -> bool:
+        """Whether a smaller job wants this worker; asked as often as every step, looked up less."""
+        if time.monotonic() - self._asked_at < YIELD_S:
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            return self.ledger.line.somebody_waits(self.job_id)
+        except redis.RedisError as error:
+            logger.info("job %s: nobody knows who waits: %s", self.job_id, error)
+            return False
 
     def _count(self, seconds: float, samples: int) -> None:
         """For /metrics; nothing hangs on it."""

@@ -38,6 +38,7 @@ from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs import lease_note
+from workers.jobs.help_wanted import ring_for_help
 from workers.jobs.keeper import ItemStopped, Keeper
 from workers.jobs.trained import model_of
 
@@ -194,11 +195,16 @@ class Ticket:
             keeper.check()
             facts = facts_of(self.store, self.job_id)
             items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
-            return lambda: patiently(
-                lambda: self.ledger.commit(
-                    lease, facts["graph_digest"], next_items=items, total=facts["samples"]
+
+            def commit_prepared() -> None:
+                patiently(
+                    lambda: self.ledger.commit(
+                        lease, facts["graph_digest"], next_items=items, total=facts["samples"]
+                    )
                 )
-            )
+                patiently(lambda: ring_for_help(self.ledger, self.job_id, len(items)))
+
+            return commit_prepared
         if kind == "shard":
             from workers.jobs.certify import certify_shard
 

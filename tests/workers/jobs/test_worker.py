@@ -49,7 +49,7 @@ def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
     start_worker()
     assert corridor.outcome(job)["status"] == "succeeded"
     assert wait_until(lambda: queue_is_empty(corridor), 10)
-    assert not corridor.redis.keys("rq:job:*")
+    assert wait_until(lambda: not corridor.redis.keys("rq:job:*"), 10)
     (facts,) = corridor.ledger.workers()
     assert facts["device"] == "auto"
 
@@ -137,6 +137,18 @@ def test_refuse_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_pickle()
     with pytest.raises(TicketRefused):
         DefaultSerializer.loads(pickle.dumps(1))
+
+
+def test_one_ticket_brings_all_workers_to_a_job(corridor: Corridor, start_worker: Start) -> None:
+    """Nobody rings but the horse that prepared it: here is no reconciler."""
+    job = corridor.submit(**SLOW)
+    start_worker()
+    start_worker()
+    assert wait_until(lambda: len(corridor.ledger.workers()) == 2, 20)
+    ring_job(corridor, job)
+    holders = f"certserve:job:{job.id}:holder"
+    assert wait_until(lambda: corridor.redis.hlen(holders) == 2, 40)
+    assert set(corridor.redis.hgetall(holders)) == {"shard:0", "shard:1"}
 
 
 def test_no_secret_in_the_process_list(corridor: Corridor, start_worker: Start) -> None:

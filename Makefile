@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?=
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo serve test lint type format pytest hostile schemathesis clean
+.PHONY: install demo serve test lint type format pytest hostile schemathesis chaos clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +51,10 @@ hostile: install
 # Five minutes without a key and five with one; "make test" takes 20 seconds for each.
 schemathesis: install
 	CERTSERVE_TEST_SCHEMATHESIS_S=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
+
+# 30 jobs over four workers while everything is killed at random for two minutes.
+chaos: install
+	CERTSERVE_CHAOS_S=120 $(BIN)/python -m pytest -s tests/e2e/chaos
 
 format: install
 	$(BIN)/ruff format .

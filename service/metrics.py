@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 
 from service.contract.ledger import Ledger
 from service.limits import Limits
-from service.queue import Bell
 
 __all__ = ["Metrics"]
 
@@ -30,9 +29,9 @@ _WORKER_FACTS = {
 class Metrics:
     """One per process: counts its requests, and looks at Redis when it is asked."""
 
-    def __init__(self, ledger: Ledger, bell: Bell, limits: Limits) -> None:
+    def __init__(self, ledger: Ledger, limits: Limits) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Ledger(ledger, bell, limits))
+        self._registry.register(_Ledger(ledger, limits))
         self._requests = Counter(
             "certserve_http_requests", "Answers by method and status", ["method", "status"],
             registry=self._registry,
@@ -53,9 +52,8 @@ class Metrics:
 
 
 class _Ledger(Collector):
-    def __init__(self, ledger: Ledger, bell: Bell, limits: Limits) -> None:
+    def __init__(self, ledger: Ledger, limits: Limits) -> None:
         self._ledger = ledger
-        self._bell = bell
         self._limits = limits
 
     def collect(self) -> Iterator[Metric]:
@@ -80,9 +78,12 @@ class _Ledger(Collector):
         for status, count in self._ledger.counts().items():
             jobs.add_metric([status], count)
         yield jobs
-        waiting = self._bell.waiting().total()
+        queued, running = self._ledger.open_jobs()
+        free = sum(seen.free for seen in self._ledger.survey(sorted(running)))
         yield GaugeMetricFamily(
-            "certserve_queue_depth", "Tickets that no worker has taken yet", value=waiting
+            "certserve_queue_depth",
+            "Work items that no worker has taken yet (a queued job is one)",
+            value=len(queued) + free,
         )
 
     def _work(self) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from itertools import islice
+from itertools import chain, islice
 
 from redis.exceptions import RedisError
 
@@ -17,6 +17,7 @@ from service.contract.journal import JournalReader
 from service.contract.ledger import Ledger, Survey
 from service.contract.outcomes import erase, follow, give_up, reopen
 from service.contract.problems import Problem
+from service.contract.repeats import Repeats
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
@@ -40,6 +41,7 @@ class Reconciler:
         store: Store,
         ledger: Ledger,
         bell: Bell,
+        repeats: Repeats,
         retention: Retention | None = None,
         webhooks: Webhooks | None = None,
     ) -> None:
@@ -50,8 +52,14 @@ class Reconciler:
         self._journal = JournalReader(store.folder("journal"))
         self._retention = retention
         self._webhooks = webhooks or Webhooks(settings, store)
+        self._repeats = repeats
         self._swept_at = time.monotonic()
         self._memory: str | None = None
+        #: What a full disk kept from being entered or erased: tried again every round.
+        self._left: list[JobSubmission] = []
+        self._not_erased: list[str] = []
+        self._complete = False
+        self._caught_up = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
@@ -64,19 +72,26 @@ class Reconciler:
         self._stop.set()
         self._thread.join(timeout=10)
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that was accepted before this process began is in the ledger."""
+        return self._caught_up
+
     def tick(self) -> None:
         """One round. Raises RedisError while Redis is away; then nothing was skipped."""
         try:
             memory = self._ledger.memory()
             if memory != self._memory:
                 # This Redis is new to us, or it lost its data: go through everything accepted.
-                self._journal.rewind()
+                self._rewind()
+                self._line_up()
             self._enter_accepted()
-            if memory != self._memory:
-                self._ledger.set_complete(memory)
             self._memory = memory
+            if not (self._complete or self._left):
+                self._ledger.set_complete(memory)
+                self._complete = self._caught_up = True
         except (RedisError, Problem):
-            self._journal.rewind()
+            self._rewind()
             raise
         self._attend_active()
         due = time.monotonic() - self._swept_at > self._settings.sweep_interval_s
@@ -85,8 +100,14 @@ class Reconciler:
             self._store.sweep()
             self._retention.run()
 
+    def _rewind(self) -> None:
+        self._journal.rewind()
+        self._left, self._not_erased = [], []
+        self._memory, self._complete = None, False
+
     def _enter_accepted(self) -> None:
-        accepted = self._journal.read()
+        left, self._left = self._left, []
+        accepted = chain(left, self._journal.read())
         while batch := list(islice(accepted, _BATCH)):
             for submission in batch:
                 self._webhooks.watch(submission)
@@ -94,47 +115,73 @@ class Reconciler:
             for submission, is_known in zip(batch, known, strict=True):
                 if not is_known or submission.attempt > 1:
                     self._enter(submission)
-        for job_id in self._journal.take_deletions():
+        for binding in self._journal.take_bindings():
+            self._repeats.bind(binding)
+        deleted, self._not_erased = [*self._not_erased, *self._journal.take_deletions()], []
+        for job_id in deleted:
             self._webhooks.forget(job_id)
-            erase(self._store, self._ledger, job_id)
+            try:
+                erase(self._store, self._ledger, job_id)
+            except Problem as problem:
+                _log.warning("job %s cannot be erased yet: %s", job_id, problem)
+                self._not_erased.append(job_id)
 
     def _enter(self, submission: JobSubmission) -> None:
-        if submission.attempt > 1:
-            entered = reopen(self._store, self._ledger, submission)
-        elif follow(self._store, self._ledger, submission.id) != "unknown":
+        try:
+            entered = self._entered(submission)
+        except Problem as problem:
+            _log.warning("job %s cannot be entered yet: %s", submission.id, problem)
+            self._left.append(submission)
             return
-        else:
-            entered = self._ledger.create(submission)
         if entered:
             _log.info("job %s was accepted but not entered; entered now", submission.id)
             self._bell.ring(submission.id)
+
+    def _entered(self, submission: JobSubmission) -> bool:
+        if submission.attempt > 1:
+            return reopen(self._store, self._ledger, submission)
+        if follow(self._store, self._ledger, submission.id) != "unknown":
+            return False
+        return self._ledger.create(submission)
+
+    def _line_up(self) -> None:
+        """Open jobs that an earlier release entered have no place in the line: give them one."""
+        for job_id in self._ledger.line.missing(self._ledger.active()):
+            self._ledger.line.stand(job_id, time.time())
 
     def _attend_active(self) -> None:
         waiting = self._bell.waiting()
         # A queued job whose ticket waits needs nothing, however many there are.
         queued, running = self._ledger.open_jobs()
         active = sorted(running | (queued - waiting.keys()))
-        if not active:
-            return
-        workers = max(1, len(self._ledger.workers()))
+        # Any ticket serves any job: one for every worker is enough.
+        wanted = max(1, len(self._ledger.workers())) - waiting.total()
         for start in range(0, len(active), _BATCH):
             batch = active[start : start + _BATCH]
             for job_id, seen in zip(batch, self._ledger.survey(batch), strict=True):
-                self._attend(job_id, seen, waiting[job_id], workers)
+                try:
+                    free = self._attend(job_id, seen)
+                except Problem as problem:
+                    # E.g. a full disk: this job's end cannot be written, others need no room.
+                    _log.warning("job %s cannot be attended to: %s", job_id, problem)
+                    continue
+                for _ in range(min(free, wanted)):
+                    self._bell.ring(job_id)
+                wanted -= min(free, max(0, wanted))
 
-    def _attend(self, job_id: str, seen: Survey, waiting: int, workers: int) -> None:
+    def _attend(self, job_id: str, seen: Survey) -> int:
+        """Bring the job on; how many of its items wait for a worker."""
         if self._store.has(self._store.outcome_path(job_id)):
             # Its worker died between the outcome and the ledger.
             follow(self._store, self._ledger, job_id)
-            return
+            return 0
         if seen.exhausted is not None:
             state = self._ledger.get(job_id)
             if state is not None:
                 _log.warning("job %s: %s", job_id, seen.exhausted)
                 give_up(self._store, self._ledger, state.submission, seen.exhausted)
-            return
-        for _ in range(min(seen.free, workers) - waiting):
-            self._bell.ring(job_id)
+            return 0
+        return seen.free
 
     def _run(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What is kept no longer: jobs past their days, uploads that no job needs, folders of deleted jobs.
+"""What is kept no longer: jobs past their days, uploads that no job needs, traces of deleted jobs.
 
 Runs now and then in the reconciler's thread, only once every accepted job is in the ledger: else
 nobody could say that an upload is needed no more. Nothing that an active job needs is touched.
@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from service.contract.compaction import compact
 from service.contract.ids import digest_hex, is_job_id
 from service.contract.journal import Journal
 from service.contract.ledger import JobState, Ledger
@@ -59,6 +60,7 @@ class Retention:
         for collection in collections:
             kept |= self._remove_records(collection, needed)
         self._remove_blobs(kept | needed)
+        compact(self._store)
 
     def _jobs(self) -> Iterator[JobState]:
         before: str | None = None

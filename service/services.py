@@ -62,7 +62,8 @@ class Services:
         retention = Retention(settings, store, ledger, journal)
         webhooks = Webhooks(settings, store)
         webhooks.start()
-        reconciler = Reconciler(settings, store, ledger, bell, retention, webhooks)
+        repeats = Repeats(redis)
+        reconciler = Reconciler(settings, store, ledger, bell, repeats, retention, webhooks)
         reconciler.start()
         events = EventHub(
             EventLog(redis),
@@ -80,9 +81,10 @@ class Services:
             journal=journal,
             bell=bell,
             jobs=jobs,
-            repeats=Repeats(redis),
+            repeats=repeats,
             limits=limits,
             reuse=settings.reuse_results,
+            caught_up=lambda: reconciler.caught_up,
         )
         return cls(
             settings=settings,
@@ -97,7 +99,7 @@ class Services:
             keys=keys,
             limits=limits,
             submissions=submissions,
-            metrics=Metrics(ledger, bell, limits),
+            metrics=Metrics(ledger, limits),
         )
 
     def close(self) -> None:

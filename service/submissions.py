@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from anyio import to_thread
 from redis.exceptions import RedisError
 
 from service.contract.ids import new_job_id
-from service.contract.journal import Journal
+from service.contract.journal import Binding, Journal
 from service.contract.ledger import JobState, Ledger
 from service.contract.outcomes import outcome_state
 from service.contract.problems import Conflict, InvalidInput, NotFound, Unavailable
@@ -81,6 +82,7 @@ class Submissions:
         repeats: Repeats,
         limits: Limits,
         reuse: bool,
+        caught_up: Callable[[], bool],
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -90,6 +92,7 @@ class Submissions:
         self._repeats = repeats
         self._limits = limits
         self._reuse = reuse
+        self._caught_up = caught_up
 
     def prepare(self, order: Order) -> Prepared:
         """Everything that needs a thread and may come before the journal, in one.
@@ -116,8 +119,9 @@ class Submissions:
         try:
             if earlier is not None:
                 if key is not None:
-                    earlier_id = earlier.submission.id
-                    await to_thread.run_sync(self._repeats.bind, key, earlier_id)
+                    binding = Binding(key, earlier.submission.id, submission.fingerprint)
+                    await asyncio.wrap_future(self._journal.bind(binding))
+                    await to_thread.run_sync(self._repeats.bind, binding)
                 accepted = True
                 return Accepted(earlier, "reused")
             with self._limits.entering_job(prepared.caller):
@@ -167,6 +171,11 @@ class Submissions:
     async def _replayed(self, key: str, submission: JobSubmission) -> JobState | None:
         """The job that the key was used for; None: the key is this submission's now."""
         deadline = now() + _PATIENCE_S
+        # Journalled by a process that died before Redis heard of it: its reservation may be void.
+        while not self._caught_up():
+            if now() > deadline:
+                raise Unavailable("the journal is being read", code="recovering", hint="ask again")
+            await asyncio.sleep(0.02)
         while True:
             known = await to_thread.run_sync(
                 self._repeats.reserve, key, submission.id, submission.fingerprint

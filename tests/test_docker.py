@@ -30,6 +30,7 @@ def test_every_service_is_locked_down(compose: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["healthcheck"]["test"]
+        assert re.fullmatch(r"\$\{CERTSERVE_\w+_MEMORY:-\d+g\}", service["mem_limit"])
         assert "privileged" not in service
         assert "container_name" not in service  # else it could not be scaled
 

@@ -8,6 +8,7 @@ submission was never acknowledged.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ import secrets
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +28,22 @@ from service.contract.problems import Problem, Unavailable
 from service.contract.schemas import JobSubmission
 from service.contract.times import now
 
-__all__ = ["Journal", "JournalReader"]
+__all__ = ["Binding", "Journal", "JournalReader"]
 
 _log = logging.getLogger(__name__)
 
 #: A new file is begun beyond this size.
 _FILE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Binding:
+    """An idempotency key (``repeats.key_of``) that means an earlier job of equal content."""
+
+    key: str
+    job_id: str
+    fingerprint: str
+
 
 _Entry = tuple[bytes, "Future[None]"]
 
@@ -60,6 +73,10 @@ class Journal:
     def delete(self, job_id: str) -> Future[None]:
         """Queue the note that a job is to be forgotten: a rebuilt Redis must not run it again."""
         return self._append({"op": "delete", "id": job_id})
+
+    def bind(self, binding: Binding) -> Future[None]:
+        """Queue the note that an idempotency key means an earlier job, whose result is re-used."""
+        return self._append({"op": "bind", **asdict(binding)})
 
     def _append(self, entry: dict[str, Any]) -> Future[None]:
         future: Future[None] = Future()
@@ -123,6 +140,8 @@ class Journal:
         while len(view):
             view = view[os.write(self._file, view) :]
         os.fdatasync(self._file)
+        if os.fstat(self._file).st_nlink == 0:
+            raise Unavailable("the journal's file was removed", code="store_not_writable")
         self._size += len(data)
 
     def _open_file(self) -> None:
@@ -131,6 +150,8 @@ class Journal:
         name = f"{int(now() * 1000):015d}-{secrets.token_hex(8)}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._file = os.open(self._folder / name, flags, 0o600)
+        with suppress(OSError):  # a file system without locks: then nothing is compacted either
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._size = 0
         sync_folder(self._folder)
 
@@ -148,10 +169,12 @@ class JournalReader:
         self._offsets: dict[str, int] = {}
         self._deleted: set[str] = set()
         self._deletions: list[str] = []
+        self._bindings: list[Binding] = []
 
     def rewind(self) -> None:
         """Read everything again next time (after Redis lost its data)."""
         self._offsets.clear()
+        self._bindings.clear()
 
     def read(self) -> Iterator[JobSubmission]:
         """Submissions and retries not read before, oldest file first, without deleted jobs."""
@@ -169,6 +192,9 @@ class JournalReader:
                     if line.startswith(_DELETE):
                         self._note_deletion(line)
                         continue
+                    if line.startswith(_BIND):
+                        self._note_binding(line, path)
+                        continue
                     submission = _parse(line, path)
                     if submission is not None and submission.id not in self._deleted:
                         yield submission
@@ -177,6 +203,11 @@ class JournalReader:
         """Ids of deleted jobs read since the last call; what is left of them can go."""
         taken, self._deletions = self._deletions, []
         return taken
+
+    def take_bindings(self) -> list[Binding]:
+        """Keys of re-used results read since the last call, without those of deleted jobs."""
+        taken, self._bindings = self._bindings, []
+        return [binding for binding in taken if binding.job_id not in self._deleted]
 
     def _new_files(self) -> list[tuple[Path, int]]:
         found = [
@@ -190,9 +221,17 @@ class JournalReader:
             self._deleted.add(job_id)
             self._deletions.append(job_id)
 
+    def _note_binding(self, line: bytes, path: Path) -> None:
+        try:
+            entry = json.loads(line)
+            self._bindings.append(Binding(entry["key"], entry["job_id"], entry["fingerprint"]))
+        except (ValueError, KeyError):
+            _log.error("%s holds a line that is no binding", path.name)
 
-#: How the writing end begins the line of a deletion: no JSON is parsed to find them.
+
+#: How the writing end begins the lines that are no submissions: no JSON is parsed to find them.
 _DELETE = b'{"op":"delete",'
+_BIND = b'{"op":"bind",'
 
 
 def _deletions(path: Path, offset: int) -> Iterator[str]:

@@ -28,6 +28,7 @@ from service.contract.leases import (
     Survey,
     state_of,
 )
+from service.contract.line import MOST_S, Line, handicap
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.times import now, seconds
@@ -58,6 +59,8 @@ class Ledger:
         self._settings = settings
         self._prefix = prefix
         self.totals = Totals(redis, prefix=prefix)
+        #: Who comes next.
+        self.line = Line(redis, prefix=prefix)
         folder = Path(__file__).with_name("lua")
         names = ["create", "reopen", "lease", "renew", "commit", "release", "progress", "finish"]
         names += ["forget", "survey"]
@@ -74,9 +77,11 @@ class Ledger:
         keys = self._job_keys(job)
         keys += [self._key("jobs"), self._key("active"), self._status_key("queued")]
         keys += [self._key(f"kind:{submission.kind}"), self._key(f"owner:{principal}")]
-        keys += [self._key(f"open:{principal}"), self._key(f"deleted:{job}")]
+        keys += [self._key(f"open:{principal}"), self._key(f"deleted:{job}"), self.line.key]
         idempotency_key = submission.idempotency_key
         keys.append("" if idempotency_key is None else self._key(f"idempotency:{idempotency_key}"))
+        # Not this moment: jobs entered again after a loss of data stand where they stood.
+        entered = seconds(submission.created_at)
         arguments = [
             job,
             submission.kind,
@@ -86,6 +91,8 @@ class Ledger:
             submission.attempt,
             submission.fingerprint,
             submission.result_key,
+            entered,
+            entered + handicap(submission),
         ]
         return bool(self._scripts["create"](keys=keys, args=arguments))
 
@@ -93,16 +100,18 @@ class Ledger:
         """Begin a later attempt of a job; whether it is new. Tokens of leases go on counting."""
         job = submission.id
         keys = self._job_keys(job)
-        keys += [self._key("active"), self._key(f"open:{submission.principal}")]
+        keys += [self._key("active"), self._key(f"open:{submission.principal}"), self.line.key]
         keys += [self._status_key(status) for status in _STATUSES]
-        first = _first_item(submission)
-        arguments = [job, submission.model_dump_json(), first, submission.attempt]
+        arguments: list[str | float] = [job, submission.model_dump_json()]
+        arguments += [_first_item(submission), submission.attempt]
+        arguments += [entered := now(), entered + handicap(submission)]
         return bool(self._scripts["reopen"](keys=keys, args=arguments))
 
     def forget(self, job_id: str) -> None:
         """Remove every trace of a job; for an hour it cannot be entered again by mistake."""
         keys = self._job_keys(job_id)
         keys += [self._key("jobs"), self._key("active"), self._key(f"deleted:{job_id}")]
+        keys.append(self.line.key)
         self._scripts["forget"](keys=keys, args=[job_id, self._prefix, *_STATUSES])
 
     def lease(self, job_id: str, *, worker: str) -> Lease | Busy | Exhausted | NoWork:
@@ -145,14 +154,17 @@ class Ledger:
         ``result`` is a digest or a short text. ``prepare`` passes the shards as ``next_items`` and
         the number of samples as ``total``. ``duplicate``: somebody else was first.
         """
+        behind = "" if total is None or unit != "samples" else min(MOST_S, total)
         answer = self._scripts["commit"](
-            keys=self._job_keys(lease.job_id),
+            keys=[*self._job_keys(lease.job_id), self.line.key],
             args=[
+                lease.job_id,
                 lease.item,
                 lease.token,
                 result,
                 "" if total is None else total,
                 unit,
+                behind,
                 *next_items,
             ],
         )
@@ -207,7 +219,7 @@ class Ledger:
         """
         keys = self._job_keys(job_id)
         keys += [self._key("active"), self._status_key("queued"), self._status_key("running")]
-        keys.append(self._status_key(status))
+        keys += [self._status_key(status), self.line.key]
         arguments = [
             job_id,
             status,

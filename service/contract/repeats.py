@@ -1,7 +1,7 @@
 """Submissions that were made before: idempotency keys, and results of equal jobs.
 
 Both live in Redis and are rebuilt from the journal (``create.lua``) and the outcomes
-(``finish.lua``).
+(``finish.lua``). The key of a re-used result has a line of its own in the journal.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from redis import Redis
 
+from service.contract.journal import Binding
 from service.contract.problems import Unavailable
 from service.contract.schemas import DatasetSource, ModelSource
 
@@ -107,15 +108,19 @@ class Repeats:
         Raises Unavailable while Redis is being filled again, RedisError.
         """
         keys = [self._key(key), f"{self._prefix}:memory", f"{self._prefix}:complete"]
-        answer = self._reserve(keys=keys, args=[job_id, content, _RESERVED_MS])
+        arguments = [job_id, content, _RESERVED_MS, f"{self._prefix}:job:"]
+        answer = self._reserve(keys=keys, args=arguments)
         if answer[0] == "recovering":
             raise Unavailable("the jobs are being read back from the journal", code="recovering")
         return None if answer[0] == "reserved" else Known(answer[1], answer[2])
 
-    def bind(self, key: str, job_id: str) -> None:
-        """Let a reserved key mean an earlier job."""
-        self._redis.hset(self._key(key), "job", job_id)
-        self._redis.persist(self._key(key))
+    def bind(self, binding: Binding) -> None:
+        """Let a key, reserved or lost with Redis, mean an earlier job; the journal says so."""
+        pipeline = self._redis.pipeline()
+        mapping = {"job": binding.job_id, "fingerprint": binding.fingerprint}
+        pipeline.hset(self._key(binding.key), mapping=mapping)
+        pipeline.persist(self._key(binding.key))
+        pipeline.execute()
 
     def release(self, key: str) -> None:
         """Give up a reservation whose job was not accepted."""

@@ -96,7 +96,10 @@ class Settings(BaseSettings):
         default=30.0, gt=0, description="How often a training writes its checkpoint."
     )
     memory_fraction: float = Field(
-        default=0.5, gt=0, le=1, description="Share of the free memory that one bound may use."
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the container's, host's or GPU's memory that one bound may use.",
     )
     inspection_memory_bytes: int = Field(
         default=6 * GiB, gt=0, description="Address space of the child that parses an upload."

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +18,8 @@ from service.contract.connection import connect
 from service.contract.journal import Journal
 from service.contract.ledger import Lease, Ledger
 from service.contract.outcomes import conclude, outcome_state
-from service.contract.problems import InvalidInput
+from service.contract.problems import InvalidInput, StorageFull
+from service.contract.repeats import Repeats
 from service.contract.report import result_digest
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
@@ -47,7 +49,7 @@ def bell(quick: Settings) -> Iterator[Bell]:
 
 @pytest.fixture
 def reconciler(quick: Settings, store: Store, redis: Redis, bell: Bell) -> Reconciler:
-    return Reconciler(quick, store, Ledger(redis, quick), bell)
+    return Reconciler(quick, store, Ledger(redis, quick), bell, Repeats(redis))
 
 
 @pytest.fixture
@@ -145,6 +147,83 @@ def test_a_job_that_ends_every_worker_fails_with_the_reason(
     assert state.error["code"] == "attempts_exhausted"
     assert "prepare was tried 3 times" in state.error["detail"]
     assert outcome_state(store, job.id) == state
+
+
+def test_a_job_whose_end_finds_no_room_holds_up_no_other(
+    quick: Settings,
+    reconciler: Reconciler,
+    redis: Redis,
+    store: Store,
+    bell: Bell,
+    accept: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck = accept()
+    reconciler.tick()
+    ledger = Ledger(redis, quick)
+    for _ in range(3):
+        assert isinstance(ledger.lease(stuck.id, worker="w"), Lease)
+        time.sleep(0.07)
+    redis.delete("rq:queue:certserve")
+    full = True
+    create_json = store.create_json
+
+    def create(path: Path, value: object) -> bool:
+        if full and stuck.id in path.parts:
+            raise StorageFull("the disk is full")
+        return create_json(path, value)
+
+    monkeypatch.setattr(store, "create_json", create)
+    # A retry that cannot be entered is kept for later, as is the end of the one above.
+    retried = accept(attempt=2)
+    monkeypatch.setattr(store, "job_dir", _full_for(retried.id, store.job_dir, lambda: full))
+    other = accept()
+    reconciler.tick()
+    assert eventually(lambda: bell.waiting()[other.id])
+    assert ledger.get(stuck.id).status == "running"  # type: ignore[union-attr]
+    assert ledger.get(retried.id) is None
+    full = False
+    reconciler.tick()
+    assert ledger.get(stuck.id).status == "failed"  # type: ignore[union-attr]
+    assert ledger.get(retried.id).status == "queued"  # type: ignore[union-attr]
+
+
+def _full_for(
+    job_id: str, job_dir: Callable[[str], Path], full: Callable[[], bool]
+) -> Callable[[str], Path]:
+    def create(wanted: str) -> Path:
+        if wanted == job_id and full():
+            raise StorageFull("the disk is full")
+        return job_dir(wanted)
+
+    return create
+
+
+def test_one_ticket_for_every_worker_is_enough(
+    reconciler: Reconciler, ledger: Ledger, bell: Bell, redis: Redis, accept: Make
+) -> None:
+    for name in ("a", "b", "c"):
+        ledger.heartbeat(name, {})
+    for _ in range(20):
+        accept()
+    reconciler.tick()
+    eventually(lambda: bell.waiting().total() >= 20)
+    redis.delete("rq:queue:certserve")
+    for _ in range(3):
+        reconciler.tick()
+        time.sleep(0.1)
+        assert bell.waiting().total() == 3
+
+
+def test_jobs_of_an_earlier_release_get_their_place_in_the_line(
+    reconciler: Reconciler, ledger: Ledger, redis: Redis, accept: Make
+) -> None:
+    job = accept()
+    ledger.create(job)
+    redis.delete(ledger.line.key)
+    assert ledger.line.next_job().job_id is None
+    reconciler.tick()
+    assert ledger.line.next_job().job_id == job.id
 
 
 def test_an_outcome_on_disk_wins_over_the_ledger_and_over_later_outcomes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +12,10 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.contract.ids import new_job_id
 from service.contract.ledger import Ledger
 from service.contract.outcomes import conclude
+from service.contract.repeats import key_of
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
@@ -90,6 +94,34 @@ def test_the_key_holds_when_everything_is_restarted(
     assert again().json()["id"] == first["id"]
 
 
+def test_a_key_whose_reservation_ran_out_while_no_api_lived_is_still_its_jobs(
+    settings: Settings,
+    serve: Callable[[Settings], httpx.Client],
+    submit: Callable[..., httpx.Response],
+    api: httpx.Client,
+    redis: Redis,
+    store: Store,
+) -> None:
+    """Journalled, killed before Redis heard of it, back after the reservation was void."""
+    first = submit("a").json()
+    (journal,) = store.folder("journal").glob("*.jsonl")
+    line = json.loads(journal.read_text())
+    assert line["job"]["id"] == first["id"]
+    # As the dead process left it: the same line under another id and key, unknown to Redis.
+    lost = new_job_id()
+    line["job"] |= {"id": lost, "idempotency_key": key_of("", "b")}
+    slow = settings.model_copy(update={"data_dir": settings.data_dir.with_name("other")})
+    other = Store(slow.data_dir)
+    shutil.copytree(store.data_dir / "models", other.data_dir / "models", dirs_exist_ok=True)
+    shutil.copytree(store.data_dir / "blobs", other.data_dir / "blobs", dirs_exist_ok=True)
+    # So much in front of it that the submission comes before it is read.
+    text = '{"op":"nothing"}\n' * 300_000 + json.dumps(line) + "\n"
+    (other.folder("journal") / "0-a.jsonl").write_text(text)
+    body = {"model_id": first["model_id"], "dataset": "digits", "spec": SPEC}
+    answer = serve(slow).post("/certify", json=body, headers={"Idempotency-Key": "b"})
+    assert (answer.status_code, answer.json()["id"]) == (202, lost)
+
+
 def test_twenty_at_once_are_one_job(submit: Callable[..., httpx.Response]) -> None:
     answers: list[httpx.Response] = []
     threads = [threading.Thread(target=lambda: answers.append(submit("x"))) for _ in range(20)]
@@ -108,7 +140,11 @@ def test_a_key_that_is_none_is_refused(submit: Callable[..., httpx.Response], ke
 
 
 def test_an_equal_result_is_used_again_unless_forced(
-    submit: Callable[..., httpx.Response], store: Store, ledger: Ledger, redis: Redis
+    submit: Callable[..., httpx.Response],
+    api: httpx.Client,
+    store: Store,
+    ledger: Ledger,
+    redis: Redis,
 ) -> None:
     first, second = submit().json(), submit().json()
     assert first["id"] != second["id"]  # nothing has ended yet
@@ -129,6 +165,15 @@ def test_an_equal_result_is_used_again_unless_forced(
     redis.flushall()
     until(lambda: redis.exists("certserve:complete"))
     assert submit().json()["id"] == first["id"]
+    # The key of the re-used result is known again, though no job was ever submitted with it.
+    assert submit("k", spec={**SPEC, "seed": 1}).status_code == 409
+    assert submit("k").headers["certserve-submission"] == "replayed"
+    assert api.delete(f"/jobs/{first['id']}").status_code == 204
+    new = submit("k").json()
+    assert new["id"] != first["id"], "the key goes with the job that it meant"
+    redis.flushall()
+    until(lambda: redis.exists("certserve:complete"))
+    assert submit("k").json()["id"] == new["id"]
 
 
 def test_a_result_that_is_gone_is_computed_again(

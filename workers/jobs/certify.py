@@ -22,6 +22,7 @@ from service.contract.schemas import JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs.deployed import DeployedNetwork
+from workers.jobs.memory import total_memory
 from workers.jobs.prepare import facts_of, shards
 from workers.verification.cascade import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
@@ -94,12 +95,14 @@ def certify_shard(
 
 
 def _memory(fraction: float, device: torch.device) -> float:
-    """Bytes that one bound may take: a share of the host's or the GPU's memory, whatever is in use,
-    so that the same job gives the same report."""
+    """Bytes that one bound may take: a share of the GPU's memory, or of the container's or host's.
+
+    Whatever is in use, so that the same job gives the same report.
+    """
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(fraction, device)
         return fraction * float(torch.cuda.get_device_properties(device).total_memory)
-    return fraction * float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return fraction * float(total_memory())
 
 
 def _work(spec: Spec, share: float) -> float | None:

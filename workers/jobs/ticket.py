@@ -1,4 +1,7 @@
-"""What a ticket does: lease an item of the job, do it, commit it, until nothing is free.
+"""What a ticket does: lease the item that comes next, do it, commit it, until nothing is free.
+
+A ticket is rung for one job, but it works on whatever the line names (``service.contract.line``),
+looking again after every item: so small jobs overtake, and torch is loaded once for many of them.
 
 Everything here may happen twice, be killed at any point, or run beside another worker's ticket for
 the same job; only the ledger's commit and the creation of ``outcome.json`` count, and both happen
@@ -21,6 +24,7 @@ from rq.timeouts import JobTimeoutException
 from service.contract.connection import connect
 from service.contract.leases import Busy, Exhausted, Lease, NoWork
 from service.contract.ledger import Ledger
+from service.contract.line import Next
 from service.contract.logs import configure_logging
 from service.contract.outcomes import conclude, give_up
 from service.contract.problems import (
@@ -34,6 +38,7 @@ from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs import lease_note
+from workers.jobs.help_wanted import ring_for_help
 from workers.jobs.keeper import ItemStopped, Keeper
 from workers.jobs.trained import model_of
 
@@ -45,14 +50,14 @@ Answer = TypeVar("Answer")
 
 #: How long a worker goes on asking a Redis that is away before it gives up its ticket.
 PATIENCE_S = 300.0
-#: A wait for the next free item that is worth staying for.
-SHORT_WAIT_S = 2.0
 #: Least pause between two progress messages.
 PROGRESS_S = 0.5
+#: Least pause between two looks at who waits.
+YIELD_S = 2.0
 
 
 def run(job_id: str) -> None:
-    """Work on a job for as long as it has free items and the ticket's budget lasts."""
+    """Work on what comes next, for as long as items are free and the ticket's budget lasts."""
     # torch takes seconds to import: begin while the inspection child, which needs it too, runs.
     threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
     settings = Settings()
@@ -68,41 +73,62 @@ def _warm_up() -> None:
 
 
 class Ticket:
-    """One ticket's work on one job."""
+    """One ticket's work; ``job_id`` is the job it was rung for, then the one in hand."""
 
     def __init__(self, settings: Settings, store: Store, ledger: Ledger, job_id: str) -> None:
         self.settings, self.store, self.ledger = settings, store, ledger
         self.job_id = job_id
         self.worker = f"{platform.node()}:{os.getpid()}"
         self._progress_at = 0.0
+        self._asked_at = 0.0
         self.deadline = 0.0
+        #: Jobs that this ticket can do nothing for.
+        self._passed_over: set[str] = set()
 
     def work(self) -> None:
         """Lease, do, commit. Raises redis.RedisError when Redis stays away for minutes."""
-        state = patiently(lambda: self.ledger.get(self.job_id))
-        if state is None:
-            logger.info("job %s is unknown to the ledger", self.job_id)
-            return
-        submission = state.submission
         self.deadline = time.monotonic() + self.settings.ticket_budget_s
         with Keeper(self.ledger, self.settings.lease_ttl_s) as keeper:
             while not keeper.draining and time.monotonic() < self.deadline:
-                answer = patiently(lambda: self.ledger.lease(self.job_id, worker=self.worker))
-                match answer:
-                    case Lease():
-                        self._do(keeper, submission, answer)
-                    case Busy(retry_s=wait) if wait <= SHORT_WAIT_S:
-                        time.sleep(wait + 0.05)
-                    case Busy():
-                        return
-                    case Exhausted():
-                        logger.error("job %s: %s exhausted", self.job_id, answer.item)
-                        patiently(lambda a=answer: give_up(self.store, self.ledger, submission, a))  # type: ignore[misc]
-                        return
-                    case NoWork(reason=reason):
-                        if reason == "cancelled":
-                            self._conclude(submission, "cancelled")
-                        return
+                following = patiently(self._next)
+                if following.job_id is not None:
+                    self.job_id = following.job_id
+                    self._turn(keeper)
+                elif following.soon and following.retry_s is not None:
+                    time.sleep(following.retry_s + 0.05)
+                else:
+                    return
+
+    def _next(self) -> Next:
+        return self.ledger.line.next_job(passed_over=self._passed_over)
+
+    def _turn(self, keeper: Keeper) -> None:
+        """One item of the job in hand; a job whose end cannot be written holds up no other."""
+        try:
+            state = patiently(lambda: self.ledger.get(self.job_id))
+            if state is None or not self._lease(keeper, state.submission):
+                self._passed_over.add(self.job_id)
+        except (StorageFull, Unavailable, ValueError):
+            # A full disk, or a submission that only a later release can read.
+            logger.exception("job %s: passed over", self.job_id)
+            self._passed_over.add(self.job_id)
+
+    def _lease(self, keeper: Keeper, submission: JobSubmission) -> bool:
+        """Do what the ledger gives; whether the job may have more."""
+        answer = patiently(lambda: self.ledger.lease(self.job_id, worker=self.worker))
+        match answer:
+            case Lease():
+                self._do(keeper, submission, answer)
+            case Exhausted():
+                logger.error("job %s: %s exhausted", self.job_id, answer.item)
+                patiently(lambda: give_up(self.store, self.ledger, submission, answer))
+            case NoWork(reason=reason):
+                if reason == "cancelled":
+                    self._conclude(submission, "cancelled")
+                return False
+            case Busy():
+                pass  # somebody was faster
+        return True
 
     def _do(self, keeper: Keeper, submission: JobSubmission, lease: Lease) -> None:
         """One item under its lease. Only here are unexpected exceptions caught."""
@@ -169,11 +195,16 @@ class Ticket:
             keeper.check()
             facts = facts_of(self.store, self.job_id)
             items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
-            return lambda: patiently(
-                lambda: self.ledger.commit(
-                    lease, facts["graph_digest"], next_items=items, total=facts["samples"]
+
+            def commit_prepared() -> None:
+                patiently(
+                    lambda: self.ledger.commit(
+                        lease, facts["graph_digest"], next_items=items, total=facts["samples"]
+                    )
                 )
-            )
+                patiently(lambda: ring_for_help(self.ledger, self.job_id, len(items)))
+
+            return commit_prepared
         if kind == "shard":
             from workers.jobs.certify import certify_shard
 
@@ -231,7 +262,11 @@ class Ticket:
                     "train", at, message=message, total=epochs, unit="epochs"
                 ),
                 stop=keeper.should_stop,
-                should_pause=lambda: keeper.should_stop() or time.monotonic() > self.deadline,
+                should_pause=lambda: (
+                    keeper.should_stop()
+                    or time.monotonic() > self.deadline
+                    or self._somebody_waits()
+                ),
             )
         except Paused as paused:
             raise ItemStopped("the training makes room; its checkpoint is written") from paused
@@ -239,6 +274,17 @@ class Ticket:
         following = ["prepare"] if plan["certify"] else []
         digest = done["model"]["digest"]
         return lambda: patiently(lambda: self.ledger.commit(lease, digest, next_items=following))
+
+    def _somebody_waits(self) -> bool:
+        """Whether a smaller job wants this worker; asked as often as every step, looked up less."""
+        if time.monotonic() - self._asked_at < YIELD_S:
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            return self.ledger.line.somebody_waits(self.job_id)
+        except redis.RedisError as error:
+            logger.info("job %s: nobody knows who waits: %s", self.job_id, error)
+            return False
 
     def _count(self, seconds: float, samples: int) -> None:
         """For /metrics; nothing hangs on it."""

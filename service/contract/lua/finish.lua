@@ -1,6 +1,6 @@
 -- End an attempt of a job, once: a terminal state never changes but by a later attempt.
 -- KEYS 1 job  2 free  3 holder  4 tries  5 done  6 progress  7 events
---      8 active  9 status:queued  10 status:running  11 status:<new status>
+--      8 active  9 status:queued  10 status:running  11 status:<new status>  12 line
 -- ARGV 1 id  2 new status  3 error (JSON) or ''  4 started_at or ''  5 finished_at
 --      6 seconds to keep the events  7 model id or ''  8 samples done or ''  9 attempt  10 prefix
 -- The names of further keys stand in the job itself: owner, result.
@@ -17,6 +17,7 @@ if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'model_id', ARGV[7]) end
 if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], 'done', ARGV[8], 'total', ARGV[8]) end
 redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6])
 redis.call('SREM', KEYS[8], ARGV[1])
+redis.call('ZREM', KEYS[12], ARGV[1])
 redis.call('ZREM', KEYS[9], ARGV[1])
 redis.call('ZREM', KEYS[10], ARGV[1])
 redis.call('ZADD', KEYS[11], 0, ARGV[1])

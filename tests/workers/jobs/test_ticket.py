@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from service.contract.leases import Lease
+from service.contract.schemas import JobSubmission
+from service.contract.settings import Settings
+from service.contract.store import Store
 from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
 from workers.jobs.ticket import Ticket
 
@@ -33,6 +37,34 @@ def test_from_upload_to_report(corridor: Corridor) -> None:
     state = corridor.ledger.get(job.id)
     assert state is not None
     assert (state.status, state.progress.done, state.progress.total) == ("succeeded", 30, 30)
+
+
+def test_a_small_job_overtakes_between_two_items(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import workers.jobs.certify
+
+    certify_shard, shards, small = workers.jobs.certify.certify_shard, [], []
+
+    def note(store: Store, settings: Settings, submission: JobSubmission, *a: int, **o: Any) -> int:
+        if not small:
+            small.append(corridor.submit(samples=5))
+        shards.append(submission.id)
+        return certify_shard(store, settings, submission, *a, **o)
+
+    monkeypatch.setattr(workers.jobs.certify, "certify_shard", note)
+    large = corridor.submit()
+    work(corridor, large.id)
+    assert shards == [large.id, small[0].id, large.id, large.id]
+    for job in (large, small[0]):
+        assert corridor.outcome(job, 0)["status"] == "succeeded"
+
+
+def test_a_job_that_cannot_be_read_holds_up_no_other(corridor: Corridor) -> None:
+    strange, job = corridor.submit(samples=1), corridor.submit()
+    corridor.redis.hset(f"certserve:job:{strange.id}", "submission", '{"from": "the future"}')
+    work(corridor, strange.id)
+    assert corridor.outcome(job, 0)["status"] == "succeeded"
 
 
 def test_the_same_job_gives_the_same_result(corridor: Corridor) -> None:

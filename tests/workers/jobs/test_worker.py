@@ -49,17 +49,17 @@ def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
     start_worker()
     assert corridor.outcome(job)["status"] == "succeeded"
     assert wait_until(lambda: queue_is_empty(corridor), 10)
-    assert not corridor.redis.keys("rq:job:*")
+    assert wait_until(lambda: not corridor.redis.keys("rq:job:*"), 10)
     (facts,) = corridor.ledger.workers()
     assert facts["device"] == "auto"
 
 
 def test_other_functions_are_refused(corridor: Corridor, start_worker: Start) -> None:
     mark = corridor.folder / "mark"
+    job = corridor.submit()  # without work in the line a worker drops every ticket unread
     ring(corridor, "os.system", f"touch {mark}")
     ring(corridor, "subprocess.call", ["touch", str(mark)])
     worker = start_worker()
-    job = corridor.submit()
     ring_job(corridor, job)
     assert corridor.outcome(job)["status"] == "succeeded"
     assert not mark.exists()
@@ -78,16 +78,37 @@ class Touch:
 
 def test_pickles_are_never_loaded(corridor: Corridor, start_worker: Start) -> None:
     mark = corridor.folder / "mark"
+    job = corridor.submit()
     poison = pickle.dumps(Touch(mark))
     ticket = ring(corridor, "workers.jobs.ticket.run", new_job_id())
     raw = connect(corridor.settings, text=False)
     raw.hset(f"rq:job:{ticket.id}", mapping={"data": zlib.compress(poison), "meta": poison})
     start_worker()
-    job = corridor.submit()
     ring_job(corridor, job)
     assert corridor.outcome(job)["status"] == "succeeded"
     assert not mark.exists()
     raw.close()
+
+
+def test_a_ticket_without_work_costs_no_horse(corridor: Corridor, start_worker: Start) -> None:
+    """One ticket does all jobs there are; the others are forgotten, with all that RQ kept."""
+    jobs = [corridor.submit() for _ in range(3)]
+    for job in [*jobs, *jobs]:
+        ring_job(corridor, job)
+    worker = start_worker()
+    for job in jobs:
+        assert corridor.outcome(job)["status"] == "succeeded"
+    assert wait_until(lambda: queue_is_empty(corridor), 10)
+    assert wait_until(lambda: not corridor.redis.keys("rq:job:*"), 10)
+    assert not corridor.redis.keys("rq:executions:*")
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    before = corridor.redis.hget(corridor.redis.keys("rq:worker:*")[0], "successful_job_count")
+    for _ in range(20):
+        ring_job(corridor, jobs[0])
+    assert not wait_until(lambda: bool(children.read_text().split()), 1.0, interval_s=0.005)
+    assert queue_is_empty(corridor)
+    after = corridor.redis.hget(corridor.redis.keys("rq:worker:*")[0], "successful_job_count")
+    assert before == after
 
 
 @pytest.mark.parametrize(
@@ -116,6 +137,18 @@ def test_refuse_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_pickle()
     with pytest.raises(TicketRefused):
         DefaultSerializer.loads(pickle.dumps(1))
+
+
+def test_one_ticket_brings_all_workers_to_a_job(corridor: Corridor, start_worker: Start) -> None:
+    """Nobody rings but the horse that prepared it: here is no reconciler."""
+    job = corridor.submit(**SLOW)
+    start_worker()
+    start_worker()
+    assert wait_until(lambda: len(corridor.ledger.workers()) == 2, 20)
+    ring_job(corridor, job)
+    holders = f"certserve:job:{job.id}:holder"
+    assert wait_until(lambda: corridor.redis.hlen(holders) == 2, 40)
+    assert set(corridor.redis.hgetall(holders)) == {"shard:0", "shard:1"}
 
 
 def test_no_secret_in_the_process_list(corridor: Corridor, start_worker: Start) -> None:
@@ -153,6 +186,7 @@ def test_a_killed_horse_gives_its_item_back_at_once(
     for _ in range(3):
         ring_job(corridor, job)
         assert wait_until(lambda: "shard:0" in corridor.redis.hgetall(holders), 30)
+        time.sleep(0.2)  # the note for the parent is written right after the lease
         subprocess.run(["kill", "-9", children.read_text().split()[0]], check=True)
         assert wait_until(lambda: "shard:0" not in corridor.redis.hgetall(holders), 10)
     ring_job(corridor, job)

@@ -1,0 +1,78 @@
+"""A training in hand lets a small certification through, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+import workers.jobs.ticket
+from service.contract.ids import new_job_id
+from service.contract.processes import wait_until
+from service.contract.recipes import plan_of
+from service.contract.schemas import DatasetSource, JobSubmission
+from service.contract.times import now, rfc3339
+from service.contract.training import TrainSpec
+from tests.workers.jobs.conftest import Corridor
+from workers.jobs.ticket import Ticket
+
+EPOCHS = 30
+
+
+def training(corridor: Corridor) -> JobSubmission:
+    spec = TrainSpec(
+        method="standard",
+        dataset="digits",
+        epsilon="0.1",  # type: ignore[arg-type]
+        architecture={"name": "orthogonal-dense", "input": [1, 8, 8], "widths": [16]},
+        recipe={"activation": "maxmin"},
+        epochs=EPOCHS,
+        certify=None,
+    )
+    submission = JobSubmission(
+        id=new_job_id(),
+        kind="train",
+        spec={},
+        model=None,
+        dataset=None,
+        training=plan_of(spec, "digits", held_out=0.0).normal(),
+        training_dataset=DatasetSource(kind="digits", name="digits", split="train"),
+        created_at=rfc3339(now()),
+    )
+    assert corridor.ledger.create(submission)
+    return submission
+
+
+def test_training_lets_a_small_job_through(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers.jobs.ticket, "YIELD_S", 0.1)
+    job = training(corridor)
+    small: list[JobSubmission] = []
+    epochs_at_submission: list[int] = []
+    begun: Callable[[], bool] = lambda: _epochs(corridor, job) > 2  # noqa: E731
+
+    def arrive() -> None:
+        assert wait_until(begun, 60)
+        epochs_at_submission.append(_epochs(corridor, job))
+        small.append(corridor.submit(samples=5))
+        # As if it had waited for long: nobody else is there to take it.
+        corridor.redis.hset(f"certserve:job:{small[0].id}", "entered", str(now() - 60))
+
+    visitor = threading.Thread(target=arrive)
+    visitor.start()
+    Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    visitor.join()
+    assert epochs_at_submission[0] < EPOCHS
+    first, last = corridor.outcome(small[0], 0), corridor.outcome(job, 0)
+    assert (first["status"], last["status"]) == ("succeeded", "succeeded"), last["error"]
+    assert first["finished_at"] < last["finished_at"]
+    history = corridor.store.read_json(corridor.store.training_dir(job.id) / "history.json")
+    assert history is not None
+    assert len(history["history"]) == EPOCHS
+
+
+def _epochs(corridor: Corridor, job: JobSubmission) -> int:
+    state = corridor.ledger.get(job.id)
+    return 0 if state is None else state.progress.done

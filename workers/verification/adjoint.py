@@ -15,6 +15,8 @@ __all__ = ["adjoint", "local_error"]
 
 #: Largest matrix (in numbers) that a convolution of patches is written as.
 PATCH_MATRIX = 2**20
+#: Up to so many input channels oneDNN's transposed convolution takes several times too long.
+FEW_CHANNELS = 16
 
 
 def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) -> Tensor:
@@ -67,8 +69,9 @@ def adjoint(op: Affine, rows: Rows) -> Rows:
 def _conv_adjoint(op: Convolution, rows: Rows) -> Rows:
     geometry = op.geometry
     if rows.frame is None:
-        full = _transposed(op, rows.coefficients)
-        return Rows(_framed(full, geometry.padding, op.in_shape), op.in_shape, rows.sample)
+        place = (geometry.padding[0], geometry.padding[1])
+        full = _transposed(op, rows.coefficients, place, op.in_shape[1:])
+        return Rows(full, op.in_shape, rows.sample)
     kernel = (op.weight.shape[2], op.weight.shape[3])
     size = (op.in_shape[1], op.in_shape[2])
     frame = rows.frame.moved(geometry.stride, geometry.padding[:2], geometry.dilation, kernel, size)
@@ -79,50 +82,80 @@ def _conv_adjoint(op: Convolution, rows: Rows) -> Rows:
         matrix = op.cast(f"patch {extent}", rows.coefficients, lambda: _patch_matrix(op, extent))
         full = (rows.coefficients.flatten(1) @ matrix).reshape(-1, *shape)
     else:
-        full = _transposed(op, rows.coefficients)
+        full = _transposed(op, rows.coefficients, (0, 0), frame.extent)
     return Rows(full, op.in_shape, rows.sample, frame).masked().compact()
 
 
-def _transposed(op: Convolution, coefficients: Tensor) -> Tensor:
+def _transposed(
+    op: Convolution, coefficients: Tensor, place: tuple[int, int], size: tuple[int, ...]
+) -> Tensor:
+    """The window of ``size`` at ``place`` of the transposed convolution, zeros beyond it."""
     geometry = op.geometry
-    plain = geometry.groups == 1 and geometry.dilation == (1, 1)
-    if plain and op.in_shape[0] <= 4 and coefficients.dtype == torch.float32:
-        # oneDNN's transposed convolution is slow on few input channels.
-        return _transposed_by_blocks(op, coefficients)
+    plain = geometry.groups == 1 and geometry.dilation == (1, 1) and geometry.stride != (1, 1)
+    if plain and coefficients.dtype == torch.float32 and op.in_shape[0] <= FEW_CHANNELS:
+        if op.in_shape[0] == 1:
+            return _framed(_folded(op, coefficients), place, (1, *size))
+        return _transposed_by_phases(op, coefficients, place, size)
     weight = op.cast("weight", coefficients, lambda: op.weight)
-    return F.conv_transpose2d(
+    full = F.conv_transpose2d(
         coefficients, weight, None, geometry.stride, 0, 0, geometry.groups, geometry.dilation
     )
+    return _framed(full, place, (op.in_shape[0], *size))
 
 
-def _transposed_by_blocks(op: Convolution, coefficients: Tensor) -> Tensor:
-    """The transposed convolution as one matrix product and shifted sums of stride-sized blocks."""
+def _folded(op: Convolution, coefficients: Tensor) -> Tensor:
+    """The whole transposed convolution by one matrix product, its windows summed up."""
+    out, _, k_h, k_w = op.weight.shape
+    stride = op.geometry.stride
+    matrix = op.cast("windows", coefficients, lambda: op.weight.reshape(out, -1).T)
+    height, width = coefficients.shape[2:]
+    full = ((height - 1) * stride[0] + k_h, (width - 1) * stride[1] + k_w)
+    return F.fold(matrix @ coefficients.flatten(2), full, (k_h, k_w), stride=stride)
+
+
+def _transposed_by_phases(
+    op: Convolution, coefficients: Tensor, place: tuple[int, int], size: tuple[int, ...]
+) -> Tensor:
+    """The same for strides above 1: output pixels of one phase (modulo the stride) are a plain
+    convolution, so all phases are one with more channels, whose pixels are put in order at the end.
+    """
     (s_h, s_w), (k_h, k_w) = op.geometry.stride, tuple(op.weight.shape[2:])
     b_h, b_w = -(-k_h // s_h), -(-k_w // s_w)
     out, inner = op.weight.shape[:2]
 
-    def blocks() -> Tensor:
+    def phases() -> Tensor:
         full = F.pad(op.weight, (0, b_w * s_w - k_w, 0, b_h * s_h - k_h))
-        full = full.reshape(out, inner, b_h, s_h, b_w, s_w)
-        return full.permute(0, 2, 4, 1, 3, 5).reshape(out, -1)
+        full = full.reshape(out, inner, b_h, s_h, b_w, s_w).flip(2, 4)
+        return full.permute(1, 3, 5, 0, 2, 4).reshape(inner * s_h * s_w, out, b_h, b_w)
 
-    matrix = op.cast("blocks", coefficients, blocks)
-    count, _, height, width = coefficients.shape
-    product = coefficients.permute(0, 2, 3, 1).reshape(-1, out) @ matrix
-    product = product.reshape(count, height, width, b_h, b_w, inner, s_h, s_w)
-    full = product.new_zeros(count, inner, height + b_h - 1, s_h, width + b_w - 1, s_w)
-    for i in range(b_h):
-        for j in range(b_w):
-            part = product[:, :, :, i, j].permute(0, 3, 1, 4, 2, 5)
-            full[:, :, i : i + height, :, j : j + width, :] += part
-    full = full.reshape(count, inner, (height + b_h - 1) * s_h, (width + b_w - 1) * s_w)
-    return full[:, :, : (height - 1) * s_h + k_h, : (width - 1) * s_w + k_w]
+    kernel = op.cast("phases", coefficients, phases)
+    product = F.conv2d(coefficients, kernel, None, 1, (b_h - 1, b_w - 1))
+    height, width = product.shape[2:]
+
+    def order() -> Tensor:
+        """Flat places in ``product`` of the window's pixels, row by row."""
+        numbers = torch.arange(inner * s_h * s_w * height * width)
+        numbers = numbers.reshape(inner, s_h, s_w, height, width).permute(0, 3, 1, 4, 2)
+        numbers = numbers.reshape(1, inner, height * s_h, width * s_w)
+        return _framed(numbers + 1, place, (inner, *size)).flatten()
+
+    key = f"order {tuple(coefficients.shape[1:])} {place} {tuple(size)}"
+    places = op.places(key, coefficients.device, order)
+    # Place 0: pixels that no window reached.
+    flat = F.pad(product.flatten(1), (1, 0))
+    return flat.index_select(1, places).reshape(-1, inner, *size)
 
 
 def _patch_matrix(op: Convolution, extent: tuple[int, ...]) -> Tensor:
     numbers = torch.Size(extent).numel()
     units = torch.eye(numbers, dtype=torch.float64).reshape(numbers, *extent)
-    return _transposed(op, units).flatten(1)
+    (s_h, s_w), (d_h, d_w) = op.geometry.stride, op.geometry.dilation
+    k_h, k_w = op.weight.shape[2:]
+    size = (
+        (extent[1] - 1) * s_h + d_h * (k_h - 1) + 1,
+        (extent[2] - 1) * s_w + d_w * (k_w - 1) + 1,
+    )
+    return _transposed(op, units, (0, 0), size).flatten(1)
 
 
 def _framed(full: Tensor, padding: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:

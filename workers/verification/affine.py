@@ -34,8 +34,6 @@ _UP = 1.0 + 1e-12
 FLOAT32_SAFE = (2.0**-100, 2.0**100)
 #: Range of the numbers of maps that may be fused (zero apart).
 FUSIBLE = (2.0**-40, 2.0**40)
-#: Range of the numbers of maps that may be fused (zero apart).
-FUSIBLE = (2.0**-40, 2.0**40)
 
 
 @dataclass(frozen=True)
@@ -150,6 +148,13 @@ class Affine:
         key = (name, like.dtype, like.device)
         if key not in self._cache:
             self._cache[key] = make().to(device=like.device, dtype=like.dtype).contiguous()
+        return self._cache[key]
+
+    def places(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+        """Integers (an order of elements) on ``device``, made once."""
+        key = (name, torch.int64, device)
+        if key not in self._cache:
+            self._cache[key] = make().to(device).contiguous()
         return self._cache[key]
 
     def bias_like(self, like: Tensor) -> Tensor:

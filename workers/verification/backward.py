@@ -29,6 +29,9 @@ from workers.verification.rows import Rows
 
 __all__ = ["BackwardPass"]
 
+#: Roundings that ``_quick_sum`` may make of each number.
+SUM_ROUNDINGS = 64
+
 
 @dataclass
 class BackwardPass:
@@ -36,6 +39,7 @@ class BackwardPass:
 
     values: enclosures as ``propagate`` keeps them (value 0 is the input). slopes: the rule for the
     lower slope of unstable neurons, ``crown`` or ``cap``. rounds: of the box-and-ball search.
+    windows: what ``Frame`` keeps for the next rows.
     """
 
     program: Program
@@ -46,6 +50,7 @@ class BackwardPass:
     slopes: str = "crown"
     rounds: int = 2
     planes: dict[int, Planes] = field(default_factory=dict)
+    windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _envelopes: dict[int, Envelope] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
     _sizes: dict[int, Tensor] = field(default_factory=dict)
@@ -76,7 +81,10 @@ class BackwardPass:
         if index not in self._errors:
             step = self.program.steps[index]
             assert isinstance(step.op, Affine)
-            self._errors[index] = local_error(step.op, *self.box(step.sources[0]), self.rounding)
+            error = local_error(step.op, *self.box(step.sources[0]), self.rounding)
+            # Of the sum of coefficients times biases.
+            bias = step.op.bound_like("bias_magnitude", error)
+            self._errors[index] = error + bias * ((SUM_ROUNDINGS + 2) * unit_roundoff(self.dtype))
         return self._errors[index]
 
     def lower_bound(
@@ -137,10 +145,12 @@ class BackwardPass:
         zero = torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
         if isinstance(op, Affine):
             error = self.error(index)
-            gained = _sum(rows.coefficients * rows.pick_constant(op.bias_like(rows.coefficients)))
+            gained = _quick_sum(
+                rows.coefficients * rows.pick_constant(op.bias_like(rows.coefficients))
+            )
             size = zero
             if error is not None:
-                size = _sum(rows.coefficients.abs() * rows.pick(error))
+                size = _size(rows.coefficients * rows.pick(error))
                 gained = gained - size * 1.001
             return [adjoint(op, rows)], gained, size
         if type(op) in RELAXATIONS:
@@ -153,7 +163,7 @@ class BackwardPass:
             size = zero
             if both > 0.0:
                 reach = torch.maximum(lower.abs(), upper.abs()) * (both * 1.01)
-                size = _sum(rows.coefficients.abs() * rows.pick(reach))
+                size = _size(rows.coefficients * rows.pick(reach))
             return [rows, rows], -size, size
         rows = rows.dense()
         flat = rows.coefficients
@@ -168,7 +178,7 @@ class BackwardPass:
             source = self.shape_of(step.sources[0])
             inner = flat[..., top : top + source[-2], left : left + source[-1]]
             gained = (_sum(flat) - _sum(inner)) * op.value
-            size = _sum(flat.abs()) * abs(op.value)
+            size = _size(flat) * abs(op.value)
             return [Rows(inner.contiguous(), source, rows.sample)], gained, size
         assert isinstance(op, MaxPool2d)
         return self._max_pool(step, op, rows)
@@ -187,10 +197,11 @@ class BackwardPass:
         parts = negative * rows.pick(envelope.upper_intercept)
         if envelope.lower_intercept is not None:
             parts = parts + positive * rows.pick(envelope.lower_intercept)
-        gained, size = _sum(parts), _sum(parts.abs())
-        carried = positive * lower_slope + negative * rows.pick(envelope.upper_slope)
+        gained, size = _quick_sum(parts), _size(parts)
+        carried = torch.addcmul(positive * lower_slope, negative, rows.pick(envelope.upper_slope))
         # One of the two products is 0; the other was rounded, the sum is float64's.
-        gained = gained - size * (64 * unit_roundoff(self.dtype) * self.rounding.is_sound)
+        unit = (64 + SUM_ROUNDINGS) * unit_roundoff(self.dtype) * self.rounding.is_sound
+        gained = gained - size * unit
         result = rows.with_coefficients(carried)
         source = self.program.steps[index].sources[0]
         producer = None if source == 0 else self.program.steps[source - 1].op
@@ -205,7 +216,7 @@ class BackwardPass:
             return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
         lower, upper = self.box(value)
         reach = torch.maximum(lower.abs(), upper.abs()) * (4 * unit_roundoff(self.dtype))
-        return _sum(rows.coefficients.abs() * rows.pick(reach))
+        return _size(rows.coefficients * rows.pick(reach))
 
     def _max_pool(self, step: Step, op: MaxPool2d, rows: Rows) -> tuple[list[Rows], Tensor, Tensor]:
         """max >= the input with the highest lower bound; max <= that input, or the highest upper
@@ -238,12 +249,12 @@ class BackwardPass:
         spread = onto.new_zeros(shape).scatter_add(2, targets, onto)
         spread = spread.reshape(-1, source[0], *padded_lower.shape[2:])
         spread = spread[:, :, top : top + source[1], left : left + source[2]]
-        size = _sum(negative.abs() * rows.pick(highest.abs())) * 2.0**10
+        size = _size(negative * rows.pick(highest)) * 2.0**10
         result = Rows(spread.contiguous(), source, rows.sample)
         if self.rounding.is_sound:
             # One input gathers the coefficients of all windows that it won.
             reach = torch.maximum(best.abs(), highest.abs())
-            spread_size = _sum(rows.coefficients.abs() * rows.pick(reach))
+            spread_size = _size(rows.coefficients * rows.pick(reach))
             gained = gained - spread_size * (4 * step.overlap * unit_roundoff(self.dtype))
         return [result], gained, size
 
@@ -278,9 +289,12 @@ class BackwardPass:
                 drop = drop + (along - along.detach())
         else:
             # Off centre where the pixel box cuts the ball: below and above are not symmetric.
-            drop = _sum(flat.abs() * rows.pick(reach).flatten(1))
-            drop = drop - _sum(flat * rows.pick(middle).flatten(1))
-            drop = drop + (flat.shape[1] + 8) * unit * norm * _of_rows(reach_norm, rows) * 2
+            drop = _quick_sum(flat.abs() * rows.pick(reach).flatten(1))
+            drop = drop - _quick_sum(flat * rows.pick(middle).flatten(1))
+            drop = (
+                drop
+                + (flat.shape[1] + 8 + SUM_ROUNDINGS) * unit * norm * _of_rows(reach_norm, rows) * 2
+            )
         return at_centre - drop - slack * self.rounding.is_sound
 
     def _centre(self) -> Tensor:
@@ -314,6 +328,24 @@ def _window_members(op: MaxPool2d, width: int, grid: tuple[int, ...]) -> Tensor:
     return (rows * width + columns).flatten(2)
 
 
+def _size(x: Tensor) -> Tensor:
+    """Sum of the magnitudes over everything but rows, float64, rounded up."""
+    flat = x.flatten(1)
+    total = flat.abs().sum(1).to(torch.float64)
+    return total * (1.0 + 2.0 * flat.shape[1] * unit_roundoff(x.dtype))
+
+
 def _sum(x: Tensor) -> Tensor:
     """Sum over everything but rows, accumulated in float64."""
     return x.flatten(1).sum(1, dtype=torch.float64)
+
+
+def _quick_sum(x: Tensor) -> Tensor:
+    """The same, stretches of 64 in x's own dtype: off by at most ``SUM_ROUNDINGS`` roundings of
+    the sum of the magnitudes."""
+    flat = x.flatten(1)
+    whole = flat.shape[1] // 64 * 64
+    if flat.dtype == torch.float64 or not whole:
+        return flat.sum(1, dtype=torch.float64)
+    total = flat[:, :whole].unflatten(1, (-1, 64)).sum(2).sum(1, dtype=torch.float64)
+    return total + flat[:, whole:].sum(1) if whole < flat.shape[1] else total

@@ -75,12 +75,13 @@ def quick_maximum(
     rho_t = rho.to(w.dtype)
     mu = rho_t / norm
     for _ in range(rounds):
-        t = torch.clamp(w * mu[:, None], lower, upper)
-        # Coordinates that hit the box: what is left of rho^2 belongs to the others.
-        free = (t * mu[:, None].reciprocal() - w).abs_() <= w.abs() * 1e-6
-        square = t.square()
-        fixed = square.masked_fill(free, 0.0).sum(1)
-        rest = w.square().masked_fill_(~free, 0.0).sum(1)
+        scaled = w * mu[:, None]
+        t = torch.clamp(scaled, lower, upper)
+        # Coordinates that hit the box: what is left of rho^2 belongs to the others. Products with
+        # their signs, because choosing by a mask is many times slower.
+        hit = scaled.sub_(t).sign_()
+        fixed = torch.linalg.vector_norm(t.mul_(hit), dim=1).square()
+        rest = norm.square() - torch.linalg.vector_norm(hit.mul_(w), dim=1).square()
         raised = ((rho_t.square() - fixed).clamp_min(0.0) / rest).sqrt()
         mu = torch.where((rest > 0) & (raised > mu) & torch.isfinite(raised), raised, mu)
     t = torch.clamp(w * mu[:, None], lower, upper)
@@ -90,8 +91,7 @@ def quick_maximum(
     relative = (w.shape[1] + 32) * unit
     slack = relative * (along.abs() + slope * (rho + length))
     slack = slack + 16 * unit * norm.to(torch.float64) * reach_norm
-    slack = slack + lost * ((rho + 2 * length + lost) / mu.to(torch.float64) + w.shape[1])
-    slack = slack + lost * ((rho + 2 * length + lost) / mu.to(torch.float64) + w.shape[1])
+    slack = slack + 2 * lost * ((rho + 2 * length + lost) / mu.to(torch.float64) + w.shape[1])
     value = along + slope * (rho - length) + slack
     ball = rho * norm.to(torch.float64) * (1.0 + relative)
     return torch.fmin(value, ball), t

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers import Layer, Permute, Reshape
+from models.layers import Layer, LeakyReLU, Permute, ReLU, Reshape
 from workers.verification.affine import Affine, Convolution, Dense
 from workers.verification.backward import BackwardPass
 from workers.verification.backward_joins import open_pairs
@@ -24,6 +24,13 @@ from workers.verification.region import Region
 from workers.verification.relaxation import RELAXATIONS, open_neurons
 from workers.verification.rounding import Rounding
 from workers.verification.rows import Frame, Rows
+
+#: Neurons of the first layer are bounded over ball and box together where at least this share of
+#: the squared weights lies on pixels too near to 0 or 1 for the ball.
+CUT_SHARE = 0.1
+
+#: Rows are chosen anew for the second end where at most this share still needs it.
+WORTH_CHOOSING = 0.7
 
 __all__ = ["cap_margins", "crown_margins", "refined_pass", "unit_rows"]
 
@@ -61,8 +68,12 @@ def refined_pass(
     def refine(index: int, values: list[Enclosure | None]) -> None:
         backward.values = values
         for source, unstable in _open_places(backward, program.steps[index]):
-            if region.norm == "linf" and _exact_by_intervals(program, source):
+            first = _from_input(program, source)
+            if first is not None and region.norm == "linf":
+                # One affine map leads here: intervals are exact.
                 continue
+            if first is not None and isinstance(first, Dense | Convolution):
+                unstable = unstable & _cut(backward, first).reshape(unstable.shape)
             state = values[source]
             assert state is not None
             assert state.lower is not None
@@ -70,7 +81,8 @@ def refined_pass(
             places = (unstable & _shaped(state.valid, unstable)).nonzero(as_tuple=True)
             if not places[0].numel():
                 continue
-            low, high = _bounds_of(backward, source, places)
+            kink = isinstance(program.steps[index].op, ReLU | LeakyReLU)
+            low, high = _bounds_of(backward, source, places, kink=kink)
             lower = state.lower[places].to(torch.float64)
             upper = state.upper[places].to(torch.float64)
             state.lower[places] = rounded_down(torch.fmax(lower, low), dtype)
@@ -140,17 +152,37 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
 
 
 def _bounds_of(
-    backward: BackwardPass, value: int, places: tuple[Tensor, ...]
+    backward: BackwardPass, value: int, places: tuple[Tensor, ...], *, kink: bool
 ) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds [n] float64 of single neurons (sample, *index) of a value."""
+    """Lower and upper bounds [n] float64 of single neurons (sample, *index) of a value.
+
+    The end nearer to 0 comes first. ``kink``: only which side of 0 a neuron is on matters, so the
+    other end is left infinite where the first one has settled that.
+    """
     low, high = [], []
     device = places[0].device
+    backward.windows.clear()
+    lower, upper = backward.box(value)
     width = max(1, ROW_BYTES[device.type] // (_row_numbers(backward, value) * 8))
     for start in range(0, places[0].numel(), width):
         chosen = tuple(axis[start : start + width] for axis in places)
+        # 1: the lower end first.
+        sign = torch.where(lower[chosen] + upper[chosen] > 0, 1.0, -1.0).to(backward.dtype)
         rows = unit_rows(backward, value, chosen)
-        low.append(_row_bound(backward, rows))
-        high.append(-_row_bound(backward, (rows[0], _negated(rows[1]), -rows[2], rows[3])))
+        first = _row_bound(backward, _turned(rows, sign))
+        second = torch.full_like(first, -torch.inf)
+        still = ~(first >= 0) if kink else torch.ones_like(first, dtype=torch.bool)
+        if int(still.sum()) < WORTH_CHOOSING * len(first):
+            some = tuple(axis[still] for axis in chosen)
+            if some[0].numel():
+                part = unit_rows(backward, value, some)
+                second[still] = _row_bound(backward, _turned(part, -sign[still]))
+        else:
+            both = _row_bound(backward, _turned(rows, -sign))
+            # No more than above: the answer must not depend on the batch.
+            second = torch.where(still, both, second)
+        low.append(torch.where(sign > 0, first, second))
+        high.append(-torch.where(sign > 0, second, first))
     return torch.cat(low), torch.cat(high)
 
 
@@ -190,7 +222,16 @@ def unit_rows(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) ->
         grid, size = (step.shape[1], step.shape[2]), (op.in_shape[1], op.in_shape[2])
         geometry, extent = op.geometry, (kernel.shape[2], kernel.shape[3])
         origin = (-geometry.padding[0], -geometry.padding[1])
-        frame = Frame(places[2], places[3], grid, geometry.stride, origin, extent, size)
+        frame = Frame(
+            places[2],
+            places[3],
+            grid,
+            geometry.stride,
+            origin,
+            extent,
+            size,
+            windows=backward.windows,
+        )
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1:]].to(torch.float64)
         slack = zero if error is None else error[places].to(torch.float64) * 1.001
@@ -214,8 +255,11 @@ def _row_bound(backward: BackwardPass, rows: UnitRows) -> Tensor:
     return backward.lower_bound(value, coefficients) + constant - slack
 
 
-def _negated(rows: Rows) -> Rows:
-    return rows.with_coefficients(-rows.coefficients)
+def _turned(rows: UnitRows, sign: Tensor) -> UnitRows:
+    """Each neuron times its sign."""
+    value, unit, constant, slack = rows
+    turned = unit.with_coefficients(unit.coefficients * _shaped(sign, unit.coefficients))
+    return value, turned, constant * sign, slack
 
 
 def _dilated(op: Convolution) -> Tensor:
@@ -226,16 +270,38 @@ def _dilated(op: Convolution) -> Tensor:
     return full
 
 
-def _exact_by_intervals(program: Program, value: int) -> bool:
-    """Whether one affine map leads from the input box to the value: nothing to refine."""
+def _from_input(program: Program, value: int) -> Affine | None:
+    """The affine map that alone (rearrangements apart) leads from the input to the value."""
     step = program.steps[value - 1]
     while isinstance(step.op, Reshape | Permute) and step.sources[0]:
         step = program.steps[step.sources[0] - 1]
-    if not isinstance(step.op, Affine):
-        return False
+    op = step.op
+    if not isinstance(op, Affine):
+        return None
     while step.sources[0] and isinstance(program.steps[step.sources[0] - 1].op, Reshape | Permute):
         step = program.steps[step.sources[0] - 1]
-    return step.sources[0] == 0
+    return op if step.sources[0] == 0 else None
+
+
+def _cut(backward: BackwardPass, op: Dense | Convolution) -> Tensor:
+    """[batch, *out_shape] bool: outputs of which the pixel box cuts the l2 ball noticeably.
+
+    A guess that decides only what is tried. Where the ball's own extreme point eps w / |w| keeps to
+    the box but for a small share of |w|^2, the ball alone is as good.
+    """
+    lower, upper = backward.box(0)
+    x = backward.region.x.to(lower.dtype)
+    room = torch.minimum(upper - x, x - lower)
+    rows = op.row_norms_square().amax()
+    largest = op.weight.abs().amax() / rows.sqrt().clamp_min(1e-300)
+    reach = backward.region.epsilon.to(lower.dtype) * float(largest)
+    tight = (room < _shaped(reach, room)).to(lower.dtype).reshape(-1, *op.in_shape)
+    squares = op.cast("shares", lower, lambda: op.weight.square() / rows.clamp_min(1e-300))
+    if isinstance(op, Dense):
+        cut = tight.flatten(1) @ squares.T
+    else:
+        cut = op.geometry.apply(tight, squares)
+    return cut > CUT_SHARE * (op.row_norms_square() / rows.clamp_min(1e-300)).to(cut)
 
 
 def _widest(program: Program) -> int:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 __all__ = ["Frame", "Rows"]
 
+#: Windows of at most so many numbers are kept for the next rows.
+KEPT_WINDOWS = 2**20
+
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
@@ -38,6 +41,8 @@ class Frame:
     #: Windows of values already cut out for these rows: both signs of a row use the same ones.
     _picked: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _moved: dict[tuple[object, ...], Frame] = field(default_factory=dict)
+    #: All windows of a value, kept for other frames of the same geometry (other rows).
+    windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def moved(self, stride: Pair, padding: Pair, dilation: Pair, kernel: Pair, size: Pair) -> Frame:
         """The frame on the input of a convolution whose output the patches lie on."""
@@ -55,6 +60,7 @@ class Frame:
                     for a in axes
                 ),
                 size,
+                windows=self.windows,
             )
         return self._moved[key]
 
@@ -71,6 +77,20 @@ class Frame:
         known = self._picked.get(id(values))
         if known is not None:
             return known[1]
+        flat = self._windows_of(values)
+        place = self.i * self.grid[1] + self.j
+        if sample is not None:
+            place = place + sample * (self.grid[0] * self.grid[1])
+        picked = flat.index_select(0, place)
+        self._picked[id(values)] = (values, picked)
+        return picked
+
+    def _windows_of(self, values: Tensor) -> Tensor:
+        """The patches of all places of the grid, [batch * grid, c, h, w]."""
+        key = (id(values), self.grid, self.step, self.origin, self.extent)
+        known = self.windows.get(key)
+        if known is not None:
+            return known[1]
         (low_h, high_h), (low_w, high_w) = self.overhang()
         padded = F.pad(values, (low_w, high_w, low_h, high_h))
         padded = padded[:, :, max(0, self.origin[0]) :, max(0, self.origin[1]) :]
@@ -78,12 +98,9 @@ class Frame:
         windows = windows.unfold(3, self.extent[1], self.step[1])
         windows = windows[:, :, : self.grid[0], : self.grid[1]].permute(0, 2, 3, 1, 4, 5)
         flat = windows.reshape(-1, *windows.shape[3:])
-        place = self.i * self.grid[1] + self.j
-        if sample is not None:
-            place = place + sample * (self.grid[0] * self.grid[1])
-        picked = flat.index_select(0, place)
-        self._picked[id(values)] = (values, picked)
-        return picked
+        if flat.numel() <= KEPT_WINDOWS:
+            self.windows[key] = (values, flat)
+        return flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +124,7 @@ class Rows:
         """values [batch, *shape] where the coefficients are: broadcastable to them, 0 outside."""
         if self.frame is not None:
             return self.frame.pick(values, self.sample)
-        return values if self.sample is None else values[self.sample]
+        return values if self.sample is None else values.index_select(0, self.sample)
 
     def pick_constant(self, value: Tensor) -> Tensor:
         """The same for one value [*shape] (or broadcastable to it) shared by all samples."""

@@ -43,6 +43,7 @@ def cases(draw: st.DrawFn) -> tuple[JobSubmission, dict[str, Any], SampleResults
         "parameters": 15,
         "input_shape": [1, 2, 2],
         "classes": 3,
+        "dropped_output": draw(st.sampled_from([None, "Softmax"])),
         "graph_digest": DIGEST,
         "labelled": labelled,
         "total": draw(st.sampled_from([None, count, count + 7])),

@@ -49,7 +49,10 @@ class _Row(Strict):
 
 
 class ReportModel(_Row):
-    """What was certified: upload, layers (one line each) and number of stored values."""
+    """What was certified: upload, layers (one line each) and number of stored values.
+
+    dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
+    """
 
     id: str
     format: str
@@ -58,6 +61,7 @@ class ReportModel(_Row):
     parameters: int
     input_shape: list[int] = []
     classes: int | None = None
+    dropped_output: str | None = None
 
 
 class ReportDataset(_Row):

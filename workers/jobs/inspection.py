@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     bounds = Bounds(**request["bounds"])
     data = read_source(source["kind"], files, source["split"], request["selection"], bounds)
     x = to_pixels(as_network_input(data.x, network.input_shape), clip=request["clip"])
+    began = time.perf_counter()
     logits = deployed(x)
+    forward_s = time.perf_counter() - began
     if logits.shape != (len(x), network.classes):
         raise DataError(
             "shape_mismatch",
@@ -72,12 +75,14 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "parameters": network.parameter_count,
         "input_shape": list(network.input_shape),
         "classes": network.classes,
+        "dropped_output": network.dropped_output,
         "graph_digest": network.graph_digest(),
         "labelled": data.y is not None,
         "total": data.size,
         "samples": len(x),
         "samples_per_shard": request["samples_per_shard"],
         "parity": parity,
+        "forward_s": forward_s,
         "normalization_outside": outside,
     }
     (folder / "facts.json").write_text(json.dumps(facts))

@@ -40,9 +40,10 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     device = ", ".join(devices) if isinstance(devices, list) else str(devices)
     wall_s = 0.0 if started_at is None else max(0.0, now() - seconds(started_at))
     submission = submission.model_copy(update={"model": model_of(store, submission)})
-    report = build_report(
-        submission, facts, results, timing={"wall_s": wall_s}, device=device or "cpu"
-    )
+    # The deployed network answers once, in ``prepare``.
+    forward_s = float(facts.get("forward_s", 0.0)) + results.seconds.get("forward", 0.0)
+    timing = {"wall_s": wall_s, "forward_s": forward_s}
+    report = build_report(submission, facts, results, timing=timing, device=device or "cpu")
     rows = "".join(
         json.dumps(row, allow_nan=False) + "\n" for row in sample_rows(results, submission, facts)
     )

@@ -41,8 +41,8 @@ def build_report(
 
     ``facts`` is what ``prepare`` found: ``layers`` (name, kind, shape of each), ``parameters``,
     ``input_shape``, ``classes``, ``graph_digest``, ``labelled``, ``total`` (samples in the data
-    set) and ``parity`` (difference, budget). ``timing`` holds ``wall_s``. Raises ContradictionError
-    when the verdicts cannot all be true: that job must fail.
+    set), ``dropped_output`` and ``parity`` (difference, budget). ``timing`` holds ``wall_s``.
+    Raises ContradictionError when the verdicts cannot all be true: that job must fail.
     """
     spec = Spec.model_validate(submission.spec)
     assert submission.model is not None
@@ -69,6 +69,7 @@ def build_report(
             "parameters": facts["parameters"],
             "input_shape": list(facts["input_shape"]),
             "classes": facts.get("classes"),
+            "dropped_output": facts.get("dropped_output"),
         },
         "dataset": {
             "id": submission.dataset.id,

@@ -156,8 +156,7 @@ class Stages:
         elif allowed < rows.numel():
             self.notes["work_spent"] = True
         if allowed < rows.numel():
-            nearest = torch.argsort(block.margin[rows] / epsilon, descending=True, stable=True)
-            keep = nearest[:allowed].sort().values
+            keep = _nearest(block, rows, epsilon)[:allowed].sort().values
             rows, epsilon = rows[keep], epsilon[keep]
         if not rows.numel():
             return torch.zeros(0, dtype=torch.bool), rows
@@ -260,6 +259,14 @@ class Stages:
                 if audit:
                     _overrule(block, row, epsilon, self.notes, self.verifier.sound)
                 block.falsify(row, position, point)
+
+
+def _nearest(block: Block, rows: Tensor, epsilon: Tensor) -> Tensor:
+    """Places in ``rows``, nearest to deciding first: the least that a bound lacked, where one was
+    tried; else (and between equals) the largest margin per epsilon."""
+    order = torch.argsort(block.margin[rows] / epsilon, descending=True, stable=True)
+    gap = block.gap[rows].nan_to_num(nan=-torch.inf)
+    return order[torch.argsort(gap[order], descending=True, stable=True)]
 
 
 def _overrule(block: Block, row: int, epsilon: float, notes: dict[str, Any], sound: bool) -> None:

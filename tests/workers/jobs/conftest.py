@@ -26,8 +26,8 @@ from service.redis_server import find_binary, socket_path, write_configuration
 SIDE, CLASSES = 6, 3
 
 
-def tiny_onnx(path: Path, *, scale: float = 1.0, seed: int = 0) -> Path:
-    """conv(2, 3x3) - relu - dense(3) on [N, 1, 6, 6]."""
+def tiny_onnx(path: Path, *, scale: float = 1.0, seed: int = 0, final: str = "") -> Path:
+    """conv(2, 3x3) - relu - dense(3) on [N, 1, 6, 6], and one more operator if asked for."""
     rng = np.random.default_rng(seed)
 
     def weight(name: str, *shape: int) -> onnx.TensorProto:
@@ -38,8 +38,10 @@ def tiny_onnx(path: Path, *, scale: float = 1.0, seed: int = 0) -> Path:
         helper.make_node("Conv", ["x", "w0", "b0"], ["h"], kernel_shape=[3, 3], pads=[1] * 4),
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("Flatten", ["r"], ["f"]),
-        helper.make_node("Gemm", ["f", "w1", "b1"], ["y"], transB=1),
+        helper.make_node("Gemm", ["f", "w1", "b1"], ["g" if final else "y"], transB=1),
     ]
+    if final:
+        nodes.append(helper.make_node(final, ["g"], ["y"], axis=1))
     graph = helper.make_graph(
         nodes,
         "tiny",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workers.jobs.merge import concatenate, merge_notes
+from tests.workers.jobs.conftest import Corridor, tiny_onnx
+from workers.jobs.certify import certify_shard
+from workers.jobs.merge import concatenate, merge, merge_notes
+from workers.jobs.prepare import prepare
 from workers.verification.results import SampleResults
 
 
@@ -53,3 +56,18 @@ def test_notes(notes: list[dict[str, object]], merged: dict[str, object] | None)
         assert merge_notes(notes)["failure_probability"] == pytest.approx(3e-9)
     else:
         assert merge_notes(notes) == merged
+
+
+@pytest.mark.parametrize(("final", "dropped"), [("", None), ("Softmax", "Softmax")])
+def test_the_report_tells_what_was_left_out_and_what_forward_passes_took(
+    corridor: Corridor, final: str, dropped: str | None
+) -> None:
+    model = tiny_onnx(corridor.folder / "tiny.onnx", final=final)
+    job = corridor.submit(model, samples=5)
+    prepare(corridor.store, corridor.settings, job)
+    certify_shard(corridor.store, corridor.settings, job, 0, progress=lambda done: None)
+    merge(corridor.store, job, started_at=None)
+    report = corridor.store.read_json(corridor.store.report_path(job.id))
+    assert report is not None
+    assert report["model"]["dropped_output"] == dropped
+    assert report["timing"]["forward_s"] > 0

@@ -39,10 +39,10 @@ STARTS, STEPS = 2, 32
 TRIES = 4096
 #: Bytes of Lanczos vectors held at once.
 VECTOR_BYTES = 2**28
-#: Operators with a larger share of active inputs times active outputs are not worth it.
-WORTH = 0.8
-#: Nor are norms that an estimate of so many power steps already comes this near to.
-GUESS_STEPS, ROOM = 5, 0.85
+#: Vectors of at most so many numbers are reorthogonalised.
+SHORT = 1024
+#: Vectors of a start held at once, about.
+VECTORS = 8
 _U64 = 2.0**-53
 #: What |q_j| may exceed 1 by, generously.
 _LENGTH = 1.0001
@@ -72,24 +72,25 @@ class Chance:
         self,
         program: Program,
         region: Region,
+        layers: dict[int, Tensor],
         index: int,
         masked: MaskedMap,
         slopes: Tensor,
         least: Tensor,
     ) -> Tensor:
-        """Bounds [batch] on |diag(s) W diag(m)|; infinite where it was not tried."""
+        """Bounds [batch] on |diag(s) W diag(m)|; infinite where it was not tried.
+
+        layers: step index -> samples [batch] bool for which it may be tried at all.
+        """
         result = torch.full_like(least, torch.inf)
         norms = program.steps[index].norms
         assert norms is not None
-        layers = sum(isinstance(step.op, Dense | Convolution) for step in program.steps)
-        inputs = masked.active / math.prod(masked.op.in_shape)
-        outputs = slopes.flatten(1).square().mean(1, dtype=torch.float64)
-        wanted = (inputs * outputs < WORTH) & (least > 0) & torch.isfinite(least)
-        wanted = self._promising(masked, slopes, least, wanted)
+        maps = sum(isinstance(step.op, Dense | Convolution) for step in program.steps)
+        wanted = layers[index].to(least.device) & (least > 0) & torch.isfinite(least)
         rows, starts = [], []
         for row in wanted.nonzero().flatten().tolist():
             sample = hashlib.sha256(region.x[row].cpu().contiguous().numpy().tobytes()).digest()
-            if self.used.get(sample, 0) >= layers * TRIES:
+            if self.used.get(sample, 0) >= maps * TRIES:
                 continue
             self.used[sample] = self.used.get(sample, 0) + 1
             rows.append(row)
@@ -104,33 +105,10 @@ class Chance:
             starts,
             least[picked],
             absolute=norms.absolute,
-            delta=self.per_sample / (layers * TRIES),
+            delta=self.per_sample / (maps * TRIES),
             steps=self.steps,
         )
         return result
-
-    def _promising(
-        self, masked: MaskedMap, slopes: Tensor, least: Tensor, wanted: Tensor
-    ) -> Tensor:
-        """Where a few power steps (a lower estimate) leave room below ``least``: a guess, which
-        decides only what is tried."""
-        rows = wanted.nonzero().flatten()
-        if not rows.numel():
-            return wanted
-        mask, square = masked.mask[rows], slopes[rows].square()
-        x = mask
-        for _ in range(GUESS_STEPS):
-            length = x.flatten(1).norm(dim=1).clamp_min(1e-30)
-            x = x / length.reshape(-1, *([1] * (x.dim() - 1)))
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                image = masked.op.linear(x)
-                (back,) = torch.autograd.grad(image, x, image.detach() * square)
-            x = back * mask
-        guess = x.flatten(1).norm(dim=1).to(torch.float64).sqrt()
-        promising = torch.zeros_like(wanted)
-        promising[rows] = guess < ROOM * least[rows]
-        return promising
 
     def _seed(
         self, masked: MaskedMap, sample: bytes, epsilon: float, index: int, like: Tensor
@@ -161,7 +139,7 @@ def lanczos_norms(
 
     absolute: bound on the norm of |W|; least [batch]: a valid bound (nothing above it is of use).
     """
-    numbers = mask[0].numel() * (steps + 2) * STARTS * 8
+    numbers = mask[0].numel() * VECTORS * STARTS * 8
     width = max(1, VECTOR_BYTES // numbers)
     found = []
     for first in range(0, len(seeds), width):
@@ -202,39 +180,44 @@ class Tridiagonal:
 def tridiagonal(
     op: Dense | Convolution, m: Tensor, s: Tensor, start: Tensor, steps: int, product: float
 ) -> Tridiagonal:
-    """Lanczos on A = diag(m) W^T diag(s)^2 W diag(m) in float64, fully reorthogonalised.
+    """Lanczos on A = diag(m) W^T diag(s)^2 W diag(m) in float64, three vectors at a time.
 
-    product: bound on the error of one computed A q for |q| <= 1.
+    product: bound on the error of one computed A q for |q| <= 1. The proof needs no orthogonality,
+    which in so few steps is lost only once the largest value has been found. Short vectors get
+    there, and what follows would hang on the last bits: they are reorthogonalised.
     """
-    square, count = s.square(), start.shape[0]
-    vectors = start.new_zeros(steps + 1, count, m[0].numel())
+    square = s.square()
+    shape = (-1, *m.shape[1:])
     q = (start * m).flatten(1)
-    vectors[0] = q / q.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    zero = torch.zeros(count, dtype=torch.float64, device=m.device)
+    q = q / q.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    basis = [q] if q.shape[1] <= SHORT else []
+    earlier = torch.zeros_like(q)
+    before = torch.zeros(len(q), dtype=torch.float64, device=m.device)
     a: list[Tensor] = []
     b: list[Tensor] = []
     phi: list[Tensor] = []
-    for j in range(steps):
+    for _ in range(steps):
         with torch.enable_grad():
-            x = vectors[j].reshape(m.shape).clone().requires_grad_()
+            x = q.reshape(shape).clone().requires_grad_()
             image = op.linear(x * m)
             (w_full,) = torch.autograd.grad(image, x, image.detach() * square)
         w = w_full.flatten(1)
-        a.append((w * vectors[j]).sum(1))
-        rest = w
-        for _ in range(2):
-            basis = vectors[: j + 1]
-            weights = torch.einsum("jbn,bn->jb", basis, rest)
-            rest = rest - torch.einsum("jb,jbn->bn", weights, basis)
-        before = b[-1] if b else zero
         size = w.norm(dim=1)
+        rest = torch.addcmul(w, earlier, before[:, None], value=-1)
+        a.append((rest * q).sum(1))
+        rest = rest.addcmul_(q, a[-1][:, None], value=-1)
+        for vector in basis + basis:
+            rest = rest - (rest * vector).sum(1, keepdim=True) * vector
         b.append(torch.maximum(rest.norm(dim=1), size * 1e-13).clamp_min(1e-290))
-        vectors[j + 1] = rest / b[-1][:, None]
-        left = w - a[-1][:, None] * vectors[j] - b[-1][:, None] * vectors[j + 1]
-        if j:
-            left = left - before[:, None] * vectors[j - 1]
+        following = rest / b[-1][:, None]
+        left = torch.addcmul(w, q, a[-1][:, None], value=-1)
+        left.addcmul_(following, b[-1][:, None], value=-1)
+        left.addcmul_(earlier, before[:, None], value=-1)
         lost = 8 * _U64 * (size + a[-1].abs() + b[-1] + before)
         phi.append(left.norm(dim=1) * (1.0 + 1e-9) + lost + product)
+        earlier, q, before = q, following, b[-1]
+        if basis:
+            basis.append(q)
     return Tridiagonal(torch.stack(a), torch.stack(b), torch.stack(phi))
 
 

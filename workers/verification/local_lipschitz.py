@@ -31,7 +31,7 @@ NEAR = 0.05
 
 #: A stage is left out for samples whose margin it would have to raise by more than this many times
 #: the margin at the centre: Gram matrices, Lanczos.
-HOPE = {"gram": 2.0, "lanczos": 0.25}
+HOPE = {"gram": 2.0, "lanczos": 1.0}
 
 
 def local_margins(
@@ -42,31 +42,46 @@ def local_margins(
     dtype: torch.dtype,
     *,
     exact: bool = True,
-    further: Callable[[Region], Further] | None = None,
+    further: Callable[[Region, dict[int, Tensor]], Further] | None = None,
     tally: Counter[str] | None = None,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region; the label's column is inf.
 
-    Cheap norms for all samples, Gram matrices (and ``further``) for those still open after them.
+    Cheap norms for all samples; Gram matrices, then ``further``(region, layers [samples] to try)
+    for those still open, where an estimate says that they may decide.
     """
-    state = LocalPass(program, region, rounding, dtype, tally=tally).run()
+    first = LocalPass(program, region, rounding, dtype, tally=tally, keep=True)
+    state = first.run()
     margins = margin_lower_bounds(program.head, state, labels, rounding)
     if tally is not None:
         tally["decided: cheap norms"] += int(certified(margins).sum())
     clean = _clean_margin(program, state, labels)
-    stages: list[tuple[str, bool, Callable[[Region], Further] | None]] = []
-    if exact:
-        stages.append(("gram", True, None))
-    if further is not None:
-        stages.append(("lanczos", False, further))
-    for name, gram, maker in stages:
+    for name in ("gram", "lanczos") if further is not None else ("gram",):
+        gram = name == "gram"
+        if gram and not exact:
+            continue
         least = margins.amin(1)
-        hopeful = ~(least < -HOPE[name] * clean) & state.valid
-        rows = (~certified(margins) & hopeful).nonzero().flatten()
+        hopeful = ~(least < -HOPE[name] * clean) & state.valid & ~certified(margins)
+        rows = hopeful.nonzero().flatten()
         if not rows.numel():
             continue
+        # The margin falls in proportion to the radius: to this share it must shrink.
+        needed = clean[rows] / (clean[rows] - least[rows])
+        potentials = first.potentials(rows, gram=gram)
+        product = torch.stack([torch.ones_like(needed), *potentials.values()]).prod(0)
+        worth = product <= needed
+        rows, needed = rows[worth], needed[worth]
+        if not rows.numel() or not potentials:
+            continue
         part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
-        norm = None if maker is None else maker(part)
+        norm = None
+        if not gram:
+            assert further is not None
+            left = {index: values[worth] for index, values in potentials.items()}
+            layers = first.cheapest(left, needed)
+            if not bool(torch.stack(list(layers.values())).any()):
+                continue
+            norm = further(part, layers)
         again = LocalPass(program, part, rounding, dtype, gram, norm, tally).run()
         found = margin_lower_bounds(program.head, again, labels[rows], rounding)
         margins[rows] = torch.fmax(margins[rows], found)
@@ -85,8 +100,8 @@ def local_margins_by_chance(
 ) -> Tensor:
     """The same with Lanczos norms for what is open after all others: valid up to ``chance``."""
 
-    def maker(part: Region) -> Further:
-        return partial(chance.norms, program, part)
+    def maker(part: Region, layers: dict[int, Tensor]) -> Further:
+        return partial(chance.norms, program, part, layers)
 
     return local_margins(program, region, labels, rounding, dtype, further=maker)
 

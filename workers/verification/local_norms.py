@@ -126,6 +126,26 @@ class MaskedMap:
             result[rows] = _schur(self.op, self.mask[rows], slopes[rows], self.scale)
         return result
 
+    def gram_feasible(self) -> bool:
+        """Whether the map is small enough to be written as a matrix."""
+        op = self.op
+        size = math.prod(op.in_shape) * math.prod(op.out_shape)
+        return isinstance(op, Dense) or size <= MATRIX_SIZE
+
+    def guess(self, rows: Tensor, slopes: Tensor, steps: int) -> Tensor:
+        """LOWER estimates [rows] of the norms by power steps: only for what is worth trying."""
+        mask, square = self.mask[rows], slopes[rows].square()
+        x = mask
+        for _ in range(steps):
+            length = x.flatten(1).norm(dim=1).clamp_min(1e-30)
+            x = x / length.reshape(-1, *([1] * (x.dim() - 1)))
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                image = self.op.linear(x)
+                (back,) = torch.autograd.grad(image, x, image.detach() * square)
+            x = back * mask
+        return x.flatten(1).norm(dim=1).to(torch.float64).sqrt()
+
     def gram(self, row: int, slopes: Tensor, budget: float) -> tuple[float, float]:
         """(norm, cost) of one sample's M from its active Gram matrix; (inf, 0) beyond ``budget``.
 
@@ -138,12 +158,7 @@ class MaskedMap:
         cost = float(small * small * large + 10 * small**3)
         if small == 0:
             return 0.0, 0.0
-        size = math.prod(op.in_shape) * math.prod(op.out_shape)
-        if (
-            small > GRAM_SIDE
-            or cost > budget
-            or (isinstance(op, Convolution) and size > MATRIX_SIZE)
-        ):
+        if small > GRAM_SIDE or cost > budget or not self.gram_feasible():
             return math.inf, 0.0
         matrix = op.cast("matrix", slopes.new_empty(0, dtype=torch.float64), lambda: _matrix(op))
         part = matrix if outputs.numel() == matrix.shape[0] else matrix[outputs]

@@ -22,6 +22,7 @@ intersected with BCP's.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,6 +48,13 @@ __all__ = ["Further", "LocalPass"]
 
 #: Gram matrices may cost this many plain forward passes per sample, or this many multiplications.
 GRAM_PASSES, GRAM_LEAST = 80.0, 2.0**27
+#: Power steps of the estimates that say whether dear norms are worth it.
+GRAM_GUESS, LANCZOS_GUESS = 12, 5
+#: Lanczos may work on layers that make up this share of a forward pass (a step on each of them
+#: counts some 130 times).
+LANCZOS_SHARE = 0.15
+#: What a Lanczos bound may exceed such an estimate by, and room for the estimate to be wrong.
+INFLATION, SAFETY = 1.1, 0.97
 #: (step index, map, slopes, least bounds so far) -> bounds [batch] on the norms of M.
 Further = Callable[[int, MaskedMap, Tensor, Tensor], Tensor]
 
@@ -54,7 +62,8 @@ Further = Callable[[int, MaskedMap, Tensor, Tensor], Tensor]
 @dataclass
 class LocalPass:
     """One propagation. ``exact``: Gram matrices too; ``further``: one more bound on norms;
-    ``tally`` counts which bound was the least, per sample and layer; ``norms`` keeps them."""
+    ``tally`` counts which bound was the least, per sample and layer; ``norms`` keeps them.
+    ``keep``: maps and slopes are kept too, for ``potential``."""
 
     program: Program
     region: Region
@@ -64,6 +73,8 @@ class LocalPass:
     further: Further | None = None
     tally: Counter[str] | None = None
     norms: dict[int, Tensor] = field(default_factory=dict)
+    keep: bool = False
+    parts: dict[int, tuple[MaskedMap, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         forward = sum(
@@ -199,7 +210,9 @@ class LocalPass:
             norm = self._norm(affine, masked, slopes)
             grown = self._grown(self.program.steps[affine], norm, source)
             radius = torch.minimum(radius, grown)
-        radius = (radius + (factor - 1.0) * before.radius + offset) * (1.0 + 1e-13)
+        # What rounding adds beyond the slopes; an activation that only shrinks adds nothing.
+        extra = max(factor - 1.0, 0.0)
+        radius = (radius + extra * before.radius + offset) * (1.0 + 1e-13)
         radius = torch.where(torch.isinf(before.radius), before.radius, radius)
         result.radius = torch.minimum(result.radius, radius)
 
@@ -220,7 +233,39 @@ class LocalPass:
             names.append("lanczos")
             bounds.append(self.further(index, masked, slopes, least))
         self.norms[index] = tally_least(names, bounds, self.tally)
+        if self.keep:
+            self.parts[index] = (masked, slopes)
         return self.norms[index]
+
+    def potentials(self, rows: Tensor, *, gram: bool) -> dict[int, Tensor]:
+        """Per layer an estimate [rows] of what its exact norm (``gram``: of small maps only) could
+        save: a lower estimate of the norm over the bound in use, at most 1."""
+        result = {}
+        for index, (masked, slopes) in self.parts.items():
+            if gram and not masked.gram_feasible():
+                continue
+            guess = masked.guess(rows, slopes, GRAM_GUESS if gram else LANCZOS_GUESS)
+            ratio = guess / self.norms[index][rows].clamp_min(1e-300)
+            result[index] = ratio.nan_to_num(nan=1.0).clamp(1e-9, 1.0)
+        return result
+
+    def cheapest(self, potentials: dict[int, Tensor], needed: Tensor) -> dict[int, Tensor]:
+        """Per layer [rows] bool: layers whose estimated savings reach ``needed`` [rows], those that
+        save most per multiplication first; none where all that may be paid for do not reach it."""
+        indices = list(potentials)
+        hoped = -torch.stack([potentials[index] for index in indices]).log()
+        gains = (hoped - math.log(INFLATION)).clamp_min(0.0)
+        counts = [float(multiplications(self.parts[index][0].op)) for index in indices]
+        costs = torch.tensor(counts, dtype=torch.float64, device=hoped.device)[:, None]
+        order = (gains / costs).argsort(dim=0, descending=True, stable=True)
+        ordered = gains.gather(0, order)
+        before = ordered.cumsum(0) - ordered
+        paid = costs.expand_as(gains).gather(0, order).cumsum(0)
+        picked = (before < -(needed * SAFETY).log()) & (ordered > 0)
+        picked &= paid <= LANCZOS_SHARE * costs.sum()
+        chosen = torch.zeros_like(gains, dtype=torch.bool).scatter_(0, order, picked)
+        chosen &= (hoped * chosen).sum(0) >= -needed.log()
+        return dict(zip(indices, chosen, strict=True))
 
     def _gram(self, masked: MaskedMap, slopes: Tensor) -> Tensor:
         found = []

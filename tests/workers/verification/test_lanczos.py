@@ -16,10 +16,11 @@ from tests.workers.verification.test_local_lipschitz import (
     saturated_network,
 )
 from tests.workers.verification.test_soundness import certify, images
-from workers.verification import lanczos, local_lipschitz
+from workers.verification import local_lipschitz
 from workers.verification.affine import Dense
 from workers.verification.lanczos import Chance, lanczos_norms, largest_root, tridiagonal
 from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
+from workers.verification.local_pass import LocalPass
 from workers.verification.program import Program
 from workers.verification.region import Region
 
@@ -109,13 +110,26 @@ def test_masked_norms_hold_and_converge_on_random_maps(scale: float) -> None:
         assert bool((torch.minimum(found, least)[:3] <= exact[:3] * 1.1 + scale * 1e-9).all())
 
 
+def try_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random starts on every layer, however little they promise."""
+
+    def promising(self: LocalPass, rows: torch.Tensor, *, gram: bool) -> dict[int, torch.Tensor]:
+        return {index: torch.full((len(rows),), 1e-9).double() for index in self.parts}
+
+    def all_layers(
+        self: LocalPass, potentials: dict[int, torch.Tensor], needed: torch.Tensor
+    ) -> dict[int, torch.Tensor]:
+        return {index: values < 1.0 for index, values in potentials.items()}
+
+    monkeypatch.setitem(local_lipschitz.HOPE, "lanczos", 1e9)
+    monkeypatch.setattr(LocalPass, "potentials", promising)
+    monkeypatch.setattr(LocalPass, "cheapest", all_layers)
+
+
 def test_starts_depend_on_the_sample_and_not_on_its_batch_and_failures_add_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Tried everywhere, however little it promises.
-    monkeypatch.setitem(local_lipschitz.HOPE, "lanczos", 1e9)
-    monkeypatch.setattr(lanczos, "ROOM", 10.0)
-    monkeypatch.setattr(lanczos, "WORTH", 10.0)
+    try_everywhere(monkeypatch)
     network = saturated_network(1, ReLU())
     program = Program.compile(network)
     x = torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -162,8 +176,7 @@ def test_what_is_deterministic_takes_no_chances(monkeypatch: pytest.MonkeyPatch)
 def test_the_cascade_reports_the_failure_probability(
     deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(local_lipschitz.HOPE, "lanczos", 1e9)
-    monkeypatch.setattr(lanczos, "ROOM", 10.0)
+    try_everywhere(monkeypatch)
     network, x = saturated_network(1, ReLU()), images(1)
     found = certify(
         network, x, ("1/2",), method="local-lip", deterministic=deterministic, attack=None

@@ -16,7 +16,7 @@ from models.layers import Layer
 from workers.verification.envelope import Envelope
 from workers.verification.rounding import Rounding
 
-__all__ = ["LIMITS", "clamp", "clamp_kinks", "clamp_lines"]
+__all__ = ["LIMITS", "clamp", "clamp_kinks", "clamp_lines", "limits"]
 
 #: low and high of a layer: numbers, tensors that broadcast, or None for no limit.
 Limit = Tensor | float | None
@@ -51,7 +51,7 @@ LIMITS: dict[type[Layer], Callable[[Layer], tuple[Limit, Limit]]] = {
 }
 
 
-def _limits(layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
+def limits(layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
     """low <= high as tensors like ``like``; float32 constants stay exact in float64."""
 
     def tensor(limit: Limit, missing: float) -> Tensor:
@@ -66,13 +66,13 @@ def _limits(layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def clamp(layer: Layer, z: Tensor) -> Tensor:
     """The layer's value, without any rounding, in z's dtype."""
-    low, high = _limits(layer, z)
+    low, high = limits(layer, z)
     return torch.minimum(torch.maximum(z, low), high)
 
 
 def clamp_kinks(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
     """Where a kink lies strictly inside the box: elsewhere the layer is one line there."""
-    low, high = _limits(layer, lower)
+    low, high = limits(layer, lower)
     flat = (upper <= low) | (lower >= high)
     straight = (lower >= low) & (upper <= high)
     return (lower < upper) & ~flat & ~straight
@@ -89,7 +89,7 @@ def clamp_lines(
     middle (CROWN's adaptive choice), the line below the chord; mirrored around a lower kink.
     ``cap`` takes the chord for both where it can.
     """
-    low, high = _limits(layer, lower)
+    low, high = limits(layer, lower)
     at_lower, at_upper = clamp(layer, lower), clamp(layer, upper)
     one, zero = torch.ones_like(lower), torch.zeros_like(lower)
     bent = clamp_kinks(layer, lower, upper)

@@ -10,11 +10,12 @@ z'_i = c_i exactly where m_i = 0 (box without width, at the centre). Deployed a'
 |d'| <= g (|W| |z'| + |b|); computed a = W c + b + d, |d| <= g_own (|W| |c| + |b|). The box [l, u]
 holds a' itself, rounding included, and a is the number that was computed, so the slope inequality
 |phi(a'_i) - phi(a_i)| <= s_i |a'_i - a_i| needs no further rounding. Hence, elementwise,
-    |phi(a') - phi(a)| <= s |W diag(m) (z' - c)| + s (|d'| + |d|),
-and in norm at most |diag(s) W diag(m)| R + g | |W| | (|c| + R) + g_own | |W| | |c| + (g + g_own)
-|b|: ``ball_rule`` with the local norm in the place of |W|. A deployed LeakyReLU may be off by
-3 u |a'| and ours by 3 u_own |a|: its own ``ball_rule`` (factor - 1) R_a + offset is added, with
-R_a the radius around a and |a'| <= |a| + R_a.
+    |phi(a') - phi(a)| <= s |W diag(m) (z' - c)| + s (|d'| + |d|)
+(for sorted pairs in the norm of each pair, which has one slope), and in norm at most |diag(s) W
+diag(m)| R + g | |W| | (|c| + R) + g_own | |W| | |c| + (g + g_own) |b|: ``ball_rule`` with the local
+norm in the place of |W|. A deployed LeakyReLU may be off by 3 u |a'| and ours by 3 u_own |a|: its
+own ``ball_rule`` (factor - 1) R_a + offset is added, with R_a the radius around a and |a'| <= |a| +
+R_a.
 
 Each norm is the least of several bounds that include the global one, and every radius and box is
 intersected with BCP's.

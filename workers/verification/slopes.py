@@ -2,7 +2,8 @@
 
 For a fixed centre a and every deployed value t in [l, u] the slope s satisfies, elementwise,
 |phi(t) - phi(a)| <= s |t - a| in real arithmetic (methods-lipschitz 2.5, 2): never more than 1, and
-0 where nothing can change. A further activation is one function and one row of ``SLOPES``; what its
+0 where nothing can change. Layers that sort pairs have one slope for both, and the inequality holds
+for the norms of the pairs. A further activation is one function and one row of ``SLOPES``; what its
 own float32 evaluation adds is its ``ball_rule``.
 """
 
@@ -13,11 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.activations import Clip, ReLUTheta
+from models.activations import MaxMin
 from models.layers import Layer, LeakyReLU, ReLU
+from workers.verification.clamps import LIMITS, limits
 from workers.verification.rounding import unit_roundoff
 
-__all__ = ["SLOPES", "anchored_slopes"]
+__all__ = ["SLOPES", "anchored_slopes", "paired_slopes"]
 
 #: Slopes that are not zero are at least this, so that no product of them underflows unseen.
 LEAST = 1e-30
@@ -69,28 +71,59 @@ def _clamped(centre: Tensor, lower: Tensor, upper: Tensor, low: Tensor, high: Te
     return slope.masked_fill_((lower >= high) & (centre >= high), 0.0)
 
 
-def _relu_theta(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    assert isinstance(layer, ReLUTheta)
-    theta = layer.theta.detach().to(centre).clamp_min(0.0).expand_as(centre)
-    return _clamped(centre, lower, upper, torch.zeros_like(centre), theta)
+def _limited(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Clip, AtLeast, AtMost, ReLU-theta."""
+    low, high = (limit.expand_as(centre) for limit in limits(layer, centre))
+    return _clamped(centre, lower, upper, low, high)
 
 
-def _clip(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    assert isinstance(layer, Clip)
-    low = -torch.inf if layer.low is None else layer.low
-    high = torch.inf if layer.high is None else layer.high
-    limits = torch.full_like(centre, low), torch.full_like(centre, high)
-    return _clamped(centre, lower, upper, *limits)
+def paired_slopes(
+    centre: Tensor, lower: Tensor, upper: Tensor, ceiling: Tensor, floor: Tensor
+) -> Tensor:
+    """One slope for both of a pair (c, c + C/2), for A = min(max(a, b), M), B = max(min(a, b), N).
+
+    Maximum and minimum together move a pair (a, b) by no more than it moves itself (GroupSort is
+    1-Lipschitz), so in the norm of the pair |(A, B) - (A0, B0)| <= max(s_A, s_B) |(a, b) - (a0,
+    b0)| with the clamps' own slopes over the boxes of maximum and minimum (methods-lipschitz 2.1).
+    Where both are constant over the box, both rows vanish. ceiling M, floor N: broadcastable to
+    half the channels, infinite for the plain MaxMin, whose slopes are 1: what cannot change there
+    has a box without width, so that its columns in the next map are masked anyway.
+    """
+    centres, lowers, uppers = (x.chunk(2, dim=1) for x in (centre, lower, upper))
+    top = torch.maximum(*centres)
+    bottom = torch.minimum(*centres)
+    infinite = torch.full_like(top, torch.inf)
+    above = _clamped(
+        top,
+        torch.maximum(*lowers),
+        torch.maximum(*uppers),
+        -infinite,
+        ceiling.to(top).expand_as(top),
+    )
+    below = _clamped(
+        bottom,
+        torch.minimum(*lowers),
+        torch.minimum(*uppers),
+        floor.to(bottom).expand_as(bottom),
+        infinite,
+    )
+    slope = torch.maximum(above, below)
+    return torch.cat([slope, slope], dim=1)
+
+
+def _max_min(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    infinite = centre.new_tensor(torch.inf)
+    return paired_slopes(centre, lower, upper, infinite, -infinite)
 
 
 SlopeRule = Callable[[Layer, Tensor, Tensor, Tensor], Tensor]
 
-#: Elementwise, 1-Lipschitz activations. A new one is one row.
+#: 1-Lipschitz activations, elementwise or on pairs. A new one is one row.
 SLOPES: dict[type[Layer], SlopeRule] = {
     ReLU: _relu,
     LeakyReLU: _leaky_relu,
-    Clip: _clip,
-    ReLUTheta: _relu_theta,
+    **dict.fromkeys(LIMITS, _limited),
+    MaxMin: _max_min,
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.activations import Clip, ReLUTheta
+from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta
 from models.layers import Conv2d, Layer, LeakyReLU, Linear, ReLU, Reshape
 from models.network import Network
 from tests.workers.verification.networks import (
@@ -28,7 +28,7 @@ from workers.verification.local_pass import LocalPass
 from workers.verification.program import Program
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
-from workers.verification.slopes import anchored_slopes
+from workers.verification.slopes import anchored_slopes, paired_slopes
 from workers.verification.spectral import materialize
 
 DTYPES = [torch.float32, torch.float64]
@@ -133,6 +133,8 @@ ACTIVATIONS: list[Layer] = [
     Clip(low=0.1),
     ReLUTheta(torch.tensor([0.5])),
     ReLUTheta(torch.tensor([0.0])),
+    AtLeast(torch.tensor([0.2])),
+    AtMost(torch.tensor([0.4])),
 ]
 
 
@@ -199,6 +201,43 @@ def test_margins_hold_for_every_float32_evaluation(
                 assert bool((found >= lowest).all())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    seed=st.integers(0, 10**6),
+    ceiling=st.sampled_from([0.0, 0.3, 2.0, torch.inf]),
+    floor=st.sampled_from([0.0, -0.3, -2.0, 0.5, -torch.inf]),
+    width=st.sampled_from([1e-3, 0.1, 1.0, 5.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_slopes_of_sorted_pairs_bound_how_far_a_pair_moves(
+    dtype: torch.dtype, seed: int, ceiling: float, floor: float, width: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ends = torch.randn(2, 60, 4, 2, generator=generator) * width
+    ends = (ends + torch.randn(60, 4, 2, generator=generator)).to(dtype)
+    lower, upper = ends.amin(0), ends.amax(0)
+    centre = lower + (upper - lower) * torch.rand(lower.shape, generator=generator).to(dtype)
+    limits = torch.tensor(ceiling), torch.tensor(floor)
+    slopes = paired_slopes(centre, lower, upper, *limits)
+    assert bool((slopes[:, :2] == slopes[:, 2:]).all())
+    assert bool(((slopes >= 0) & (slopes <= 1)).all())
+
+    def activation(z: torch.Tensor) -> torch.Tensor:
+        first, second = z.chunk(2, dim=1)
+        high = torch.maximum(first, second).clamp_max(ceiling)
+        return torch.stack([high, torch.minimum(first, second).clamp_min(floor)])
+
+    before = activation(centre.double())
+    for corner in range(40):
+        share = torch.rand(lower.shape, generator=generator).double()
+        share = share.round() if corner % 2 else share
+        t = lower.double() + (upper.double() - lower.double()) * share
+        moved = (activation(t) - before).norm(dim=0)
+        away = torch.stack((t - centre.double()).chunk(2, dim=1)).norm(dim=0)
+        room = 1e-15 * (1 + activation(t).abs().nan_to_num(posinf=0).sum(0))
+        assert bool((moved <= slopes[:, :2].double() * away + room).all())
+
+
 def saturated_network(seed: int, activation: Layer) -> Network:
     """Most neurons are off: what the masks are for."""
     b = Builder((2, 8, 8), seed)
@@ -218,7 +257,9 @@ def saturated_network(seed: int, activation: Layer) -> Network:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", [ReLU(), LeakyReLU(slope=0.1)])
+@pytest.mark.parametrize(
+    "activation", [ReLU(), LeakyReLU(slope=0.1), MaxMin(), ReLUTheta(torch.tensor(0.4))]
+)
 def test_hidden_values_lie_in_the_local_ball_and_box(dtype: torch.dtype, activation: Layer) -> None:
     for seed in range(12):
         network = saturated_network(seed, activation)

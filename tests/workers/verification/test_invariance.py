@@ -1,0 +1,108 @@
+"""Certificates do not depend on batch, shard, number of threads or device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.network import Network
+from tests.workers.verification.networks import random_network
+from tests.workers.verification.test_soundness import evaluate
+from workers.verification.bounds import BOUNDS
+from workers.verification.cascade import certify_samples
+from workers.verification.results import AttackSettings, CertificationRequest
+
+#: Decisions may differ where a bound misses by less than 1e-9, radii by this share.
+RADIUS_SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class Answers:
+    """certified, falsified [N, epsilons] bool; radius [N]."""
+
+    certified: NDArray[np.bool_]
+    falsified: NDArray[np.bool_]
+    radius: NDArray[np.float64]
+
+    def differences(self, other: Answers) -> tuple[int, int]:
+        """How many decisions and radii are not the same."""
+        decisions = (self.certified != other.certified) | (self.falsified != other.falsified)
+        both = np.maximum(self.radius, other.radius)
+        with np.errstate(invalid="ignore"):
+            far = np.abs(self.radius - other.radius) > RADIUS_SHARE * both
+        return int(decisions.sum()), int(far.sum())
+
+
+def answers(
+    network: Network,
+    x: NDArray[np.float32],
+    request: CertificationRequest,
+    *,
+    shard: int,
+    threads: int = 1,
+    device: str = "cpu",
+) -> Answers:
+    """Of all samples, certified in shards of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        # The deployed answer once for all samples, as a job has it.
+        logits = evaluate(network, x)
+        labels = logits.argmax(1)
+        parts = []
+        for start in range(0, len(x), shard):
+            rows = slice(start, start + shard)
+            parts.append(
+                certify_samples(
+                    network.to(torch.device(device)),
+                    x[rows],
+                    labels[rows],
+                    np.arange(len(x))[rows],
+                    request,
+                    deployed=lambda batch: evaluate(network.to(torch.device("cpu")), batch),
+                    deployed_logits=logits[rows],
+                    device=torch.device(device),
+                )
+            )
+            network.to(torch.device("cpu"))
+    finally:
+        torch.set_num_threads(before)
+    return Answers(
+        np.concatenate([part.certified for part in parts]),
+        np.concatenate([part.falsified for part in parts]),
+        np.concatenate([part.radius for part in parts]),
+    )
+
+
+@pytest.mark.parametrize("method", ["auto", *BOUNDS])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_shards_and_threads_change_nothing(method: str, norm: str) -> None:
+    request = CertificationRequest(
+        norm,
+        (Fraction(1, 50), Fraction(1, 10), Fraction(3, 10)),
+        method,
+        attack=AttackSettings(steps=5) if method == "auto" else None,
+        radius=method in BOUNDS and BOUNDS[method].cost < 500,
+    )
+    network = random_network(8)
+    x = np.random.default_rng(8).random((12, 2, 8, 8)).astype(np.float32)
+    whole = answers(network, x, request, shard=12)
+    for shard, threads in ((1, 1), (7, 1), (12, 2)):
+        other = answers(network, x, request, shard=shard, threads=threads)
+        assert whole.differences(other) == (0, 0), (shard, threads)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", BOUNDS)
+def test_the_device_changes_nothing(method: str) -> None:
+    request = CertificationRequest("l2", (Fraction(1, 10),), method, attack=None)
+    network = random_network(3)
+    x = np.random.default_rng(3).random((20, 2, 8, 8)).astype(np.float32)
+    whole = answers(network, x, request, shard=20)
+    assert whole.differences(answers(network, x, request, shard=20, device="cuda")) == (0, 0)

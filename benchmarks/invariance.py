@@ -11,7 +11,9 @@ one decision in 10,000 may differ, where a bound misses by less than 1e-9; radii
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from fractions import Fraction
@@ -52,6 +54,7 @@ def main() -> None:
     decisions: Counter[str] = Counter()
     radii: Counter[str] = Counter()
     methods = list(BOUNDS)
+    cache = Path(tempfile.mkdtemp(prefix="certserve-norms-"))
     began, seed = time.monotonic(), options.seed
     while sum(compared.values()) < options.decisions:
         method = methods[seed % len(methods)]
@@ -70,9 +73,9 @@ def main() -> None:
             # Searching with dear bounds would take most of the time.
             radius=BOUNDS[method].cost < 500,
         )
-        whole = answers(network, x, request, shard=len(x))
+        whole = answers(network, x, request, cache, shard=len(x))
         for name, variant in variants.items():
-            found = whole.differences(answers(network, x, request, **variant))  # type: ignore[arg-type]
+            found = whole.differences(answers(network, x, request, cache, **variant))  # type: ignore[arg-type]
             compared[name] += whole.certified.size
             decisions[name] += found[0]
             radii[name] += found[1]
@@ -85,6 +88,7 @@ def main() -> None:
             f"{name}: {decisions[name]} of {count} decisions differ ({share:.1e}), "
             f"{radii[name]} radii"
         )
+    shutil.rmtree(cache)
     print(f"{seed - options.seed} rounds, {time.monotonic() - began:.0f} s")
     sys.exit(1 if sum(decisions.values()) > 1e-4 * sum(compared.values()) else 0)
 

@@ -8,14 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.verification.networks import adversarial_float32, random_network
+from models.layers import ReLU
+from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from tests.workers.verification.test_enclosure import points_of
+from workers.verification.adjoint import adjoint
+from workers.verification.affine import Convolution
 from workers.verification.bcp import bcp_margins
 from workers.verification.box_ball import ball_box_maximum, quick_maximum
 from workers.verification.crown import cap_margins, crown_margins
 from workers.verification.program import Program
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
+from workers.verification.rows import Rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -108,3 +112,31 @@ def test_quick_maximum_is_never_below_the_exact_one(
     assert bool((quick >= exact - 1e-12 * size_of_it).all())
     ball = rho * w.double().norm(dim=1)
     assert bool((quick <= ball * (1 + 1e-3)).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_rows_go_back_through_the_transpose_of_every_convolution(
+    dtype: torch.dtype, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    channels, out = int(random.choice([1, 2, 3, 20])), int(random.integers(1, 4))
+    size = tuple(int(n) for n in random.integers(7, 12, 2))
+    b = Builder((channels, *size), seed)
+    b.conv(
+        out,
+        int(random.integers(1, 6)),
+        stride=tuple(int(n) for n in random.integers(1, 4, 2)),
+        padding=tuple(int(n) for n in random.integers(0, 3, 4)),
+        dilation=int(random.integers(1, 3)) if seed % 3 == 0 else 1,
+    )
+    b.add(ReLU())
+    b.flatten()
+    op = Program.compile(b.build()).steps[0].op
+    assert isinstance(op, Convolution)
+    x = torch.zeros(4, *op.in_shape, dtype=torch.float64, requires_grad=True)
+    y = torch.from_numpy(random.standard_normal((4, *op.out_shape)))
+    (exact,) = torch.autograd.grad(op.linear(x), x, y)
+    found = adjoint(op, Rows(y.to(dtype), op.out_shape, None)).coefficients
+    assert torch.allclose(found.double(), exact, atol=1e-5 if dtype == torch.float32 else 1e-12)

@@ -238,16 +238,21 @@ def test_slopes_of_sorted_pairs_bound_how_far_a_pair_moves(
         assert bool((moved <= slopes[:, :2].double() * away + room).all())
 
 
-def saturated_network(seed: int, activation: Layer) -> Network:
-    """Most neurons are off: what the masks are for."""
+def saturated_network(seed: int, *activation: Layer) -> Network:
+    """Most neurons are off: what the masks are for. Several layers act one after the other."""
     b = Builder((2, 8, 8), seed)
+
+    def activate() -> None:
+        for layer in activation:
+            b.add(layer)
+
     b.conv(6, 3, padding=1)
-    b.add(activation)
+    activate()
     b.conv(6, 4, stride=2, padding=1)
-    b.add(activation)
+    activate()
     b.flatten()
     b.linear(30)
-    b.add(activation)
+    activate()
     b.linear(4)
     with torch.no_grad():
         for _, layer, _ in b.rows[:-1]:
@@ -302,6 +307,26 @@ def test_local_norms_are_never_above_the_global_ones_and_often_below(activation:
             assert bool((norm <= norms.spectral).all())
             below += int((norm < 0.9 * norms.spectral).sum())
     assert below > 20
+
+
+def test_clamped_sorting_masks_what_lies_beyond_its_thresholds() -> None:
+    """Clamped MaxMin as it is deployed: MaxMin, then a threshold on each half."""
+    better = 0
+    for seed in range(6):
+        clamped = MaxMin(), AtMost(torch.tensor(0.05)), AtLeast(torch.tensor(-0.3))
+        program = Program.compile(saturated_network(seed, *clamped))
+        x = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+        region = Region(x, torch.full((3,), 0.05, dtype=torch.float64), "l2", True)
+        rounding = Rounding.sound(torch.float64)
+        with torch.no_grad():
+            run = LocalPass(program, region, rounding, torch.float64, exact=True)
+            run.run()
+        for index, norm in run.norms.items():
+            norms = program.steps[index].norms
+            assert norms is not None
+            assert bool((norm <= norms.spectral).all())
+            better += int((norm < 0.9 * norms.spectral).sum())
+    assert better > 0
 
 
 def arithmetic(dtype: torch.dtype) -> tuple[Rounding, torch.dtype]:

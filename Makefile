@@ -10,6 +10,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?=
+# Processes that tests run in, a file of them at a time.
+TEST_PROCESSES ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: install demo serve test lint type format pytest hostile schemathesis chaos clean
@@ -42,7 +44,7 @@ type: install
 	$(BIN)/mypy
 
 pytest: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # The whole corpus of hostile uploads; "make test" leaves out what unit tests refuse too.
 hostile: install

@@ -147,9 +147,9 @@ _EMMA_CIFAR: Settings = {
     "activation": "maxmin",
 }
 _EMMA_FAST: Settings = {
-    "epochs": 24,
+    "epochs": 10,
     "batch_size": 512,
-    "learning_rate": 4e-3,
+    "learning_rate": 8e-3,
     "learning_rate_schedule": _COSINE,
     "warm_up": 0.03,
     "epsilon_schedule": _ramp(0.0, 0.5, 0.1, 1.5),

@@ -147,12 +147,12 @@ _EMMA_CIFAR: Settings = {
     "activation": "maxmin",
 }
 _EMMA_FAST: Settings = {
-    "epochs": 10,
+    "epochs": 24,
     "batch_size": 512,
-    "learning_rate": 8e-3,
+    "learning_rate": 2e-2,
     "learning_rate_schedule": _COSINE,
     "warm_up": 0.03,
-    "epsilon_schedule": _ramp(0.0, 0.5, 0.1, 1.5),
+    "epsilon_schedule": _ramp(0.0, 0.5, 0.1, 1.3),
     "activation": "maxmin",
 }
 _STANDARD: Settings = {"epochs": 40, "batch_size": 128, "learning_rate_schedule": _COSINE}

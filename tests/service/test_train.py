@@ -168,3 +168,17 @@ def test_the_published_schedule_of_bcp_on_cifar() -> None:
     assert run.rate(1.0) == pytest.approx(1e-3 / 64)
     assert run.kappa_schedule.at(9 / 200) == 1.0
     assert run.epsilon_schedule.at(131 / 200) == pytest.approx(1.0)
+
+
+def test_the_published_runs_of_gloro_on_tiny_imagenet_differ() -> None:
+    runs = {}
+    for method in ("gloro", "gloro-trades"):
+        spec = TrainSpec.model_validate(
+            {"method": method, "dataset": "tiny-imagenet", "epsilon": "36/255", "recipe": "paper"}
+        )
+        runs[method] = Run.of_plan(plan_of(spec, "tiny-imagenet", held_out=0.0).normal())
+    plain, trades = runs["gloro"], runs["gloro-trades"]
+    assert (plain.epochs, plain.power_steps) == (250, 5)
+    assert (trades.epochs, trades.power_steps) == (500, 1)
+    assert trades.trades_schedule.at(1.0) == 20.0
+    assert plain.epsilon * plain.epsilon_schedule.at(0.5) == pytest.approx(0.16)

@@ -198,3 +198,12 @@ def test_emma_asks_of_each_class_what_it_can_bear() -> None:
             loss, found = OBJECTIVES["emma"](live, x, y, at, run)
             asked = found.logits + share * (found.worst - found.logits)
             assert loss.item() == pytest.approx(F.cross_entropy(asked, y).item(), rel=1e-4)
+
+
+def test_without_an_epsilon_local_lip_g_is_plain_training() -> None:
+    """The published warm-up; GloRo's further class would double the largest wrong logit."""
+    live = live_of(small("relu-theta"))
+    x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
+    at = Weighed(0.0, 1.0, 1.0)
+    loss, found = OBJECTIVES["local-lip-g"](live, x, y, at, RUN)
+    assert loss.item() == pytest.approx(F.cross_entropy(found.logits, y).item())

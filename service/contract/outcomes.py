@@ -10,7 +10,16 @@ from service.contract.schemas import JobSubmission, Progress
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 
-__all__ = ["cancel", "conclude", "erase", "follow", "give_up", "outcome_state", "reopen"]
+__all__ = [
+    "cancel",
+    "conclude",
+    "erase",
+    "follow",
+    "give_up",
+    "outcome_state",
+    "reopen",
+    "trained_model",
+]
 
 
 def conclude(
@@ -41,11 +50,21 @@ def conclude(
         "samples": samples,
         "model_id": model_id,
     }
+    if model_id is None:
+        outcome["model_id"] = trained_model(store, submission)
     store.job_dir(submission.id)
     # A straggler of an earlier attempt finds its own outcome there, and changes nothing.
     path = store.outcome_path(submission.id, attempt=submission.attempt)
     store.create_json(path, outcome)
     return follow(store, ledger, submission.id)
+
+
+def trained_model(store: Store, submission: JobSubmission) -> str | None:
+    """Id of the model that a training left, whatever became of its certification."""
+    if submission.kind != "train":
+        return None
+    found = store.read_json(store.training_dir(submission.id) / "trained.json")
+    return None if found is None else str(found["model"]["digest"])
 
 
 def follow(store: Store, ledger: Ledger, job_id: str) -> str:

@@ -289,12 +289,13 @@ class Store:
         return self._read_json(path) if self.has(path) else None
 
     def sweep(self, *, older_than_s: float = 3600.0) -> None:
-        """Remove uploads whose process died: nobody has written to them for so long."""
+        """Remove uploads and folders whose process died: nobody wrote to them for so long."""
         for path in self.folder("tmp").iterdir():
             with suppress(FileNotFoundError):
-                if path.name.startswith("trash-"):
+                old = path.stat().st_mtime < now() - older_than_s
+                if path.name.startswith("trash-") or (old and path.is_dir()):
                     shutil.rmtree(path, ignore_errors=True)
-                elif path.stat().st_mtime < now() - older_than_s:
+                elif old:
                     path.unlink()
 
     def check_writable(self) -> None:

@@ -47,8 +47,14 @@ def test_uploads_of_dead_processes_are_swept_and_those_under_way_are_not(place: 
         abandoned = place.folder("tmp") / "abandoned.upload"
         abandoned.write_bytes(b"x")
         os.utime(abandoned, (0, 0))
+        left = place.folder("tmp") / "tmpfolder"
+        left.mkdir()
+        (left / "weights").write_bytes(b"x")
+        os.utime(left, (0, 0))
+        young = place.folder("tmp") / "young"
+        young.mkdir()
         place.sweep()
-        assert list(place.folder("tmp").iterdir()) == [writer.path]
+        assert set(place.folder("tmp").iterdir()) == {writer.path, young}
 
 
 @pytest.mark.parametrize("identity", ["", "../x", "sha256:" + "g" * 64, "sha256:" + "A" * 64])

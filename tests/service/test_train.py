@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from service.contract.ledger import Lease, Ledger
+from service.contract.outcomes import conclude
 from service.contract.recipes import RECIPES, plan_of, recipe_of
 from service.contract.schemas import Spec
 from service.contract.settings import Settings
+from service.contract.store import Store
 from service.contract.training import TRAINING_METHODS, TrainingPlan, TrainSpec
 from workers.training.objectives import OBJECTIVES
 from workers.training.run import Run
@@ -87,6 +89,26 @@ def test_the_same_key_is_the_same_training(client: httpx.Client) -> None:
     other = client.post("/train", json=body(seed=1), headers=headers)
     assert first.json()["id"] == second.json()["id"]
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+
+
+def test_an_equal_training_without_a_report_is_used_again_while_its_model_is_there(
+    client: httpx.Client, store: Store, ledger: Ledger
+) -> None:
+    first = client.post("/train", json=body(certify=None)).json()["id"]
+    state = ledger.get(first)
+    assert state is not None
+    with store.writer(limit=9) as writer:
+        writer.write(b"network")
+        model = writer.publish().digest
+    conclude(store, ledger, state.submission, "succeeded", model_id=model)
+    again = client.post("/train", json=body(certify=None))
+    assert again.json()["id"] == first
+    assert again.headers["Certserve-Submission"] == "reused"
+    refused = client.get(f"/jobs/{first}/report")
+    assert (refused.status_code, refused.json()["code"]) == (404, "no_report")
+    assert "without a certification" in refused.json()["detail"]
+    store.blob_path(model).unlink()
+    assert client.post("/train", json=body(certify=None)).json()["id"] != first
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ class _Loop:
                 self._step(order, index)
                 if time.monotonic() > due:
                     break
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             # Factorisations raise on the first weight that is not finite, before a loss is seen.
             raise self.diverged() from error
         if not bool(torch.isfinite(self.sums).all()):

@@ -163,6 +163,8 @@ class Store:
             merged["names"] = list(dict.fromkeys([*merged["names"], name]))
             names[:] = dict.fromkeys([*names, name])
             merged |= {"owners": owners, "own": merged["own"] or own}
+            if "files" in record:  # a training knows more than an upload of the same bytes
+                merged["files"] = {**merged.get("files", {}), **record["files"]}
             if merged != known:
                 atomic_write(folder / f"{text}.json", _json_bytes(merged))
                 self.share(folder / f"{text}.json")

@@ -137,6 +137,17 @@ def test_one_upload_may_have_several_names(place: Store) -> None:
     assert [found["name"] for found in place.records("datasets")] == ["a"]
 
 
+def test_a_training_adds_its_weights_to_an_upload_of_the_same_bytes(place: Store) -> None:
+    digest, weights = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    record = {"id": digest, "name": "n.onnx", "created_at": "2026-01-01T00:00:00Z"}
+    place.put_record("models", digest, record, owner="ann")
+    trained = {**record, "files": {"weights": weights}}
+    place.put_record("models", digest, trained, owner="bob", own=False)
+    found = place.put_record("models", digest, record, owner="ann")
+    assert found["files"] == {"weights": weights}
+    assert (set(found["owners"]), found["own"]) == ({"ann", "bob"}, True)
+
+
 def test_a_problem_survives_json() -> None:
     problem = TooLarge("too much", code="upload_too_large", hint="less", field="model")
     again = Problem.from_dict(problem.to_dict())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ from workers.jobs.prepare import files_of, inspect_apart
 from workers.jobs.trained import held_samples, trained, trained_path
 from workers.jobs.training_data import FILES
 from workers.training.data import TrainingData
-from workers.training.loop import train
-from workers.training.run import Run
+from workers.training.loop import History, train
+from workers.training.run import Run, TrainingError
 
 __all__ = ["train_model"]
+
+logger = logging.getLogger(__name__)
 
 
 def train_model(
@@ -54,17 +58,30 @@ def train_model(
     _check(settings, submission, facts)
     torch.set_num_threads(settings.training_threads or len(os.sched_getaffinity(0)))
     folder = store.training_dir(submission.id)
-    with storage_errors():
-        network, history = train(
+    checkpoint = folder / "checkpoint.safetensors"
+
+    def run() -> tuple[Network, History]:
+        return train(
             Run.of_plan(plan),
             data,
             device=device_of(settings.device),
-            checkpoint=folder / "checkpoint.safetensors",
+            checkpoint=checkpoint,
             checkpoint_s=settings.checkpoint_interval_s,
             progress=progress,
             on_epoch=lambda rows: _show(store, folder / "history.json", rows),
             should_pause=should_pause,
         )
+
+    with storage_errors():
+        try:
+            network, history = run()
+        except TrainingError as error:
+            if error.code != "bad_checkpoint":
+                raise
+            # It is ours, of a damaged disk or another release; the run itself is as good as ever.
+            logger.warning("job %s begins anew: %s", submission.id, error)
+            checkpoint.unlink()
+            network, history = run()
     model = _keep(store, submission, network.deployed())
     result = {
         "model": model.model_dump(mode="json"),
@@ -103,12 +120,15 @@ def _show(store: Store, path: Path, rows: list[dict[str, Any]]) -> None:
 def _data(
     store: Store, settings: Settings, submission: JobSubmission, *, stop: Callable[[], bool]
 ) -> tuple[TrainingData, dict[str, Any]]:
-    """The samples, read once and kept with the job until it is trained."""
+    """The samples, read once and kept with the job (``training/data``) until it is trained."""
     plan, source = submission.training, submission.training_dataset
     assert plan is not None
     assert source is not None
-    folder = store.training_dir(submission.id)
+    folder = store.training_dir(submission.id) / "data"
     if not (folder / "facts.json").exists():
+        store.job_dir(submission.id)
+        with storage_errors():
+            folder.parent.mkdir(exist_ok=True)
         parameters = plan["hyperparameters"]
         assert isinstance(parameters, dict)
         request = {
@@ -161,6 +181,6 @@ def _blob(store: Store, content: bytes) -> tuple[str, int]:
 
 def _forget(folder: Path) -> None:
     """Remove what only the training needed, and what killed processes left of it."""
-    for path in folder.iterdir():
-        if path.suffix == ".npy" or "checkpoint.safetensors" in path.name:
-            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for path in folder.glob("*checkpoint.safetensors*"):
+        path.unlink(missing_ok=True)

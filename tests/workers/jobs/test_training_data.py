@@ -134,4 +134,4 @@ def test_what_would_fail_after_the_training_fails_before_it(
         assert report is not None
         assert report["dataset"]["samples"] == 6
         left = {path.name for path in corridor.store.training_dir(submission.id).iterdir()}
-        assert left == {"facts.json", "history.json", "trained.json"}
+        assert left == {"history.json", "trained.json"}

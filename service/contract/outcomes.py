@@ -111,7 +111,8 @@ def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
         state.submission,
         "cancelled",
         started_at=state.started_at,
-        samples=state.progress.done,
+        # A training's epochs are no samples.
+        samples=state.progress.done if state.progress.unit == "samples" else 0,
     )
 
 

@@ -111,6 +111,18 @@ def test_an_equal_training_without_a_report_is_used_again_while_its_model_is_the
     assert client.post("/train", json=body(certify=None)).json()["id"] != first
 
 
+def test_epochs_of_a_cancelled_training_are_no_samples(
+    client: httpx.Client, ledger: Ledger
+) -> None:
+    job = client.post("/train", json=body()).json()["id"]
+    assert isinstance(ledger.lease(job, worker="w"), Lease)
+    ledger.progress(job, "train", 2, total=3, unit="epochs")
+    assert client.get(f"/jobs/{job}").json()["progress"]["unit"] == "epochs"
+    client.post(f"/jobs/{job}/cancel")
+    progress = client.get(f"/jobs/{job}").json()["progress"]
+    assert (progress["done"], progress["total"], progress["unit"]) == (0, None, "samples")
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "field"),
     [

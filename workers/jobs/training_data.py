@@ -53,7 +53,12 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
         )
     x = as_network_input(data.x, shape)
     if x.dtype != np.uint8:
-        x = to_pixels(x, clip=True)
+        try:
+            x = to_pixels(x, clip=True)
+        except DataError as error:
+            if error.code == "sample_out_of_range":
+                error.hint = "store pixels in [0, 1]: epsilon is measured in them"
+            raise
     held = _held_out(len(x), request["held_out"])
     if request["held_out"] and not len(held):
         raise DataError(

@@ -76,6 +76,28 @@ def test_too_few_samples_are_refused(tmp_path: Path, samples: int, held_out: flo
     assert caught.value.hint
 
 
+def test_floats_are_pixels_or_refused(tmp_path: Path) -> None:
+    path = sorted_npz(tmp_path / "sorted.npz", 30)
+    request = {
+        "architecture": NETWORK,
+        "activation": "maxmin",
+        "held_out": 0.0,
+        "dataset": {"kind": "npz", "files": {"file": str(path)}, "split": "test"},
+        "bounds": {"max_bytes": 2**30, "max_samples": 1000},
+    }
+    x = np.random.default_rng(0).random((30, SIDE, SIDE))
+    np.savez(path, x=x, y=np.zeros(30, np.int64))
+    write_training_data(request, tmp_path)
+    kept = np.load(tmp_path / "x.npy")
+    assert kept.dtype == np.float32
+    assert np.array_equal(kept[:, 0], x.astype(np.float32))
+    np.savez(path, x=2 * x, y=np.zeros(30, np.int64))
+    with pytest.raises(DataError) as caught:
+        write_training_data(request, tmp_path)
+    assert caught.value.code == "sample_out_of_range"
+    assert "normalization" not in (caught.value.hint or "")  # a training takes none
+
+
 def test_only_what_was_held_out_may_be_certified_on() -> None:
     def spec(**choice: Any) -> Spec:
         return Spec.model_validate({"norm": "l2", "epsilons": [0.1], **choice})

@@ -119,13 +119,16 @@ def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
 def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
     """Begin the attempt that ``submission`` names, journalled before; whether it was new.
 
-    A cancelled attempt's shard results are taken over; of a failed one nothing is trusted. Every
-    step may be repeated: the reconciler does so after a crash.
+    A cancelled attempt's results are taken over; of a failed one nothing is trusted but a model
+    that was trained to its end (it would be the same again). Every step may be repeated: the
+    reconciler does so after a crash.
     """
     if store.attempt(submission.id) < submission.attempt:
         before = store.read_json(store.outcome_path(submission.id))
         if before is not None and before["status"] == "failed":
-            store.clear_results(submission.id)
+            model = trained_model(store, submission)
+            whole = model is not None and store.has(store.blob_path(model))
+            store.clear_results(submission.id, keep=("training",) if whole else ())
         store.job_dir(submission.id)
         mark = store.attempt_path(submission.id, submission.attempt)
         store.create_json(mark, {"attempt": submission.attempt})

@@ -252,11 +252,12 @@ class Store:
         """The mark that makes ``attempt`` (2, 3, ...) the one that counts."""
         return self._job_path(job_id) / f"attempt-{attempt}.json"
 
-    def clear_results(self, job_id: str) -> None:
-        """Remove what an attempt left besides its outcome, so that the next one starts anew."""
+    def clear_results(self, job_id: str, *, keep: Sequence[str] = ()) -> None:
+        """Remove what an attempt left besides its outcome and the folders to ``keep``, so that the
+        next one starts anew."""
         folder = self._job_path(job_id)
         with storage_errors():
-            for name in ("prepared", "shards", "training"):
+            for name in {"prepared", "shards", "training"} - {*keep}:
                 self.unshare(folder / name)
                 self._trash(folder / name)
             for name in _RESULTS:

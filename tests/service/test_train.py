@@ -111,6 +111,31 @@ def test_an_equal_training_without_a_report_is_used_again_while_its_model_is_the
     assert client.post("/train", json=body(certify=None)).json()["id"] != first
 
 
+def test_a_retry_does_not_train_again_what_is_trained(
+    client: httpx.Client, store: Store, ledger: Ledger
+) -> None:
+    job = client.post("/train", json=body()).json()["id"]
+    with store.writer(limit=9) as writer:
+        writer.write(b"network")
+        model = writer.publish().digest
+    found = {"model": {"digest": model, "format": "onnx", "name": "n", "size": 7}}
+    store.job_dir(job)
+    for left, kept in (("model", True), ("nothing", False)):
+        store.training_dir(job).mkdir(exist_ok=True)
+        store.create_json(store.training_dir(job) / "trained.json", found)
+        store.prepared_dir(job).mkdir()
+        if left == "nothing":
+            store.blob_path(model).unlink()
+        state = ledger.get(job)
+        assert state is not None
+        conclude(store, ledger, state.submission, "failed")
+        assert client.get(f"/jobs/{job}").json()["model_id"] == model
+        assert client.post(f"/jobs/{job}/retry").status_code == 202
+        assert not store.prepared_dir(job).exists()
+        assert (store.training_dir(job) / "trained.json").exists() == kept
+        assert client.get(f"/jobs/{job}").json()["model_id"] is None
+
+
 def test_epochs_of_a_cancelled_training_are_no_samples(
     client: httpx.Client, ledger: Ledger
 ) -> None:

@@ -25,8 +25,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
     services = getattr(app.state, "services", None)
     guarded = isinstance(services, Services) and services.keys.configured
     if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
+        app.openapi_schema = _with_definitions(
+            get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
         )
     if not guarded:
         return app.openapi_schema
@@ -40,4 +42,15 @@ def describe(app: FastAPI) -> dict[str, Any]:
         }
         for path, operations in schema["paths"].items()
     }
+    return schema
+
+
+def _with_definitions(schema: dict[str, Any]) -> dict[str, Any]:
+    """The page with what bodies written by hand define moved to where their references look."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for media in operation.get("requestBody", {}).get("content", {}).values():
+                for name, definition in media.get("schema", {}).pop("$defs", {}).items():
+                    schemas.setdefault(name, definition)
     return schema

@@ -17,7 +17,7 @@ from service.contract.compaction import compact
 from service.contract.ids import digest_hex, is_job_id
 from service.contract.journal import Journal
 from service.contract.ledger import JobState, Ledger
-from service.contract.outcomes import erase
+from service.contract.outcomes import erase, trained_model
 from service.contract.schemas import TERMINAL
 from service.contract.settings import Settings
 from service.contract.store import Collection, Store
@@ -53,7 +53,7 @@ class Retention:
                 _log.info("job %s is past its days and was deleted", state.submission.id)
                 continue
             known.add(state.submission.id)
-            needed |= _uploads(state)
+            needed |= _uploads(state) | self._trained(state)
         self._remove_folders(known)
         collections: tuple[Collection, ...] = ("models", "datasets")
         kept: set[str] = set()
@@ -76,6 +76,13 @@ class Retention:
         if days is None or state.status not in TERMINAL or state.finished_at is None:
             return False
         return seconds(state.finished_at) < now() - days * _DAY_S
+
+    def _trained(self, state: JobState) -> set[str]:
+        """The model of a training whose certification goes on; the job names it once it ended."""
+        if state.status in TERMINAL:
+            return set()
+        model = trained_model(self._store, state.submission)
+        return set() if model is None else {model}
 
     def _remove_folders(self, known: set[str]) -> None:
         """Folders of jobs that nobody knows: stragglers wrote into them after the deletion."""

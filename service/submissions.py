@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from anyio import to_thread
@@ -201,7 +202,7 @@ class Submissions:
             await asyncio.sleep(0.05)
 
     def _earlier(self, submission: JobSubmission) -> JobState | None:
-        """An equal job that succeeded, with its report still there."""
+        """An equal job that succeeded, with what it left still there."""
         if not submission.result_key:
             return None
         try:
@@ -211,7 +212,15 @@ class Submissions:
         state = None if job_id is None else outcome_state(self._store, job_id)
         if state is None or state.status != "succeeded":
             return None
-        return state if self._store.has(self._store.report_path(state.submission.id)) else None
+        return state if all(map(self._store.has, self._left_by(state))) else None
+
+    def _left_by(self, state: JobState) -> list[Path]:
+        """The files that a job's result stands on: a report, where one was asked for, a model."""
+        submission = state.submission
+        files = [self._store.report_path(submission.id)] if submission.spec else []
+        if submission.kind == "train" and state.model_id is not None:
+            files.append(self._store.blob_path(state.model_id))
+        return files
 
     async def _release(self, key: str) -> None:
         try:

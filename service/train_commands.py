@@ -25,6 +25,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     train = commands.add_parser("train", help="train a classifier that can be certified")
     train.add_argument("--method", choices=tuple(TRAINING_METHODS), required=True)
     train.add_argument("--dataset", required=True, help="a registered name or an id")
+    train.add_argument("--test-dataset", help="what the report is made on; default: its test split")
     train.add_argument("--epsilon", required=True, help="36/255 or 1.58, in pixel units")
     train.add_argument("--norm", choices=("l2", "linf"), default="l2")
     train.add_argument("--recipe", default="fast", help="fast, paper or JSON hyperparameters")
@@ -75,7 +76,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "recipe": _json_or_name(options.recipe),
     }
-    for name in ("activation", "epochs", "batch_size", "learning_rate"):
+    for name in ("test_dataset", "activation", "epochs", "batch_size", "learning_rate"):
         if getattr(options, name) is not None:
             request[name] = getattr(options, name)
     if options.architecture is not None:

@@ -147,6 +147,12 @@ def _finished(services: Services, job_id: str, caller: Caller) -> Path:
         raise Conflict(
             f"the job is {state.status}", code="not_finished", hint=f"GET /jobs/{job_id}?wait=60"
         )
+    if not state.submission.spec:
+        raise NotFound(
+            "this training was asked for without a certification",
+            code="no_report",
+            hint='POST /certify with its model_id, or train without "certify": null',
+        )
     path = services.store.samples_path(job_id)
     services.store.has(path)
     return path

@@ -171,16 +171,24 @@ class Ledger:
         return cast(Literal["committed", "duplicate", "finished", "unknown"], answer)
 
     def release(
-        self, lease: Lease, *, error: str = "", delay_s: float | None = None, counts: bool = True
+        self,
+        lease: Lease,
+        *,
+        error: str = "",
+        delay_s: float | None = None,
+        counts: bool = True,
+        progressed: bool = False,
     ) -> bool:
         """Give the item back, e.g. after an unexpected exception (``error``); whether it was ours.
 
         ``counts=False`` is for a worker that drains: the try is not held against the item.
+        ``progressed``: a part of it is done for good, so earlier tries do not count any more.
         """
         delay = self._settings.retry_delay_s if delay_s is None else delay_s
+        mark = "2" if progressed else "0" if counts else "1"
         valid, _ = self._scripts["release"](
             keys=self._job_keys(lease.job_id)[:4],
-            args=[lease.item, lease.token, delay, error[:2000], "0" if counts else "1"],
+            args=[lease.item, lease.token, delay, error[:2000], mark],
         )
         return bool(valid)
 

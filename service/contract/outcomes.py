@@ -10,7 +10,16 @@ from service.contract.schemas import JobSubmission, Progress
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 
-__all__ = ["cancel", "conclude", "erase", "follow", "give_up", "outcome_state", "reopen"]
+__all__ = [
+    "cancel",
+    "conclude",
+    "erase",
+    "follow",
+    "give_up",
+    "outcome_state",
+    "reopen",
+    "trained_model",
+]
 
 
 def conclude(
@@ -41,11 +50,21 @@ def conclude(
         "samples": samples,
         "model_id": model_id,
     }
+    if model_id is None:
+        outcome["model_id"] = trained_model(store, submission)
     store.job_dir(submission.id)
     # A straggler of an earlier attempt finds its own outcome there, and changes nothing.
     path = store.outcome_path(submission.id, attempt=submission.attempt)
     store.create_json(path, outcome)
     return follow(store, ledger, submission.id)
+
+
+def trained_model(store: Store, submission: JobSubmission) -> str | None:
+    """Id of the model that a training left, whatever became of its certification."""
+    if submission.kind != "train":
+        return None
+    found = store.read_json(store.training_dir(submission.id) / "trained.json")
+    return None if found is None else str(found["model"]["digest"])
 
 
 def follow(store: Store, ledger: Ledger, job_id: str) -> str:
@@ -92,20 +111,24 @@ def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
         state.submission,
         "cancelled",
         started_at=state.started_at,
-        samples=state.progress.done,
+        # A training's epochs are no samples.
+        samples=state.progress.done if state.progress.unit == "samples" else 0,
     )
 
 
 def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
     """Begin the attempt that ``submission`` names, journalled before; whether it was new.
 
-    A cancelled attempt's shard results are taken over; of a failed one nothing is trusted. Every
-    step may be repeated: the reconciler does so after a crash.
+    A cancelled attempt's results are taken over; of a failed one nothing is trusted but a model
+    that was trained to its end (it would be the same again). Every step may be repeated: the
+    reconciler does so after a crash.
     """
     if store.attempt(submission.id) < submission.attempt:
         before = store.read_json(store.outcome_path(submission.id))
         if before is not None and before["status"] == "failed":
-            store.clear_results(submission.id)
+            model = trained_model(store, submission)
+            whole = model is not None and store.has(store.blob_path(model))
+            store.clear_results(submission.id, keep=("training",) if whole else ())
         store.job_dir(submission.id)
         mark = store.attempt_path(submission.id, submission.attempt)
         store.create_json(mark, {"attempt": submission.attempt})

@@ -101,7 +101,7 @@ _LOCAL_TINY: Settings = {
     "batch_size": 128,
     "learning_rate": 2.5e-4,
     "learning_rate_schedule": _falling(150 / 250, 2e-3),
-    "epsilon_schedule": _ramp(0.0, 0.5, 0.0, 0.16 / 0.141),
+    "epsilon_schedule": _ramp(0.0, 0.5, 0.0, 0.16 * 255 / 36),
     "kappa_schedule": _ramp(0.0, 0.5, 1.0, 0.0),
     "sparsity": 0.01,
     "augmentation": "crop-flip",
@@ -129,11 +129,16 @@ _GLORO_CIFAR: Settings = {
 }
 _GLORO_TINY: Settings = {
     **_GLORO_CIFAR,
-    "epochs": 500,
+    "epochs": 250,
     "learning_rate": 2.5e-4,
     "learning_rate_schedule": _falling(0.5, 2e-3),
+    "epsilon_schedule": {"points": [[0.0, 0.16 * 255 / 36]]},
+}
+_GLORO_TINY_TRADES: Settings = {
+    **_GLORO_TINY,
+    "epochs": 500,
+    "power_steps": 1,
     "trades_schedule": {"points": [[0.0, 0.5], [1.0, 20.0]]},
-    "epsilon_schedule": {"points": [[0.0, 0.16 / 0.141]]},
 }
 _EMMA_CIFAR: Settings = {
     "epochs": 800,
@@ -187,7 +192,7 @@ _ROWS = (
     Recipe("gloro", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _GLORO, _GLORO_CIFAR),
     Recipe("gloro-trades", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _GLORO, _GLORO_CIFAR),
     Recipe("gloro", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _GLORO, _GLORO_TINY),
-    Recipe("gloro-trades", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _GLORO, _GLORO_TINY),
+    Recipe("gloro-trades", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _GLORO, _GLORO_TINY_TRADES),
     Recipe("emma", _C, "paper", _LIRESNET, _CIFAR_EPS, _EMMA, _EMMA_CIFAR),
     Recipe(
         "emma", "cifar100", "paper", {**_LIRESNET, "classes": 100}, _CIFAR_EPS, _EMMA, _EMMA_CIFAR

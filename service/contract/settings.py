@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     training_threads: int | None = Field(
         default=None, gt=0, description="Compute threads of a training; default: all processors."
     )
+    max_training_samples: int = Field(
+        default=1_000_000_000, gt=0, description="Most samples, times epochs, of one training."
+    )
     checkpoint_interval_s: float = Field(
         default=30.0, gt=0, description="How often a training writes its checkpoint."
     )

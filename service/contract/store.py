@@ -163,6 +163,8 @@ class Store:
             merged["names"] = list(dict.fromkeys([*merged["names"], name]))
             names[:] = dict.fromkeys([*names, name])
             merged |= {"owners": owners, "own": merged["own"] or own}
+            if "files" in record:  # a training knows more than an upload of the same bytes
+                merged["files"] = {**merged.get("files", {}), **record["files"]}
             if merged != known:
                 atomic_write(folder / f"{text}.json", _json_bytes(merged))
                 self.share(folder / f"{text}.json")
@@ -250,11 +252,12 @@ class Store:
         """The mark that makes ``attempt`` (2, 3, ...) the one that counts."""
         return self._job_path(job_id) / f"attempt-{attempt}.json"
 
-    def clear_results(self, job_id: str) -> None:
-        """Remove what an attempt left besides its outcome, so that the next one starts anew."""
+    def clear_results(self, job_id: str, *, keep: Sequence[str] = ()) -> None:
+        """Remove what an attempt left besides its outcome and the folders to ``keep``, so that the
+        next one starts anew."""
         folder = self._job_path(job_id)
         with storage_errors():
-            for name in ("prepared", "shards", "training"):
+            for name in {"prepared", "shards", "training"} - {*keep}:
                 self.unshare(folder / name)
                 self._trash(folder / name)
             for name in _RESULTS:
@@ -289,12 +292,13 @@ class Store:
         return self._read_json(path) if self.has(path) else None
 
     def sweep(self, *, older_than_s: float = 3600.0) -> None:
-        """Remove uploads whose process died: nobody has written to them for so long."""
+        """Remove uploads and folders whose process died: nobody wrote to them for so long."""
         for path in self.folder("tmp").iterdir():
             with suppress(FileNotFoundError):
-                if path.name.startswith("trash-"):
+                old = path.stat().st_mtime < now() - older_than_s
+                if path.name.startswith("trash-") or (old and path.is_dir()):
                     shutil.rmtree(path, ignore_errors=True)
-                elif path.stat().st_mtime < now() - older_than_s:
+                elif old:
                     path.unlink()
 
     def check_writable(self) -> None:

@@ -479,6 +479,28 @@ def test_the_openapi_page_describes_the_endpoints(api: httpx.Client) -> None:
     assert api.get("/docs").status_code == 200
 
 
+def test_every_reference_of_the_openapi_page_leads_somewhere(api: httpx.Client) -> None:
+    page = api.get("/openapi.json").json()
+    references = set(_references(page))
+    assert "#/components/schemas/JsonValue" in references
+    for reference in references:
+        place = page
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in place, reference
+            place = place[part]
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
+
+
 def test_the_result_digest_ignores_when_and_where_and_nothing_else() -> None:
     report = {"job_id": "a", "timing": {"wall_s": 1}, "method": "auto", "results": [{"n": 1}]}
     same = {"method": "auto", "results": [{"n": 1}], "job_id": "b", "device": "cuda"}

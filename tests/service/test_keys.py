@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from service.contract.ledger import Ledger
@@ -225,3 +227,29 @@ def test_other_sites_pages_may_not_send_forms_here(api: httpx.Client) -> None:
     answer = api.post("/models", headers={"Sec-Fetch-Site": "cross-site"})
     assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")
     assert api.post("/models", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 400
+
+
+def test_what_a_training_makes_is_its_owners_alone(
+    login: Callable[..., httpx.Client], store: Store, ledger: Ledger, tmp_path: Path
+) -> None:
+    ann, bob = login("ann"), login("bob")
+    np.savez(tmp_path / "mine.npz", x=np.zeros((40, 8, 8), np.uint8), y=np.zeros(40, np.int64))
+    files = {"dataset": ("mine.npz", (tmp_path / "mine.npz").read_bytes())}
+    data = ann.post("/datasets", files=files).json()["id"]
+    wish = {"method": "standard", "dataset": data, "epsilon": 1, "recipe": {}}
+    wish["architecture"] = {"name": "orthogonal-dense"}
+    job = ann.post("/train", json=wish).json()["id"]
+    for body in (wish, {**wish, "dataset": "digits", "test_dataset": data}):
+        assert bob.post("/train", json=body).json()["code"] == "unknown_dataset"
+    state = ledger.get(job)
+    assert state is not None
+    with store.writer(limit=9) as writer:
+        writer.write(b"network")
+        model = writer.publish().digest
+    record = {"id": model, "format": "onnx", "name": "n", "size": 7, "files": {"weights": model}}
+    record["created_at"] = "2026-01-01T00:00:00Z"
+    store.put_record("models", model, record, owner=state.submission.principal, own=False)
+    conclude(store, ledger, state.submission, "succeeded", model_id=model)
+    pages = [f"/jobs/{job}/training", f"/jobs/{job}/training.svg", f"/models/{model}"]
+    for path in (*pages, f"/models/{model}/onnx", f"/models/{model}/weights"):
+        assert (ann.get(path).status_code, bob.get(path).status_code) == (200, 404), path

@@ -107,6 +107,32 @@ def test_a_worker_that_drains_does_not_use_up_a_try(
         impatient.release(held, delay_s=0, counts=False)
 
 
+def test_what_is_done_for_good_forgives_the_tries_before_it(
+    impatient: Ledger, make_submission: Make
+) -> None:
+    """A training of days may lose more workers than ``max_attempts``, a few in one stretch not."""
+    job = make_submission()
+    impatient.create(job)
+    for _ in range(4):
+        impatient.release(lease(impatient, job.id), delay_s=0, error="died")
+        held = lease(impatient, job.id)
+        assert held.tries == 2
+        impatient.release(held, delay_s=0, counts=False, progressed=True)
+    assert lease(impatient, job.id).tries == 1
+
+
+def test_a_new_unit_begins_at_nothing(ledger: Ledger, make_submission: Make) -> None:
+    """A training's epochs are not counted as samples of its certification."""
+    job = make_submission()
+    ledger.create(job)
+    held = lease(ledger, job.id)
+    ledger.progress(job.id, held.item, 20, total=20, unit="epochs")
+    ledger.commit(held, "done", next_items=["shard:0"], total=500)
+    state = ledger.get(job.id)
+    assert state is not None
+    assert (state.progress.done, state.progress.total, state.progress.unit) == (0, 500, "samples")
+
+
 def test_terminal_states_never_change(ledger: Ledger, make_submission: Make) -> None:
     job = make_submission()
     ledger.create(job)

@@ -117,3 +117,35 @@ def test_folders_that_stragglers_left_go_after_a_while(api: httpx.Client, store:
     os.utime(left, (0, 0))
     until(lambda: not left.exists())
     assert fresh.exists()
+
+
+def test_a_trained_model_stays_while_it_is_certified(
+    api: httpx.Client, store: Store, ledger: Ledger
+) -> None:
+    """No job names it yet; a certification may take longer than an upload's grace."""
+    wish = {"method": "standard", "dataset": "digits", "epsilon": 1, "recipe": {}}
+    wish |= {"architecture": {"name": "orthogonal-dense"}}
+    job = api.post("/train", json=wish).json()["id"]
+    digests = []
+    for number in (8, 9):
+        with store.writer(limit=100) as writer:
+            writer.write(onnx(number))
+            digests.append(writer.publish().digest)
+    model, weights = digests
+    record = {"id": model, "format": "onnx", "name": "m", "size": 6, "files": {"weights": weights}}
+    record["created_at"] = "2026-01-01T00:00:00Z"
+    store.put_record("models", model, record, own=False)
+    store.training_dir(job).mkdir(parents=True)
+    found = {"model": {"digest": model, "format": "onnx", "name": "m", "size": 6}}
+    store.create_json(store.training_dir(job) / "trained.json", found)
+    age(store, 2 * HOUR_S)
+    with store.writer(limit=100) as writer:
+        writer.write(onnx(7))
+        nobodys = writer.publish().digest
+    os.utime(store.blob_path(nobodys), (0, 0))
+    until(lambda: not store.blob_path(nobodys).exists())
+    assert api.get(f"/models/{model}/onnx").content == onnx(8)
+    assert api.get(f"/models/{model}/weights").content == onnx(9)
+    # A certification that fails takes nothing away: the job names what it trained.
+    end(store, ledger, job, "failed")
+    assert api.get(f"/jobs/{job}").json()["model_id"] == model

@@ -47,8 +47,14 @@ def test_uploads_of_dead_processes_are_swept_and_those_under_way_are_not(place: 
         abandoned = place.folder("tmp") / "abandoned.upload"
         abandoned.write_bytes(b"x")
         os.utime(abandoned, (0, 0))
+        left = place.folder("tmp") / "tmpfolder"
+        left.mkdir()
+        (left / "weights").write_bytes(b"x")
+        os.utime(left, (0, 0))
+        young = place.folder("tmp") / "young"
+        young.mkdir()
         place.sweep()
-        assert list(place.folder("tmp").iterdir()) == [writer.path]
+        assert set(place.folder("tmp").iterdir()) == {writer.path, young}
 
 
 @pytest.mark.parametrize("identity", ["", "../x", "sha256:" + "g" * 64, "sha256:" + "A" * 64])
@@ -129,6 +135,17 @@ def test_one_upload_may_have_several_names(place: Store) -> None:
     assert place.put_record("datasets", identity, {**record, "name": "b"})["names"] == ["a", "b"]
     assert place.put_record("datasets", identity, {**record, "name": "a"})["names"] == ["a", "b"]
     assert [found["name"] for found in place.records("datasets")] == ["a"]
+
+
+def test_a_training_adds_its_weights_to_an_upload_of_the_same_bytes(place: Store) -> None:
+    digest, weights = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    record = {"id": digest, "name": "n.onnx", "created_at": "2026-01-01T00:00:00Z"}
+    place.put_record("models", digest, record, owner="ann")
+    trained = {**record, "files": {"weights": weights}}
+    place.put_record("models", digest, trained, owner="bob", own=False)
+    found = place.put_record("models", digest, record, owner="ann")
+    assert found["files"] == {"weights": weights}
+    assert (set(found["owners"]), found["own"]) == ({"ann", "bob"}, True)
 
 
 def test_a_problem_survives_json() -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from service.contract.ledger import Lease, Ledger
+from service.contract.outcomes import conclude
 from service.contract.recipes import RECIPES, plan_of, recipe_of
 from service.contract.schemas import Spec
 from service.contract.settings import Settings
+from service.contract.store import Store
 from service.contract.training import TRAINING_METHODS, TrainingPlan, TrainSpec
 from workers.training.objectives import OBJECTIVES
 from workers.training.run import Run
@@ -87,6 +89,63 @@ def test_the_same_key_is_the_same_training(client: httpx.Client) -> None:
     other = client.post("/train", json=body(seed=1), headers=headers)
     assert first.json()["id"] == second.json()["id"]
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+
+
+def test_an_equal_training_without_a_report_is_used_again_while_its_model_is_there(
+    client: httpx.Client, store: Store, ledger: Ledger
+) -> None:
+    first = client.post("/train", json=body(certify=None)).json()["id"]
+    state = ledger.get(first)
+    assert state is not None
+    with store.writer(limit=9) as writer:
+        writer.write(b"network")
+        model = writer.publish().digest
+    conclude(store, ledger, state.submission, "succeeded", model_id=model)
+    again = client.post("/train", json=body(certify=None))
+    assert again.json()["id"] == first
+    assert again.headers["Certserve-Submission"] == "reused"
+    refused = client.get(f"/jobs/{first}/report")
+    assert (refused.status_code, refused.json()["code"]) == (404, "no_report")
+    assert "without a certification" in refused.json()["detail"]
+    store.blob_path(model).unlink()
+    assert client.post("/train", json=body(certify=None)).json()["id"] != first
+
+
+def test_a_retry_does_not_train_again_what_is_trained(
+    client: httpx.Client, store: Store, ledger: Ledger
+) -> None:
+    job = client.post("/train", json=body()).json()["id"]
+    with store.writer(limit=9) as writer:
+        writer.write(b"network")
+        model = writer.publish().digest
+    found = {"model": {"digest": model, "format": "onnx", "name": "n", "size": 7}}
+    store.job_dir(job)
+    for left, kept in (("model", True), ("nothing", False)):
+        store.training_dir(job).mkdir(exist_ok=True)
+        store.create_json(store.training_dir(job) / "trained.json", found)
+        store.prepared_dir(job).mkdir()
+        if left == "nothing":
+            store.blob_path(model).unlink()
+        state = ledger.get(job)
+        assert state is not None
+        conclude(store, ledger, state.submission, "failed")
+        assert client.get(f"/jobs/{job}").json()["model_id"] == model
+        assert client.post(f"/jobs/{job}/retry").status_code == 202
+        assert not store.prepared_dir(job).exists()
+        assert (store.training_dir(job) / "trained.json").exists() == kept
+        assert client.get(f"/jobs/{job}").json()["model_id"] is None
+
+
+def test_epochs_of_a_cancelled_training_are_no_samples(
+    client: httpx.Client, ledger: Ledger
+) -> None:
+    job = client.post("/train", json=body()).json()["id"]
+    assert isinstance(ledger.lease(job, worker="w"), Lease)
+    ledger.progress(job, "train", 2, total=3, unit="epochs")
+    assert client.get(f"/jobs/{job}").json()["progress"]["unit"] == "epochs"
+    client.post(f"/jobs/{job}/cancel")
+    progress = client.get(f"/jobs/{job}").json()["progress"]
+    assert (progress["done"], progress["total"], progress["unit"]) == (0, None, "samples")
 
 
 @pytest.mark.parametrize(
@@ -168,3 +227,17 @@ def test_the_published_schedule_of_bcp_on_cifar() -> None:
     assert run.rate(1.0) == pytest.approx(1e-3 / 64)
     assert run.kappa_schedule.at(9 / 200) == 1.0
     assert run.epsilon_schedule.at(131 / 200) == pytest.approx(1.0)
+
+
+def test_the_published_runs_of_gloro_on_tiny_imagenet_differ() -> None:
+    runs = {}
+    for method in ("gloro", "gloro-trades"):
+        spec = TrainSpec.model_validate(
+            {"method": method, "dataset": "tiny-imagenet", "epsilon": "36/255", "recipe": "paper"}
+        )
+        runs[method] = Run.of_plan(plan_of(spec, "tiny-imagenet", held_out=0.0).normal())
+    plain, trades = runs["gloro"], runs["gloro-trades"]
+    assert (plain.epochs, plain.power_steps) == (250, 5)
+    assert (trades.epochs, trades.power_steps) == (500, 1)
+    assert trades.trades_schedule.at(1.0) == 20.0
+    assert plain.epsilon * plain.epsilon_schedule.at(0.5) == pytest.approx(0.16)

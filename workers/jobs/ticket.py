@@ -56,6 +56,10 @@ PROGRESS_S = 0.5
 YIELD_S = 2.0
 
 
+class ItemRested(ItemStopped):
+    """The item is given back with what was done kept: a run of days may lose many workers."""
+
+
 def run(job_id: str) -> None:
     """Work on what comes next, for as long as items are free and the ticket's budget lasts."""
     # torch takes seconds to import: begin while the inspection child, which needs it too, runs.
@@ -139,7 +143,10 @@ class Ticket:
             finish()
         except ItemStopped as stopped:
             logger.info("job %s: %s stopped: %s", self.job_id, lease.item, stopped)
-            patiently(lambda: self.ledger.release(lease, delay_s=0, counts=False))
+            rested = isinstance(stopped, ItemRested)
+            patiently(
+                lambda: self.ledger.release(lease, delay_s=0, counts=False, progressed=rested)
+            )
         except JobTimeoutException:
             patiently(lambda: self.ledger.release(lease, error="the ticket ran out of time"))
             raise
@@ -269,7 +276,7 @@ class Ticket:
                 ),
             )
         except Paused as paused:
-            raise ItemStopped("the training makes room; its checkpoint is written") from paused
+            raise ItemRested("the training makes room; its checkpoint is written") from paused
         keeper.check()
         following = ["prepare"] if plan["certify"] else []
         digest = done["model"]["digest"]

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from models.network import Network
 from models.onnx_export import export_onnx
 from service.contract.files import storage_errors
-from service.contract.schemas import JobSubmission, ModelSource
+from service.contract.problems import TooLarge
+from service.contract.schemas import JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 from workers.jobs.certify import device_of
 from workers.jobs.prepare import files_of, inspect_apart
-from workers.jobs.trained import trained, trained_path
+from workers.jobs.trained import held_samples, trained, trained_path
 from workers.jobs.training_data import FILES
 from workers.training.data import TrainingData
-from workers.training.loop import train
-from workers.training.run import Run
+from workers.training.loop import History, train
+from workers.training.run import Run, TrainingError
 
 __all__ = ["train_model"]
+
+logger = logging.getLogger(__name__)
 
 
 def train_model(
@@ -50,19 +55,33 @@ def train_model(
     plan = submission.training
     assert plan is not None
     data, facts = _data(store, settings, submission, stop=stop)
+    _check(settings, submission, facts)
     torch.set_num_threads(settings.training_threads or len(os.sched_getaffinity(0)))
     folder = store.training_dir(submission.id)
-    with storage_errors():
-        network, history = train(
+    checkpoint = folder / "checkpoint.safetensors"
+
+    def run() -> tuple[Network, History]:
+        return train(
             Run.of_plan(plan),
             data,
             device=device_of(settings.device),
-            checkpoint=folder / "checkpoint.safetensors",
+            checkpoint=checkpoint,
             checkpoint_s=settings.checkpoint_interval_s,
             progress=progress,
             on_epoch=lambda rows: _show(store, folder / "history.json", rows),
             should_pause=should_pause,
         )
+
+    with storage_errors():
+        try:
+            network, history = run()
+        except TrainingError as error:
+            if error.code != "bad_checkpoint":
+                raise
+            # It is ours, of a damaged disk or another release; the run itself is as good as ever.
+            logger.warning("job %s begins anew: %s", submission.id, error)
+            checkpoint.unlink()
+            network, history = run()
     model = _keep(store, submission, network.deployed())
     result = {
         "model": model.model_dump(mode="json"),
@@ -75,6 +94,23 @@ def train_model(
     return result
 
 
+def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any]) -> None:
+    """Refuse before the training what would fail after it, or take for ever."""
+    plan = submission.training
+    assert plan is not None
+    epochs = Run.of_plan(plan).epochs
+    if epochs * facts["samples"] > settings.max_training_samples:
+        raise TooLarge(
+            f"{epochs} epochs of {facts['samples']} samples are more than a training may take "
+            f"({settings.max_training_samples} samples in all)",
+            code="training_too_long",
+            hint="fewer epochs; the limit is CERTSERVE_MAX_TRAINING_SAMPLES",
+            field="epochs",
+        )
+    if plan["held_out"] and submission.spec:
+        held_samples(facts["held"], Spec.model_validate(submission.spec))
+
+
 def _show(store: Store, path: Path, rows: list[dict[str, Any]]) -> None:
     """Let readers have the epochs so far."""
     store.write_json(path, {"history": rows})
@@ -84,12 +120,15 @@ def _show(store: Store, path: Path, rows: list[dict[str, Any]]) -> None:
 def _data(
     store: Store, settings: Settings, submission: JobSubmission, *, stop: Callable[[], bool]
 ) -> tuple[TrainingData, dict[str, Any]]:
-    """The samples, read once and kept with the job until it is trained."""
+    """The samples, read once and kept with the job (``training/data``) until it is trained."""
     plan, source = submission.training, submission.training_dataset
     assert plan is not None
     assert source is not None
-    folder = store.training_dir(submission.id)
+    folder = store.training_dir(submission.id) / "data"
     if not (folder / "facts.json").exists():
+        store.job_dir(submission.id)
+        with storage_errors():
+            folder.parent.mkdir(exist_ok=True)
         parameters = plan["hyperparameters"]
         assert isinstance(parameters, dict)
         request = {
@@ -109,7 +148,8 @@ def _data(
         }
         inspect_apart(store, settings, submission.id, request, folder, FILES, stop=stop)
     facts = json.loads((folder / "facts.json").read_text())
-    x = torch.from_numpy(np.load(folder / "x.npy", allow_pickle=False))
+    # Mapped: what the loop does not keep need not stay in memory.
+    x = torch.from_numpy(np.load(folder / "x.npy", mmap_mode="c", allow_pickle=False))
     y = torch.from_numpy(np.load(folder / "y.npy", allow_pickle=False))
     return TrainingData(x, y), facts
 
@@ -117,9 +157,8 @@ def _data(
 def _keep(store: Store, submission: JobSubmission, network: Network) -> ModelSource:
     """ONNX file (its digest is the model id) and state dict into the store, and their record."""
     onnx = _blob(store, export_onnx(network))
-    with tempfile.TemporaryDirectory(dir=store.folder("tmp")) as folder:
-        network.save(Path(folder))
-        weights = _blob(store, (Path(folder) / "weights.safetensors").read_bytes())
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    weights = _blob(store, safetensors.torch.save(tensors))
     source = ModelSource(digest=onnx[0], format="onnx", name=f"{submission.id}.onnx", size=onnx[1])
     record = {
         "id": onnx[0],
@@ -141,6 +180,7 @@ def _blob(store: Store, content: bytes) -> tuple[str, int]:
 
 
 def _forget(folder: Path) -> None:
-    """Remove what only the training needed."""
-    for name in ("x.npy", "y.npy", "checkpoint.safetensors"):
-        (folder / name).unlink(missing_ok=True)
+    """Remove what only the training needed, and what killed processes left of it."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for path in folder.glob("*checkpoint.safetensors*"):
+        path.unlink(missing_ok=True)

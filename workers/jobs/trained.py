@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.contract.problems import InternalError
+from service.contract.problems import InternalError, InvalidInput
 from service.contract.schemas import JobSubmission, ModelSource, Spec
 from service.contract.store import Store
 
-__all__ = ["certification_samples", "model_of", "trained", "trained_path"]
+__all__ = ["certification_samples", "held_samples", "model_of", "trained", "trained_path"]
 
 
 def trained_path(store: Store, job_id: str) -> Any:
@@ -17,7 +17,8 @@ def trained_path(store: Store, job_id: str) -> Any:
 
 
 def trained(store: Store, job_id: str) -> dict[str, Any] | None:
-    """``model`` (a ModelSource), ``history`` and ``total`` samples; None while it trains."""
+    """``model`` (a ModelSource), ``history``, ``samples`` trained on, ``total`` and ``held`` (rows
+    kept for the certification); None while it trains."""
     return store.read_json(trained_path(store, job_id))
 
 
@@ -35,13 +36,28 @@ def certification_samples(
     store: Store, submission: JobSubmission, spec: Spec
 ) -> int | str | list[int]:
     """The samples to certify on: the spec's choice, of a training without a test set among those
-    that were held out."""
-    chosen: int | str | list[int] = spec.samples if spec.indices is None else spec.indices
+    that were held out. Raises InvalidInput."""
     if submission.training is None or not submission.training["held_out"]:
-        return chosen
+        return spec.samples if spec.indices is None else spec.indices
     facts = trained(store, submission.id)
     assert facts is not None
-    held = list(range(int(facts["samples"]), int(facts["total"])))
-    if isinstance(chosen, list):
-        return chosen
-    return held if chosen == "all" else held[: int(chosen)]
+    return held_samples(facts["held"], spec)
+
+
+def held_samples(held: list[int], spec: Spec) -> list[int]:
+    """The spec's choice among the rows that were not trained on.
+
+    Raises InvalidInput where it names another one: what the model has seen is no test.
+    """
+    if spec.indices is None:
+        return held if spec.samples == "all" else held[: int(spec.samples)]
+    seen = sorted({*spec.indices} - {*held})
+    if seen:
+        raise InvalidInput(
+            f"sample {seen[0]} is none of the {len(held)} that are held out from training",
+            code="invalid_indices",
+            hint=f"held out are {', '.join(map(str, held[:20]))}{', ...' if held[20:] else ''}; "
+            'or name a "test_dataset"',
+            field="certify.indices",
+        )
+    return spec.indices

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["FILES", "write_training_data"]
 
@@ -17,8 +21,9 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     """Write x.npy (bytes as they are, floats as float32) [N, *input shape], y.npy and facts.json.
 
     ``request``: ``architecture``, ``activation``, ``dataset`` (kind, files, split), ``held_out``
-    (share of the samples at the end that is left out), ``bounds``. Raises exceptions with a
-    ``code`` where data and architecture do not go together.
+    (share of the samples that is left out), ``bounds``. ``facts.json``: ``samples`` trained on,
+    ``total``, ``held`` (the rows left out). Raises exceptions with a ``code`` where data and
+    architecture do not go together.
     """
     import numpy as np
 
@@ -48,11 +53,36 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
         )
     x = as_network_input(data.x, shape)
     if x.dtype != np.uint8:
-        x = to_pixels(x, clip=True)
-    kept = len(x) - int(len(x) * request["held_out"])
-    if kept < 2:
-        raise DataError("too_few_samples", f"{len(x)} samples are too few to train on")
-    np.save(folder / "x.npy", np.ascontiguousarray(x[:kept]))
-    np.save(folder / "y.npy", data.y[:kept])
-    facts = {"samples": kept, "total": len(x)}
+        try:
+            x = to_pixels(x, clip=True)
+        except DataError as error:
+            if error.code == "sample_out_of_range":
+                error.hint = "store pixels in [0, 1]: epsilon is measured in them"
+            raise
+    held = _held_out(len(x), request["held_out"])
+    if request["held_out"] and not len(held):
+        raise DataError(
+            "too_few_samples",
+            f"of {len(x)} samples none would be kept for the certification",
+            hint='name a "test_dataset", or train with "certify": null',
+        )
+    kept = np.setdiff1d(np.arange(len(x)), held)
+    if len(kept) < 2:
+        raise DataError(
+            "too_few_samples",
+            f"{len(x)} samples are too few to train on",
+            hint="a data set of two samples or more",
+        )
+    np.save(folder / "x.npy", x[kept] if len(held) else np.ascontiguousarray(x))
+    np.save(folder / "y.npy", data.y[kept])
+    facts = {"samples": len(kept), "total": len(x), "held": held.tolist()}
     (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _held_out(count: int, share: float) -> NDArray[np.int64]:
+    """Rows, in order, that are not trained on: random ones, for a file may be sorted by class, and
+    the same ones in every training, whatever its seed."""
+    import numpy as np
+
+    order = np.random.default_rng(0).permutation(count)
+    return np.sort(order[: int(count * share)])

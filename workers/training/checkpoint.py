@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +31,24 @@ class Checkpoint:
     seconds: float = 0.0
 
     def save(self, path: Path, run: str) -> None:
-        """Durably; ``run`` is a digest of the run, which ``load`` wants again."""
+        """Durably; ``run`` is a digest of the run, which ``load`` wants again.
+
+        Raises OSError, also of a full disk (safetensors' own writer has an error of its own); the
+        checkpoint that was there stays.
+        """
         facts = {"step": self.step, "history": self.history, "seconds": self.seconds, "run": run}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
-        safetensors.torch.save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        content = safetensors.torch.save(tensors, metadata={"facts": json.dumps(facts)})
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with aside.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

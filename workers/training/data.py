@@ -58,13 +58,18 @@ def pixels(x: Tensor) -> Tensor:
 
 
 def split(data: TrainingData, validation: int, seed: int) -> tuple[TrainingData, TrainingData]:
-    """(training, validation): ``validation`` random samples are kept from training."""
+    """(training, validation): ``validation`` random samples are kept from training.
+
+    Raises TrainingError where none would be left.
+    """
     if validation >= len(data.x):
         raise TrainingError(
             "too_few_samples",
             f"{validation} validation samples of {len(data.x)} leave none to train on",
             hint='give "validation_samples" in the recipe',
         )
+    if validation == 0:
+        return data, TrainingData(data.x[:0], data.y[:0])
     order = torch.randperm(len(data.x), generator=seeded(seed, 0, 0)).to(data.x.device)
     kept, held = order[validation:].sort().values, order[:validation].sort().values
     return TrainingData(data.x[kept], data.y[kept]), TrainingData(data.x[held], data.y[held])

@@ -29,8 +29,10 @@ __all__ = ["History", "Paused", "check_data", "run_digest", "train"]
 
 #: The curve: one row per epoch.
 History = list[dict[str, Any]]
-#: Steps between two looks at the loss: each look waits for the device.
+#: Most steps between two looks at the loss, and seconds after which one is due: a look waits for
+#: the device, and only there can a run be paused.
 LOOK_EVERY = 20
+LOOK_AFTER_S = 1.0
 #: Seconds between two checkpoints.
 CHECKPOINT_S = 30.0
 VALIDATION_BATCH = 500
@@ -78,10 +80,10 @@ def train(
     """Train to the end and return the network (on the CPU, as trained) and the curve.
 
     ``progress(epochs done, message)`` is called every few steps, ``on_epoch(curve so far)`` after
-    every epoch. ``should_pause`` is asked at
-    checkpoints, which are written to ``checkpoint`` every ``checkpoint_s`` seconds; where one is
-    there, the run goes on from it. Raises TrainingError (diverged, shape_mismatch,
-    label_out_of_range, too_few_samples, bad_checkpoint), ModelError, Paused.
+    every epoch. ``should_pause`` is asked as often. Checkpoints are written to ``checkpoint`` every
+    ``checkpoint_s`` seconds, before a pause and at the end; where one is there, the run goes on
+    from it. Raises TrainingError (training_diverged, shape_mismatch, label_out_of_range,
+    too_few_samples, bad_checkpoint), ModelError, Paused, OSError (a full disk).
     """
     with _arithmetic(device):
         return _train(run, data, device, checkpoint, checkpoint_s, progress, on_epoch, should_pause)
@@ -110,9 +112,9 @@ def _train(
     should_pause: Callable[[], bool],
 ) -> tuple[Network, History]:
     network = build_network(run).to(device)
-    data = data.to(device)
     check_data(network, data)
     kept, held = split(data, run.validation_samples, run.seed)
+    kept, held = kept.to(device), held.to(device)
     trainer = Trainer(run, network)
     digest = run_digest(run, len(data.x))
     at = Checkpoint()
@@ -165,18 +167,30 @@ class _Loop:
             self._order = (epoch, self.data.order(self.run.seed, epoch))
         order = self._order[1]
         last = min(self.per_epoch, (first // LOOK_EVERY + 1) * LOOK_EVERY)
-        for index in range(first, last):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            x, y = self.data.batch(rows, self.run.augmentation, self.run.seed, self.step)
-            self.sums = self.sums + self.trainer.train_on(x, y, self.step / self.total)
-            self.step += 1
+        due = time.monotonic() + LOOK_AFTER_S
+        try:
+            for index in range(first, last):
+                self._step(order, index)
+                if time.monotonic() > due:
+                    break
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            # Factorisations raise on the first weight that is not finite, before a loss is seen.
+            raise self.diverged() from error
         if not bool(torch.isfinite(self.sums).all()):
             raise self.diverged()
-        if last == self.per_epoch:
+        ended = self.step % self.per_epoch == 0
+        if ended:
             self.history.append(self._row(epoch))
             self.sums = torch.zeros_like(self.sums)
         progress(self.step / self.per_epoch, self._message())
-        return last == self.per_epoch
+        return ended
+
+    def _step(self, order: Tensor, index: int) -> None:
+        """Train on the batch at ``index`` of the epoch."""
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        x, y = self.data.batch(rows, self.run.augmentation, self.run.seed, self.step)
+        self.sums = self.sums + self.trainer.train_on(x, y, self.step / self.total)
+        self.step += 1
 
     def _row(self, epoch: int) -> dict[str, Any]:
         """One epoch of the curve; accuracies are shares, ``robust`` is the method's own estimate
@@ -219,8 +233,9 @@ class _Loop:
 
     def diverged(self) -> TrainingError:
         """What is raised where loss or weights are no numbers any more."""
+        epoch = max(self.step - 1, 0) // self.per_epoch + 1
         return TrainingError(
             "training_diverged",
-            f"the loss is not finite in epoch {(self.step - 1) // self.per_epoch + 1}",
+            f"the loss or a weight is not finite in epoch {epoch}",
             hint="a lower learning_rate, a longer warm-up, or clip_norm in the recipe",
         )

@@ -103,7 +103,10 @@ class Trainer:
                 self.live.vectors[name] = tensor.to(self.device)
             elif part == "optimizer":
                 index, _, field = name.partition(".")
-                moments.setdefault(int(index), {})[field] = tensor
+                # Counters of steps are read by the host: on a GPU each read would wait for it.
+                moments.setdefault(int(index), {})[field] = (
+                    tensor.cpu() if field == "step" else tensor
+                )
         try:
             self.network.load_state_dict(network)
             known = self.optimizer.state_dict()

@@ -14,7 +14,7 @@ local time = redis.call('TIME')
 if ARGV[5] ~= '' then
   -- What was counted so far is counted in another unit (a training's epochs).
   redis.call('DEL', KEYS[6])
-  redis.call('HSET', KEYS[1], 'total', ARGV[5], 'unit', ARGV[6], 'work_started',
+  redis.call('HSET', KEYS[1], 'done', 0, 'total', ARGV[5], 'unit', ARGV[6], 'work_started',
     string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1000000))
 end
 if ARGV[7] ~= '' then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,3 +199,42 @@ def test_emma_asks_of_each_class_what_it_can_bear() -> None:
             loss, found = OBJECTIVES["emma"](live, x, y, at, run)
             asked = found.logits + share * (found.worst - found.logits)
             assert loss.item() == pytest.approx(F.cross_entropy(asked, y).item(), rel=1e-4)
+
+
+def test_without_an_epsilon_local_lip_g_is_plain_training() -> None:
+    """The published warm-up; GloRo's further class would double the largest wrong logit."""
+    live = live_of(small("relu-theta"))
+    x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
+    at = Weighed(0.0, 1.0, 1.0)
+    loss, found = OBJECTIVES["local-lip-g"](live, x, y, at, RUN)
+    assert loss.item() == pytest.approx(F.cross_entropy(found.logits, y).item())
+
+
+@pytest.mark.parametrize("activation", ["relu-theta", "clamped-maxmin"])
+@pytest.mark.parametrize("method", ["standard", "lmt", "gloro", "gloro-trades", "bcp"])
+def test_gradients_are_those_of_the_loss(method: str, activation: str) -> None:
+    """Along random directions, weights, biases and thresholds alike, with norms converged. EMMA's
+    e_j and Local-Lip's masks and slopes are without gradient on purpose."""
+    network = small(activation).double()
+    live = live_of(network, steps=400)
+    rng = generator(1)
+    x = torch.rand(12, 1, 6, 6, generator=rng, dtype=torch.float64)
+    y, run = torch.arange(12) % 4, replace(RUN, rounds=40)
+
+    def loss() -> Tensor:
+        live.refresh()
+        return OBJECTIVES[method](live, x, y, Weighed(0.2, 0.4, 0.7), run)[0]
+
+    loss().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        step = 1e-6 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+        step = torch.where(parameter.detach().abs() > 1e6, 0.0, step)
+        with torch.no_grad():
+            expected = (parameter.grad * step).sum().item()
+            parameter += step
+            above = loss().item()
+            parameter -= 2 * step
+            found = (above - loss().item()) / 2
+            parameter += step
+        assert found == pytest.approx(expected, rel=5e-3, abs=1e-10), name

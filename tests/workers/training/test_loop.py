@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from models.errors import ModelError
-from workers.training import loop
+from models.network import Network
+from workers.training import checkpoint, loop
 from workers.training.data import AUGMENTATIONS, TrainingData, seeded, split
 from workers.training.loop import Paused, train
 from workers.training.objectives import OBJECTIVES
@@ -103,6 +105,93 @@ def test_a_diverging_run_is_an_error_and_no_model(tmp_path: Path) -> None:
         train(run, images(), device=CPU, checkpoint=path, checkpoint_s=0.0)
     assert caught.value.code == "training_diverged"
     assert caught.value.hint
+
+
+def test_weights_that_no_factorisation_takes_are_divergence_too() -> None:
+    """Orthogonal layers raise on the first weight that is no number, before a loss is seen."""
+    for method in ("emma", "lmt"):
+        orthogonal = {"name": "orthogonal-dense", "input": [1, 28, 28], "widths": [16]}
+        run = run_of(
+            method,
+            architecture=orthogonal if method == "emma" else "mnist-small",
+            activation="maxmin",
+            optimizer="sgd",
+            learning_rate=1e20,
+            epochs=9,
+        )
+        with pytest.raises(TrainingError) as caught:
+            train(run, images(), device=CPU)
+        assert caught.value.code == "training_diverged"
+
+
+def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    run, data = run_of(epochs=3), images()
+    with pytest.raises(Paused):
+        train(run, data, device=CPU, checkpoint=path, should_pause=lambda: True)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.os, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            train(run, data, device=CPU, checkpoint=path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    whole, _ = train(run, data, device=CPU)
+    resumed, _ = train(run, data, device=CPU, checkpoint=path)
+    assert _same(whole, resumed)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "nadam", "sgd"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_every_optimizer_and_augmentation_resumes_exactly(
+    optimizer: str, augmentation: str, tmp_path: Path
+) -> None:
+    run = run_of(
+        "bcp",
+        optimizer=optimizer,
+        augmentation=augmentation,
+        learning_rate=1e-3,
+        clip_norm=0.5,
+        weight_decay=1e-3,
+        warm_up=0.3,
+    )
+    data, path = images(), tmp_path / "checkpoint.safetensors"
+    whole, history = train(run, data, device=CPU)
+    with pytest.raises(Paused):
+        train(run, data, device=CPU, checkpoint=path, should_pause=lambda: True)
+    resumed, again = train(run, data, device=CPU, checkpoint=path)
+    assert again == history
+    assert _same(whole, resumed)
+
+
+def _same(first: Network, second: Network) -> bool:
+    tensors = second.state_dict()
+    return all(torch.equal(value, tensors[name]) for name, value in first.state_dict().items())
+
+
+def test_slow_steps_do_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether to pause is asked after seconds, not only after so many steps: same bits."""
+    whole, history = train(run_of(), images(), device=CPU)
+    monkeypatch.setattr(loop, "LOOK_AFTER_S", 0.0)
+    asked: list[None] = []
+    again, same = train(
+        run_of(), images(), device=CPU, should_pause=lambda: bool(asked.append(None))
+    )
+    assert len(asked) == 2 * (50 // 16) - 1
+    assert same == history
+    assert _same(whole, again)
+
+
+def test_plain_training_claims_no_robustness() -> None:
+    _, history = train(run_of("standard", validation_samples=0), images(), device=CPU)
+    assert history[-1]["accuracy"] > 0
+    assert [row["robust"] for row in history] == [0.0, 0.0]
 
 
 def test_data_that_do_not_fit_are_refused() -> None:

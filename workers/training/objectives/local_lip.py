@@ -26,7 +26,13 @@ def local_lip_b(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tupl
 
 
 def local_lip_g(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
-    """GloRo's loss ("-G"): cross-entropy with the largest wrong worst logit as one more class."""
+    """GloRo's loss ("-G"): cross-entropy with the largest wrong worst logit as one more class.
+
+    While epsilon is 0 (the published warm-up) plain cross-entropy: with nothing added, the further
+    class would only double the largest wrong one.
+    """
+    if at.epsilon == 0.0:
+        return standard(live, x, y, at, run)
     found = local_ball_and_box(live, x, y, at.epsilon, run)
     loss = F.cross_entropy(with_bottom(found, y), y)
     if found.sparsity is not None and run.sparsity > 0.0:

@@ -97,11 +97,9 @@ def test_a_retried_job_runs_again_under_its_id_whatever_is_lost(
     assert conclude(store, ledger, accepted, "failed", error=InvalidInput("late")) == "unknown"
     assert api.get(url).json()["status"] == "running"
     redis.flushall()
-    until(lambda: ledger.get(accepted.id) is not None)
-    until(lambda: api.get(url).json()["status"] == "queued")
-    state = ledger.get(accepted.id)
-    assert state is not None
-    assert state.submission.attempt == 2
+    # Entered line by line of the journal: the first attempt, then the second.
+    until(lambda: (state := ledger.get(accepted.id)) is not None and state.submission.attempt == 2)
+    assert api.get(url).json()["status"] == "queued"
     conclude(store, ledger, state.submission, "succeeded", samples=3)
     assert api.get(url).json()["status"] == "succeeded"
     redis.flushall()

@@ -126,9 +126,10 @@ def test_rows_go_back_through_the_transpose_of_every_convolution(
     b = Builder((channels, *size), seed)
     b.conv(
         out,
-        int(random.integers(1, 6)),
+        int(random.integers(1, 4 if seed % 3 == 0 else 6)),
         stride=tuple(int(n) for n in random.integers(1, 4, 2)),
         padding=tuple(int(n) for n in random.integers(0, 3, 4)),
+        # A kernel of up to 3 taps, so that two steps of dilation still fit the least image.
         dilation=int(random.integers(1, 3)) if seed % 3 == 0 else 1,
     )
     b.add(ReLU())

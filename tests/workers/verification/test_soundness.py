@@ -63,7 +63,7 @@ def images(seed: int, count: int = 6) -> np.ndarray[Any, Any]:
     clip=st.booleans(),
     scale=st.sampled_from([1.0, 1e4, 1e-4]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_attack_succeeds_inside_the_certified_radius(
     seed: int, norm: str, method: str, clip: bool, scale: float
 ) -> None:
@@ -120,7 +120,7 @@ def test_brute_force_on_two_inputs_finds_nothing_inside_the_radius(
 
 
 @given(seed=st.integers(0, 10**6), norm=st.sampled_from(["l2", "linf"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_nested_epsilons_are_monotone_and_bracketed(seed: int, norm: str) -> None:
     network = random_network(seed)
     x = images(seed)
@@ -139,10 +139,10 @@ def test_nested_epsilons_are_monotone_and_bracketed(seed: int, norm: str) -> Non
     seed=st.integers(0, 10**6),
     method=st.sampled_from(["auto", "lipschitz", "bcp", "local-lip", "crown"]),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_batch_size_does_not_change_a_certificate(seed: int, method: str) -> None:
     network = random_network(seed)
-    x = images(seed, 9)
+    x = images(seed, 5)
     together = certify(network, x, ("1/100", "1/10"), method=method, attack=None)
     for row in range(len(x)):
         alone = certify(network, x[row : row + 1], ("1/100", "1/10"), method=method, attack=None)

@@ -98,8 +98,15 @@ def test_a_retried_job_runs_again_under_its_id_whatever_is_lost(
     assert api.get(url).json()["status"] == "running"
     redis.flushall()
     # Entered line by line of the journal: the first attempt, then the second.
-    until(lambda: (state := ledger.get(accepted.id)) is not None and state.submission.attempt == 2)
+
+    def second() -> bool:
+        state = ledger.get(accepted.id)
+        return state is not None and state.submission.attempt == 2
+
+    until(second)
     assert api.get(url).json()["status"] == "queued"
+    state = ledger.get(accepted.id)
+    assert state is not None
     conclude(store, ledger, state.submission, "succeeded", samples=3)
     assert api.get(url).json()["status"] == "succeeded"
     redis.flushall()

@@ -183,7 +183,7 @@ _ROWS = (
     Recipe("bcp", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _BCP, _BCP_CIFAR),
     Recipe("bcp", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _BCP, _BCP_CIFAR),
     Recipe("local-lip-g", _M, "paper", "mnist-4c3f", _M_EPS, _LOCAL, _LOCAL_MNIST),
-    Recipe("local-lip-b", _M, "paper", "mnist-4c3f", _M_EPS, _LOCAL, _LOCAL_MNIST),
+    Recipe("local-lip-b", _M, "paper", "mnist-4c3f", _M_EPS, f"{_LOCAL} for -G", _LOCAL_MNIST),
     Recipe("local-lip-b", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _LOCAL, _LOCAL_CIFAR),
     Recipe("local-lip-g", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _LOCAL, _LOCAL_CIFAR),
     Recipe("local-lip-b", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _LOCAL, _LOCAL_TINY),
@@ -257,6 +257,13 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
             code="missing_architecture",
             hint=f"known architectures: {', '.join(ARCHITECTURES)}; {_offer(spec.method)}",
             field="architecture",
+        )
+    if isinstance(architecture, dict) and "name" not in architecture and spec.activation:
+        raise InvalidInput(
+            "a layer list names its activations itself",
+            code="conflicting_fields",
+            hint='leave "activation" out, or give an architecture by name',
+            field="activation",
         )
     settings: dict[str, Any] = {**(row.settings if row else {}), **given}
     for key in ("epochs", "batch_size", "learning_rate", "activation"):

@@ -146,7 +146,10 @@ def _runs(pid: int) -> bool:
             {"architecture": {"name": "orthogonal-dense", "input": [64], "classes": 5}},
             "label_out_of_range",
         ),
-        ({"architecture": {"input": [64], "layers": [{"kind": "warp"}]}}, "invalid_architecture"),
+        (
+            {"activation": None, "architecture": {"input": [64], "layers": [{"kind": "warp"}]}},
+            "invalid_architecture",
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_run_is_a_failed_job_that_says_why(

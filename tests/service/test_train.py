@@ -158,6 +158,11 @@ def test_epochs_of_a_cancelled_training_are_no_samples(
         ({"architecture": "resnet-9000"}, "unknown_architecture", "body.architecture"),
         ({"architecture": {"name": "vit"}}, "unknown_architecture", "body.architecture"),
         ({"architecture": None}, "missing_architecture", "architecture"),
+        (
+            {"architecture": {"input": [64], "layers": [{"kind": "linear", "out": 10}]}},
+            "conflicting_fields",
+            "activation",
+        ),
         ({"recipe": "paper"}, "no_recipe", "recipe"),
         ({"recipe": {"base": "paper"}}, "no_recipe", "recipe"),
         ({"recipe": {"epoch": 3}}, "unknown_field", "recipe.epoch"),

@@ -91,14 +91,19 @@ def train(
 
 @contextlib.contextmanager
 def _arithmetic(device: torch.device) -> Iterator[None]:
-    """TF32 on a GPU that has it, for the training alone: certificates are computed without."""
-    before = torch.get_float32_matmul_precision()
+    """TF32 on a GPU that has it, for the training alone: certificates are computed without.
+
+    Convolutions take cuDNN's repeatable algorithms.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.deterministic
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.deterministic = True
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.deterministic = before[1]
 
 
 def _train(

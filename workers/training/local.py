@@ -27,9 +27,10 @@ _TINY = 1e-12
 
 class Local(Propagation):
     """One pass with local norms. ``sparsity``: Local-Lip's sparsity loss, a scalar with gradient,
-    which is small where most units are constant over their box (methods-lipschitz 2.3)."""
+    which is small where most units are constant over their box (methods-lipschitz 2.3); not counted
+    where ``sparsity_margin`` is None."""
 
-    def __init__(self, live: Live, *, sparsity_margin: float = 0.1) -> None:
+    def __init__(self, live: Live, *, sparsity_margin: float | None = 0.1) -> None:
         super().__init__(live)
         self.margin = sparsity_margin
         self.sparsity = live.head_weight.new_zeros(())
@@ -103,7 +104,7 @@ class Local(Propagation):
     def _count(self, node: Node, before: Enclosure) -> None:
         """Add the layer's part of the sparsity loss."""
         layer = self.live.layer(node)
-        if before.lower is None or before.upper is None:
+        if before.lower is None or before.upper is None or self.margin is None:
             return
         if isinstance(layer, ReLU | ReLUTheta):
             self.sparsity = self.sparsity + before.upper.relu().mean()

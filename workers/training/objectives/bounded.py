@@ -69,9 +69,8 @@ def local_ball_and_box(
     live: Live, x: Tensor, reference: Tensor | None, epsilon: float, run: Run
 ) -> Bounded:
     """The same with norms per sample (Local-Lip, Huang et al. 2021)."""
-    return _bounded(
-        live, x, reference, epsilon, run, Local(live, sparsity_margin=run.sparsity_margin)
-    )
+    margin = run.sparsity_margin if run.sparsity > 0.0 else None
+    return _bounded(live, x, reference, epsilon, run, Local(live, sparsity_margin=margin))
 
 
 def _bounded(

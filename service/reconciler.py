@@ -30,6 +30,9 @@ __all__ = ["Reconciler"]
 _log = logging.getLogger(__name__)
 
 _BATCH = 500
+#: Journal lines that are read in one go, and the pause after them.
+_BREATH = 50
+_PAUSE_S = 0.002
 
 
 class Reconciler:
@@ -108,13 +111,15 @@ class Reconciler:
     def _enter_accepted(self) -> None:
         left, self._left = self._left, []
         accepted = chain(left, self._journal.read())
-        while batch := list(islice(accepted, _BATCH)):
+        while batch := list(islice(accepted, _BREATH)):
             for submission in batch:
                 self._webhooks.watch(submission)
             known = self._ledger.known([submission.id for submission in batch])
             for submission, is_known in zip(batch, known, strict=True):
                 if not is_known or submission.attempt > 1:
                     self._enter(submission)
+            # Requests run in the same interpreter: they are not to wait for a thousand lines.
+            self._stop.wait(_PAUSE_S)
         for binding in self._journal.take_bindings():
             self._repeats.bind(binding)
         deleted, self._not_erased = [*self._not_erased, *self._journal.take_deletions()], []

@@ -33,7 +33,7 @@ async def methods() -> dict[str, list[dict[str, Any]]]:
                 "epsilon": row.epsilon,
                 "source": row.source,
             }
-            for row in RECIPES.values()
+            for row in RECIPES
         ],
     }
 

@@ -127,6 +127,21 @@ _GLORO_CIFAR: Settings = {
     "activation": "maxmin",
     "init": "orthogonal",
 }
+_LOCAL_TINY_MAXMIN: Settings = {
+    **{name: value for name, value in _LOCAL_TINY.items() if name != "theta"},
+    "learning_rate": 1e-4,
+    "learning_rate_schedule": _falling(150 / 250, 5e-3),
+    "power_steps": 3,
+    "activation": "clamped-maxmin",
+}
+#: MNIST at epsilon 0.3: trained at 0.45, the last rate 1e-6, lambda up to 2.
+_GLORO_MNIST_NEAR: Settings = {
+    **_GLORO_MNIST,
+    "epochs": 500,
+    "learning_rate_schedule": _falling(0.5, 1e-3),
+    "epsilon_schedule": {"points": [[0.0, 0.45 / 0.3]]},
+    "trades_schedule": _ramp(0.0, 0.5, 0.0, 2.0),
+}
 _GLORO_TINY: Settings = {
     **_GLORO_CIFAR,
     "epochs": 250,
@@ -187,8 +202,11 @@ _ROWS = (
     Recipe("local-lip-b", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _LOCAL, _LOCAL_CIFAR),
     Recipe("local-lip-g", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _LOCAL, _LOCAL_CIFAR),
     Recipe("local-lip-b", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _LOCAL, _LOCAL_TINY),
+    Recipe("local-lip-b", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _LOCAL, _LOCAL_TINY_MAXMIN),
     Recipe("gloro", _M, "paper", "mnist-4c3f", _M_EPS, _GLORO, _GLORO_MNIST),
+    Recipe("gloro", _M, "paper", "mnist-small", "0.3", _GLORO, _GLORO_MNIST_NEAR),
     Recipe("gloro-trades", _M, "paper", "mnist-4c3f", _M_EPS, _GLORO, _GLORO_MNIST),
+    Recipe("gloro-trades", _M, "paper", "mnist-small", "0.3", _GLORO, _GLORO_MNIST_NEAR),
     Recipe("gloro", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _GLORO, _GLORO_CIFAR),
     Recipe("gloro-trades", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _GLORO, _GLORO_CIFAR),
     Recipe("gloro", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _GLORO, _GLORO_TINY),
@@ -205,16 +223,34 @@ _ROWS = (
     Recipe("emma", _M, "fast", _FLAT_MNIST, _M_EPS, "ours", _EMMA_FAST),
 )
 
-#: Recipes by method, data set and name.
-RECIPES: dict[tuple[str, str, str], Recipe] = {
-    (row.method, row.dataset, row.name): row for row in _ROWS
-}
+#: All recipes. Of several for one method and data set the one counts whose activation is asked for,
+#: then the one of the epsilon asked for, then the first.
+RECIPES = _ROWS
 
 
-def recipe_of(method: str, dataset: str, name: str) -> Recipe | None:
+def _row(
+    method: str, dataset: str, name: str, epsilon: Fraction | None, activation: str | None
+) -> Recipe | None:
+    rows = [r for r in RECIPES if (r.method, r.dataset, r.name) == (method, dataset, name)]
+
+    def fits(row: Recipe) -> tuple[bool, bool]:
+        wanted = activation is not None and row.settings.get("activation") == activation
+        return wanted, Fraction(row.epsilon) == epsilon
+
+    return max(rows, key=fits, default=None)
+
+
+def recipe_of(
+    method: str,
+    dataset: str,
+    name: str,
+    *,
+    epsilon: Fraction | None = None,
+    activation: str | None = None,
+) -> Recipe | None:
     """The recipe's row; ``fast`` without one is the paper's in a tenth of the epochs."""
-    found = RECIPES.get((method, dataset, name))
-    paper = RECIPES.get((method, dataset, "paper"))
+    found = _row(method, dataset, name, epsilon, activation)
+    paper = _row(method, dataset, "paper", epsilon, activation)
     if found is not None or paper is None or name != "fast":
         return found
     settings = {
@@ -239,14 +275,14 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     name = spec.recipe if isinstance(spec.recipe, str) else "custom"
     row = None
     if isinstance(spec.recipe, str):
-        row = recipe_of(spec.method, dataset, spec.recipe)
+        row = _recipe(spec, dataset, spec.recipe)
         if row is None and spec.recipe == "paper":
             raise _no_recipe(spec, dataset)
     else:
         given = dict(spec.recipe)
         base = given.pop("base", None)
         if base is not None:
-            row = recipe_of(spec.method, dataset, str(base))
+            row = _recipe(spec, dataset, str(base))
             if row is None:
                 raise _no_recipe(spec, dataset)
     architecture = spec.architecture if row is None else spec.architecture or row.architecture
@@ -283,6 +319,11 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
         certify=spec.certify is not None,
         held_out=held_out,
     )
+
+
+def _recipe(spec: TrainSpec, dataset: str, name: str) -> Recipe | None:
+    epsilon, activation = Fraction(spec.epsilon), spec.activation
+    return recipe_of(spec.method, dataset, name, epsilon=epsilon, activation=activation)
 
 
 def _no_recipe(spec: TrainSpec, dataset: str) -> InvalidInput:

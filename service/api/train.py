@@ -66,7 +66,7 @@ async def train(
     """JSON. What the recipe names may be left out; the job is on disk before the answer.
 
     A registered data set means its train split, and its test split for the certification; of an
-    uploaded one the last tenth is held out for it, unless ``test_dataset`` names another.
+    uploaded one a random tenth is held out for it, unless ``test_dataset`` names another.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":

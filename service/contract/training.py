@@ -218,7 +218,7 @@ class TrainingPlan(Strict):
     hyperparameters: Hyperparameters
     #: Whether the trained model is certified, by the submission's spec.
     certify: bool = True
-    #: Without a test data set, this share of the samples at the end is kept from training.
+    #: Without a test data set, this share of the samples, chosen at random, is kept from training.
     held_out: float = Field(default=0.0, ge=0, lt=1)
 
     def normal(self) -> dict[str, Any]:

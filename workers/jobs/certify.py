@@ -30,8 +30,8 @@ from workers.verification.results import AttackSettings, CertificationRequest, S
 __all__ = ["allowance", "certification_request", "certify_shard", "device_of"]
 
 
-#: Plain forward passes that the bounds of one ``auto`` job may cost altogether.
-WORK_PER_JOB = 2e7
+#: Plain forward passes that the dear bounds of one ``auto`` job may cost altogether.
+WORK_PER_JOB = 6e7
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def certify_shard(
             progress=progress,
             deadline=None if allowed_s is None else began + allowed_s,
             memory=_memory(settings.memory_fraction, device),
-            work=_work(spec, (stop - start) / len(prepared.x)),
+            work=_work(spec, len(prepared.x)),
         )
         results.notes["device"] = _device_name(device)
     _save(results, path)
@@ -105,13 +105,14 @@ def _memory(fraction: float, device: torch.device) -> float:
     return fraction * float(total_memory())
 
 
-def _work(spec: Spec, share: float) -> float | None:
-    """Forward passes that ``auto`` may spend on a shard; a budget of time or one method has none.
+def _work(spec: Spec, samples: int) -> float | None:
+    """Forward passes that ``auto`` may spend on a sample; a budget of time or one method has none.
 
-    Counted in work, not by a clock, so that the same job gives the same report everywhere.
+    Counted in work, not by a clock, and for each sample by itself, so that the same job gives the
+    same report everywhere, however it is cut into shards.
     """
     limited = spec.method == "auto" and spec.time_budget_s is None
-    return WORK_PER_JOB * share if limited else None
+    return WORK_PER_JOB / samples if limited else None
 
 
 def certification_request(spec: Spec) -> CertificationRequest:

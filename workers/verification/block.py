@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ class Block:
         margin: Tensor,
         correct: Tensor,
         epsilons: list[float],
+        *,
+        work: float = math.inf,
     ) -> None:
         count, width = x.shape[0], len(epsilons)
         self.x, self.labels, self.indices = x, labels, indices
@@ -31,6 +35,8 @@ class Block:
         self.failed = torch.full((count,), torch.inf, dtype=torch.float64)
         #: The last bound's least margin over the margin at the centre, where it failed.
         self.gap = torch.zeros(count, dtype=torch.float64)
+        #: Plain forward passes that dear bounds may still cost each sample.
+        self.work = torch.full((count,), work, dtype=torch.float64)
         self.by = [""] * count
         self.decided_by = [[""] * width for _ in range(count)]
         self.falsified = torch.zeros(count, width, dtype=torch.bool)

@@ -66,9 +66,9 @@ def certify_samples(
     x [N, *shape] float32 pixels; labels [N]; indices [N]: positions in the data set (they seed the
     attack); deployed: float32 batch -> logits, the network as it is deployed; deployed_logits
     [N, classes] at x; deadline: ``time.monotonic()`` after which what is open stays undecided;
-    work: plain forward passes that bounds may cost altogether (None: no limit); memory: bytes that
-    one bound may take for a sample, else the next cheaper one has to do; progress is told how many
-    samples are done and may raise to abort.
+    work: plain forward passes that the dear bounds may cost each sample (None: no limit); memory:
+    bytes that one bound may take for a sample, else the next cheaper one has to do; progress is
+    told how many samples are done and may raise to abort.
     Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
     bounds = _bounds(request)
@@ -95,17 +95,20 @@ def certify_samples(
         request,
         epsilons=epsilons,
         deadline=deadline,
-        work=math.inf if work is None else work,
     )
     for start in range(0, len(x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(x)))
         block = Block(
-            inputs[rows], targets[rows], indices[rows], margin[rows], correct[rows], epsilons
+            inputs[rows],
+            targets[rows],
+            indices[rows],
+            margin[rows],
+            correct[rows],
+            epsilons,
+            work=math.inf if work is None else work,
         )
         blocks.append(block)
-        # What earlier blocks did not use goes to the later ones.
-        share = len(block.x) / (len(x) - start)
-        run.certify(block, bounds, share=share, alive=partial(progress, start))
+        run.certify(block, bounds, alive=partial(progress, start))
         progress(rows.stop)
     if chance is not None:
         run.notes["failure_probability"] = chance.failure_probability

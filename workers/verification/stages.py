@@ -49,13 +49,13 @@ class Stages:
         *,
         epsilons: list[float],
         deadline: float | None,
-        work: float,
     ) -> None:
         self.verifier, self.network, self.deployed = verifier, network, deployed
         self.request, self.epsilons = request, epsilons
-        self.deadline, self.work = deadline, work
-        self.budget = 0.0
+        self.deadline = deadline
         self.cascading = False
+        #: Bounds that the work allowed to each sample counts for.
+        self.dear: set[str] = set()
         self.seconds = {"bound": 0.0, "attack": 0.0}
         self.notes: dict[str, Any] = {
             "audited": 0,
@@ -71,9 +71,7 @@ class Stages:
         self.notes["budget_spent"] = self.notes["budget_spent"] or over
         return over
 
-    def certify(
-        self, block: Block, bounds: list[Bound], *, share: float, alive: Callable[[], None]
-    ) -> None:
+    def certify(self, block: Block, bounds: list[Bound], *, alive: Callable[[], None]) -> None:
         """Run the whole cascade on one block; ``alive`` is called between its stages."""
         settings = self.request.attack
         # The attack comes as soon as the next bound would cost more than it.
@@ -81,8 +79,7 @@ class Stages:
         cheap = [bound for bound in bounds if bound.cost <= price]
         dear = [bound for bound in bounds if bound.cost > price]
         self.cascading = len(bounds) > 1
-        self.budget = self.work * share
-        before = self.budget
+        self.dear = {bound.name for bound in dear}
         with self._timed("bound"):
             for bound in cheap:
                 self._apply(bound, block)
@@ -97,14 +94,11 @@ class Stages:
                 self._apply(bound, block)
                 alive()
             # Where the cheap bounds have settled everything asked, their radius is left as it is.
-            names = {bound.name for bound in dear}
-            unsettled = torch.tensor([by in names or not by for by in block.by])
+            unsettled = torch.tensor([by in self.dear or not by for by in block.by])
             unsettled |= block.proved < min(block.epsilons)
             self._search(dear[:1], block, COARSE if cheap else FINE, unsettled if cheap else None)
         with self._timed("attack"):
             self._attack(block, audit=True)
-        if math.isfinite(self.work):
-            self.work -= before - self.budget
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -149,18 +143,17 @@ class Stages:
     def _proves(
         self, bound: Bound, block: Block, rows: Tensor, epsilon: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(proved, rows): of the rows that time and work allow, those nearest to deciding first."""
-        allowed = max(0, int(min(self.budget / bound.cost, 1e9)))
+        """(proved, rows): of the rows those that time and their own work still allow."""
         if self.spent():
-            allowed = 0
-        elif allowed < rows.numel():
-            self.notes["work_spent"] = True
-        if allowed < rows.numel():
-            keep = _nearest(block, rows, epsilon)[:allowed].sort().values
-            rows, epsilon = rows[keep], epsilon[keep]
+            rows, epsilon = rows[:0], epsilon[:0]
+        if bound.name in self.dear:
+            able = block.work[rows] >= bound.cost
+            if not bool(able.all()):
+                self.notes["work_spent"] = True
+            rows, epsilon = rows[able], epsilon[able]
+            block.work[rows] -= bound.cost
         if not rows.numel():
             return torch.zeros(0, dtype=torch.bool), rows
-        self.budget -= bound.cost * rows.numel()
         try:
             proved, least = self.verifier.proves(
                 bound, block.x[rows], block.labels[rows], epsilon, block.margin[rows]
@@ -217,7 +210,7 @@ class Stages:
             start,
             cap,
             width=width,
-            stop=lambda: self.spent() or self.budget < searching[0].cost,
+            stop=self.spent,
         )
         # Beyond the cap every input is proved.
         for row in rows[torch.isinf(radius)].tolist():
@@ -259,14 +252,6 @@ class Stages:
                 if audit:
                     _overrule(block, row, epsilon, self.notes, self.verifier.sound)
                 block.falsify(row, position, point)
-
-
-def _nearest(block: Block, rows: Tensor, epsilon: Tensor) -> Tensor:
-    """Places in ``rows``, nearest to deciding first: the least that a bound lacked, where one was
-    tried; else (and between equals) the largest margin per epsilon."""
-    order = torch.argsort(block.margin[rows] / epsilon, descending=True, stable=True)
-    gap = block.gap[rows].nan_to_num(nan=-torch.inf)
-    return order[torch.argsort(gap[order], descending=True, stable=True)]
 
 
 def _overrule(block: Block, row: int, epsilon: float, notes: dict[str, Any], sound: bool) -> None:

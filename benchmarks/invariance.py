@@ -70,8 +70,8 @@ def main() -> None:
             method,
             attack=None,
             deterministic=bool(seed % 3),
-            # Searching with dear bounds would take most of the time.
-            radius=BOUNDS[method].cost < 500,
+            # Searching with dearer bounds would take most of the time.
+            radius=BOUNDS[method].cost < 10,
         )
         whole = answers(network, x, request, cache, shard=len(x))
         for name, variant in variants.items():
@@ -81,6 +81,11 @@ def main() -> None:
             radii[name] += found[1]
             if any(found):
                 print(f"seed {seed}, {method}, {norm}, {name}: {found}", flush=True)
+        print(
+            f"{sum(compared.values()):>8} decisions, {sum(decisions.values())} differ, "
+            f"{sum(radii.values())} radii, {time.monotonic() - began:.0f} s ({method}, {norm})",
+            flush=True,
+        )
         seed += 1
     for name, count in compared.items():
         share = decisions[name] / count

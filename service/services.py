@@ -11,6 +11,7 @@ from service.contract.connection import connect
 from service.contract.events import EventLog
 from service.contract.journal import Journal
 from service.contract.ledger import Ledger
+from service.contract.quotas import Quotas
 from service.contract.repeats import Repeats
 from service.contract.settings import Settings
 from service.contract.store import Store
@@ -74,7 +75,7 @@ class Services:
         keys = KeyRing(
             settings.data_dir / "keys", [key.get_secret_value() for key in settings.keys]
         )
-        limits = Limits(redis, settings)
+        limits = Limits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
         submissions = Submissions(
             store=store,
             ledger=ledger,

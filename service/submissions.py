@@ -125,7 +125,7 @@ class Submissions:
                     await to_thread.run_sync(self._repeats.bind, binding)
                 accepted = True
                 return Accepted(earlier, "reused")
-            with self._limits.entering_job(prepared.caller):
+            async with self._limits.entering_job(prepared.caller, submission.id):
                 await asyncio.wrap_future(self._journal.append(submission))
                 accepted = True
                 await self._enter(submission)

@@ -66,7 +66,7 @@ class BlobWriter:
         """``sha256:...`` of what was written so far."""
         return "sha256:" + self._hash.hexdigest()
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append ``data``; one system call, one hash update."""
         assert self._file is not None, "the writer is closed"
         self.size += len(data)

@@ -80,6 +80,7 @@ class Ledger:
         keys += [self._key(f"open:{principal}"), self._key(f"deleted:{job}"), self.line.key]
         idempotency_key = submission.idempotency_key
         keys.append("" if idempotency_key is None else self._key(f"idempotency:{idempotency_key}"))
+        keys.append(self._key(f"entering:{principal}"))
         # Not this moment: jobs entered again after a loss of data stand where they stood.
         entered = seconds(submission.created_at)
         arguments = [

@@ -64,8 +64,8 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Receive a body with these file fields and text fields (name -> most bytes) and no others.
 
-    ``meter`` is told of every block of a file, and may raise. A field that may be both is a file
-    where it comes with a file name.
+    ``meter`` is told of every block of a file, in a thread, and may raise. A field that may be
+    both is a file where it comes with a file name.
 
     Files not published when the block ends are removed. Raises Malformed (no multipart, cut
     off), InvalidInput (unknown or doubled field), TooLarge, Unsupported, StorageFull.
@@ -225,8 +225,11 @@ class _Receiver:
 
     async def _flush(self, writer: BlobWriter) -> None:
         data, self._data = self._data, bytearray()
+        await to_thread.run_sync(self._keep, writer, data)
+
+    def _keep(self, writer: BlobWriter, data: bytearray) -> None:
         self._meter(len(data))
-        await to_thread.run_sync(writer.write, bytes(data))
+        writer.write(data)
 
     async def _end_field(self) -> None:
         if self._upload is not None:

@@ -50,6 +50,8 @@ Answer = TypeVar("Answer")
 
 #: How long a worker goes on asking a Redis that is away before it gives up its ticket.
 PATIENCE_S = 300.0
+#: Pause of an item that found the disk full, or the store away.
+AWAY_S = 5.0
 #: Least pause between two progress messages.
 PROGRESS_S = 0.5
 #: Least pause between two looks at who waits.
@@ -155,7 +157,10 @@ class Ticket:
         except (StorageFull, Unavailable) as problem:
             logger.warning("job %s: %s: %s", self.job_id, lease.item, problem)
             text = str(problem)
-            patiently(lambda: self.ledger.release(lease, error=text, delay_s=5.0))
+            self._progress_at = 0.0
+            self._say(lease.item, 0, message=f"waiting: {problem.detail}")
+            # The item is not at fault: it is tried until there is room, or until it is cancelled.
+            patiently(lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False))
         except Problem as problem:
             self._conclude(submission, "failed", problem)
         except Exception as error:  # noqa: BLE001 (the outermost loop: logged with the job id)

@@ -53,7 +53,7 @@ def main() -> None:
 def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
     """Accepted submissions per second."""
     with tempfile.TemporaryDirectory(prefix="certserve-") as folder:
-        port = _free_port()
+        port = free_port()
         url = f"unix://{folder}/redis.sock"
         redis = subprocess.Popen(
             [
@@ -69,7 +69,7 @@ def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
         code = ("" if durable else _WITHOUT_FSYNC) + _SERVE.format(port=port)
         api = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
         try:
-            _wait_until_up(port)
+            wait_until_up(port)
             return _load(label, port, clients, seconds, api.pid)
         finally:
             api.send_signal(signal.SIGTERM)
@@ -133,12 +133,12 @@ def _upload_model(port: int) -> str:
         return str(json.load(answer)["id"])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-def _wait_until_up(port: int) -> None:
+def wait_until_up(port: int) -> None:
     deadline = time.monotonic() + 20
     while True:
         try:

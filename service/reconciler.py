@@ -155,12 +155,11 @@ class Reconciler:
             self._ledger.line.stand(job_id, time.time())
 
     def _attend_active(self) -> None:
-        waiting = self._bell.waiting()
-        # A queued job whose ticket waits needs nothing, however many there are.
-        queued, running = self._ledger.open_jobs()
-        active = sorted(running | (queued - waiting.keys()))
         # Any ticket serves any job: one for every worker is enough.
-        wanted = max(1, len(self._ledger.workers())) - waiting.total()
+        wanted = max(1, len(self._ledger.workers())) - self._bell.waiting().total()
+        queued, running = self._ledger.open_jobs()
+        # While there are, queued jobs need nothing, however many they be.
+        active = sorted(running | queued if wanted > 0 else running)
         for start in range(0, len(active), _BATCH):
             batch = active[start : start + _BATCH]
             for job_id, seen in zip(batch, self._ledger.survey(batch), strict=True):

@@ -15,6 +15,7 @@ from service.contract.quotas import Quotas
 from service.contract.repeats import Repeats
 from service.contract.settings import Settings
 from service.contract.store import Store
+from service.entrance import Entrance
 from service.events import EventHub
 from service.jobs import Jobs
 from service.keys import KeyRing
@@ -37,6 +38,7 @@ class Services:
     store: Store
     ledger: Ledger
     journal: Journal
+    entrance: Entrance
     bell: Bell
     jobs: Jobs
     reconciler: Reconciler
@@ -59,6 +61,7 @@ class Services:
         ledger = Ledger(redis, settings)
         journal = Journal(store.folder("journal"))
         bell = Bell(connect(settings, text=False), settings)
+        entrance = Entrance(journal, ledger, bell)
         jobs = Jobs(store, ledger, journal, bell)
         retention = Retention(settings, store, ledger, journal)
         webhooks = Webhooks(settings, store)
@@ -78,9 +81,8 @@ class Services:
         limits = Limits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
         submissions = Submissions(
             store=store,
-            ledger=ledger,
             journal=journal,
-            bell=bell,
+            entrance=entrance,
             jobs=jobs,
             repeats=repeats,
             limits=limits,
@@ -92,6 +94,7 @@ class Services:
             store=store,
             ledger=ledger,
             journal=journal,
+            entrance=entrance,
             bell=bell,
             jobs=jobs,
             reconciler=reconciler,
@@ -108,6 +111,7 @@ class Services:
         self.reconciler.close()
         self.webhooks.close()
         self.journal.close()
+        self.entrance.close()
         self.bell.close()
 
 

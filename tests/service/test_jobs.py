@@ -215,6 +215,14 @@ def test_one_ticket_for_every_worker_is_enough(
         assert bell.waiting().total() == 3
 
 
+def test_no_more_tickets_than_can_be_of_use(quick: Settings, redis: Redis) -> None:
+    bell = Bell(connect(quick, text=False), quick)
+    for number in range(300):
+        bell.ring(f"{number:026d}")
+    bell.close()
+    assert 1 <= redis.llen("rq:queue:certserve") <= 64
+
+
 def test_jobs_of_an_earlier_release_get_their_place_in_the_line(
     reconciler: Reconciler, ledger: Ledger, redis: Redis, accept: Make
 ) -> None:

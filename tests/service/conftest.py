@@ -161,6 +161,14 @@ def api(settings: Settings, serve: Callable[[Settings], httpx.Client]) -> httpx.
 
 
 @pytest.fixture
+def quick(settings: Settings) -> Settings:
+    """Leases of 50 ms, no pause before another try."""
+    return settings.model_copy(
+        update={"lease_ttl_s": 0.05, "retry_delay_s": 0.0, "reconcile_interval_s": 0.1}
+    )
+
+
+@pytest.fixture
 def accept(store: Store, make_submission: Make) -> Iterator[Make]:
     """Puts a submission into the journal and nowhere else."""
     journal = Journal(store.folder("journal"))

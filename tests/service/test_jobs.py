@@ -73,7 +73,7 @@ def test_a_submission_may_wait_for_its_end(
     def end_all() -> None:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            for job_id in ledger.active():
+            for job_id in ledger.index.active():
                 state = ledger.get(job_id)
                 assert state is not None
                 finish(store, ledger, state.submission)
@@ -108,5 +108,5 @@ def test_jobs_are_listed_in_pages(api: httpx.Client, ledger: Ledger, make_submis
 def test_ready_names_what_is_missing(api: httpx.Client, ledger: Ledger) -> None:
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()["missing"]) == (503, ["workers"])
-    ledger.heartbeat("w1", {"host": "here"})
+    ledger.roster.heartbeat("w1", {"host": "here"})
     assert api.get("/readyz").status_code == 200

@@ -23,14 +23,6 @@ from tests.service.conftest import Make, eventually, finish
 
 
 @pytest.fixture
-def quick(settings: Settings) -> Settings:
-    """Leases of 50 ms, no pause before another try."""
-    return settings.model_copy(
-        update={"lease_ttl_s": 0.05, "retry_delay_s": 0.0, "reconcile_interval_s": 0.1}
-    )
-
-
-@pytest.fixture
 def bell(quick: Settings) -> Iterator[Bell]:
     bell = Bell(connect(quick, text=False), quick)
     yield bell
@@ -64,7 +56,7 @@ def test_a_redis_that_lost_everything_is_filled_again_with_open_and_ended_jobs(
     redis.flushall()
     reconciler.tick()
     assert [ledger.get(job.id) for job in (ended, failed)] == before
-    assert ledger.active() == {opened.id}
+    assert ledger.index.active() == {opened.id}
     assert isinstance(ledger.lease(opened.id, worker="w"), Lease)
 
 
@@ -156,7 +148,7 @@ def test_one_ticket_for_every_worker_is_enough(
     reconciler: Reconciler, ledger: Ledger, bell: Bell, redis: Redis, accept: Make
 ) -> None:
     for name in ("a", "b", "c"):
-        ledger.heartbeat(name, {})
+        ledger.roster.heartbeat(name, {})
     for _ in range(20):
         accept()
     reconciler.tick()

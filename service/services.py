@@ -37,6 +37,8 @@ class Services:
     settings: Settings
     store: Store
     ledger: Ledger
+    #: The same, for who must know soon whether Redis answers.
+    probe: Ledger
     journal: Journal
     entrance: Entrance
     bell: Bell
@@ -57,8 +59,10 @@ class Services:
         """
         store = Store.of(settings)
         store.sweep()
-        redis = connect(settings)
+        # A Redis that hangs costs a request seconds: what was accepted is in the journal by then.
+        redis = connect(settings, timeout_s=5.0)
         ledger = Ledger(redis, settings)
+        probe = Ledger(connect(settings, retries=0, timeout_s=2.0), settings)
         journal = Journal(store.folder("journal"))
         bell = Bell(connect(settings, text=False), settings)
         entrance = Entrance(journal, ledger, bell)
@@ -93,6 +97,7 @@ class Services:
             settings=settings,
             store=store,
             ledger=ledger,
+            probe=probe,
             journal=journal,
             entrance=entrance,
             bell=bell,

@@ -53,9 +53,9 @@ async def metrics(services: UsesServices, principal: Admin) -> Response:
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
     checks: dict[str, dict[str, Any]] = {}
     try:
-        services.ledger.memory.ping()
-        complete = services.ledger.memory.complete()
-        workers = services.ledger.roster.living()
+        services.probe.memory.ping()
+        complete = services.probe.memory.complete()
+        workers = services.probe.roster.living()
     except RedisError as error:
         checks["redis"] = _check(False, f"no answer ({type(error).__name__})")
         checks["workers"] = _check(False, "unknown without Redis")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import Any
@@ -110,3 +111,16 @@ def test_ready_names_what_is_missing(api: httpx.Client, ledger: Ledger) -> None:
     assert (answer.status_code, answer.json()["missing"]) == (503, ["workers"])
     ledger.roster.heartbeat("w1", {"host": "here"})
     assert api.get("/readyz").status_code == 200
+
+
+def test_a_redis_that_hangs_is_not_waited_for(
+    api: httpx.Client, redis_server: RedisServer, settings: Settings
+) -> None:
+    assert redis_server.process is not None
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        # 2 s of patience; a slow machine has 18 more, and a client that waited as workers do 90.
+        answer = api.get("/readyz", timeout=20)
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    assert "redis" in answer.json()["missing"]

@@ -1,8 +1,8 @@
 """How many small submissions per second are accepted durably, and what the fsync costs.
 
 Starts redis-server (append-only, fsync always) and the API as processes of their own, posts JSON
-submissions from N clients over keep-alive connections, and prints rate, latency and memory; then
-the same with fsync switched off, in the same run.
+submissions from N clients over keep-alive connections, and prints rate, latency, processor time and
+memory; then the same with fsync switched off, in the same run.
 
     python benchmarks/submissions.py [--clients 16] [--seconds 5]
 """
@@ -53,7 +53,7 @@ def main() -> None:
 def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
     """Accepted submissions per second."""
     with tempfile.TemporaryDirectory(prefix="certserve-") as folder:
-        port = _free_port()
+        port = free_port()
         url = f"unix://{folder}/redis.sock"
         redis = subprocess.Popen(
             [
@@ -69,7 +69,7 @@ def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
         code = ("" if durable else _WITHOUT_FSYNC) + _SERVE.format(port=port)
         api = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
         try:
-            _wait_until_up(port)
+            wait_until_up(port)
             return _load(label, port, clients, seconds, api.pid)
         finally:
             api.send_signal(signal.SIGTERM)
@@ -103,6 +103,8 @@ def _load(label: str, port: int, clients: int, seconds: float, pid: int) -> floa
         with lock:
             latencies.extend(own)
 
+    process = psutil.Process(pid)
+    used = sum(process.cpu_times()[:2])
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
@@ -110,10 +112,11 @@ def _load(label: str, port: int, clients: int, seconds: float, pid: int) -> floa
         thread.join()
     rate = len(latencies) / seconds
     p50, p99 = (1000 * float(np.quantile(latencies, q)) for q in (0.5, 0.99))
-    memory = psutil.Process(pid).memory_info().rss / 2**20
+    cost = 1000 * (sum(process.cpu_times()[:2]) - used) / len(latencies)
+    memory = process.memory_info().rss / 2**20
     print(
         f"{label:>14}: {rate:6.0f}/s with {clients} clients, p50 {p50:.1f} ms, p99 {p99:.1f} ms, "
-        f"API {memory:.0f} MB resident",
+        f"API {cost:.1f} ms of processor each, {memory:.0f} MB resident",
         flush=True,
     )
     return rate
@@ -133,12 +136,12 @@ def _upload_model(port: int) -> str:
         return str(json.load(answer)["id"])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-def _wait_until_up(port: int) -> None:
+def wait_until_up(port: int) -> None:
     deadline = time.monotonic() + 20
     while True:
         try:

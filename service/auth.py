@@ -22,7 +22,7 @@ _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 async def _caller(request: Request, services: UsesServices) -> Caller:
     caller = _identify(request, services)
-    services.limits.count_request(caller)
+    await services.limits.count_request(caller)
     return caller
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import ValidationError
 from rich.console import Console
 
 from service import key_commands, train_commands
@@ -20,6 +22,7 @@ from service.contract.logs import configure_logging
 from service.contract.problems import Problem
 from service.contract.processes import python_module
 from service.contract.settings import Settings
+from service.contract.settings_check import explain, unknown_settings
 from service.demo import run_demo
 from service.embedded import Supervisor, is_loopback
 from service.key_commands import ring_of
@@ -30,6 +33,8 @@ from service.terminal import print_summary, progress_bar
 
 __all__ = ["main"]
 
+logger = logging.getLogger(__name__)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``certserve``."""
@@ -39,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options, console)
     except (StartError, RedisServerError, ServiceError, Problem, TimeoutError, OSError) as error:
         print(f"certserve: {error}", file=sys.stderr)
+        return 1
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        print(f"certserve: {explain(error)}", file=sys.stderr)
         return 1
     except httpx.HTTPError as error:
         print(f"certserve: the service does not answer: {error}", file=sys.stderr)
@@ -55,9 +65,11 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the service until it is told to stop")
     serve.add_argument("--host", default=settings.host)
-    serve.add_argument("--port", type=int, default=settings.port, help="0 takes a free one")
+    serve.add_argument(
+        "--port", type=_count(65535), default=settings.port, help="0 takes a free one"
+    )
     serve.add_argument("--data-dir", type=Path, default=settings.data_dir)
-    serve.add_argument("--workers", type=int, default=1)
+    serve.add_argument("--workers", type=_count(1000), default=1)
     serve.set_defaults(run=_serve)
 
     worker = commands.add_parser("worker", help="run one more worker for a service")
@@ -92,11 +104,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(most: int) -> Callable[[str], int]:
+    """A number from 0 to ``most``, as argparse wants it."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
+        return int(text)
+
+    return parse
+
+
 def _serve(options: argparse.Namespace, console: Console) -> int:
     settings = Settings(data_dir=options.data_dir)
-    configure_logging(settings.log_format)
     given = tuple(key.get_secret_value() for key in settings.keys)
-    if not is_loopback(options.host) and not ring_of(options.data_dir, given).configured:
+    ring = ring_of(options.data_dir, given)  # raises where a given key is too short
+    configure_logging(settings.log_format)
+    for warning in unknown_settings():
+        logger.warning("%s", warning)
+    if not is_loopback(options.host) and not ring.configured:
         raise StartError(
             f"{options.host} is no loopback address and no API key is configured; "
             f"certserve keys create NAME --data-dir {options.data_dir}, or bind 127.0.0.1"

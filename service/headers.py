@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["SecurityHeaders"]
@@ -19,11 +18,20 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 #: The page of the documentation loads its viewer from a public address.
-_DOCS = (
+_DOCS_POLICY = (
     "default-src 'none'; script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
     "style-src https://cdn.jsdelivr.net 'unsafe-inline'; connect-src 'self'; "
     "img-src data: https://fastapi.tiangolo.com; frame-ancestors 'none'"
 )
+
+
+def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """As ASGI wants them, once and not for every answer; names are in lower case there."""
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+_ADDED = _raw(_HEADERS)
+_DOCS = _raw({**_HEADERS, "Content-Security-Policy": _DOCS_POLICY})
 
 
 class SecurityHeaders:
@@ -41,11 +49,13 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                if scope["path"] in ("/docs", "/redoc"):
-                    headers.setdefault("Content-Security-Policy", _DOCS)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = message["headers"]
+                present = {name for name, _ in headers}
+                added = _DOCS if scope["path"] in ("/docs", "/redoc") else _ADDED
+                message["headers"] = [
+                    *headers,
+                    *((name, value) for name, value in added if name not in present),
+                ]
                 services = getattr(scope["app"].state, "services", None)
                 if services is not None:
                     seconds = time.perf_counter() - began

@@ -84,7 +84,7 @@ class Jobs:
         if ended is not None:
             return ended
         state = self._ledger.get(job_id)
-        if state is None and not self._ledger.complete():
+        if state is None and not self._ledger.memory.complete():
             # Redis lost its data: what was accepted is about to be entered again.
             raise Unavailable(
                 "the jobs are being read back from the journal",
@@ -167,10 +167,10 @@ class Jobs:
         if cursor is not None and not is_job_id(cursor):
             raise InvalidInput("this cursor is none of ours", code="invalid_cursor", field="cursor")
         owner = None if caller.admin else caller.name
-        ids = self._ledger.ids(
+        ids = self._ledger.index.ids(
             kind=kind, status=status, owner=owner, before=cursor, limit=limit + 1
         )
-        states = self._ledger.get_many(ids[:limit])
+        states = self._ledger.index.get_many(ids[:limit])
         return [record(state) for state in states], ids[limit - 1] if len(ids) > limit else None
 
 

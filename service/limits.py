@@ -1,146 +1,147 @@
 """What one key may use: requests per second, open jobs, bytes uploaded per day.
 
-Without keys, and for admins, nothing is limited here. The rate is counted per API process; open
-jobs and bytes are counted in Redis, and while it is away not at all: a promise to accept work
-does not hang on it.
+Without keys, and for admins, nothing is limited here. All API processes count together, in Redis.
+While it is away requests are counted per process, open jobs and bytes not at all: a promise to
+accept work does not hang on it.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from redis import Redis
+from anyio import to_thread
 from redis.exceptions import RedisError
 
 from service.contract.problems import TooManyRequests
+from service.contract.quotas import Quotas
 from service.contract.settings import Settings
 from service.contract.times import now
 from service.keys import Caller
+from service.rates import Rates
 
 __all__ = ["Limits", "UploadMeter"]
 
+_log = logging.getLogger(__name__)
+
 _DAY_S = 86_400
+#: Bytes that an upload of unknown length is granted at a time.
+_STEP = 16 * 1024 * 1024
 
 
-@dataclass
-class _Bucket:
-    tokens: float
-    at: float
-
-
-@dataclass
 class UploadMeter:
-    """Counts the bytes of one request as they come; ``left`` is None where nothing is limited."""
+    """Counts the bytes of one request as they come, against what was granted before."""
 
-    left: int | None
-    taken: int = field(default=0)
+    def __init__(self, quotas: Quotas, owner: str, most: int | None) -> None:
+        self._quotas = quotas
+        self._owner = owner
+        self._most = most
+        self._known = True
+        self._day = int(now() // _DAY_S)
+        self._granted = 0
+        self.taken = 0
+
+    def announce(self, count: int) -> None:
+        """So many bytes will come. Raises TooManyRequests before any of them is kept."""
+        self._grant(count, count)
 
     def take(self, count: int) -> None:
-        """Raises TooManyRequests once the caller's bytes of the day are used up."""
+        """Raises TooManyRequests once the owner's bytes of the day are used up. May ask Redis."""
         self.taken += count
-        if self.left is not None and self.taken > self.left:
+        missing = self.taken - self._granted
+        if missing > 0:
+            self._grant(max(missing, _STEP), missing)
+
+    def settle(self) -> None:
+        """The request is over: what was granted and did not come is given back."""
+        difference = self.taken - self._granted
+        if self._most is None or difference == 0:
+            return
+        try:
+            self._quotas.count_bytes(self._owner, self._day, difference)
+        except RedisError as error:
+            _log.info("%d bytes are not counted: %s", difference, error)
+
+    def _grant(self, wish: int, least: int) -> None:
+        if self._most is None or not self._known or least == 0:
+            return
+        try:
+            granted = self._quotas.grant_bytes(
+                self._owner, self._day, wish=wish, least=least, most=self._most
+            )
+        except RedisError as error:
+            _log.info("this upload is not limited: %s", error)
+            self._known = False
+            return
+        if granted is None:
             raise TooManyRequests(
                 "this key has uploaded as much as it may in a day",
                 retry_after_s=_DAY_S - now() % _DAY_S,
                 code="upload_quota",
             )
+        self._granted += granted
 
 
 class Limits:
-    """One per process; ``redis`` decodes responses."""
+    """One per process; ``quotas`` may be asked from any thread."""
 
-    def __init__(self, redis: Redis, settings: Settings, *, prefix: str = "certserve") -> None:
-        self._redis: Any = redis
+    def __init__(self, quotas: Quotas, settings: Settings) -> None:
+        self._quotas = quotas
         self._settings = settings
-        self._prefix = prefix
-        self._buckets: dict[str, _Bucket] = {}
-        self._entering: Counter[str] = Counter()
+        self._rates = Rates(quotas, per_s=settings.key_requests_per_s)
         self._lock = threading.Lock()
         #: Bytes received by this process, of all callers: for /metrics.
         self.uploaded_bytes = 0
 
-    def count_request(self, caller: Caller) -> None:
+    async def count_request(self, caller: Caller) -> None:
         """Raises TooManyRequests where the caller asks faster than it may."""
-        if caller.admin:
-            return
-        rate, moment = self._settings.key_requests_per_s, time.monotonic()
-        burst = max(1.0, 2 * rate)
-        with self._lock:
-            bucket = self._buckets.setdefault(caller.name, _Bucket(burst, moment))
-            bucket.tokens = min(burst, bucket.tokens + (moment - bucket.at) * rate)
-            bucket.at = moment
-            if bucket.tokens < 1:
-                raise TooManyRequests(
-                    f"this key may ask {rate:g} times a second",
-                    retry_after_s=(1 - bucket.tokens) / rate,
-                    code="rate_limited",
-                )
-            bucket.tokens -= 1
+        if not caller.admin:
+            await self._rates.count(caller.name)
 
-    @contextmanager
-    def entering_job(self, caller: Caller) -> Iterator[None]:
+    @asynccontextmanager
+    async def entering_job(self, caller: Caller, job_id: str) -> AsyncIterator[None]:
         """A new job of the caller is accepted inside. Raises TooManyRequests."""
         if caller.admin:
             yield
             return
-        with self._lock:
-            self._entering[caller.name] += 1
-            # Read before Redis is asked: a job entered meanwhile counts twice rather than never.
-            entering = self._entering[caller.name]
+        most = self._settings.key_open_jobs
+        if not await to_thread.run_sync(self._admit, caller, job_id, most):
+            raise TooManyRequests(
+                f"this key has {most} jobs that have not ended",
+                retry_after_s=10,
+                code="too_many_jobs",
+            )
         try:
-            most = self._settings.key_open_jobs
-            if self._open_jobs(caller) + entering > most:
-                raise TooManyRequests(
-                    f"this key has {most} jobs that have not ended",
-                    retry_after_s=10,
-                    code="too_many_jobs",
-                )
             yield
-        finally:
-            with self._lock:
-                self._entering[caller.name] -= 1
+        except Exception:
+            # Not where the request is cancelled: its job may be in the journal all the same.
+            await to_thread.run_sync(self._drop, caller, job_id)
+            raise
 
     @contextmanager
     def upload(self, caller: Caller, announced: int | None) -> Iterator[UploadMeter]:
         """Bytes of a request are counted inside; ``announced`` is its Content-Length."""
-        meter = UploadMeter(None if caller.admin else self._bytes_left(caller))
-        if announced is not None and meter.left is not None and announced > meter.left:
-            meter.take(announced)  # refused before a byte of it is kept
+        most = None if caller.admin else self._settings.key_upload_bytes_per_day
+        meter = UploadMeter(self._quotas, caller.name, most)
         try:
+            meter.announce(announced or 0)
             yield meter
         finally:
             with self._lock:
                 self.uploaded_bytes += meter.taken
-            if not caller.admin and meter.taken:
-                self._add_bytes(caller, meter.taken)
+            meter.settle()
 
-    def _open_jobs(self, caller: Caller) -> int:
+    def _admit(self, caller: Caller, job_id: str, most: int) -> bool:
         try:
-            return int(self._redis.scard(f"{self._prefix}:open:{caller.name}"))
-        except RedisError:
-            return 0
+            return self._quotas.admit_job(caller.name, job_id, most=most)
+        except RedisError as error:
+            _log.info("job %s is not counted: %s", job_id, error)
+            return True
 
-    def _bytes_left(self, caller: Caller) -> int | None:
+    def _drop(self, caller: Caller, job_id: str) -> None:
         try:
-            used = int(self._redis.get(self._day(caller)) or 0)
-        except RedisError:
-            return None
-        return max(0, self._settings.key_upload_bytes_per_day - used)
-
-    def _add_bytes(self, caller: Caller, count: int) -> None:
-        try:
-            pipeline = self._redis.pipeline()
-            pipeline.incrby(self._day(caller), count)
-            pipeline.expire(self._day(caller), 2 * _DAY_S)
-            pipeline.execute()
-        except RedisError:
-            return  # the bytes of this request are not held against the key
-
-    def _day(self, caller: Caller) -> str:
-        return f"{self._prefix}:uploaded:{caller.name}:{int(now() // _DAY_S)}"
+            self._quotas.drop_job(caller.name, job_id)
+        except RedisError as error:
+            _log.info("job %s counts for a minute although it was refused: %s", job_id, error)

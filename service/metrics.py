@@ -75,10 +75,10 @@ class _Ledger(Collector):
 
     def _jobs(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("certserve_jobs", "Jobs by status", labels=["status"])
-        for status, count in self._ledger.counts().items():
+        for status, count in self._ledger.index.counts().items():
             jobs.add_metric([status], count)
         yield jobs
-        queued, running = self._ledger.open_jobs()
+        queued, running = self._ledger.index.open_jobs()
         free = sum(seen.free for seen in self._ledger.survey(sorted(running)))
         yield GaugeMetricFamily(
             "certserve_queue_depth",
@@ -103,7 +103,7 @@ class _Ledger(Collector):
         )
 
     def _workers(self) -> Iterator[Metric]:
-        workers = self._ledger.workers()
+        workers = self._ledger.roster.living()
         yield GaugeMetricFamily("certserve_workers", "Workers that live", value=len(workers))
         for fact, (name, description) in _WORKER_FACTS.items():
             gauge = GaugeMetricFamily(name, description, labels=["worker", "host", "device"])

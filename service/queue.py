@@ -10,6 +10,7 @@ import logging
 import queue
 import secrets
 import threading
+import time
 from collections import Counter
 from typing import cast
 
@@ -31,6 +32,11 @@ _JOB_ID_LENGTH = 26
 #: may take hours on a CPU. Leases tell of lost workers; RQ's clock is only a last resort.
 _GRACE_S = 6 * 3600
 _AT_ONCE = 500
+#: Any ticket serves any job: where so many wait, one more brings nobody. More workers than that are
+#: the reconciler's business.
+_PLENTY = 64
+#: Tickets of so long go out together.
+_PAUSE_S = 0.02
 
 
 class Bell:
@@ -48,7 +54,7 @@ class Bell:
         self._thread.start()
 
     def ring(self, job_id: str) -> None:
-        """Ask for a worker; returns at once."""
+        """Ask for a worker, unless many are asked for already; returns at once."""
         self._wanted.put(job_id)
 
     def waiting(self) -> Counter[str]:
@@ -72,10 +78,13 @@ class Bell:
                 _log.warning("%d tickets were not rung: %s", len(jobs), error)
             if None in jobs:
                 return
+            time.sleep(_PAUSE_S)
 
     def _enqueue(self, job_ids: list[str]) -> None:
         if not job_ids:
             return
+        # The jobs are in the ledger by now, so every ticket that waits will find them.
+        room = max(0, _PLENTY - int(self._redis.llen(self._queue.key)))
         tickets = [
             Queue.prepare_data(
                 TICKET,
@@ -86,6 +95,7 @@ class Bell:
                 description="",
                 job_id=f"{job_id}-{secrets.token_hex(4)}",
             )
-            for job_id in job_ids
+            for job_id in job_ids[:room]
         ]
-        self._queue.enqueue_many(tickets)
+        if tickets:
+            self._queue.enqueue_many(tickets)

@@ -83,7 +83,7 @@ class Reconciler:
     def tick(self) -> None:
         """One round. Raises RedisError while Redis is away; then nothing was skipped."""
         try:
-            memory = self._ledger.memory()
+            memory = self._ledger.memory.name()
             if memory != self._memory:
                 # This Redis is new to us, or it lost its data: go through everything accepted.
                 self._rewind()
@@ -91,7 +91,7 @@ class Reconciler:
             self._enter_accepted()
             self._memory = memory
             if not (self._complete or self._left):
-                self._ledger.set_complete(memory)
+                self._ledger.memory.set_complete(memory)
                 self._complete = self._caught_up = True
         except (RedisError, Problem):
             self._rewind()
@@ -114,7 +114,7 @@ class Reconciler:
         while batch := list(islice(accepted, _BREATH)):
             for submission in batch:
                 self._webhooks.watch(submission)
-            known = self._ledger.known([submission.id for submission in batch])
+            known = self._ledger.index.known([submission.id for submission in batch])
             for submission, is_known in zip(batch, known, strict=True):
                 if not is_known or submission.attempt > 1:
                     self._enter(submission)
@@ -151,16 +151,15 @@ class Reconciler:
 
     def _line_up(self) -> None:
         """Open jobs that an earlier release entered have no place in the line: give them one."""
-        for job_id in self._ledger.line.missing(self._ledger.active()):
+        for job_id in self._ledger.line.missing(self._ledger.index.active()):
             self._ledger.line.stand(job_id, time.time())
 
     def _attend_active(self) -> None:
-        waiting = self._bell.waiting()
-        # A queued job whose ticket waits needs nothing, however many there are.
-        queued, running = self._ledger.open_jobs()
-        active = sorted(running | (queued - waiting.keys()))
         # Any ticket serves any job: one for every worker is enough.
-        wanted = max(1, len(self._ledger.workers())) - waiting.total()
+        wanted = max(1, len(self._ledger.roster.living())) - self._bell.waiting().total()
+        queued, running = self._ledger.index.open_jobs()
+        # While there are, queued jobs need nothing, however many they be.
+        active = sorted(running | queued if wanted > 0 else running)
         for start in range(0, len(active), _BATCH):
             batch = active[start : start + _BATCH]
             for job_id, seen in zip(batch, self._ledger.survey(batch), strict=True):

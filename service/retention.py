@@ -42,7 +42,7 @@ class Retention:
 
     def run(self) -> None:
         """Raises RedisError, StorageFull; what is done by then is done."""
-        if not self._ledger.complete():
+        if not self._ledger.memory.complete():
             return
         known: set[str] = set()
         needed: set[str] = set()
@@ -65,10 +65,10 @@ class Retention:
     def _jobs(self) -> Iterator[JobState]:
         before: str | None = None
         while True:
-            ids = self._ledger.ids(kind=None, status=None, before=before, limit=_BATCH)
+            ids = self._ledger.index.ids(kind=None, status=None, before=before, limit=_BATCH)
             if not ids:
                 return
-            yield from self._ledger.get_many(ids)
+            yield from self._ledger.index.get_many(ids)
             before = ids[-1]
 
     def _expired(self, state: JobState) -> bool:

@@ -11,9 +11,11 @@ from service.contract.connection import connect
 from service.contract.events import EventLog
 from service.contract.journal import Journal
 from service.contract.ledger import Ledger
+from service.contract.quotas import Quotas
 from service.contract.repeats import Repeats
 from service.contract.settings import Settings
 from service.contract.store import Store
+from service.entrance import Entrance
 from service.events import EventHub
 from service.jobs import Jobs
 from service.keys import KeyRing
@@ -35,7 +37,10 @@ class Services:
     settings: Settings
     store: Store
     ledger: Ledger
+    #: The same, for who must know soon whether Redis answers.
+    probe: Ledger
     journal: Journal
+    entrance: Entrance
     bell: Bell
     jobs: Jobs
     reconciler: Reconciler
@@ -54,10 +59,13 @@ class Services:
         """
         store = Store.of(settings)
         store.sweep()
-        redis = connect(settings)
+        # A Redis that hangs costs a request seconds: what was accepted is in the journal by then.
+        redis = connect(settings, timeout_s=5.0)
         ledger = Ledger(redis, settings)
+        probe = Ledger(connect(settings, retries=0, timeout_s=2.0), settings)
         journal = Journal(store.folder("journal"))
         bell = Bell(connect(settings, text=False), settings)
+        entrance = Entrance(journal, ledger, bell)
         jobs = Jobs(store, ledger, journal, bell)
         retention = Retention(settings, store, ledger, journal)
         webhooks = Webhooks(settings, store)
@@ -74,12 +82,11 @@ class Services:
         keys = KeyRing(
             settings.data_dir / "keys", [key.get_secret_value() for key in settings.keys]
         )
-        limits = Limits(redis, settings)
+        limits = Limits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
         submissions = Submissions(
             store=store,
-            ledger=ledger,
             journal=journal,
-            bell=bell,
+            entrance=entrance,
             jobs=jobs,
             repeats=repeats,
             limits=limits,
@@ -90,7 +97,9 @@ class Services:
             settings=settings,
             store=store,
             ledger=ledger,
+            probe=probe,
             journal=journal,
+            entrance=entrance,
             bell=bell,
             jobs=jobs,
             reconciler=reconciler,
@@ -107,6 +116,7 @@ class Services:
         self.reconciler.close()
         self.webhooks.close()
         self.journal.close()
+        self.entrance.close()
         self.bell.close()
 
 

@@ -1,4 +1,4 @@
-"""Accepting jobs: recognise what was asked for before, write the journal, enter, ring."""
+"""Accepting jobs: recognise what was asked for before, then let it in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from service.contract.ids import new_job_id
 from service.contract.journal import Binding, Journal
-from service.contract.ledger import JobState, Ledger
+from service.contract.leases import JobState
 from service.contract.outcomes import outcome_state
 from service.contract.problems import Conflict, InvalidInput, NotFound, Unavailable
 from service.contract.repeats import Repeats, fingerprint, key_of, result_key
@@ -22,10 +22,10 @@ from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, 
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 from service.contract.training import TrainingPlan
+from service.entrance import Entrance
 from service.jobs import Jobs, new_state
 from service.keys import Caller
 from service.limits import Limits
-from service.queue import Bell
 from service.version import engine_version
 
 __all__ = ["Accepted", "Order", "Prepared", "Submissions"]
@@ -76,9 +76,8 @@ class Submissions:
         self,
         *,
         store: Store,
-        ledger: Ledger,
         journal: Journal,
-        bell: Bell,
+        entrance: Entrance,
         jobs: Jobs,
         repeats: Repeats,
         limits: Limits,
@@ -86,9 +85,8 @@ class Submissions:
         caught_up: Callable[[], bool],
     ) -> None:
         self._store = store
-        self._ledger = ledger
         self._journal = journal
-        self._bell = bell
+        self._entrance = entrance
         self._jobs = jobs
         self._repeats = repeats
         self._limits = limits
@@ -116,22 +114,20 @@ class Submissions:
             replayed = await self._replayed(key, submission)
             if replayed is not None:
                 return Accepted(replayed, "replayed")
-        accepted = False
         try:
             if earlier is not None:
                 if key is not None:
                     binding = Binding(key, earlier.submission.id, submission.fingerprint)
                     await asyncio.wrap_future(self._journal.bind(binding))
                     await to_thread.run_sync(self._repeats.bind, binding)
-                accepted = True
                 return Accepted(earlier, "reused")
-            with self._limits.entering_job(prepared.caller):
-                await asyncio.wrap_future(self._journal.append(submission))
-                accepted = True
-                await self._enter(submission)
-        finally:
-            if key is not None and not accepted:
+            async with self._limits.entering_job(prepared.caller, submission.id):
+                await self._entrance.accept(submission)
+        except Exception:
+            # Not where the request is cancelled: its job may be in the journal all the same.
+            if key is not None:
                 await self._release(key)
+            raise
         return Accepted(new_state(submission), "new")
 
     def _submission(self, order: Order) -> JobSubmission:
@@ -159,15 +155,6 @@ class Submissions:
             result_key=result_key(owner, content, datasets, engine_version()) if repeatable else "",
             webhook=order.webhook,
         )
-
-    async def _enter(self, submission: JobSubmission) -> None:
-        try:
-            await to_thread.run_sync(self._ledger.create, submission)
-        except RedisError as error:
-            # Accepted is accepted: the reconciler enters the job once Redis is back.
-            _log.warning("job %s waits for Redis: %s", submission.id, error)
-        else:
-            self._bell.ring(submission.id)
 
     async def _replayed(self, key: str, submission: JobSubmission) -> JobState | None:
         """The job that the key was used for; None: the key is this submission's now."""

@@ -53,9 +53,9 @@ async def metrics(services: UsesServices, principal: Admin) -> Response:
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
     checks: dict[str, dict[str, Any]] = {}
     try:
-        services.ledger.ping()
-        complete = services.ledger.complete()
-        workers = services.ledger.workers()
+        services.probe.memory.ping()
+        complete = services.probe.memory.complete()
+        workers = services.probe.roster.living()
     except RedisError as error:
         checks["redis"] = _check(False, f"no answer ({type(error).__name__})")
         checks["workers"] = _check(False, "unknown without Redis")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class BlobWriter:
         self._share = share
         self._limit = limit
         self._hash = hashlib.sha256()
+        #: A request that is cancelled must not close the file under a thread that writes to it.
+        self._lock = threading.Lock()
         with storage_errors():
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file: int | None = os.open(self.path, flags, 0o600)
@@ -66,8 +69,12 @@ class BlobWriter:
         """``sha256:...`` of what was written so far."""
         return "sha256:" + self._hash.hexdigest()
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append ``data``; one system call, one hash update."""
+        with self._lock:
+            self._write(data)
+
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
         assert self._file is not None, "the writer is closed"
         self.size += len(data)
         if self.size > self._limit:
@@ -108,7 +115,8 @@ class BlobWriter:
 
     def discard(self) -> None:
         """Forget what was not published."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            os.close(file)
+        with self._lock:
+            if self._file is not None:
+                file, self._file = self._file, None
+                os.close(file)
         self.path.unlink(missing_ok=True)

@@ -68,23 +68,23 @@ class Journal:
         It fails with StorageFull or Unavailable; then the submission was not accepted. ``retry``
         lines carry the submission with its new ``attempt``.
         """
-        return self._append({"op": op, "job": submission.model_dump(mode="json")})
+        # Put together by hand around pydantic's own JSON: this is done for every submission.
+        return self._append(f'{{"op":"{op}","job":{submission.model_dump_json()}}}'.encode())
 
     def delete(self, job_id: str) -> Future[None]:
         """Queue the note that a job is to be forgotten: a rebuilt Redis must not run it again."""
-        return self._append({"op": "delete", "id": job_id})
+        return self._append(_dump({"op": "delete", "id": job_id}))
 
     def bind(self, binding: Binding) -> Future[None]:
         """Queue the note that an idempotency key means an earlier job, whose result is re-used."""
-        return self._append({"op": "bind", **asdict(binding)})
+        return self._append(_dump({"op": "bind", **asdict(binding)}))
 
-    def _append(self, entry: dict[str, Any]) -> Future[None]:
+    def _append(self, line: bytes) -> Future[None]:
         future: Future[None] = Future()
         if self._closed:
             future.set_exception(Unavailable("the service is stopping", code="stopping"))
             return future
-        line = json.dumps(entry, separators=(",", ":"), allow_nan=False)
-        self._queue.put((line.encode() + b"\n", future))
+        self._queue.put((line + b"\n", future))
         return future
 
     def close(self) -> None:
@@ -227,6 +227,10 @@ class JournalReader:
             self._bindings.append(Binding(entry["key"], entry["job_id"], entry["fingerprint"]))
         except (ValueError, KeyError):
             _log.error("%s holds a line that is no binding", path.name)
+
+
+def _dump(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
 
 
 #: How the writing end begins the lines that are no submissions: no JSON is parsed to find them.

@@ -12,12 +12,13 @@ more, ``merge`` is the last one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from redis import Redis
 
+from service.contract.index import Index
 from service.contract.leases import (
     Busy,
     Exhausted,
@@ -29,6 +30,9 @@ from service.contract.leases import (
     state_of,
 )
 from service.contract.line import MOST_S, Line, handicap
+from service.contract.memory import Memory
+from service.contract.redis_keys import STATUSES, Keys
+from service.contract.roster import Roster
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.times import now, seconds
@@ -48,8 +52,6 @@ __all__ = [
 #: How long the events of a finished job can still be followed.
 _EVENTS_KEPT_S = 86_400
 
-_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
-
 
 class Ledger:
     """Jobs in Redis; ``redis`` is ``connection.connect(settings)`` (it decodes responses)."""
@@ -58,9 +60,16 @@ class Ledger:
         self._redis: Any = redis
         self._settings = settings
         self._prefix = prefix
+        self._keys = Keys(prefix)
         self.totals = Totals(redis, prefix=prefix)
         #: Who comes next.
         self.line = Line(redis, prefix=prefix)
+        #: Which jobs there are.
+        self.index = Index(redis, prefix=prefix)
+        #: Whether this is the Redis we knew.
+        self.memory = Memory(redis, prefix=prefix)
+        #: Who works.
+        self.roster = Roster(redis, prefix=prefix, ttl_s=settings.worker_ttl_s)
         folder = Path(__file__).with_name("lua")
         names = ["create", "reopen", "lease", "renew", "commit", "release", "progress", "finish"]
         names += ["forget", "survey"]
@@ -73,16 +82,29 @@ class Ledger:
 
     def create(self, submission: JobSubmission) -> bool:
         """Enter a job as queued; whether it was unknown. Safe to repeat; deleted jobs stay so."""
+        keys, arguments = self._entry(submission)
+        return bool(self._scripts["create"](keys=keys, args=arguments))
+
+    def create_all(self, submissions: Sequence[JobSubmission]) -> None:
+        """The same for several jobs in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for submission in submissions:
+            keys, arguments = self._entry(submission)
+            self._scripts["create"](keys=keys, args=arguments, client=pipeline)
+        pipeline.execute()
+
+    def _entry(self, submission: JobSubmission) -> tuple[list[str], list[str | float]]:
         job, principal = submission.id, submission.principal
-        keys = self._job_keys(job)
-        keys += [self._key("jobs"), self._key("active"), self._status_key("queued")]
-        keys += [self._key(f"kind:{submission.kind}"), self._key(f"owner:{principal}")]
-        keys += [self._key(f"open:{principal}"), self._key(f"deleted:{job}"), self.line.key]
-        idempotency_key = submission.idempotency_key
-        keys.append("" if idempotency_key is None else self._key(f"idempotency:{idempotency_key}"))
+        keys = self._keys.job(job)
+        keys += [self._keys.of("jobs"), self._keys.of("active"), self._keys.status("queued")]
+        keys += [self._keys.of(f"kind:{submission.kind}"), self._keys.of(f"owner:{principal}")]
+        keys += [self._keys.of(f"open:{principal}"), self._keys.of(f"deleted:{job}"), self.line.key]
+        key = submission.idempotency_key
+        keys.append("" if key is None else self._keys.of(f"idempotency:{key}"))
+        keys.append(self._keys.of(f"entering:{principal}"))
         # Not this moment: jobs entered again after a loss of data stand where they stood.
         entered = seconds(submission.created_at)
-        arguments = [
+        arguments: list[str | float] = [
             job,
             submission.kind,
             submission.model_dump_json(),
@@ -94,14 +116,15 @@ class Ledger:
             entered,
             entered + handicap(submission),
         ]
-        return bool(self._scripts["create"](keys=keys, args=arguments))
+        return keys, arguments
 
     def reopen(self, submission: JobSubmission) -> bool:
         """Begin a later attempt of a job; whether it is new. Tokens of leases go on counting."""
         job = submission.id
-        keys = self._job_keys(job)
-        keys += [self._key("active"), self._key(f"open:{submission.principal}"), self.line.key]
-        keys += [self._status_key(status) for status in _STATUSES]
+        keys = self._keys.job(job)
+        keys += [self._keys.of("active"), self._keys.of(f"open:{submission.principal}")]
+        keys.append(self.line.key)
+        keys += [self._keys.status(status) for status in STATUSES]
         arguments: list[str | float] = [job, submission.model_dump_json()]
         arguments += [_first_item(submission), submission.attempt]
         arguments += [entered := now(), entered + handicap(submission)]
@@ -109,15 +132,15 @@ class Ledger:
 
     def forget(self, job_id: str) -> None:
         """Remove every trace of a job; for an hour it cannot be entered again by mistake."""
-        keys = self._job_keys(job_id)
-        keys += [self._key("jobs"), self._key("active"), self._key(f"deleted:{job_id}")]
+        keys = self._keys.job(job_id)
+        keys += [self._keys.of("jobs"), self._keys.of("active"), self._keys.of(f"deleted:{job_id}")]
         keys.append(self.line.key)
-        self._scripts["forget"](keys=keys, args=[job_id, self._prefix, *_STATUSES])
+        self._scripts["forget"](keys=keys, args=[job_id, self._prefix, *STATUSES])
 
     def lease(self, job_id: str, *, worker: str) -> Lease | Busy | Exhausted | NoWork:
         """The next free item of the job, for ``lease_ttl_s``; the first lease starts the job."""
-        keys = self._job_keys(job_id)
-        keys += [self._status_key("queued"), self._status_key("running")]
+        keys = self._keys.job(job_id)
+        keys += [self._keys.status("queued"), self._keys.status("running")]
         settings = self._settings
         answer = self._scripts["lease"](
             keys=keys, args=[job_id, settings.lease_ttl_s, settings.max_attempts, worker]
@@ -135,7 +158,7 @@ class Ledger:
     def renew(self, lease: Lease) -> Renewal:
         """Keep the lease for another ``lease_ttl_s``; call it about every third of that."""
         valid, cancel = self._scripts["renew"](
-            keys=self._job_keys(lease.job_id)[:3],
+            keys=self._keys.job(lease.job_id)[:3],
             args=[lease.item, lease.token, self._settings.lease_ttl_s],
         )
         return Renewal(bool(valid), bool(cancel))
@@ -156,7 +179,7 @@ class Ledger:
         """
         behind = "" if total is None or unit != "samples" else min(MOST_S, total)
         answer = self._scripts["commit"](
-            keys=[*self._job_keys(lease.job_id), self.line.key],
+            keys=[*self._keys.job(lease.job_id), self.line.key],
             args=[
                 lease.job_id,
                 lease.item,
@@ -187,7 +210,7 @@ class Ledger:
         delay = self._settings.retry_delay_s if delay_s is None else delay_s
         mark = "2" if progressed else "0" if counts else "1"
         valid, _ = self._scripts["release"](
-            keys=self._job_keys(lease.job_id)[:4],
+            keys=self._keys.job(lease.job_id)[:4],
             args=[lease.item, lease.token, delay, error[:2000], mark],
         )
         return bool(valid)
@@ -204,7 +227,7 @@ class Ledger:
     ) -> None:
         """Say how much of ``item`` is done in all; the job shows the sum over its items."""
         self._scripts["progress"](
-            keys=self._job_keys(job_id),
+            keys=self._keys.job(job_id),
             args=[item, done, "" if total is None else total, unit, message[:500]],
         )
 
@@ -225,9 +248,9 @@ class Ledger:
         ``unknown``: there is no such job. ``outcome.json`` comes first: call
         ``service.contract.outcomes.conclude``, not this.
         """
-        keys = self._job_keys(job_id)
-        keys += [self._key("active"), self._status_key("queued"), self._status_key("running")]
-        keys += [self._status_key(status), self.line.key]
+        keys = self._keys.job(job_id)
+        keys += [self._keys.of("active"), self._keys.status("queued"), self._keys.status("running")]
+        keys += [self._keys.status(status), self.line.key]
         arguments = [
             job_id,
             status,
@@ -246,80 +269,16 @@ class Ledger:
 
     def get(self, job_id: str) -> JobState | None:
         """The job, or None where the ledger does not know it."""
-        fields = self._redis.hgetall(self._key(f"job:{job_id}"))
+        fields = self._redis.hgetall(self._keys.of(f"job:{job_id}"))
         return state_of(fields) if fields else None
-
-    def get_many(self, job_ids: Iterable[str]) -> list[JobState]:
-        """Those of the jobs that the ledger knows, in the order given."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for job_id in job_ids:
-            pipeline.hgetall(self._key(f"job:{job_id}"))
-        return [state_of(fields) for fields in pipeline.execute() if fields]
-
-    def ids(
-        self,
-        *,
-        kind: str | None,
-        status: str | None,
-        before: str | None,
-        limit: int,
-        owner: str | None = None,
-    ) -> list[str]:
-        """Ids of jobs, newest first, older than ``before``; at most ``limit``."""
-        # The rarest wish has an index; the others are looked up, page by page.
-        wishes = {"principal": owner, "status": status, "kind": kind}
-        asked = {name: value for name, value in wishes.items() if value is not None}
-        first = next(iter(asked), None)
-        prefix = {"principal": "owner", "status": "status", "kind": "kind", None: ""}[first]
-        index = self._key("jobs") if first is None else self._key(f"{prefix}:{asked.pop(first)}")
-        if not asked:
-            return self._page(index, before, limit)
-        found: list[str] = []
-        while len(found) < limit:
-            page = self._page(index, before, 500)
-            if not page:
-                break
-            pipeline = self._redis.pipeline(transaction=False)
-            for job_id in page:
-                pipeline.hmget(self._key(f"job:{job_id}"), list(asked))
-            values = list(asked.values())
-            found += [j for j, v in zip(page, pipeline.execute(), strict=True) if v == values]
-            before = page[-1]
-        return found[:limit]
-
-    def known(self, job_ids: Sequence[str]) -> list[bool]:
-        """Whether the ledger knows each of the jobs."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for job_id in job_ids:
-            pipeline.exists(self._key(f"job:{job_id}"))
-        return [bool(found) for found in pipeline.execute()]
 
     def results(self, job_id: str) -> dict[str, str]:
         """Committed items of a running job and their results."""
-        return dict(self._redis.hgetall(self._key(f"job:{job_id}:done")))
-
-    def open_jobs(self) -> tuple[set[str], set[str]]:
-        """Ids of the queued and of the running jobs."""
-        pipeline = self._redis.pipeline()
-        for status in ("queued", "running"):
-            pipeline.zrange(self._status_key(status), 0, -1)
-        queued, running = pipeline.execute()
-        return set(queued), set(running)
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs there are in each status."""
-        pipeline = self._redis.pipeline()
-        for status in _STATUSES:
-            pipeline.zcard(self._status_key(status))
-        return dict(zip(_STATUSES, pipeline.execute(), strict=True))
-
-    def active(self) -> set[str]:
-        """Ids of all jobs that have not ended."""
-        return set(self._redis.smembers(self._key("active")))
+        return dict(self._redis.hgetall(self._keys.of(f"job:{job_id}:done")))
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still its holder's; looks only."""
-        held = self._redis.hget(self._key(f"job:{lease.job_id}:holder"), lease.item)
+        held = self._redis.hget(self._keys.of(f"job:{lease.job_id}:holder"), lease.item)
         return bool(held == str(lease.token))
 
     def survey(self, job_ids: Sequence[str]) -> list[Survey]:
@@ -327,7 +286,7 @@ class Ledger:
         script = self._scripts["survey"]
         pipeline = self._redis.pipeline(transaction=False)
         for job_id in job_ids:
-            keys = self._job_keys(job_id)[:4]
+            keys = self._keys.job(job_id)[:4]
             script(keys=keys, args=[self._settings.max_attempts], client=pipeline)
         return [
             Survey(
@@ -335,74 +294,6 @@ class Ledger:
             )
             for status, free, leased, item, tries, error in pipeline.execute()
         ]
-
-    # workers, and whether this is the Redis we knew
-
-    def heartbeat(self, worker: str, facts: Mapping[str, str]) -> None:
-        """Say that ``worker`` lives (host, device, ... in ``facts``), for ``worker_ttl_s``."""
-        ttl = self._settings.worker_ttl_s
-        key = self._key(f"worker:{worker}")
-        pipeline = self._redis.pipeline()
-        pipeline.hset(key, mapping={"name": worker, **facts})
-        pipeline.pexpire(key, int(ttl * 1000))
-        pipeline.sadd(self._key("workers"), worker)
-        pipeline.execute()
-
-    def farewell(self, worker: str) -> None:
-        """Forget a worker that stops."""
-        self._redis.delete(self._key(f"worker:{worker}"))
-        self._redis.srem(self._key("workers"), worker)
-
-    def workers(self) -> list[dict[str, str]]:
-        """What the living workers say of themselves."""
-        names = sorted(self._redis.smembers(self._key("workers")))
-        pipeline = self._redis.pipeline(transaction=False)
-        for name in names:
-            pipeline.hgetall(self._key(f"worker:{name}"))
-        found = []
-        for name, facts in zip(names, pipeline.execute(), strict=True):
-            if facts:
-                found.append(dict(facts))
-            else:
-                self._redis.srem(self._key("workers"), name)
-        return found
-
-    def ping(self) -> None:
-        """Raises redis.exceptions.RedisError unless Redis answers."""
-        self._redis.ping()
-
-    def memory(self) -> str:
-        """A name that this Redis keeps as long as it keeps its data: a new one means it forgot."""
-        key = self._key("memory")
-        self._redis.set(key, f"{now()!r}", nx=True)
-        return str(self._redis.get(key))
-
-    def set_complete(self, memory: str) -> None:
-        """Say that every accepted job has been entered since this Redis got its ``memory``."""
-        self._redis.set(self._key("complete"), memory)
-
-    def complete(self) -> bool:
-        """Whether a job that is unknown here was never accepted; False after a loss of data."""
-        memory, entered = self._redis.mget(self._key("memory"), self._key("complete"))
-        return memory is not None and memory == entered
-
-    # keys
-
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}:{name}"
-
-    def _status_key(self, status: str) -> str:
-        assert status in _STATUSES, status
-        return self._key(f"status:{status}")
-
-    def _job_keys(self, job_id: str) -> list[str]:
-        base = self._key(f"job:{job_id}")
-        parts = ("free", "holder", "tries", "done", "progress", "events")
-        return [base, *(f"{base}:{part}" for part in parts)]
-
-    def _page(self, index: str, before: str | None, limit: int) -> list[str]:
-        top = "+" if before is None else f"({before}"
-        return list(self._redis.zrevrangebylex(index, top, "-", start=0, num=limit))
 
 
 def _first_item(submission: JobSubmission) -> str:

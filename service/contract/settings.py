@@ -19,7 +19,10 @@ GiB = 1024 * MiB
 class Settings(BaseSettings):
     """One frozen object; ``Settings()`` reads the environment, keyword arguments win over it."""
 
-    model_config = SettingsConfigDict(env_prefix="CERTSERVE_", frozen=True, extra="ignore")
+    # Values are not shown in errors: some are secrets.
+    model_config = SettingsConfigDict(
+        env_prefix="CERTSERVE_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(
         default=Path("certserve-data"), description="Uploads, journal, jobs and reports live here."
@@ -31,6 +34,7 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(
         default=None,
+        pattern=r"^(redis|rediss|unix)://",
         description="Redis to use, e.g. redis://host:6379/0 or unix:///run/redis.sock; "
         "unset: the launcher starts an embedded one and passes its address on.",
     )

@@ -27,6 +27,7 @@ from service.contract.files import (
 from service.contract.ids import digest_hex, is_job_id
 from service.contract.mirror import Mirror
 from service.contract.problems import NotFound
+from service.contract.records import Listing, read_object, with_owner
 from service.contract.settings import Settings
 from service.contract.times import now
 
@@ -50,8 +51,7 @@ class Store:
     def __init__(self, data_dir: Path, mirror: Mirror | None = None) -> None:
         self.data_dir = data_dir
         self._mirror = mirror
-        #: Collection -> (time of the folder's last change, time of reading, records).
-        self._listings: dict[str, tuple[float, float, list[dict[str, Any]]]] = {}
+        self._listings = {name: Listing(data_dir / name) for name in ("models", "datasets")}
         with storage_errors():
             for name in self._FOLDERS:
                 (data_dir / name).mkdir(parents=True, exist_ok=True)
@@ -154,17 +154,7 @@ class Store:
         # Two uploads of the same bytes must not forget each other's owner.
         with locked(folder / ".lock"):
             known = self.record(collection, identity)
-            name = record["name"]
-            merged = {"names": [], "owners": {}, "own": False, **(known or record)}
-            owners = {who: list(names) for who, names in merged["owners"].items()}
-            if known is not None and not owners:
-                owners[""] = list(known["names"])  # from before there were owners
-            names = owners.setdefault(owner, [])
-            merged["names"] = list(dict.fromkeys([*merged["names"], name]))
-            names[:] = dict.fromkeys([*names, name])
-            merged |= {"owners": owners, "own": merged["own"] or own}
-            if "files" in record:  # a training knows more than an upload of the same bytes
-                merged["files"] = {**merged.get("files", {}), **record["files"]}
+            merged = with_owner(known, record, owner=owner, own=own)
             if merged != known:
                 atomic_write(folder / f"{text}.json", _json_bytes(merged))
                 self.share(folder / f"{text}.json")
@@ -180,20 +170,7 @@ class Store:
 
     def records(self, collection: Collection) -> Iterator[dict[str, Any]]:
         """All of them, newest first; read again only when the folder has changed."""
-        folder = self.data_dir / collection
-        changed = folder.stat().st_mtime
-        known = self._listings.get(collection)
-        # Two changes within one tick of the disk's clock look alike: trust only an old time.
-        if known is None or known[0] != changed or known[1] - changed < 1.0:
-            looked = now()
-            found = [
-                record
-                for path in folder.glob("*.json")
-                if (record := self._read_json(path)) is not None
-            ]
-            found.sort(key=lambda record: (record["created_at"], record["id"]), reverse=True)
-            known = self._listings[collection] = (changed, looked, found)
-        return iter(known[2])
+        return iter(self._listings[collection].records())
 
     # job folders
 
@@ -289,7 +266,7 @@ class Store:
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """The object in ``path``, or None where there is no such file on any host."""
-        return self._read_json(path) if self.has(path) else None
+        return read_object(path) if self.has(path) else None
 
     def sweep(self, *, older_than_s: float = 3600.0) -> None:
         """Remove uploads and folders whose process died: nobody wrote to them for so long."""
@@ -313,15 +290,6 @@ class Store:
         if not is_job_id(job_id):
             raise NotFound(f"there is no job {job_id[:64]!r}", code="unknown_job")
         return self.data_dir / "jobs" / job_id
-
-    @staticmethod
-    def _read_json(path: Path) -> dict[str, Any] | None:
-        try:
-            value = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        assert isinstance(value, dict), path
-        return value
 
 
 def _json_bytes(value: object) -> bytes:

@@ -1,11 +1,12 @@
 """A multipart body, streamed: files go to the store's temporary folder as they arrive.
 
-Memory per request is about a MiB, whatever is sent. Bytes are hashed and written in threads, so
-that the event loop stays free.
+Memory per request is about two MiB, whatever is sent. Bytes are hashed and written in a thread
+while the next ones are received, so that the event loop stays free.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -64,8 +65,8 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Receive a body with these file fields and text fields (name -> most bytes) and no others.
 
-    ``meter`` is told of every block of a file, and may raise. A field that may be both is a file
-    where it comes with a file name.
+    ``meter`` is told of every block of a file, in a thread, and may raise. A field that may be
+    both is a file where it comes with a file name.
 
     Files not published when the block ends are removed. Raises Malformed (no multipart, cut
     off), InvalidInput (unknown or doubled field), TooLarge, Unsupported, StorageFull.
@@ -115,10 +116,20 @@ class _Receiver:
         self._name = ""
         self._upload: Upload | None = None
         self._data = bytearray()
+        #: The block before the one that is gathered, on its way to the disk.
+        self._writing: asyncio.Future[None] | None = None
         self._ended = False
 
     async def run(self, request: Request) -> None:
-        """Read the whole body."""
+        """Read the whole body. Nothing is being written any more when this returns or raises."""
+        try:
+            await self._read(request)
+        finally:
+            if self._writing is not None:
+                await asyncio.wait({self._writing})
+                self._writing.exception()  # what was wrong first is being raised already
+
+    async def _read(self, request: Request) -> None:
         parser = self._parser(request)
         async for chunk in request.stream():
             try:
@@ -225,12 +236,23 @@ class _Receiver:
 
     async def _flush(self, writer: BlobWriter) -> None:
         data, self._data = self._data, bytearray()
+        await self._written()
+        self._writing = asyncio.ensure_future(to_thread.run_sync(self._keep, writer, data))
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _keep(self, writer: BlobWriter, data: bytearray) -> None:
         self._meter(len(data))
-        await to_thread.run_sync(writer.write, bytes(data))
+        writer.write(data)
 
     async def _end_field(self) -> None:
         if self._upload is not None:
             await self._flush(self._upload.writer)
+            await self._written()
             await to_thread.run_sync(self._upload.writer.close)
             return
         try:

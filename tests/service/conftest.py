@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import tempfile
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,12 +23,15 @@ from redis.exceptions import RedisError
 from service.app import create_app
 from service.contract.connection import connect
 from service.contract.ids import new_job_id
+from service.contract.journal import Journal
 from service.contract.ledger import Ledger
+from service.contract.outcomes import conclude
 from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 
+Make = Callable[..., JobSubmission]
 Serving = tuple[httpx.Client, Callable[[], None]]
 
 
@@ -153,3 +158,48 @@ def serve_and_stop() -> Iterator[Callable[[Settings], Serving]]:
 def api(settings: Settings, serve: Callable[[Settings], httpx.Client]) -> httpx.Client:
     """A client of an API on the fixtures' Redis and data directory."""
     return serve(settings)
+
+
+@pytest.fixture
+def quick(settings: Settings) -> Settings:
+    """Leases of 50 ms, no pause before another try."""
+    return settings.model_copy(
+        update={"lease_ttl_s": 0.05, "retry_delay_s": 0.0, "reconcile_interval_s": 0.1}
+    )
+
+
+@pytest.fixture
+def accept(store: Store, make_submission: Make) -> Iterator[Make]:
+    """Puts a submission into the journal and nowhere else."""
+    journal = Journal(store.folder("journal"))
+
+    def accept_one(**changes: object) -> JobSubmission:
+        job = make_submission(**changes)
+        journal.append(job).result()
+        return job
+
+    yield accept_one
+    journal.close()
+
+
+def eventually(condition: Callable[[], Any], *, seconds_: float = 5.0) -> Any:
+    deadline = time.monotonic() + seconds_
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+    return value
+
+
+def finish(store: Store, ledger: Ledger, job: JobSubmission, *, samples: int = 3) -> None:
+    """Leave a small report, as a worker's merge does."""
+    store.job_dir(job.id)
+    rows = [
+        {
+            "index": k, "label": 1, "prediction": 1, "margin": 0.5, "radius": 0.25 * k,
+            "unbounded": False, "method": "lipschitz", "certified": [k > 0], "falsified": [False],
+        }
+        for k in range(samples)
+    ]  # fmt: skip
+    store.samples_path(job.id).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store.write_json(store.report_path(job.id), {"schema": "certserve/report/1", "job_id": job.id})
+    conclude(store, ledger, job, "succeeded", samples=samples)

@@ -55,7 +55,7 @@ def test_a_queued_job_is_cancelled_at_once_and_for_good(
     redis.flushall()
     until(lambda: ledger.get(accepted.id) is not None)
     assert api.get(url).json() == answer.json()
-    assert ledger.active() == set()
+    assert ledger.index.active() == set()
     report = api.get(f"{url}/report")
     assert (report.status_code, report.json()["code"]) == (409, "no_report")
 

@@ -51,7 +51,7 @@ def test_a_job_walks_from_prepare_over_shards_to_merge(
     assert ledger.commit(merge, "digest") == "committed"
     assert ledger.finish(job.id, "succeeded") == "succeeded"
     assert ledger.lease(job.id, worker="w") == NoWork("finished")
-    assert ledger.active() == set()
+    assert ledger.index.active() == set()
 
 
 def test_a_lease_that_ran_out_goes_to_somebody_else_and_the_first_commit_wins(
@@ -196,29 +196,29 @@ def test_jobs_are_listed_newest_first_by_kind_and_status_in_pages(
         ledger.create(job)
         time.sleep(0.002)
     newest = [job.id for job in reversed(jobs)]
-    first = ledger.ids(kind=None, status=None, before=None, limit=4)
+    first = ledger.index.ids(kind=None, status=None, before=None, limit=4)
     assert first == newest[:4]
-    assert ledger.ids(kind=None, status=None, before=first[-1], limit=4) == newest[4:]
+    assert ledger.index.ids(kind=None, status=None, before=first[-1], limit=4) == newest[4:]
     trains = [job.id for job in reversed(jobs) if job.kind == "train"]
-    assert ledger.ids(kind="train", status=None, before=None, limit=9) == trains
+    assert ledger.index.ids(kind="train", status=None, before=None, limit=9) == trains
     ledger.finish(trains[0], "cancelled")
-    assert ledger.ids(kind="train", status="queued", before=None, limit=9) == trains[1:]
-    assert ledger.ids(kind=None, status="cancelled", before=None, limit=9) == trains[:1]
+    assert ledger.index.ids(kind="train", status="queued", before=None, limit=9) == trains[1:]
+    assert ledger.index.ids(kind=None, status="cancelled", before=None, limit=9) == trains[:1]
 
 
 def test_workers_are_forgotten_when_they_fall_silent(redis: Redis, settings: Settings) -> None:
     ledger = Ledger(redis, settings.model_copy(update={"worker_ttl_s": 0.1}))
-    ledger.heartbeat("a", {"host": "h", "device": "cpu"})
-    assert ledger.workers() == [{"name": "a", "host": "h", "device": "cpu"}]
+    ledger.roster.heartbeat("a", {"host": "h", "device": "cpu"})
+    assert ledger.roster.living() == [{"name": "a", "host": "h", "device": "cpu"}]
     time.sleep(0.15)
-    assert ledger.workers() == []
-    ledger.heartbeat("a", {"host": "h"})
-    ledger.farewell("a")
-    assert ledger.workers() == []
+    assert ledger.roster.living() == []
+    ledger.roster.heartbeat("a", {"host": "h"})
+    ledger.roster.farewell("a")
+    assert ledger.roster.living() == []
 
 
 def test_a_redis_that_lost_its_data_is_noticed(ledger: Ledger, redis: Redis) -> None:
-    name = ledger.memory()
-    assert ledger.memory() == name
+    name = ledger.memory.name()
+    assert ledger.memory.name() == name
     redis.flushall()
-    assert ledger.memory() != name
+    assert ledger.memory.name() != name

@@ -94,11 +94,11 @@ def test_a_worker_is_alive_while_its_host_sends_heartbeats(
     ledger: Ledger, url_file: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert alive.main() == 1
-    ledger.heartbeat("w1", {"host": "elsewhere"})
+    ledger.roster.heartbeat("w1", {"host": "elsewhere"})
     assert alive.main() == 1
-    ledger.heartbeat("w2", {"host": platform.node()})
+    ledger.roster.heartbeat("w2", {"host": platform.node()})
     assert alive.main() == 0
-    ledger.farewell("w2")
+    ledger.roster.farewell("w2")
     assert alive.main() == 1
     assert "no worker" in capsys.readouterr().err
     redis_server.kill()

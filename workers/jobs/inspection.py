@@ -7,6 +7,7 @@ upload. It sees no Redis, no store and no other job.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -152,8 +153,18 @@ def _cpu() -> Any:
 
 
 def main() -> int:
-    """Take on the limits, then inspect; 0 or 3 (``problem.json`` says what is wrong)."""
+    """Take on the limits, then inspect; 0, 3 (``problem.json`` says what is wrong with the upload)
+    or ``sandbox.NO_ROOM``: nothing is, but the disk is full."""
     sandbox.enter(sys.argv[1:])
+    try:
+        return _inspect_and_state()
+    except Exception as error:
+        if not sandbox.found_no_room(error):
+            raise
+        return sandbox.NO_ROOM
+
+
+def _inspect_and_state() -> int:
     request = json.loads(Path("request.json").read_text())
     folder = Path("prepared")
     folder.mkdir()
@@ -165,6 +176,14 @@ def main() -> int:
             write_training_data(request, folder)
         else:
             inspect(request, folder)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        problem = {
+            "code": "too_large",
+            "detail": "what is made of model and data set is larger than a file may be",
+            "hint": "fewer samples, or a larger CERTSERVE_MAX_INFLATED_BYTES",
+        }
     except MemoryError:
         problem = {
             "code": "too_large",

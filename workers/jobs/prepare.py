@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.files import storage_errors, sync_folder
-from service.contract.problems import InternalError, InvalidInput, Problem, TooLarge
+from service.contract.problems import InternalError, InvalidInput, Problem, StorageFull, TooLarge
 from service.contract.schemas import DatasetSource, JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.store import Store
-from workers.jobs.sandbox import ChildEnded, Limits, run_child
+from workers.jobs.sandbox import NO_ROOM, ChildEnded, Limits, run_child
 from workers.jobs.trained import certification_samples, model_of
 
 __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
@@ -58,7 +58,8 @@ def inspect_apart(
 ) -> None:
     """Have the limited child do ``request`` and publish its ``files`` as the folder ``target``.
 
-    Raises the Problem that is wrong with the upload. Nothing is published when ``stop`` said so.
+    Raises the Problem that is wrong with the upload, StorageFull. Nothing is published when
+    ``stop`` said so.
     """
     job_dir = store.job_dir(job_id)
     for left in job_dir.glob(".inspect-*"):
@@ -67,14 +68,17 @@ def inspect_apart(
     with storage_errors():
         folder.mkdir(mode=0o700)
     try:
-        (folder / "request.json").write_text(json.dumps(request))
         limits = Limits(
             memory_bytes=settings.inspection_memory_bytes,
             cpu_s=int(settings.inspection_timeout_s * (os.cpu_count() or 1)),
             wall_s=settings.inspection_timeout_s,
             file_bytes=settings.max_inflated_bytes,
         )
-        ended = run_child("workers.jobs.inspection", [], folder=folder, limits=limits, stop=stop)
+        with storage_errors():
+            (folder / "request.json").write_text(json.dumps(request))
+            ended = run_child(
+                "workers.jobs.inspection", [], folder=folder, limits=limits, stop=stop
+            )
         if ended.stopped:
             return
         _raise_problem(job_id, folder, ended, limits)
@@ -143,6 +147,8 @@ def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: Limits)
     """Nothing if the child succeeded; else the problem it stated, or what its end tells."""
     if ended.status == 0 and not ended.timed_out:
         return
+    if ended.status == NO_ROOM:
+        raise StorageFull("the disk that holds the data directory is full")
     stated = folder / "problem.json"
     if ended.status == 3 and stated.is_file() and not stated.is_symlink():
         raise _stated_problem(json.loads(stated.read_text()))

@@ -8,6 +8,7 @@ itself before it touches an upload: our own code up to that point needs no guard
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -21,7 +22,7 @@ from pathlib import Path
 import service
 from service.contract.processes import die_with_parent
 
-__all__ = ["ChildEnded", "Limits", "enter", "run_child"]
+__all__ = ["NO_ROOM", "ChildEnded", "Limits", "enter", "found_no_room", "run_child"]
 
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -30,6 +31,10 @@ TAIL_BYTES = 4096
 
 #: What Python, C++, torch and the loader say when the address space is used up.
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "allocate memory", "failed to map segment")
+
+#: With this status a child says that the disk is full: a file that says so would find no room.
+NO_ROOM = 4
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 #: How often the parent looks whether it should stop the child.
 POLL_S = 0.2
@@ -125,6 +130,19 @@ def enter(arguments: Sequence[str]) -> list[str]:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(what, (value, value))
     return rest
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Whether a full disk is behind an exception, or behind those that it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
+            return True
+        # safetensors writes in Rust, whose errors arrive as text.
+        if any(f"(os error {number})" in str(seen) for number in _NO_ROOM):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _environment(folder: Path) -> Mapping[str, str]:

@@ -16,12 +16,11 @@ from workers.jobs.data import (
     DataSet,
     Selection,
     choose,
-    read_class_folders,
     read_exactly,
     read_idx,
-    read_image_folder,
     read_npz,
 )
+from workers.jobs.images import read_class_folders, read_image_folder
 from workers.jobs.tiny_imagenet import read_tiny_imagenet
 
 __all__ = ["SourceFiles", "read_source"]

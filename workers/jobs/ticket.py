@@ -16,7 +16,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import redis
 from rq.timeouts import JobTimeoutException
@@ -38,18 +37,16 @@ from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs import lease_note
-from workers.jobs.help_wanted import ring_for_help
 from workers.jobs.keeper import ItemStopped, Keeper
-from workers.jobs.trained import model_of
+from workers.jobs.patience import patiently
+from workers.jobs.steps import STEPS, Step
 
 __all__ = ["Ticket", "run"]
 
 logger = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
-
-#: How long a worker goes on asking a Redis that is away before it gives up its ticket.
-PATIENCE_S = 300.0
+#: Pause of an item that found the disk full, or the store away.
+AWAY_S = 5.0
 #: Least pause between two progress messages.
 PROGRESS_S = 0.5
 #: Least pause between two looks at who waits.
@@ -155,7 +152,9 @@ class Ticket:
         except (StorageFull, Unavailable) as problem:
             logger.warning("job %s: %s: %s", self.job_id, lease.item, problem)
             text = str(problem)
-            patiently(lambda: self.ledger.release(lease, error=text, delay_s=5.0))
+            self._say(lease.item, 0, message=f"waiting: {problem.detail}", now=True)
+            # The item is not at fault: it is tried until there is room, or until it is cancelled.
+            patiently(lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False))
         except Problem as problem:
             self._conclude(submission, "failed", problem)
         except Exception as error:  # noqa: BLE001 (the outermost loop: logged with the job id)
@@ -190,62 +189,23 @@ class Ticket:
     def _item(
         self, keeper: Keeper, submission: JobSubmission, lease: Lease
     ) -> Callable[[], object]:
-        """Do the item; the answer commits it. torch is imported by the items that need it."""
-        kind, _, number = lease.item.partition(":")
+        """Do the item; the answer commits it."""
+        kind = lease.item.partition(":")[0]
         if kind == "train":
             return self._training(keeper, submission, lease)
-        if kind == "prepare":
-            from workers.jobs.prepare import facts_of, prepare, shards
-
-            self._say("prepare", 0, message="reading model and data set")
-            prepare(self.store, self.settings, submission, stop=keeper.should_stop)
-            keeper.check()
-            facts = facts_of(self.store, self.job_id)
-            items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
-
-            def commit_prepared() -> None:
-                patiently(
-                    lambda: self.ledger.commit(
-                        lease, facts["graph_digest"], next_items=items, total=facts["samples"]
-                    )
-                )
-                patiently(lambda: ring_for_help(self.ledger, self.job_id, len(items)))
-
-            return commit_prepared
-        if kind == "shard":
-            from workers.jobs.certify import certify_shard
-
-            began = time.monotonic()
-            done = certify_shard(
-                self.store,
-                self.settings,
-                submission,
-                int(number),
-                progress=lambda rows: self._say(lease.item, rows, message="certifying"),
-            )
-
-            took = time.monotonic() - began
-
-            def commit_shard() -> None:
-                self._progress_at = 0.0
-                self._say(lease.item, done, message="certifying")
-                answer = patiently(lambda: self.ledger.commit(lease, "done"))
-                if answer == "committed":
-                    self._count(took, done)
-
-            return commit_shard
-        if kind == "merge":
-            from workers.jobs.merge import merge
-
-            self._say("merge", 0, message="writing the report")
-            state = patiently(lambda: self.ledger.get(self.job_id))
-            started_at = state.started_at if state else None
-            samples = merge(self.store, submission, started_at=started_at)
-            model_id = None if submission.model else model_of(self.store, submission).digest
-            return lambda: self._conclude(
-                submission, "succeeded", samples=samples, model_id=model_id
-            )
-        raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
+        if kind not in STEPS:
+            raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
+        step = Step(
+            self.store,
+            self.settings,
+            self.ledger,
+            submission,
+            lease,
+            keeper,
+            self._say,
+            self._conclude,
+        )
+        return STEPS[kind](step)
 
     def _training(
         self, keeper: Keeper, submission: JobSubmission, lease: Lease
@@ -293,18 +253,18 @@ class Ticket:
             logger.info("job %s: nobody knows who waits: %s", self.job_id, error)
             return False
 
-    def _count(self, seconds: float, samples: int) -> None:
-        """For /metrics; nothing hangs on it."""
-        try:
-            self.ledger.totals.add_shard(seconds, samples)
-        except redis.RedisError as error:
-            logger.info("job %s: shard not counted: %s", self.job_id, error)
-
     def _say(
-        self, item: str, done: float, *, message: str, total: int | None = None, unit: str = ""
+        self,
+        item: str,
+        done: float,
+        *,
+        message: str,
+        total: int | None = None,
+        unit: str = "",
+        now: bool = False,
     ) -> None:
         """Report progress, now and then; a Redis that is away does not stop the work."""
-        if time.monotonic() - self._progress_at < PROGRESS_S:
+        if not now and time.monotonic() - self._progress_at < PROGRESS_S:
             return
         self._progress_at = time.monotonic()
         try:
@@ -333,16 +293,3 @@ class Ticket:
             )
         )
         logger.info("job %s %s%s", self.job_id, ended, "" if error is None else f": {error}")
-
-
-def patiently(call: Callable[[], Answer]) -> Answer:
-    """Repeat a Redis call until it succeeds, for minutes: results are on disk, nothing is lost."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return call()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            if time.monotonic() > deadline:
-                raise
-            logger.warning("Redis is away: %s", error)
-            time.sleep(1.0)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workers.jobs.data import Bounds, DataError, DataSet, Selection, read_images
+from workers.jobs.data import Bounds, DataError, DataSet, Selection
+from workers.jobs.images import read_images
 
 __all__ = ["read_tiny_imagenet"]
 

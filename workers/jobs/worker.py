@@ -141,7 +141,7 @@ class Heartbeat(threading.Thread):
         while not self._stop_event.is_set():
             try:
                 facts = {**self._facts, **usage(self._facts.get("device", "cpu"))}
-                self._ledger.heartbeat(self._worker, facts)
+                self._ledger.roster.heartbeat(self._worker, facts)
             except redis.RedisError as error:
                 logger.warning("heartbeat not sent: %s", error)
             self._stop_event.wait(self._interval_s)
@@ -150,7 +150,7 @@ class Heartbeat(threading.Thread):
         """End the thread and take this worker off the list."""
         self._stop_event.set()
         try:
-            self._ledger.farewell(self._worker)
+            self._ledger.roster.farewell(self._worker)
         except redis.RedisError as error:
             logger.info("no farewell: %s", error)
 

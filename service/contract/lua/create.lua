@@ -2,9 +2,11 @@
 -- KEYS 1 job  2 free  3 holder  4 tries  5 done  6 progress  7 events
 --      8 jobs  9 active  10 status:queued  11 kind:<kind>  12 owner:<principal>
 --      13 open:<principal>  14 deleted:<id>  15 line  16 idempotency:<key> or ''
+--      17 entering:<principal>
 -- ARGV 1 id  2 kind  3 submission (JSON)  4 first item  5 principal  6 attempt
 --      7 fingerprint  8 result key or ''  9 entered at (s)  10 place in the line
 -- Returns 1 where the job was entered, else 0.
+redis.call('ZREM', KEYS[17], ARGV[1])
 if redis.call('EXISTS', KEYS[1], KEYS[14]) > 0 then return 0 end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'kind', ARGV[2], 'submission', ARGV[3],
   'principal', ARGV[5], 'attempt', ARGV[6], 'result_key', ARGV[8], 'entered', ARGV[9])

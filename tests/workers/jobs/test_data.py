@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.jobs.data import Bounds, DataError, read_class_folders, read_idx, read_npz
+from workers.jobs.data import Bounds, DataError, read_idx, read_npz
+from workers.jobs.images import read_class_folders
 from workers.jobs.sources import read_source
 
 BOUNDS = Bounds()

@@ -50,7 +50,7 @@ def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
     assert corridor.outcome(job)["status"] == "succeeded"
     assert wait_until(lambda: queue_is_empty(corridor), 10)
     assert wait_until(lambda: not corridor.redis.keys("rq:job:*"), 10)
-    (facts,) = corridor.ledger.workers()
+    (facts,) = corridor.ledger.roster.living()
     assert facts["device"] == "auto"
 
 
@@ -144,7 +144,7 @@ def test_one_ticket_brings_all_workers_to_a_job(corridor: Corridor, start_worker
     job = corridor.submit(**SLOW)
     start_worker()
     start_worker()
-    assert wait_until(lambda: len(corridor.ledger.workers()) == 2, 20)
+    assert wait_until(lambda: len(corridor.ledger.roster.living()) == 2, 20)
     ring_job(corridor, job)
     holders = f"certserve:job:{job.id}:holder"
     assert wait_until(lambda: corridor.redis.hlen(holders) == 2, 40)

@@ -1,0 +1,13 @@
+-- Make room for a job that is about to be accepted; create.lua takes the note away again.
+-- KEYS 1 open:<owner>  2 entering:<owner>
+-- ARGV 1 job id  2 most jobs that have not ended  3 seconds until the note is void
+-- Returns 1 where there is room, else 0.
+local clock = redis.call('TIME')
+local moment = clock[1] + clock[2] / 1000000
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', moment)
+if redis.call('SCARD', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[2]) then
+  return 0
+end
+redis.call('ZADD', KEYS[2], moment + ARGV[3], ARGV[1])
+redis.call('EXPIRE', KEYS[2], 2 * ARGV[3])
+return 1

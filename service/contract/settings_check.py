@@ -1,0 +1,44 @@
+"""What is wrong with the settings, in a sentence: the one who set them reads it in a terminal."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+
+from service.contract.settings import Settings
+
+__all__ = ["explain", "unknown_settings"]
+
+_PREFIX = "CERTSERVE_"
+#: Variables with the prefix that are none of the service's settings.
+_OTHERS = ("URL", "KEY", "TEST_", "CHAOS_", "LEASE_NOTE")
+
+
+def explain(error: ValidationError) -> str:
+    """Every setting that is wrong and why, without its value, which may be a secret."""
+    rows = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(
+        f"{_PREFIX}{'.'.join(str(part) for part in row['loc']).upper()}: "
+        f"{row['msg'].removeprefix('Value error, ')}"
+        for row in rows
+    )
+
+
+def unknown_settings(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A warning for every variable that looks like a setting and is none: a slip of the pen."""
+    known = [_PREFIX + name.upper() for name in Settings.model_fields]
+    return [_warning(name, known) for name in sorted(environment) if _is_unknown(name, known)]
+
+
+def _is_unknown(name: str, known: Iterable[str]) -> bool:
+    rest = name.removeprefix(_PREFIX)
+    other = any(rest == o or (o.endswith("_") and rest.startswith(o)) for o in _OTHERS)
+    return name.startswith(_PREFIX) and name not in known and not other
+
+
+def _warning(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return f"{name} is no setting and changes nothing" + (f"; is {near[0]} meant?" if near else "")

@@ -1,0 +1,95 @@
+"""Every error is a problem, uploads come back byte for byte, the OpenAPI page is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service.contract.times import now, rfc3339, seconds
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("DELETE", "/healthz", 405, "method_not_allowed"),
+        ("GET", "/jobs/nope", 404, "unknown_job"),
+        ("GET", "/jobs/" + "0" * 26, 404, "unknown_job"),
+        ("GET", "/jobs/..%2f..%2fetc", 404, "not_found"),
+        ("GET", "/jobs?limit=0", 422, "invalid_request"),
+        ("GET", "/jobs?cursor=x", 422, "invalid_cursor"),
+        ("GET", "/jobs?status=odd", 422, "invalid_request"),
+        ("GET", "/models/sha256:0", 404, "unknown_model"),
+        ("GET", "/models/" + "0" * 64 + "/onnx", 404, "unknown_model"),
+        ("GET", "/models?cursor=x", 422, "invalid_cursor"),
+        ("GET", "/datasets/x", 404, "unknown_dataset"),
+        ("POST", "/models", 400, "invalid_multipart"),
+        ("POST", "/certify", 415, "unsupported_media_type"),
+    ],
+)
+def test_every_error_is_a_problem(
+    api: httpx.Client, method: str, path: str, status: int, code: str
+) -> None:
+    answer = api.request(method, path)
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (answer.status_code, problem["status"], problem["code"]) == (status, status, code)
+
+
+def test_a_wrong_method_is_answered_with_the_right_ones(api: httpx.Client) -> None:
+    assert api.delete("/models").headers["allow"] == "GET, POST"
+    assert api.get("/certify").headers["allow"] == "POST"
+
+
+def test_a_model_can_be_uploaded_named_and_fetched_byte_for_byte(api: httpx.Client) -> None:
+    data = bytes([0x08, 8, 0x3A, 0])
+    files = {"model": ("n.onnx", data), "name": (None, "mine")}
+    first = api.post("/models", files=files)
+    assert (first.status_code, first.json()["name"]) == (201, "mine")
+    assert api.post("/models", files=files).status_code == 200
+    shown = api.get(first.headers["location"]).json()
+    assert shown == first.json() == api.get("/models").json()["items"][0]
+    assert api.get(shown["links"]["onnx"]).content == data
+    assert shown["links"]["weights"] is None
+    none = api.get(f"/models/{shown['id']}/weights")
+    assert (none.status_code, none.json()["code"]) == (404, "no_weights")
+    bad = api.post("/models", files={**files, "name": (None, "../x")})
+    assert (bad.status_code, bad.json()["code"]) == (422, "invalid_name")
+
+
+def test_the_openapi_page_describes_the_endpoints(api: httpx.Client) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    assert {"/certify", "/jobs", "/jobs/{job_id}", "/models", "/datasets", "/readyz"} <= set(paths)
+    assert api.get("/docs").status_code == 200
+
+
+def test_every_reference_of_the_openapi_page_leads_somewhere(api: httpx.Client) -> None:
+    page = api.get("/openapi.json").json()
+    references = set(_references(page))
+    assert "#/components/schemas/JsonValue" in references
+    for reference in references:
+        place = page
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in place, reference
+            place = place[part]
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
+
+
+def test_times_are_rfc_3339_in_utc() -> None:
+    moment = now()
+    text = rfc3339(moment)
+    assert text.endswith("Z")
+    assert abs(seconds(text) - moment) < 1e-5

@@ -1,0 +1,32 @@
+"""Redis calls that outlive a restart of Redis."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+
+__all__ = ["patiently"]
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+#: How long a worker goes on asking a Redis that is away before it gives up its ticket.
+PATIENCE_S = 300.0
+
+
+def patiently(call: Callable[[], Answer]) -> Answer:
+    """Repeat a Redis call until it succeeds, for minutes: results are on disk, nothing is lost."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("Redis is away: %s", error)
+            time.sleep(1.0)

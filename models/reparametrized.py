@@ -34,12 +34,15 @@ def orthogonalized(weight: Tensor) -> Tensor:
     """A matrix [out, in] with orthonormal rows (columns, if there are fewer) from any matrix.
 
     L^-1 W with L L^T = W W^T (Cholesky), in the weight's dtype: orthonormal up to rounding, a
-    little less where W is nearly singular.
+    little less where W is nearly singular. NaN where a weight is not finite: nothing here waits
+    for a device, as raising would.
     """
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
     gram = wide @ wide.T
     ridge = _RIDGE * gram.diagonal().mean().detach()
-    factor = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram)).to(gram))
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge * eye)
+    factor = torch.where(failed == 0, factor, torch.nan)
     rows = torch.linalg.solve_triangular(factor, wide, upper=False)
     return rows if wide is weight else rows.T
 

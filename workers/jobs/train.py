@@ -34,6 +34,9 @@ __all__ = ["train_model"]
 
 logger = logging.getLogger(__name__)
 
+#: Where the operator wants compiled steps to be kept, instead of with the job.
+_COMPILED = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+
 
 def train_model(
     store: Store,
@@ -72,6 +75,7 @@ def train_model(
             should_pause=should_pause,
         )
 
+    _compile_in(folder)
     with storage_errors():
         try:
             network, history = run()
@@ -92,6 +96,13 @@ def train_model(
     store.create_json(trained_path(store, submission.id), result)
     _forget(folder)
     return result
+
+
+def _compile_in(folder: Path) -> None:
+    """Machine code of a compiled step is written to, and loaded from, the job's own folder: the
+    compiler's would be in /tmp, under a name that anybody can guess."""
+    if _COMPILED is None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
 
 
 def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any]) -> None:
@@ -181,6 +192,7 @@ def _blob(store: Store, content: bytes) -> tuple[str, int]:
 
 def _forget(folder: Path) -> None:
     """Remove what only the training needed, and what killed processes left of it."""
-    shutil.rmtree(folder / "data", ignore_errors=True)
+    for name in ("data", "compiled"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob("*checkpoint.safetensors*"):
         path.unlink(missing_ok=True)

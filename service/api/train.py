@@ -176,6 +176,8 @@ def _test_data(
 async def training(job_id: str, services: UsesServices, principal: Principal) -> dict[str, Any]:
     """``plan`` (every hyperparameter), ``history`` (a row per epoch so far) and ``model_id``.
 
+    ``plan.arithmetic`` is what became of ``precision`` and ``compiled`` on the worker, from the
+    first epoch on; a run that changes workers has it for every epoch in the history.
     ``robust`` in the history is the method's own estimate; only the report is a proof.
     """
     return await to_thread.run_sync(lambda: _training(job_id, services, principal))
@@ -201,4 +203,7 @@ def _training(job_id: str, services: Services, principal: Principal) -> dict[str
         raise NotFound("this job is no training", code="no_training")
     rows = services.store.read_json(services.store.training_dir(job_id) / "history.json")
     history = [] if rows is None else rows["history"]
+    if history:
+        used = {name: history[-1].get(name) for name in ("precision", "compiled")}
+        plan = {**plan, "arithmetic": used}
     return {"job_id": job_id, "plan": plan, "history": history, "model_id": state.model_id}

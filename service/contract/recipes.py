@@ -18,7 +18,12 @@ from pydantic import JsonValue
 
 from service.contract.architectures import ARCHITECTURES
 from service.contract.problems import InvalidInput
-from service.contract.training import Hyperparameters, TrainingPlan, TrainSpec
+from service.contract.training import (
+    TRAINING_METHODS,
+    Hyperparameters,
+    TrainingPlan,
+    TrainSpec,
+)
 
 __all__ = ["RECIPES", "Recipe", "plan_of", "recipe_of"]
 
@@ -269,7 +274,8 @@ def recipe_of(
 def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     """The complete plan of a request on the data set named ``dataset``.
 
-    Raises InvalidInput (no_recipe, missing_architecture, pydantic's errors as ValidationError).
+    Raises InvalidInput (no_recipe, missing_architecture, conflicting_fields,
+    unsupported_precision), ValidationError.
     """
     given: dict[str, Any] = {}
     name = spec.recipe if isinstance(spec.recipe, str) else "custom"
@@ -308,6 +314,14 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
             settings[key] = value
     if "validation_samples" not in settings and dataset not in (_M, _C, "cifar100", _T):
         settings["validation_samples"] = 0
+    hyperparameters = Hyperparameters.model_validate(settings)
+    if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:
+        raise InvalidInput(
+            f"{spec.method} carries boxes, which bfloat16 would lose",
+            code="unsupported_precision",
+            hint='leave "precision" out: "auto" is bfloat16 where the method bears it',
+            field="recipe.precision",
+        )
     return TrainingPlan(
         method=spec.method,
         architecture=architecture,
@@ -315,7 +329,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
         epsilon=Fraction(spec.epsilon),
         recipe=name,
         seed=spec.seed,
-        hyperparameters=Hyperparameters.model_validate(settings),
+        hyperparameters=hyperparameters,
         certify=spec.certify is not None,
         held_out=held_out,
     )

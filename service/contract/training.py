@@ -37,6 +37,8 @@ class TrainingMethod:
     title: str
     cost: str
     source: str
+    #: Whether its forward pass may be computed in bfloat16 (``workers.training.precision``).
+    bfloat16: bool = True
 
 
 _METHODS = (
@@ -66,18 +68,21 @@ _METHODS = (
         "Box constraint propagation: cross-entropy of the worst logits over ball and box",
         "about 4",
         "Lee, Lee, Park 2020",
+        bfloat16=False,
     ),
     TrainingMethod(
         "local-lip-b",
         "BCP's loss with operator norms per sample",
         "about 5",
         "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+        bfloat16=False,
     ),
     TrainingMethod(
         "local-lip-g",
         "GloRo's loss with operator norms per sample",
         "about 5",
         "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+        bfloat16=False,
     ),
     TrainingMethod(
         "emma",
@@ -134,7 +139,8 @@ class Hyperparameters(Strict):
     epsilon asked for. ``kappa_schedule`` weighs clean against robust cross-entropy (BCP),
     ``trades_schedule`` is lambda (GloRo). ``power_steps`` per training step; ``rounds`` of clip
     and rescale in the last layer; ``sparsity``: coefficient of Local-Lip's sparsity loss;
-    ``least_share``: lower end of EMMA's e_j.
+    ``least_share``: lower end of EMMA's e_j. ``precision`` of the forward pass, ``compiled``: the
+    step by ``torch.compile``; ``auto`` is for the worker to say, of its device and the method.
     """
 
     epochs: int = Field(default=20, ge=1, le=100_000)
@@ -160,6 +166,8 @@ class Hyperparameters(Strict):
     theta: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
     init: Literal["default", "he", "orthogonal"] | None = None
     validation_samples: int = Field(default=1000, ge=0, le=1_000_000)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compiled: bool | Literal["auto"] = "auto"
 
 
 class TrainSpec(Strict):

@@ -188,6 +188,28 @@ def test_bad_requests_are_refused_by_name(
     assert field is None or problem["field"] == field
 
 
+def test_boxes_do_not_bear_bfloat16(client: httpx.Client) -> None:
+    wish = {"precision": "bfloat16", "activation": "maxmin"}
+    fine = client.post("/train", json=body(recipe=wish))
+    assert fine.status_code == 202, fine.text
+    refused = client.post("/train", json=body(method="bcp", recipe=wish))
+    problem = refused.json()
+    assert (refused.status_code, problem["code"]) == (422, "unsupported_precision")
+
+
+def test_the_plan_says_what_it_was_computed_in(client: httpx.Client, store: Store) -> None:
+    job = client.post("/train", json=body()).json()["id"]
+    plan = client.get(f"/jobs/{job}/training").json()["plan"]
+    assert {plan["hyperparameters"][name] for name in ("precision", "compiled")} == {"auto"}
+    assert "arithmetic" not in plan
+    store.job_dir(job)
+    store.training_dir(job).mkdir(exist_ok=True)
+    rows = [{"epoch": 1}, {"epoch": 2, "precision": "bfloat16", "compiled": "inductor"}]
+    store.write_json(store.training_dir(job) / "history.json", {"history": rows})
+    used = client.get(f"/jobs/{job}/training").json()["plan"]["arithmetic"]
+    assert used == {"precision": "bfloat16", "compiled": "inductor"}
+
+
 def test_only_json_is_taken(client: httpx.Client) -> None:
     assert client.post("/train", content=b"{", headers={"content-type": "text/plain"}).json()[
         "code"

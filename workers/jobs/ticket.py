@@ -193,7 +193,8 @@ class Ticket:
         """Do the item; the answer commits it. torch is imported by the items that need it."""
         kind, _, number = lease.item.partition(":")
         if kind == "train":
-            return self._training(keeper, submission, lease)
+            with keeper.gently():
+                return self._training(keeper, submission, lease)
         if kind == "prepare":
             from workers.jobs.prepare import facts_of, prepare, shards
 

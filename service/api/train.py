@@ -166,10 +166,24 @@ def _test_data(
     if certification is None:
         return None
     if spec.test_dataset is not None:
-        return _find(services, manner, spec.test_dataset, "test", "test_dataset")
+        test = _find(services, manner, spec.test_dataset, "test", "test_dataset")
+        if _content(test) == _content(source):
+            raise InvalidInput(
+                "the model would be certified on the samples that it is trained on",
+                code="same_dataset",
+                hint='another "test_dataset", or none: then a part of an upload is held out, '
+                "and a registered name has its test split",
+                field="test_dataset",
+            )
+        return test
     if source.id is not None:
         return source
     return _find(services, manner, spec.dataset.partition(":")[0], "test", "test_dataset")
+
+
+def _content(source: DatasetSource) -> tuple[object, ...]:
+    """What the samples follow from."""
+    return source.kind, source.blobs, source.paths, source.split
 
 
 @router.get("/jobs/{job_id}/training", summary="The plan and the curve of a training")

@@ -80,6 +80,11 @@ def test_an_upload_is_split_unless_another_is_named(client: httpx.Client, tmp_pa
         for job in (own, named, never)
     ]
     assert shares == [0.1, 0.0, 0.0]
+    # Again under another name: what is uploaded is named by its content.
+    client.post("/datasets", files=files, data={"name": "copy"})
+    for same in (uploaded, "copy"):
+        refused = client.post("/train", json=body(dataset=uploaded, test_dataset=same))
+        assert (refused.status_code, refused.json()["code"]) == (422, "same_dataset")
 
 
 def test_the_same_key_is_the_same_training(client: httpx.Client) -> None:
@@ -170,6 +175,8 @@ def test_epochs_of_a_cancelled_training_are_no_samples(
         ({"recipe": {"learning_rate_schedule": {"points": [[0.5, 1], [0.1, 1]]}}}, None, None),
         ({"dataset": "cifar-11"}, "unknown_dataset", "dataset"),
         ({"dataset": "digits:test"}, "invalid_dataset", "dataset"),
+        ({"test_dataset": "digits:train"}, "same_dataset", "test_dataset"),
+        ({"dataset": "digits:test", "test_dataset": "digits"}, "same_dataset", "test_dataset"),
         ({"epochs": 0}, "invalid_request", "body.epochs"),
         ({"surprise": 1}, "unknown_field", "body.surprise"),
         ({"certify": {"methd": "bcp"}}, "unknown_field", "certify.methd"),

@@ -186,6 +186,7 @@ class _Loop:
             raise self.diverged()
         ended = self.step % self.per_epoch == 0
         if ended:
+            self.trainer.end_epoch()
             self.history.append(self._row(epoch))
             self.sums = torch.zeros_like(self.sums)
         progress(self.step / self.per_epoch, self._message())

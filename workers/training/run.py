@@ -43,6 +43,7 @@ class Run:
     learning_rate_schedule: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
     warm_up: float = 0.0
     weight_decay: float = 0.0
+    lookahead: int = 0
     clip_norm: float | None = None
     epsilon_schedule: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
     kappa_schedule: Schedule = field(default_factory=lambda: Schedule.constant(0.0))

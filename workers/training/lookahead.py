@@ -14,7 +14,7 @@ SHARE = 0.5
 
 
 class Lookahead:
-    """Every ``every`` steps slow weights go half the way to the fast ones; these go on from there."""
+    """Every ``every`` steps slow weights go half the way to the fast ones, and these to them."""
 
     def __init__(self, parameters: Sequence[Tensor], every: int) -> None:
         self.parameters = list(parameters)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from service.contract.training import TRAINING_METHODS
 from tests.workers.training.test_loop import CPU, images, run_of
 from workers.training import loop, step
+from workers.training.last_layer import ball_logits
 from workers.training.loop import Paused, train
 from workers.training.objectives import OBJECTIVES, Weighed
 from workers.training.precision import BFLOAT16, COMPILED, dtype_of, wants_compilation
@@ -75,6 +79,48 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once_a_phase(
     torch.testing.assert_close(weights(compiled), weights(expected), rtol=1e-5, atol=1e-5)
     for name, vector in expected.live.vectors.items():
         torch.testing.assert_close(compiled.live.vectors[name], vector, rtol=1e-4, atol=1e-5)
+
+
+#: Half a minute of compiling each, whatever is compiled.
+needs_compiler = pytest.mark.skipif(
+    "CERTSERVE_TEST_ALL" not in os.environ or shutil.which("g++") is None,
+    reason="takes a C++ compiler, and time: CERTSERVE_TEST_ALL",
+)
+
+
+@needs_compiler
+def test_machine_code_of_the_last_layer_has_its_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every operation's gradient is right in Inductor: ``diagonal``'s was 11 % off."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    logits, weight = (torch.randn(size, 10, generator=generator) for size in (16, 8))
+    given = [logits, weight.T.contiguous(), torch.tensor(0.3)]
+    labels = torch.arange(16) % 10
+
+    def loss(logits: Tensor, weight: Tensor, radius: Tensor) -> Tensor:
+        return F.cross_entropy(ball_logits(logits, weight, radius, labels), labels)
+
+    found = []
+    for function in (loss, step._compile(loss, Backend("inductor"))):
+        tensors = [tensor.clone().requires_grad_(True) for tensor in given]
+        function(*tensors).backward()
+        found.append([tensor.grad for tensor in tensors])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_a_step_of_machine_code_is_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    expected, rows = steps_of(small("emma"), 6)
+    compiled, found = steps_of(small("emma", compiled=True), 6)
+    assert compiled.step.compiled == "inductor"
+    torch.testing.assert_close(found, rows, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weights(compiled), weights(expected), rtol=1e-5, atol=1e-5)
 
 
 def _no_compiler(*arguments: Any, **options: Any) -> Any:

@@ -3,7 +3,9 @@
     python -m benchmarks.training_step --architecture cifar-6c2f --batch 128
 
 Both are timed in turn, in the same run; the median of the rounds counts. Peak memory is the
-process's own growth while a method's steps run, in a child process per method.
+process's own growth while a method's steps run, in a child process per method. ``--precision`` and
+``--compiled`` change the method's step alone: the plain one stays float32 and eager. The row says
+what was used, which is less than was asked for where a compiler fails.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 
+from workers.training.precision import BFLOAT16
 from workers.training.run import Run
+from workers.training.step import COMPARED
 from workers.training.trainer import Trainer, build_network
 
 #: Method and activation of each row.
@@ -34,8 +39,18 @@ ROWS = (
     ("local-lip-g", "relu-theta"),
 )
 
+#: Steps before the clock: a compiled one is compared with the eager one in its first.
+WARM_UP = COMPARED + 1
 
-def trainer_of(method: str, activation: str, options: argparse.Namespace) -> Trainer:
+
+def trainer_of(
+    method: str,
+    activation: str,
+    options: argparse.Namespace,
+    *,
+    precision: str = "float32",
+    compiled: str = "false",
+) -> Trainer:
     """A run in the middle of its schedules: robust loss alone."""
     run = Run(
         method=method,
@@ -44,12 +59,14 @@ def trainer_of(method: str, activation: str, options: argparse.Namespace) -> Tra
         batch_size=options.batch,
         activation=activation,
         seed=2019,
+        precision=precision,
+        compiled={"auto": "auto", "true": True, "false": False}[compiled],
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Trainer(run, build_network(run).to(device))
 
 
-def measure(method: str, activation: str, options: argparse.Namespace) -> dict[str, float]:
+def measure(method: str, activation: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step and of the plain step of the same network, medians; peak GB."""
     generator = torch.Generator().manual_seed(0)
     plain, ours = trainer_of("standard", activation, options), None
@@ -58,14 +75,18 @@ def measure(method: str, activation: str, options: argparse.Namespace) -> dict[s
     y = torch.randint(0, plain.network.classes, (options.batch,), generator=generator)
     y = y.to(plain.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ours = trainer_of(method, activation, options)
-    ours.train_on(x, y, 0.9)
+    precision = options.precision if method in BFLOAT16 else "float32"
+    ours = trainer_of(method, activation, options, precision=precision, compiled=options.compiled)
+    for _ in range(WARM_UP):
+        ours.train_on(x, y, 0.9)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ratios, steps, plains = [], [], []
     plain.train_on(x, y, 0.9)
     for _ in range(options.rounds):
         times = []
         for trainer in (plain, ours, plain):
+            if x.is_cuda:
+                torch.cuda.synchronize()
             began = time.perf_counter()
             trainer.train_on(x, y, 0.9)
             if x.is_cuda:
@@ -81,6 +102,8 @@ def measure(method: str, activation: str, options: argparse.Namespace) -> dict[s
         "ratio": statistics.median(ratios),
         "peak_gb": peak * 1024 / 1e9,
         "growth_gb": (peak - before) * 1024 / 1e9,
+        "precision": str(ours.dtype).removeprefix("torch."),
+        "compiled": ours.step.compiled,
     }
 
 
@@ -91,6 +114,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="float32")
+    parser.add_argument("--compiled", choices=("auto", "true", "false"), default="false")
     parser.add_argument("--method", help="one method only, in this process")
     parser.add_argument("--activation", default="relu")
     options = parser.parse_args()
@@ -103,12 +128,14 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.training_step", "--method", method]
         command += ["--activation", activation, "--architecture", options.architecture]
         command += ["--batch", str(options.batch), "--rounds", str(options.rounds)]
-        command += ["--threads", str(options.threads)]
+        command += ["--threads", str(options.threads), "--precision", options.precision]
+        command += ["--compiled", options.compiled]
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         row = json.loads(answer.splitlines()[-1])
         print(
             f"{method:12} {activation:15} ratio {row['ratio']:5.2f}  step {row['step_s']:.3f} s  "
-            f"plain {row['plain_s']:.3f} s  peak {row['peak_gb']:.2f} GB"
+            f"plain {row['plain_s']:.3f} s  peak {row['peak_gb']:.2f} GB  "
+            f"{row['precision']}, {row['compiled'] or 'eager'}"
         )
 
 

@@ -27,7 +27,7 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     """LiResNet (Hu et al. 2023, 2024): stem, residual convolutions, orthogonal neck and dense part.
 
     Stem 5x5 stride 2, ``depth`` convolutions 3x3 with kernel I + K, neck 4x4 stride 4 and a dense
-    layer, ``dense_depth`` further dense layers of ``dense_width``, unit rows in the last layer.
+    layer of ``dense_width``, ``dense_depth`` residual dense layers, unit rows in the last layer.
     """
     depth, width = row.integer("depth", 12), row.integer("width", 512)
     dense, dense_depth = row.integer("dense_width", 2048), row.integer("dense_depth", 8, least=0)
@@ -39,8 +39,10 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
         layers += [{"kind": "residual-conv2d", "kernel": 3, "scale": scale}, *activation]
     layers += [{"kind": "orthogonal-conv2d", "out": width, "kernel": 4}, *activation]
     layers.append({"kind": "flatten"})
-    for _ in range(1 + dense_depth):
-        layers += [{"kind": "orthogonal-linear", "out": dense}, *activation]
+    layers += [{"kind": "orthogonal-linear", "out": dense}, *activation]
+    dense_scale = 1.0 / math.sqrt(max(dense_depth, 1))
+    for _ in range(dense_depth):
+        layers += [{"kind": "residual-orthogonal-linear", "scale": dense_scale}, *activation]
     classes = row.integer("classes", 10, least=2)
     return [*layers, {"kind": "normalized-linear", "out": classes}]
 

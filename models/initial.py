@@ -19,14 +19,13 @@ from models.reparametrized import (
     OrthogonalConv2d,
     OrthogonalLinear,
     ResidualConv2d,
+    ResidualOrthogonalLinear,
 )
 
 __all__ = ["NO_LIMIT", "initial_tensors"]
 
 #: A threshold that no value reaches, for the half of the channels that is not clamped.
 NO_LIMIT = 2.0**60
-#: Deviation of a residual kernel's first values, times sqrt(fan in).
-RESIDUAL_DEVIATION = 0.5
 
 Tensors = dict[str, Tensor]
 Initial = Callable[[Any, Mapping[str, Any], str, torch.Generator | None], Tensors]
@@ -59,7 +58,8 @@ def initial_tensors(
 def _affine(
     layer: Conv2d | Linear, row: Mapping[str, Any], init: str, generator: torch.Generator | None
 ) -> Tensors:
-    """torch's U(-b, b) with b = 1 / sqrt(fan in), the papers' normal, or orthogonal rows."""
+    """torch's U(-b, b) with b = 1 / sqrt(fan in), the papers' normal, orthogonal rows, or Glorot's
+    U(-b, b) with b = sqrt(6 / (fan in + fan out))."""
     shape = layer.weight.shape
     has_bias = layer.bias is not None
     if init == "orthogonal":
@@ -70,6 +70,9 @@ def _affine(
     if init == "he" and isinstance(layer, Conv2d):
         deviation = math.sqrt(2 / (shape[0] * math.prod(shape[2:])))
         weight = torch.empty(shape).normal_(0, deviation, generator=generator)
+        return {"weight": weight, **({"bias": torch.zeros(shape[0])} if has_bias else {})}
+    if init == "glorot":
+        weight = nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
         return {"weight": weight, **({"bias": torch.zeros(shape[0])} if has_bias else {})}
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     tensors = {"weight": torch.empty(shape).uniform_(-bound, bound, generator=generator)}
@@ -85,11 +88,14 @@ def _orthogonal(
 
 
 def _residual(
-    layer: ResidualConv2d, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+    layer: ResidualConv2d | ResidualOrthogonalLinear,
+    row: Mapping[str, Any],
+    init: str,
+    generator: torch.Generator | None,
 ) -> Tensors:
     shape = layer.weight.shape
-    deviation = RESIDUAL_DEVIATION / math.sqrt(math.prod(shape[1:]))
-    weight = torch.empty(shape).normal_(0, deviation, generator=generator)
+    # As published: next to the identity, however deep the network is.
+    weight = torch.empty(shape).normal_(0, 1 / math.prod(shape[1:]), generator=generator)
     return {"weight": weight, "gain": torch.ones(layer.gain.shape), "bias": torch.zeros(shape[0])}
 
 
@@ -121,7 +127,7 @@ _RULES: dict[type[Layer], Initial] = {
     **dict.fromkeys((Conv2d, Linear), _affine),
     **dict.fromkeys((OrthogonalConv2d, OrthogonalLinear), _orthogonal),
     NormalizedLinear: _orthogonal,
-    ResidualConv2d: _residual,
+    **dict.fromkeys((ResidualConv2d, ResidualOrthogonalLinear), _residual),
     BatchNorm: _batch_norm,
     ReLUTheta: _relu_theta,
     AtLeast: _limit,

@@ -42,6 +42,7 @@ from models.reparametrized import (
     OrthogonalConv2d,
     OrthogonalLinear,
     ResidualConv2d,
+    ResidualOrthogonalLinear,
 )
 
 __all__ = ["KINDS", "Blueprint", "blueprint_of"]
@@ -51,7 +52,7 @@ JOINING = ("add", "concat", "maximum", "minimum", "residual")
 #: Initial thresholds of ReLU-theta (Local-Lip, Huang et al. 2021: 1 or 2).
 THETA = 1.0
 #: How weights may begin, see ``models.initial``.
-INITS = ("default", "he", "orthogonal")
+INITS = ("default", "glorot", "he", "orthogonal")
 MAX_LAYERS = 1_000
 MAX_PARAMETERS = 1 << 27
 MAX_ACTIVATION = 1 << 26
@@ -134,6 +135,15 @@ def _linear(row: LayerRow, shape: Shape, kind: type[Linear] = Linear) -> Layer:
     out = row.integer("out")
     _afford(row, out * shape[0])
     return kind(_meta(out, shape[0]), _meta(out) if row.boolean("bias", True) else None)
+
+
+def _residual_linear(row: LayerRow, shape: Shape) -> Layer:
+    if len(shape) != 1:
+        row.refuse(f"needs a flat input, not {shape}", 'put {"kind": "flatten"} before it')
+    size = shape[0]
+    _afford(row, size * size)
+    scale = row.number("scale", 1.0, 1e-3, 1e3)
+    return ResidualOrthogonalLinear(_meta(size, size), _meta(size, 1), _meta(size), scale=scale)
 
 
 def _limit(kind: type[AtLeast | AtMost]) -> Callable[[LayerRow, Shape], Layer]:
@@ -268,6 +278,7 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "relu6": lambda row, shape: Clip(low=0.0, high=6.0),
     "residual": lambda row, shape: Add(),
     "residual-conv2d": _residual_conv2d,
+    "residual-orthogonal-linear": _residual_linear,
     "sigmoid": lambda row, shape: Sigmoid(),
     "slice": _slice,
     "tanh": lambda row, shape: Tanh(),

@@ -24,6 +24,7 @@ from models.reparametrized import (
     OrthogonalConv2d,
     OrthogonalLinear,
     ResidualConv2d,
+    ResidualOrthogonalLinear,
 )
 
 __all__ = [
@@ -352,6 +353,7 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         ResidualConv2d,
         OrthogonalConv2d,
         OrthogonalLinear,
+        ResidualOrthogonalLinear,
         NormalizedLinear,
         Multiply,
         Divide,

@@ -23,6 +23,7 @@ __all__ = [
     "OrthogonalConv2d",
     "OrthogonalLinear",
     "ResidualConv2d",
+    "ResidualOrthogonalLinear",
     "orthogonalized",
 ]
 
@@ -34,12 +35,15 @@ def orthogonalized(weight: Tensor) -> Tensor:
     """A matrix [out, in] with orthonormal rows (columns, if there are fewer) from any matrix.
 
     L^-1 W with L L^T = W W^T (Cholesky), in the weight's dtype: orthonormal up to rounding, a
-    little less where W is nearly singular.
+    little less where W is nearly singular. NaN where a weight is not finite: nothing here waits
+    for a device, as raising would.
     """
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
     gram = wide @ wide.T
     ridge = _RIDGE * gram.diagonal().mean().detach()
-    factor = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram)).to(gram))
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge * eye)
+    factor = torch.where(failed == 0, factor, torch.nan)
     rows = torch.linalg.solve_triangular(factor, wide, upper=False)
     return rows if wide is weight else rows.T
 
@@ -54,6 +58,35 @@ class OrthogonalLinear(Linear):
 
     def deployed(self) -> Layer:
         return Linear(*self.tensors())
+
+
+class ResidualOrthogonalLinear(OrthogonalLinear):
+    """Square dense layer: I + scale * gain * W, orthogonalised (LiResNet's dense part).
+
+    gain [out, 1] is trained; the layer begins near the identity, however many follow one another.
+    """
+
+    kind = "residual-orthogonal-linear"
+
+    def __init__(
+        self, weight: Tensor, gain: Tensor, bias: Tensor | None = None, *, scale: float = 1.0
+    ) -> None:
+        super().__init__(weight, bias)
+        self.gain = nn.Parameter(gain.detach().clone())
+        self.scale = float(scale)
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        residual = self.scale * self.gain * self.weight
+        identity = torch.eye(len(residual), dtype=residual.dtype, device=residual.device)
+        return orthogonalized(identity + residual), self.bias
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if self.weight.shape[0] != self.weight.shape[1]:
+            raise ShapeError(f"{self.kind} needs as many outputs as inputs")
+        return super().output_shape(*shapes)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "scale": self.scale}
 
 
 class NormalizedLinear(Linear):
@@ -139,4 +172,10 @@ def _plain_conv(layer: Conv2d) -> Conv2d:
 
 
 #: Layers that are trained as they are here and deployed as something else.
-REPARAMETRIZED = (NormalizedLinear, OrthogonalConv2d, OrthogonalLinear, ResidualConv2d)
+REPARAMETRIZED = (
+    NormalizedLinear,
+    OrthogonalConv2d,
+    OrthogonalLinear,
+    ResidualConv2d,
+    ResidualOrthogonalLinear,
+)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from service.client import Client
+from service.client import Client, JobFailed
 from service.contract.training import TRAINING_METHODS
 from service.local import started_service
 from service.ownership import StartError
@@ -49,21 +49,34 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         url = options.url or stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url, key=options.key))
         job = client.train(request)
-        with progress_bar(console) as show:
-            done = client.wait(job["id"], on_progress=show)
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "model.onnx").write_bytes(client.model_file(done["model_id"], "onnx"))
-        weights = client.model_file(done["model_id"], "weights")
-        (options.out / "weights.safetensors").write_bytes(weights)
-        curve = client.training(job["id"])
-        (options.out / "training.json").write_text(json.dumps(curve, indent=1))
-        (options.out / "training.svg").write_bytes(client.training_chart(job["id"]))
+        try:
+            with progress_bar(console) as show:
+                done = client.wait(job["id"], on_progress=show)
+        except JobFailed as failure:
+            if failure.job["model_id"] is None:
+                raise
+            # What failed is the certification; the model took its time, and it is there.
+            _keep_model(client, failure.job, options.out)
+            console.print(
+                f"trained, but not certified; model and curve: {options.out}", soft_wrap=True
+            )
+            raise
+        _keep_model(client, done, options.out)
         if done["links"]["report"] is not None:
             for suffix in ("json", "html", "csv", "svg"):
                 (options.out / f"report.{suffix}").write_bytes(client.report(job["id"], suffix))
             print_summary(console, json.loads((options.out / "report.json").read_text()))
     console.print(f"model, curve and report: {options.out}", highlight=False)
     return 0
+
+
+def _keep_model(client: Client, job: dict[str, Any], folder: Path) -> None:
+    """Model, weights and curve of a job that trained to its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(client.model_file(job["model_id"], "onnx"))
+    (folder / "weights.safetensors").write_bytes(client.model_file(job["model_id"], "weights"))
+    (folder / "training.json").write_text(json.dumps(client.training(job["id"]), indent=1))
+    (folder / "training.svg").write_bytes(client.training_chart(job["id"]))
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:

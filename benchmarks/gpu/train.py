@@ -140,11 +140,15 @@ def main() -> int:
     parser.add_argument("--samples", type=int, help="train on the first N only (a trial run)")
     parser.add_argument("--test-samples", type=int, help="verify the first N only (a trial run)")
     parser.add_argument("--epochs", type=int, help="instead of the plan's (a trial run)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="instead of auto")
+    parser.add_argument("--compiled", choices=("true", "false"), help="instead of auto")
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
     row = json.loads(options.plan.read_text())
-    if options.epochs:
-        row["plan"]["hyperparameters"]["epochs"] = options.epochs
+    for name in ("epochs", "precision", "compiled"):
+        value = getattr(options, name)
+        if value is not None:
+            row["plan"]["hyperparameters"][name] = value == "true" if name == "compiled" else value
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = trained(row, options, device, until)
     if found is None:
@@ -169,6 +173,8 @@ def main() -> int:
         "published": row["published"],
         "epochs": facts["epochs"],
         "training_s": round(facts["seconds"], 1),
+        "precision": facts["history"][-1].get("precision"),
+        "compiled": facts["history"][-1].get("compiled"),
         "device": name,
     }
     (options.out / row["name"] / "result.json").write_text(json.dumps(result))

@@ -166,16 +166,32 @@ def _test_data(
     if certification is None:
         return None
     if spec.test_dataset is not None:
-        return _find(services, manner, spec.test_dataset, "test", "test_dataset")
+        test = _find(services, manner, spec.test_dataset, "test", "test_dataset")
+        if _content(test) == _content(source):
+            raise InvalidInput(
+                "the model would be certified on the samples that it is trained on",
+                code="same_dataset",
+                hint='another "test_dataset", or none: then a part of an upload is held out, '
+                "and a registered name has its test split",
+                field="test_dataset",
+            )
+        return test
     if source.id is not None:
         return source
     return _find(services, manner, spec.dataset.partition(":")[0], "test", "test_dataset")
+
+
+def _content(source: DatasetSource) -> tuple[object, ...]:
+    """What the samples follow from."""
+    return source.kind, source.blobs, source.paths, source.split
 
 
 @router.get("/jobs/{job_id}/training", summary="The plan and the curve of a training")
 async def training(job_id: str, services: UsesServices, principal: Principal) -> dict[str, Any]:
     """``plan`` (every hyperparameter), ``history`` (a row per epoch so far) and ``model_id``.
 
+    ``plan.arithmetic`` is what became of ``precision`` and ``compiled`` on the worker, from the
+    first epoch on; a run that changes workers has it for every epoch in the history.
     ``robust`` in the history is the method's own estimate; only the report is a proof.
     """
     return await to_thread.run_sync(lambda: _training(job_id, services, principal))
@@ -201,4 +217,7 @@ def _training(job_id: str, services: Services, principal: Principal) -> dict[str
         raise NotFound("this job is no training", code="no_training")
     rows = services.store.read_json(services.store.training_dir(job_id) / "history.json")
     history = [] if rows is None else rows["history"]
+    if history:
+        used = {name: history[-1].get(name) for name in ("precision", "compiled")}
+        plan = {**plan, "arithmetic": used}
     return {"job_id": job_id, "plan": plan, "history": history, "model_id": state.model_id}

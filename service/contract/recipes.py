@@ -18,7 +18,12 @@ from pydantic import JsonValue
 
 from service.contract.architectures import ARCHITECTURES
 from service.contract.problems import InvalidInput
-from service.contract.training import Hyperparameters, TrainingPlan, TrainSpec
+from service.contract.training import (
+    TRAINING_METHODS,
+    Hyperparameters,
+    TrainingPlan,
+    TrainSpec,
+)
 
 __all__ = ["RECIPES", "Recipe", "plan_of", "recipe_of"]
 
@@ -120,13 +125,15 @@ _GLORO_MNIST: Settings = {
 _GLORO_CIFAR: Settings = {
     "epochs": 800,
     "learning_rate_schedule": _falling(0.5, 1e-3),
-    "epsilon_schedule": {"points": [[20 / 800, 0.01], [0.5, 1.1]], "shape": "log"},
+    # The published "logarithmic" ramp is log of a line between exp's: straight to 2 % down here.
+    "epsilon_schedule": _ramp(20 / 800, 0.5, 0.01 * 0.1551 * 255 / 36, 0.1551 * 255 / 36),
     "trades_schedule": {"points": [[0.0, 1.2]]},
     "power_steps": 5,
     "augmentation": "crop-flip",
     "activation": "maxmin",
     "init": "orthogonal",
 }
+_GLORO_CIFAR_TRADES: Settings = {**_GLORO_CIFAR, "init": "glorot"}
 _LOCAL_TINY_MAXMIN: Settings = {
     **{name: value for name, value in _LOCAL_TINY.items() if name != "theta"},
     "learning_rate": 1e-4,
@@ -158,6 +165,7 @@ _GLORO_TINY_TRADES: Settings = {
 _EMMA_CIFAR: Settings = {
     "epochs": 800,
     "optimizer": "nadam",
+    "lookahead": 6,
     "warm_up": 20 / 800,
     "learning_rate_schedule": _COSINE,
     "epsilon_schedule": _ramp(0.0, 0.5, 0.1, 3.0),
@@ -196,7 +204,7 @@ _ROWS = (
     Recipe("lmt", _C, "paper", "cifar-6c2f", _CIFAR_EPS, f"{_BCP} (its comparison)", _BCP_CIFAR),
     Recipe("bcp", _M, "paper", "mnist-4c3f", _M_EPS, _BCP, _BCP_MNIST),
     Recipe("bcp", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _BCP, _BCP_CIFAR),
-    Recipe("bcp", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _BCP, _BCP_CIFAR),
+    Recipe("bcp", _T, "paper", "tiny-8c2f", _CIFAR_EPS, f"{_BCP} for CIFAR-10", _BCP_CIFAR),
     Recipe("local-lip-g", _M, "paper", "mnist-4c3f", _M_EPS, _LOCAL, _LOCAL_MNIST),
     Recipe("local-lip-b", _M, "paper", "mnist-4c3f", _M_EPS, f"{_LOCAL} for -G", _LOCAL_MNIST),
     Recipe("local-lip-b", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _LOCAL, _LOCAL_CIFAR),
@@ -208,7 +216,7 @@ _ROWS = (
     Recipe("gloro-trades", _M, "paper", "mnist-4c3f", _M_EPS, _GLORO, _GLORO_MNIST),
     Recipe("gloro-trades", _M, "paper", "mnist-small", "0.3", _GLORO, _GLORO_MNIST_NEAR),
     Recipe("gloro", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _GLORO, _GLORO_CIFAR),
-    Recipe("gloro-trades", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _GLORO, _GLORO_CIFAR),
+    Recipe("gloro-trades", _C, "paper", "cifar-6c2f", _CIFAR_EPS, _GLORO, _GLORO_CIFAR_TRADES),
     Recipe("gloro", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _GLORO, _GLORO_TINY),
     Recipe("gloro-trades", _T, "paper", "tiny-8c2f", _CIFAR_EPS, _GLORO, _GLORO_TINY_TRADES),
     Recipe("emma", _C, "paper", _LIRESNET, _CIFAR_EPS, _EMMA, _EMMA_CIFAR),
@@ -269,7 +277,8 @@ def recipe_of(
 def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     """The complete plan of a request on the data set named ``dataset``.
 
-    Raises InvalidInput (no_recipe, missing_architecture, pydantic's errors as ValidationError).
+    Raises InvalidInput (no_recipe, missing_architecture, conflicting_fields,
+    unsupported_precision), ValidationError.
     """
     given: dict[str, Any] = {}
     name = spec.recipe if isinstance(spec.recipe, str) else "custom"
@@ -308,6 +317,14 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
             settings[key] = value
     if "validation_samples" not in settings and dataset not in (_M, _C, "cifar100", _T):
         settings["validation_samples"] = 0
+    hyperparameters = Hyperparameters.model_validate(settings)
+    if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:
+        raise InvalidInput(
+            f"{spec.method} carries boxes, which bfloat16 would lose",
+            code="unsupported_precision",
+            hint='leave "precision" out: "auto" is bfloat16 where the method bears it',
+            field="recipe.precision",
+        )
     return TrainingPlan(
         method=spec.method,
         architecture=architecture,
@@ -315,7 +332,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
         epsilon=Fraction(spec.epsilon),
         recipe=name,
         seed=spec.seed,
-        hyperparameters=Hyperparameters.model_validate(settings),
+        hyperparameters=hyperparameters,
         certify=spec.certify is not None,
         held_out=held_out,
     )

@@ -37,6 +37,8 @@ class TrainingMethod:
     title: str
     cost: str
     source: str
+    #: Whether its forward pass may be computed in bfloat16 (``workers.training.precision``).
+    bfloat16: bool = True
 
 
 _METHODS = (
@@ -66,18 +68,21 @@ _METHODS = (
         "Box constraint propagation: cross-entropy of the worst logits over ball and box",
         "about 4",
         "Lee, Lee, Park 2020",
+        bfloat16=False,
     ),
     TrainingMethod(
         "local-lip-b",
         "BCP's loss with operator norms per sample",
         "about 5",
         "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+        bfloat16=False,
     ),
     TrainingMethod(
         "local-lip-g",
         "GloRo's loss with operator norms per sample",
         "about 5",
         "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+        bfloat16=False,
     ),
     TrainingMethod(
         "emma",
@@ -131,10 +136,12 @@ class Hyperparameters(Strict):
     """How a run goes; every one has a default, recipes and requests replace some.
 
     Schedules multiply: ``learning_rate_schedule`` the learning rate, ``epsilon_schedule`` the
-    epsilon asked for. ``kappa_schedule`` weighs clean against robust cross-entropy (BCP),
+    epsilon asked for. ``lookahead``: steps between two looks of the Lookahead optimiser, 0 for
+    none. ``kappa_schedule`` weighs clean against robust cross-entropy (BCP),
     ``trades_schedule`` is lambda (GloRo). ``power_steps`` per training step; ``rounds`` of clip
     and rescale in the last layer; ``sparsity``: coefficient of Local-Lip's sparsity loss;
-    ``least_share``: lower end of EMMA's e_j.
+    ``least_share``: lower end of EMMA's e_j. ``precision`` of the forward pass, ``compiled``: the
+    step by ``torch.compile``; ``auto`` is for the worker to say, of its device and the method.
     """
 
     epochs: int = Field(default=20, ge=1, le=100_000)
@@ -146,6 +153,7 @@ class Hyperparameters(Strict):
     )
     warm_up: Share = 0.0
     weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    lookahead: int = Field(default=0, ge=0, le=1000)
     clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     epsilon_schedule: Schedule = _constant(1.0)
     kappa_schedule: Schedule = _constant(0.0)
@@ -158,8 +166,10 @@ class Hyperparameters(Strict):
     least_share: float = Field(default=0.01, gt=0, le=1, allow_inf_nan=False)
     activation: Literal["relu", "relu-theta", "maxmin", "clamped-maxmin"] = "relu"
     theta: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
-    init: Literal["default", "he", "orthogonal"] | None = None
+    init: Literal["default", "glorot", "he", "orthogonal"] | None = None
     validation_samples: int = Field(default=1000, ge=0, le=1_000_000)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compiled: bool | Literal["auto"] = "auto"
 
 
 class TrainSpec(Strict):

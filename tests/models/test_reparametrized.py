@@ -13,7 +13,12 @@ from models.initial import NO_LIMIT
 from models.layers import Conv2d, Linear
 from models.onnx_export import export_onnx
 from models.onnx_import import import_onnx_bytes
-from models.reparametrized import REPARAMETRIZED, OrthogonalLinear, orthogonalized
+from models.reparametrized import (
+    REPARAMETRIZED,
+    OrthogonalLinear,
+    ResidualOrthogonalLinear,
+    orthogonalized,
+)
 
 FAMILY = {"name": "liresnet", "depth": 2, "width": 8, "dense_width": 24, "dense_depth": 1}
 FLAT = {"name": "orthogonal-dense", "input": [1, 8, 8], "widths": [32, 16], "classes": 5}
@@ -58,6 +63,34 @@ def test_gradients_reach_what_is_trained() -> None:
     layer(torch.rand(3, 9, generator=generator(1))).square().sum().backward()
     assert layer.weight.grad is not None
     assert float(layer.weight.grad.abs().max()) > 0
+
+
+def test_residual_dense_layers_are_orthogonal_and_begin_near_the_identity() -> None:
+    network = build({**FAMILY, "dense_depth": 4}, activation="maxmin", generator=generator())
+    layers = [network.layer(node.name) for node in network.nodes]
+    residual = [layer for layer in layers if isinstance(layer, ResidualOrthogonalLinear)]
+    assert [layer.scale for layer in residual] == [0.5] * 4
+    for layer in residual:
+        weight = layer.tensors()[0].detach()
+        eye = torch.eye(24)
+        assert torch.allclose(weight @ weight.T, eye, atol=1e-5)
+        assert float((weight - eye).square().mean().sqrt()) < 0.1
+    residual[0].requires_grad_(True)
+    residual[0](torch.rand(3, 24, generator=generator(1)))[:, 0].sum().backward()
+    assert residual[0].gain.grad is not None
+    assert float(residual[0].gain.grad.abs().max()) > 0
+
+
+def test_glorot_weights_are_bounded_by_both_fans() -> None:
+    network = build("mnist-4c3f", generator=generator(), initial={"init": "glorot"})
+    for node in network.nodes:
+        layer = network.layer(node.name)
+        if isinstance(layer, Conv2d | Linear):
+            fans = (layer.weight[0].numel() + layer.weight.numel() // layer.weight.shape[1]) / 6
+            reach = float(layer.weight.detach().abs().max()) * fans**0.5
+            assert 0.9 <= reach <= 1.0
+            assert layer.bias is not None
+            assert not layer.bias.any()
 
 
 def test_clamped_maxmin_leaves_the_other_half_alone() -> None:

@@ -80,6 +80,11 @@ def test_an_upload_is_split_unless_another_is_named(client: httpx.Client, tmp_pa
         for job in (own, named, never)
     ]
     assert shares == [0.1, 0.0, 0.0]
+    # Again under another name: what is uploaded is named by its content.
+    client.post("/datasets", files=files, data={"name": "copy"})
+    for same in (uploaded, "copy"):
+        refused = client.post("/train", json=body(dataset=uploaded, test_dataset=same))
+        assert (refused.status_code, refused.json()["code"]) == (422, "same_dataset")
 
 
 def test_the_same_key_is_the_same_training(client: httpx.Client) -> None:
@@ -170,6 +175,8 @@ def test_epochs_of_a_cancelled_training_are_no_samples(
         ({"recipe": {"learning_rate_schedule": {"points": [[0.5, 1], [0.1, 1]]}}}, None, None),
         ({"dataset": "cifar-11"}, "unknown_dataset", "dataset"),
         ({"dataset": "digits:test"}, "invalid_dataset", "dataset"),
+        ({"test_dataset": "digits:train"}, "same_dataset", "test_dataset"),
+        ({"dataset": "digits:test", "test_dataset": "digits"}, "same_dataset", "test_dataset"),
         ({"epochs": 0}, "invalid_request", "body.epochs"),
         ({"surprise": 1}, "unknown_field", "body.surprise"),
         ({"certify": {"methd": "bcp"}}, "unknown_field", "certify.methd"),
@@ -186,6 +193,28 @@ def test_bad_requests_are_refused_by_name(
     problem = answer.json()
     assert code is None or problem["code"] == code
     assert field is None or problem["field"] == field
+
+
+def test_boxes_do_not_bear_bfloat16(client: httpx.Client) -> None:
+    wish = {"precision": "bfloat16", "activation": "maxmin"}
+    fine = client.post("/train", json=body(recipe=wish))
+    assert fine.status_code == 202, fine.text
+    refused = client.post("/train", json=body(method="bcp", recipe=wish))
+    problem = refused.json()
+    assert (refused.status_code, problem["code"]) == (422, "unsupported_precision")
+
+
+def test_the_plan_says_what_it_was_computed_in(client: httpx.Client, store: Store) -> None:
+    job = client.post("/train", json=body()).json()["id"]
+    plan = client.get(f"/jobs/{job}/training").json()["plan"]
+    assert {plan["hyperparameters"][name] for name in ("precision", "compiled")} == {"auto"}
+    assert "arithmetic" not in plan
+    store.job_dir(job)
+    store.training_dir(job).mkdir(exist_ok=True)
+    rows = [{"epoch": 1}, {"epoch": 2, "precision": "bfloat16", "compiled": "inductor"}]
+    store.write_json(store.training_dir(job) / "history.json", {"history": rows})
+    used = client.get(f"/jobs/{job}/training").json()["plan"]["arithmetic"]
+    assert used == {"precision": "bfloat16", "compiled": "inductor"}
 
 
 def test_only_json_is_taken(client: httpx.Client) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from service import train_commands
+from service.cli import main
+from service.client import Client, JobFailed
 from service.contract.training import TrainSpec
 from service.ownership import StartError
 from service.train_commands import _request, add_parser
@@ -47,3 +50,43 @@ def test_every_option_arrives_as_the_service_takes_it() -> None:
 def test_json_that_is_none_is_refused() -> None:
     with pytest.raises(StartError, match="no JSON"):
         request("--recipe", "{epochs: 3}")
+
+
+@pytest.mark.parametrize("model", ["0" * 64, None])
+def test_a_model_whose_certification_failed_is_kept(
+    model: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = {"code": "budget_exhausted", "detail": "it took too long"}
+    job = {"id": "j", "status": "failed", "model_id": model, "error": error}
+
+    class Service(Client):
+        def train(self, request: Any) -> dict[str, Any]:
+            return job
+
+        def wait(self, job_id: str, **options: Any) -> dict[str, Any]:
+            raise JobFailed(job)
+
+        def model_file(self, model_id: str, part: str = "onnx") -> bytes:
+            return part.encode()
+
+        def training(self, job_id: str) -> dict[str, Any]:
+            return {"history": []}
+
+        def training_chart(self, job_id: str) -> bytes:
+            return b"<svg/>"
+
+    monkeypatch.setattr(train_commands, "Client", Service)
+    out = tmp_path / "kept"
+    arguments = ["train", "--method", "bcp", "--dataset", "mnist", "--epsilon", "0.1"]
+    assert main([*arguments, "--url", "http://localhost:9", "--out", str(out)]) == 1
+    shown = capsys.readouterr()
+    assert "budget_exhausted: it took too long" in shown.err
+    if model is None:
+        assert not out.exists()
+    else:
+        kept = {"model.onnx", "weights.safetensors", "training.json", "training.svg"}
+        assert {path.name for path in out.iterdir()} == kept
+        assert "trained, but not certified" in shown.out

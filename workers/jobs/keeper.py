@@ -2,7 +2,8 @@
 
 The item runs in the main thread; a second thread renews the lease. Where the lease is lost, the job
 is cancelled or the worker is asked to drain (SIGTERM), the main thread is interrupted by a signal
-whose handler raises ItemStopped: between two bytecodes, and only while an item is held.
+whose handler raises ItemStopped: between two bytecodes, and only while an item is held. An item
+that can stop in good order (``gently``) is only told to drain, and interrupted some seconds later.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest time until a cancellation is noticed; leases are renewed as often.
 LONGEST_INTERVAL_S = 2.0
+#: How long an item that stops in good order may take: less than supervisors wait (15 s).
+GENTLE_S = 10.0
 
 
 class ItemStopped(BaseException):
@@ -42,6 +45,7 @@ class Keeper:
         self._ended = threading.Event()
         self._main = threading.main_thread()
         self._thread = threading.Thread(target=self._renew, name="lease-keeper", daemon=True)
+        self._gentle = False
         self.draining = False
 
     def __enter__(self) -> Keeper:
@@ -74,6 +78,15 @@ class Keeper:
         finally:
             self._lease = None
 
+    @contextmanager
+    def gently(self) -> Iterator[None]:
+        """Inside, SIGTERM interrupts after ``GENTLE_S`` only: ask ``should_stop``, and stop."""
+        self._gentle = True
+        try:
+            yield
+        finally:
+            self._gentle = False
+
     def should_stop(self) -> bool:
         """Whether the item in hand is to be given back."""
         return self.draining or self._stop_reason is not None
@@ -85,7 +98,12 @@ class Keeper:
 
     def _drain(self, signum: int, frame: FrameType | None) -> None:
         self.draining = True
-        self._interrupt(signum, frame)
+        if self._gentle and self._lease is not None:
+            last = threading.Timer(GENTLE_S, self._stop, (self._lease, "the worker is draining"))
+            last.daemon = True
+            last.start()
+        else:
+            self._interrupt(signum, frame)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self._lease is not None:

@@ -192,7 +192,8 @@ class Ticket:
         """Do the item; the answer commits it."""
         kind = lease.item.partition(":")[0]
         if kind == "train":
-            return self._training(keeper, submission, lease)
+            with keeper.gently():
+                return self._training(keeper, submission, lease)
         if kind not in STEPS:
             raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
         step = Step(

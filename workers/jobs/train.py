@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ __all__ = ["train_model"]
 
 logger = logging.getLogger(__name__)
 
+#: Least seconds between two looks at the curve.
+SHOWN_EVERY_S = 1.0
+
+#: Where the operator wants compiled steps to be kept, instead of with the job.
+_COMPILED = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+
 
 def train_model(
     store: Store,
@@ -60,6 +67,8 @@ def train_model(
     folder = store.training_dir(submission.id)
     checkpoint = folder / "checkpoint.safetensors"
 
+    curve = _Curve(store, folder / "history.json")
+
     def run() -> tuple[Network, History]:
         return train(
             Run.of_plan(plan),
@@ -68,10 +77,11 @@ def train_model(
             checkpoint=checkpoint,
             checkpoint_s=settings.checkpoint_interval_s,
             progress=progress,
-            on_epoch=lambda rows: _show(store, folder / "history.json", rows),
+            on_epoch=curve.show,
             should_pause=should_pause,
         )
 
+    _compile_in(folder)
     with storage_errors():
         try:
             network, history = run()
@@ -82,6 +92,7 @@ def train_model(
             logger.warning("job %s begins anew: %s", submission.id, error)
             checkpoint.unlink()
             network, history = run()
+        curve.write(history)
     model = _keep(store, submission, network.deployed())
     result = {
         "model": model.model_dump(mode="json"),
@@ -92,6 +103,13 @@ def train_model(
     store.create_json(trained_path(store, submission.id), result)
     _forget(folder)
     return result
+
+
+def _compile_in(folder: Path) -> None:
+    """Machine code of a compiled step is written to, and loaded from, the job's own folder: the
+    compiler's would be in /tmp, under a name that anybody can guess."""
+    if _COMPILED is None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
 
 
 def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any]) -> None:
@@ -111,10 +129,24 @@ def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any])
         held_samples(facts["held"], Spec.model_validate(submission.spec))
 
 
-def _show(store: Store, path: Path, rows: list[dict[str, Any]]) -> None:
-    """Let readers have the epochs so far."""
-    store.write_json(path, {"history": rows})
-    store.share(path)
+class _Curve:
+    """Lets readers have the epochs so far, once a second at most: the file is written as a whole,
+    and durably."""
+
+    def __init__(self, store: Store, path: Path) -> None:
+        self._store, self._path = store, path
+        self._due = 0.0
+
+    def show(self, rows: History) -> None:
+        """Of many rows in short time the first, and those at the end by ``write``."""
+        if time.monotonic() >= self._due:
+            self.write(rows)
+
+    def write(self, rows: History) -> None:
+        """Now."""
+        self._store.write_json(self._path, {"history": rows})
+        self._store.share(self._path)
+        self._due = time.monotonic() + SHOWN_EVERY_S
 
 
 def _data(
@@ -181,6 +213,7 @@ def _blob(store: Store, content: bytes) -> tuple[str, int]:
 
 def _forget(folder: Path) -> None:
     """Remove what only the training needed, and what killed processes left of it."""
-    shutil.rmtree(folder / "data", ignore_errors=True)
+    for name in ("data", "compiled"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob("*checkpoint.safetensors*"):
         path.unlink(missing_ok=True)

@@ -24,10 +24,10 @@ __all__ = ["Propagation", "start"]
 KEEPS_ROUND = (Normalize, Permute, Reshape, Shift)
 
 
-def start(x: Tensor, epsilon: float, norm: str) -> Enclosure:
+def start(x: Tensor, epsilon: float | Tensor, norm: str) -> Enclosure:
     """The allowed inputs: a ball of ``epsilon`` in pixel units of ``norm``, cut with [0, 1]."""
     reach = epsilon * math.sqrt(x[0].numel()) if norm == "linf" else epsilon
-    radius = torch.full((len(x),), reach, dtype=torch.float64, device=x.device)
+    radius = reach * torch.ones(len(x), dtype=torch.float64, device=x.device)
     valid = torch.ones(len(x), dtype=torch.bool, device=x.device)
     lower, upper = (x - epsilon).clamp_min(0.0), (x + epsilon).clamp_max(1.0)
     return Enclosure(x, radius, lower, upper, valid, round=norm == "l2")

@@ -8,7 +8,8 @@ certified is the deployed network, by ``workers.verification``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,10 @@ class Live:
         self.head = head
         self.body = self.nodes[:-1]
         self.steps = {node.name: self._step(node) for node in self.body}
+        self.factors = {node.name: self._fixed_factor(node) for node in self.body}
+        self.sources = {node.name: node.inputs[0] for node in self.nodes}
+        #: What the plain forward pass computes in (``computing_in``); all else is float32.
+        self.dtype = torch.float32
         self.vectors: dict[str, Tensor] = {}
         for node in self.body:
             layer = network.layer(node.name)
@@ -87,11 +92,15 @@ class Live:
     def refresh(self) -> None:
         """Read the weights anew; call it before every step."""
         self.weights = {}
-        self._norms = {}
+        self.forget()
         for node in self.nodes:
             layer = self.network.layer(node.name)
             if isinstance(layer, WEIGHTED):
                 self.weights[node.name] = layer.tensors()
+
+    def forget(self) -> None:
+        """Compute norms anew when they are asked for."""
+        self._norms = {}
 
     def run(self, node: Node, *inputs: Tensor) -> Tensor:
         """The node's value."""
@@ -106,11 +115,21 @@ class Live:
         return self.head.apply_weight(features, *self.weights[self.nodes[-1].name])
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer takes, [batch, features]."""
+        """What the last layer takes, [batch, features], float32."""
         values = {INPUT: x}
-        for node in self.body:
-            values[node.name] = self.run(node, *(values[source] for source in node.inputs))
-        return values[self.body[-1].name] if self.body else x
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            for node in self.body:
+                values[node.name] = self.run(node, *(values[source] for source in node.inputs))
+        return values[self.body[-1].name].to(x.dtype) if self.body else x
+
+    @contextlib.contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inside, convolutions and dense layers of ``features`` multiply in ``dtype``."""
+        before, self.dtype = self.dtype, dtype
+        try:
+            yield
+        finally:
+            self.dtype = before
 
     @property
     def head_weight(self) -> Tensor:
@@ -136,9 +155,14 @@ class Live:
 
     def factor(self, node: Node) -> Tensor | float:
         """By how much the node may stretch distances."""
+        fixed = self.factors[node.name]
+        return self.norm(node.name) if fixed is None else fixed
+
+    def _fixed_factor(self, node: Node) -> float | None:
+        """The factor of a layer that is not trained: known once for all, read without waiting."""
         layer = self.network.layer(node.name)
         if isinstance(layer, WEIGHTED):
-            return self.norm(node.name)
+            return None
         if isinstance(layer, Normalize):
             return float(layer.std.abs().min().reciprocal())
         if isinstance(layer, Shift):
@@ -181,8 +205,7 @@ class Live:
             return y @ weight
         assert isinstance(layer, Conv2d)
         top, left, bottom, right = layer.padding
-        node = next(node for node in self.body if node.name == name)
-        _, height, width = self.shapes[node.inputs[0]]
+        _, height, width = self.shapes[self.sources[name]]
         sizes = (height + top + bottom, width + left + right)
         spare = [
             size - ((out - 1) * s + d * (k - 1) + 1)

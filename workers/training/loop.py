@@ -140,9 +140,10 @@ def _train(
             saved = time.monotonic()
         if pausing:
             raise Paused
-    if not trainer.finite():
+    network = network.cpu()
+    if network.deployed().non_finite():
         raise loop.diverged()
-    return network.cpu(), loop.history
+    return network, loop.history
 
 
 class _Loop:
@@ -179,12 +180,13 @@ class _Loop:
                 if time.monotonic() > due:
                     break
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            # Factorisations raise on the first weight that is not finite, before a loss is seen.
+            # Singular values raise on the first weight that is not finite, before a loss is seen.
             raise self.diverged() from error
         if not bool(torch.isfinite(self.sums).all()):
             raise self.diverged()
         ended = self.step % self.per_epoch == 0
         if ended:
+            self.trainer.end_epoch()
             self.history.append(self._row(epoch))
             self.sums = torch.zeros_like(self.sums)
         progress(self.step / self.per_epoch, self._message())
@@ -199,7 +201,8 @@ class _Loop:
 
     def _row(self, epoch: int) -> dict[str, Any]:
         """One epoch of the curve; accuracies are shares, ``robust`` is the method's own estimate
-        (no certificate) at the epsilon of the moment, of validation samples at the full one."""
+        (no certificate) at the epsilon of the moment, of validation samples at the full one.
+        ``precision`` and ``compiled``: what the epoch ended with."""
         share = self.step / self.total
         loss, correct, robust = (float(value) for value in self.sums)
         seen = self.per_epoch * self.batch_size
@@ -210,6 +213,8 @@ class _Loop:
             "robust": robust / seen,
             "epsilon": self.run.epsilon * self.run.epsilon_schedule.at(share),
             "learning_rate": self.run.rate((self.step - 1) / self.total),
+            "precision": str(self.trainer.dtype).removeprefix("torch."),
+            "compiled": self.trainer.step.compiled,
         }
         if len(self.held.x):
             row["validation_accuracy"], row["validation_robust"] = self._validate()

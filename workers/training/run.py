@@ -27,7 +27,8 @@ class Run:
 
     power_steps: of the global norms, per training step. rounds: of clip and rescale in the last
     layer. warm_up: share of the run in which the learning rate rises from 0. theta: initial
-    threshold of ReLU-theta. See ``docs/training.md``.
+    threshold of ReLU-theta. precision (auto, float32, bfloat16) and compiled (auto or a bool):
+    ``workers.training.precision``. See ``docs/training.md``.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Run:
     learning_rate_schedule: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
     warm_up: float = 0.0
     weight_decay: float = 0.0
+    lookahead: int = 0
     clip_norm: float | None = None
     epsilon_schedule: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
     kappa_schedule: Schedule = field(default_factory=lambda: Schedule.constant(0.0))
@@ -56,6 +58,8 @@ class Run:
     theta: float | None = None
     init: str | None = None
     validation_samples: int = 0
+    precision: str = "float32"
+    compiled: bool | str = False
 
     @classmethod
     def of_plan(cls, plan: Mapping[str, Any]) -> Run:

@@ -12,8 +12,11 @@ from models.architectures import build
 from models.network import Network
 from workers.training.data import seeded
 from workers.training.live import Live
+from workers.training.lookahead import Lookahead
 from workers.training.objectives import OBJECTIVES, Weighed
+from workers.training.precision import dtype_of, wants_compilation
 from workers.training.run import Run, TrainingError
+from workers.training.step import Step
 
 __all__ = ["Trainer", "build_network"]
 
@@ -59,27 +62,33 @@ class Trainer:
         self.optimizer = OPTIMIZERS[run.optimizer](
             self.parameters, lr=run.learning_rate, weight_decay=run.weight_decay
         )
-        self.objective = OBJECTIVES[run.method]
+        self.lookahead = Lookahead(self.parameters, run.lookahead) if run.lookahead else None
+        self.dtype = dtype_of(run, self.device)
+        self.step = Step(
+            self.live, OBJECTIVES[run.method], run, compiles=wants_compilation(run, self.device)
+        )
 
     def train_on(self, x: Tensor, y: Tensor, share: float) -> Tensor:
         """One step after ``share`` of the run; (loss, correct, robust) as float32 [3], on the
         device: nothing waits for it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.run.rate(share)
-        self.live.refresh()
-        loss, found = self.objective(self.live, x, y, Weighed.at(self.run, share), self.run)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.live.computing_in(self.dtype):
+            loss, counts = self.step(x, y, Weighed.at(self.run, share))
         if self.run.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.run.clip_norm)
         self.optimizer.step()
+        if self.lookahead is not None:
+            self.lookahead.step()
         with torch.no_grad():
             for node in self.network.nodes:
                 self.network.layer(node.name).project()
-            right = found.logits.argmax(1) == y
-            robust = right & (found.worst.argmax(1) == y)
-            counts = torch.stack([right.float().sum(), robust.float().sum()])
-            return torch.cat([loss.detach().reshape(1), counts])
+            return torch.cat([loss.reshape(1), counts])
+
+    def end_epoch(self) -> None:
+        """Before an epoch is judged."""
+        if self.lookahead is not None:
+            self.lookahead.look()
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the rest of the run depends on."""
@@ -89,6 +98,8 @@ class Trainer:
             for name, value in values.items():
                 if value is not None:
                     tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        if self.lookahead is not None:
+            tensors |= self.lookahead.state()
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -111,12 +122,10 @@ class Trainer:
             self.network.load_state_dict(network)
             known = self.optimizer.state_dict()
             self.optimizer.load_state_dict({**known, "state": moments})
+            if self.lookahead is not None:
+                self.lookahead.restore(tensors)
         except (RuntimeError, ValueError, KeyError) as error:
             raise TrainingError(
                 "bad_checkpoint", f"the checkpoint does not fit: {error}"
             ) from error
         self.live.refresh()
-
-    def finite(self) -> bool:
-        """Whether every weight is finite."""
-        return not self.network.non_finite()

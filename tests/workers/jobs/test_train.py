@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
 import pytest
 
+import workers.jobs.keeper
+import workers.jobs.train
+from service.contract.leases import Lease
 from service.contract.schemas import JobSubmission
 from tests.workers.jobs.conftest import Corridor
-from tests.workers.jobs.test_yield import training
+from tests.workers.jobs.test_yield import EPOCHS, training
+from workers.jobs.keeper import ItemStopped, Keeper
+from workers.jobs.ticket import Ticket
 from workers.jobs.train import train_model
 from workers.training.loop import Paused
 
@@ -50,3 +58,55 @@ def test_a_checkpoint_that_cannot_be_read_costs_time_and_nothing_else(
     assert done["history"] == whole["history"]
     left = {path.name for path in corridor.store.training_dir(job.id).iterdir()}
     assert left == {"history.json", "trained.json"}
+
+
+def test_a_worker_that_is_told_to_stop_writes_a_checkpoint_first(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the third epoch is lost, although the next checkpoint is due in hours only."""
+    settings = corridor.settings.model_copy(update={"checkpoint_interval_s": 3600.0})
+    job = training(corridor)
+
+    def told(curve: object, rows: list[dict[str, Any]]) -> None:
+        if len(rows) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workers.jobs.train._Curve, "show", told)
+        Ticket(settings, corridor.store, corridor.ledger, job.id).work()
+    state = corridor.ledger.get(job.id)
+    assert state is not None
+    assert state.status == "running"
+    seen: list[float] = []
+    done = train_model(
+        corridor.store,
+        settings,
+        job,
+        progress=lambda epochs, message: seen.append(epochs),
+        stop=lambda: False,
+        should_pause=lambda: False,
+    )
+    assert min(seen) > 3
+    assert len(done["history"]) == EPOCHS
+    shown = corridor.store.read_json(corridor.store.training_dir(job.id) / "history.json")
+    assert shown == {"history": done["history"]}
+
+
+def test_an_item_that_does_not_stop_is_interrupted(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers.jobs.keeper, "GENTLE_S", 0.1)
+    job = training(corridor)
+    lease = corridor.ledger.lease(job.id, worker="w")
+    assert isinstance(lease, Lease)
+    keeper = Keeper(corridor.ledger, corridor.settings.lease_ttl_s)
+
+    def deaf() -> None:
+        with keeper.holding(lease), keeper.gently():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert keeper.should_stop()
+            while True:
+                time.sleep(0.01)
+
+    with keeper, pytest.raises(ItemStopped):
+        deaf()

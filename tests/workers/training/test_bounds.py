@@ -169,7 +169,7 @@ def test_every_method_has_a_finite_loss_with_gradients(method: str) -> None:
     live = live_of(network, steps=1)
     x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
     run = Run(method=method, architecture="mnist-small", epsilon=0.3, sparsity=0.01)
-    loss, found = OBJECTIVES[method](live, x, y, Weighed(0.3, 0.5, 1.0), run)
+    loss, found = OBJECTIVES[method](live, x, y, Weighed.of(0.3, 0.5, 1.0), run)
     loss.backward()
     gradients = [p.grad for p in network.parameters()]
     assert math.isfinite(loss.item())
@@ -181,7 +181,7 @@ def test_trades_with_weight_one_is_the_plain_loss() -> None:
     """CE(f, y) + KL(softmax f || softmax [f, bottom]) = CE([f, bottom], y)."""
     live = live_of(small("maxmin"))
     x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
-    at = Weighed(0.3, 0.0, 1.0)
+    at = Weighed.of(0.3, 0.0, 1.0)
     plain, _ = OBJECTIVES["gloro"](live, x, y, at, RUN)
     trades, _ = OBJECTIVES["gloro-trades"](live, x, y, at, RUN)
     assert plain.item() == pytest.approx(trades.item(), rel=1e-5)
@@ -195,7 +195,7 @@ def test_emma_asks_of_each_class_what_it_can_bear() -> None:
     with torch.no_grad():
         right, wrong = live.network(x).argmax(1), live.network(x).argmin(1)
         for y, epsilon, share in ((right, 1e-6, 1.0), (wrong, 10.0, 0.25)):
-            at = Weighed(epsilon, 0.0, 1.0)
+            at = Weighed.of(epsilon, 0.0, 1.0)
             loss, found = OBJECTIVES["emma"](live, x, y, at, run)
             asked = found.logits + share * (found.worst - found.logits)
             assert loss.item() == pytest.approx(F.cross_entropy(asked, y).item(), rel=1e-4)
@@ -205,7 +205,7 @@ def test_without_an_epsilon_local_lip_g_is_plain_training() -> None:
     """The published warm-up; GloRo's further class would double the largest wrong logit."""
     live = live_of(small("relu-theta"))
     x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
-    at = Weighed(0.0, 1.0, 1.0)
+    at = Weighed.of(0.0, 1.0, 1.0)
     loss, found = OBJECTIVES["local-lip-g"](live, x, y, at, RUN)
     assert loss.item() == pytest.approx(F.cross_entropy(found.logits, y).item())
 
@@ -223,7 +223,7 @@ def test_gradients_are_those_of_the_loss(method: str, activation: str) -> None:
 
     def loss() -> Tensor:
         live.refresh()
-        return OBJECTIVES[method](live, x, y, Weighed(0.2, 0.4, 0.7), run)[0]
+        return OBJECTIVES[method](live, x, y, Weighed.of(0.2, 0.4, 0.7), run)[0]
 
     loss().backward()
     for name, parameter in network.named_parameters():

@@ -13,6 +13,7 @@ from models.errors import ModelError
 from models.network import Network
 from workers.training import checkpoint, loop
 from workers.training.data import AUGMENTATIONS, TrainingData, seeded, split
+from workers.training.lookahead import Lookahead
 from workers.training.loop import Paused, train
 from workers.training.objectives import OBJECTIVES
 from workers.training.run import Run, TrainingError
@@ -147,14 +148,15 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(
     assert _same(whole, resumed)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "nadam", "sgd"])
+@pytest.mark.parametrize(("optimizer", "lookahead"), [("adam", 0), ("nadam", 2), ("sgd", 0)])
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_every_optimizer_and_augmentation_resumes_exactly(
-    optimizer: str, augmentation: str, tmp_path: Path
+    optimizer: str, lookahead: int, augmentation: str, tmp_path: Path
 ) -> None:
     run = run_of(
         "bcp",
         optimizer=optimizer,
+        lookahead=lookahead,
         augmentation=augmentation,
         learning_rate=1e-3,
         clip_norm=0.5,
@@ -168,6 +170,22 @@ def test_every_optimizer_and_augmentation_resumes_exactly(
     resumed, again = train(run, data, device=CPU, checkpoint=path)
     assert again == history
     assert _same(whole, resumed)
+
+
+def test_lookahead_goes_half_the_way_every_other_step() -> None:
+    """With a step of SGD as long as the gradient, which is that of |w|^2 / 2: w <- (1 - lr) w."""
+    weight = torch.tensor([8.0, -4.0])
+    ahead = Lookahead([weight], 2)
+    seen = []
+    for _ in range(4):
+        weight.mul_(0.5)
+        ahead.step()
+        seen.append(float(weight[0]))
+    # 8 -> 4 -> 2, half the way back to 8: 5 -> 2.5 -> 1.25, half the way back to 5.
+    assert seen == [4.0, 5.0, 2.5, 3.125]
+    other = Lookahead([torch.zeros(2)], 2)
+    other.restore(ahead.state())
+    assert (other.steps, other.slow[0].tolist()) == (4, [3.125, -1.5625])
 
 
 def _same(first: Network, second: Network) -> bool:

@@ -19,14 +19,14 @@ def weighed_loss(found: Bounded, y: Tensor, at: Weighed, run: Run) -> Tensor:
     robust = F.cross_entropy(found.worst, y)
     if found.sparsity is not None and run.sparsity > 0.0:
         robust = robust + run.sparsity * found.sparsity
-    if at.kappa == 0.0:
+    if at.robust:
         return robust
     return at.kappa * F.cross_entropy(found.logits, y) + (1.0 - at.kappa) * robust
 
 
 def bcp(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
     """Cross-entropy of the worst logits over ball and box, weighed with the clean one."""
-    if at.kappa == 1.0:
+    if at.clean:
         return standard(live, x, y, at, run)
     found = ball_and_box(live, x, y, at.epsilon, run)
     return weighed_loss(found, y, at, run), found

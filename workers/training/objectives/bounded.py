@@ -28,16 +28,16 @@ class Bounded:
 
 
 #: (network, x [batch, *shape], reference class [batch] or None for the prediction, epsilon, run).
-Bound = Callable[[Live, Tensor, Tensor | None, float, Run], Bounded]
+Bound = Callable[[Live, Tensor, Tensor | None, float | Tensor, Run], Bounded]
 
 
-def _radius(epsilon: float, x: Tensor, run: Run) -> float:
+def _radius(epsilon: float | Tensor, x: Tensor, run: Run) -> float | Tensor:
     """epsilon as a Euclidean radius."""
     return epsilon * float(x[0].numel()) ** 0.5 if run.norm == "linf" else epsilon
 
 
 def global_ball(
-    live: Live, x: Tensor, reference: Tensor | None, epsilon: float, run: Run
+    live: Live, x: Tensor, reference: Tensor | None, epsilon: float | Tensor, run: Run
 ) -> Bounded:
     """f_j + epsilon Lip |w_j - w_r| (GloRo, Leino et al. 2021; EMMA, Hu et al. 2023)."""
     logits = live.logits(live.features(x))
@@ -47,7 +47,7 @@ def global_ball(
 
 
 def whole_network(
-    live: Live, x: Tensor, reference: Tensor | None, epsilon: float, run: Run
+    live: Live, x: Tensor, reference: Tensor | None, epsilon: float | Tensor, run: Run
 ) -> Bounded:
     """f_j + sqrt(2) epsilon L with L of the whole network (LMT, Tsuzuku et al. 2018, eq. 5)."""
     logits = live.logits(live.features(x))
@@ -59,14 +59,14 @@ def whole_network(
 
 
 def ball_and_box(
-    live: Live, x: Tensor, reference: Tensor | None, epsilon: float, run: Run
+    live: Live, x: Tensor, reference: Tensor | None, epsilon: float | Tensor, run: Run
 ) -> Bounded:
     """Worst logits over ball and box (BCP, Lee et al. 2020)."""
     return _bounded(live, x, reference, epsilon, run, Propagation(live))
 
 
 def local_ball_and_box(
-    live: Live, x: Tensor, reference: Tensor | None, epsilon: float, run: Run
+    live: Live, x: Tensor, reference: Tensor | None, epsilon: float | Tensor, run: Run
 ) -> Bounded:
     """The same with norms per sample (Local-Lip, Huang et al. 2021)."""
     margin = run.sparsity_margin if run.sparsity > 0.0 else None
@@ -77,7 +77,7 @@ def _bounded(
     live: Live,
     x: Tensor,
     reference: Tensor | None,
-    epsilon: float,
+    epsilon: float | Tensor,
     run: Run,
     propagation: Propagation,
 ) -> Bounded:

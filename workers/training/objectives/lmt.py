@@ -17,6 +17,6 @@ def lmt(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor
     """Cross-entropy of the logits with sqrt(2) epsilon L added to all but the label's."""
     found = whole_network(live, x, y, at.epsilon, run)
     robust = F.cross_entropy(found.worst, y)
-    if at.kappa == 0.0:
+    if at.robust:
         return robust, found
     return at.kappa * F.cross_entropy(found.logits, y) + (1.0 - at.kappa) * robust, found

@@ -19,7 +19,7 @@ __all__ = ["local_lip_b", "local_lip_g"]
 
 def local_lip_b(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
     """BCP's loss ("-B")."""
-    if at.kappa == 1.0:
+    if at.clean:
         return standard(live, x, y, at, run)
     found = local_ball_and_box(live, x, y, at.epsilon, run)
     return weighed_loss(found, y, at, run), found
@@ -31,7 +31,7 @@ def local_lip_g(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tupl
     While epsilon is 0 (the published warm-up) plain cross-entropy: with nothing added, the further
     class would only double the largest wrong one.
     """
-    if at.epsilon == 0.0:
+    if at.no_ball:
         return standard(live, x, y, at, run)
     found = local_ball_and_box(live, x, y, at.epsilon, run)
     loss = F.cross_entropy(with_bottom(found, y), y)

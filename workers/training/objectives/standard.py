@@ -18,7 +18,7 @@ def standard(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[T
     """(loss, logits). Nothing is bounded: unless epsilon is 0, no sample counts as robust."""
     logits = live.logits(live.features(x))
     loss = F.cross_entropy(logits, y)
-    if at.epsilon == 0.0:
+    if at.no_ball:
         return loss, Bounded(logits, logits)
     unbounded = torch.full_like(logits, torch.inf).scatter(1, y[:, None], 0.0)
     return loss, Bounded(logits, logits.detach() + unbounded)

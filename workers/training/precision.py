@@ -1,0 +1,43 @@
+"""What a run computes in: which methods bear bfloat16, which are compiled, and where.
+
+bfloat16 is for the plain forward pass alone (convolutions and dense layers, and their gradients).
+Weights, optimiser, losses, norms, factorisations and the last layer are float32 whatever is asked
+for; so are boxes, whose widths bfloat16 would lose. What is certified is the float32 network.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from workers.training.run import Run, TrainingError
+
+__all__ = ["BFLOAT16", "COMPILED", "dtype_of", "wants_compilation"]
+
+#: Methods that bound with the plain forward pass and a Lipschitz constant: no boxes.
+BFLOAT16 = frozenset({"standard", "lmt", "gloro", "gloro-trades", "emma"})
+#: Methods of which ``auto`` compiles the step on a GPU. LMT's singular values wait for the device.
+COMPILED = frozenset(
+    {"standard", "gloro", "gloro-trades", "emma", "bcp", "local-lip-b", "local-lip-g"}
+)
+
+
+def dtype_of(run: Run, device: torch.device) -> torch.dtype:
+    """What the forward pass multiplies in. ``auto``: bfloat16 on a GPU that has it, where the
+    method bears it. Raises TrainingError where it does not, and it was asked for."""
+    if run.precision == "bfloat16" and run.method not in BFLOAT16:
+        raise TrainingError(
+            "unsupported_precision",
+            f"{run.method} carries boxes, which bfloat16 would lose",
+            hint='"precision": "auto"',
+        )
+    if run.precision == "auto":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if able and run.method in BFLOAT16 else torch.float32
+    return torch.bfloat16 if run.precision == "bfloat16" else torch.float32
+
+
+def wants_compilation(run: Run, device: torch.device) -> bool:
+    """Whether to try. ``auto``: on a GPU, where the method is on the list."""
+    if isinstance(run.compiled, bool):
+        return run.compiled
+    return device.type == "cuda" and run.method in COMPILED

@@ -1,0 +1,183 @@
+"""Loss and gradients of one batch: as they stand, or compiled where that works and agrees.
+
+``torch.compile`` makes one graph of bounds and loss, on a GPU a captured CUDA graph. It is a matter
+of speed alone: whatever goes wrong with it is logged, and the run goes on without it. The first
+steps of every phase are computed both ways, and a compiled one that differs is not used again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.training.live import Live
+from workers.training.objectives.weighed import Weighed
+from workers.training.run import Run
+
+if TYPE_CHECKING:
+    from workers.training.objectives import Objective
+
+__all__ = ["BACKENDS", "Backend", "Step"]
+
+logger = logging.getLogger(__name__)
+
+Vectors = dict[str, Tensor]
+#: (x, y, where the schedules stand) -> (loss, [correct, robust], vectors of the power steps).
+Function = Callable[[Tensor, Tensor, Weighed], tuple[Tensor, Tensor, Vectors]]
+
+#: Compiled steps per phase that are compared: a CUDA graph is captured at the second call.
+COMPARED = 4
+#: Largest relative difference of the loss and of a tensor's gradient; rounding is far below.
+#: float32 on a GPU is TF32.
+TOLERANCE = {
+    ("cpu", torch.float32): 1e-3,
+    ("cuda", torch.float32): 0.03,
+    ("cpu", torch.bfloat16): 0.2,
+    ("cuda", torch.bfloat16): 0.2,
+}
+#: Gradients of less than this share of the whole count as so large.
+LEAST_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend of ``torch.compile`` and its options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+#: Per kind of device, in the order in which they are tried. "cudagraphs" needs no compiler.
+BACKENDS: dict[str, tuple[Backend, ...]] = {
+    "cuda": (Backend("inductor", {"triton.cudagraphs": True}), Backend("cudagraphs")),
+    "cpu": (Backend("inductor"),),
+}
+
+
+class _Differs(RuntimeError):
+    """The compiled step is not the step."""
+
+
+class Step:
+    """One objective on one network. ``compiled``: the backend in use, None where there is none."""
+
+    def __init__(self, live: Live, objective: Objective, run: Run, *, compiles: bool) -> None:
+        self.live, self.objective, self.run = live, objective, run
+        self.parameters = [p for p in live.network.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self._backends = list(BACKENDS.get(self.device.type, ())) if compiles else []
+        self._compiled: Function | None = None
+        self._compared: Counter[tuple[bool, bool, bool]] = Counter()
+
+    @property
+    def compiled(self) -> str | None:
+        """The backend in use."""
+        return self._backends[0].name if self._backends else None
+
+    def __call__(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor]:
+        """(loss, [correct, robust]) of the batch; the gradients are the parameters'."""
+        while self._backends:
+            try:
+                return self._by_compiler(x, y, at)
+            # Any: a compiler may fail in many ways, and what is wrong with the step shows below.
+            except Exception as error:  # noqa: BLE001
+                self._give_up(error)
+        return self._run(self._function, x, y, at)
+
+    def _function(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor, Vectors]:
+        """Pure but for ``live.vectors`` and what ``live`` remembers of the step."""
+        live = self.live
+        live.vectors = dict(live.vectors)
+        loss, found = self.objective(live, x, y, at, self.run)
+        with torch.no_grad():
+            right = found.logits.argmax(1) == y
+            robust = right & (found.worst.argmax(1) == y)
+            counts = torch.stack([right.float().sum(), robust.float().sum()])
+        live.forget()
+        return loss, counts, live.vectors
+
+    def _run(self, function: Function, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor]:
+        live = self.live
+        for parameter in self.parameters:
+            parameter.grad = None
+        live.refresh()
+        loss, counts, vectors = function(x, y, at)
+        loss.backward()
+        live.vectors = vectors
+        return loss.detach(), counts
+
+    def _by_compiler(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor]:
+        if self._compiled is None:
+            self._compiled = _compile(self._function, self._backends[0])
+        before = self.live.vectors
+        expected = None
+        if self._compared[at.phase] < COMPARED:
+            loss, _ = self._run(self._function, x, y, at)
+            expected = loss, _gradients(self.parameters)
+            self.live.vectors = before
+        try:
+            torch.compiler.cudagraph_mark_step_begin()
+            loss, counts = self._run(self._compiled, x, y, at.on(self.device))
+            # What a captured graph returns lies where its next run writes.
+            self.live.vectors = {name: v.clone() for name, v in self.live.vectors.items()}
+            if expected is not None:
+                self._compared[at.phase] += 1
+                self._compare(*expected, loss)
+        except BaseException:
+            self.live.vectors = before
+            raise
+        return loss.clone(), counts.clone()
+
+    def _compare(self, loss: Tensor, gradients: list[Tensor], found: Tensor) -> None:
+        """Raise _Differs where the compiled step's loss or a gradient is another one."""
+        if not bool(torch.isfinite(loss)):
+            return  # the run diverges, compiled or not
+        off = (found - loss).abs() / loss.abs().clamp_min(1e-3)
+        sizes = torch.stack([gradient.norm() for gradient in gradients])
+        pairs = zip(_gradients(self.parameters), gradients, strict=True)
+        turned = torch.stack([(mine - theirs).norm() for mine, theirs in pairs])
+        turned = (turned / (sizes + LEAST_SHARE * sizes.norm()).clamp_min(1e-9)).max()
+        if not bool(torch.maximum(off, turned) <= TOLERANCE[self.device.type, self.live.dtype]):
+            raise _Differs(f"loss off by {float(off):.1e}, a gradient by {float(turned):.1e}")
+
+    def _give_up(self, error: Exception) -> None:
+        """On to the next backend, or to none."""
+        backend = self._backends.pop(0)
+        self._compiled = None
+        self._compared.clear()
+        reason = next(iter(str(error).strip().splitlines()), "")[:300]
+        logger.warning(
+            "the step is not compiled by %s, training goes on with %s: %s: %s",
+            backend.name,
+            self.compiled or "no compiler",
+            type(error).__name__,
+            reason,
+        )
+
+
+def _compile(function: Function, backend: Backend) -> Function:
+    """One whole graph or an error; nothing compiled for an earlier run is left."""
+    import torch._inductor.config
+
+    # Compiling processes of its own would outlive a worker that is killed.
+    torch._inductor.config.compile_threads = 1
+    torch.compiler.reset()
+    compiled: Function = torch.compile(
+        function,
+        backend=backend.name,
+        options=backend.options or None,
+        fullgraph=True,
+        dynamic=False,
+    )
+    return compiled
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """What the last run gave; a further run gives others."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

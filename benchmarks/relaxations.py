@@ -32,7 +32,7 @@ from workers.verification.results import CertificationRequest
 
 #: Bars on the medians, in plain forward passes per image.
 BARS = {"crown": 1_000.0, "alpha-crown": 65_000.0}
-METHODS = ("ibp", "crown", "alpha-crown")
+METHODS = ("ibp", "crown", "alpha-crown", "alpha-crown-intermediate")
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -124,10 +124,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        "| network, threat | correct | IBP | CROWN | alpha | auto | plain CROWN | reference IBP / "
-        "CROWN / alpha | IBP cost | CROWN cost | alpha cost | auto cost | ms per forward pass |"
+        "| network, threat | correct | IBP | CROWN | alpha | intermediate | auto | plain CROWN | "
+        "reference IBP / CROWN / alpha | IBP cost | CROWN cost | alpha cost | intermediate cost | "
+        "auto cost | ms per forward pass |"
     )
-    print("|---" * 13 + "|")
+    print("|---" * 15 + "|")
     costs = [
         measure(setting, options.shared, options.images // 10)
         for setting in SETTINGS

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from workers.verification.backward import BackwardPass
 from workers.verification.crown import final_rows, refined_pass
+from workers.verification.envelope import Envelope
 from workers.verification.program import Program
 from workers.verification.region import Region
-from workers.verification.relaxation import RELAXATIONS
 from workers.verification.rounding import Rounding
 from workers.verification.rows import Rows
 
-__all__ = ["ITERATIONS", "alpha_crown_margins", "optimized_bound"]
+__all__ = ["ITERATIONS", "Slopes", "alpha_crown_margins", "alpha_pass", "optimized_bound"]
 
 #: Gradient steps per row; the reference verifier's usual number.
 ITERATIONS = 20
@@ -30,51 +30,89 @@ def alpha_crown_margins(
     program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, slopes optimised."""
+    return alpha_pass(program, region, labels, rounding, dtype)[1]
+
+
+def alpha_pass(
+    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+) -> tuple[BackwardPass, Tensor]:
+    """The pass with CROWN's boxes; margins [batch, classes] with the last slopes optimised."""
     backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown")
     bounds = final_rows(backward, labels, bounds)
-    return final_rows(backward, labels, bounds, solve=optimized_bound)
+    return backward, final_rows(backward, labels, bounds, solve=optimized_bound)
 
 
-def optimized_bound(backward: BackwardPass, value: int, rows: Rows, needed: Tensor) -> Tensor:
+class Slopes:
+    """Lower slopes per row of every step with unstable neurons, in the form that rows have there.
+
+    They start as CROWN's, when the first backward pass meets the step. Stable neurons keep theirs:
+    whether they move must not depend on what else is in the batch.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[int, Tensor] = {}
+        #: Which of them may move, in the same form.
+        self.free: dict[int, Tensor] = {}
+        self._least: dict[int, float] = {}
+
+    def __call__(self, index: int, rows: Rows, envelope: Envelope) -> Tensor:
+        if index in self.tensors:
+            return self.tensors[index]
+        slopes = rows.pick(envelope.lower_slope)
+        if not bool(envelope.free.any()):
+            return slopes
+        slopes = slopes.expand(rows.coefficients.shape).clone().requires_grad_(True)
+        self.tensors[index] = slopes
+        self.free[index] = rows.pick(envelope.free).expand(rows.coefficients.shape)
+        self._least[index] = envelope.least_slope
+        return slopes
+
+    def hold_stable(self) -> None:
+        """Take the gradient away from stable neurons."""
+        for index, free in self.free.items():
+            gradient = self.tensors[index].grad
+            if gradient is not None:
+                gradient.mul_(free)
+
+    def project(self) -> None:
+        """Back into [least slope, 1]."""
+        with torch.no_grad():
+            for index, least in self._least.items():
+                self.tensors[index].clamp_(least, 1.0)
+
+
+def optimized_bound(
+    backward: BackwardPass,
+    value: int,
+    rows: Rows,
+    needed: Tensor,
+    *,
+    iterations: int = ITERATIONS,
+) -> Tensor:
     """Best lower bounds [rows] met while ascending in the slopes; a row above ``needed`` stops.
 
-    Projected Adam on all rows at once; slopes stay within [least slope, 1].
+    Projected Adam on all rows at once. A row that stopped keeps what it had then: its bound does
+    not depend on how long the others go on.
     """
-    slopes = _initial_slopes(backward, value, rows)
+    slopes = Slopes()
     best = torch.full_like(needed, -math.inf)
-    if not slopes:
-        return backward.lower_bound(value, rows)
-    optimizer = torch.optim.Adam(list(slopes.values()), lr=LEARNING_RATE)
-    for iteration in range(ITERATIONS + 1):
+    pulls = torch.ones_like(needed, dtype=torch.bool)
+    optimizer: torch.optim.Optimizer | None = None
+    for iteration in range(iterations + 1):
         with torch.enable_grad():
-            bound = backward.lower_bound(value, rows, alpha=slopes)
-            best = torch.fmax(best, bound.detach())
-            # Rows that are proved already no longer pull.
-            still = (best <= needed) & torch.isfinite(bound.detach())
-            if iteration == ITERATIONS or not bool(still.any()):
+            bound = backward.lower_bound(value, rows, slopes=slopes)
+            found = bound.detach()
+            best = torch.where(pulls, torch.fmax(best, found), best)
+            pulls = pulls & (best <= needed) & torch.isfinite(found)
+            if iteration == iterations or not slopes.tensors or not bool(pulls.any()):
                 break
+            if optimizer is None:
+                optimizer = torch.optim.Adam(list(slopes.tensors.values()), lr=LEARNING_RATE)
             optimizer.zero_grad(set_to_none=True)
-            (-bound[still].sum()).backward()
+            (-bound[pulls].sum()).backward()
+        slopes.hold_stable()
         optimizer.step()
         for group in optimizer.param_groups:
             group["lr"] *= DECAY
-        with torch.no_grad():
-            for index, tensor in slopes.items():
-                tensor.clamp_(backward.envelope(index).least_slope, 1.0)
+        slopes.project()
     return best
-
-
-def _initial_slopes(backward: BackwardPass, value: int, rows: Rows) -> dict[int, Tensor]:
-    """One slope per row and neuron of every relaxed step before ``value``: CROWN's choice."""
-    result: dict[int, Tensor] = {}
-    count = rows.coefficients.shape[0]
-    for index, step in enumerate(backward.program.steps[:value]):
-        if type(step.op) not in RELAXATIONS:
-            continue
-        envelope = backward.envelope(index)
-        if not bool(envelope.free.any()):
-            continue
-        slope = envelope.lower_slope
-        slope = slope.expand(count, *step.shape) if rows.sample is None else slope[rows.sample]
-        result[index] = slope.clone().requires_grad_(True)
-    return result

@@ -8,6 +8,7 @@ this pass itself, so that the result bounds what the deployed network computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +28,10 @@ from workers.verification.relaxation import RELAXATIONS, Envelope
 from workers.verification.rounding import Rounding, unit_roundoff
 from workers.verification.rows import Rows
 
-__all__ = ["BackwardPass"]
+__all__ = ["BackwardPass", "LowerSlopes"]
+
+#: (index of the step, rows on its result, its envelope) -> slopes that broadcast to the rows.
+LowerSlopes = Callable[[int, Rows, Envelope], Tensor]
 
 #: Roundings that ``_quick_sum`` may make of each number.
 SUM_ROUNDINGS = 64
@@ -54,6 +58,8 @@ class BackwardPass:
     _envelopes: dict[int, Envelope] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
     _sizes: dict[int, Tensor] = field(default_factory=dict)
+    _shares: dict[tuple[int, float], Tensor] = field(default_factory=dict)
+    _centres: dict[torch.dtype, Tensor] = field(default_factory=dict)
     _offsets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
 
     def box(self, value: int) -> tuple[Tensor, Tensor]:
@@ -87,12 +93,10 @@ class BackwardPass:
             self._errors[index] = error + bias * ((SUM_ROUNDINGS + 2) * unit_roundoff(self.dtype))
         return self._errors[index]
 
-    def lower_bound(
-        self, value: int, rows: Rows, *, alpha: dict[int, Tensor] | None = None
-    ) -> Tensor:
+    def lower_bound(self, value: int, rows: Rows, *, slopes: LowerSlopes | None = None) -> Tensor:
         """Lower bounds [rows] float64 of rows . value over the region.
 
-        alpha: lower slopes per row for the unstable neurons of a step, [rows, *shape].
+        slopes: chooses the lower slopes of unstable neurons per row; None: those of the envelopes.
         """
         pending = {value: rows}
         constant = torch.zeros(rows.coefficients.shape[0], dtype=torch.float64)
@@ -103,7 +107,6 @@ class BackwardPass:
             if carried is None:
                 continue
             step = self.program.steps[index]
-            slopes = None if alpha is None else alpha.get(index)
             sources, gained, magnitude = self._through(index, step, carried, slopes)
             constant = constant + gained - _of_rows(self._lost(step), carried)
             size = size + magnitude
@@ -138,7 +141,7 @@ class BackwardPass:
         return lost
 
     def _through(
-        self, index: int, step: Step, rows: Rows, slopes: Tensor | None
+        self, index: int, step: Step, rows: Rows, slopes: LowerSlopes | None
     ) -> tuple[list[Rows], Tensor, Tensor]:
         """Coefficients on the step's inputs, and what the constant gains (with its magnitude)."""
         op = step.op
@@ -158,12 +161,10 @@ class BackwardPass:
         if type(op) in JOINS:
             return JOINS[type(op)](self, index, step, rows)
         if isinstance(op, Add):
-            lower, upper = self.box(index + 1)
-            both = 3 * (self.rounding.deployed + self.rounding.own)
             size = zero
-            if both > 0.0:
-                reach = torch.maximum(lower.abs(), upper.abs()) * (both * 1.01)
-                size = _size(rows.coefficients * rows.pick(reach))
+            if self.rounding.is_sound:
+                both = 3 * (self.rounding.deployed + self.rounding.own)
+                size = _size(rows.coefficients * rows.pick(self._share_of(index + 1, both * 1.01)))
             return [rows, rows], -size, size
         rows = rows.dense()
         flat = rows.coefficients
@@ -188,12 +189,15 @@ class BackwardPass:
         return self.program.input_shape if value == 0 else self.program.steps[value - 1].shape
 
     def _activation(
-        self, index: int, rows: Rows, slopes: Tensor | None
+        self, index: int, rows: Rows, slopes: LowerSlopes | None
     ) -> tuple[list[Rows], Tensor, Tensor]:
         envelope = self.envelope(index)
         positive = rows.coefficients.clamp_min(0.0)
         negative = rows.coefficients - positive
-        lower_slope = rows.pick(envelope.lower_slope) if slopes is None else slopes
+        if slopes is None:
+            lower_slope = rows.pick(envelope.lower_slope)
+        else:
+            lower_slope = slopes(index, rows, envelope)
         parts = negative * rows.pick(envelope.upper_intercept)
         if envelope.lower_intercept is not None:
             parts = parts + positive * rows.pick(envelope.lower_intercept)
@@ -214,9 +218,16 @@ class BackwardPass:
         """What two roundings of each coefficient may change in rows . value, [rows]."""
         if not self.rounding.is_sound:
             return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
-        lower, upper = self.box(value)
-        reach = torch.maximum(lower.abs(), upper.abs()) * (4 * unit_roundoff(self.dtype))
-        return _size(rows.coefficients * rows.pick(reach))
+        return _size(
+            rows.coefficients * rows.pick(self._share_of(value, 4 * unit_roundoff(self.dtype)))
+        )
+
+    def _share_of(self, value: int, share: float) -> Tensor:
+        """This share of a value's largest magnitude, made once: rows keep what they pick of it."""
+        if (value, share) not in self._shares:
+            lower, upper = self.box(value)
+            self._shares[value, share] = torch.maximum(lower.abs(), upper.abs()) * share
+        return self._shares[value, share]
 
     def _max_pool(self, step: Step, op: MaxPool2d, rows: Rows) -> tuple[list[Rows], Tensor, Tensor]:
         """max >= the input with the highest lower bound; max <= that input, or the highest upper
@@ -265,7 +276,7 @@ class BackwardPass:
         centre = self._centre()
         unit = unit_roundoff(self.dtype) if self.rounding.is_sound else 0.0
         if rows.is_patch or rows.sample is not None:
-            at_centre = (flat * rows.pick(centre.to(flat.dtype)).flatten(1)).sum(
+            at_centre = (flat * rows.pick(self._centre(flat.dtype)).flatten(1)).sum(
                 1, dtype=torch.float64
             )
         else:
@@ -297,8 +308,10 @@ class BackwardPass:
             )
         return at_centre - drop - slack * self.rounding.is_sound
 
-    def _centre(self) -> Tensor:
-        return self.region.x.to(torch.float64)
+    def _centre(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        if dtype not in self._centres:
+            self._centres[dtype] = self.region.x.to(dtype)
+        return self._centres[dtype]
 
     def _reach(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """lower - x <= 0, upper - x >= 0, their middle and half width, rounded; corner's norm."""

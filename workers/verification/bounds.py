@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workers.verification.affine import Affine
 from workers.verification.alpha_crown import alpha_crown_margins
+from workers.verification.alpha_intermediate import alpha_crown_intermediate_margins
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import cap_margins, crown_margins
 from workers.verification.interval import interval_margins
@@ -91,11 +92,28 @@ BOUNDS: dict[str, Bound] = {
             dominates=("crown",),
             within=0.5,
         ),
+        Bound(
+            "alpha-crown-intermediate",
+            ("l2", "linf"),
+            15_000,
+            100,
+            margins=alpha_crown_intermediate_margins,
+            dominates=("crown", "alpha-crown"),
+            within=0.4,
+        ),
     )
 }
 
 #: What ``method: auto`` runs, in this order.
-AUTO: tuple[str, ...] = ("lipschitz", "ibp", "bcp", "local-lip", "crown", "alpha-crown")
+AUTO: tuple[str, ...] = (
+    "lipschitz",
+    "ibp",
+    "bcp",
+    "local-lip",
+    "crown",
+    "alpha-crown",
+    "alpha-crown-intermediate",
+)
 
 
 @dataclass(frozen=True)

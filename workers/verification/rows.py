@@ -85,6 +85,22 @@ class Frame:
         self._picked[id(values)] = (values, picked)
         return picked
 
+    def pick_shared(self, value: Tensor, shape: Shape) -> Tensor:
+        """The same of one value for all samples, which broadcasts to ``shape``."""
+        # Windows are known by the very tensor that they were cut from.
+        key = ("shared", id(value), shape)
+        if key not in self.windows:
+            self.windows[key] = (value, value.expand(shape)[None])
+        return self.pick(self.windows[key][1], None)
+
+    def inside(self, like: Tensor) -> Tensor:
+        """1 inside the map and 0 outside, [rows, 1, h, w] in ``like``'s dtype."""
+        key = ("ones", self.size, like.dtype)
+        if key not in self.windows:
+            ones = torch.ones(1, 1, *self.size, dtype=like.dtype, device=like.device)
+            self.windows[key] = (ones, ones)
+        return self.pick(self.windows[key][1], None)
+
     def _windows_of(self, values: Tensor) -> Tensor:
         """The patches of all places of the grid, [batch * grid, c, h, w]."""
         key = (id(values), self.grid, self.step, self.origin, self.extent)
@@ -132,7 +148,7 @@ class Rows:
             return value.expand(self.shape)
         if value.dim() == 0 or (value.dim() == 3 and value.shape[1:] == (1, 1)):
             return value
-        return self.frame.pick(value.expand(self.shape)[None], None)
+        return self.frame.pick_shared(value, self.shape)
 
     def with_coefficients(self, coefficients: Tensor) -> Rows:
         """The same rows with other coefficients of the same form."""
@@ -142,9 +158,7 @@ class Rows:
         """Coefficients outside the map set to zero."""
         if self.frame is None or not any(any(pair) for pair in self.frame.overhang()):
             return self
-        like = self.coefficients
-        ones = torch.ones(1, 1, *self.shape[1:], dtype=like.dtype, device=like.device)
-        return self.with_coefficients(like * self.frame.pick(ones, None))
+        return self.with_coefficients(self.coefficients * self.frame.inside(self.coefficients))
 
     def dense(self) -> Rows:
         """The same rows over the whole map."""

@@ -33,10 +33,10 @@ Function = Callable[[Tensor, Tensor, Weighed], tuple[Tensor, Tensor, Vectors]]
 
 #: Compiled steps per phase that are compared: a CUDA graph is captured at the second call.
 COMPARED = 4
-#: Largest relative difference of the loss and of a tensor's gradient; rounding is far below.
-#: float32 on a GPU is TF32.
+#: Largest relative difference of the loss and of a tensor's gradient. Rounding turns the choice of
+#: a maximum now and then (2e-3 was seen on cifar-6c2f); float32 on a GPU is TF32.
 TOLERANCE = {
-    ("cpu", torch.float32): 1e-3,
+    ("cpu", torch.float32): 0.01,
     ("cuda", torch.float32): 0.03,
     ("cpu", torch.bfloat16): 0.2,
     ("cuda", torch.bfloat16): 0.2,

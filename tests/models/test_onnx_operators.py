@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper
 from models.errors import ModelError
 from models.layers import Linear
 from models.onnx_import import import_onnx_bytes
+from models.runtime import OnnxRuntimeModel
 from tests.models.onnx_graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
@@ -42,6 +44,26 @@ def test_gemm(
     gemm = node("Gemm", ["x", *constants], ["y"], transB=int(trans_b), alpha=alpha, beta=beta)
     network = assert_agrees(flattened([gemm], (7,), constants, opset=opset, batch=batch))
     assert isinstance(network.layer(network.nodes[0].name), Linear)
+
+
+def test_gemm_whose_sums_overflow_before_the_factor() -> None:
+    """ONNX Runtime multiplies sums by alpha: one that overflows stays infinite."""
+    constants = {"w": np.full((2, 5), 3e38, np.float32), "c": normal(1, 5)}
+    gemm = node("Gemm", ["x", "w", "c"], ["y"], alpha=2.0**-20)
+    data = flattened([gemm], (2,), constants)
+    x = np.full((1, 2), 0.8, dtype=np.float32)
+    assert np.isinf(OnnxRuntimeModel(data, (2,))(x)).all()
+    with torch.no_grad():
+        assert bool(torch.isinf(import_onnx_bytes(data)(torch.from_numpy(x))).all())
+
+
+def test_gemm_whose_products_underflow_before_the_factor() -> None:
+    """Exact or not, a large factor would scale up what underflow lost in the sums."""
+    constants = {"w": np.full((2, 5), 2.0**-149, np.float32)}
+    with pytest.raises(ModelError, match="alpha"):
+        import_onnx_bytes(
+            flattened([node("Gemm", ["x", "w"], ["y"], alpha=2.0**126)], (2,), constants)
+        )
 
 
 def test_gemm_with_an_inexact_factor() -> None:

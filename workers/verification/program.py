@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from workers.verification.affine import (
     Convolution,
     Dense,
     Diagonal,
+    Inner,
     Norms,
 )
 from workers.verification.spectral import ConvGeometry
@@ -61,13 +62,20 @@ class Step:
 class Head:
     """The last dense map [classes, features]: logits = weight z + bias, float64.
 
-    ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself).
+    ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself), ``inner`` what
+    it holds in between.
     """
 
     weight: Tensor
     bias: Tensor
     bias_magnitude: Tensor
     terms: float
+    inner: Inner = field(default_factory=Inner)
+
+    @property
+    def floor(self) -> float:
+        """What underflow may change in one logit, in units of ``rounding.UNDERFLOW``."""
+        return self.terms + 1.0 + self.inner.lost
 
     def float32_safe(self) -> bool:
         """Whether a float32 copy of the weights loses no more than one rounding each."""
@@ -97,7 +105,11 @@ class Head:
         if device == self.weight.device:
             return self
         return Head(
-            self.weight.to(device), self.bias.to(device), self.bias_magnitude.to(device), self.terms
+            self.weight.to(device),
+            self.bias.to(device),
+            self.bias_magnitude.to(device),
+            self.terms,
+            self.inner,
         )
 
 
@@ -199,6 +211,7 @@ def _padded(pad: Pad, conv: Convolution) -> Convolution:
         conv.terms,
         weight=conv.weight,
         geometry=geometry,
+        inner=conv.inner,
     )
 
 
@@ -259,6 +272,7 @@ def _swapped(steps: list[Step], first: int, second: int) -> list[Step]:
         through(diagonal.bias_magnitude),
         diagonal.terms,
         scale=through(diagonal.scale),
+        inner=diagonal.inner,
     )
     result = list(steps)
     result[first] = Step(steps[second].name, moved, steps[first].sources, shape)
@@ -272,7 +286,7 @@ def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
     if isinstance(last.op, Dense) and last.sources == (len(steps) - 1,):
         bias = last.op.bias.expand(classes).clone()
         magnitude = last.op.bias_magnitude.expand(classes).clone()
-        return steps[:-1], Head(last.op.weight, bias, magnitude, last.op.terms)
+        return steps[:-1], Head(last.op.weight, bias, magnitude, last.op.terms, last.op.inner)
     zeros = torch.zeros(classes, dtype=torch.float64)
     identity = torch.eye(classes, dtype=torch.float64)
     return steps, Head(identity, zeros, zeros, 0.0)

@@ -261,6 +261,25 @@ def test_networks_without_activations_are_certified(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_overflow_of_the_backward_pass_proves_nothing(norm: str, method: str) -> None:
+    """Coefficients times a bias beyond float32, in a network that stays inside it."""
+    large = 2.0**70
+    network = chain(
+        (1,),
+        Linear(T([[1.0], [1.0]]), T([-large, -large])),
+        ReLU(),
+        Linear(T([[0.0, 0.0], [2.0**60, 0.0]]), T([2.0**115, 0.0])),
+    )
+    x = np.full((1, 1), large, dtype=np.float32)
+    wrong = x * np.float32(1 + 2.0**-13)
+    assert evaluate(network, wrong)[0].argmax() != evaluate(network, x)[0].argmax()
+    options = {"norm": norm, "method": method, "clip": False, "attack": None}
+    found = certify(network, x, (str(2**57), str(2**60)), **options)
+    assert found.radius[0] < (wrong - x)[0, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_normalisation_that_overflows_is_not_certified(method: str) -> None:
     network = chain(
         (1,),

@@ -115,12 +115,16 @@ class Head:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in order, the head on the last value, and facts about the input."""
+    """Steps in order, the head on the last value, and facts about the input.
+
+    digest: of the network (``Network.graph_digest``).
+    """
 
     input_shape: tuple[int, ...]
     steps: tuple[Step, ...]
     head: Head
     float32_safe: bool
+    digest: str
 
     @classmethod
     def compile(
@@ -130,13 +134,14 @@ class Program:
 
         ``estimate`` takes the papers' power-iteration norms. Raises UnsupportedLayer.
         """
+        digest = network.graph_digest()
         with torch.no_grad():
             steps = _fuse(network.input_shape, _translate(network))
             steps, head = _split_head(network, steps)
-            steps = _with_norms(steps, network, cache_dir, estimate)
+            steps = _with_norms(steps, digest, cache_dir, estimate)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
-        return cls(network.input_shape, tuple(steps), head, safe)
+        return cls(network.input_shape, tuple(steps), head, safe, digest)
 
 
 def _without_scalars(layer: Layer, shape: tuple[int, ...]) -> Layer:
@@ -292,16 +297,23 @@ def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
     return steps, Head(identity, zeros, zeros, 0.0)
 
 
+def _stored_norms(path: Path) -> dict[str, list[float]]:
+    """What an earlier compilation wrote; nothing where that is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+        return {str(key): [float(row[0]), float(row[1])] for key, row in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        return {}
+
+
 def _with_norms(
-    steps: list[Step], network: Network, cache_dir: Path | None, estimate: bool
+    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool
 ) -> list[Step]:
     path = None
     stored: dict[str, list[float]] = {}
     if cache_dir is not None and not estimate:
-        digest = network.graph_digest().removeprefix("sha256:")
-        path = cache_dir / f"norms-{NORMS_VERSION}-{digest}.json"
-        if path.exists():
-            stored = json.loads(path.read_text())
+        path = cache_dir / f"norms-{NORMS_VERSION}-{digest.removeprefix('sha256:')}.json"
+        stored = _stored_norms(path)
     missing = False
     result = []
     for index, step in enumerate(steps):

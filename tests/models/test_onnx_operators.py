@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from models.errors import ModelError
 from models.layers import Linear
@@ -228,6 +228,48 @@ def test_flatten_as_exporters_compute_it(opset: int, batch: int | str) -> None:
         node("Reshape", ["x", "t"], ["y"]),
     ]
     assert_agrees(flattened(nodes, (2, 3, 4), constants, opset=opset, batch=batch), samples=3)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [node("Slice", ["c", "zero", "n"], ["k"]), node("Add", ["x", "k"], ["y"])],
+        [
+            node("Min", ["n", "two"], ["l"]),
+            node("Cast", ["l"], ["k"], to=TensorProto.FLOAT),
+            node("Mul", ["x", "k"], ["y"]),
+        ],
+        [
+            node("Gather", ["c", "zero"], ["one"]),
+            node("Expand", ["one", "n"], ["e"]),
+            node("Shape", ["e"], ["l"]),
+            node("Min", ["l", "two"], ["m"]),
+            node("Cast", ["m"], ["k"], to=TensorProto.FLOAT),
+            node("Mul", ["x", "k"], ["y"]),
+        ],
+        [
+            node("Max", ["n", "two"], ["l"]),
+            node("Concat", ["l", "two"], ["k"], axis=0),
+            node("Reshape", ["x", "k"], ["y"]),
+        ],
+        [
+            node("Cast", ["n"], ["l"], to=TensorProto.BOOL),
+            node("Cast", ["l"], ["k"], to=TensorProto.FLOAT),
+            node("Mul", ["x", "k"], ["y"]),
+        ],
+    ],
+)
+def test_what_is_computed_from_the_batch_size_is_refused(steps: list[NodeProto]) -> None:
+    """At a batch of one it may be another number than at two large ones, where it is the same."""
+    constants = {
+        "zero": np.array([0], np.int64),
+        "two": np.array([2], np.int64),
+        "c": np.array([1, 2], np.float32),
+    }
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"], axis=0), *steps]
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(graph_of(nodes, (2,), constants).SerializeToString())
+    assert "batch size" in caught.value.message
 
 
 def test_flatten_as_keras_computes_it() -> None:

@@ -74,16 +74,11 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
     at_centre = centre_margins(head, centre, labels, rounding)
     radius = state.radius[:, None]
     bound = at_centre.margin - at_centre.rounding - radius * at_centre.slope * (1.0 + 1e-12)
-    # Partial sums, not logits: sum |w_i z_i| + |b| over the ball; the largest |z_i|.
-    size = centre.abs() @ head.absolute + head.bias_magnitude + radius * head.row_norms
-    largest = rough_norm(centre) + state.radius
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
         reach = torch.maximum(lower.abs(), upper.abs())
         head_size = reach @ head.absolute + head.bias_magnitude
-        size = torch.fmin(size, head_size)
-        largest = torch.fmin(largest, reach.amax(1))
         deployed, own = _head_gammas(head, rounding)
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
         centre_size = centre.abs() @ head.absolute + head.bias_magnitude
@@ -105,12 +100,27 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
         bound = torch.where(((upper >= lower).all(1))[:, None], bound, -torch.inf)
     bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)
     valid = state.valid & torch.isfinite(at_centre.logits).all(1)
-    if rounding.is_sound and head.terms:
-        deployed, _ = _head_gammas(head, rounding)
-        valid = valid & (size * (1.01 + deployed) < FLOAT32_MAX).all(1)
-        valid = valid & (largest < head.inner.most(FLOAT32_MAX / (1.01 + deployed)))
+    valid = valid & _head_fits(head, state, rounding)
     bound = torch.where(valid[:, None], bound, torch.full_like(bound, -torch.inf))
     return bound.scatter(1, labels[:, None], torch.inf)
+
+
+def _head_fits(head: Head, state: Enclosure, rounding: Rounding) -> Tensor:
+    """Where the deployed head cannot overflow float32 anywhere in the enclosure, [batch] bool."""
+    if not rounding.is_sound or not head.terms:
+        return torch.ones_like(state.valid)
+    # Partial sums, not logits: sum |w_i z_i| + |b| over the ball or the box; the largest |z_i|.
+    centre = state.centre.flatten(1).to(torch.float64)
+    size = centre.abs() @ head.absolute + head.bias_magnitude
+    size = size + state.radius[:, None] * head.row_norms
+    largest = rough_norm(centre) + state.radius
+    if state.lower is not None and state.upper is not None:
+        reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
+        size = torch.fmin(size, reach @ head.absolute + head.bias_magnitude)
+        largest = torch.fmin(largest, reach.amax(1))
+    deployed, _ = _head_gammas(head, rounding)
+    fits = (size * (1.01 + deployed) < FLOAT32_MAX).all(1)
+    return fits & (largest < head.inner.most(FLOAT32_MAX / (1.01 + deployed)))
 
 
 def _pairwise_maximum(
@@ -140,7 +150,10 @@ def _pairwise_maximum(
 
 
 def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """(logits at the centre, reach), [batch, classes] float64: every deployed logit lies within."""
+    """(logits at the centre, reach), [batch, classes] float64: every deployed logit lies within.
+
+    The reach is -1 where float32 may overflow.
+    """
     head = head.on(state.centre.device)
     centre = state.centre.flatten(1).to(torch.float64)
     deployed, own = _head_gammas(head, rounding)
@@ -154,7 +167,8 @@ def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[T
         reach = torch.fmin(reach, corner @ head.absolute * (1.0 + 1e-11))
     reach = reach * (1.0 + deployed) + (deployed + own) * size * 1.01
     reach = reach + rounding.underflow * head.floor
-    valid = state.valid[:, None] & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)
+    valid = (state.valid & _head_fits(head, state, rounding))[:, None]
+    valid = valid & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)
     return logits, torch.where(valid, reach, torch.full_like(reach, -1.0))
 
 

@@ -28,6 +28,7 @@ from models.network import Network
 from tests.workers.verification.test_soundness import certify, evaluate
 from workers.verification.bounds import BOUNDS
 from workers.verification.cascade import PixelsOutOfRange
+from workers.verification.parity import check_parity
 
 T = torch.tensor
 METHODS = sorted(BOUNDS)
@@ -277,6 +278,14 @@ def test_an_overflow_of_the_backward_pass_proves_nothing(norm: str, method: str)
     options = {"norm": norm, "method": method, "clip": False, "attack": None}
     found = certify(network, x, (str(2**57), str(2**60)), **options)
     assert found.radius[0] < (wrong - x)[0, 0]
+
+
+def test_logits_that_overflow_are_no_mismatch() -> None:
+    """Any order of the head's sums is the certified graph; some are infinite."""
+    network = chain((4,), ReLU(), Linear(T([[0.0] * 4, [2e38, 2e38, -2e38, -2e38]])))
+    x = np.full((1, 4), 0.9, dtype=np.float32)
+    facts = check_parity(network, x, np.array([[0.0, np.inf]], dtype=np.float32))
+    assert facts["unchecked"] == 1
 
 
 @pytest.mark.parametrize("method", METHODS)

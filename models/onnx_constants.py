@@ -27,6 +27,12 @@ __all__ = [
     "slices_of",
 ]
 
+#: Operators that only move the elements of their first input.
+_MOVERS = {
+    *("Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose"),
+    "Unsqueeze",
+}
+
 Array = NDArray[Any]
 #: Refuses a result of that many elements when there is no room for it.
 Room = Callable[[int], None]
@@ -67,9 +73,26 @@ def fold(operation: Operation, translation: Translation) -> Constant:
             operation.refuse(f"wrong inputs ({error})", code="invalid_onnx")
 
     value = run([None if c is None else c.value for c in constants])
-    if all(c is None or c.value is c.other for c in constants):
+    if not any(c is not None and c.depends_on_batch for c in constants):
         return Constant.of(value)
-    return Constant(value, run([None if c is None else c.other for c in constants]))
+    other = run([None if c is None else c.other for c in constants])
+    return Constant(value, other, not _moves(operation, constants, value.dtype))
+
+
+def _moves(
+    operation: Operation, constants: Sequence[Constant | None], dtype: np.dtype[Any]
+) -> bool:
+    """Whether the batch size is but moved to another place of the result."""
+    if operation.op_type == "Concat":
+        steered: Sequence[Constant | None] = ()
+    elif operation.op_type in _MOVERS and dtype.kind in "fi":
+        steered = constants[1:]
+    else:
+        return False
+    known = [c for c in constants if c is not None]
+    return not any(c.computed for c in known) and not any(
+        c is not None and c.depends_on_batch for c in steered
+    )
 
 
 def shape_of(operation: Operation, batch: tuple[int, int]) -> Constant:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,16 @@ from models.onnx_graph import Activation, Constant, Operation, Translation
 
 __all__ = ["gemm", "matmul"]
 
+#: What underflow in a sum may cost is multiplied by alpha: up to here far below 2^-120.
+LARGEST_ALPHA = 2.0**20
+
 
 def gemm(operation: Operation, translation: Translation) -> Activation:
     """alpha * x @ B + beta * C with constant B and C: one dense layer.
 
-    A factor alpha that scales the weights exactly (a power of two) goes into them; another one is
-    a layer of its own, and is refused together with C, where no layer rounds as the operator does.
+    ONNX Runtime multiplies SUMS of x @ B by alpha. A factor below 1 is a layer of its own, as those
+    sums may overflow where the result does not. A power of two from 1 on goes into the weights: the
+    larger numbers are the ones that overflow. With C, other factors round as no layers of ours do.
     """
     x = operation.activation(0)
     if operation.attributes["transA"]:
@@ -37,31 +41,41 @@ def gemm(operation: Operation, translation: Translation) -> Activation:
         bias = _row(operation, constant, weight.shape[0])
         # ONNX Runtime multiplies C by beta in float32 before anything is added to it.
         bias = bias if beta == 1 else bias * beta
-    scaled, exact = _scaled(weight, alpha)
-    if not exact and bias is not None:
-        operation.refuse(
-            f"alpha = {alpha} together with C is not supported",
-            hint="scale the weights before the export",
-        )
+    into_weights = 1 <= abs(alpha) <= LARGEST_ALPHA
+    if into_weights:
+        weight = _scaled(operation, weight, alpha)
+    elif abs(alpha) > 1:
+        _refuse_alpha(operation, alpha)
+    elif bias is not None:
+        bias = _scaled(operation, bias, 1 / alpha if alpha else alpha)
     dense = Linear(
-        translation.weight(operation, scaled if exact else weight),
+        translation.weight(operation, weight),
         None if bias is None else translation.weight(operation, bias),
     )
     result = translation.emit(operation, dense, x)
-    if exact:
+    if into_weights:
         return result
     factor = translation.weight(operation, np.asarray(alpha))
     return translation.emit(operation, Multiply(factor), result)
 
 
-def _scaled(weight: NDArray[Any], alpha: np.float32) -> tuple[NDArray[Any], bool]:
-    """alpha * weight, and whether every sum with it rounds as the unscaled one does."""
-    if alpha == 1 or weight.dtype != np.float32:
-        return weight, True
-    scaled = weight * alpha
-    power_of_two = abs(math.frexp(float(alpha))[0]) == 0.5
-    undone = bool((scaled.astype(np.float64) == weight.astype(np.float64) * float(alpha)).all())
-    return scaled, power_of_two and undone
+def _scaled(operation: Operation, array: NDArray[Any], factor: np.float32) -> NDArray[Any]:
+    """factor * array for a power of two, exactly: every sum then rounds as the unscaled one."""
+    if factor == 1 or array.dtype != np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        scaled: NDArray[Any] = array * factor
+    exact = (scaled.astype(np.float64) == array.astype(np.float64) * float(factor)).all()
+    alpha = np.float32(operation.attributes["alpha"])
+    if abs(math.frexp(float(alpha))[0]) != 0.5 or not exact:
+        _refuse_alpha(operation, alpha)
+    return scaled
+
+
+def _refuse_alpha(operation: Operation, alpha: np.float32) -> NoReturn:
+    operation.refuse(
+        f"alpha = {alpha} is not supported here", hint="scale the weights before the export"
+    )
 
 
 def _row(operation: Operation, constant: NDArray[Any], size: int) -> NDArray[Any]:

@@ -57,10 +57,15 @@ class Activation:
 
 @dataclass(frozen=True)
 class Constant:
-    """An ONNX value known beforehand, computed under either of two batch sizes."""
+    """An ONNX value known beforehand, under either of two batch sizes.
+
+    computed: the batch size went into it otherwise than by being moved, so that at a third batch
+    size it may be anything, even where these two agree (the least of batch size and 5).
+    """
 
     value: NDArray[Any]
     other: NDArray[Any]
+    computed: bool = False
 
     @classmethod
     def of(cls, value: NDArray[Any]) -> Constant:
@@ -69,7 +74,9 @@ class Constant:
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether the two batch sizes gave different values."""
+        """Whether it may differ between batch sizes."""
+        if self.computed:
+            return True
         if self.value is self.other:
             return False
         same = self.value.shape == self.other.shape

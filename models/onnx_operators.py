@@ -96,6 +96,8 @@ def _reshape(operation: Operation, translation: Translation) -> Activation:
     x, target = operation.activation(), operation.input(1)
     if not isinstance(target, Constant) or target.value.dtype.kind != "i":
         operation.refuse("the shape must be a constant or computed from shapes")
+    if target.computed:
+        operation.refuse("the shape is computed from the batch size", code="shape_mismatch")
     sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
     if not sizes or sizes[1:] != others[1:]:
         operation.refuse("the batch size moves away from axis 0", code="shape_mismatch")

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from models.errors import ModelError
 from models.layers import Linear
 from models.onnx_import import import_onnx_bytes
+from models.runtime import OnnxRuntimeModel
 from tests.models.onnx_graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
@@ -42,6 +44,26 @@ def test_gemm(
     gemm = node("Gemm", ["x", *constants], ["y"], transB=int(trans_b), alpha=alpha, beta=beta)
     network = assert_agrees(flattened([gemm], (7,), constants, opset=opset, batch=batch))
     assert isinstance(network.layer(network.nodes[0].name), Linear)
+
+
+def test_gemm_whose_sums_overflow_before_the_factor() -> None:
+    """ONNX Runtime multiplies sums by alpha: one that overflows stays infinite."""
+    constants = {"w": np.full((2, 5), 3e38, np.float32), "c": normal(1, 5)}
+    gemm = node("Gemm", ["x", "w", "c"], ["y"], alpha=2.0**-20)
+    data = flattened([gemm], (2,), constants)
+    x = np.full((1, 2), 0.8, dtype=np.float32)
+    assert np.isinf(OnnxRuntimeModel(data, (2,))(x)).all()
+    with torch.no_grad():
+        assert bool(torch.isinf(import_onnx_bytes(data)(torch.from_numpy(x))).all())
+
+
+def test_gemm_whose_products_underflow_before_the_factor() -> None:
+    """Exact or not, a large factor would scale up what underflow lost in the sums."""
+    constants = {"w": np.full((2, 5), 2.0**-149, np.float32)}
+    with pytest.raises(ModelError, match="alpha"):
+        import_onnx_bytes(
+            flattened([node("Gemm", ["x", "w"], ["y"], alpha=2.0**126)], (2,), constants)
+        )
 
 
 def test_gemm_with_an_inexact_factor() -> None:
@@ -206,6 +228,48 @@ def test_flatten_as_exporters_compute_it(opset: int, batch: int | str) -> None:
         node("Reshape", ["x", "t"], ["y"]),
     ]
     assert_agrees(flattened(nodes, (2, 3, 4), constants, opset=opset, batch=batch), samples=3)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [node("Slice", ["c", "zero", "n"], ["k"]), node("Add", ["x", "k"], ["y"])],
+        [
+            node("Min", ["n", "two"], ["l"]),
+            node("Cast", ["l"], ["k"], to=TensorProto.FLOAT),
+            node("Mul", ["x", "k"], ["y"]),
+        ],
+        [
+            node("Gather", ["c", "zero"], ["one"]),
+            node("Expand", ["one", "n"], ["e"]),
+            node("Shape", ["e"], ["l"]),
+            node("Min", ["l", "two"], ["m"]),
+            node("Cast", ["m"], ["k"], to=TensorProto.FLOAT),
+            node("Mul", ["x", "k"], ["y"]),
+        ],
+        [
+            node("Max", ["n", "two"], ["l"]),
+            node("Concat", ["l", "two"], ["k"], axis=0),
+            node("Reshape", ["x", "k"], ["y"]),
+        ],
+        [
+            node("Cast", ["n"], ["l"], to=TensorProto.BOOL),
+            node("Cast", ["l"], ["k"], to=TensorProto.FLOAT),
+            node("Mul", ["x", "k"], ["y"]),
+        ],
+    ],
+)
+def test_what_is_computed_from_the_batch_size_is_refused(steps: list[NodeProto]) -> None:
+    """At a batch of one it may be another number than at two large ones, where it is the same."""
+    constants = {
+        "zero": np.array([0], np.int64),
+        "two": np.array([2], np.int64),
+        "c": np.array([1, 2], np.float32),
+    }
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"], axis=0), *steps]
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(graph_of(nodes, (2,), constants).SerializeToString())
+    assert "batch size" in caught.value.message
 
 
 def test_flatten_as_keras_computes_it() -> None:

@@ -30,7 +30,7 @@ def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) ->
     both = both + rounding.own_gamma(max(op.terms, _fan_out(op)))
     size = op.absolute(torch.maximum(lower.abs(), upper.abs()))
     size = size + op.bound_like("bias_magnitude", size)
-    return size * (both * 1.001) + rounding.underflow * (op.terms + 1.0)
+    return size * (both * 1.001) + rounding.underflow * op.floor
 
 
 def _fan_out(op: Affine) -> int:

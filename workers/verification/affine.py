@@ -26,7 +26,7 @@ from workers.verification.spectral import (
     power_iteration_norm,
 )
 
-__all__ = ["Affine", "Convolution", "Dense", "Diagonal", "Pooling"]
+__all__ = ["Affine", "Convolution", "Dense", "Diagonal", "Inner", "Pooling"]
 
 Shape = tuple[int, ...]
 _UP = 1.0 + 1e-12
@@ -44,12 +44,31 @@ class Norms:
     absolute: float
 
 
+@dataclass(frozen=True)
+class Inner:
+    """What |W| |x| + |b| does not show of the deployed evaluation: what it holds in between.
+
+    For inputs of at most s in size those numbers are at most gain s + shift (before rounding).
+    lost: what underflow there may change in one output, in units of ``rounding.UNDERFLOW``.
+    """
+
+    gain: float = 0.0
+    shift: float = 0.0
+    lost: float = 0.0
+
+    def most(self, ceiling: float) -> float:
+        """The largest s at which nothing in between exceeds ``ceiling``."""
+        if self.gain == 0.0:
+            return math.inf if self.shift < ceiling else -math.inf
+        return (ceiling - self.shift) / self.gain
+
+
 @dataclass(frozen=True, eq=False)
 class Affine:
     """Common part of the affine maps: y = W x + b from ``in_shape`` to ``out_shape``.
 
     bias, bias_magnitude: float64, broadcastable to out_shape; terms: rounding steps of the deployed
-    evaluation of one output; exact: whether W and b are float32 values as they stand.
+    evaluation of one output; inner: what that evaluation holds in between.
     """
 
     in_shape: Shape
@@ -57,6 +76,7 @@ class Affine:
     bias: Tensor
     bias_magnitude: Tensor
     terms: float
+    inner: Inner = field(default_factory=Inner, kw_only=True)
     _cache: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -116,6 +136,11 @@ class Affine:
         """Largest sum of |W| over a row, rounded up."""
         ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
         return self.scalar("row_sum", lambda: self.absolute(ones).max() * (1.0 + 1e-6))
+
+    @property
+    def floor(self) -> float:
+        """What underflow may change in one output, in units of ``rounding.UNDERFLOW``."""
+        return self.terms + 1.0 + self.inner.lost
 
     def scalar(self, name: str, make: Callable[[], Tensor]) -> float:
         """A number of this map, computed once."""
@@ -341,6 +366,7 @@ def _after(first: Affine, second: Diagonal) -> dict[str, Any]:
         "bias": second.scale * first.bias + second.bias,
         "bias_magnitude": (size * first.bias_magnitude + second.bias_magnitude) * _UP,
         "terms": first.terms + second.terms + 1,
+        "inner": _between(first, second),
     }
 
 
@@ -353,7 +379,18 @@ def _before(second: Convolution | Dense, first: Diagonal) -> dict[str, Any]:
         "bias": second.linear(inner)[0] + second.bias,
         "bias_magnitude": (second.absolute(magnitude)[0] + second.bias_magnitude) * _UP,
         "terms": first.terms + second.terms + 1,
+        "inner": _between(first, second),
     }
+
+
+def _between(first: Affine, second: Affine) -> Inner:
+    """What second o first holds in between: whatever either does, and first's own result."""
+    gain, shift = first.largest_row_sum(), first.largest_bias()
+    return Inner(
+        max(first.inner.gain, gain, second.inner.gain * gain) * _UP,
+        max(first.inner.shift, shift, second.inner.gain * shift + second.inner.shift) * _UP,
+        (first.floor * second.largest_row_sum() + second.inner.lost) * _UP,
+    )
 
 
 def constant_terms(*scales: Tensor) -> float:

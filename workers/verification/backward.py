@@ -121,7 +121,9 @@ class BackwardPass:
             result = result + self._concretize(pending[0])
         # Sums of at most a few hundred thousand float64 numbers of this total size.
         slack = 2.0**-32 if self.rounding.is_sound else 0.0
-        return result - slack * size
+        result = result - slack * size
+        # Only a product that overflowed here is infinite: it says nothing.
+        return torch.where(torch.isposinf(result), -torch.inf, result)
 
     def _lost(self, step: Step) -> Tensor:
         """What coefficients lost to underflow may change, [batch]: a tiny share of the inputs.

@@ -102,7 +102,7 @@ def ball_rule(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[floa
         absolute = step.norms.absolute
         factor = step.norms.spectral + (deployed * absolute if rounding.is_sound else 0.0)
         offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()
-        offset = offset + rounding.underflow * (op.terms + absolute) * size
+        offset = offset + rounding.underflow * (op.floor + absolute) * size
         return factor * (1.0 + 1e-14), offset * (1.0 + 1e-10)
     if isinstance(op, MaxPool2d):
         return step.overlap**0.5 * (1.0 + 1e-12), 0.0

@@ -106,12 +106,15 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def deployed_size(step: Step, centre_norm: Tensor, radius: Tensor) -> Tensor:
-    """Largest absolute partial sum of the deployed step, [batch] float64 (an upper bound)."""
+    """Largest number that the deployed step holds, [batch] float64 (an upper bound)."""
     op, norms = step.op, step.norms
     assert isinstance(op, Affine)
     assert norms is not None
     gamma = Rounding.sound(torch.float64).deployed_gamma(op.terms)
-    return (norms.absolute * (centre_norm + radius) + op.bias_norm()) * (1.01 + gamma)
+    reach = centre_norm + radius
+    result = norms.absolute * reach + op.bias_norm()
+    between = op.inner.gain * reach + op.inner.shift
+    return torch.maximum(result, between) * (1.01 + gamma)
 
 
 def _affine(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
@@ -158,7 +161,7 @@ def _ball_reach(
     rows = op.bound_like("row_norms", centre)
     if not rounding.is_sound:
         return rows * _per_sample(coefficient, centre)
-    floor = rounding.underflow * (op.terms + 1.0)
+    floor = rounding.underflow * op.floor
     constant = op.cast(
         f"ball constant {both}", centre, lambda: op.bias_magnitude * both * 1.001 + floor
     )
@@ -168,7 +171,7 @@ def _ball_reach(
 def _affine_box(
     op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Interval image [l', u'] of [l, u], and the largest deployed partial sum [batch].
+    """Interval image [l', u'] of [l, u], and the largest number deployed [batch].
 
     With m = (l + u) / 2 and r = (u - l) / 2 the deployed value lies within
     |W| ((1 + g) r + (g + g_own) |m|) + (g + g_own) |b| of the computed W m + b; ``unit`` terms
@@ -187,10 +190,11 @@ def _affine_box(
     spread.add_(upper, alpha=half).add_(lower, alpha=-half)
     reach = op.absolute(spread)
     if rounding.is_sound:
-        floor = rounding.underflow * (op.terms + 1.0)
+        floor = rounding.underflow * op.floor
         reach.add_(
             op.cast(f"box constant {both}", reach, lambda: op.bias_magnitude * both * 1.001 + floor)
         )
     centre = op.apply(middle)
-    largest = (size * op.largest_row_sum() + op.largest_bias()) * (1.01 + deployed)
-    return centre - reach, centre + reach, largest
+    between = size * op.inner.gain + op.inner.shift
+    largest = torch.maximum(size * op.largest_row_sum() + op.largest_bias(), between)
+    return centre - reach, centre + reach, largest * (1.01 + deployed)

@@ -53,7 +53,7 @@ _GRID = 64
 class Chance:
     """Random starts and what they may fail with: ``per_sample`` for each sample that used any.
 
-    Starts are hashed from ``key``, the layer's weights, the sample, epsilon, layer and arithmetic:
+    Starts are hashed from ``key``, the whole network, sample, norm, epsilon, layer and arithmetic:
     repeatable, and the same whatever the batch or shard. Each of at most layers x ``TRIES`` norms
     of a sample gets an equal part, fixed in advance, so stopping early or late changes nothing.
     """
@@ -94,7 +94,7 @@ class Chance:
                 continue
             self.used[sample] = self.used.get(sample, 0) + 1
             rows.append(row)
-            starts.append(self._seed(masked, sample, float(region.epsilon[row]), index, slopes))
+            starts.append(self._seed(program, region, sample, row, index, slopes))
         if not rows:
             return result
         picked = torch.tensor(rows, device=slopes.device)
@@ -111,17 +111,12 @@ class Chance:
         return result
 
     def _seed(
-        self, masked: MaskedMap, sample: bytes, epsilon: float, index: int, like: Tensor
+        self, program: Program, region: Region, sample: bytes, row: int, index: int, like: Tensor
     ) -> bytes:
-        weights = masked.op.scalar("digest", lambda: _digest(masked.op.weight))
-        text = struct.pack("<ddqq", weights, epsilon, index, like.element_size())
-        return hashlib.blake2b(sample + text, key=self.key[:64], digest_size=32).digest()
-
-
-def _digest(weight: Tensor) -> Tensor:
-    """48 bits of a hash, as a float64 number that holds them exactly."""
-    raw = hashlib.sha256(weight.contiguous().numpy().tobytes()).digest()
-    return torch.tensor(float(int.from_bytes(raw[:6], "little")), dtype=torch.float64)
+        """Of everything that mask and slopes depend on: no network can be fitted to its starts."""
+        names = f"{program.digest} {region.norm} {region.clip} ".encode()
+        text = struct.pack("<dqq", float(region.epsilon[row]), index, like.element_size())
+        return hashlib.blake2b(sample + text + names, key=self.key[:64], digest_size=32).digest()
 
 
 def lanczos_norms(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.layers import Add, LeakyReLU
-from workers.verification.affine import Affine
+from workers.verification.affine import Affine, Inner
 from workers.verification.ball import ball_rule, joined_radius, joined_slope, rough_norm
 from workers.verification.enclosure import forward_step
 from workers.verification.margins import centre_margins
@@ -88,12 +88,13 @@ def _overflow_cap(step: Step, centre_norm: Tensor, slope: float, offset: Tensor)
     op = step.op
     if isinstance(op, Affine):
         assert step.norms is not None
-        absolute, bias = step.norms.absolute, op.bias_norm()
+        absolute, bias, inner = step.norms.absolute, op.bias_norm(), op.inner
     else:
-        absolute, bias = 1.0, 0.0
+        absolute, bias, inner = 1.0, 0.0, Inner()
     terms = op.terms if isinstance(op, Affine) else 2
     most = FLOAT32_MAX / (1.02 + Rounding.sound(torch.float64).deployed_gamma(terms))
-    room = (most - bias) / max(absolute, 1e-300) - centre_norm - offset
+    reach = min((most - bias) / max(absolute, 1e-300), inner.most(most))
+    room = reach - centre_norm - offset
     room = torch.where(room > 0, room, torch.full_like(room, -math.inf))
     return room / max(slope, 1e-300)
 
@@ -103,8 +104,9 @@ def _head_cap(program: Program, centre: Tensor) -> Tensor:
     head = program.head.on(centre.device)
     rows = head.row_norms.max().clamp_min(1e-300)
     deployed = Rounding.sound(torch.float64).deployed_gamma(head.terms)
-    room = FLOAT32_MAX / (1.02 + deployed) - head.bias_magnitude.max()
-    return room / rows - rough_norm(centre)
+    most = FLOAT32_MAX / (1.02 + deployed)
+    room = ((most - head.bias_magnitude.max()) / rows).clamp_max(head.inner.most(most))
+    return room - rough_norm(centre)
 
 
 def lipschitz_constant(program: Program) -> float:

@@ -178,7 +178,7 @@ class LocalPass:
         if not rounding.is_sound:
             return reach
         both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms) + 32 * unit
-        floor = rounding.underflow * (op.terms + 1.0)
+        floor = rounding.underflow * op.floor
         constant = op.cast(
             f"ball constant {both}", centre, lambda: op.bias_magnitude * both * 1.001 + floor
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from workers.verification.box_ball import ball_box_maximum
-from workers.verification.enclosure import Enclosure
+from workers.verification.enclosure import Enclosure, rough_norm
 from workers.verification.program import Head
 from workers.verification.rounding import FLOAT32_MAX, Rounding
 
@@ -59,7 +59,7 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     size = size + size.gather(1, labels[:, None])
     rows = head.row_norms
     slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
-    floor = rounding.underflow * (head.terms + 1.0)
+    floor = rounding.underflow * head.floor
     return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
 
 
@@ -74,19 +74,16 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
     at_centre = centre_margins(head, centre, labels, rounding)
     radius = state.radius[:, None]
     bound = at_centre.margin - at_centre.rounding - radius * at_centre.slope * (1.0 + 1e-12)
-    # Partial sums, not logits: sum |w_i z_i| + |b| over the ball.
-    size = centre.abs() @ head.absolute + head.bias_magnitude + radius * head.row_norms
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
         reach = torch.maximum(lower.abs(), upper.abs())
         head_size = reach @ head.absolute + head.bias_magnitude
-        size = torch.fmin(size, head_size)
         deployed, own = _head_gammas(head, rounding)
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
         centre_size = centre.abs() @ head.absolute + head.bias_magnitude
         both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
-        slack = both * 1.01 + rounding.underflow * (head.terms + 1.0)
+        slack = both * 1.01 + rounding.underflow * head.floor
         open_pairs = ~(bound > 0) & state.valid[:, None]
         open_pairs.scatter_(1, labels[:, None], False)
         bound = bound.scatter(1, labels[:, None], torch.inf)
@@ -103,11 +100,27 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
         bound = torch.where(((upper >= lower).all(1))[:, None], bound, -torch.inf)
     bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)
     valid = state.valid & torch.isfinite(at_centre.logits).all(1)
-    if rounding.is_sound and head.terms:
-        deployed, _ = _head_gammas(head, rounding)
-        valid = valid & (size * (1.01 + deployed) < FLOAT32_MAX).all(1)
+    valid = valid & _head_fits(head, state, rounding)
     bound = torch.where(valid[:, None], bound, torch.full_like(bound, -torch.inf))
     return bound.scatter(1, labels[:, None], torch.inf)
+
+
+def _head_fits(head: Head, state: Enclosure, rounding: Rounding) -> Tensor:
+    """Where the deployed head cannot overflow float32 anywhere in the enclosure, [batch] bool."""
+    if not rounding.is_sound or not head.terms:
+        return torch.ones_like(state.valid)
+    # Partial sums, not logits: sum |w_i z_i| + |b| over the ball or the box; the largest |z_i|.
+    centre = state.centre.flatten(1).to(torch.float64)
+    size = centre.abs() @ head.absolute + head.bias_magnitude
+    size = size + state.radius[:, None] * head.row_norms
+    largest = rough_norm(centre) + state.radius
+    if state.lower is not None and state.upper is not None:
+        reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
+        size = torch.fmin(size, reach @ head.absolute + head.bias_magnitude)
+        largest = torch.fmin(largest, reach.amax(1))
+    deployed, _ = _head_gammas(head, rounding)
+    fits = (size * (1.01 + deployed) < FLOAT32_MAX).all(1)
+    return fits & (largest < head.inner.most(FLOAT32_MAX / (1.01 + deployed)))
 
 
 def _pairwise_maximum(
@@ -137,7 +150,10 @@ def _pairwise_maximum(
 
 
 def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """(logits at the centre, reach), [batch, classes] float64: every deployed logit lies within."""
+    """(logits at the centre, reach), [batch, classes] float64: every deployed logit lies within.
+
+    The reach is -1 where float32 may overflow.
+    """
     head = head.on(state.centre.device)
     centre = state.centre.flatten(1).to(torch.float64)
     deployed, own = _head_gammas(head, rounding)
@@ -150,8 +166,9 @@ def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[T
         corner = torch.maximum(upper - centre, centre - lower) * (1.0 + 2.0**-50)
         reach = torch.fmin(reach, corner @ head.absolute * (1.0 + 1e-11))
     reach = reach * (1.0 + deployed) + (deployed + own) * size * 1.01
-    reach = reach + rounding.underflow * (head.terms + 1.0)
-    valid = state.valid[:, None] & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)
+    reach = reach + rounding.underflow * head.floor
+    valid = (state.valid & _head_fits(head, state, rounding))[:, None]
+    valid = valid & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)
     return logits, torch.where(valid, reach, torch.full_like(reach, -1.0))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from workers.verification.affine import (
     Convolution,
     Dense,
     Diagonal,
+    Inner,
     Norms,
 )
 from workers.verification.spectral import ConvGeometry
@@ -61,13 +62,20 @@ class Step:
 class Head:
     """The last dense map [classes, features]: logits = weight z + bias, float64.
 
-    ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself).
+    ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself), ``inner`` what
+    it holds in between.
     """
 
     weight: Tensor
     bias: Tensor
     bias_magnitude: Tensor
     terms: float
+    inner: Inner = field(default_factory=Inner)
+
+    @property
+    def floor(self) -> float:
+        """What underflow may change in one logit, in units of ``rounding.UNDERFLOW``."""
+        return self.terms + 1.0 + self.inner.lost
 
     def float32_safe(self) -> bool:
         """Whether a float32 copy of the weights loses no more than one rounding each."""
@@ -97,18 +105,26 @@ class Head:
         if device == self.weight.device:
             return self
         return Head(
-            self.weight.to(device), self.bias.to(device), self.bias_magnitude.to(device), self.terms
+            self.weight.to(device),
+            self.bias.to(device),
+            self.bias_magnitude.to(device),
+            self.terms,
+            self.inner,
         )
 
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in order, the head on the last value, and facts about the input."""
+    """Steps in order, the head on the last value, and facts about the input.
+
+    digest: of the network (``Network.graph_digest``).
+    """
 
     input_shape: tuple[int, ...]
     steps: tuple[Step, ...]
     head: Head
     float32_safe: bool
+    digest: str
 
     @classmethod
     def compile(
@@ -118,13 +134,14 @@ class Program:
 
         ``estimate`` takes the papers' power-iteration norms. Raises UnsupportedLayer.
         """
+        digest = network.graph_digest()
         with torch.no_grad():
             steps = _fuse(network.input_shape, _translate(network))
             steps, head = _split_head(network, steps)
-            steps = _with_norms(steps, network, cache_dir, estimate)
+            steps = _with_norms(steps, digest, cache_dir, estimate)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
-        return cls(network.input_shape, tuple(steps), head, safe)
+        return cls(network.input_shape, tuple(steps), head, safe, digest)
 
 
 def _without_scalars(layer: Layer, shape: tuple[int, ...]) -> Layer:
@@ -199,6 +216,7 @@ def _padded(pad: Pad, conv: Convolution) -> Convolution:
         conv.terms,
         weight=conv.weight,
         geometry=geometry,
+        inner=conv.inner,
     )
 
 
@@ -259,6 +277,7 @@ def _swapped(steps: list[Step], first: int, second: int) -> list[Step]:
         through(diagonal.bias_magnitude),
         diagonal.terms,
         scale=through(diagonal.scale),
+        inner=diagonal.inner,
     )
     result = list(steps)
     result[first] = Step(steps[second].name, moved, steps[first].sources, shape)
@@ -272,22 +291,29 @@ def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
     if isinstance(last.op, Dense) and last.sources == (len(steps) - 1,):
         bias = last.op.bias.expand(classes).clone()
         magnitude = last.op.bias_magnitude.expand(classes).clone()
-        return steps[:-1], Head(last.op.weight, bias, magnitude, last.op.terms)
+        return steps[:-1], Head(last.op.weight, bias, magnitude, last.op.terms, last.op.inner)
     zeros = torch.zeros(classes, dtype=torch.float64)
     identity = torch.eye(classes, dtype=torch.float64)
     return steps, Head(identity, zeros, zeros, 0.0)
 
 
+def _stored_norms(path: Path) -> dict[str, list[float]]:
+    """What an earlier compilation wrote; nothing where that is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+        return {str(key): [float(row[0]), float(row[1])] for key, row in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        return {}
+
+
 def _with_norms(
-    steps: list[Step], network: Network, cache_dir: Path | None, estimate: bool
+    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool
 ) -> list[Step]:
     path = None
     stored: dict[str, list[float]] = {}
     if cache_dir is not None and not estimate:
-        digest = network.graph_digest().removeprefix("sha256:")
-        path = cache_dir / f"norms-{NORMS_VERSION}-{digest}.json"
-        if path.exists():
-            stored = json.loads(path.read_text())
+        path = cache_dir / f"norms-{NORMS_VERSION}-{digest.removeprefix('sha256:')}.json"
+        stored = _stored_norms(path)
     missing = False
     result = []
     for index, step in enumerate(steps):

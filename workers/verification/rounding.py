@@ -81,9 +81,10 @@ class Rounding:
 
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """IEEE arithmetic inside: no TF32, no cuDNN (Winograd, FFT), no denormals flushed to zero.
+    """IEEE arithmetic inside: no TF32, no denormals flushed to zero, no cuDNN and no NNPACK.
 
-    The error model above covers plain dot products only; cuDNN may choose algorithms outside it.
+    The error model above covers plain dot products only; those two may choose algorithms outside it
+    (Winograd, FFT).
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -91,7 +92,8 @@ def exact_arithmetic() -> Iterator[None]:
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.backends.cudnn.flags(enabled=False), torch.no_grad():
+        nnpack = torch.backends.nnpack.flags(enabled=False)
+        with torch.backends.cudnn.flags(enabled=False), nnpack, torch.no_grad():
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -33,6 +33,7 @@ from workers.verification.affine import (
     Convolution,
     Dense,
     Diagonal,
+    Inner,
     Pooling,
     constant_terms,
 )
@@ -100,7 +101,10 @@ def _normalize(layer: Normalize, shape: tuple[int, ...]) -> Affine:
     mean = layer.shaped(_float64(layer.mean), rank)
     scale = 1.0 / layer.shaped(_float64(layer.std), rank)
     shift = -mean * scale
-    return _diagonal(shape, scale, shift, shift.abs(), 6 + constant_terms(scale))
+    # x - mean may overflow where the quotient does not.
+    inner = Inner(1.0, float(mean.abs().max()))
+    terms = 6 + constant_terms(scale)
+    return Diagonal(shape, shape, shift, shift.abs(), terms, scale=scale, inner=inner)
 
 
 def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
@@ -121,7 +125,9 @@ def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
 def _avg_pool2d(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
     terms = layer.kernel[0] * layer.kernel[1] + 4
     out = layer.output_shape(shape)
-    return Pooling(shape, out, _zero(), _zero(), terms, layer=layer)
+    # The sum over a window is held before it is divided.
+    inner = Inner(float(layer.kernel[0] * layer.kernel[1]))
+    return Pooling(shape, out, _zero(), _zero(), terms, layer=layer, inner=inner)
 
 
 def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
@@ -130,7 +136,9 @@ def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
     # The deployed mean may divide by n or multiply by a rounded 1 / n, axis after axis.
     scale = 1.0 / count if isinstance(layer, ReduceMean) else 1.0
     out = layer.output_shape(shape) or (1,)
-    return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale)
+    # A mean's sum is held before it is divided.
+    inner = Inner(float(count))
+    return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale, inner=inner)
 
 
 #: Affine layers by class: how each is written as an affine map. A new one is one row.

@@ -16,6 +16,7 @@ from tests.workers.verification.networks import random_network
 from tests.workers.verification.test_soundness import evaluate
 from workers.verification.bounds import BOUNDS
 from workers.verification.cascade import certify_samples
+from workers.verification.program import Program
 from workers.verification.results import AttackSettings, CertificationRequest
 
 #: Decisions may differ where a bound misses by less than 1e-9, radii by this share.
@@ -112,3 +113,18 @@ def test_the_device_changes_nothing(method: str, tmp_path: Path) -> None:
         0,
         0,
     )
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "{", "[]", '{"0:a": null}', '{"0:a": [1]}', '{"0:a": ["x", 1]}']
+)
+def test_damaged_norms_in_the_cache_are_made_anew(tmp_path: Path, damaged: str) -> None:
+    network = random_network(0)
+    made = Program.compile(network, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(damaged)
+    again = Program.compile(network, cache_dir=tmp_path)
+    assert [step.norms for step in again.steps] == [step.norms for step in made.steps]
+    assert [step.norms for step in Program.compile(network, cache_dir=tmp_path).steps] == [
+        step.norms for step in made.steps
+    ]

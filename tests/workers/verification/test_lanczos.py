@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.workers.verification.test_local_lipschitz import (
     saturated_network,
 )
 from tests.workers.verification.test_soundness import certify, images
-from workers.verification import local_lipschitz
+from workers.verification import lanczos, local_lipschitz
 from workers.verification.affine import Dense
 from workers.verification.lanczos import Chance, lanczos_norms, largest_root, tridiagonal
 from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
@@ -157,6 +158,39 @@ def test_starts_depend_on_the_sample_and_not_on_its_batch_and_failures_add_up(
             )
             assert torch.allclose(alone[0], together[row], rtol=1e-6)
     assert bool((together >= plain).all())
+
+
+def test_starts_depend_on_everything_that_slopes_depend_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a bias could turn the top vector of known weights away from known starts."""
+    try_everywhere(monkeypatch)
+    seen: list[list[bytes]] = []
+
+    def recorded(*args: Any, **options: Any) -> torch.Tensor:
+        seen[-1].extend(args[3])
+        return torch.full_like(args[4], torch.inf)
+
+    monkeypatch.setattr(lanczos, "lanczos_norms", recorded)
+    x = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    epsilon = torch.full((1,), 0.8, dtype=torch.float64)
+    for bias, clip in ((0.0, True), (1e-3, True), (0.0, False)):
+        network = saturated_network(1, ReLU())
+        biases = [t for name, t in network.state_dict().items() if name.endswith("bias")]
+        biases[0] += bias
+        seen.append([])
+        with torch.no_grad():
+            local_margins_by_chance(
+                Chance(),
+                Program.compile(network),
+                Region(x, epsilon, "l2", clip),
+                network(x).argmax(1),
+                *arithmetic(torch.float64),
+            )
+    assert all(seen)
+    first, second, third = map(set, seen)
+    assert not (first | third) & second
+    assert not first & third
 
 
 def test_what_is_deterministic_takes_no_chances(monkeypatch: pytest.MonkeyPatch) -> None:

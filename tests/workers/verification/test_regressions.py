@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from models.errors import ModelError
+from models.joins import ReduceMean
 from models.layers import (
+    AvgPool2d,
     BatchNorm,
     Layer,
     LeakyReLU,
     Linear,
     MaxPool2d,
     Multiply,
+    Normalize,
     Pad,
     ReLU,
     Reshape,
@@ -25,6 +28,7 @@ from models.network import Network
 from tests.workers.verification.test_soundness import certify, evaluate
 from workers.verification.bounds import BOUNDS
 from workers.verification.cascade import PixelsOutOfRange
+from workers.verification.parity import check_parity
 
 T = torch.tensor
 METHODS = sorted(BOUNDS)
@@ -143,6 +147,80 @@ CASES: dict[str, tuple[Network, Any, Any]] = {
         [[0.5] * 4],
         [[0.7] * 4],
     ),
+    "the sum of an average overflows": (
+        chain(
+            (1, 2, 2),
+            Multiply(T(2e38)),
+            AvgPool2d(kernel=2, stride=2),
+            Reshape(shape=(1,)),
+            Multiply(T(1e-38)),
+            Linear(T([[0.0], [1.0]]), T([2.5, 0.0])),
+        ),
+        np.full((1, 1, 2, 2), 0.3),
+        np.full((1, 1, 2, 2), 0.5),
+    ),
+    "the sum of a mean overflows": (
+        chain(
+            (4,),
+            Multiply(T(2e38)),
+            ReduceMean(axes=(0,), keepdims=True),
+            Multiply(T(1e-38)),
+            Linear(T([[0.0], [1.0]]), T([2.5, 0.0])),
+        ),
+        [[0.3] * 4],
+        [[0.5] * 4],
+    ),
+    "large values overflow inside a fused map": (
+        chain(
+            (1,),
+            Multiply(T(1e30)),
+            ReLU(),
+            Multiply(T(1e12)),
+            Multiply(T(1e-12)),
+            ReLU(),
+            Multiply(T(1e-30)),
+            Linear(T([[0.0], [1.0]]), T([2.5, 0.0])),
+        ),
+        [[1e-5]],
+        [[0.1]],
+    ),
+    "large values overflow before a dropped channel": (
+        chain(
+            (1,),
+            Multiply(T(1e30)),
+            ReLU(),
+            Multiply(T(1e12)),
+            Multiply(T(0.0)),
+            Linear(T([[0.0], [1.0]]), T([2.5, 0.0])),
+        ),
+        [[1e-5]],
+        [[0.1]],
+    ),
+    "large values overflow inside a fused head": (
+        chain(
+            (1,),
+            Multiply(T(1e30)),
+            ReLU(),
+            Multiply(T(1e12)),
+            Linear(T([[1e-12], [0.0]])),
+        ),
+        [[1e-5]],
+        [[0.1]],
+    ),
+    "small values underflow inside a fused map": (
+        chain(
+            (1,),
+            Multiply(T(1e-33)),
+            ReLU(),
+            Multiply(T(1e-12)),
+            Multiply(T(1e12)),
+            ReLU(),
+            Multiply(T(1e33)),
+            Linear(T([[1.0], [0.0]]), T([0.0, 0.32])),
+        ),
+        [[0.95]],
+        [[0.7003752]],
+    ),
 }
 
 
@@ -181,6 +259,48 @@ def test_networks_without_activations_are_certified(method: str) -> None:
     x = np.array([[0.9, 0.1]], dtype=np.float32)
     for network in (plain, shifted, zero):
         assert certify(network, x, ("1/10",), method=method, attack=None).certified.all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_overflow_of_the_backward_pass_proves_nothing(norm: str, method: str) -> None:
+    """Coefficients times a bias beyond float32, in a network that stays inside it."""
+    large = 2.0**70
+    network = chain(
+        (1,),
+        Linear(T([[1.0], [1.0]]), T([-large, -large])),
+        ReLU(),
+        Linear(T([[0.0, 0.0], [2.0**60, 0.0]]), T([2.0**115, 0.0])),
+    )
+    x = np.full((1, 1), large, dtype=np.float32)
+    wrong = x * np.float32(1 + 2.0**-13)
+    assert evaluate(network, wrong)[0].argmax() != evaluate(network, x)[0].argmax()
+    options = {"norm": norm, "method": method, "clip": False, "attack": None}
+    found = certify(network, x, (str(2**57), str(2**60)), **options)
+    assert found.radius[0] < (wrong - x)[0, 0]
+
+
+def test_logits_that_overflow_are_no_mismatch() -> None:
+    """Any order of the head's sums is the certified graph; some are infinite."""
+    network = chain((4,), ReLU(), Linear(T([[0.0] * 4, [2e38, 2e38, -2e38, -2e38]])))
+    x = np.full((1, 4), 0.9, dtype=np.float32)
+    facts = check_parity(network, x, np.array([[0.0, np.inf]], dtype=np.float32))
+    assert facts["unchecked"] == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_normalisation_that_overflows_is_not_certified(method: str) -> None:
+    network = chain(
+        (1,),
+        Normalize(T([-3e38]), T([1e10])),
+        Multiply(T(1e-28)),
+        Linear(T([[0.0], [1.0]]), T([12.0, 0.0])),
+    )
+    wrong = np.array([[1e38]], dtype=np.float32)
+    assert not np.isfinite(evaluate(network, wrong)).all()
+    options = {"norm": "linf", "method": method, "clip": False, "attack": None}
+    found = certify(network, np.zeros_like(wrong), (f"{10**38}",), **options)
+    assert found.radius[0] < wrong[0, 0]
 
 
 def test_inputs_outside_the_pixel_box_are_refused_with_clip() -> None:

@@ -15,7 +15,7 @@ import pytest
 from service.ownership import running_service
 from tests.e2e.conftest import LiveService
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 Uploads = tuple[Path, Path]
 
@@ -26,7 +26,7 @@ def certserve(*arguments: object, **environment: str) -> subprocess.CompletedPro
         [sys.executable, "-m", "service.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=380,
         env={**inherited, **environment},
     )
 

@@ -26,7 +26,7 @@ from workers.verification.rounding import Rounding
 __all__ = ["BOX_ITERATIONS", "alpha_crown_intermediate_margins", "tightened"]
 
 #: Gradient steps per end of a box.
-BOX_ITERATIONS = 10
+BOX_ITERATIONS = 5
 
 
 def alpha_crown_intermediate_margins(

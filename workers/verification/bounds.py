@@ -95,11 +95,11 @@ BOUNDS: dict[str, Bound] = {
         Bound(
             "alpha-crown-intermediate",
             ("l2", "linf"),
-            15_000,
+            10_000,
             100,
             margins=alpha_crown_intermediate_margins,
             dominates=("crown", "alpha-crown"),
-            within=0.4,
+            within=0.2,
         ),
     )
 }

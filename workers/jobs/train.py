@@ -24,6 +24,7 @@ from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 from workers.jobs.certify import device_of
+from workers.jobs.keeper import ItemStopped
 from workers.jobs.prepare import files_of, inspect_apart
 from workers.jobs.trained import held_samples, trained, trained_path
 from workers.jobs.training_data import FILES
@@ -179,6 +180,9 @@ def _data(
             },
         }
         inspect_apart(store, settings, submission.id, request, folder, FILES, stop=stop)
+        if not (folder / "facts.json").exists():
+            # Stopped, and told so gently: no try of the item.
+            raise ItemStopped("the worker stops while the data set is read")
     facts = json.loads((folder / "facts.json").read_text())
     # Mapped: what the loop does not keep need not stay in memory.
     x = torch.from_numpy(np.load(folder / "x.npy", mmap_mode="c", allow_pickle=False))

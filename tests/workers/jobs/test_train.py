@@ -92,6 +92,23 @@ def test_a_worker_that_is_told_to_stop_writes_a_checkpoint_first(
     assert shown == {"history": done["history"]}
 
 
+def test_a_worker_that_is_told_to_stop_while_it_reads_the_data_set_uses_up_no_try(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training(corridor)
+
+    def stopped(*_: object, **__: object) -> None:
+        """The child is stopped and nothing is published."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(workers.jobs.train, "inspect_apart", stopped)
+    Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    key = f"certserve:job:{job.id}"
+    assert corridor.redis.hget(key, "status") == "running"
+    assert corridor.redis.hget(key, "last_error") is None
+    assert corridor.redis.hget(f"{key}:tries", "train") == "0"
+
+
 def test_an_item_that_does_not_stop_is_interrupted(
     corridor: Corridor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,8 +39,15 @@ logger = logging.getLogger(__name__)
 #: Least seconds between two looks at the curve.
 SHOWN_EVERY_S = 1.0
 
-#: Where the operator wants compiled steps to be kept, instead of with the job.
-_COMPILED = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+#: Where compilers keep what they make, relative to the job's folder; an operator's choice counts.
+_COMPILED = {
+    name: place
+    for name, place in (
+        ("TORCHINDUCTOR_CACHE_DIR", "compiled"),
+        ("TRITON_CACHE_DIR", "compiled/triton"),
+    )
+    if name not in os.environ
+}
 
 
 def train_model(
@@ -108,9 +115,10 @@ def train_model(
 
 def _compile_in(folder: Path) -> None:
     """Machine code of a compiled step is written to, and loaded from, the job's own folder: the
-    compiler's would be in /tmp, under a name that anybody can guess."""
-    if _COMPILED is None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    compiler's would be in /tmp, under a name that anybody can guess. A ticket may train several
+    jobs: each has its own, or what is left of the first one would come to life again."""
+    for name, place in _COMPILED.items():
+        os.environ[name] = str(folder / place)
 
 
 def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any]) -> None:

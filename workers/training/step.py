@@ -167,6 +167,9 @@ def _compile(function: Function, backend: Backend) -> Function:
 
     # Compiling processes of its own would outlive a worker that is killed.
     torch._inductor.config.compile_threads = 1
+    # Headers compiled beforehand would lie in /tmp, wherever all else is told to go, under a name
+    # that anybody can guess.
+    torch._inductor.config.cpp_cache_precompile_headers = False
     torch.compiler.reset()
     compiled: Function = torch.compile(
         function,

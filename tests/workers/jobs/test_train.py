@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,19 @@ def test_a_worker_that_is_told_to_stop_while_it_reads_the_data_set_uses_up_no_tr
     assert corridor.redis.hget(key, "status") == "running"
     assert corridor.redis.hget(key, "last_error") is None
     assert corridor.redis.hget(f"{key}:tries", "train") == "0"
+
+
+def test_what_is_compiled_lies_with_its_own_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"TORCHINDUCTOR_CACHE_DIR": "compiled", "TRITON_CACHE_DIR": "compiled/triton"}
+    monkeypatch.setattr(workers.jobs.train, "_COMPILED", places)
+    for name in places:
+        monkeypatch.setenv(name, "of the job before")
+    workers.jobs.train._compile_in(tmp_path)
+    assert {name: os.environ[name] for name in places} == {
+        name: str(tmp_path / place) for name, place in places.items()
+    }
 
 
 def test_an_item_that_does_not_stop_is_interrupted(

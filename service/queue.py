@@ -76,6 +76,8 @@ class Bell:
                 self._enqueue([job for job in jobs if job is not None])
             except RedisError as error:
                 _log.warning("%d tickets were not rung: %s", len(jobs), error)
+            except Exception:  # noqa: BLE001 - an outermost loop, and the reconciler rings again
+                _log.exception("%d tickets were not rung", len(jobs))
             if None in jobs:
                 return
             time.sleep(_PAUSE_S)

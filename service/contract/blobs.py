@@ -91,9 +91,10 @@ class BlobWriter:
 
     def close(self) -> None:
         """Bring all bytes to the disk."""
-        if self._file is None:
+        with self._lock:  # not while the bytes go to the disk: the event loop may discard
+            file, self._file = self._file, None
+        if file is None:
             return
-        file, self._file = self._file, None
         with storage_errors():
             try:
                 os.fsync(file)

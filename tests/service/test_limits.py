@@ -143,6 +143,20 @@ def test_bytes_are_granted_before_they_come(process: Process, redis: Redis) -> N
         meter.take(30)
 
 
+def test_a_clock_that_is_put_back_locks_nobody_out(redis: Redis) -> None:
+    quotas = Quotas(redis)
+    later = time.time() + 3600
+    redis.hset("certserve:rate:ann", mapping={"tokens": "0", "at": later})
+    redis.zadd("certserve:entering:ann", {"lost": later})
+    taken, wait_s = quotas.take_requests("ann", per_s=100.0, burst=5.0, most=1)
+    assert (taken, wait_s) == (0, pytest.approx(0.01))
+    time.sleep(0.02)
+    assert quotas.take_requests("ann", per_s=100.0, burst=5.0, most=1) == (1, 0.0)
+    assert quotas.admit_job("ann", "one", most=1)
+    assert quotas.admit_job("ann", "one", most=1)  # the client asks again where an answer is late
+    assert not quotas.admit_job("ann", "two", most=1)
+
+
 def test_who_is_not_limited_asks_redis_nothing(process: Process, redis: Redis) -> None:
     limits = process(key_requests_per_s=0.001, key_open_jobs=1)
     admin = Caller("admin", admin=True)

@@ -156,7 +156,8 @@ def test_one_ticket_for_every_worker_is_enough(
     redis.delete("rq:queue:certserve")
     for _ in range(3):
         reconciler.tick()
-        time.sleep(0.1)
+        # A round that follows the ringing finds it done, however slow the bell is.
+        eventually(lambda: bell.waiting().total() >= 3)
         assert bell.waiting().total() == 3
 
 
@@ -166,6 +167,23 @@ def test_no_more_tickets_than_can_be_of_use(quick: Settings, redis: Redis) -> No
         bell.ring(f"{number:026d}")
     bell.close()
     assert 1 <= redis.llen("rq:queue:certserve") <= 64
+
+
+def test_a_ticket_that_cannot_be_made_ends_no_bell(
+    bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[object] = []
+
+    def broken(tickets: object) -> None:
+        failed.append(tickets)
+        raise ValueError("no ticket")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bell._queue, "enqueue_many", broken)
+        bell.ring("0" * 26)
+        eventually(lambda: failed)
+    bell.ring("1" * 26)
+    assert eventually(bell.waiting)["1" * 26] == 1
 
 
 def test_jobs_of_an_earlier_release_get_their_place_in_the_line(

@@ -138,8 +138,10 @@ def found_no_room(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
             return True
-        # safetensors writes in Rust, whose errors arrive as text.
-        if any(f"(os error {number})" in str(seen) for number in _NO_ROOM):
+        # safetensors writes in Rust, whose errors arrive as text. No other text counts: it may
+        # be the upload's, whose job would wait for room for ever.
+        rust = type(seen).__name__ == "SafetensorError"
+        if rust and str(seen).endswith(tuple(f"(os error {number})" for number in _NO_ROOM)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -24,6 +24,7 @@ from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 from workers.jobs.certify import device_of
+from workers.jobs.keeper import ItemStopped
 from workers.jobs.prepare import files_of, inspect_apart
 from workers.jobs.trained import held_samples, trained, trained_path
 from workers.jobs.training_data import FILES
@@ -38,8 +39,15 @@ logger = logging.getLogger(__name__)
 #: Least seconds between two looks at the curve.
 SHOWN_EVERY_S = 1.0
 
-#: Where the operator wants compiled steps to be kept, instead of with the job.
-_COMPILED = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+#: Where compilers keep what they make, relative to the job's folder; an operator's choice counts.
+_COMPILED = {
+    name: place
+    for name, place in (
+        ("TORCHINDUCTOR_CACHE_DIR", "compiled"),
+        ("TRITON_CACHE_DIR", "compiled/triton"),
+    )
+    if name not in os.environ
+}
 
 
 def train_model(
@@ -107,9 +115,10 @@ def train_model(
 
 def _compile_in(folder: Path) -> None:
     """Machine code of a compiled step is written to, and loaded from, the job's own folder: the
-    compiler's would be in /tmp, under a name that anybody can guess."""
-    if _COMPILED is None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    compiler's would be in /tmp, under a name that anybody can guess. A ticket may train several
+    jobs: each has its own, or what is left of the first one would come to life again."""
+    for name, place in _COMPILED.items():
+        os.environ[name] = str(folder / place)
 
 
 def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any]) -> None:
@@ -179,6 +188,9 @@ def _data(
             },
         }
         inspect_apart(store, settings, submission.id, request, folder, FILES, stop=stop)
+        if not (folder / "facts.json").exists():
+            # Stopped, and told so gently: no try of the item.
+            raise ItemStopped("the worker stops while the data set is read")
     facts = json.loads((folder / "facts.json").read_text())
     # Mapped: what the loop does not keep need not stay in memory.
     x = torch.from_numpy(np.load(folder / "x.npy", mmap_mode="c", allow_pickle=False))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FILES", "write_training_data"]
+__all__ = ["FILES", "save_array", "write_training_data"]
 
 #: What the child leaves.
 FILES = ("x.npy", "y.npy", "facts.json")
@@ -73,10 +73,22 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
             f"{len(x)} samples are too few to train on",
             hint="a data set of two samples or more",
         )
-    np.save(folder / "x.npy", x[kept] if len(held) else np.ascontiguousarray(x))
-    np.save(folder / "y.npy", data.y[kept])
+    save_array(folder / "x.npy", x[kept] if len(held) else x)
+    save_array(folder / "y.npy", data.y[kept])
     facts = {"samples": len(kept), "total": len(x), "held": held.tolist()}
     (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """``np.save``, but its OSError says what is wrong: numpy's own has no errno, be it that the
+    disk is full or that the file is as large as it may be."""
+    import numpy as np
+
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
 
 
 def _held_out(count: int, share: float) -> NDArray[np.int64]:

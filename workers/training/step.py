@@ -72,6 +72,8 @@ class Step:
         self.parameters = [p for p in live.network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self._backends = list(BACKENDS.get(self.device.type, ())) if compiles else []
+        #: How many backends failed or differed.
+        self.given_up = 0
         self._compiled: Function | None = None
         self._compared: Counter[tuple[bool, bool, bool]] = Counter()
 
@@ -79,6 +81,11 @@ class Step:
     def compiled(self) -> str | None:
         """The backend in use."""
         return self._backends[0].name if self._backends else None
+
+    def restore(self, given_up: int) -> None:
+        """Go on as the run went on: a backend that differed once is not used by its later part."""
+        del self._backends[:given_up]
+        self.given_up = given_up
 
     def __call__(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor]:
         """(loss, [correct, robust]) of the batch; the gradients are the parameters'."""
@@ -149,6 +156,7 @@ class Step:
     def _give_up(self, error: Exception) -> None:
         """On to the next backend, or to none."""
         backend = self._backends.pop(0)
+        self.given_up += 1
         self._compiled = None
         self._compared.clear()
         reason = next(iter(str(error).strip().splitlines()), "")[:300]
@@ -167,6 +175,9 @@ def _compile(function: Function, backend: Backend) -> Function:
 
     # Compiling processes of its own would outlive a worker that is killed.
     torch._inductor.config.compile_threads = 1
+    # Headers compiled beforehand would lie in /tmp, wherever all else is told to go, under a name
+    # that anybody can guess.
+    torch._inductor.config.cpp_cache_precompile_headers = False
     torch.compiler.reset()
     compiled: Function = torch.compile(
         function,

@@ -100,6 +100,8 @@ class Trainer:
                     tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
         if self.lookahead is not None:
             tensors |= self.lookahead.state()
+        if self.step.given_up:
+            tensors["step.given_up"] = torch.tensor(self.step.given_up)
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -124,6 +126,7 @@ class Trainer:
             self.optimizer.load_state_dict({**known, "state": moments})
             if self.lookahead is not None:
                 self.lookahead.restore(tensors)
+            self.step.restore(int(tensors.get("step.given_up", 0)))
         except (RuntimeError, ValueError, KeyError) as error:
             raise TrainingError(
                 "bad_checkpoint", f"the checkpoint does not fit: {error}"

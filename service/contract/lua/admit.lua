@@ -5,6 +5,11 @@
 local clock = redis.call('TIME')
 local moment = clock[1] + clock[2] / 1000000
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', moment)
+-- Notes that a clock which was put back would keep for too long.
+local latest = string.format('(%.6f', moment + ARGV[3] + 1)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], latest, '+inf')
+-- Asked again, for the answer came late: the job's own note does not stand in its way.
+if redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 1 end
 if redis.call('SCARD', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[2]) then
   return 0
 end

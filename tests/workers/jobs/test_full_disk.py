@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from tests.workers.jobs.conftest import Corridor, tiny_npz
 from workers.jobs.sandbox import found_no_room
 from workers.jobs.ticket import Ticket
+from workers.jobs.training_data import save_array
 
 _MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
 
@@ -79,8 +83,24 @@ def test_what_a_full_disk_is_known_by() -> None:
     outer = RuntimeError("not written")
     outer.__cause__ = caught.value
     assert found_no_room(outer)
-    assert found_no_room(RuntimeError("I/O error: No space left on device (os error 28)"))
+    full = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert found_no_room(SafetensorError(full))
+    assert not found_no_room(KeyError("a layer that somebody named (os error 28)"))
     assert not found_no_room(OSError(errno.EFBIG, "File too large"))
+
+
+def test_an_array_says_why_it_was_not_written(tmp_path: Path) -> None:
+    array = np.asfortranarray(np.arange(12_000).reshape(3, 4_000))
+    save_array(tmp_path / "a.npy", array)
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            save_array(tmp_path / "b.npy", array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_a_file_beyond_the_limit_is_too_large(corridor: Corridor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +91,36 @@ def test_a_worker_that_is_told_to_stop_writes_a_checkpoint_first(
     assert len(done["history"]) == EPOCHS
     shown = corridor.store.read_json(corridor.store.training_dir(job.id) / "history.json")
     assert shown == {"history": done["history"]}
+
+
+def test_a_worker_that_is_told_to_stop_while_it_reads_the_data_set_uses_up_no_try(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training(corridor)
+
+    def stopped(*_: object, **__: object) -> None:
+        """The child is stopped and nothing is published."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(workers.jobs.train, "inspect_apart", stopped)
+    Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    key = f"certserve:job:{job.id}"
+    assert corridor.redis.hget(key, "status") == "running"
+    assert corridor.redis.hget(key, "last_error") is None
+    assert corridor.redis.hget(f"{key}:tries", "train") == "0"
+
+
+def test_what_is_compiled_lies_with_its_own_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"TORCHINDUCTOR_CACHE_DIR": "compiled", "TRITON_CACHE_DIR": "compiled/triton"}
+    monkeypatch.setattr(workers.jobs.train, "_COMPILED", places)
+    for name in places:
+        monkeypatch.setenv(name, "of the job before")
+    workers.jobs.train._compile_in(tmp_path)
+    assert {name: os.environ[name] for name in places} == {
+        name: str(tmp_path / place) for name, place in places.items()
+    }
 
 
 def test_an_item_that_does_not_stop_is_interrupted(

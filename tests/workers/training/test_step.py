@@ -195,6 +195,22 @@ def test_a_resumed_bfloat16_run_ends_in_the_same_bits(
     assert all(torch.equal(value, tensors[name]) for name, value in whole.state_dict().items())
 
 
+def test_a_resumed_run_does_not_compile_again_what_differed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would end in other bits: what differs in one batch may agree in the next ones."""
+    monkeypatch.setattr(step, "BACKENDS", PLAIN)
+    monkeypatch.setattr(loop, "LOOK_EVERY", 2)
+    path = tmp_path / "checkpoint.safetensors"
+    run = small("emma", compiled=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "compile", _no_compiler)
+        with pytest.raises(Paused):
+            train(run, images(), device=CPU, checkpoint=path, should_pause=lambda: True)
+    _, history = train(run, images(), device=CPU, checkpoint=path)
+    assert {row["compiled"] for row in history} == {None}
+
+
 def test_bfloat16_is_for_the_forward_pass_alone() -> None:
     trainer, rows = steps_of(small("emma", precision="bfloat16", optimizer="adam"))
     _, exact = steps_of(small("emma", optimizer="adam"))

@@ -29,7 +29,7 @@ from service.contract.processes import python_module, spawn, wait_until
 
 ROOT = Path(__file__).parents[1]
 MODEL, DATA = ROOT / "examples" / "mnist_certified.onnx", ROOT / "examples" / "mnist_test.npz"
-SHARDS, SAMPLES_PER_SHARD = 16, 8
+SHARDS, SAMPLES_PER_SHARD = 16, 10
 
 
 def main() -> None:

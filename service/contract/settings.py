@@ -70,7 +70,9 @@ class Settings(BaseSettings):
     max_archive_members: int = Field(default=150_000, gt=0, description="Most files in a zip.")
     max_spec_bytes: int = Field(default=MiB, gt=0, description="Largest JSON text of a request.")
 
-    samples_per_shard: int = Field(default=100, gt=0, description="Samples of one work item.")
+    samples_per_shard: int = Field(
+        default=100, gt=0, description="Samples of one work item, rounded up to tens."
+    )
     lease_ttl_s: float = Field(
         default=60.0, gt=0, description="A lease not renewed for so long is free again."
     )

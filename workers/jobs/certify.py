@@ -30,8 +30,8 @@ from workers.verification.results import AttackSettings, CertificationRequest, S
 __all__ = ["allowance", "certification_request", "certify_shard", "device_of"]
 
 
-#: Plain forward passes that the dear bounds of one ``auto`` job may cost altogether.
-WORK_PER_JOB = 6e7
+#: Plain forward passes that the bounds of one ``auto`` job may cost altogether.
+WORK_PER_JOB = 2e7
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def _memory(fraction: float, device: torch.device) -> float:
 
 
 def _work(spec: Spec, samples: int) -> float | None:
-    """Forward passes that ``auto`` may spend on a sample; a budget of time or one method has none.
+    """Forward passes that ``auto`` may spend per sample; a budget of time or one method has none.
 
-    Counted in work, not by a clock, and for each sample by itself, so that the same job gives the
-    same report everywhere, however it is cut into shards.
+    Counted in work, not by a clock, and pooled by samples that are always in one shard, so that the
+    same job gives the same report everywhere, however it is cut into shards.
     """
     limited = spec.method == "auto" and spec.time_budget_s is None
     return WORK_PER_JOB / samples if limited else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs.sandbox import NO_ROOM, ChildEnded, Limits, run_child
 from workers.jobs.trained import certification_samples, model_of
+from workers.verification.results import POOL
 
 __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
 
@@ -126,7 +128,8 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
             "max_bytes": settings.max_inflated_bytes,
             "max_samples": settings.max_samples,
         },
-        "samples_per_shard": settings.samples_per_shard,
+        # Whole pools: samples that share what work is allowed to them.
+        "samples_per_shard": POOL * math.ceil(settings.samples_per_shard / POOL),
     }
 
 

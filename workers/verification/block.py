@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.verification.results import POOL
+
 __all__ = ["Block"]
 
 
@@ -35,8 +37,8 @@ class Block:
         self.failed = torch.full((count,), torch.inf, dtype=torch.float64)
         #: The last bound's least margin over the margin at the centre, where it failed.
         self.gap = torch.zeros(count, dtype=torch.float64)
-        #: Plain forward passes that dear bounds may still cost each sample.
-        self.work = torch.full((count,), work, dtype=torch.float64)
+        #: Plain forward passes that bounds may still cost the samples of each pool together.
+        self.work = [work * min(POOL, count - start) for start in range(0, count, POOL)]
         self.by = [""] * count
         self.decided_by = [[""] * width for _ in range(count)]
         self.falsified = torch.zeros(count, width, dtype=torch.bool)
@@ -55,6 +57,23 @@ class Block:
                 for position, asked in enumerate(self.epsilons):
                     if asked <= value and not self.decided_by[row][position]:
                         self.decided_by[row][position] = name
+
+    def afford(self, rows: Tensor, epsilon: Tensor, cost: float) -> Tensor:
+        """[rows] bool: rows whose pool pays a bound of this cost, nearest to deciding first.
+
+        Nearest: the least that a bound lacked, where one was tried; else (and between equals) the
+        largest margin per epsilon.
+        """
+        order = torch.argsort(self.margin[rows] / epsilon, descending=True, stable=True)
+        gap = self.gap[rows].nan_to_num(nan=-torch.inf)
+        order = order[torch.argsort(gap[order], descending=True, stable=True)]
+        paid = torch.zeros(rows.numel(), dtype=torch.bool)
+        for place in order.tolist():
+            pool = int(rows[place]) // POOL
+            if self.work[pool] >= cost:
+                self.work[pool] -= cost
+                paid[place] = True
+        return paid
 
     def open(self, position: int) -> Tensor:
         """[batch] bool: correct, neither proved nor falsified at this asked epsilon."""

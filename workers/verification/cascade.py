@@ -24,13 +24,13 @@ from workers.verification.lanczos import Chance
 from workers.verification.program import Program
 from workers.verification.radius import rounded_down
 from workers.verification.region import float_above
-from workers.verification.results import CertificationRequest, SampleResults
+from workers.verification.results import POOL, CertificationRequest, SampleResults
 from workers.verification.stages import SoundnessViolation, Stages
 
 __all__ = ["PixelsOutOfRange", "SoundnessViolation", "UnknownMethod", "certify_samples"]
 
 #: Samples that go through the cascade together (progress is reported after each such block).
-BLOCK = 64
+BLOCK = 6 * POOL
 
 
 class UnknownMethod(ValueError):
@@ -66,9 +66,9 @@ def certify_samples(
     x [N, *shape] float32 pixels; labels [N]; indices [N]: positions in the data set (they seed the
     attack); deployed: float32 batch -> logits, the network as it is deployed; deployed_logits
     [N, classes] at x; deadline: ``time.monotonic()`` after which what is open stays undecided;
-    work: plain forward passes that the dear bounds may cost each sample (None: no limit); memory:
-    bytes that one bound may take for a sample, else the next cheaper one has to do; progress is
-    told how many samples are done and may raise to abort.
+    work: plain forward passes per sample that bounds may cost (None: no limit), pooled by ``POOL``
+    samples from the first one on; memory: bytes that one bound may take for a sample, else the next
+    cheaper one has to do; progress is told how many samples are done and may raise to abort.
     Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
     bounds = _bounds(request)

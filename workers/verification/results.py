@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AttackSettings", "CertificationRequest", "SampleResults"]
+__all__ = ["POOL", "AttackSettings", "CertificationRequest", "SampleResults"]
+
+#: So many consecutive samples share what work is allowed to them. Shards are cut between pools, so
+#: that no answer depends on the shard that it was computed in.
+POOL = 10
 
 
 @dataclass(frozen=True)

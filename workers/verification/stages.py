@@ -54,8 +54,6 @@ class Stages:
         self.request, self.epsilons = request, epsilons
         self.deadline = deadline
         self.cascading = False
-        #: Bounds that the work allowed to each sample counts for.
-        self.dear: set[str] = set()
         self.seconds = {"bound": 0.0, "attack": 0.0}
         self.notes: dict[str, Any] = {
             "audited": 0,
@@ -79,7 +77,6 @@ class Stages:
         cheap = [bound for bound in bounds if bound.cost <= price]
         dear = [bound for bound in bounds if bound.cost > price]
         self.cascading = len(bounds) > 1
-        self.dear = {bound.name for bound in dear}
         with self._timed("bound"):
             for bound in cheap:
                 self._apply(bound, block)
@@ -94,7 +91,8 @@ class Stages:
                 self._apply(bound, block)
                 alive()
             # Where the cheap bounds have settled everything asked, their radius is left as it is.
-            unsettled = torch.tensor([by in self.dear or not by for by in block.by])
+            names = {bound.name for bound in dear}
+            unsettled = torch.tensor([by in names or not by for by in block.by])
             unsettled |= block.proved < min(block.epsilons)
             self._search(dear[:1], block, COARSE if cheap else FINE, unsettled if cheap else None)
         with self._timed("attack"):
@@ -143,15 +141,14 @@ class Stages:
     def _proves(
         self, bound: Bound, block: Block, rows: Tensor, epsilon: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(proved, rows): of the rows those that time and their own work still allow."""
+        """(proved, rows): of the rows those that time and the work of their pools still allow."""
         if self.spent():
             rows, epsilon = rows[:0], epsilon[:0]
-        if bound.name in self.dear:
-            able = block.work[rows] >= bound.cost
-            if not bool(able.all()):
+        if math.isfinite(block.work[0]):
+            paid = block.afford(rows, epsilon, bound.cost)
+            if not bool(paid.all()):
                 self.notes["work_spent"] = True
-            rows, epsilon = rows[able], epsilon[able]
-            block.work[rows] -= bound.cost
+            rows, epsilon = rows[paid], epsilon[paid]
         if not rows.numel():
             return torch.zeros(0, dtype=torch.bool), rows
         try:

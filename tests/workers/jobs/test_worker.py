@@ -100,8 +100,9 @@ def test_a_ticket_without_work_costs_no_horse(corridor: Corridor, start_worker: 
         assert corridor.outcome(job)["status"] == "succeeded"
     assert wait_until(lambda: queue_is_empty(corridor), 10)
     assert wait_until(lambda: not corridor.redis.keys("rq:job:*"), 10)
-    assert not corridor.redis.keys("rq:executions:*")
+    assert wait_until(lambda: not corridor.redis.keys("rq:executions:*"), 10)
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    assert wait_until(lambda: not children.read_text().split(), 20)
     before = corridor.redis.hget(corridor.redis.keys("rq:worker:*")[0], "successful_job_count")
     for _ in range(20):
         ring_job(corridor, jobs[0])

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.verification.affine import Affine, Convolution, Dense, Diagonal, Pooling
+from workers.verification.affine import Affine
+from workers.verification.affine_maps import Convolution, Dense, Diagonal, Pooling
 from workers.verification.reductions import Reduction
 from workers.verification.rounding import Rounding
 from workers.verification.rows import Rows

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.layers import LeakyReLU, ReLU
-from workers.verification.affine import Convolution, Dense
+from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.backward import BackwardPass
 from workers.verification.enclosure import Enclosure, propagate
 from workers.verification.envelope import rounded_down, rounded_up

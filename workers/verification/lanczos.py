@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.verification.affine import Convolution, Dense
+from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.local_norms import MaskedMap
 from workers.verification.program import Program
 from workers.verification.region import Region

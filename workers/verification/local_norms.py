@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.verification.affine import Convolution, Dense
+from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.enclosure import Enclosure, euclidean_norm
 from workers.verification.rounding import gamma, unit_roundoff
 from workers.verification.spectral import materialize

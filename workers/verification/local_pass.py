@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from workers.verification.affine import Affine, Convolution, Dense
+from workers.verification.affine import Affine
+from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.enclosure import (
     Enclosure,
     _per_sample,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.layers import Layer, Permute, Reshape
-from workers.verification.affine import Affine, Convolution, Dense
+from workers.verification.affine import Affine
+from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.backward import BackwardPass
 from workers.verification.backward_joins import open_pairs
 from workers.verification.program import Program, Step

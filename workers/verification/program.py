@@ -24,15 +24,8 @@ from models.layers import (
     Reshape,
 )
 from models.network import INPUT, Network
-from workers.verification.affine import (
-    FLOAT32_SAFE,
-    Affine,
-    Convolution,
-    Dense,
-    Diagonal,
-    Inner,
-    Norms,
-)
+from workers.verification.affine import FLOAT32_SAFE, Affine, Inner, Norms
+from workers.verification.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.spectral import ConvGeometry
 from workers.verification.translation import AFFINE, DIRECT, UnsupportedLayer
 

@@ -28,16 +28,10 @@ from models.layers import (
     Reshape,
     Shift,
 )
-from workers.verification.affine import (
-    Affine,
-    Convolution,
-    Dense,
-    Diagonal,
-    Inner,
-    Pooling,
-    constant_terms,
-)
+from workers.verification.affine import Affine, Inner
+from workers.verification.affine_maps import Convolution, Dense, Diagonal, Pooling
 from workers.verification.reductions import Reduction
+from workers.verification.rounding import FLOAT32_MAX
 from workers.verification.spectral import ConvGeometry
 
 __all__ = ["AFFINE", "DIRECT", "UnsupportedLayer"]
@@ -88,7 +82,7 @@ def _multiply(layer: Multiply, shape: tuple[int, ...]) -> Affine:
 def _divide(layer: Divide, shape: tuple[int, ...]) -> Affine:
     # One correctly rounded division; two more steps allow a multiplication by the reciprocal.
     scale = 1.0 / _float64(layer.value)
-    return _diagonal(shape, scale, _zero(), _zero(), 4 + constant_terms(scale))
+    return _diagonal(shape, scale, _zero(), _zero(), 4 + _constant_terms(scale))
 
 
 def _shift(layer: Shift, shape: tuple[int, ...]) -> Affine:
@@ -103,7 +97,7 @@ def _normalize(layer: Normalize, shape: tuple[int, ...]) -> Affine:
     shift = -mean * scale
     # x - mean may overflow where the quotient does not.
     inner = Inner(1.0, float(mean.abs().max()))
-    terms = 6 + constant_terms(scale)
+    terms = 6 + _constant_terms(scale)
     return Diagonal(shape, shape, shift, shift.abs(), terms, scale=scale, inner=inner)
 
 
@@ -118,7 +112,7 @@ def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
     bias = _float64(layer.bias).reshape(-1, *ones)
     magnitude = (mean * scale).abs() + bias.abs()
     # Scale and shift are computed at run time: var + eps, root, reciprocal, products, sum.
-    terms = 10 + constant_terms(scale, 1.0 / root, mean * scale)
+    terms = 10 + _constant_terms(scale, 1.0 / root, mean * scale)
     return _diagonal(shape, scale, bias - mean * scale, magnitude, terms)
 
 
@@ -161,3 +155,18 @@ DIRECT: tuple[type[Layer], ...] = (
     *(ReLU, LeakyReLU, Clip, ReLUTheta, AtLeast, AtMost, Sigmoid, Tanh, MaxMin, MaxPool2d),
     *(Add, Maximum, Minimum, Concat, Slice, Reshape, Permute, Pad),
 )
+
+
+def _constant_terms(*scales: Tensor) -> float:
+    """Extra rounding steps that cover a scale computed at run time near the denormal range."""
+    terms = 0.0
+    for scale in scales:
+        size = scale.abs()
+        size = size[size > 0]
+        if size.numel():
+            smallest = float(size.min())
+            if smallest < 2.0**-100:
+                terms += 2.0**-125 / smallest / 2.0**-24
+            if not float(size.max()) < FLOAT32_MAX:
+                return math.inf
+    return terms

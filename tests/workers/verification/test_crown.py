@@ -12,7 +12,7 @@ from models.layers import ReLU
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from tests.workers.verification.test_enclosure import points_of
 from workers.verification.adjoint import adjoint
-from workers.verification.affine import Convolution
+from workers.verification.affine_maps import Convolution
 from workers.verification.bcp import bcp_margins
 from workers.verification.box_ball import ball_box_maximum, quick_maximum
 from workers.verification.crown import cap_margins, crown_margins

@@ -18,7 +18,7 @@ from tests.workers.verification.test_local_lipschitz import (
 )
 from tests.workers.verification.test_soundness import certify, images
 from workers.verification import lanczos, local_lipschitz
-from workers.verification.affine import Dense
+from workers.verification.affine_maps import Dense
 from workers.verification.lanczos import Chance, lanczos_norms, largest_root, tridiagonal
 from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
 from workers.verification.local_pass import LocalPass

@@ -16,7 +16,7 @@ from models.layers import LAYER_KINDS, Layer, Linear, Multiply, ReLU, Reshape
 from models.network import Network
 from models.reparametrized import REPARAMETRIZED
 from tests.workers.verification.networks import Builder
-from workers.verification.affine import Dense
+from workers.verification.affine_maps import Dense
 from workers.verification.backward import BackwardPass
 from workers.verification.backward_joins import JOINS
 from workers.verification.bcp import bcp_margins

@@ -19,7 +19,7 @@ from tests.workers.verification.networks import (
     random_network,
 )
 from tests.workers.verification.test_enclosure import points_of
-from workers.verification.affine import Convolution, Dense
+from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.bcp import bcp_margins
 from workers.verification.enclosure import Enclosure
 from workers.verification.local_lipschitz import local_margins

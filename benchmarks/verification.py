@@ -64,7 +64,7 @@ def measure(
 
             def run(bound=bound, verifier=verifier, found=found) -> None:  # type: ignore[no-untyped-def]
                 if bound.radius is not None:
-                    radius = verifier.radius(bound, x, y, [epsilon], report=True)
+                    radius = verifier.radius(bound, x, y, [epsilon], margin, report=True)
                     found[:] = [radius >= epsilon]
                 else:
                     found[:] = [verifier.proves(bound, x, y, reach, margin.double())[0]]

@@ -15,11 +15,12 @@ from workers.verification.alpha_crown import alpha_crown_margins
 from workers.verification.alpha_intermediate import alpha_crown_intermediate_margins
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import cap_margins, crown_margins
+from workers.verification.enclosure import propagate
 from workers.verification.interval import interval_margins
 from workers.verification.lanczos import Chance
 from workers.verification.lipschitz import lipschitz_radius
 from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
-from workers.verification.margins import certified
+from workers.verification.margins import certified, logit_enclosure
 from workers.verification.program import Program
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
@@ -32,9 +33,10 @@ BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
 #: Bounds from this cost on carry many rows per sample: their blocks are this many times smaller.
 MANY_ROWS, MANY_ROWS_SHARE = 500, 32
 
-#: A failed float32 pass is repeated in float64 only where its bound lacks less than this share of
-#: the margin at the centre (what rounding in float32 may have cost), or broke down altogether.
-RETRY_SHARE = 0.05
+#: A failed float32 pass is repeated in float64 only where its own rounding may be to blame: its
+#: bound lacks less than this share of the margin at the centre (of a cheap bound, of a dear one),
+#: or less than so many rounding errors of a logit at the centre, or it broke down altogether.
+RETRY_SHARES, RETRY_ERRORS = (0.5, 0.05), 4.0
 
 MarginsAt = Callable[[Program, Region, Tensor, Rounding, torch.dtype], Tensor]
 ByChance = Callable[[Chance, Program, Region, Tensor, Rounding, torch.dtype], Tensor]
@@ -163,9 +165,16 @@ class Verifier:
         return self.memory is None or need <= self.memory
 
     def radius(
-        self, bound: Bound, x: Tensor, labels: Tensor, epsilons: Sequence[float], *, report: bool
+        self,
+        bound: Bound,
+        x: Tensor,
+        labels: Tensor,
+        epsilons: Sequence[float],
+        margin: Tensor,
+        *,
+        report: bool,
     ) -> Tensor:
-        """Closed-form radius [batch] float64.
+        """Closed-form radius [batch] float64; margin [batch]: the deployed margin at x.
 
         ``report``: the radius itself is asked for, so the tightest arithmetic alone is used; else
         the cheapest first, and the next only where it may decide one of ``epsilons``.
@@ -175,7 +184,8 @@ class Verifier:
         asked = torch.tensor(list(epsilons), dtype=torch.float64)
         hopeful = torch.ones(x.shape[0], dtype=torch.bool)
         with exact_arithmetic():
-            for rounding, dtype in self.passes()[-1 if report else 0 :]:
+            passes = self.passes()[-1 if report else 0 :]
+            for number, (rounding, dtype) in enumerate(passes, start=1):
                 for rows in self._blocks(x, dtype, hopeful.nonzero().flatten()):
                     found = bound.radius(
                         self.program,
@@ -186,17 +196,30 @@ class Verifier:
                         dtype=dtype,
                     )
                     best[rows] = torch.maximum(best[rows], found.cpu())
-                near = (best[:, None] < asked) & (asked <= best[:, None] * (1.0 + RETRY_SHARE))
+                if number == len(passes):
+                    break
+                failed = (best[:, None] < asked).any(1).nonzero().flatten()
+                share = torch.zeros_like(best)
+                share[failed] = self._lost(bound, x[failed], margin[failed]) / margin[failed]
+                near = (best[:, None] < asked) & (asked <= best[:, None] * (1.0 + share[:, None]))
                 hopeful = near.any(1) | (best <= 0)
         return best
 
     def proves(
-        self, bound: Bound, x: Tensor, labels: Tensor, epsilon: Tensor, margin: Tensor
+        self,
+        bound: Bound,
+        x: Tensor,
+        labels: Tensor,
+        epsilon: Tensor,
+        margin: Tensor,
+        *,
+        tightest: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Whether the bound proves each label within its own epsilon [batch], and its least
         margin, both [batch].
 
-        margin [batch]: the deployed margin at x, which says when a second try is worth it.
+        margin [batch]: the deployed margin at x, which says when a second try is worth it;
+        ``tightest``: at once in the tightest arithmetic, where about half of the tries will fail.
         """
         margins_at = bound.margins
         if self.chance is not None and bound.by_chance is not None:
@@ -206,7 +229,8 @@ class Verifier:
         hopeful = torch.ones(x.shape[0], dtype=torch.bool)
         lowest = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
         with exact_arithmetic():
-            for rounding, dtype in self.passes():
+            passes = self.passes()[-1 if tightest else 0 :]
+            for number, (rounding, dtype) in enumerate(passes, start=1):
                 still = (~proved & hopeful).nonzero().flatten()
                 for rows in self._blocks(x, dtype, still, many_rows=bound.cost >= MANY_ROWS):
                     region = Region(
@@ -217,15 +241,31 @@ class Verifier:
                     )
                     proved[rows] = certified(margins).cpu()
                     least = margins.amin(1).cpu()
-                    close = least > -RETRY_SHARE * margin[rows]
-                    hopeful[rows] = close | torch.isneginf(least)
                     lowest[rows] = torch.maximum(lowest[rows], least)
+                if number < len(passes):
+                    failed = (~proved).nonzero().flatten()
+                    close = lowest[failed] > -self._lost(bound, x[failed], margin[failed])
+                    hopeful[failed] = close | torch.isneginf(lowest[failed])
         return proved, lowest
+
+    def _lost(self, bound: Bound, x: Tensor, margin: Tensor) -> Tensor:
+        """What a bound may lose of the margin at x, [batch], by computing in float32 itself."""
+        lost = torch.full((x.shape[0],), torch.inf, dtype=torch.float64)
+        rounding, dtype = Rounding.sound(torch.float32), torch.float32
+        for rows in self._blocks(x, dtype, torch.arange(x.shape[0])):
+            here = x[rows].to(self.device)
+            at_x = Region(here, torch.zeros(len(here), dtype=torch.float64), self.norm, self.clip)
+            state = propagate(self.program, at_x, rounding=rounding, dtype=dtype)
+            _, error = logit_enclosure(self.program.head, state, rounding)
+            # Negative: nothing is known, float32 may overflow.
+            lost[rows] = torch.where(error < 0, torch.inf, error).amax(1).cpu()
+        share = RETRY_SHARES[bound.cost >= MANY_ROWS]
+        return torch.maximum(share * margin, RETRY_ERRORS * lost)
 
     def _blocks(
         self, x: Tensor, dtype: torch.dtype, rows: Tensor, *, many_rows: bool = False
     ) -> Iterator[Tensor | slice]:
-        largest = max([math.prod(step.shape) for step in self.program.steps] + [x[0].numel(), 1])
+        largest = max(1, math.prod(x.shape[1:]), *(math.prod(s.shape) for s in self.program.steps))
         room = BLOCK_BYTES[self.device.type] // (MANY_ROWS_SHARE if many_rows else 1)
         size = max(1, room // (largest * dtype.itemsize))
         if rows.numel() == x.shape[0]:

@@ -120,6 +120,7 @@ class Stages:
                     block.x[rows],
                     block.labels[rows],
                     block.epsilons,
+                    block.margin[rows],
                     report=self.request.radius,
                 )
                 radius = torch.where(radius >= self._cap(block), torch.inf, radius)
@@ -139,7 +140,13 @@ class Stages:
             block.failed[asked[~proved]] = epsilon
 
     def _proves(
-        self, bound: Bound, block: Block, rows: Tensor, epsilon: Tensor
+        self,
+        bound: Bound,
+        block: Block,
+        rows: Tensor,
+        epsilon: Tensor,
+        *,
+        tightest: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """(proved, rows): of the rows those that time and the work of their pools still allow."""
         if self.spent():
@@ -153,7 +160,12 @@ class Stages:
             return torch.zeros(0, dtype=torch.bool), rows
         try:
             proved, least = self.verifier.proves(
-                bound, block.x[rows], block.labels[rows], epsilon, block.margin[rows]
+                bound,
+                block.x[rows],
+                block.labels[rows],
+                epsilon,
+                block.margin[rows],
+                tightest=tightest,
             )
             block.gap[rows] = torch.where(proved, 0.0, least / block.margin[rows])
         except (MemoryError, torch.OutOfMemoryError) as error:
@@ -193,7 +205,8 @@ class Stages:
             proved = torch.zeros(chosen.numel(), dtype=torch.bool)
             for bound in searching:
                 still = (~proved).nonzero().flatten()
-                found, asked = self._proves(bound, block, rows[chosen[still]], epsilon[still])
+                asked, at = rows[chosen[still]], epsilon[still]
+                found, asked = self._proves(bound, block, asked, at, tightest=True)
                 position = torch.searchsorted(rows[chosen], asked)
                 block.prove(asked[found], epsilon[position[found]], bound.name)
                 proved[position[found]] = True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from numpy.typing import NDArray
 from models.network import Network
 from tests.workers.verification.networks import random_network
 from tests.workers.verification.test_soundness import evaluate
-from workers.verification.bounds import BOUNDS
+from workers.verification.bounds import BOUNDS, Verifier
 from workers.verification.cascade import certify_samples
 from workers.verification.program import Program
 from workers.verification.results import AttackSettings, CertificationRequest
+from workers.verification.rounding import Rounding
 
 #: Decisions may differ where a bound misses by less than 1e-9, radii by this share.
 RADIUS_SHARE = 1e-6
@@ -49,11 +52,19 @@ def answers(
     shard: int,
     threads: int = 1,
     device: str = "cpu",
+    float64_alone: bool = False,
 ) -> Answers:
-    """Of all samples, certified in shards of this size; ``cache`` keeps operator norms."""
+    """Of all samples, certified in shards of this size; ``cache`` keeps operator norms.
+
+    ``float64_alone``: in the arithmetic of a GPU.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        if float64_alone:
+            exact = [(Rounding.sound(torch.float64), torch.float64)]
+            stack.enter_context(mock.patch.object(Verifier, "passes", return_value=exact))
         # The deployed answer once for all samples, as a job has it.
         logits = evaluate(network, x)
         labels = logits.argmax(1)
@@ -74,8 +85,6 @@ def answers(
                 )
             )
             network.to(torch.device("cpu"))
-    finally:
-        torch.set_num_threads(before)
     return Answers(
         np.concatenate([part.certified for part in parts]),
         np.concatenate([part.falsified for part in parts]),
@@ -99,6 +108,29 @@ def test_shards_and_threads_change_nothing(method: str, norm: str, tmp_path: Pat
     for shard, threads in ((1, 1), (7, 1), (12, 2)):
         other = answers(network, x, request, tmp_path, shard=shard, threads=threads)
         assert whole.differences(other) == (0, 0), (shard, threads)
+
+
+#: Networks on which float32's own rounding hides what float64 proves.
+HARD_FOR_FLOAT32 = (1, 2)
+
+
+@pytest.mark.parametrize("method", ["auto", *BOUNDS])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_float64_alone_as_on_a_gpu_changes_nothing(method: str, norm: str, tmp_path: Path) -> None:
+    shares = (1, 2, 5, 10, 20, 40, 70, 100, 200, 400, 800, 2000)
+    request = CertificationRequest(
+        norm,
+        tuple(Fraction(share, 10_000 if norm == "l2" else 40_000) for share in shares),
+        method,
+        attack=None,
+        radius=method in ("lipschitz", "ibp", "bcp", "local-lip"),
+    )
+    for seed in HARD_FOR_FLOAT32:
+        network = random_network(seed)
+        x = np.random.default_rng(seed).random((30, 2, 8, 8)).astype(np.float32)
+        usual = answers(network, x, request, tmp_path, shard=30)
+        alone = answers(network, x, request, tmp_path, shard=30, float64_alone=True)
+        assert usual.differences(alone) == (0, 0), seed
 
 
 @pytest.mark.gpu

@@ -22,12 +22,13 @@ from service.contract.schemas import JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs.deployed import DeployedNetwork
+from workers.jobs.device import device_name, device_of
 from workers.jobs.memory import total_memory
 from workers.jobs.prepare import facts_of, shards
 from workers.verification.cascade import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
-__all__ = ["allowance", "certification_request", "certify_shard", "device_of"]
+__all__ = ["allowance", "certification_request", "certify_shard"]
 
 
 #: Plain forward passes that the bounds of one ``auto`` job may cost altogether.
@@ -88,7 +89,7 @@ def certify_shard(
             memory=_memory(settings.memory_fraction, device),
             work=_work(spec, len(prepared.x)),
         )
-        results.notes["device"] = _device_name(device)
+        results.notes["device"] = device_name(device)
     _save(results, path)
     store.share(path)
     return stop - start
@@ -143,19 +144,6 @@ def _load(folder: Path) -> Prepared:
     )
     with np.load(folder / "data.npz", allow_pickle=False) as data:
         return Prepared(network, deployed, data["x"], data["y"], data["index"], data["logits"])
-
-
-def device_of(wanted: str) -> torch.device:
-    """The device of a setting: ``auto`` is a GPU where there is one."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return "cpu"
 
 
 def _save(results: SampleResults, path: Path) -> None:

@@ -23,7 +23,7 @@ from service.contract.schemas import JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
-from workers.jobs.certify import device_of
+from workers.jobs.device import device_of
 from workers.jobs.keeper import ItemStopped
 from workers.jobs.prepare import files_of, inspect_apart
 from workers.jobs.trained import held_samples, trained, trained_path

@@ -27,6 +27,7 @@ from service.contract.logs import configure_logging
 from service.contract.problems import Problem
 from service.contract.settings import Settings
 from workers.jobs import lease_note
+from workers.jobs.device_check import out_of_order
 from workers.jobs.usage import usage
 from workers.jobs.warden import Warden
 
@@ -171,6 +172,11 @@ def main() -> int:
     settings = Settings()
     configure_logging(settings.log_format)
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.worker_threads))
+    broken = out_of_order(settings.device)
+    if broken is not None:
+        # Its jobs would fail three times here and succeed elsewhere.
+        logger.error("the worker cannot start: %s", broken)
+        return 1
     try:
         connection = rq_connection(settings)
         ledger = Ledger(connect(settings, retries=RETRIES), settings)

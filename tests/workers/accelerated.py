@@ -1,0 +1,79 @@
+"""Certify and train on an emulated accelerator and on the CPU, and compare: ``certify|train``.
+
+Exit status 1 and the differences, or a traceback, where the device is not left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.workers.accelerator import DEVICE
+from tests.workers.training.test_loop import images, run_of
+from tests.workers.verification.networks import random_network
+from tests.workers.verification.test_invariance import answers
+from workers.training.loop import train
+from workers.training.objectives import OBJECTIVES
+from workers.verification import bounds, neurons
+from workers.verification.bounds import BOUNDS
+from workers.verification.results import AttackSettings, CertificationRequest
+
+CPU = torch.device("cpu")
+
+
+def certify() -> int:
+    """Every bound and the cascade, l2 and linf, with and without random starts."""
+    different = 0
+    for seed in (3, 6):
+        x = np.random.default_rng(seed).random((4, 2, 8, 8)).astype(np.float32)
+        for norm in ("l2", "linf"):
+            for method in ("auto", *BOUNDS):
+                request = CertificationRequest(
+                    norm,
+                    (Fraction(1, 200), Fraction(1, 20)),
+                    method,
+                    deterministic=method != "local-lip",
+                    attack=AttackSettings(steps=3) if method == "auto" else None,
+                    radius=method in ("lipschitz", "ibp", "bcp"),
+                )
+                with tempfile.TemporaryDirectory() as cache:
+                    here, there = (
+                        answers(
+                            random_network(seed), x, request, Path(cache), shard=4, device=device
+                        )
+                        for device in ("cpu", str(DEVICE))
+                    )
+                if here.differences(there) != (0, 0):
+                    print(seed, norm, method, here.differences(there))
+                    different += 1
+    return different
+
+
+def learn() -> int:
+    """Every objective: two epochs, a checkpoint between them."""
+    different = 0
+    for method in OBJECTIVES:
+        for activation in ("relu-theta", "maxmin"):
+            run = run_of(method, activation=activation, epochs=2)
+            ended = []
+            for device in (CPU, DEVICE):
+                network, history = train(run, images(40), device=device)
+                state = network.to(CPU).state_dict()
+                ended.append((state, [row["loss"] for row in history]))
+            (here, losses), (there, other_losses) = ended
+            same = all(torch.equal(tensor, there[name]) for name, tensor in here.items())
+            if not same or losses != other_losses:
+                print(method, activation, losses, other_losses)
+                different += 1
+    return different
+
+
+if __name__ == "__main__":
+    for sizes in (bounds.BLOCK_BYTES, neurons.ROW_BYTES, neurons.GRADIENT_SHARE):
+        sizes[DEVICE.type] = sizes["cuda"]
+    sys.exit(min(1, certify() if sys.argv[1] == "certify" else learn()))

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from service.contract.processes import ProcessId, end_process, python_module, sp
 from service.ownership import running_service
 from tests.workers.jobs.conftest import tiny_npz, tiny_onnx
 
-START_S = 60.0
-JOB_S = 90.0
+#: Enough for a machine that does other things too; nobody waits so long where all is well.
+START_S = 150.0
+JOB_S = 300.0
 
 #: Slow on purpose: every sample is attacked for a while, so that there is a middle to kill in.
 SLOW_SPEC = {
@@ -87,8 +87,14 @@ class LiveService:
         """The pid of the process that performs a ticket now."""
         worker = self.child("worker-0").pid
         path = Path(f"/proc/{worker}/task/{worker}/children")
-        assert wait_until(lambda: bool(path.read_text().split()), 30)
-        return int(path.read_text().split()[0])
+        found: list[str] = []
+
+        def there() -> bool:
+            found[:] = path.read_text().split()
+            return bool(found)
+
+        assert wait_until(there, JOB_S)
+        return int(found[0])
 
     def kill(self, pid: int) -> None:
         """SIGKILL."""
@@ -102,19 +108,18 @@ class LiveService:
         self.process.kill()
         self.process.wait()
         for name, child in zip(names, children, strict=True):
-            assert wait_until(lambda c=child: not c.alive, 10), f"{name} outlived its supervisor"
+            gone = wait_until(lambda c=child: not c.alive, 60)
+            assert gone, f"{name} outlived its supervisor"
 
-    def stop(self) -> float:
-        """SIGTERM; the seconds it took."""
-        started = time.monotonic()
+    def stop(self) -> None:
+        """SIGTERM; the supervisor itself is patient with its children for half a minute."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(60)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        return time.monotonic() - started
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.client import Client
-from tests.e2e.conftest import SAMPLES, SLOW_SPEC, LiveService, finished, submit, until_done
+from tests.e2e.conftest import (
+    JOB_S,
+    SAMPLES,
+    SLOW_SPEC,
+    LiveService,
+    finished,
+    submit,
+    until_done,
+)
 
 #: What docs/operations.md says is copied, and in which order.
 BACKUP = ("journal", "jobs", "models", "datasets", "blobs", "keys")
@@ -29,7 +37,7 @@ def test_a_backup_taken_under_load_is_restored_and_finishes_its_jobs(
     service.start()
     with Client(service.url) as client:
         quick = client.certify(*uploads, {**SLOW_SPEC, "attack": None})["id"]
-        client.wait(quick, timeout_s=90)
+        client.wait(quick, timeout_s=JOB_S)
         before = client.report(quick)
     running = submit(service, uploads)
     waiting = submit(service, uploads)

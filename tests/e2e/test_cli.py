@@ -15,7 +15,7 @@ import pytest
 from service.ownership import running_service
 from tests.e2e.conftest import LiveService
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.slow
 
 Uploads = tuple[Path, Path]
 
@@ -26,7 +26,7 @@ def certserve(*arguments: object, **environment: str) -> subprocess.CompletedPro
         [sys.executable, "-m", "service.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=550,
         env={**inherited, **environment},
     )
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import httpx
 
 from service.contract.processes import python_module
-from tests.e2e.conftest import LiveService
+from tests.e2e.conftest import START_S, LiveService
 
 
 def certserve(service: LiveService, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*python_module("service.cli", *arguments), "--data-dir", str(service.data_dir)]
     return subprocess.run(
-        command, env=service.environment, capture_output=True, text=True, timeout=60
+        command, env=service.environment, capture_output=True, text=True, timeout=START_S
     )
 
 
@@ -48,9 +48,9 @@ def test_a_key_opens_the_service_and_its_revocation_closes_it(
     service.start()
     url = f"http://{other_address()}:{service.port}"
     headers = {"Authorization": f"Bearer {key}"}
-    assert httpx.get(f"{url}/jobs").status_code == 401
-    assert httpx.get(f"{url}/jobs", headers=headers).status_code == 200
+    assert httpx.get(f"{url}/jobs", timeout=START_S).status_code == 401
+    assert httpx.get(f"{url}/jobs", headers=headers, timeout=START_S).status_code == 200
     assert certserve(service, "keys", "revoke", key_id).returncode == 0
-    assert httpx.get(f"{url}/jobs", headers=headers).status_code == 401
+    assert httpx.get(f"{url}/jobs", headers=headers, timeout=START_S).status_code == 401
     service.stop()
     assert key not in service.log.read_text()

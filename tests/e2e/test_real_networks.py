@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from service.client import Client
-from tests.e2e.conftest import LiveService
+from tests.e2e.conftest import JOB_S, LiveService
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_published_network(
     spec = {"norm": "l2", "epsilons": ["36/255"], "samples": SAMPLES, **options}
     with Client(calm_service.url) as client:
         job = client.certify(shared / "models" / name, spec=spec, **images[data])  # type: ignore[arg-type]
-        client.wait(job["id"], timeout_s=120)
+        client.wait(job["id"], timeout_s=JOB_S)
         report = json.loads(client.report(job["id"]))
     (row,) = report["results"]
     assert report["clean_accuracy"] >= clean

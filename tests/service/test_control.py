@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -16,6 +15,7 @@ from service.contract.problems import InvalidInput
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
+from tests.service.conftest import eventually
 
 Make = Callable[..., JobSubmission]
 
@@ -36,13 +36,6 @@ def accepted(store: Store, ledger: Ledger, make_submission: Make) -> Iterator[Jo
     journal.close()
 
 
-def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
 def test_a_queued_job_is_cancelled_at_once_and_for_good(
     api: httpx.Client, ledger: Ledger, redis: Redis, accepted: JobSubmission
 ) -> None:
@@ -53,7 +46,8 @@ def test_a_queued_job_is_cancelled_at_once_and_for_good(
     again = api.post(f"{url}/cancel")
     assert (again.status_code, again.json()) == (202, answer.json())
     redis.flushall()
-    until(lambda: ledger.get(accepted.id) is not None)
+    eventually(ledger.memory.complete)
+    assert ledger.get(accepted.id) is not None
     assert api.get(url).json() == answer.json()
     assert ledger.index.active() == set()
     report = api.get(f"{url}/report")
@@ -103,14 +97,14 @@ def test_a_retried_job_runs_again_under_its_id_whatever_is_lost(
         state = ledger.get(accepted.id)
         return state is not None and state.submission.attempt == 2
 
-    until(second)
+    eventually(second)
     assert api.get(url).json()["status"] == "queued"
     state = ledger.get(accepted.id)
     assert state is not None
     conclude(store, ledger, state.submission, "succeeded", samples=3)
     assert api.get(url).json()["status"] == "succeeded"
     redis.flushall()
-    until(lambda: ledger.get(accepted.id) is not None)
+    eventually(lambda: ledger.get(accepted.id) is not None)
     assert api.get(url).json()["status"] == "succeeded"
     assert api.post(f"{url}/retry").status_code == 409
 
@@ -124,7 +118,7 @@ def test_a_retry_that_only_reached_the_journal_is_carried_out(
     journal = Journal(store.folder("journal"))
     journal.append(accepted.model_copy(update={"attempt": 2}), op="retry").result()
     journal.close()
-    until(lambda: api.get(f"/jobs/{accepted.id}").json()["status"] == "queued")
+    eventually(lambda: api.get(f"/jobs/{accepted.id}").json()["status"] == "queued")
     assert store.shards_dir(accepted.id).exists()  # of a cancelled attempt everything is kept
     assert follow(store, ledger, accepted.id) == "unknown"
 
@@ -144,8 +138,7 @@ def test_deleting_cancels_first_and_removes_then(
         assert not (store.data_dir / "jobs" / accepted.id).exists()
         assert not any(accepted.id in key for key in redis.keys("certserve:job:*"))
         redis.flushall()
-        until(lambda: redis.exists("certserve:memory"))
-        time.sleep(0.3)
+        eventually(ledger.memory.complete)  # the whole journal was read again
     assert list(JournalReader(store.folder("journal")).read()) == []
 
 

@@ -90,7 +90,7 @@ def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
             [sys.executable, "-m", "service.cli", "serve", "--port", port, "--data-dir", tmp_path],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=150,
         )
     assert ended.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
@@ -119,7 +119,7 @@ def test_end_process_kills_what_ignores_the_polite_signal() -> None:
     identity = ProcessId.of(child.pid)
     assert identity is not None
     assert end_process(identity, patience_s=0.3)
-    assert child.wait(5) == -signal.SIGKILL
+    assert child.wait(60) == -signal.SIGKILL
     child.stdout.close()
 
 
@@ -136,7 +136,7 @@ def test_children_die_with_their_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert wait_until(lambda: not child.alive, 5)
+    assert wait_until(lambda: not child.alive, 50)
 
 
 def test_spawned_children_have_their_own_group() -> None:

@@ -186,4 +186,4 @@ def workers(redis_server: RedisServer) -> Iterator[Callable[[Path], None]]:
     yield start
     for process in started:
         process.terminate()
-    assert wait_until(lambda: all(process.poll() is not None for process in started), 20)
+    assert wait_until(lambda: all(process.poll() is not None for process in started), 120)

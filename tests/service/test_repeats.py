@@ -12,6 +12,7 @@ import httpx
 import pytest
 from redis import Redis
 
+import service.submissions
 from service.contract.ids import new_job_id
 from service.contract.ledger import Ledger
 from service.contract.outcomes import conclude
@@ -19,8 +20,9 @@ from service.contract.repeats import key_of
 from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
-from tests.service.conftest import RedisServer
-from tests.service.test_control import until
+from service.reconciler import Reconciler
+from service.submissions import Submissions
+from tests.service.conftest import WAIT_S, RedisServer, eventually
 
 SPEC = {"norm": "l2", "epsilons": [0.5]}
 
@@ -52,7 +54,7 @@ def succeed(store: Store, ledger: Ledger, job_id: str) -> None:
 
 
 def test_the_same_key_with_the_same_content_is_the_same_job(
-    submit: Callable[..., httpx.Response], api: httpx.Client, redis: Redis
+    submit: Callable[..., httpx.Response], api: httpx.Client, redis: Redis, ledger: Ledger
 ) -> None:
     first, again, other = submit("a"), submit("a"), submit("b")
     assert [answer.status_code for answer in (first, again, other)] == [202, 202, 202]
@@ -66,7 +68,7 @@ def test_the_same_key_with_the_same_content_is_the_same_job(
         conflict = submit("a", **changed)
         assert (conflict.status_code, conflict.json()["code"]) == (409, "idempotency_conflict")
     redis.flushall()
-    until(lambda: redis.exists("certserve:complete"))
+    eventually(ledger.memory.complete)
     assert submit("a").json()["id"] == first.json()["id"]
     assert submit("a", spec={**SPEC, "seed": 1}).status_code == 409
     assert len(api.get("/jobs").json()["items"]) == 2
@@ -90,7 +92,7 @@ def test_the_key_holds_when_everything_is_restarted(
     def again() -> httpx.Response:
         return restarted.post("/certify", json=body, headers={"Idempotency-Key": "a"})
 
-    until(lambda: again().status_code == 202)
+    eventually(lambda: again().status_code == 202)
     assert again().json()["id"] == first["id"]
 
 
@@ -98,9 +100,8 @@ def test_a_key_whose_reservation_ran_out_while_no_api_lived_is_still_its_jobs(
     settings: Settings,
     serve: Callable[[Settings], httpx.Client],
     submit: Callable[..., httpx.Response],
-    api: httpx.Client,
-    redis: Redis,
     store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Journalled, killed before Redis heard of it, back after the reservation was void."""
     first = submit("a").json()
@@ -110,19 +111,37 @@ def test_a_key_whose_reservation_ran_out_while_no_api_lived_is_still_its_jobs(
     # As the dead process left it: the same line under another id and key, unknown to Redis.
     lost = new_job_id()
     line["job"] |= {"id": lost, "idempotency_key": key_of("", "b")}
-    slow = settings.model_copy(update={"data_dir": settings.data_dir.with_name("other")})
-    other = Store(slow.data_dir)
+    elsewhere = settings.model_copy(update={"data_dir": settings.data_dir.with_name("other")})
+    other = Store(elsewhere.data_dir)
     shutil.copytree(store.data_dir / "models", other.data_dir / "models", dirs_exist_ok=True)
     shutil.copytree(store.data_dir / "blobs", other.data_dir / "blobs", dirs_exist_ok=True)
-    # So much in front of it that the submission comes before it is read.
-    text = '{"op":"nothing"}\n' * 300_000 + json.dumps(line) + "\n"
-    (other.folder("journal") / "0-a.jsonl").write_text(text)
-    body = {"model_id": first["model_id"], "dataset": "digits", "spec": SPEC}
-    answer = serve(slow).post("/certify", json=body, headers={"Idempotency-Key": "b"})
+    (other.folder("journal") / "0-a.jsonl").write_text(json.dumps(line) + "\n")
+    # The submission comes before the line is read.
+    came = threading.Event()
+    read, replayed = Reconciler._enter_accepted, Submissions._replayed
+
+    def read_late(reconciler: Reconciler) -> None:
+        assert came.wait(WAIT_S)
+        read(reconciler)
+
+    async def replayed_once_it_came(submissions: Submissions, *order: Any) -> Any:
+        assert not submissions._caught_up()
+        came.set()
+        return await replayed(submissions, *order)
+
+    monkeypatch.setattr(service.submissions, "_PATIENCE_S", WAIT_S)
+    with monkeypatch.context() as patched:
+        patched.setattr(Reconciler, "_enter_accepted", read_late)
+        patched.setattr(Submissions, "_replayed", replayed_once_it_came)
+        body = {"model_id": first["model_id"], "dataset": "digits", "spec": SPEC}
+        answer = serve(elsewhere).post("/certify", json=body, headers={"Idempotency-Key": "b"})
     assert (answer.status_code, answer.json()["id"]) == (202, lost)
 
 
-def test_twenty_at_once_are_one_job(submit: Callable[..., httpx.Response]) -> None:
+def test_twenty_at_once_are_one_job(
+    submit: Callable[..., httpx.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.submissions, "_PATIENCE_S", WAIT_S)
     answers: list[httpx.Response] = []
     threads = [threading.Thread(target=lambda: answers.append(submit("x"))) for _ in range(20)]
     for thread in threads:
@@ -163,7 +182,7 @@ def test_an_equal_result_is_used_again_unless_forced(
     ]
     assert all(answer.json()["status"] == "queued" for answer in different)
     redis.flushall()
-    until(lambda: redis.exists("certserve:complete"))
+    eventually(ledger.memory.complete)
     assert submit().json()["id"] == first["id"]
     # The key of the re-used result is known again, though no job was ever submitted with it.
     assert submit("k", spec={**SPEC, "seed": 1}).status_code == 409
@@ -172,7 +191,7 @@ def test_an_equal_result_is_used_again_unless_forced(
     new = submit("k").json()
     assert new["id"] != first["id"], "the key goes with the job that it meant"
     redis.flushall()
-    until(lambda: redis.exists("certserve:complete"))
+    eventually(ledger.memory.complete)
     assert submit("k").json()["id"] == new["id"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import pytest
 from redis import Redis
 
 from service.contract.ids import new_job_id
+from service.contract.journal import Journal
 from service.contract.ledger import Ledger
 from service.contract.outcomes import conclude
 from service.contract.settings import Settings
 from service.contract.store import Store
-from tests.service.test_control import until
+from service.retention import Retention
+from tests.service.conftest import eventually
 
 HOUR_S = 3600.0
 
@@ -27,11 +29,24 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             "reconcile_interval_s": 0.05,
-            "sweep_interval_s": 0.1,
+            # The tests sweep when they are ready for it.
+            "sweep_interval_s": HOUR_S,
             "upload_grace_s": HOUR_S,
             "retention_days": 1.0,
         }
     )
+
+
+@pytest.fixture
+def sweep(settings: Settings, store: Store, ledger: Ledger) -> Iterator[Callable[..., None]]:
+    """One sweep, over when it returns; keywords change its settings."""
+    journal = Journal(store.folder("journal"))
+
+    def run(**changes: object) -> None:
+        Retention(settings.model_copy(update=changes), store, ledger, journal).run()
+
+    yield run
+    journal.close()
 
 
 def onnx(number: int) -> bytes:
@@ -70,7 +85,7 @@ def blob(store: Store, number: int) -> Path:
 
 
 def test_uploads_go_with_the_last_job_that_needs_them(
-    api: httpx.Client, store: Store, ledger: Ledger
+    api: httpx.Client, store: Store, ledger: Ledger, sweep: Callable[..., None]
 ) -> None:
     gone, needed, young = submit(api, 1), submit(api, 2), submit(api, 3)
     explicit = api.post("/models", files={"model": ("n.onnx", onnx(4))}).json()["id"]
@@ -80,8 +95,8 @@ def test_uploads_go_with_the_last_job_that_needs_them(
     age(store, 2 * HOUR_S)
     os.utime(blob(store, 3))
     store.touch("models", young["model_id"])
-    until(lambda: not blob(store, 1).exists())
-    time.sleep(0.3)
+    sweep()
+    assert not blob(store, 1).exists()
     assert api.get(f"/models/{gone['model_id']}").status_code == 404
     assert blob(store, 2).exists()  # an active job needs it
     assert blob(store, 3).exists()  # used a moment ago
@@ -89,38 +104,41 @@ def test_uploads_go_with_the_last_job_that_needs_them(
     assert api.get(f"/models/{young['model_id']}").status_code == 200
     assert api.get(f"/models/{explicit}").status_code == 200  # it has a day
     age(store, 25 * HOUR_S)
-    until(lambda: not blob(store, 4).exists())
+    sweep()
+    assert not blob(store, 4).exists()
     assert api.get(f"/models/{explicit}").status_code == 404
     assert blob(store, 2).exists()
 
 
 def test_jobs_end_after_their_days_but_active_ones_never(
-    settings: Settings,
-    serve: Callable[[Settings], httpx.Client],
-    store: Store,
-    ledger: Ledger,
-    redis: Redis,
+    api: httpx.Client, store: Store, ledger: Ledger, redis: Redis, sweep: Callable[..., None]
 ) -> None:
-    api = serve(settings.model_copy(update={"retention_days": 1 / HOUR_S / 24 * 1.0}))  # a second
     ended, active = submit(api, 1), submit(api, 2)
     end(store, ledger, ended["id"])
-    until(lambda: api.get(f"/jobs/{ended['id']}").status_code == 404)
+    sweep()
+    assert api.get(f"/jobs/{ended['id']}").status_code == 200  # it has a day
+    sweep(retention_days=0.0)
+    assert api.get(f"/jobs/{ended['id']}").status_code == 404
     assert not (store.data_dir / "jobs" / ended["id"]).exists()
     redis.flushall()
-    until(lambda: redis.exists("certserve:complete"))
+    eventually(ledger.memory.complete)
     assert [row["id"] for row in api.get("/jobs").json()["items"]] == [active["id"]]
 
 
-def test_folders_that_stragglers_left_go_after_a_while(api: httpx.Client, store: Store) -> None:
+def test_folders_that_stragglers_left_go_after_a_while(
+    settings: Settings, serve: Callable[[Settings], httpx.Client], store: Store
+) -> None:
+    """Also: the API sweeps by itself, now and then."""
+    serve(settings.model_copy(update={"sweep_interval_s": 0.1}))
     left = store.job_dir(new_job_id())
     fresh = store.job_dir(new_job_id())
     os.utime(left, (0, 0))
-    until(lambda: not left.exists())
+    eventually(lambda: not left.exists())
     assert fresh.exists()
 
 
 def test_a_trained_model_stays_while_it_is_certified(
-    api: httpx.Client, store: Store, ledger: Ledger
+    api: httpx.Client, store: Store, ledger: Ledger, sweep: Callable[..., None]
 ) -> None:
     """No job names it yet; a certification may take longer than an upload's grace."""
     wish = {"method": "standard", "dataset": "digits", "epsilon": 1, "recipe": {}}
@@ -143,7 +161,8 @@ def test_a_trained_model_stays_while_it_is_certified(
         writer.write(onnx(7))
         nobodys = writer.publish().digest
     os.utime(store.blob_path(nobodys), (0, 0))
-    until(lambda: not store.blob_path(nobodys).exists())
+    sweep()
+    assert not store.blob_path(nobodys).exists()
     assert api.get(f"/models/{model}/onnx").content == onnx(8)
     assert api.get(f"/models/{model}/weights").content == onnx(9)
     # A certification that fails takes nothing away: the job names what it trained.

@@ -160,7 +160,13 @@ DATASETS: list[tuple[str, str, bytes]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "name", "data"), MODELS)
+def _names(cases: list[tuple[str, str, bytes]]) -> list[str]:
+    """Without the bytes, which may hold the second in which they were packed: processes that share
+    the tests must agree on their names."""
+    return [f"{number}-{code}" for number, (code, _, _) in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("code", "name", "data"), MODELS, ids=_names(MODELS))
 def test_a_bad_model_is_refused(tmp_path: Path, code: str, name: str, data: bytes) -> None:
     path = tmp_path / "upload"
     path.write_bytes(data)
@@ -170,7 +176,7 @@ def test_a_bad_model_is_refused(tmp_path: Path, code: str, name: str, data: byte
     assert caught.value.field == "model"
 
 
-@pytest.mark.parametrize(("code", "name", "data"), DATASETS)
+@pytest.mark.parametrize(("code", "name", "data"), DATASETS, ids=_names(DATASETS))
 def test_a_bad_data_set_is_refused(tmp_path: Path, code: str, name: str, data: bytes) -> None:
     path, labels = tmp_path / "upload", tmp_path / "labels"
     path.write_bytes(data)

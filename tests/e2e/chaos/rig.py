@@ -18,7 +18,7 @@ from service.contract.processes import python_module, spawn, wait_until
 from service.redis_server import find_binary, socket_path, write_configuration
 
 WORKERS = 4
-START_S = 60.0
+START_S = 150.0
 
 
 class Rig:

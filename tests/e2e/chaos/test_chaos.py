@@ -76,7 +76,7 @@ def _listed(url: str) -> list[str]:
     cursor: str | None = None
     while True:
         query = {"limit": "7"} if cursor is None else {"limit": "7", "cursor": cursor}
-        page = httpx.get(f"{url}/jobs", params=query).json()
+        page = httpx.get(f"{url}/jobs", params=query, timeout=60).json()
         found += [job["id"] for job in page["items"]]
         cursor = page["next_cursor"]
         if cursor is None:

@@ -38,7 +38,7 @@ def namespaces(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     try:
         probe = in_small_disk("16k", tmp_path / "disk", "true")
-        ended = subprocess.run(probe, capture_output=True, check=False, timeout=30)
+        ended = subprocess.run(probe, capture_output=True, check=False, timeout=150)
     except FileNotFoundError:
         pytest.skip("unshare is not installed")
     if ended.returncode:
@@ -62,7 +62,7 @@ def test_a_job_waits_for_room_and_then_goes_on(corridor: Corridor) -> None:
         },
         capture_output=True,
         check=False,
-        timeout=150,
+        timeout=500,
     )
     assert ended.returncode == 0, ended.stderr.decode()
     assert b"storage_full" in ended.stderr

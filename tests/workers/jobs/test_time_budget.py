@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,26 @@ from workers.verification.results import SampleResults
 LONG = {"attack": {"steps": 300, "restarts": 1, "audit": 1.0, "seed": 0}}
 
 
-def certified(corridor: Corridor, **spec: object) -> tuple[dict[str, Any], float]:
-    """The report and the seconds it took."""
+def certified(corridor: Corridor, **spec: object) -> dict[str, Any]:
+    """The report."""
     job = corridor.submit(data=tiny_npz(corridor.folder / "many.npz", samples=100), **spec)
-    began = time.monotonic()
     Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
     assert corridor.outcome(job, 0)["status"] == "succeeded"
     report = corridor.store.read_json(corridor.store.report_path(job.id))
     assert report is not None
-    return report, time.monotonic() - began
+    return report
 
 
 def test_a_spent_budget_leaves_samples_undecided(corridor: Corridor) -> None:
-    report, _ = certified(corridor, time_budget_s=0.001, **LONG)
+    report = certified(corridor, time_budget_s=0.001, **LONG)
     assert report["budget_spent"] is True
     assert all(row["undecided"] > 0 for row in report["results"])
 
 
 def test_a_large_budget_changes_nothing(corridor: Corridor) -> None:
-    with_budget, _ = certified(corridor, time_budget_s=600, attack=None)
-    without, _ = certified(corridor, attack=None)
+    # More than any machine takes: 11 days.
+    with_budget = certified(corridor, time_budget_s=1e6, attack=None)
+    without = certified(corridor, attack=None)
     assert with_budget["budget_spent"] is without["budget_spent"] is False
     assert with_budget["results"] == without["results"]
 

@@ -65,6 +65,7 @@ def test_a_worker_that_is_told_to_stop_writes_a_checkpoint_first(
     corridor: Corridor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of the third epoch is lost, although the next checkpoint is due in hours only."""
+    monkeypatch.setattr(workers.jobs.keeper, "GENTLE_S", 600.0)
     settings = corridor.settings.model_copy(update={"checkpoint_interval_s": 3600.0})
     job = training(corridor)
 

@@ -26,6 +26,7 @@ from service.contract.schemas import (
 from service.contract.store import Store
 from service.contract.times import now
 from service.keys import Caller
+from service.limits import Limits
 from service.queue import Bell
 
 __all__ = ["Jobs", "check_fit", "new_state", "record"]
@@ -63,11 +64,14 @@ def check_fit(spec: Spec, model: ModelSource, dataset: DatasetSource) -> None:
 class Jobs:
     """All that endpoints do with jobs; one per process."""
 
-    def __init__(self, store: Store, ledger: Ledger, journal: Journal, bell: Bell) -> None:
+    def __init__(
+        self, store: Store, ledger: Ledger, journal: Journal, bell: Bell, limits: Limits
+    ) -> None:
         self._store = store
         self._ledger = ledger
         self._journal = journal
         self._bell = bell
+        self._limits = limits
 
     def visible(self, job_id: str, caller: Caller) -> JobState:
         """The job if it is the caller's; others' jobs are as unknown as none at all."""
@@ -112,7 +116,10 @@ class Jobs:
         return state
 
     async def retry(self, job_id: str, caller: Caller) -> JobState:
-        """Run a failed or cancelled job again, under its id. Raises Conflict, NotFound."""
+        """Run a failed or cancelled job again, under its id.
+
+        Raises Conflict, NotFound, TooManyRequests.
+        """
         state = await to_thread.run_sync(self.visible, job_id, caller)
         if state.status not in ("failed", "cancelled"):
             raise Conflict(
@@ -121,7 +128,8 @@ class Jobs:
             )
         attempt = state.submission.attempt + 1
         submission = state.submission.model_copy(update={"attempt": attempt})
-        await asyncio.wrap_future(self._journal.append(submission, op="retry"))
+        async with self._limits.entering_job(caller, job_id):
+            await asyncio.wrap_future(self._journal.append(submission, op="retry"))
         try:
             await to_thread.run_sync(reopen, self._store, self._ledger, submission)
         except RedisError as error:

@@ -66,7 +66,8 @@ class Services:
         journal = Journal(store.folder("journal"))
         bell = Bell(connect(settings, text=False), settings)
         entrance = Entrance(journal, ledger, bell)
-        jobs = Jobs(store, ledger, journal, bell)
+        limits = Limits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
+        jobs = Jobs(store, ledger, journal, bell, limits)
         retention = Retention(settings, store, ledger, journal)
         webhooks = Webhooks(settings, store)
         webhooks.start()
@@ -82,7 +83,6 @@ class Services:
         keys = KeyRing(
             settings.data_dir / "keys", [key.get_secret_value() for key in settings.keys]
         )
-        limits = Limits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
         submissions = Submissions(
             store=store,
             journal=journal,

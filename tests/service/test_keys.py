@@ -178,7 +178,15 @@ def test_limits_of_a_key(login: Callable[..., httpx.Client]) -> None:
     assert full.headers["retry-after"] == "10"
     assert submit(ben).status_code == 202
     assert anna.post(f"/jobs/{jobs[0]}/cancel").status_code == 202
-    assert submit(anna).status_code == 202
+    third = submit(anna)
+    assert third.status_code == 202
+    # A job that is run again is one more open job.
+    again = anna.post(f"/jobs/{jobs[0]}/retry")
+    assert (again.status_code, again.json()["code"]) == (429, "too_many_jobs")
+    assert anna.get(f"/jobs/{jobs[0]}").json()["status"] == "cancelled"
+    assert anna.post(f"/jobs/{third.json()['id']}/cancel").status_code == 202
+    assert anna.post(f"/jobs/{jobs[0]}/retry").status_code == 202
+    assert submit(anna).json()["code"] == "too_many_jobs"
     assert all(submit(admin).status_code == 202 for _ in range(4))
     large = {"model": ("n.onnx", MODEL + bytes(9_000))}
     first = ben.post("/models", files=large)

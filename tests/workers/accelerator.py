@@ -65,9 +65,11 @@ class _Held(Tensor):
 def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Run an operator on what its arguments hold; what it gives lies on the device."""
     name = operator._schema.name
-    for value in pytree.tree_leaves((args, kwargs)):
+    # What is indexed, and what is put there, must lie on the device; the indices need not.
+    bound = (args[0], *args[2:]) if name in _INDEXED else (args, kwargs)
+    for value in pytree.tree_leaves(bound):
         foreign = isinstance(value, Tensor) and not isinstance(value, _Held) and value.dim() > 0
-        if foreign and name not in _MOVES | _INDEXED:
+        if foreign and name not in _MOVES:
             raise RuntimeError(f"{name}: tensors on {NAME} and on {value.device}")
     if kwargs.get("generator") is not None:
         raise RuntimeError(f"{name}: a CPU generator on {NAME}")

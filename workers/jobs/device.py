@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 __all__ = ["DeviceMissing", "device_name", "device_of"]
@@ -24,6 +26,9 @@ def device_of(wanted: str) -> torch.device:
             "CUDA_VISIBLE_DEVICES and at whether this torch is a CUDA build "
             f"({torch.__version__}); or set CERTSERVE_DEVICE=cpu"
         )
+    # Read when cuBLAS is first used: repeatable sums, and float64 that is IEEE's.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["CUBLAS_EMULATE_DOUBLE_PRECISION"] = "0"
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -10,7 +10,10 @@ import sys
 
 from service.contract.processes import python_module
 
-__all__ = ["out_of_order"]
+__all__ = ["DEVICE_LOST", "out_of_order"]
+
+#: Exit status of a horse whose GPU failed: nothing that it would do after that would work.
+DEVICE_LOST = 75
 
 #: A driver that has not answered by then is out of order.
 CHECK_S = 120.0

@@ -37,6 +37,7 @@ from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
 from workers.jobs import lease_note
+from workers.jobs.device_check import DEVICE_LOST
 from workers.jobs.keeper import ItemStopped, Keeper
 from workers.jobs.patience import patiently
 from workers.jobs.steps import STEPS, Step
@@ -157,7 +158,11 @@ class Ticket:
             patiently(lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False))
         except Problem as problem:
             self._conclude(submission, "failed", problem)
-        except Exception as error:  # noqa: BLE001 (the outermost loop: logged with the job id)
+        except Exception as error:
+            if type(error).__name__ == "AcceleratorError":  # torch's, which need not be imported
+                logger.critical("job %s: the GPU failed", self.job_id, exc_info=error)
+                # The parent gives back the item that the note names, and looks at the GPU.
+                os._exit(DEVICE_LOST)
             self._fault(submission, lease, error)
         finally:
             lease_note.write(None)

@@ -27,7 +27,7 @@ from service.contract.logs import configure_logging
 from service.contract.problems import Problem
 from service.contract.settings import Settings
 from workers.jobs import lease_note
-from workers.jobs.device_check import out_of_order
+from workers.jobs.device_check import DEVICE_LOST, out_of_order
 from workers.jobs.usage import usage
 from workers.jobs.warden import Warden
 
@@ -106,6 +106,15 @@ class CertificationWorker(SpawnWorker):
                 reason = f"the worker process ended with {_status_text(self.horse_status)}"
                 logger.warning("job %s: %s during %s", held.job_id, reason, held.item)
                 self.ledger.release(held, error=reason)
+            if self.horse_status == DEVICE_LOST << 8:
+                self.look_at_device()
+
+    def look_at_device(self) -> None:
+        """Stop where the GPU no longer works: every job would fail here."""
+        broken = out_of_order("cuda")
+        if broken is not None:
+            logger.error("the worker stops: %s", broken)
+            self._stop_requested = True
 
     def _drop(self, job: Job, queue: Queue) -> None:
         """Forget a ticket that nobody needs any more."""
@@ -162,6 +171,8 @@ def rq_connection(settings: Settings) -> redis.Redis:
 
 
 def _status_text(status: int) -> str:
+    if status == DEVICE_LOST << 8:
+        return "a failed GPU"
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
     return f"status {os.waitstatus_to_exitcode(status)}"

@@ -86,7 +86,8 @@ def _shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
             "unsupported_augmentation", f"images [c, h, w] can be moved, not {tuple(x.shape[1:])}"
         )
     count, _, height, width = x.shape
-    offsets = torch.randint(0, 2 * most + 1, (2, count, 1, 1), generator=generator).to(x.device)
+    drawn = torch.randint(0, 2 * most + 1, (2, count, 1, 1), generator=generator)
+    offsets = drawn.to(x.device, non_blocking=True)
     rows = offsets[0] + torch.arange(height, device=x.device).reshape(1, -1, 1)
     columns = offsets[1] + torch.arange(width, device=x.device).reshape(1, 1, -1)
     place = torch.arange(count, device=x.device).reshape(-1, 1, 1)
@@ -100,7 +101,7 @@ def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     moved = _shifted(x, 4, generator)
-    flip = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+    flip = torch.rand(len(x), generator=generator).to(x.device, non_blocking=True) < 0.5
     return torch.where(flip.reshape(-1, 1, 1, 1), moved.flip(3), moved)
 
 

@@ -49,8 +49,9 @@ def worst_logits(
     assert state.lower is not None
     assert state.upper is not None
     batch, classes = logits.shape
-    rows = torch.arange(classes, device=logits.device).expand(batch, -1)
-    others = rows[rows != labels[:, None]].reshape(batch, classes - 1)
+    # Not by a mask: a GPU would wait for its count, and no graph could be captured.
+    rows = torch.arange(classes - 1, device=logits.device).expand(batch, -1)
+    others = rows + (rows >= labels[:, None])
     w = weight[others] - weight[labels][:, None]
     low = (state.lower - state.centre).clamp_max(0.0)
     high = (state.upper - state.centre).clamp_min(0.0)

@@ -7,6 +7,7 @@ that was killed and resumed ends in the same bits as one that was not (same mach
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import time
@@ -91,19 +92,30 @@ def train(
 
 @contextlib.contextmanager
 def _arithmetic(device: torch.device) -> Iterator[None]:
-    """TF32 on a GPU that has it, for the training alone: certificates are computed without.
+    """Repeatable algorithms on a GPU, and all its memory; convolutions may use TF32, nothing else.
 
-    Convolutions take cuDNN's repeatable algorithms.
+    TF32 in the factorisation of an orthogonal layer would train another network than the one
+    deployed. What a training leaves in the GPU's memory is given back: a certification may follow.
     """
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.deterministic
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.deterministic = True
-    try:
+    if device.type != "cuda":
         yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False
+    torch.cuda.set_per_process_memory_fraction(1.0, device)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=True):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.deterministic = before[1]
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        memory.fill_uninitialized_memory = filled
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _train(

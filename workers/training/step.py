@@ -95,6 +95,8 @@ class Step:
             # Any: a compiler may fail in many ways, and what is wrong with the step shows below.
             except Exception as error:  # noqa: BLE001
                 self._give_up(error)
+                # A lost device fails every call: that is no fault of the compiler's.
+                torch.zeros((), device=self.device).item()
         return self._run(self._function, x, y, at)
 
     def _function(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor, Vectors]:
@@ -159,6 +161,7 @@ class Step:
         self.given_up += 1
         self._compiled = None
         self._compared.clear()
+        torch.compiler.reset()
         reason = next(iter(str(error).strip().splitlines()), "")[:300]
         logger.warning(
             "the step is not compiled by %s, training goes on with %s: %s: %s",
@@ -178,6 +181,8 @@ def _compile(function: Function, backend: Backend) -> Function:
     # Headers compiled beforehand would lie in /tmp, wherever all else is told to go, under a name
     # that anybody can guess.
     torch._inductor.config.cpp_cache_precompile_headers = False
+    # Else kernels are chosen by a clock, and a resumed run may add in another order.
+    torch._inductor.config.deterministic = True
     torch.compiler.reset()
     compiled: Function = torch.compile(
         function,

@@ -124,6 +124,10 @@ class Trainer:
             self.network.load_state_dict(network)
             known = self.optimizer.state_dict()
             self.optimizer.load_state_dict({**known, "state": moments})
+            for moment in self.optimizer.state.values():
+                # NAdam's running product is read by the host too, but is moved to the device.
+                if "mu_product" in moment:
+                    moment["mu_product"] = moment["mu_product"].cpu()
             if self.lookahead is not None:
                 self.lookahead.restore(tensors)
             self.step.restore(int(tensors.get("step.given_up", 0)))

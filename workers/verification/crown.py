@@ -137,7 +137,7 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     assert state.upper is not None
     reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
     if not rounding.is_sound:
-        return torch.zeros(len(reach), head.weight.shape[0], dtype=torch.float64)
+        return reach.new_zeros(len(reach), head.weight.shape[0])
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
     size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)

@@ -64,6 +64,7 @@ class Head:
     bias_magnitude: Tensor
     terms: float
     inner: Inner = field(default_factory=Inner)
+    _copies: dict[torch.device, Head] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def floor(self) -> float:
@@ -97,13 +98,15 @@ class Head:
         """The same head with its tensors on ``device``."""
         if device == self.weight.device:
             return self
-        return Head(
-            self.weight.to(device),
-            self.bias.to(device),
-            self.bias_magnitude.to(device),
-            self.terms,
-            self.inner,
-        )
+        if device not in self._copies:
+            self._copies[device] = Head(
+                self.weight.to(device),
+                self.bias.to(device),
+                self.bias_magnitude.to(device),
+                self.terms,
+                self.inner,
+            )
+        return self._copies[device]
 
 
 @dataclass(frozen=True)

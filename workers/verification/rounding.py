@@ -87,14 +87,12 @@ def exact_arithmetic() -> Iterator[None]:
     (Winograd, FFT).
     """
     precision = torch.get_float32_matmul_precision()
+    # "highest" is IEEE on CUDA too; the switch of its own would leave torch unable to tell.
     torch.set_float32_matmul_precision("highest")
     torch.set_flush_denormal(False)
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         nnpack = torch.backends.nnpack.flags(enabled=False)
         with torch.backends.cudnn.flags(enabled=False), nnpack, torch.no_grad():
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -170,9 +170,11 @@ class Stages:
             block.gap[rows] = torch.where(proved, 0.0, least / block.margin[rows])
         except (MemoryError, torch.OutOfMemoryError) as error:
             return self._gave_up(bound, rows, str(error))
+        except torch.AcceleratorError:
+            raise  # the device is lost, whatever it says
         except RuntimeError as error:
-            # What torch raises when the host has no memory left has no class of its own.
-            if "alloc" not in str(error):
+            # What torch raises when the host, or a GPU's library, has no memory left has no class.
+            if "alloc" not in str(error).lower():
                 raise
             return self._gave_up(bound, rows, str(error))
         return proved, rows
@@ -246,17 +248,19 @@ class Stages:
                 continue
             # Huge balls are attacked where pixels live.
             reach = min(AUDIT_SHARE * epsilon if audit else epsilon, limit)
-            found, points = attack(
-                self.network,
-                self.deployed,
-                block.x[rows],
-                block.labels[rows],
-                block.indices[rows.numpy()],
-                torch.full((rows.numel(),), reach, dtype=torch.float64),
-                norm=self.request.norm,
-                clip=self.request.clip,
-                settings=settings,
-            )
+            # On a GPU: the same counterexamples every time.
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                found, points = attack(
+                    self.network,
+                    self.deployed,
+                    block.x[rows],
+                    block.labels[rows],
+                    block.indices[rows.numpy()],
+                    torch.full((rows.numel(),), reach, dtype=torch.float64),
+                    norm=self.request.norm,
+                    clip=self.request.clip,
+                    settings=settings,
+                )
             self.notes["audited"] += int(rows.numel()) if audit else 0
             for row, point in zip(rows[found].tolist(), points[found], strict=True):
                 if audit:

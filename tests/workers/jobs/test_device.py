@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 
+from tests.workers.jobs.conftest import Corridor
 from workers.jobs.device import DeviceMissing, device_name, device_of
 from workers.jobs.device_check import out_of_order
+from workers.jobs.worker import CertificationWorker, rq_connection
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 
@@ -47,3 +49,13 @@ def test_a_worker_whose_gpu_is_missing_takes_no_job() -> None:
     assert worker.returncode == 1
     assert reason in worker.stderr
     assert "Traceback" not in worker.stderr
+
+
+@without_gpu
+def test_a_worker_stops_when_its_gpu_has_failed(corridor: Corridor) -> None:
+    settings = corridor.settings
+    worker = CertificationWorker(
+        [settings.queue_name], connection=rq_connection(settings), prepare_for_work=False
+    )
+    worker.look_at_device()
+    assert worker._stop_requested

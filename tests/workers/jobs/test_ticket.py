@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from service.contract.leases import Lease
@@ -15,6 +17,7 @@ from service.contract.schemas import JobSubmission
 from service.contract.settings import Settings
 from service.contract.store import Store
 from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
+from workers.jobs.device_check import DEVICE_LOST
 from workers.jobs.ticket import Ticket
 
 
@@ -37,6 +40,32 @@ def test_from_upload_to_report(corridor: Corridor) -> None:
     state = corridor.ledger.get(job.id)
     assert state is not None
     assert (state.status, state.progress.done, state.progress.total) == ("succeeded", 30, 30)
+
+
+def test_a_failed_gpu_ends_the_process_with_its_item_in_hand(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import workers.jobs.certify
+
+    ended = []
+
+    def fail(*_: Any, **__: Any) -> int:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    def leave(status: int) -> None:
+        ended.append(status)
+        raise SystemExit
+
+    monkeypatch.setattr(workers.jobs.certify, "certify_shard", fail)
+    monkeypatch.setattr(os, "_exit", leave)
+    job = corridor.submit()
+    with pytest.raises(SystemExit):
+        work(corridor, job.id)
+    assert ended == [DEVICE_LOST]
+    # Neither failed nor given back: that is for the parent, which reads the note.
+    state = corridor.ledger.get(job.id)
+    assert state is not None
+    assert state.status == "running"
 
 
 def test_a_small_job_overtakes_between_two_items(

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from workers.jobs.device import device_of
 from workers.training.precision import BFLOAT16
 from workers.training.run import Run
 from workers.training.step import COMPARED
@@ -62,7 +63,7 @@ def trainer_of(
         precision=precision,
         compiled={"auto": "auto", "true": True, "false": False}[compiled],
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of("auto")
     return Trainer(run, build_network(run).to(device))
 
 

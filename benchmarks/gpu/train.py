@@ -25,6 +25,7 @@ from models.architectures import blueprint
 from models.network import Network
 from models.onnx_export import export_onnx
 from workers.jobs.deployed import DeployedNetwork
+from workers.jobs.device import device_name, device_of
 from workers.jobs.layout import as_network_input, to_pixels
 from workers.training.data import TrainingData
 from workers.training.loop import Paused, train
@@ -149,7 +150,7 @@ def main() -> int:
         value = getattr(options, name)
         if value is not None:
             row["plan"]["hyperparameters"][name] = value == "true" if name == "compiled" else value
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of("auto")
     found = trained(row, options, device, until)
     if found is None:
         print("minutes are over: call again to go on training")
@@ -163,7 +164,7 @@ def main() -> int:
     correct = np.concatenate([part.prediction for part in parts]) == label
     certified = np.concatenate([part.certified[:, 0] for part in parts])
     falsified = np.concatenate([part.falsified[:, 0] for part in parts])
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    name = device_name(device)
     result = {
         "name": row["name"],
         "samples": len(label),

@@ -101,7 +101,7 @@ def _memory(fraction: float, device: torch.device) -> float:
     Whatever is in use, so that the same job gives the same report.
     """
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(fraction, device)
+        torch.cuda.set_per_process_memory_fraction(fraction, device.index)
         return fraction * float(torch.cuda.get_device_properties(device).total_memory)
     return fraction * float(total_memory())
 

@@ -106,7 +106,7 @@ def _arithmetic(device: torch.device) -> Iterator[None]:
     filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     memory.fill_uninitialized_memory = False
-    torch.cuda.set_per_process_memory_fraction(1.0, device)
+    torch.cuda.set_per_process_memory_fraction(1.0, device.index)
     try:
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=True):
             yield

@@ -73,7 +73,8 @@ class Network(nn.Module):
     ``layers`` is a list of (name, layer, names of inputs); the name ``input`` is the input,
     of shape ``input_shape``. Every node but the last must be used. ``dropped_output`` names the
     operator (Softmax, LogSoftmax) that the deployed file applies to the logits and that is left
-    out here: it does not change the arg max. Raises NetworkError.
+    out here: it keeps the order of logits that differ by more than its rounding.
+    Raises NetworkError.
     """
 
     def __init__(

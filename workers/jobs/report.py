@@ -106,7 +106,7 @@ def build_report(
         "by_method": dict(sorted(Counter(results.method).items())),
         "parity": _finite(facts.get("parity")),
         "budget_spent": bool(notes.pop("budget_spent", False)),
-        "warnings": _warnings(found),
+        "warnings": _warnings(found, facts.get("dropped_output")),
         "notes": notes,
         "timing": _timing(timing, results, count),
         "device": device,
@@ -165,10 +165,18 @@ def _check_bracket(rows: list[dict[str, Any]], clean: float) -> None:
             raise ContradictionError(f"the bracket is broken at epsilon {row['epsilon']}: {row}")
 
 
-def _warnings(found: Verdicts) -> list[str]:
-    if not found.withdrawn:
-        return []
-    return [f"The attack disproved the estimate for {found.withdrawn} samples; it was withdrawn."]
+def _warnings(found: Verdicts, dropped: str | None) -> list[str]:
+    said = []
+    if found.withdrawn:
+        said.append(
+            f"The attack disproved the estimate for {found.withdrawn} samples; it was withdrawn."
+        )
+    if dropped is not None:
+        said.append(
+            f"Margins are of the logits before the final {dropped}. A logit that leads by 2^-18 "
+            f"or less counts as no answer: the {dropped} may round it to a tie."
+        )
+    return said
 
 
 def _curve(spec: Spec, found: Verdicts, rows: list[dict[str, Any]], cap: float) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def certify_samples(
     blocks: list[Block] = []
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    prediction, margin, correct = _deployed_answers(deployed_logits, labels)
+    prediction, margin, correct = _deployed_answers(deployed_logits, labels, program.head.gap)
     run = Stages(
         verifier,
         attacked,
@@ -127,16 +127,23 @@ def _bounds(request: CertificationRequest) -> list[Bound]:
 
 
 def _deployed_answers(
-    logits: NDArray[np.float32], labels: NDArray[np.int64]
+    logits: NDArray[np.float32], labels: NDArray[np.int64], gap: float
 ) -> tuple[NDArray[np.int64], Tensor, Tensor]:
-    """prediction [N]; margin [N] f_y - max_j f_j; correct [N]: label strictly on top, finite."""
+    """prediction [N] (-1: none); margin [N] f_y - max_j f_j; correct [N]: label strictly on top.
+
+    Behind a softmax (``gap``) there is no answer where two logits lead by too little.
+    """
     values = torch.from_numpy(np.asarray(logits, dtype=np.float64))
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))[:, None]
     others = values.scatter(1, targets, -torch.inf).amax(1)
     margin = values.gather(1, targets)[:, 0] - others
     finite = torch.isfinite(values).all(1)
-    prediction = np.where(finite.numpy(), np.nan_to_num(logits).argmax(1), -1).astype(np.int64)
-    correct = finite & (margin > 0)
+    answered = finite
+    if gap > 0:
+        first, second = values.nan_to_num().topk(2, dim=1).values.unbind(1)
+        answered = finite & (first - second > gap)
+    prediction = np.where(answered.numpy(), np.nan_to_num(logits).argmax(1), -1).astype(np.int64)
+    correct = answered & (margin > 0)
     return prediction, torch.where(finite, margin, torch.nan), correct
 
 

@@ -142,4 +142,4 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)
     lost = reach.sum(1, keepdim=True) * (2.0**-110 if backward.dtype == torch.float32 else 0.0)
-    return size * (both * 1.001) + rounding.underflow * head.floor + lost
+    return size * (both * 1.001) + head.least_lead(rounding) + lost

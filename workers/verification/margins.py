@@ -59,7 +59,7 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     size = size + size.gather(1, labels[:, None])
     rows = head.row_norms
     slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
-    floor = rounding.underflow * head.floor
+    floor = head.least_lead(rounding)
     return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
 
 
@@ -83,7 +83,7 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
         centre_size = centre.abs() @ head.absolute + head.bias_magnitude
         both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
-        slack = both * 1.01 + rounding.underflow * head.floor
+        slack = both * 1.01 + head.least_lead(rounding)
         open_pairs = ~(bound > 0) & state.valid[:, None]
         open_pairs.scatter_(1, labels[:, None], False)
         bound = bound.scatter(1, labels[:, None], torch.inf)

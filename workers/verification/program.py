@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from models.layers import (
 from models.network import INPUT, Network
 from workers.verification.affine import FLOAT32_SAFE, Affine, Inner, Norms
 from workers.verification.affine_maps import Convolution, Dense, Diagonal
+from workers.verification.rounding import SOFTMAX_GAP, Rounding
 from workers.verification.spectral import ConvGeometry
 from workers.verification.translation import AFFINE, DIRECT, UnsupportedLayer
 
@@ -56,7 +57,7 @@ class Head:
     """The last dense map [classes, features]: logits = weight z + bias, float64.
 
     ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself), ``inner`` what
-    it holds in between.
+    it holds in between, ``gap`` by how much a logit must lead for the deployed answer to be its.
     """
 
     weight: Tensor
@@ -64,12 +65,17 @@ class Head:
     bias_magnitude: Tensor
     terms: float
     inner: Inner = field(default_factory=Inner)
+    gap: float = 0.0
     _copies: dict[torch.device, Head] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def floor(self) -> float:
         """What underflow may change in one logit, in units of ``rounding.UNDERFLOW``."""
         return self.terms + 1.0 + self.inner.lost
+
+    def least_lead(self, rounding: Rounding) -> float:
+        """What a margin loses beside relative errors: by underflow, and behind the logits."""
+        return rounding.underflow * self.floor + self.gap if rounding.is_sound else 0.0
 
     def float32_safe(self) -> bool:
         """Whether a float32 copy of the weights loses no more than one rounding each."""
@@ -105,6 +111,7 @@ class Head:
                 self.bias_magnitude.to(device),
                 self.terms,
                 self.inner,
+                self.gap,
             )
         return self._copies[device]
 
@@ -134,6 +141,8 @@ class Program:
         with torch.no_grad():
             steps = _fuse(network.input_shape, _translate(network))
             steps, head = _split_head(network, steps)
+            if network.dropped_output is not None:
+                head = replace(head, gap=SOFTMAX_GAP)
             steps = _with_norms(steps, digest, cache_dir, estimate)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["FLOAT32_MAX", "Rounding", "exact_arithmetic", "gamma", "unit_roundoff"]
+__all__ = ["FLOAT32_MAX", "SOFTMAX_GAP", "Rounding", "exact_arithmetic", "gamma", "unit_roundoff"]
 
 #: Unit roundoff of IEEE binary32 and binary64, round to nearest.
 U32 = 2.0**-24
@@ -22,6 +22,11 @@ U64 = 2.0**-53
 
 #: Largest finite float32, a little rounded down: beyond it the deployed network may overflow.
 FLOAT32_MAX = 3.4e38
+
+#: A logit that leads by more than this is strictly on top behind a float32 Softmax or LogSoftmax,
+#: too: exp(-2^-18) is 64 unit roundoffs below exp(0) = 1, of which exp, sum and division take a
+#: few; and a LogSoftmax of up to 2^23 classes rounds to 2^-20 at most.
+SOFTMAX_GAP = 2.0**-18
 
 #: Absolute error that underflow (gradual or flushed to zero) may add per term of a dot product.
 UNDERFLOW = 2.0**-120

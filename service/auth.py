@@ -48,6 +48,13 @@ def _only_from_here(request: Request) -> None:
             code="key_required",
             hint="certserve keys create NAME, or CERTSERVE_KEYS",
         )
+    # A foreign name that leads here is another site's page reading what it may not (DNS rebinding).
+    if not _is_loopback(request.url.hostname or ""):
+        raise Forbidden(
+            f"no API key is configured, so nothing is served under the name {request.url.hostname}",
+            code="key_required",
+            hint="ask for localhost or 127.0.0.1; or certserve keys create NAME",
+        )
     # A browser says so where another site's page sends a form here.
     if request.method in _UNSAFE and request.headers.get("sec-fetch-site") == "cross-site":
         raise Forbidden("another site's page may not do that", code="cross_site")

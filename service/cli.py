@@ -35,6 +35,9 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
+#: Forms of a report, as file names end.
+REPORTS = ("json", "html", "csv", "svg")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``certserve``."""
@@ -153,6 +156,11 @@ def _worker(options: argparse.Namespace, console: Console) -> int:
 
 def _certify(options: argparse.Namespace, console: Console) -> int:
     spec = _spec(options)
+    suffix = "json" if options.out is None else options.out.suffix.lstrip(".") or "json"
+    if suffix not in REPORTS:
+        raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORTS)}")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         url = options.url or stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url, key=options.key))
@@ -162,13 +170,17 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
             spec,
             dataset_labels=options.dataset_labels,
         )
-        with progress_bar(console) as show:
-            client.wait(job["id"], on_progress=show)
+        try:
+            with progress_bar(console) as show:
+                client.wait(job["id"], on_progress=show)
+        except KeyboardInterrupt:
+            # Nobody waits for it any more; left alone it would go on, here or with the next start.
+            client.cancel(job["id"])
+            console.print(f"job {job['id']} is cancelled", highlight=False)
+            raise
         report = json.loads(client.report(job["id"]))
         print_summary(console, report)
         if options.out is not None:
-            suffix = options.out.suffix.lstrip(".") or "json"
-            options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_bytes(client.report(job["id"], suffix))
             console.print(f"report: {options.out}", highlight=False)
     return 0

@@ -47,6 +47,7 @@ class Client:
 
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 60.0) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        url = url if "://" in url else f"http://{url}"
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
 
     def __enter__(self) -> Client:

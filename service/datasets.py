@@ -72,7 +72,8 @@ def resolve_dataset(
     raise InvalidInput(
         f"there is no data set {text[:100]!r} ({split} split); looked in: {', '.join(looked)}",
         code="unknown_dataset",
-        hint=f"registered names: {', '.join(REGISTERED)}; folders: CERTSERVE_DATA_SOURCES",
+        hint="upload it (POST /datasets) and give its name or id; or name a folder that holds the "
+        f"public files of one of {', '.join(REGISTERED)} in CERTSERVE_DATA_SOURCES",
         field=field,
     )
 

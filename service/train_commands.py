@@ -52,6 +52,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         try:
             with progress_bar(console) as show:
                 done = client.wait(job["id"], on_progress=show)
+        except KeyboardInterrupt:
+            where = options.url or f"the next service on {options.data_dir}"
+            console.print(
+                f"job {job['id']} is not cancelled: it goes on at {where}", soft_wrap=True
+            )
+            raise
         except JobFailed as failure:
             if failure.job["model_id"] is None:
                 raise

@@ -20,12 +20,14 @@ __all__ = ["router"]
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process is up")
 async def healthz() -> dict[str, str]:
     """Touches nothing but this process."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Redis, store and at least one worker are there")
 async def readyz(services: UsesServices) -> Response:
     """200, or 503 with what is missing."""

@@ -154,7 +154,9 @@ def _file(services: Services, model_id: str, part: str, caller: Caller) -> FileR
     path = services.store.blob_path(digest)
     if not services.store.has(path):
         raise NotFound("the file of this model is gone", code=f"no_{part}")
-    suffix = {"onnx": "onnx", "weights": record["format"]}[part]
+    # A trained model is an ONNX file with its weights beside it.
+    weights = "safetensors" if record["format"] == "onnx" else record["format"]
+    suffix = {"onnx": "onnx", "weights": weights}[part]
     return FileResponse(
         path,
         media_type="application/octet-stream",

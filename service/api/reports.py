@@ -141,8 +141,8 @@ def _finished(services: Services, job_id: str, caller: Caller) -> Path:
     """The samples' file of a job that succeeded. Raises NotFound, Conflict."""
     state = services.jobs.visible(job_id, caller)
     if state.status in ("failed", "cancelled"):
-        why = (state.error or {}).get("detail", state.status)
-        raise Conflict(f"the job {state.status}: {why}", code="no_report")
+        why = (state.error or {}).get("detail", "it was asked for")
+        raise Conflict(f"the job is {state.status}: {why}", code="no_report")
     if state.status != "succeeded":
         raise Conflict(
             f"the job is {state.status}", code="not_finished", hint=f"GET /jobs/{job_id}?wait=60"

@@ -13,7 +13,10 @@ from pydantic_core import PydanticCustomError
 __all__ = ["Epsilon", "epsilon_text", "parse_epsilon"]
 
 #: ``36/255``, ``0.5``, ``1e-3``. Three digits of exponent: longer ones would only cost memory.
-_TEXT = re.compile(r"\d{1,40}/\d{1,40}|(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?")
+#: A fraction may be the normal form of any of them, and 5e-324 has 324 digits there.
+_TEXT = re.compile(
+    r"\d{1,400}(?:/\d{1,400})?|(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?"
+)
 
 
 def parse_epsilon(value: object) -> Fraction:

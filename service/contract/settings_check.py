@@ -40,5 +40,7 @@ def _is_unknown(name: str, known: Iterable[str]) -> bool:
 
 
 def _warning(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    return f"{name} is no setting and changes nothing" + (f"; is {near[0]} meant?" if near else "")
+    rests = [other.removeprefix(_PREFIX) for other in known]
+    near = difflib.get_close_matches(name.removeprefix(_PREFIX), rests, n=1, cutoff=0.7)
+    meant = f"; is {_PREFIX}{near[0]} meant?" if near else ""
+    return f"{name} is no setting and changes nothing{meant}"

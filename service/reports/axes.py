@@ -110,7 +110,7 @@ class Plot:
             f'<line class="axis" x1="{self.left}" x2="{end}" y1="{foot}" y2="{foot}"/>',
             f'<text x="{middle_x}" y="{self.height - 12}" text-anchor="middle">'
             f"{escape(x_label)}</text>",
-            f'<text x="18" y="{middle_y}" text-anchor="middle" '
-            f'transform="rotate(-90 18 {middle_y})">{escape(y_label)}</text>',
+            f'<text x="14" y="{middle_y}" text-anchor="middle" '
+            f'transform="rotate(-90 14 {middle_y})">{escape(y_label)}</text>',
         ]
         return "".join(parts)

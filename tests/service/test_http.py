@@ -60,6 +60,20 @@ def test_a_model_can_be_uploaded_named_and_fetched_byte_for_byte(api: httpx.Clie
     assert (bad.status_code, bad.json()["code"]) == (422, "invalid_name")
 
 
+def test_health_is_told_without_a_body_too(api: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        answer = api.head(path)
+        assert (answer.status_code, answer.content) == (api.get(path).status_code, b"")
+
+
+def test_a_foreign_name_that_leads_here_is_not_served(api: httpx.Client) -> None:
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[::2]"):
+        answer = api.get("/jobs", headers={"Host": host})
+        assert (answer.status_code, answer.json()["code"]) == (403, "key_required")
+    for host in ("localhost", "127.0.0.1:9", "[::1]:80", "LOCALHOST:8000"):
+        assert api.get("/jobs", headers={"Host": host}).status_code == 200
+
+
 def test_the_openapi_page_describes_the_endpoints(api: httpx.Client) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     assert {"/certify", "/jobs", "/jobs/{job_id}", "/models", "/datasets", "/readyz"} <= set(paths)

@@ -25,6 +25,7 @@ def test_a_number_means_the_decimal_it_is_written_as(value: float) -> None:
     epsilon = parse_epsilon(value)
     assert epsilon == Fraction(repr(value))
     assert float(epsilon) == value
+    assert parse_epsilon(epsilon_text(epsilon)) == epsilon
 
 
 @given(st.text(max_size=30))
@@ -35,6 +36,19 @@ def test_any_text_is_a_positive_finite_fraction_or_refused(text: str) -> None:
         return
     assert epsilon > 0
     assert math.isfinite(float(epsilon))
+    assert parse_epsilon(epsilon_text(epsilon)) == epsilon
+
+
+@given(st.integers(1, 10**40 - 1), st.integers(0, 40), st.integers(-999, 999))
+def test_the_normal_form_of_any_decimal_is_read_again(
+    digits: int, places: int, exponent: int
+) -> None:
+    text = f"{digits}.{'0' * (places - 1)}7e{exponent}" if places else f"{digits}e{exponent}"
+    try:
+        epsilon = parse_epsilon(text)
+    except ValueError:
+        return
+    assert parse_epsilon(epsilon_text(epsilon)) == epsilon
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ through the layer itself, so that thresholds learn from all three (methods-lipsc
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from models.network import INPUT, Node
 from workers.training.live import WEIGHTED, Live
 from workers.verification.ball import CORNER_SIZE, Enclosure, joined_radius
 
-__all__ = ["Propagation", "start"]
+__all__ = ["Intersection", "Propagation", "start"]
 
 #: Layers after which the box of a ball is still the ball's own.
 KEEPS_ROUND = (Normalize, Permute, Reshape, Shift)
@@ -53,23 +54,23 @@ class Propagation:
     def affine(self, node: Node, state: Enclosure) -> Enclosure:
         """A convolution or dense layer: box of the interval and of the ball, intersected."""
         live = self.live
-        weight, _ = live.weights[node.name]
+        weight, bias = live.weights[node.name]
         centre = live.run(node, state.centre)
         per_channel = [1, -1] + [1] * (centre.dim() - 2)
         rows = torch.linalg.vector_norm(weight.flatten(1), dim=1).reshape(per_channel)
         reach = _shaped(state.radius, centre) * rows
         radius = live.norm(node.name).to(torch.float64) * state.radius
-        lower, upper = centre - reach, centre + reach
-        if not state.round:
-            assert state.lower is not None
-            assert state.upper is not None
-            layer = live.layer(node)
-            assert isinstance(layer, WEIGHTED)
-            middle = live.run(node, (state.upper + state.lower) * 0.5)
-            half = (state.upper - state.lower) * 0.5
-            extent = layer.apply_weight(half, weight.abs(), None)
-            lower = torch.maximum(lower, middle - extent)
-            upper = torch.minimum(upper, middle + extent)
+        if state.round:
+            return Enclosure(centre, radius, centre - reach, centre + reach, state.valid)
+        assert state.lower is not None
+        assert state.upper is not None
+        layer = live.layer(node)
+        assert isinstance(layer, WEIGHTED)
+        # Half the weights instead of half the box: the same numbers, and far fewer to halve.
+        half = weight * 0.5
+        middle = layer.apply_weight(state.upper + state.lower, half, bias)
+        extent = layer.apply_weight(state.upper - state.lower, half.abs(), None)
+        lower, upper = Intersection.apply(centre, reach, middle, extent)
         return Enclosure(centre, radius, lower, upper, state.valid)
 
     def monotone(self, node: Node, inputs: list[Enclosure]) -> Enclosure:
@@ -88,6 +89,34 @@ class Propagation:
             round=inputs[0].round and isinstance(layer, KEEPS_ROUND),
         )
         return result if result.round else _box_to_ball(result)
+
+
+class Intersection(torch.autograd.Function):
+    """[centre -+ reach] and [middle -+ extent], intersected: (lower, upper).
+
+    The gradients are those of ``torch.maximum`` and ``torch.minimum`` (half to each where two ends
+    are equal), in a quarter of their passes over memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, centre: Tensor, reach: Tensor, middle: Tensor, extent: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        lower, upper = centre - reach, centre + reach
+        low, high = middle - extent, middle + extent
+        # 1 where the first box's end is the inner one, 0 where the second's is, 1/2 where both are.
+        first_below = (lower - low).sign_().add_(1.0).mul_(0.5)
+        first_above = (high - upper).sign_().add_(1.0).mul_(0.5)
+        ctx.save_for_backward(first_below, first_above)
+        ctx.reach = reach.shape
+        return torch.maximum(lower, low), torch.minimum(upper, high)
+
+    @staticmethod
+    def backward(ctx: Any, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first_below, first_above = ctx.saved_tensors
+        below, above = lower * first_below, upper * first_above
+        low, high = lower - below, upper - above
+        return below + above, (above - below).sum_to_size(ctx.reach), low + high, high - low
 
 
 def _box_to_ball(state: Enclosure) -> Enclosure:

@@ -215,10 +215,15 @@ class Live:
         ]
         # output_padding must be smaller than the stride; what is beyond was never read.
         inside = [min(extra, s - 1) for extra, s in zip(spare, layer.stride, strict=True)]
-        full = F.conv_transpose2d(
-            y, weight, None, layer.stride, 0, inside, layer.groups, layer.dilation
-        )
         rest = [extra - taken for extra, taken in zip(spare, inside, strict=True)]
+        # Cut by the kernel itself where it can: a slice would be copied by what comes next.
+        even = (top, left) == (bottom, right) and not any(rest)
+        cut = (top, left) if even else (0, 0)
+        full = F.conv_transpose2d(
+            y, weight, None, layer.stride, cut, inside, layer.groups, layer.dilation
+        )
+        if even:
+            return full
         if any(rest):
             full = F.pad(full, (0, rest[1], 0, rest[0]))
         return full[:, :, top : top + height, left : left + width]

@@ -1,7 +1,7 @@
 """Local-Lip's per-sample norms as a training surrogate (Huang et al. 2021, section 3).
 
 Per sample, |diag(s) W diag(m)| takes the place of |W|: m is 0 where no input can change over the
-box, s holds anchored slopes (``workers.verification.slopes``), both without gradient. The papers'
+box, s holds anchored slopes, both without gradient. The papers'
 code keeps one power vector per image, layer and data set (22.7 GB on CIFAR); here every sample
 starts at the layer's own running vector and takes one step, with a gradient through the last
 product only.
@@ -18,9 +18,8 @@ from models.network import Node
 from workers.training.enclosure import Propagation
 from workers.training.live import WEIGHTED, Live
 from workers.verification.ball import Enclosure
-from workers.verification.slopes import anchored_slopes
 
-__all__ = ["Local"]
+__all__ = ["Local", "clamp_slopes"]
 
 _TINY = 1e-12
 
@@ -61,12 +60,7 @@ class Local(Propagation):
         if pending is None:
             return result
         affine, state = pending
-        assert before.lower is not None
-        assert before.upper is not None
-        with torch.no_grad():
-            layer = self.live.layer(node)
-            slopes = anchored_slopes(layer, before.centre, before.lower, before.upper)
-        return self._tightened(affine, state, result, slopes)
+        return self._tightened(affine, state, result, clamp_slopes(before, result))
 
     def _tightened(
         self, node: Node, state: Enclosure, result: Enclosure, slopes: Tensor | None
@@ -77,7 +71,7 @@ class Local(Propagation):
         assert state.lower is not None
         assert state.upper is not None
         with torch.no_grad():
-            mask = None if state.round else (state.upper > state.lower).to(state.centre.dtype)
+            mask = None if state.round else (state.upper - state.lower).sign_().clamp_min_(0.0)
         if mask is None and slopes is None:
             return result
         norm = self._norm(node.name, mask, slopes, len(state.centre))
@@ -91,11 +85,11 @@ class Local(Propagation):
         with torch.no_grad():
             start = live.vectors[name]
             image = live.apply(name, start if mask is None else start * mask)
-            image = image if slopes is None else image * slopes.square()
+            image = image if slopes is None else image * slopes * slopes
             found = live.adjoint(name, image)
-            found = found if mask is None else found * mask
+            found = found if mask is None else found.mul_(mask)
             length = torch.linalg.vector_norm(found.flatten(1), dim=1).clamp_min(_TINY)
-            found = found / length.reshape(-1, *([1] * (found.dim() - 1)))
+            found = found.div_(length.reshape(-1, *([1] * (found.dim() - 1))))
         last = live.apply(name, found)
         last = last if slopes is None else last * slopes
         norm = torch.linalg.vector_norm(last.flatten(1), dim=1)
@@ -116,6 +110,21 @@ class Local(Propagation):
         if isinstance(layer, AtLeast):
             reach = (before.upper - layer.value).relu()
             self.sparsity = self.sparsity + _half(reach, first=False).mean()
+
+
+@torch.no_grad()
+def clamp_slopes(before: Enclosure, after: Enclosure) -> Tensor:
+    """Anchored slopes of clamp(t, low, high), here from what ``monotone`` computed anyway.
+
+    With a the centre and phi the clamp, (phi(u) - phi(l)) / (phi(u) - phi(l) + |a - phi(a)|) is 1
+    where a is not clamped, u / (u - a) below and (high - l) / (a - l) above: the slopes of
+    ``workers.verification.slopes`` but for rounding, and 0 where the box is a point.
+    """
+    assert after.lower is not None
+    assert after.upper is not None
+    width = after.upper - after.lower
+    beyond = (before.centre - after.centre).abs_().add_(width).clamp_min_(_TINY)
+    return width.div_(beyond)
 
 
 def _half(x: Tensor, *, first: bool) -> Tensor:

@@ -12,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.activations import ReLUTheta
 from models.architectures import build
+from models.layers import Layer, ReLU
 from models.network import Network
+from workers.training.enclosure import Intersection
 from workers.training.last_layer import ball_logits, worst_logits
 from workers.training.live import Live
+from workers.training.local import clamp_slopes
 from workers.training.objectives import BOUNDS, OBJECTIVES, Weighed
 from workers.training.objectives.bounded import (
     Bound,
@@ -27,6 +31,7 @@ from workers.training.objectives.bounded import (
 from workers.training.run import Run
 from workers.verification.ball import Enclosure
 from workers.verification.box_ball import ball_box_maximum
+from workers.verification.slopes import anchored_slopes
 
 ACTIVATIONS = ["relu", "relu-theta", "maxmin", "clamped-maxmin"]
 RUN = Run(method="bcp", architecture="mnist-small", epsilon=0.3, rounds=10)
@@ -238,3 +243,46 @@ def test_gradients_are_those_of_the_loss(method: str, activation: str) -> None:
             found = (above - loss().item()) / 2
             parameter += step
         assert found == pytest.approx(expected, rel=5e-3, abs=1e-10), name
+
+
+def test_intersected_boxes_have_the_gradients_of_maximum_and_minimum() -> None:
+    """Bit for bit, equal ends (half to each) and broadcast radii included."""
+    rng = generator(3)
+    steps = torch.tensor([0.0, 0.5, 1.0, 2.0])
+
+    def drawn(*shape: int) -> Tensor:
+        # From few values, so that ends are often equal.
+        return steps[torch.randint(4, shape, generator=rng)].requires_grad_(True)
+
+    centre, middle, extent = (drawn(8, 4, 5, 5) for _ in range(3))
+    reach = drawn(8, 4, 1, 1)
+    given = centre, reach, middle, extent
+    found = Intersection.apply(*given)
+    expected = (
+        torch.maximum(centre - reach, middle - extent),
+        torch.minimum(centre + reach, middle + extent),
+    )
+    assert (expected[0] == centre - reach).logical_and(expected[0] == middle - extent).any()
+    weights = [steps[torch.randint(4, e.shape, generator=rng)] for e in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+    gradients = [torch.autograd.grad(ends, given, weights) for ends in (found, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("layer", [ReLU(), ReLUTheta(torch.full((6, 1, 1), 0.7))])
+def test_slopes_in_training_are_the_anchored_ones(layer: Layer) -> None:
+    rng = generator(5)
+    centre = torch.randn(64, 6, 5, 5, generator=rng)
+    lower, upper = (centre + sign * torch.rand(centre.shape, generator=rng) for sign in (-1, 1))
+    before = Enclosure(centre, torch.zeros(64), lower, upper, torch.ones(64, dtype=torch.bool))
+    after = replace(before, centre=layer(centre), lower=layer(lower), upper=layer(upper))
+    expected = anchored_slopes(layer, centre, lower, upper)
+    assert expected is not None
+    found = clamp_slopes(before, after)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert bool((found == 0.0).equal(expected == 0.0))
+    assert {0.0, 1.0} <= set(found.round(decimals=3).unique().tolist())
+    point = replace(after, lower=after.centre, upper=after.centre)
+    assert not bool(clamp_slopes(before, point).any()), "a box without width"

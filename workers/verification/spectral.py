@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
+from workers.verification.torus import torus_norm
+
 __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_iteration_norm"]
 
 #: Operators whose smaller side is at most this are materialised and their norm is exact.
@@ -208,14 +210,11 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, *, floor: float) -> flo
     bound = absolute_norm(lambda x: geometry.apply(x, kernel.abs()), shape)
     blocks = _polyphase(kernel, geometry)
     grid = (height + blocks.shape[2] - 1, width + blocks.shape[3] - 1)
-    for shift in ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0)):
-        if bound <= floor:
-            return bound
-        twisted = _twisted_circulant_norm(blocks, grid, shift)
-        if shift == (0.5, 0.5) and twisted > 0.996 * bound:
-            bound = min(bound, twisted)
-            break
-        bound = min(bound, twisted)
+    if bound <= floor:
+        return bound
+    bound = torus_norm(blocks, grid, ceiling=bound, floor=floor)
+    if bound <= floor:
+        return bound
     wide = any((t - 1) / n > WIDE for t, n in zip(blocks.shape[2:], grid, strict=True))
     if wide and 8 <= min(inputs, outputs) <= CHOLESKY_SIDE:
         bound = min(bound, _cholesky_norm(kernel, geometry, (out_channels, height, width)))
@@ -299,65 +298,6 @@ def _polyphase(kernel: Tensor, geometry: ConvGeometry) -> Tensor:
     full[:, :, :full_h:d_h, :full_w:d_w] = kernel
     full = full.reshape(out_channels, in_channels, blocks_h, stride_h, blocks_w, stride_w)
     return full.permute(0, 1, 3, 5, 2, 4).reshape(out_channels, -1, blocks_h, blocks_w)
-
-
-def _twisted_circulant_norm(
-    blocks: Tensor, grid: tuple[int, int], shift: tuple[float, float]
-) -> float:
-    """Norm of the circulant extension on the torus ``grid``, twisted by ``shift`` of a grid step.
-
-    The convolution reads a window of the torus without wrapping, so T = R C E with restrictions R
-    and E; conjugating C by diag(exp(i theta x)) keeps that true for every theta. Hence the largest
-    singular value over the SHIFTED frequencies bounds |T| for every shift: a half-step shift steps
-    over a smooth kernel's peak at frequency zero, which the plain torus overestimates. With shifts
-    0 and 1/2 the grid is symmetric, so half of the frequencies suffice for real kernels.
-    """
-    height, width = grid
-    frequency_h = 2 * math.pi * (torch.arange(height, dtype=torch.float64) + shift[0]) / height
-    half = width // 2 + 1 if shift[1] == 0.0 else (width + 1) // 2
-    frequency_w = 2 * math.pi * (torch.arange(half, dtype=torch.float64) + shift[1]) / width
-    phase_h = _phases_of(frequency_h, blocks.shape[2])
-    phase_w = _phases_of(frequency_w, blocks.shape[3])
-    symbol = torch.einsum("oipq,hp->hoiq", blocks.to(torch.complex128), phase_h)
-    symbol = torch.einsum("hoiq,wq->hwoi", symbol, phase_w)
-    symbol = symbol.reshape(-1, blocks.shape[0], blocks.shape[1])
-    if symbol.shape[1] > symbol.shape[2]:
-        symbol = symbol.mT
-    frobenius = symbol.abs().square().sum((1, 2))
-    rows, columns = symbol.shape[1:]
-    taps = blocks.shape[2] * blocks.shape[3]
-    slack = float(frobenius.max()) * (columns + 30 * rows + 16 * taps) * 8 * _U64
-    return _root(_largest_eigenvalue(symbol @ symbol.mH) + slack)
-
-
-def _phases_of(frequency: Tensor, taps: int) -> Tensor:
-    angle = -frequency[:, None] * torch.arange(taps, dtype=torch.float64)
-    return torch.complex(torch.cos(angle), torch.sin(angle))
-
-
-def _largest_eigenvalue(grams: Tensor) -> float:
-    """Largest eigenvalue among Hermitian matrices [n, r, r] >= 0.
-
-    lambda <= |G^4|_F^(1/4) is cheap and rules most matrices out; the rest are decomposed.
-    """
-    scale = float(grams.abs().max())
-    if scale == 0.0:
-        return 0.0
-    if grams.shape[0] > 64 and grams.shape[1] > 4:
-        fourth = grams / scale
-        fourth = fourth @ fourth
-        fourth = fourth @ fourth
-        ceiling = torch.linalg.matrix_norm(fourth).pow(0.25) * scale * (1.0 + 1e-9)
-        order = torch.argsort(ceiling, descending=True)
-        grams, ceiling = grams[order], ceiling[order]
-    else:
-        ceiling = torch.full((grams.shape[0],), math.inf, dtype=torch.float64)
-    best, start, block = 0.0, 0, 16 if grams.shape[1] > 4 else grams.shape[0]
-    while start < grams.shape[0] and float(ceiling[start]) > best:
-        values = torch.linalg.eigvalsh(grams[start : start + block])[:, -1]
-        best = max(best, float(values.max()))
-        start += block
-    return best
 
 
 def power_iteration_norm(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.verification import spectral
+from workers.verification import spectral, torus
 from workers.verification.spectral import (
     ConvGeometry,
     absolute_norm,
@@ -48,22 +48,57 @@ def convolutions(draw: st.DrawFn) -> tuple[torch.Tensor, ConvGeometry]:
     return weight, ConvGeometry(size, stride, padding, dilation, groups)
 
 
-@given(convolutions(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@given(convolutions(), st.sampled_from(["exact", "decomposed", "proved"]))
+@settings(max_examples=200, deadline=None)
 def test_convolution_bound_is_never_below_the_materialised_norm(
-    case: tuple[torch.Tensor, ConvGeometry], exact: bool
+    case: tuple[torch.Tensor, ConvGeometry], way: str
 ) -> None:
     weight, geometry = case
-    limit = spectral.EXACT_SIDE
+    limits = spectral.EXACT_SIDE, torus.DECOMPOSED_ROWS
     try:
-        spectral.EXACT_SIDE = limit if exact else 0
+        spectral.EXACT_SIDE = limits[0] if way == "exact" else 0
+        torus.DECOMPOSED_ROWS = 0 if way == "proved" else limits[1]
         bound = conv_norm(weight, geometry)
     finally:
-        spectral.EXACT_SIDE = limit
+        spectral.EXACT_SIDE, torus.DECOMPOSED_ROWS = limits
     norm = true_norm(weight, geometry)
     assert bound >= norm * (1 - 1e-12)
-    if exact:
+    if way == "exact":
         assert bound <= norm * (1 + 1e-6) + 1e-12
+
+
+@pytest.mark.parametrize("kind", ["random", "smooth", "orthogonal", "one tap", "rank one", "tiny"])
+@pytest.mark.parametrize(("out", "into", "kernel"), [(70, 80, 3), (80, 66, 4), (65, 65, 1)])
+def test_a_proved_torus_norm_is_that_of_the_eigenvalues(
+    kind: str, out: int, into: int, kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peaks at one frequency, equal norms at all of them, zeros: wherever the largest lies."""
+    rng = torch.Generator().manual_seed(kernel)
+    mixed = torch.randn(out, into, 1, 1, generator=rng, dtype=torch.float64)
+    line = torch.arange(kernel, dtype=torch.float64) - (kernel - 1) / 2
+    tap = torch.zeros(kernel, kernel, dtype=torch.float64)
+    tap[kernel // 2, 0] = 1.0
+    column = torch.randn(out, 1, 1, 1, generator=rng, dtype=torch.float64)
+    random = torch.randn(out, into, kernel, kernel, generator=rng, dtype=torch.float64)
+    blocks = {
+        "random": random,
+        "smooth": mixed * torch.exp(-(line[:, None] ** 2 + line**2)),
+        "orthogonal": torch.eye(out, into, dtype=torch.float64)[:, :, None, None] * tap,
+        "one tap": mixed * tap,
+        "rank one": column * random[:1],
+        "tiny": random * 1e-8,
+    }[kind]
+    for grid in ((9, 10), (4, 5)):
+        proved = torus.torus_norm(blocks, grid)
+        with monkeypatch.context() as patch:
+            patch.setattr(torus, "DECOMPOSED_ROWS", 1000)
+            decomposed = torus.torus_norm(blocks, grid)
+        assert proved == pytest.approx(decomposed, rel=1e-6)
+        symbols = torch.fft.fft2(blocks, s=grid)
+        values = torch.linalg.matrix_norm(symbols.movedim((0, 1), (-2, -1)), 2)
+        # At shift 0 the very torus; a shifted one may be less, but not by much here.
+        assert proved <= float(values.max()) * (1 + 1e-6)
+        assert torus.torus_norm(blocks, grid, ceiling=0.5 * proved) == 0.5 * proved
 
 
 @pytest.mark.parametrize("kind", ["random", "ones", "smooth", "wave"])

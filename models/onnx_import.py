@@ -36,6 +36,8 @@ __all__ = [
 
 #: Names of the operators that an uploaded graph may hold.
 SUPPORTED_OPERATORS = tuple(sorted({*OPERATORS, *FOLDERS, *FINAL_OPERATORS}))
+#: How many kinds of unknown operators an error names.
+NAMED_OPERATORS = 8
 
 
 def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
@@ -153,23 +155,33 @@ def _single_output(graph: GraphProto) -> str:
 
 
 def refuse_unknown_operators(graph: GraphProto) -> None:
-    """Raise ModelError (unsupported_operator) for the first operator that is not supported."""
+    """Raise ModelError (unsupported_operator) that names every operator that is not supported."""
+    unknown: dict[str, list[str]] = {}
     for index, node in enumerate(graph.node):
         if node.op_type not in OPERATORS and node.op_type not in FOLDERS:
             where = f"node {node.name!r}" if node.name else f"node #{index}"
-            if node.op_type in FINAL_OPERATORS:
-                raise ModelError(
-                    f"the operator {node.op_type!r} ({where}) is supported only as the very last "
-                    "one, whose output is the graph's and nothing else's",
-                    code="unsupported_operator",
-                    hint="export the logits, before any softmax",
-                )
-            hint = "supported operators: " + ", ".join(SUPPORTED_OPERATORS)
-            raise ModelError(
-                f"the operator {node.op_type!r} ({where}) is not supported",
-                code="unsupported_operator",
-                hint=hint,
-            )
+            unknown.setdefault(node.op_type, []).append(where)
+    if not unknown:
+        return
+    named = [_named(kind, places) for kind, places in [*unknown.items()][:NAMED_OPERATORS]]
+    if len(unknown) > len(named):
+        named.append(f"{len(unknown) - len(named)} more")
+    many = len(named) > 1
+    hint = "supported operators: " + ", ".join(SUPPORTED_OPERATORS)
+    if all(kind in FINAL_OPERATORS for kind in unknown):
+        hint = "export the logits, before any softmax"
+    raise ModelError(
+        f"the operator{'s' * many} {', '.join(named)} {'are' if many else 'is'} not supported",
+        code="unsupported_operator",
+        hint=hint,
+    )
+
+
+def _named(kind: str, places: list[str]) -> str:
+    where = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
+    if kind in FINAL_OPERATORS:
+        where += "; it is supported only as the very last one, when nothing else reads its output"
+    return f"{kind!r} ({where})"
 
 
 def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:

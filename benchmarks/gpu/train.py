@@ -30,6 +30,7 @@ from workers.jobs.layout import as_network_input, to_pixels
 from workers.training.data import TrainingData
 from workers.training.loop import Paused, train
 from workers.training.run import Run
+from workers.verification.bounds import BOUNDS
 from workers.verification.cascade import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
@@ -137,7 +138,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--method", default="auto")
+    parser.add_argument("--method", choices=("auto", *BOUNDS), default="auto")
     parser.add_argument("--samples", type=int, help="train on the first N only (a trial run)")
     parser.add_argument("--test-samples", type=int, help="verify the first N only (a trial run)")
     parser.add_argument("--epochs", type=int, help="instead of the plan's (a trial run)")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from service.contract.problems import InvalidInput, Malformed, Problem
 
@@ -26,6 +28,11 @@ _OWN = frozenset(
         "unsupported_norm",
     }
 )
+
+#: Names of our fields, and what pydantic puts between them for the kinds of a union.
+_FIELD = re.compile(r"[a-z][a-z0-9_]*")
+_KINDS = frozenset({"bool", "bytes", "dict", "float", "int", "list", "none", "str", "tuple"})
+_INSTANCE = re.compile(r" or instance of \w+")
 
 
 def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
@@ -56,14 +63,34 @@ def problem_of(error: ValidationError, *, field: str, code: str) -> Problem:
     rows = error.errors(include_url=False, include_input=False, include_context=False)
     # What is unknown or missing explains more than what follows from it.
     rows.sort(key=lambda row: row["type"] not in _CODES)
-    first = rows[0]
-    places = [".".join([field, *(str(part) for part in row["loc"])])[:200] for row in rows]
-    detail = f"{places[0]}: {first['msg']}"
-    others = [f"{place}: {row['msg']}" for place, row in zip(places[1:6], rows[1:6], strict=True)]
-    kind = first["type"]
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        said.setdefault(_place(field, row), []).append(_INSTANCE.sub("", row["msg"]))
+    place, *others = said
+    kind = rows[0]["type"]
     found = _CODES.get(kind) or (kind if kind in _OWN else code)
-    hint = "also: " + "; ".join(others) if others else None
-    return InvalidInput(detail, code=found, field=places[0], hint=hint)
+    hint = "also: " + "; ".join(f"{other}: {_either(said[other])}" for other in others[:5])
+    return InvalidInput(
+        f"{place}: {_either(said[place])}", code=found, field=place, hint=hint if others else None
+    )
+
+
+def _place(field: str, row: ErrorDetails) -> str:
+    """Where the error is, in the writer's names: without pydantic's for the kinds of a union."""
+    parts = row["loc"]
+    # What is unknown or missing ends with its own name, whatever it is.
+    own = len(parts) - 1 if row["type"] in _CODES else None
+    names = [str(part) for place, part in enumerate(parts) if place == own or not _is_kind(part)]
+    return ".".join([field, *names])[:200]
+
+
+def _is_kind(part: int | str) -> bool:
+    return isinstance(part, str) and (part in _KINDS or _FIELD.fullmatch(part) is None)
+
+
+def _either(messages: list[str]) -> str:
+    """One error per kind of a union: any of them would do."""
+    return "; or ".join(dict.fromkeys(messages))
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

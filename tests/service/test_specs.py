@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.contract.epsilons import epsilon_text, parse_epsilon
+from service.contract.problems import Problem
 from service.contract.schemas import Spec
 from service.contract.settings import Settings
+from service.parsing import parse_model
 
 
 @given(st.fractions(min_value=Fraction(1, 10**12), max_value=10**25, max_denominator=10**12))
@@ -91,3 +93,31 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.lease_ttl_s == 5
     assert settings.data_dir.is_absolute()
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "place", "told"),
+    [
+        ("samples", "x", "spec.samples", "a valid integer; or Input should be 'all'"),
+        ("attack", 5, "spec.attack", "Input should be a valid dictionary"),
+        ("attack", {"steps": "x"}, "spec.attack.steps", "a valid integer"),
+        ("Samples-2", 1, "spec.Samples-2", "not permitted"),
+        ("int", 1, "spec.int", "not permitted"),
+        ("epsilons", ["x", 0.1], "spec.epsilons.0", "36/255"),
+    ],
+)
+def test_an_error_names_the_field_as_its_writer_knows_it(
+    member: str, value: object, place: str, told: str
+) -> None:
+    with pytest.raises(Problem) as caught:
+        parse_model(
+            Spec,
+            {"norm": "l2", "epsilons": [0.1], member: value},
+            field="spec",
+            code="invalid_spec",
+        )
+    assert caught.value.field == place
+    assert caught.value.detail.startswith(f"{place}: ")
+    assert told in caught.value.detail
+    assert "instance of" not in caught.value.detail
+    assert caught.value.hint is None

@@ -22,8 +22,8 @@ __all__ = ["torus_norm"]
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
 #: Matrices with more rows are not decomposed one by one: that they stay below one is proved.
 DECOMPOSED_ROWS = 64
-#: Frequencies that are looked at together.
-FREQUENCIES = 8
+#: Entries of the matrices that are looked at together: 32 MB each time they are written.
+ENTRIES = 2**21
 _U64 = 2.0**-53
 
 
@@ -156,7 +156,8 @@ def _proved(grams: _Autocorrelation, frequencies: Tensor, ceiling: float) -> flo
     # Backward errors: of eigenvalues, rows u |G|_F, of factorisations, (rows + 1) u trace(s I - G).
     rounding = (256 * math.sqrt(grams.rows) + 32 * (grams.rows + 64)) * grams.rows * _U64
     square = 0.0
-    for chosen in order.split(FREQUENCIES):
+    together = max(1, ENTRIES // grams.rows**2)
+    for chosen in (order[:1], *order[1:].split(together)):
         matrices = grams.at(frequencies[chosen])
         _, failed = torch.linalg.cholesky_ex(square * identity - matrices)
         for matrix in matrices[failed != 0]:

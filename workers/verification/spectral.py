@@ -25,6 +25,8 @@ __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_it
 
 #: Operators whose smaller side is at most this are materialised and their norm is exact.
 EXACT_SIDE = 2048
+#: Operators up to this side are materialised at once, however many groups there are.
+SMALL_SIDE = 256
 #: Kernels wider than this share of the grid lose percents in circulant bounds; there operators
 #: whose smaller side is at most ``CHOLESKY_SIDE`` get a bound proved by a Cholesky factorisation.
 WIDE, CHOLESKY_SIDE = 0.12, 8192
@@ -205,11 +207,16 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, *, floor: float) -> flo
     height, width = geometry.output_size((kernel_h, kernel_w))
     shape = (in_channels, *geometry.size)
     inputs, outputs = math.prod(shape), out_channels * height * width
-    if min(inputs, outputs) <= EXACT_SIDE:
-        return _exact_norm(kernel, geometry, (out_channels, height, width))
-    bound = absolute_norm(lambda x: geometry.apply(x, kernel.abs()), shape)
     blocks = _polyphase(kernel, geometry)
     grid = (height + blocks.shape[2] - 1, width + blocks.shape[3] - 1)
+    if min(inputs, outputs) <= EXACT_SIDE:
+        # Of many groups most are ruled out without their matrix.
+        if floor > 0.0 and min(inputs, outputs) > SMALL_SIDE:
+            bound = torus_norm(blocks, grid, floor=floor)
+            if bound <= floor:
+                return bound
+        return _exact_norm(kernel, geometry, (out_channels, height, width))
+    bound = absolute_norm(lambda x: geometry.apply(x, kernel.abs()), shape)
     if bound <= floor:
         return bound
     bound = torus_norm(blocks, grid, ceiling=bound, floor=floor)

@@ -20,8 +20,8 @@ __all__ = ["torus_norm"]
 
 #: Shifts of the grid, in grid steps.
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
-#: Matrices with more rows are not decomposed one by one: that they stay below one is proved.
-DECOMPOSED_ROWS = 64
+#: Kernels of more taps are not correlated with themselves.
+FEW_TAPS = 25
 #: Entries of the matrices that are looked at together: 32 MB each time they are written.
 ENTRIES = 2**21
 _U64 = 2.0**-53
@@ -33,15 +33,13 @@ def torus_norm(
     """Upper bound on the norm of a stride-1 convolution on a torus of ``grid`` [h, w], at most
     ``ceiling``. blocks [out, in, kh, kw], float64; not refined further once it is below ``floor``.
     """
-    grams = _Autocorrelation(blocks) if min(blocks.shape[:2]) > DECOMPOSED_ROWS else None
+    taps = blocks.shape[2] * blocks.shape[3]
+    grams = _Autocorrelation(blocks) if taps <= FEW_TAPS else _Symbols(blocks)
     bound = ceiling
     for shift in SHIFTS:
         if bound <= floor:
             return bound
-        if grams is None:
-            twisted = _decomposed(blocks, grid, shift)
-        else:
-            twisted = _proved(grams, torch.cartesian_prod(*_frequencies(grid, shift)), bound)
+        twisted = _proved(grams, torch.cartesian_prod(*_frequencies(grid, shift)), bound)
         if shift == (0.5, 0.5) and twisted > 0.996 * bound:
             return min(bound, twisted)
         bound = min(bound, twisted)
@@ -60,89 +58,67 @@ def _root(square: float) -> float:
     return math.sqrt(max(square, 0.0)) * (1.0 + 1e-12)
 
 
-def _decomposed(blocks: Tensor, grid: tuple[int, int], shift: tuple[float, float]) -> float:
-    """The norm at one shift, by the eigenvalues of the Gram matrix at every frequency."""
-    rows_of_grid, columns_of_grid = _frequencies(grid, shift)
-    phase_h = _phases_of(rows_of_grid, blocks.shape[2])
-    phase_w = _phases_of(columns_of_grid, blocks.shape[3])
-    symbol = torch.einsum("oipq,hp->hoiq", blocks.to(torch.complex128), phase_h)
-    symbol = torch.einsum("hoiq,wq->hwoi", symbol, phase_w)
-    symbol = symbol.reshape(-1, blocks.shape[0], blocks.shape[1])
-    if symbol.shape[1] > symbol.shape[2]:
-        symbol = symbol.mT
-    frobenius = symbol.abs().square().sum((1, 2))
-    rows, columns = symbol.shape[1:]
-    taps = blocks.shape[2] * blocks.shape[3]
-    slack = float(frobenius.max()) * (columns + 30 * rows + 16 * taps) * 8 * _U64
-    return _root(_largest_eigenvalue(symbol @ symbol.mH) + slack)
+class _Grams:
+    """The matrices S(f) S(f)^H, S(f) = sum over taps p of K_p exp(-i f.p).
 
-
-def _phases_of(frequency: Tensor, taps: int) -> Tensor:
-    angle = -frequency[:, None] * torch.arange(taps, dtype=torch.float64)
-    return torch.complex(torch.cos(angle), torch.sin(angle))
-
-
-def _largest_eigenvalue(grams: Tensor) -> float:
-    """Largest eigenvalue among Hermitian matrices [n, r, r] >= 0.
-
-    lambda <= |G^4|_F^(1/4) is cheap and rules most matrices out; the rest are decomposed.
-    """
-    scale = float(grams.abs().max())
-    if scale == 0.0:
-        return 0.0
-    if grams.shape[0] > 64 and grams.shape[1] > 4:
-        fourth = grams / scale
-        fourth = fourth @ fourth
-        fourth = fourth @ fourth
-        ceiling = torch.linalg.matrix_norm(fourth).pow(0.25) * scale * (1.0 + 1e-9)
-        order = torch.argsort(ceiling, descending=True)
-        grams, ceiling = grams[order], ceiling[order]
-    else:
-        ceiling = torch.full((grams.shape[0],), math.inf, dtype=torch.float64)
-    best, start, block = 0.0, 0, 16 if grams.shape[1] > 4 else grams.shape[0]
-    while start < grams.shape[0] and float(ceiling[start]) > best:
-        values = torch.linalg.eigvalsh(grams[start : start + block])[:, -1]
-        best = max(best, float(values.max()))
-        start += block
-    return best
-
-
-class _Autocorrelation:
-    """The Gram matrices of all frequencies, S(f) S(f)^H = sum over d of A_d exp(-i f.d).
-
-    With A_d the sum of K_p K_q^T over taps p - q = d, of which A_-d is the transpose. ``slack``
-    bounds how far (2-norm) any computed Gram matrix is from the exact one.
+    blocks [out, in, kh, kw]; the smaller of out and in is ``rows``. ``slack`` bounds how far
+    (2-norm) any computed one is from the exact one; ``entries`` is what one needs.
     """
 
     def __init__(self, blocks: Tensor) -> None:
-        if blocks.shape[0] > blocks.shape[1]:
-            blocks = blocks.transpose(0, 1)
-        self.rows, columns, *kernel = blocks.shape
-        height, width = kernel
-        taps = [*itertools.product(range(height), range(width))]
-        sums: dict[tuple[int, int], Tensor] = {}
-        for (p, first), (q, second) in itertools.product(enumerate(taps), repeat=2):
-            if p >= q:
-                offset = (first[0] - second[0], first[1] - second[1])
-                product = blocks[:, :, *first] @ blocks[:, :, *second].T
-                sums[offset] = sums[offset] + product if offset in sums else product
-        self.offsets = torch.tensor(list(sums), dtype=torch.float64)
-        symmetric = [a + a.T if any(d) else a for d, a in sums.items()]
-        self.symmetric = torch.stack(symmetric).flatten(1)
-        self.antisymmetric = torch.stack([a - a.T for a in sums.values()]).flatten(1)
-        # Entries: inner products of ``columns``, sums over taps and offsets, angles off by a few
-        # ulps of up to 2 pi (height + width); |K_p| |K_q|^T sum to taps |K|_F^2 in 2-norm.
-        terms = columns + len(taps) + 2 * len(sums) + 32 * (height + width) + 64
-        self.slack = 8 * terms * _U64 * len(taps) * float(blocks.square().sum())
+        self.blocks = blocks if blocks.shape[0] <= blocks.shape[1] else blocks.transpose(0, 1)
+        self.rows, columns, height, width = self.blocks.shape
+        self.taps = [*itertools.product(range(height), range(width))]
+        self.entries = self.rows * columns
+        # Inner products of ``columns``, sums over taps (and offsets, of which there are at most
+        # four times as many), angles off by a few ulps of up to 2 pi (height + width); the sum of
+        # |K_p| |K_q|^T has a 2-norm of at most taps |K|_F^2.
+        terms = columns + 10 * len(self.taps) + 32 * (height + width) + 64
+        self.slack = 8 * terms * _U64 * len(self.taps) * float(blocks.square().sum())
 
     def at(self, frequencies: Tensor) -> Tensor:
         """[n, rows, rows] complex, Hermitian, at frequencies [n, 2]."""
+        raise NotImplementedError
+
+
+class _Symbols(_Grams):
+    """As they are defined."""
+
+    def __init__(self, blocks: Tensor) -> None:
+        super().__init__(blocks)
+        self.kernels = self.blocks.flatten(2).permute(2, 0, 1).flatten(1)
+        self.places = torch.tensor(self.taps, dtype=torch.float64)
+
+    def at(self, frequencies: Tensor) -> Tensor:
+        angles = frequencies @ self.places.T
+        symbols = torch.complex(angles.cos() @ self.kernels, -(angles.sin() @ self.kernels))
+        symbols = symbols.reshape(len(frequencies), self.rows, -1)
+        return symbols @ symbols.mH
+
+
+class _Autocorrelation(_Grams):
+    """As a sum over offsets d of A_d exp(-i f.d), A_d the sum of K_p K_q^T over taps p - q = d, of
+    which A_-d is the transpose: far cheaper per frequency where taps are few."""
+
+    def __init__(self, blocks: Tensor) -> None:
+        super().__init__(blocks)
+        sums: dict[tuple[int, int], Tensor] = {}
+        for (p, first), (q, second) in itertools.product(enumerate(self.taps), repeat=2):
+            if p >= q:
+                offset = (first[0] - second[0], first[1] - second[1])
+                product = self.blocks[:, :, *first] @ self.blocks[:, :, *second].T
+                sums[offset] = sums[offset] + product if offset in sums else product
+        self.offsets = torch.tensor(list(sums), dtype=torch.float64)
+        self.symmetric = torch.stack([a + a.T if any(d) else a for d, a in sums.items()]).flatten(1)
+        self.antisymmetric = torch.stack([a - a.T for a in sums.values()]).flatten(1)
+
+    def at(self, frequencies: Tensor) -> Tensor:
         angles = frequencies @ self.offsets.T
         real, imaginary = angles.cos() @ self.symmetric, -(angles.sin() @ self.antisymmetric)
         return torch.complex(real, imaginary).reshape(-1, self.rows, self.rows)
 
 
-def _proved(grams: _Autocorrelation, frequencies: Tensor, ceiling: float) -> float:
+def _proved(grams: _Grams, frequencies: Tensor, ceiling: float) -> float:
     """The norm at one shift, or ``ceiling`` once it is known to be no less.
 
     Eigenvalues cost ten times a Cholesky factorisation, and one that runs to completion on s I - G
@@ -156,7 +132,7 @@ def _proved(grams: _Autocorrelation, frequencies: Tensor, ceiling: float) -> flo
     # Backward errors: of eigenvalues, rows u |G|_F, of factorisations, (rows + 1) u trace(s I - G).
     rounding = (256 * math.sqrt(grams.rows) + 32 * (grams.rows + 64)) * grams.rows * _U64
     square = 0.0
-    together = max(1, ENTRIES // grams.rows**2)
+    together = max(1, ENTRIES // grams.entries)
     for chosen in (order[:1], *order[1:].split(together)):
         matrices = grams.at(frequencies[chosen])
         _, failed = torch.linalg.cholesky_ex(square * identity - matrices)

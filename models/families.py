@@ -29,8 +29,9 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     Stem 5x5 stride 2, ``depth`` convolutions 3x3 with kernel I + K, neck 4x4 stride 4 and a dense
     layer of ``dense_width``, ``dense_depth`` residual dense layers, unit rows in the last layer.
     """
-    depth, width = row.integer("depth", 12), row.integer("width", 512)
-    dense, dense_depth = row.integer("dense_width", 2048), row.integer("dense_depth", 8, least=0)
+    depth, width = row.integer("depth", 12, most=MOST), row.integer("width", 512)
+    dense = row.integer("dense_width", 2048)
+    dense_depth = row.integer("dense_depth", 8, least=0, most=MOST)
     scale = 1.0 / math.sqrt(depth)
     layers: list[Row] = [_CENTRED]
     layers += [{"kind": "conv2d", "out": width, "kernel": 5, "stride": 2, "padding": 2}]
@@ -47,13 +48,14 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     return [*layers, {"kind": "normalized-linear", "out": classes}]
 
 
+#: Most layers of one kind in a family member.
+MOST = 200
+
 #: A further family is one function and one row here.
 FAMILIES: dict[str, Callable[[LayerRow, Sequence[Row]], list[Row]]] = {
     "liresnet": _liresnet,
     "orthogonal-dense": _orthogonal_dense,
 }
-#: Most layers of one family member.
-MOST = 200
 
 
 def family_layers(description: Mapping[str, Any], activation: Sequence[Row]) -> dict[str, Any]:

@@ -36,11 +36,13 @@ class LayerRow:
         self.known.add(key)
         return self.row.get(key, default)
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """An integer, at least ``least``."""
+    def integer(
+        self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE
+    ) -> int:
+        """An integer from ``least`` to ``most``."""
         value = self.get(key, default)
-        if type(value) is not int or not least <= value <= MAX_SIZE:
-            self.refuse(f'needs "{key}", an integer from {least} to {MAX_SIZE}, not {value!r:.40}')
+        if type(value) is not int or not least <= value <= most:
+            self.refuse(f'needs "{key}", an integer from {least} to {most}, not {value!r:.40}')
         return value
 
     def pair(self, key: str, default: Any = None) -> tuple[int, int]:

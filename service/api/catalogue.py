@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from service.contract.architectures import ARCHITECTURES
+from service.contract.architectures import ARCHITECTURES, FAMILIES
 from service.contract.methods import METHODS
 from service.contract.recipes import RECIPES
 from service.contract.training import TRAINING_METHODS
@@ -30,6 +30,7 @@ async def methods() -> dict[str, list[dict[str, Any]]]:
                 "dataset": row.dataset,
                 "name": row.name,
                 "architecture": row.architecture,
+                "activation": row.settings.get("activation", "relu"),
                 "epsilon": row.epsilon,
                 "source": row.source,
             }
@@ -40,5 +41,9 @@ async def methods() -> dict[str, list[dict[str, Any]]]:
 
 @router.get("/architectures", summary="Named architectures")
 async def architectures() -> dict[str, list[dict[str, Any]]]:
-    """What ``spec.architecture`` may be for state dicts."""
-    return {"items": [asdict(architecture) for architecture in ARCHITECTURES.values()]}
+    """What ``architecture`` may be for state dicts and trainings (``items``), and the families that
+    a training gives sizes to, ``{"name": ..., "depth": ...}``."""
+    return {
+        "items": [asdict(architecture) for architecture in ARCHITECTURES.values()],
+        "families": [{"name": name, "members": members} for name, members in FAMILIES.items()],
+    }

@@ -148,7 +148,10 @@ def _training_data(
 
 
 def _uploaded(services: Services, manner: Manner, text: str) -> DatasetSource:
-    found = _find(services, manner, text, "test", "dataset") if ":" not in text else None
+    try:
+        found = _find(services, manner, text, "test", "dataset") if ":" not in text else None
+    except InvalidInput:
+        found = None
     if found is None or found.id is None:
         # Says where the train split was looked for.
         return _find(services, manner, text, "train", "dataset")

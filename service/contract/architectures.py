@@ -50,8 +50,8 @@ _ROWS = (
 #: Architectures by name, in the order of the table.
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 
-#: Architectures with a depth and a width, given as objects: {"name": "liresnet", "depth": 12, ...}.
-FAMILIES: dict[str, str] = {
-    "liresnet": '"input", "classes", "depth", "width", "dense_width", "dense_depth"',
-    "orthogonal-dense": '"input", "classes", "widths"',
+#: Members of the architectures with sizes, {"name": "liresnet", "depth": 12, ...}.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "liresnet": ("input", "classes", "depth", "width", "dense_width", "dense_depth"),
+    "orthogonal-dense": ("input", "classes", "widths"),
 }

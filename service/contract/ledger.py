@@ -155,11 +155,14 @@ class Ledger:
             case _:
                 return NoWork(answer[0])
 
-    def renew(self, lease: Lease) -> Renewal:
-        """Keep the lease for another ``lease_ttl_s``; call it about every third of that."""
+    def renew(self, lease: Lease, *, progressed: bool = False) -> Renewal:
+        """Keep the lease for another ``lease_ttl_s``; call it about every third of that.
+
+        ``progressed``: a part of it is done for good, so earlier tries do not count any more.
+        """
         valid, cancel = self._scripts["renew"](
-            keys=self._keys.job(lease.job_id)[:3],
-            args=[lease.item, lease.token, self._settings.lease_ttl_s],
+            keys=self._keys.job(lease.job_id)[:4],
+            args=[lease.item, lease.token, self._settings.lease_ttl_s, int(progressed)],
         )
         return Renewal(bool(valid), bool(cancel))
 

@@ -21,6 +21,9 @@ __all__ = [
     "trained_model",
 ]
 
+#: Code of a job one of whose items ended too many workers.
+EXHAUSTED = "attempts_exhausted"
+
 
 def conclude(
     store: Store,
@@ -93,7 +96,7 @@ def give_up(store: Store, ledger: Ledger, submission: JobSubmission, exhausted: 
     reason = exhausted.last_error or "the worker died without a word (killed, or out of memory)"
     error = InternalError(
         f"{exhausted.item} was tried {exhausted.tries} times without success: {reason}",
-        code="attempts_exhausted",
+        code=EXHAUSTED,
         hint="the worker's log says more",
     )
     return conclude(store, ledger, submission, "failed", error=error)
@@ -120,7 +123,8 @@ def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
     """Begin the attempt that ``submission`` names, journalled before; whether it was new.
 
     A cancelled attempt's results are taken over; of a failed one nothing is trusted but a model
-    that was trained to its end (it would be the same again). Every step may be repeated: the
+    that was trained to its end (it would be the same again), and the checkpoint of a training whose
+    workers died, which nothing was said against. Every step may be repeated: the
     reconciler does so after a crash.
     """
     if store.attempt(submission.id) < submission.attempt:
@@ -128,7 +132,8 @@ def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
         if before is not None and before["status"] == "failed":
             model = trained_model(store, submission)
             whole = model is not None and store.has(store.blob_path(model))
-            store.clear_results(submission.id, keep=("training",) if whole else ())
+            died = model is None and (before["error"] or {}).get("code") == EXHAUSTED
+            store.clear_results(submission.id, keep=("training",) if whole or died else ())
         store.job_dir(submission.id)
         mark = store.attempt_path(submission.id, submission.attempt)
         store.create_json(mark, {"attempt": submission.attempt})

@@ -231,6 +231,9 @@ _ROWS = (
     Recipe("emma", _M, "fast", _FLAT_MNIST, _M_EPS, "ours", _EMMA_FAST),
 )
 
+#: Largest epsilon at any time of a run: beyond, float32 has no numbers for what a ball reaches.
+MOST_EPSILON = 1e30
+
 #: All recipes. Of several for one method and data set the one counts whose activation is asked for,
 #: then the one of the epsilon asked for, then the first.
 RECIPES = _ROWS
@@ -277,7 +280,7 @@ def recipe_of(
 def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     """The complete plan of a request on the data set named ``dataset``.
 
-    Raises InvalidInput (no_recipe, missing_architecture, conflicting_fields,
+    Raises InvalidInput (no_recipe, missing_architecture, conflicting_fields, invalid_epsilon,
     unsupported_precision), ValidationError.
     """
     given: dict[str, Any] = {}
@@ -291,10 +294,12 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
         given = dict(spec.recipe)
         base = given.pop("base", None)
         if base is not None:
-            row = _recipe(spec, dataset, str(base))
+            row = _recipe(spec, dataset, str(base), given.get("activation"))
             if row is None:
                 raise _no_recipe(spec, dataset)
-    architecture = spec.architecture if row is None else spec.architecture or row.architecture
+    architecture = spec.architecture
+    if architecture is None and row is not None:
+        architecture = row.architecture
     if architecture is None:
         raise InvalidInput(
             f"there is no {name!r} recipe for {spec.method} on {dataset[:60]!r}, which would name "
@@ -303,6 +308,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
             hint=f"known architectures: {', '.join(ARCHITECTURES)}; {_offer(spec.method)}",
             field="architecture",
         )
+    # A recipe's activation may stay: it is among the hyperparameters of every plan.
     if isinstance(architecture, dict) and "name" not in architecture and spec.activation:
         raise InvalidInput(
             "a layer list names its activations itself",
@@ -318,6 +324,15 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     if "validation_samples" not in settings and dataset not in (_M, _C, "cifar100", _T):
         settings["validation_samples"] = 0
     hyperparameters = Hyperparameters.model_validate(settings)
+    largest = max(value for _, value in hyperparameters.epsilon_schedule.points)
+    if not float(spec.epsilon) * largest <= MOST_EPSILON:
+        raise InvalidInput(
+            f"an epsilon of {float(spec.epsilon):g} times {largest:g}, as the schedule says, is "
+            "more than any network can be trained for",
+            code="invalid_epsilon",
+            hint=f"at most {MOST_EPSILON:g} in all",
+            field="epsilon",
+        )
     if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:
         raise InvalidInput(
             f"{spec.method} carries boxes, which bfloat16 would lose",
@@ -338,8 +353,10 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     )
 
 
-def _recipe(spec: TrainSpec, dataset: str, name: str) -> Recipe | None:
-    epsilon, activation = Fraction(spec.epsilon), spec.activation
+def _recipe(spec: TrainSpec, dataset: str, name: str, given: object = None) -> Recipe | None:
+    # Every published epsilon is one of l2.
+    epsilon = Fraction(spec.epsilon) if spec.norm == "l2" else None
+    activation = spec.activation or (given if isinstance(given, str) else None)
     return recipe_of(spec.method, dataset, name, epsilon=epsilon, activation=activation)
 
 

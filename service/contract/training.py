@@ -205,15 +205,33 @@ class TrainSpec(Strict):
     @field_validator("architecture")
     @classmethod
     def _known_architecture(cls, value: JsonValue) -> JsonValue:
-        known: tuple[str, ...] = (*ARCHITECTURES, *FAMILIES)
+        """A name, a family with its sizes, or a layer list; each in one form."""
+        if value is None or (isinstance(value, dict) and "name" not in value and "layers" in value):
+            return value
         name = value.get("name") if isinstance(value, dict) else value
-        if (isinstance(value, str) or name is not None) and name not in known:
+        members = value.items() if isinstance(value, dict) else ()
+        sizes = {key: member for key, member in members if key != "name"}
+        if isinstance(name, str) and name in FAMILIES:
+            return {"name": name, **sizes}
+        if isinstance(name, str) and name in ARCHITECTURES and not sizes:
+            return name
+        if isinstance(name, str) and name in ARCHITECTURES:
             raise PydanticCustomError(
                 "unknown_architecture",
-                "{given} is none of the known architectures: {known}",
-                {"given": repr(name)[:80], "known": ", ".join(known)},
+                "{name} has no sizes to choose: give its name alone; with sizes there are {known}",
+                {"name": name, "known": ", ".join(FAMILIES)},
             )
-        return value
+        if name is None:
+            raise PydanticCustomError(
+                "unknown_architecture",
+                'an object has a "name", one of {known}, or "layers"',
+                {"known": ", ".join(FAMILIES)},
+            )
+        raise PydanticCustomError(
+            "unknown_architecture",
+            "{given} is none of the known architectures: {known}",
+            {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
+        )
 
 
 class TrainingPlan(Strict):

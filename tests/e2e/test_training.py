@@ -85,7 +85,8 @@ def test_a_killed_training_ends_in_the_same_bits(make_service: Made) -> None:
         client.wait(calm, timeout_s=WAIT_S)
         job = client.train(wish)["id"]
         folder = service.data_dir / "jobs" / job / "training"
-        for kills in range(2):
+        # More often than an item that does not get on may lose its worker.
+        for kills in range(4):
             last = (folder / "checkpoint.safetensors", kills)
             assert wait_until(lambda last=last: _newer(*last), WAIT_S)
             service.kill(service.horse())

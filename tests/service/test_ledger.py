@@ -99,6 +99,24 @@ def test_an_item_is_given_out_three_times_and_no_more(
     assert seen.exhausted == Exhausted("prepare", 3, "boom 3")
 
 
+def test_an_item_that_gets_on_may_lose_any_number_of_workers(
+    impatient: Ledger, make_submission: Make
+) -> None:
+    job = make_submission()
+    impatient.create(job)
+    for tries in (1, 2, 2, 2, 2):
+        held = lease(impatient, job.id)
+        assert held.tries == tries
+        assert impatient.renew(held, progressed=True).valid
+        assert impatient.release(held, error="killed")
+        assert not impatient.renew(held, progressed=True).valid, "it is nobody's lease any more"
+    for tries in (2, 3):
+        held = lease(impatient, job.id)
+        assert held.tries == tries
+        assert impatient.release(held, error="killed")
+    assert impatient.lease(job.id, worker="w") == Exhausted("prepare", 3, "killed")
+
+
 def test_a_worker_that_drains_does_not_use_up_a_try(
     impatient: Ledger, make_submission: Make
 ) -> None:

@@ -11,8 +11,10 @@ import httpx
 import numpy as np
 import pytest
 
+from models.architectures import blueprint
 from service.contract.ledger import Lease, Ledger
 from service.contract.outcomes import conclude
+from service.contract.problems import InternalError
 from service.contract.recipes import RECIPES, plan_of, recipe_of
 from service.contract.schemas import Spec
 from service.contract.settings import Settings
@@ -141,6 +143,24 @@ def test_a_retry_does_not_train_again_what_is_trained(
         assert client.get(f"/jobs/{job}").json()["model_id"] is None
 
 
+@pytest.mark.parametrize(
+    ("code", "kept"), [("attempts_exhausted", True), ("internal_error", False)]
+)
+def test_a_retry_goes_on_from_the_checkpoint_unless_the_training_itself_failed(
+    client: httpx.Client, store: Store, ledger: Ledger, code: str, kept: bool
+) -> None:
+    job = client.post("/train", json=body()).json()["id"]
+    store.job_dir(job)
+    folder = store.training_dir(job)
+    folder.mkdir()
+    (folder / "checkpoint.safetensors").write_bytes(b"tensors")
+    state = ledger.get(job)
+    assert state is not None
+    conclude(store, ledger, state.submission, "failed", error=InternalError("it ended", code=code))
+    assert client.post(f"/jobs/{job}/retry").status_code == 202
+    assert (folder / "checkpoint.safetensors").exists() == kept
+
+
 def test_epochs_of_a_cancelled_training_are_no_samples(
     client: httpx.Client, ledger: Ledger
 ) -> None:
@@ -162,11 +182,21 @@ def test_epochs_of_a_cancelled_training_are_no_samples(
         ({"epsilon": "1e999"}, "invalid_epsilon", "body.epsilon"),
         ({"architecture": "resnet-9000"}, "unknown_architecture", "body.architecture"),
         ({"architecture": {"name": "vit"}}, "unknown_architecture", "body.architecture"),
+        ({"architecture": {}}, "unknown_architecture", "body.architecture"),
+        ({"architecture": {"name": None}}, "unknown_architecture", "body.architecture"),
+        ({"architecture": {"name": ["liresnet"]}}, "unknown_architecture", "body.architecture"),
+        ({"architecture": {"name": "mnist-small", "depth": 3}}, "unknown_architecture", None),
         ({"architecture": None}, "missing_architecture", "architecture"),
         (
             {"architecture": {"input": [64], "layers": [{"kind": "linear", "out": 10}]}},
             "conflicting_fields",
             "activation",
+        ),
+        ({"recipe": "slow"}, "invalid_request", "body.recipe"),
+        (
+            {"epsilon": "1e308", "recipe": {"epsilon_schedule": {"points": [[0, 100]]}}},
+            "invalid_epsilon",
+            "epsilon",
         ),
         ({"recipe": "paper"}, "no_recipe", "recipe"),
         ({"recipe": {"base": "paper"}}, "no_recipe", "recipe"),
@@ -193,6 +223,35 @@ def test_bad_requests_are_refused_by_name(
     problem = answer.json()
     assert code is None or problem["code"] == code
     assert field is None or problem["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("orthogonal-dense", {"name": "orthogonal-dense"}),
+        ({"name": "liresnet", "depth": 3}, {"name": "liresnet", "depth": 3}),
+        ({"name": "mnist-small"}, "mnist-small"),
+        ("mnist-small", "mnist-small"),
+    ],
+)
+def test_an_architecture_has_one_form(given: Any, kept: Any) -> None:
+    plan = plan_of(TrainSpec(**body(architecture=given)), "digits", held_out=0.0)
+    assert plan.architecture == kept
+    blueprint(plan.architecture, activation="maxmin")
+
+
+def test_of_several_recipes_that_of_activation_and_norm_counts() -> None:
+    def plan(**wish: Any) -> TrainingPlan:
+        spec = TrainSpec(**{"epsilon": 0.3, "method": "gloro", "dataset": "mnist", **wish})
+        return plan_of(spec, str(spec.dataset), held_out=0.0)
+
+    tiny = {"method": "local-lip-b", "dataset": "tiny-imagenet", "epsilon": "36/255"}
+    asked = plan(**tiny, recipe="paper", activation="clamped-maxmin")
+    inside = plan(**tiny, recipe={"base": "paper", "activation": "clamped-maxmin"})
+    assert asked.hyperparameters == inside.hyperparameters
+    assert plan(**tiny, recipe="paper").hyperparameters != inside.hyperparameters
+    # Published for l2 0.3, which says nothing about linf 0.3.
+    assert plan().architecture != plan(norm="linf").architecture
 
 
 def test_boxes_do_not_bear_bfloat16(client: httpx.Client) -> None:

@@ -198,7 +198,8 @@ def _inspect_and_state() -> int:
             "code": code,
             "detail": getattr(error, "message", None) or str(error),
             "hint": getattr(error, "hint", None) or None,
-            "field": getattr(error, "field", None) or "model",
+            "field": getattr(error, "field", None)
+            or ("architecture" if request.get("training") else "model"),
         }
     else:
         return 0

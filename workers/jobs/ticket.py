@@ -179,8 +179,9 @@ class Ticket:
         if isinstance(code, str) and isinstance(error, RuntimeError):
             self._conclude(submission, "failed", InternalError(str(error), code=code))
         elif isinstance(code, str):
-            hint = getattr(error, "hint", None) or None
-            self._conclude(submission, "failed", InvalidInput(str(error), code=code, hint=hint))
+            hint, field = getattr(error, "hint", None) or None, getattr(error, "field", None)
+            problem: Problem = InvalidInput(str(error), code=code, hint=hint, field=field)
+            self._conclude(submission, "failed", problem)
         elif lease.tries >= self.settings.max_attempts:
             problem = InternalError(
                 f"{lease.item} failed {lease.tries} times: {text[:1000]}",
@@ -234,6 +235,7 @@ class Ticket:
                 progress=lambda at, message: self._say(
                     "train", at, message=message, total=epochs, unit="epochs"
                 ),
+                on_checkpoint=lambda: self._progressed(lease),
                 stop=keeper.should_stop,
                 should_pause=lambda: (
                     keeper.should_stop()
@@ -247,6 +249,13 @@ class Ticket:
         following = ["prepare"] if plan["certify"] else []
         digest = done["model"]["digest"]
         return lambda: patiently(lambda: self.ledger.commit(lease, digest, next_items=following))
+
+    def _progressed(self, lease: Lease) -> None:
+        """A part is done for good: a run of days may lose many workers, and gets on."""
+        try:
+            self.ledger.renew(lease, progressed=True)
+        except redis.RedisError as error:
+            logger.info("job %s: its earlier tries still count: %s", self.job_id, error)
 
     def _somebody_waits(self) -> bool:
         """Whether a smaller job wants this worker; asked as often as every step, looked up less."""

@@ -56,13 +56,15 @@ def train_model(
     submission: JobSubmission,
     *,
     progress: Callable[[float, str], None],
+    on_checkpoint: Callable[[], None] = lambda: None,
     stop: Callable[[], bool],
     should_pause: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train, keep the model, and say what came of it (``trained.json``).
 
-    ``progress(epochs, message)``. Done already, by an earlier try: nothing to do. Raises
-    TrainingError and Problem where the run cannot be made or went wrong, Paused.
+    ``progress(epochs, message)``; ``on_checkpoint()`` after each is written. Done already, by an
+    earlier try: nothing to do. Raises TrainingError and Problem where the run cannot be made or
+    went wrong, Paused.
     """
     done = trained(store, submission.id)
     if done is not None:
@@ -86,6 +88,7 @@ def train_model(
             checkpoint_s=settings.checkpoint_interval_s,
             progress=progress,
             on_epoch=curve.show,
+            on_checkpoint=on_checkpoint,
             should_pause=should_pause,
         )
 
@@ -177,6 +180,7 @@ def _data(
             "architecture": plan["architecture"],
             "activation": parameters["activation"],
             "held_out": plan["held_out"],
+            "report": _report_of(store, submission),
             "dataset": {
                 "kind": source.kind,
                 "files": files_of(store, source),
@@ -196,6 +200,25 @@ def _data(
     x = torch.from_numpy(np.load(folder / "x.npy", mmap_mode="c", allow_pickle=False))
     y = torch.from_numpy(np.load(folder / "y.npy", allow_pickle=False))
     return TrainingData(x, y), facts
+
+
+def _report_of(store: Store, submission: JobSubmission) -> dict[str, Any] | None:
+    """What the certification after the training will read."""
+    plan = submission.training
+    assert plan is not None
+    if submission.spec is None or not plan["certify"]:
+        return None
+    spec, test = Spec.model_validate(submission.spec), submission.dataset
+    held_out = plan["held_out"] or test is None
+    return {
+        "normalization": None if spec.normalization is None else spec.normalization.model_dump(),
+        "dataset": None
+        if held_out or test is None
+        else {"kind": test.kind, "files": files_of(store, test), "split": test.split},
+        "selection": spec.samples if spec.indices is None else spec.indices,
+        "clip": spec.clip,
+        "field": "dataset" if test is None or test.id is None else "test_dataset",
+    }
 
 
 def _keep(store: Store, submission: JobSubmission, network: Network) -> ModelSource:

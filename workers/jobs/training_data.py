@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from workers.jobs.data import Bounds, DataSet
+
 __all__ = ["FILES", "save_array", "write_training_data"]
 
 #: What the child leaves.
@@ -21,9 +23,10 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     """Write x.npy (bytes as they are, floats as float32) [N, *input shape], y.npy and facts.json.
 
     ``request``: ``architecture``, ``activation``, ``dataset`` (kind, files, split), ``held_out``
-    (share of the samples that is left out), ``bounds``. ``facts.json``: ``samples`` trained on,
-    ``total``, ``held`` (the rows left out). Raises exceptions with a ``code`` where data and
-    architecture do not go together.
+    (share of the samples that is left out), ``report`` (what the certification will ask for:
+    ``normalization``, ``dataset`` or None where it is held out, ``selection``, ``clip``; None
+    without one), ``bounds``. ``facts.json``: ``samples`` trained on, ``total``, ``held`` (the rows
+    left out). Raises exceptions with a ``code`` where data and architecture do not go together.
     """
     import numpy as np
 
@@ -34,23 +37,17 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
 
     plan = blueprint(request["architecture"], activation=request["activation"])
     shape, classes = plan.skeleton.input_shape, plan.skeleton.classes
+    bounds = Bounds(**request["bounds"])
+    if request["report"] is not None:
+        _check_report(request["report"], shape, classes, bounds)
     source = request["dataset"]
     files = {role: Path(path) for role, path in source["files"].items()}
-    bounds = Bounds(**request["bounds"])
     data = read_source(source["kind"], files, source["split"], "all", bounds)
     if data.y is None:
         raise DataError(
             "missing_labels", "the data set has no labels", hint="training needs x and y"
         )
-    wrong = (data.y < 0) | (data.y >= classes)
-    if bool(wrong.any()):
-        place = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            "label_out_of_range",
-            f"sample {place} has label {int(data.y[place])}; the architecture has classes 0 to "
-            f"{classes - 1}",
-            hint="an architecture with as many classes as the data set",
-        )
+    _check_labels(data, classes)
     x = as_network_input(data.x, shape)
     if x.dtype != np.uint8:
         try:
@@ -77,6 +74,56 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     save_array(folder / "y.npy", data.y[kept])
     facts = {"samples": len(kept), "total": len(x), "held": held.tolist()}
     (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _check_labels(data: DataSet, classes: int) -> None:
+    import numpy as np
+
+    from workers.jobs.data import DataError
+
+    if data.y is None:
+        return
+    wrong = (data.y < 0) | (data.y >= classes)
+    if bool(wrong.any()):
+        place = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            "label_out_of_range",
+            f"sample {int(data.indices[place])} has label {int(data.y[place])}; the architecture "
+            f"has classes 0 to {classes - 1}",
+            hint="an architecture with as many classes as the data set",
+        )
+
+
+def _check_report(
+    report: Mapping[str, Any], shape: tuple[int, ...], classes: int, bounds: Bounds
+) -> None:
+    """Refuse before the training, which may take hours, what the certification would refuse."""
+    from models.errors import ModelError
+    from models.network import per_channel
+    from workers.jobs.data import DataError
+    from workers.jobs.layout import as_network_input, to_pixels
+    from workers.jobs.sources import read_source
+
+    if report["normalization"] is not None:
+        for values in report["normalization"].values():
+            try:
+                per_channel(values, shape)
+            except ModelError as error:
+                refused = DataError("invalid_normalization", error.message, hint=error.hint)
+                refused.field = "certify.normalization"
+                raise refused from error
+    source = report["dataset"]
+    if source is None:
+        return
+    files = {role: Path(path) for role, path in source["files"].items()}
+    try:
+        data = read_source(source["kind"], files, source["split"], report["selection"], bounds)
+        _check_labels(data, classes)
+        to_pixels(as_network_input(data.x, shape), clip=report["clip"])
+    except DataError as error:
+        of_indices = error.code in ("index_out_of_range", "invalid_indices")
+        error.field = "certify.indices" if of_indices else report["field"]
+        raise
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:

@@ -67,6 +67,7 @@ def split(data: TrainingData, validation: int, seed: int) -> tuple[TrainingData,
             "too_few_samples",
             f"{validation} validation samples of {len(data.x)} leave none to train on",
             hint='give "validation_samples" in the recipe',
+            field="recipe.validation_samples",
         )
     if validation == 0:
         return data, TrainingData(data.x[:0], data.y[:0])

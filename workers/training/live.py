@@ -53,6 +53,7 @@ class Live:
                 "unsupported_architecture",
                 f"the last layer must be linear, not {head.kind}",
                 hint="end the layer list with the dense layer of the classes",
+                field="architecture",
             )
         self.head = head
         self.body = self.nodes[:-1]
@@ -84,6 +85,7 @@ class Live:
                 "unsupported_architecture",
                 f"layer {node.name} ({layer.kind}) cannot be trained here",
                 hint="convolutions, dense layers, their activations, max pools and joins can",
+                field="architecture",
             )
         shape = self.shapes[node.inputs[0]]
         overlap = overlap_of(layer, shape) if isinstance(layer, MaxPool2d) else 1

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def check_data(network: Network, data: TrainingData) -> None:
             f"the samples are {list(data.x.shape[1:])}, the architecture takes "
             f"{list(network.input_shape)}",
             hint="an architecture made for this data set, or another data set",
+            field="architecture",
         )
     if len(data.y) and not 0 <= int(data.y.min()) <= int(data.y.max()) < network.classes:
         raise TrainingError(
@@ -75,6 +76,7 @@ def train(
     checkpoint: Path | None = None,
     progress: Callable[[float, str], None] = lambda epochs, message: None,
     on_epoch: Callable[[History], None] = lambda history: None,
+    on_checkpoint: Callable[[], None] = lambda: None,
     should_pause: Callable[[], bool] = lambda: False,
     checkpoint_s: float = CHECKPOINT_S,
 ) -> tuple[Network, History]:
@@ -82,12 +84,13 @@ def train(
 
     ``progress(epochs done, message)`` is called every few steps, ``on_epoch(curve so far)`` after
     every epoch. ``should_pause`` is asked as often. Checkpoints are written to ``checkpoint`` every
-    ``checkpoint_s`` seconds, before a pause and at the end; where one is there, the run goes on
-    from it. Raises TrainingError (training_diverged, shape_mismatch, label_out_of_range,
-    too_few_samples, bad_checkpoint), ModelError, Paused, OSError (a full disk).
+    ``checkpoint_s`` seconds, before a pause and at the end, and ``on_checkpoint`` is called; where
+    one is there, the run goes on from it. Raises TrainingError (training_diverged, shape_mismatch,
+    label_out_of_range, too_few_samples, bad_checkpoint), ModelError, Paused, OSError (a full disk).
     """
+    kept = _Kept(checkpoint, checkpoint_s, on_checkpoint)
     with _arithmetic(device):
-        return _train(run, data, device, checkpoint, checkpoint_s, progress, on_epoch, should_pause)
+        return _train(run, data, device, kept, progress, on_epoch, should_pause)
 
 
 @contextlib.contextmanager
@@ -118,12 +121,20 @@ def _arithmetic(device: torch.device) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Where and how often a checkpoint is written, and who is told."""
+
+    path: Path | None
+    every_s: float
+    told: Callable[[], None]
+
+
 def _train(
     run: Run,
     data: TrainingData,
     device: torch.device,
-    checkpoint: Path | None,
-    checkpoint_s: float,
+    kept_at: _Kept,
     progress: Callable[[float, str], None],
     on_epoch: Callable[[History], None],
     should_pause: Callable[[], bool],
@@ -135,8 +146,8 @@ def _train(
     trainer = Trainer(run, network)
     digest = run_digest(run, len(data.x))
     at = Checkpoint()
-    if checkpoint is not None:
-        at = Checkpoint.load(checkpoint, digest, device) or at
+    if kept_at.path is not None:
+        at = Checkpoint.load(kept_at.path, digest, device) or at
         if at.step:
             trainer.restore(at.tensors)
     loop = _Loop(run, trainer, kept, held, at)
@@ -146,9 +157,11 @@ def _train(
             on_epoch(loop.history)
         ended = loop.step == loop.total
         pausing = not ended and should_pause()
-        if checkpoint is not None and (ended or pausing or time.monotonic() - saved > checkpoint_s):
+        due = ended or pausing or time.monotonic() - saved > kept_at.every_s
+        if kept_at.path is not None and due:
             spent = time.monotonic() - began
-            Checkpoint(loop.step, loop.state(), loop.history, spent).save(checkpoint, digest)
+            Checkpoint(loop.step, loop.state(), loop.history, spent).save(kept_at.path, digest)
+            kept_at.told()
             saved = time.monotonic()
         if pausing:
             raise Paused

@@ -13,12 +13,16 @@ __all__ = ["Run", "TrainingError"]
 
 
 class TrainingError(ValueError):
-    """A run that cannot be made or went wrong; ``code`` names why, ``hint`` says what to do."""
+    """A run that cannot be made or went wrong; ``code`` names why, ``hint`` says what to do,
+    ``field`` is the member of the request at fault."""
 
-    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, hint: str | None = None, field: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.hint = hint
+        self.field = field
 
 
 @dataclass(frozen=True)

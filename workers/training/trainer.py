@@ -56,8 +56,9 @@ class Trainer:
             raise TrainingError("unknown_method", f"there is no training method {run.method!r}")
         self.run = run
         self.network = network
-        self.device = next(network.parameters()).device
+        # Refuses what cannot be trained: after it there are parameters.
         self.live = Live(network, power_steps=run.power_steps, generator=seeded(run.seed, 4, 0))
+        self.device = self.live.head.weight.device
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = OPTIMIZERS[run.optimizer](
             self.parameters, lr=run.learning_rate, weight_decay=run.weight_decay

@@ -41,6 +41,7 @@ def read(tmp_path: Path, samples: int, held_out: float = 0.1) -> dict[str, Any]:
         "architecture": NETWORK,
         "activation": "maxmin",
         "held_out": held_out,
+        "report": None,
         "dataset": {
             "kind": "npz",
             "files": {"file": str(sorted_npz(tmp_path / "sorted.npz", samples))},
@@ -82,6 +83,7 @@ def test_floats_are_pixels_or_refused(tmp_path: Path) -> None:
         "architecture": NETWORK,
         "activation": "maxmin",
         "held_out": 0.0,
+        "report": None,
         "dataset": {"kind": "npz", "files": {"file": str(path)}, "split": "test"},
         "bounds": {"max_bytes": 2**30, "max_samples": 1000},
     }
@@ -96,6 +98,59 @@ def test_floats_are_pixels_or_refused(tmp_path: Path) -> None:
         write_training_data(request, tmp_path)
     assert caught.value.code == "sample_out_of_range"
     assert "normalization" not in (caught.value.hint or "")  # a training takes none
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({}, None, None),
+        ({"normalization": {"mean": [0.5], "std": [0.2]}}, None, None),
+        (
+            {"normalization": {"mean": [0.5] * 5, "std": [0.2] * 5}},
+            "invalid_normalization",
+            "certify.normalization",
+        ),
+        ({"selection": [0, 99]}, "index_out_of_range", "certify.indices"),
+        ({"y": CLASSES}, "label_out_of_range", "test_dataset"),
+        ({"side": SIDE + 1}, "shape_mismatch", "test_dataset"),
+        ({"top": 1.5}, "sample_out_of_range", "test_dataset"),
+        ({"top": 1.5, "clip": False}, None, None),
+    ],
+)
+def test_what_the_report_would_be_refused_for_is_refused_before_the_training(
+    tmp_path: Path, change: dict[str, Any], code: str | None, field: str | None
+) -> None:
+    """Labels and shape of the test set, the samples asked for, the normalisation."""
+    change = dict(change)
+    side, top, label = change.pop("side", SIDE), change.pop("top", 1.0), change.pop("y", 1)
+    tests = tmp_path / "test.npz"
+    np.savez(tests, x=np.full((9, side, side), top, np.float32), y=np.full(9, label))
+    request = {
+        "architecture": NETWORK,
+        "activation": "maxmin",
+        "held_out": 0.0,
+        "report": {
+            "normalization": None,
+            "dataset": {"kind": "npz", "files": {"file": str(tests)}, "split": "test"},
+            "selection": "all",
+            "clip": True,
+            "field": "test_dataset",
+            **change,
+        },
+        "dataset": {
+            "kind": "npz",
+            "files": {"file": str(sorted_npz(tmp_path / "sorted.npz", 30))},
+            "split": "test",
+        },
+        "bounds": {"max_bytes": 2**30, "max_samples": 1000},
+    }
+    if code is None:
+        write_training_data(request, tmp_path)
+        return
+    with pytest.raises(DataError) as caught:
+        write_training_data(request, tmp_path)
+    assert (caught.value.code, caught.value.field) == (code, field)
+    assert not (tmp_path / "facts.json").exists()
 
 
 def test_only_what_was_held_out_may_be_certified_on() -> None:

@@ -219,10 +219,14 @@ def test_data_that_do_not_fit_are_refused() -> None:
         "label_out_of_range": (run_of(), TrainingData(data.x, data.y + 1)),
         "too_few_samples": (run_of(validation_samples=60), data),
     }
+    # Nothing that could be trained, whatever the last layer is.
+    nothing = {"input": list(data.x.shape[1:]), "layers": [{"kind": "flatten"}, {"kind": "relu"}]}
+    cases["unsupported_architecture"] = (run_of(architecture=nothing), data)
     for code, (run, given) in cases.items():
         with pytest.raises(TrainingError) as caught:
             train(run, given, device=CPU)
         assert caught.value.code == code
+        assert caught.value.field or code == "label_out_of_range"
     with pytest.raises(ModelError):
         train(run_of(architecture="no-such-net"), data, device=CPU)
 

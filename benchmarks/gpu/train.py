@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import torch
 from models.architectures import blueprint
 from models.network import Network
 from models.onnx_export import export_onnx
+from service.version import engine_version
 from workers.jobs.deployed import DeployedNetwork
 from workers.jobs.device import device_name, device_of
 from workers.jobs.layout import as_network_input, to_pixels
@@ -59,6 +62,8 @@ def trained(
     data = load(options.data, row["dataset"], "train", shape)
     if options.samples:
         data = TrainingData(data.x[: options.samples], data.y[: options.samples])
+        few = min(run.validation_samples, options.samples // 10)
+        run = replace(run, validation_samples=few)
     spent = folder / "seconds"
     began = time.monotonic()
     try:
@@ -131,6 +136,20 @@ def verified(
     return parts
 
 
+def code() -> str:
+    """The commit, where this is a checkout without changes, and a digest of the sources."""
+    commands = (("git", "status", "--porcelain"), ("git", "rev-parse", "--short", "HEAD"))
+    root = Path(__file__).resolve().parents[2]
+    try:
+        changes, commit = (
+            subprocess.run(c, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return engine_version()
+    return engine_version() if changes else f"{commit}, {engine_version()}"
+
+
 def main() -> int:
     """Train, verify, print the row; 3: call again."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -178,6 +197,7 @@ def main() -> int:
         "precision": facts["history"][-1].get("precision"),
         "compiled": facts["history"][-1].get("compiled"),
         "device": name,
+        "code": code(),
     }
     (options.out / row["name"] / "result.json").write_text(json.dumps(result))
     print(json.dumps(result))

@@ -135,13 +135,15 @@ def _proved(grams: _Grams, frequencies: Tensor, ceiling: float) -> float:
     together = max(1, ENTRIES // grams.entries)
     for chosen in (order[:1], *order[1:].split(together)):
         matrices = grams.at(frequencies[chosen])
-        _, failed = torch.linalg.cholesky_ex(square * identity - matrices)
-        for matrix in matrices[failed != 0]:
-            # What one of these raised the bound to may be above the next.
-            if int(torch.linalg.cholesky_ex(square * identity - matrix)[1]):
-                largest = float(torch.linalg.eigvalsh(matrix)[-1])
-                # A little more, so that its equals at mirrored frequencies pass.
-                square = max(square, largest * (1.0 + 1e-9))
-                if _root(square) >= ceiling:
-                    return ceiling
+        while True:
+            _, failed = torch.linalg.cholesky_ex(square * identity - matrices)
+            matrices = matrices[failed != 0]
+            if not len(matrices):
+                break
+            largest = float(torch.linalg.eigvalsh(matrices[0])[-1])
+            # A little more, so that its equals at mirrored frequencies pass.
+            square = max(square, largest * (1.0 + 1e-9))
+            if _root(square) >= ceiling:
+                return ceiling
+            matrices = matrices[1:]
     return min(ceiling, _root(square * (1.0 + rounding) + grams.slack))

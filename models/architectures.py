@@ -129,12 +129,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 def blueprint(architecture: str | Mapping[str, Any], *, activation: str = "relu") -> Blueprint:
     """Layers and shapes of an architecture, without weights and without their memory.
 
-    Raises ModelError (unknown_architecture, invalid_architecture, model_too_large).
+    Its own ``activation`` counts: ``{"name": "mnist-4c3f", "activation": "maxmin"}``. Raises
+    ModelError (unknown_architecture, invalid_architecture, model_too_large).
     """
     if not isinstance(architecture, str):
-        if "name" in architecture:
-            return blueprint_of(family_layers(architecture, ACTIVATIONS.get(activation, ())))
-        return blueprint_of(architecture)
+        if "name" not in architecture:
+            return blueprint_of(architecture)
+        members = dict(architecture)
+        activation = str(members.pop("activation", activation))
+        name = members["name"]
+        if members.keys() == {"name"} and isinstance(name, str) and name in ARCHITECTURES:
+            return blueprint(name, activation=activation)
+        return blueprint_of(family_layers(members, ACTIVATIONS.get(activation, ())))
     named = ARCHITECTURES.get(architecture)
     if named is None:
         raise ModelError(

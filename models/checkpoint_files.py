@@ -24,7 +24,10 @@ from torch import Tensor
 
 from models.errors import ModelError
 
-__all__ = ["MAX_CHECKPOINT_BYTES", "read_checkpoint"]
+__all__ = ["LAYERS", "MAX_CHECKPOINT_BYTES", "read_checkpoint", "stated_layers"]
+
+#: Under this name the metadata of our own safetensors files say what the layers are.
+LAYERS = "certserve.layers"
 
 MAX_CHECKPOINT_BYTES = 512 << 20
 MAX_MEMBERS = 5_000
@@ -48,6 +51,13 @@ _GLOBALS = {
 }
 #: Opcodes that import names in other ways than GLOBAL does, or come from extension registries.
 _IMPORTING = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
+
+
+def stated_layers(path: Path) -> str | None:
+    """What a safetensors file of ours says its layers are; None where it says nothing."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        stated: str | None = (file.metadata() or {}).get(LAYERS)
+    return stated
 
 
 def read_checkpoint(path: Path, format: str) -> Any:

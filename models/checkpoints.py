@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from models.activations import AtLeast, AtMost, ReLUTheta
 from models.architectures import blueprint
-from models.checkpoint_files import read_checkpoint
+from models.checkpoint_files import LAYERS, read_checkpoint, stated_layers
 from models.errors import ModelError
 from models.layer_lists import Blueprint
 from models.layers import BatchNorm, Conv2d, Linear
 from models.network import Network
 
-__all__ = ["IGNORED_TENSORS", "load_checkpoint", "network_of_state_dict"]
+__all__ = ["IGNORED_TENSORS", "load_checkpoint", "network_of_state_dict", "weights_of"]
 
 #: Tensors beside the weights, by the last part of their name, that inference does not use:
 #: batch norm's counter, COLT's slopes, and power iteration's vectors.
@@ -69,9 +70,30 @@ def load_checkpoint(
     layer of the list carries a name, by that name.
     """
     plan = blueprint(architecture, activation=activation).deployed()
-    return network_of_state_dict(
+    network = network_of_state_dict(
         _state_dict(read_checkpoint(path, format)), plan, ordered=format == "pt"
     )
+    stated = stated_layers(path) if format == "safetensors" else None
+    if stated is not None and stated != layers_text(network):
+        # The weights fit all the same: it would be certified, and is not what was trained.
+        raise ModelError(
+            f"the file says that its layers are {stated[:500]!r}, the architecture's are "
+            f"{layers_text(network)[:500]!r}",
+            code="architecture_mismatch",
+            hint='name the activation too: {"name": ..., "activation": "maxmin"}',
+        )
+    return network
+
+
+def layers_text(network: Network) -> str:
+    """Kinds of the layers in order, as ``weights_of`` writes them into the file."""
+    return " ".join(network.layer(node.name).kind for node in network.nodes)
+
+
+def weights_of(network: Network) -> bytes:
+    """A safetensors file of the network's state dict that says what its layers are."""
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    return safetensors.torch.save(tensors, metadata={LAYERS: layers_text(network)})
 
 
 def network_of_state_dict(

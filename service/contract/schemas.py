@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.contract.architectures import ARCHITECTURES
+from service.contract.architectures import ARCHITECTURES, FAMILIES
 from service.contract.epsilons import Epsilon
 from service.contract.methods import METHODS
 
@@ -117,13 +117,15 @@ class Spec(Strict):
     @field_validator("architecture")
     @classmethod
     def _known_architecture(cls, value: JsonValue) -> JsonValue:
-        if isinstance(value, str) and value not in ARCHITECTURES:
+        named = isinstance(value, dict) and "name" in value
+        name = value["name"] if isinstance(value, dict) and named else value
+        if (isinstance(value, str) or named) and name not in (*ARCHITECTURES, *FAMILIES):
             raise PydanticCustomError(
                 "unknown_architecture",
                 "{given} is none of the known architectures: {known}",
-                {"given": repr(value), "known": ", ".join(ARCHITECTURES)},
+                {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
             )
-        return value
+        return {"name": name} if isinstance(value, str) and value in FAMILIES else value
 
     @field_validator("indices")
     @classmethod

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.checkpoints import load_checkpoint
+from models.architectures import build
+from models.checkpoints import load_checkpoint, weights_of
 from models.errors import ModelError
 from models.network import Network
 
@@ -194,3 +195,32 @@ def test_refused(tmp_path: Path, content: Any, code: str, words: str | None) -> 
         with pytest.raises(ModelError, match=words) as caught:
             load_checkpoint(write(tmp_path, content, legacy=legacy), "pt", LIST)
         assert caught.value.code == code, caught.value
+
+
+@pytest.mark.parametrize("activation", ["relu", "maxmin", "clamped-maxmin", "relu-theta"])
+@pytest.mark.parametrize("name", ["mnist-small", "orthogonal-dense"])
+def test_weights_of_ours_are_loaded_as_the_network_they_are_of(
+    tmp_path: Path, name: str, activation: str
+) -> None:
+    sizes = {"input": [1, 28, 28], "widths": [16]} if name == "orthogonal-dense" else {}
+    generator = torch.Generator().manual_seed(0)
+    network = build({"name": name, **sizes}, activation=activation, generator=generator).deployed()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(weights_of(network))
+    x = torch.rand(4, 1, 28, 28, generator=generator)
+    same = load_checkpoint(path, "safetensors", {"name": name, "activation": activation, **sizes})
+    assert torch.equal(same(x), network(x))
+    if activation == "maxmin":
+        # The weights alone would fit.
+        with pytest.raises(ModelError, match="maxmin") as caught:
+            load_checkpoint(path, "safetensors", {"name": name, **sizes})
+        assert caught.value.code == "architecture_mismatch"
+        assert "activation" in caught.value.hint
+
+
+def test_what_others_write_beside_their_tensors_is_not_asked_for(tmp_path: Path) -> None:
+    network = build("mnist-small", generator=torch.Generator().manual_seed(0))
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    for beside in ({"format": "pt"}, None):
+        save_file(tensors, tmp_path / "theirs.safetensors", metadata=beside)
+        load_checkpoint(tmp_path / "theirs.safetensors", "safetensors", "mnist-small")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
+from models.checkpoints import weights_of
 from models.network import Network
 from models.onnx_export import export_onnx
 from service.contract.files import storage_errors
@@ -224,8 +224,7 @@ def _report_of(store: Store, submission: JobSubmission) -> dict[str, Any] | None
 def _keep(store: Store, submission: JobSubmission, network: Network) -> ModelSource:
     """ONNX file (its digest is the model id) and state dict into the store, and their record."""
     onnx = _blob(store, export_onnx(network))
-    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
-    weights = _blob(store, safetensors.torch.save(tensors))
+    weights = _blob(store, weights_of(network))
     source = ModelSource(digest=onnx[0], format="onnx", name=f"{submission.id}.onnx", size=onnx[1])
     record = {
         "id": onnx[0],

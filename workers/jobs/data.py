@@ -27,6 +27,7 @@ __all__ = [
     "DataError",
     "DataSet",
     "Selection",
+    "check_labels",
     "choose",
     "read_exactly",
     "read_idx",
@@ -207,6 +208,21 @@ def _open_idx(path: Path, bounds: Bounds) -> tuple[int, Callable[[int], NDArray[
         raise DataError("invalid_dataset", f"the idx file cannot be read: {error}") from error
     bounds.check(f"an idx file of shape {shape}", int(np.prod(shape, dtype=object)), shape[0])
     return shape[0], rows
+
+
+def check_labels(data: DataSet, classes: int, *, of: str) -> None:
+    """Raise DataError where a label is none of the network's or architecture's (``of``) classes."""
+    if data.y is None:
+        return
+    wrong = (data.y < 0) | (data.y >= classes)
+    if bool(wrong.any()):
+        place = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            "label_out_of_range",
+            f"sample {int(data.indices[place])} has label {int(data.y[place])}; the {of} has "
+            f"classes 0 to {classes - 1}",
+            hint=f"a data set with the classes of the {of}, numbered from 0",
+        )
 
 
 def choose(selection: Selection, size: int) -> NDArray[np.int64]:

@@ -130,19 +130,11 @@ def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
     """The labels [N]; without any, the predictions are what is certified."""
     import numpy as np
 
-    from workers.jobs.data import DataError
+    from workers.jobs.data import check_labels
 
     if data.y is None:
         return logits.argmax(axis=1).astype(np.int64)
-    classes = logits.shape[1]
-    wrong = (data.y < 0) | (data.y >= classes)
-    if bool(wrong.any()):
-        place = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            "label_out_of_range",
-            f"sample {int(data.indices[place])} has label {int(data.y[place])}; the network "
-            f"has classes 0 to {classes - 1}",
-        )
+    check_labels(data, logits.shape[1], of="network")
     return data.y
 
 

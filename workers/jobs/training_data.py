@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from workers.jobs.data import Bounds, DataSet
+    from workers.jobs.data import Bounds
 
 __all__ = ["FILES", "save_array", "write_training_data"]
 
@@ -31,7 +31,7 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     import numpy as np
 
     from models.architectures import blueprint
-    from workers.jobs.data import Bounds, DataError
+    from workers.jobs.data import Bounds, DataError, check_labels
     from workers.jobs.layout import as_network_input, to_pixels
     from workers.jobs.sources import read_source
 
@@ -47,7 +47,7 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
         raise DataError(
             "missing_labels", "the data set has no labels", hint="training needs x and y"
         )
-    _check_labels(data, classes)
+    check_labels(data, classes, of="architecture")
     x = as_network_input(data.x, shape)
     if x.dtype != np.uint8:
         try:
@@ -76,31 +76,13 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def _check_labels(data: DataSet, classes: int) -> None:
-    import numpy as np
-
-    from workers.jobs.data import DataError
-
-    if data.y is None:
-        return
-    wrong = (data.y < 0) | (data.y >= classes)
-    if bool(wrong.any()):
-        place = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            "label_out_of_range",
-            f"sample {int(data.indices[place])} has label {int(data.y[place])}; the architecture "
-            f"has classes 0 to {classes - 1}",
-            hint="an architecture with as many classes as the data set",
-        )
-
-
 def _check_report(
     report: Mapping[str, Any], shape: tuple[int, ...], classes: int, bounds: Bounds
 ) -> None:
     """Refuse before the training, which may take hours, what the certification would refuse."""
     from models.errors import ModelError
     from models.network import per_channel
-    from workers.jobs.data import DataError
+    from workers.jobs.data import DataError, check_labels
     from workers.jobs.layout import as_network_input, to_pixels
     from workers.jobs.sources import read_source
 
@@ -118,7 +100,7 @@ def _check_report(
     files = {role: Path(path) for role, path in source["files"].items()}
     try:
         data = read_source(source["kind"], files, source["split"], report["selection"], bounds)
-        _check_labels(data, classes)
+        check_labels(data, classes, of="architecture")
         to_pixels(as_network_input(data.x, shape), clip=report["clip"])
     except DataError as error:
         of_indices = error.code in ("index_out_of_range", "invalid_indices")

@@ -132,29 +132,32 @@ def blueprint(architecture: str | Mapping[str, Any], *, activation: str = "relu"
     Its own ``activation`` counts: ``{"name": "mnist-4c3f", "activation": "maxmin"}``. Raises
     ModelError (unknown_architecture, invalid_architecture, model_too_large).
     """
-    if not isinstance(architecture, str):
-        if "name" not in architecture:
-            return blueprint_of(architecture)
+    if isinstance(architecture, str):
+        members: dict[str, Any] = {"name": architecture}
+    elif "name" in architecture:
         members = dict(architecture)
-        activation = str(members.pop("activation", activation))
-        name = members["name"]
-        if members.keys() == {"name"} and isinstance(name, str) and name in ARCHITECTURES:
-            return blueprint(name, activation=activation)
-        return blueprint_of(family_layers(members, ACTIVATIONS.get(activation, ())))
-    named = ARCHITECTURES.get(architecture)
-    if named is None:
+    else:
+        return blueprint_of(architecture)
+    chosen = members.pop("activation", activation)
+    if not isinstance(chosen, str) or chosen not in ACTIVATIONS:
         raise ModelError(
-            f"there is no architecture named {architecture!r}",
-            code="unknown_architecture",
-            hint="known: " + ", ".join(ARCHITECTURES) + "; or give a layer list",
-        )
-    if activation not in ACTIVATIONS:
-        raise ModelError(
-            f"there is no activation named {activation!r}",
+            f"there is no activation named {str(chosen)[:60]!r}",
             code="unknown_architecture",
             hint="known: " + ", ".join(ACTIVATIONS),
         )
-    return blueprint_of(named.layer_list(ACTIVATIONS[activation]))
+    name = members["name"]
+    if not isinstance(architecture, str) and (
+        len(members) > 1 or not isinstance(name, str) or name not in ARCHITECTURES
+    ):
+        return blueprint_of(family_layers(members, ACTIVATIONS[chosen]))
+    named = ARCHITECTURES.get(name)
+    if named is None:
+        raise ModelError(
+            f"there is no architecture named {name!r}",
+            code="unknown_architecture",
+            hint="known: " + ", ".join(ARCHITECTURES) + "; or give a layer list",
+        )
+    return blueprint_of(named.layer_list(ACTIVATIONS[chosen]))
 
 
 def build(

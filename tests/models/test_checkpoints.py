@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.architectures import build
+from models.architectures import blueprint, build
 from models.checkpoints import load_checkpoint, weights_of
 from models.errors import ModelError
 from models.network import Network
@@ -224,3 +224,11 @@ def test_what_others_write_beside_their_tensors_is_not_asked_for(tmp_path: Path)
     for beside in ({"format": "pt"}, None):
         save_file(tensors, tmp_path / "theirs.safetensors", metadata=beside)
         load_checkpoint(tmp_path / "theirs.safetensors", "safetensors", "mnist-small")
+
+
+@pytest.mark.parametrize("name", ["mnist-small", "liresnet", "orthogonal-dense"])
+@pytest.mark.parametrize("activation", ["maxmn", "", None, 5, ["relu"]])
+def test_an_unknown_activation_is_refused_and_not_left_out(name: str, activation: Any) -> None:
+    with pytest.raises(ModelError, match="no activation named") as caught:
+        blueprint({"name": name, "activation": activation})
+    assert "maxmin" in caught.value.hint

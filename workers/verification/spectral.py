@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from workers.verification.torus import torus_norm
+from workers.verification.torus import root, torus_norm
 
 __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_iteration_norm"]
 
@@ -66,10 +66,6 @@ class ConvGeometry:
         return (first, second)
 
 
-def _root(square: float) -> float:
-    return math.sqrt(max(square, 0.0)) * (1.0 + 1e-12)
-
-
 def dense_norm(matrix: Tensor) -> float:
     """Upper bound on the largest singular value of matrix [m, n], tight to about 1e-8 relative.
 
@@ -97,7 +93,7 @@ def dense_norm(matrix: Tensor) -> float:
         eigenvalue = float(torch.linalg.eigvalsh(matrix @ matrix.T)[-1])
         square = min(square, eigenvalue + (columns + 30 * rows) * 2 * _U64 * frobenius_square)
     # Entries lost to underflow by the scaling are below 2^-1000 of the largest.
-    return scale * _root(square) * (1.0 + 1e-12)
+    return scale * root(square) * (1.0 + 1e-12)
 
 
 def materialize(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -146,7 +142,7 @@ def absolute_norm(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> 
         # Kept away from zero: unread inputs would otherwise divide 0 by 0.
         v = (image / largest).clamp_min(1e-30)
     # Rounding: two maps of at most 2^31 non-negative terms each, far below this slack.
-    return _root(best * (1.0 + 1e-6)) if math.isfinite(best) else math.inf
+    return root(best * (1.0 + 1e-6)) if math.isfinite(best) else math.inf
 
 
 def conv_norm(weight: Tensor, geometry: ConvGeometry) -> float:
@@ -279,7 +275,7 @@ def _cholesky_norm(kernel: Tensor, geometry: ConvGeometry, out_shape: tuple[int,
     if int(failed):
         return math.inf
     backward_error = 4 * (size + 64) * _U64 * (trace + size * guess)
-    return _root(guess * (1.0 + 1e-6) + backward_error)
+    return root(guess * (1.0 + 1e-6) + backward_error)
 
 
 def _adjoint_batched(

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-__all__ = ["torus_norm"]
+__all__ = ["root", "torus_norm"]
 
 #: Shifts of the grid, in grid steps.
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
@@ -54,11 +55,12 @@ def _frequencies(grid: tuple[int, int], shift: tuple[float, float]) -> tuple[Ten
     return rows, 2 * math.pi * (torch.arange(half, dtype=torch.float64) + shift[1]) / width
 
 
-def _root(square: float) -> float:
+def root(square: float) -> float:
+    """The square root, rounded up."""
     return math.sqrt(max(square, 0.0)) * (1.0 + 1e-12)
 
 
-class _Grams:
+class _Grams(ABC):
     """The matrices S(f) S(f)^H, S(f) = sum over taps p of K_p exp(-i f.p).
 
     blocks [out, in, kh, kw]; the smaller of out and in is ``rows``. ``slack`` bounds how far
@@ -76,9 +78,9 @@ class _Grams:
         terms = columns + 10 * len(self.taps) + 32 * (height + width) + 64
         self.slack = 8 * terms * _U64 * len(self.taps) * float(blocks.square().sum())
 
+    @abstractmethod
     def at(self, frequencies: Tensor) -> Tensor:
         """[n, rows, rows] complex, Hermitian, at frequencies [n, 2]."""
-        raise NotImplementedError
 
 
 class _Symbols(_Grams):
@@ -143,7 +145,7 @@ def _proved(grams: _Grams, frequencies: Tensor, ceiling: float) -> float:
             largest = float(torch.linalg.eigvalsh(matrices[0])[-1])
             # A little more, so that its equals at mirrored frequencies pass.
             square = max(square, largest * (1.0 + 1e-9))
-            if _root(square) >= ceiling:
+            if root(square) >= ceiling:
                 return ceiling
             matrices = matrices[1:]
-    return min(ceiling, _root(square * (1.0 + rounding) + grams.slack))
+    return min(ceiling, root(square * (1.0 + rounding) + grams.slack))

@@ -16,6 +16,7 @@ import pytest
 from service.client import Client
 from service.contract.processes import ProcessId, end_process, python_module, spawn, wait_until
 from service.ownership import running_service
+from tests.horses import horses_of
 from tests.workers.jobs.conftest import tiny_npz, tiny_onnx
 
 #: Enough for a machine that does other things too; nobody waits so long where all is well.
@@ -86,15 +87,8 @@ class LiveService:
     def horse(self) -> int:
         """The pid of the process that performs a ticket now."""
         worker = self.child("worker-0").pid
-        path = Path(f"/proc/{worker}/task/{worker}/children")
-        found: list[str] = []
-
-        def there() -> bool:
-            found[:] = path.read_text().split()
-            return bool(found)
-
-        assert wait_until(there, JOB_S)
-        return int(found[0])
+        assert wait_until(lambda: bool(horses_of(worker)), JOB_S)
+        return horses_of(worker)[0]
 
     def kill(self, pid: int) -> None:
         """SIGKILL."""

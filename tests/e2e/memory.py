@@ -1,4 +1,7 @@
-"""The most memory that processes held, as the kernel counts it (VmHWM: it misses no peak)."""
+"""The most memory that processes held, as the kernel counts it (VmHWM: it misses no peak).
+
+A forked process counts the pages that it shares with its template as well.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def _children(pid: int) -> Iterator[int]:
 
 
 class MemoryWatch:
-    """Watches a process' descendants; ``peaks`` is command line -> most bytes of any such."""
+    """Watches a process' descendants; ``peaks`` is name or module -> most bytes of any such."""
 
     def __init__(self, *pids: int) -> None:
         self._pids = pids
@@ -59,8 +62,10 @@ class MemoryWatch:
                 for pid in (root, *_children(root)):
                     try:
                         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                        name = Path(f"/proc/{pid}/comm").read_text().strip()
                     except (FileNotFoundError, ProcessLookupError):
                         continue
-                    module = next((word for word in command if b"workers." in word), b"other")
-                    name = module.decode(errors="replace")
+                    if name.startswith("python"):
+                        module = next((word for word in command if b"workers." in word), b"other")
+                        name = module.decode(errors="replace")
                     self.peaks[name] = max(self.peaks.get(name, 0), peak_bytes(pid))

@@ -1,4 +1,6 @@
-"""The process that performs one ticket: started fresh by the worker, and dies with it.
+"""The process that performs one ticket: forked from the worker's template, and dies with it.
+
+Without a template it is a fresh interpreter (``python -m workers.jobs.horse``).
 
 Whoever can write to Redis can put a message on the queue; so the only function that is ever
 called is on a list, its only argument is a job id, and nothing is ever unpickled.
@@ -6,8 +8,11 @@ called is on a list, its only argument is a job id, and nothing is ever unpickle
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from rq import Queue
@@ -18,9 +23,18 @@ from rq.serializers import DefaultSerializer
 from service.contract.ids import is_job_id
 from service.contract.processes import die_with_parent
 from service.contract.settings import Settings
+from workers.jobs import lease_note, sandbox
+from workers.jobs.fork_server import ForkServer
 from workers.jobs.worker import CertificationWorker, rq_connection
 
-__all__ = ["ALLOWED_FUNCTIONS", "TicketRefused", "check_ticket", "main", "refuse_pickle"]
+__all__ = [
+    "ALLOWED_FUNCTIONS",
+    "TicketRefused",
+    "check_ticket",
+    "forked",
+    "main",
+    "refuse_pickle",
+]
 
 #: The functions that a message on the queue may name.
 ALLOWED_FUNCTIONS = frozenset({"workers.jobs.ticket.run"})
@@ -66,6 +80,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     queue = Queue(queue_name, connection=connection, serializer=worker.serializer)
     worker.execution = Execution.fetch(execution_id, job.id, connection=connection)
     worker.main_work_horse(job, queue)
+
+
+def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """In a new child of the template: ``main``, with the worker's environment.
+
+    ``descriptors``: a file in memory that holds the environment, and the lease note. Before it is
+    read, a second fork server is split off for the inspections: it never knew what is in there.
+    """
+    sealed, note = descriptors
+    sandbox.fork_from(ForkServer.beside(closing=descriptors))
+    environment: Mapping[str, str] = json.loads(os.pread(sealed, os.fstat(sealed).st_size, 0))
+    os.close(sealed)
+    os.environ.clear()
+    os.environ.update({**environment, lease_note.VARIABLE: str(note)})
+    tempfile.tempdir = None
+    main([*arguments, str(os.getppid())])
+    return 0
 
 
 if __name__ == "__main__":

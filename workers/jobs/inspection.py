@@ -1,6 +1,6 @@
 """The limited child: parses model and data set, checks them, and writes what the shards need.
 
-Run as ``python -m workers.jobs.inspection`` by ``prepare`` only. It reads ``request.json`` in its
+Run by ``prepare`` only, through ``sandbox.run_child``. It reads ``request.json`` in its
 own folder and leaves ``prepared/`` there, or ``problem.json`` that says what is wrong with the
 upload. It sees no Redis, no store and no other job.
 """

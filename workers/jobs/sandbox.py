@@ -3,17 +3,25 @@
 The child gets its own empty folder, a scrubbed environment without the Redis address, limits on
 address space, processor time, file size and open files, and no way to new privileges. It limits
 itself before it touches an upload: our own code up to that point needs no guard.
+
+It is forked from a process that has imported everything and knows nothing (``fork_server``); where
+there is none, or it does not answer, it is started as a fresh interpreter. Both ways lead through
+the same ``enter`` with the same limits.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import importlib
+import json
+import logging
 import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +29,20 @@ from pathlib import Path
 
 import service
 from service.contract.processes import die_with_parent
+from workers.jobs.fork_server import Forked, ForkServer, ForkServerLost
 
-__all__ = ["NO_ROOM", "ChildEnded", "Limits", "enter", "found_no_room", "run_child"]
+__all__ = [
+    "NO_ROOM",
+    "ChildEnded",
+    "Limits",
+    "enter",
+    "fork_from",
+    "forked",
+    "found_no_room",
+    "run_child",
+]
+
+logger = logging.getLogger(__name__)
 
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -38,6 +58,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 #: How often the parent looks whether it should stop the child.
 POLL_S = 0.2
+
+#: How long the fork server may take to be there: less than a fresh interpreter takes.
+READY_S = 2.0
+
+_forks: ForkServer | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +95,12 @@ class ChildEnded:
         )
 
 
+def fork_from(forks: ForkServer) -> None:
+    """Let all later children of this process come from ``forks``."""
+    global _forks
+    _forks = forks
+
+
 def run_child(
     module: str,
     arguments: Sequence[str],
@@ -77,22 +108,18 @@ def run_child(
     folder: Path,
     limits: Limits,
     stop: Callable[[], bool] = lambda: False,
+    forks: ForkServer | None = None,
 ) -> ChildEnded:
-    """Run ``python -m module`` in ``folder`` and wait; ``stop`` is asked every 0.2 s.
+    """Run ``main()`` of ``module`` in ``folder`` and wait; ``stop`` is asked every 0.2 s.
 
-    The module must call ``enter`` first. Error output goes to ``folder/stderr``.
+    ``main`` must call ``enter`` first. Error output goes to ``folder/stderr``. Forked from
+    ``forks`` (or what ``fork_from`` named) if that answers, else ``python -m module``. Raises
+    ForkServerLost when it dies under the child: nobody knows what the child would have done.
     """
-    parameters = [str(os.getpid()), *(str(value) for value in asdict(limits).values())]
-    with (folder / "stderr").open("wb") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *parameters, *arguments],
-            cwd=folder,
-            env=_environment(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            start_new_session=True,
-        )
+    forks = forks or _forks
+    child: Forked | subprocess.Popen[bytes] = (
+        _fork(forks, module, arguments, folder, limits) if forks is not None else None
+    ) or _start(module, arguments, folder, limits)
     deadline = time.monotonic() + limits.wall_s
     timed_out = stopped = False
     try:
@@ -107,9 +134,82 @@ def run_child(
                 continue
     finally:
         if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
+            _kill(child.pid)
         status = child.wait()
     return ChildEnded(status, timed_out, stopped, _tail(folder / "stderr"))
+
+
+def _start(
+    module: str, arguments: Sequence[str], folder: Path, limits: Limits
+) -> subprocess.Popen[bytes]:
+    """A fresh interpreter."""
+    with (folder / "stderr").open("wb") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *_parameters(os.getpid(), limits), *arguments],
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,
+        )
+
+
+def _fork(
+    forks: ForkServer, module: str, arguments: Sequence[str], folder: Path, limits: Limits
+) -> Forked | None:
+    """A child of the fork server; None if it cannot have one."""
+    (folder / "stderr").write_bytes(b"")
+    try:
+        if not forks.ready(READY_S):
+            raise ForkServerLost("it is not ready")
+        own = [module, *_parameters(forks.pid, limits), *arguments]
+        environment = json.dumps(dict(_environment(folder)))
+        return forks.fork(module.rpartition(".")[2], __name__, [str(folder), environment, *own])
+    except ForkServerLost as error:
+        logger.warning("the inspection starts afresh: %s", error)
+        return None
+
+
+def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """In a new child of the fork server: make it what a fresh interpreter would be, then ``main``.
+
+    It is alone in its session already, with nothing open but the standard descriptors.
+    """
+    folder, environment, *sys.argv = arguments
+    os.chdir(folder)
+    for target, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, "stderr", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW),
+    ):
+        descriptor = os.open(path, flags)
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    os.dup2(1, 2)
+    os.environ.clear()
+    os.environ.update(json.loads(environment))
+    tempfile.tempdir = None
+    _use_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return int(importlib.import_module(sys.argv[0]).main())
+
+
+def _use_threads(threads: int) -> None:
+    """The template has one; a child may have more once it is forked."""
+    if threads > 1 and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _kill(pid: int) -> None:
+    """Kill a child and what it started; the child alone while it has no group of its own yet."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _parameters(parent: int, limits: Limits) -> list[str]:
+    """What ``enter`` reads."""
+    return [str(parent), *(str(value) for value in asdict(limits).values())]
 
 
 def enter(arguments: Sequence[str]) -> list[str]:

@@ -26,16 +26,28 @@ def usage(device: str) -> dict[str, str]:
 
 
 def _resident(pid: int) -> int:
-    """Resident bytes of a process and all its descendants."""
+    """Resident bytes of a process and all its descendants; what they share is counted once."""
     total = 0
     try:
-        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        total += _own_part(pid)
         for task in Path(f"/proc/{pid}/task").iterdir():
             children = (task / "children").read_text().split()
             total += sum(_resident(int(child)) for child in children)
     except (OSError, IndexError):
         return total  # it has just ended
     return total
+
+
+def _own_part(pid: int) -> int:
+    """Resident bytes, each page divided by the number of processes that have it.
+
+    Where the kernel does not tell: as if nothing were shared.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
 
 
 def _gpu_memory() -> int | None:

@@ -2,17 +2,20 @@
 
 RQ's own SpawnWorker cannot use unix sockets, drops TLS, shows the Redis password in ``ps`` and
 leaves its horse running when it is killed; this subclass replaces how the horse is started.
-This process imports no torch: the horse does, and gives its memory back when it ends.
+This process imports no torch: the template does, a process that the horses are forked from; a
+horse gives back what it used when it ends.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
 import signal
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,8 +29,9 @@ from service.contract.ledger import Ledger
 from service.contract.logs import configure_logging
 from service.contract.problems import Problem
 from service.contract.settings import Settings
-from workers.jobs import lease_note
+from workers.jobs import lease_note, template
 from workers.jobs.device_check import DEVICE_LOST, out_of_order
+from workers.jobs.fork_server import Forked, ForkServer, ForkServerLost
 from workers.jobs.usage import usage
 from workers.jobs.warden import Warden
 
@@ -37,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 #: Tries of a worker's Redis calls: about half a minute.
 RETRIES = 8
+
+#: How long a ticket waits for a template that still imports: a fresh horse would import the same
+#: things beside it. Far more than it takes, also on a machine that does other things too.
+TEMPLATE_S = 60.0
 
 
 class CertificationWorker(SpawnWorker):
@@ -58,19 +66,65 @@ class CertificationWorker(SpawnWorker):
         )
         self.ledger = ledger
         self.horse_status = 0
+        #: Where horses are forked from; None: they are fresh interpreters.
+        self.template: ForkServer | None = None
+        self._forked: Forked | None = None
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Start the horse. Settings, the Redis address among them, travel in the environment."""
         assert threading.current_thread() is threading.main_thread(), "the death signal needs it"
         assert self.execution is not None
-        arguments = [self.name, job.id, queue.name, self.execution.id, str(os.getpid())]
-        self._horse_pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-m", "workers.jobs.horse", *arguments],
-            os.environ,
-            setpgroup=0,
-        )
+        arguments = [self.name, job.id, queue.name, self.execution.id]
+        self._await_template(job)
+        self._forked = self._fork(arguments)
+        if self._forked is not None:
+            self._horse_pid = self._forked.pid
+        else:
+            self._horse_pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "workers.jobs.horse", *arguments, str(os.getpid())],
+                os.environ,
+                setpgroup=0,
+            )
         self.procline(f"Spawned {self._horse_pid}")
+        if self._stop_requested:
+            # Asked to stop before there was a horse to pass it on to.
+            os.kill(self._horse_pid, signal.SIGTERM)
+
+    def _await_template(self, job: Job) -> None:
+        """Let the template finish its imports, and keep the ticket alive meanwhile."""
+        until = time.monotonic() + TEMPLATE_S
+        while (
+            self.template is not None
+            and not self.template.lost
+            and not self.template.ready(self.job_monitoring_interval / 5)
+            and not self._stop_requested
+            and time.monotonic() < until
+        ):
+            self.maintain_heartbeats(job)
+
+    def _fork(self, arguments: list[str]) -> Forked | None:
+        """A horse out of the template; None where there is none to be had.
+
+        A template that is gone is replaced for the next ticket, unless it was never ready: then
+        the next would not be either. The environment goes past it, in a file that it never reads.
+        """
+        if self.template is None:
+            return None
+        ready = self.template.ready(0)
+        note = int(os.environ[lease_note.VARIABLE])
+        sealed = os.memfd_create("certserve-environment")
+        try:
+            os.write(sealed, json.dumps(dict(os.environ)).encode())
+            return self.template.fork("horse", "workers.jobs.horse", arguments, [sealed, note])
+        except ForkServerLost as error:
+            logger.warning("a horse starts afresh: %s", error)
+            if self.template.lost:
+                self.template.close()
+                self.template = template.start() if ready else None
+            return None
+        finally:
+            os.close(sealed)
 
     def get_heartbeat_ttl(self, job: Job) -> int:
         """Seconds until a ticket of a dead worker counts as abandoned (RQ's own: 60 more)."""
@@ -123,9 +177,18 @@ class CertificationWorker(SpawnWorker):
 
     def wait_for_horse(self) -> Any:
         """Wait for the horse and remember how it ended."""
-        ended = super().wait_for_horse()
+        ended = super().wait_for_horse() if self._forked is None else self._wait_for_forked()
         self.horse_status = ended[1] or 0
         return ended
+
+    def _wait_for_forked(self) -> tuple[int, int, None]:
+        assert self._forked is not None
+        try:
+            raw = self._forked.raw(None)
+        except ForkServerLost:
+            raw = int(signal.SIGKILL)  # which the template's end sends to its child
+        assert raw is not None
+        return self._forked.pid, raw, None
 
     def handle_warm_shutdown_request(self) -> None:
         """Ask the horse to hand back what it holds, so that stopping takes seconds."""
@@ -199,11 +262,14 @@ def main() -> int:
     heartbeat = Heartbeat(ledger, worker.name, facts, settings.worker_ttl_s / 4)
     heartbeat.start()
     logger.info("worker %s waits for tickets on %s", worker.name, settings.queue_name)
+    worker.template = template.start()
     try:
         # A fresh process now and then bounds what could leak; the supervisor starts the next.
         worker.work(with_scheduler=False, max_jobs=500, logging_level="WARNING")
     finally:
         heartbeat.stop()
+        if worker.template is not None:
+            worker.template.close()
     return 0
 
 

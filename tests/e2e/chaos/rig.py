@@ -16,6 +16,7 @@ from redis import Redis
 from service.client import Client
 from service.contract.processes import python_module, spawn, wait_until
 from service.redis_server import find_binary, socket_path, write_configuration
+from tests.horses import horses_of, template_of
 
 WORKERS = 4
 START_S = 150.0
@@ -106,16 +107,19 @@ class Rig:
             process.wait()
 
     def kill_horse(self, chance: random.Random) -> bool:
-        """SIGKILL of a process that performs a ticket, its worker stays; whether there was one."""
+        """SIGKILL of a horse or of the template that it was forked from, its worker stays.
+
+        Says whether there was one.
+        """
         found = []
         for name, process in self.parts.items():
             if name.startswith("worker"):
-                children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-                found += [int(pid) for pid in children.read_text().split()]
+                horses = horses_of(process.pid)
+                found += horses * 3 + ([template_of(process.pid)] if horses else [])
         if not found:
             return False
         try:
-            os.kill(chance.choice(found), 9)
+            os.kill(chance.choice([pid for pid in found if pid is not None]), 9)
         except ProcessLookupError:
             return False
         return True

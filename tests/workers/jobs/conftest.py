@@ -25,6 +25,7 @@ from service.contract.settings import Settings
 from service.contract.store import Store
 from service.contract.times import now, rfc3339
 from service.redis_server import find_binary, socket_path, write_configuration
+from tests.horses import horses_of
 from workers.jobs import lease_note
 
 SIDE, CLASSES = 6, 3
@@ -122,9 +123,8 @@ class Corridor:
 
 
 def horses(worker: subprocess.Popen[bytes]) -> list[int]:
-    """The pids of a worker's children."""
-    path = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
-    return [int(pid) for pid in path.read_text().split()]
+    """The pids of a worker's horses."""
+    return horses_of(worker.pid)
 
 
 def held_by(worker: subprocess.Popen[bytes]) -> Lease | None:

@@ -19,6 +19,7 @@ from service.contract.connection import connect
 from service.contract.ids import new_job_id
 from service.contract.processes import wait_until
 from service.contract.schemas import JobSubmission
+from tests.horses import template_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor, held_by, horses, in_a_shard
 from workers.jobs.horse import TicketRefused, check_ticket, refuse_pickle
 
@@ -164,12 +165,15 @@ def test_no_secret_in_the_process_list(corridor: Corridor, start_worker: Start) 
     ring_job(corridor, job)
     worker = start_worker()
 
-    def command_lines() -> list[bytes]:
-        return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (worker.pid, *horses(worker))]
-
-    # For a moment a child that was just forked has its parent's.
-    assert wait_until(lambda: b"workers.jobs.horse" in b"".join(command_lines()), WAIT_S)
-    assert b"redis" not in b"".join(command_lines())
+    assert wait_until(lambda: in_a_shard(worker), WAIT_S)
+    (horse,) = horses(worker)
+    template = template_of(worker.pid)
+    assert template is not None
+    assert Path(f"/proc/{horse}/comm").read_text() == "horse\n"
+    for pid in (worker.pid, template, horse):
+        assert b"redis" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    # What a horse's memory shows as its environment is the template's.
+    assert b"REDIS" not in Path(f"/proc/{template}/environ").read_bytes()
 
 
 def test_cancellation_stops_a_running_shard(corridor: Corridor, start_worker: Start) -> None:

@@ -79,10 +79,11 @@ class ForkServer:
         return cls(ours, process)
 
     @classmethod
-    def beside(cls, closing: Sequence[int]) -> ForkServer:
+    def beside(cls, name: str, closing: Sequence[int]) -> ForkServer:
         """A copy of this process as it is now: single-threaded, before it learns any secret.
 
-        The copy dies with this process; it closes the descriptors ``closing``.
+        The copy dies with this process; it closes the descriptors ``closing``. ``name`` is what
+        ``ps`` calls it.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
@@ -90,6 +91,7 @@ class ForkServer:
             status = 1
             try:
                 die_with_parent(parent)
+                _call(name)
                 for descriptor in (*closing, ours.detach()):
                     os.close(descriptor)
                 serve(theirs)
@@ -275,7 +277,7 @@ def _child(request: Mapping[str, Any], descriptors: Sequence[int], parent: int) 
         os.setsid()
         die_with_parent(parent)
         _close_all_but(descriptors)
-        ctypes.CDLL(None).prctl(PR_SET_NAME, request["name"].encode()[:15], 0, 0, 0)
+        _call(request["name"])
         module = importlib.import_module(request["module"])
         status = module.forked(request["arguments"], descriptors)
     except SystemExit as ended:
@@ -288,6 +290,10 @@ def _child(request: Mapping[str, Any], descriptors: Sequence[int], parent: int) 
             sys.stderr.flush()
         finally:
             os._exit(status)
+
+
+def _call(name: str) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def _close_all_but(kept: Sequence[int]) -> None:

@@ -89,7 +89,7 @@ def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
     read, a second fork server is split off for the inspections: it never knew what is in there.
     """
     sealed, note = descriptors
-    sandbox.fork_from(ForkServer.beside(closing=descriptors))
+    sandbox.fork_from(ForkServer.beside("inspections", closing=descriptors))
     environment: Mapping[str, str] = json.loads(os.pread(sealed, os.fstat(sealed).st_size, 0))
     os.close(sealed)
     os.environ.clear()

@@ -16,11 +16,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 import service
 from service.contract.processes import die_with_parent
 from workers.jobs.fork_server import ForkServer, serve
 
-__all__ = ["environment", "main", "start"]
+__all__ = ["command", "environment", "main", "start"]
 
 #: What a child may need, found by looking at what a small job imports. scikit-learn is left out:
 #: the built-in digits alone need it, and it takes as long as all of this without torch.
@@ -29,6 +31,9 @@ IMPORTED = (
     "workers.jobs.ticket",
     "workers.jobs.inspection",
     "workers.jobs.training_data",
+    "workers.jobs.data",
+    "workers.jobs.layout",
+    "workers.jobs.sources",
     "workers.jobs.certify",
     "workers.jobs.merge",
     "models.onnx_import",
@@ -61,13 +66,14 @@ def environment() -> Mapping[str, str]:
     }
 
 
+def command(descriptor: int) -> list[str]:
+    """The command line of a template that answers on the socket ``descriptor``."""
+    module = ["-P", "-m", "workers.jobs.template"]
+    return [sys.executable, *module, str(descriptor), str(os.getpid())]
+
+
 def start() -> ForkServer:
     """Start one, from the main thread; it is ready some seconds later."""
-
-    def command(descriptor: int) -> list[str]:
-        module = ["-P", "-m", "workers.jobs.template"]
-        return [sys.executable, *module, str(descriptor), str(os.getpid())]
-
     return ForkServer.start(command, environment())
 
 
@@ -77,11 +83,17 @@ def main() -> int:
     die_with_parent(parent)
     for module in IMPORTED:
         importlib.import_module(module)
+    os.register_at_fork(after_in_child=_reseed)
     # What is there now stays for good: the collector of a child need not touch, and copy, it.
     gc.collect()
     gc.freeze()
     serve(socket.socket(fileno=descriptor))
     return 0
+
+
+def _reseed() -> None:
+    """NumPy took its seed from the system when it was imported; all children would share it."""
+    np.random.seed()
 
 
 if __name__ == "__main__":

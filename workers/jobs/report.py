@@ -71,6 +71,7 @@ def build_report(
             "input_shape": list(facts["input_shape"]),
             "classes": facts.get("classes"),
             "dropped_output": facts.get("dropped_output"),
+            "pairing": facts.get("pairing"),
         },
         "dataset": {
             "id": submission.dataset.id,
@@ -78,6 +79,7 @@ def build_report(
             "samples": count,
             "total": facts.get("total"),
             "split": submission.dataset.split,
+            "classes": facts.get("classes_of_folders"),
         },
         "threat": {
             "norm": spec.norm,

@@ -47,8 +47,8 @@ class ClassFolders:
 def class_folders(files: Iterable[str], folders: Iterable[str] = ()) -> ClassFolders:
     """Images and classes of the given paths ("/" between folders); ``folders``: stated ones.
 
-    Raises InvalidInput: empty_dataset, unsupported_image, duplicate_name, image_outside_class,
-    ambiguous_split, ambiguous_classes, empty_class.
+    Raises InvalidInput: empty_dataset, unsupported_image, duplicate_name, invalid_dataset (an image
+    in no class folder), ambiguous_split, ambiguous_classes, empty_class.
     """
     known = [(name, PurePosixPath(name)) for name in sorted(files)]
     seen = [(name, path) for name, path in known if not _hidden(path)]
@@ -67,7 +67,7 @@ def class_folders(files: Iterable[str], folders: Iterable[str] = ()) -> ClassFol
     below = [path.parts[len(root) :] for _, path in images]
     for (name, _), parts in zip(images, below, strict=True):
         if len(parts) < 2:
-            _refuse(f"image {name!r} lies in no class folder", "image_outside_class", _LAYOUT)
+            _refuse(f"image {name!r} lies in no class folder", "invalid_dataset", _LAYOUT)
     _refuse_splits({parts[0] for parts in below}, flat=all(len(p) == 2 for p in below))
     _refuse_depths(images, below)
     names = sorted({parts[0] for parts in below})

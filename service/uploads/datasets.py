@@ -121,7 +121,10 @@ def _inspect_npz(path: Path, settings: Settings) -> DatasetFacts:
             with archive.open(members["x.npy"]) as file:
                 dtype, shape = _npy_header(file, members["x.npy"], "x")
             if dtype.str[1:] not in _X_TYPES or dtype.names is not None:
-                raise _invalid(f"x has type {dtype}; uint8 or float in [0,1] is needed")
+                raise _invalid(
+                    f"x has type {dtype}; uint8 or float in [0,1] is needed",
+                    hint="uint16: (x / 65535).astype(numpy.float32); bytes: x.astype(numpy.uint8)",
+                )
             if not 2 <= len(shape) <= 5 or 0 in shape[1:]:
                 raise _invalid(f"x has shape {shape}; [N,D], NHWC or NCHW is needed")
             _check_count(shape[0], settings)
@@ -163,7 +166,10 @@ def _check_labels(file: IO[bytes], member: zipfile.ZipInfo, samples: int) -> Non
             f"y has type {dtype}; class numbers are needed", hint="y.astype(numpy.int64)"
         )
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)):
-        raise _invalid(f"y has shape {shape}; one class number per sample is needed")
+        raise _invalid(
+            f"y has shape {shape}; one class number per sample is needed",
+            hint="one-hot rows: y.argmax(1)",
+        )
     if shape[0] != samples:
         raise _invalid(f"x holds {samples} samples and y {shape[0]} labels", code="length_mismatch")
     while chunk := file.read(_CHUNK):

@@ -73,9 +73,9 @@ def test_a_single_class() -> None:
     [
         ([], "empty_dataset"),
         (["cat/notes.txt"], "empty_dataset"),
-        (["1.png"], "image_outside_class"),
-        (["1.png", "cat/1.png"], "image_outside_class"),
-        (["set/1.png", "set/cat/1.png", "set/dog/1.png"], "image_outside_class"),
+        (["1.png"], "invalid_dataset"),
+        (["1.png", "cat/1.png"], "invalid_dataset"),
+        (["set/1.png", "set/cat/1.png", "set/dog/1.png"], "invalid_dataset"),
         (["train/cat/1.png", "train/dog/1.png", "test/cat/1.png"], "ambiguous_split"),
         (["d/train/cat/1.png", "d/val/cat/1.png"], "ambiguous_split"),
         (["Train/1.png", "test/1.png"], "ambiguous_split"),

@@ -170,7 +170,7 @@ def _check_bracket(rows: list[dict[str, Any]], clean: float) -> None:
 
 def _warnings(found: Verdicts, results: SampleResults, facts: Mapping[str, Any]) -> list[str]:
     """Sentences in an order that is the same in every run: those of model and data first."""
-    said = sorted(facts.get("warnings", []))
+    said = sorted(set(facts.get("warnings", [])))
     dropped = facts.get("dropped_output")
     unanswered = int((results.prediction == NO_ANSWER).sum())
     if unanswered:

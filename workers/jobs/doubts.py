@@ -44,9 +44,10 @@ def _units(stored: NDArray[Any], x: NDArray[np.float32]) -> str | None:
         return None
     if low >= 0.0 and 0.0 < high <= 1 / 255:
         return f"The largest value of x is {high:g}: were the pixels divided by 255 twice?"
-    if low >= 0.0 and 2.0 < high <= 255.0 and bool((x == np.floor(x)).all()):
+    whole = bool((x == np.floor(x)).all())
+    if low >= 0.0 and 2.0 < high <= 255.0 and (whole or (x.ndim > 2 and high > 100.0)):
         return (
-            f"x holds whole numbers up to {high:g}, like bytes stored as floats: epsilons are in "
-            "the same units. Store bytes as uint8 for epsilons in [0, 1]."
+            f"x holds floats up to {high:g}, like pixels in [0, 255]: epsilons are in the same "
+            "units. Divide by 255, or store bytes as uint8, for epsilons in [0, 1]."
         )
     return None

@@ -221,7 +221,8 @@ def test_what_looks_like_a_mistake_in_the_pixels_is_told(rng: np.random.Generato
     assert doubts(rng.standard_normal((3, 4))) == ""
     assert "0 and 1/255" in doubts((whole > 99).astype(np.uint8))
     assert "255 twice" in doubts(whole / 255 / 255)
-    assert "stored as floats" in doubts(whole.astype(np.float32))
+    assert "pixels in [0, 255]" in doubts(whole.astype(np.float32))
+    assert "pixels in [0, 255]" in doubts(rng.uniform(0, 255, (3, 4, 4)))
     assert "same value" in doubts(np.full((2, 3), 0.5))
     assert "2 class folders" in doubts(whole, classes={"a": 0, "b": 1})
     assert doubts(whole, classes={str(place): place for place in range(10)}) == ""

@@ -71,10 +71,10 @@ def _results(
 ) -> SampleResults:
     epsilons = spec.epsilons
     radii, certified, falsified, methods = [], [], [], []
-    prediction = [draw(st.integers(0, 2)) for _ in range(count)]
-    label = [draw(st.integers(0, 2)) if labelled else -1 for _ in range(count)]
+    prediction = [draw(st.integers(-1, 2)) for _ in range(count)]  # -1: no answer, a tie
+    label = [draw(st.integers(0, 2)) if labelled else max(0, p) for p in prediction]
     for row in range(count):
-        correct = not labelled or label[row] == prediction[row]
+        correct = label[row] == prediction[row]
         radius = draw(st.sampled_from([0.0, math.inf]) | st.floats(0, 6)) if correct else 0.0
         broken_from = radius + draw(st.floats(0.01, 3)) if attacked and correct else math.inf
         radii.append(radius if spec.radius else math.nan)

@@ -52,6 +52,7 @@ class ReportModel(_Row):
     """What was certified: upload, layers (one line each) and number of stored values.
 
     dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
+    pairing: the state dict's tensor -> layer and parameter that it became; None for ONNX.
     """
 
     id: str
@@ -62,16 +63,21 @@ class ReportModel(_Row):
     input_shape: list[int] = []
     classes: int | None = None
     dropped_output: str | None = None
+    pairing: dict[str, str] | None = None
 
 
 class ReportDataset(_Row):
-    """Which data: ``samples`` is how many were certified, ``total`` how many there are."""
+    """Which data: ``samples`` is how many were certified, ``total`` how many there are.
+
+    ``classes``: class folder -> label; None where labels do not come from folders.
+    """
 
     id: str | None
     name: str
     samples: int
     total: int | None = None
     split: str | None = None
+    classes: dict[str, int] | None = None
 
 
 class Threat(_Row):

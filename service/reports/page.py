@@ -68,4 +68,5 @@ def render_html(report: Mapping[str, Any], samples: Iterable[Mapping[str, Any]])
         histogram=None if histogram is None else Markup(histogram),  # noqa: S704
         decided=[(_VERDICTS.get(name, name), name in _VERDICTS, count) for name, count in decided],
         headlines=report["results"][:4],
+        classes=sorted((report["dataset"].get("classes") or {}).items(), key=lambda pair: pair[1]),
     )

@@ -62,7 +62,13 @@ def zip_directory(path: Path, settings: Settings, *, code: str) -> list[zipfile.
 def _check_member(member: zipfile.ZipInfo, code: str) -> None:
     name = member.filename
     parts = PurePosixPath(name).parts
-    if name.startswith(("/", "\\")) or ".." in parts or "\\" in name or "\x00" in name:
+    if "\\" in name:
+        raise InvalidInput(
+            f"the archive separates folders by backslashes: {name!r}",
+            code=code,
+            hint='pack it again with a program that writes "/" (Python\'s zipfile, 7-Zip, zip)',
+        )
+    if name.startswith("/") or ".." in parts or "\x00" in name:
         raise InvalidInput(f"the archive holds the path {name!r}", code=code)
     if stat.S_ISLNK(member.external_attr >> 16):
         raise InvalidInput(f"the archive holds a link, {name!r}", code=code)

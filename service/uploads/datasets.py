@@ -10,13 +10,14 @@ import zipfile
 import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
 
+from service.contract.class_folders import class_folders
 from service.contract.problems import InvalidInput, Unsupported
 from service.contract.settings import Settings
 from service.uploads.archives import zip_directory
@@ -28,7 +29,6 @@ DatasetFormat = Literal["npz", "images_zip", "idx"]
 #: Format by suffix of the file's name.
 DATASET_SUFFIXES: dict[str, DatasetFormat] = {".npz": "npz", ".zip": "images_zip", ".gz": "idx"}
 
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp"})
 _X_TYPES = frozenset({"u1", "f2", "f4", "f8"})
 _MAX_NPY_HEADER = 10_000
 _CHUNK = 1024 * 1024
@@ -121,7 +121,10 @@ def _inspect_npz(path: Path, settings: Settings) -> DatasetFacts:
             with archive.open(members["x.npy"]) as file:
                 dtype, shape = _npy_header(file, members["x.npy"], "x")
             if dtype.str[1:] not in _X_TYPES or dtype.names is not None:
-                raise _invalid(f"x has type {dtype}; uint8 or float in [0,1] is needed")
+                raise _invalid(
+                    f"x has type {dtype}; uint8 or float in [0,1] is needed",
+                    hint="uint16: (x / 65535).astype(numpy.float32); bytes: x.astype(numpy.uint8)",
+                )
             if not 2 <= len(shape) <= 5 or 0 in shape[1:]:
                 raise _invalid(f"x has shape {shape}; [N,D], NHWC or NCHW is needed")
             _check_count(shape[0], settings)
@@ -163,7 +166,10 @@ def _check_labels(file: IO[bytes], member: zipfile.ZipInfo, samples: int) -> Non
             f"y has type {dtype}; class numbers are needed", hint="y.astype(numpy.int64)"
         )
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)):
-        raise _invalid(f"y has shape {shape}; one class number per sample is needed")
+        raise _invalid(
+            f"y has shape {shape}; one class number per sample is needed",
+            hint="one-hot rows: y.argmax(1)",
+        )
     if shape[0] != samples:
         raise _invalid(f"x holds {samples} samples and y {shape[0]} labels", code="length_mismatch")
     while chunk := file.read(_CHUNK):
@@ -211,20 +217,6 @@ def _idx_header(path: Path, ranks: tuple[int, ...], field: str) -> list[int]:
 
 
 def _inspect_images(path: Path, settings: Settings) -> DatasetFacts:
-    members = zip_directory(path, settings, code="invalid_zip")
-    classes: set[str] = set()
-    images = 0
-    for member in members:
-        name = PurePosixPath(member.filename)
-        hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
-        if hidden or name.suffix.lower() not in _IMAGES:
-            continue
-        if len(name.parts) < 2:
-            raise _invalid(
-                f"image {member.filename!r} lies in no class folder",
-                hint="one folder per class: zebra/1.png",
-            )
-        classes.add(name.parts[-2])
-        images += 1
-    _check_count(images, settings)
-    return DatasetFacts("images_zip", images, None, True)
+    found = class_folders(m.filename for m in zip_directory(path, settings, code="invalid_zip"))
+    _check_count(len(found.images), settings)
+    return DatasetFacts("images_zip", len(found.images), None, True)

@@ -205,7 +205,7 @@ def test_layer_lists() -> None:
     assert set(tensors) == {"stem.weight", "stem.bias", "bounded.theta", "head.weight", "head.bias"}
     for ordered in (True, False):
         loaded = network_of_state_dict(tensors, plan, ordered=ordered)
-        assert loaded.graph_digest() == network.graph_digest()
+        assert loaded.network.graph_digest() == network.graph_digest()
     tensors["bounded.theta"] = -tensors["bounded.theta"]
     with pytest.raises(ModelError, match="threshold"):
         network_of_state_dict(tensors, plan, ordered=True)

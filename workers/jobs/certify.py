@@ -25,8 +25,9 @@ from workers.jobs.deployed import DeployedNetwork
 from workers.jobs.device import device_name, device_of
 from workers.jobs.memory import total_memory
 from workers.jobs.prepare import facts_of, shards
-from workers.verification.cascade import certify_samples
+from workers.verification.cascade import certify_samples, deployed_answers
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
+from workers.verification.rounding import SOFTMAX_GAP
 
 __all__ = ["allowance", "certification_request", "certify_shard"]
 
@@ -186,19 +187,18 @@ def _seconds_of(path: Path) -> float:
 
 def _undecided(prepared: Prepared, rows: slice, spec: Spec) -> SampleResults:
     """Rows of samples that the time budget left no time for."""
-    logits, label = prepared.logits[rows].astype(np.float64), prepared.y[rows]
-    count, place = len(label), np.arange(len(label))
-    others = logits.copy()
-    others[place, label] = -np.inf
-    prediction = prepared.logits[rows].argmax(axis=1).astype(np.int64)
-    verdicts = ["undecided" if ok else "misclassified" for ok in prediction == label]
+    label = prepared.y[rows]
+    count = len(label)
+    gap = 0.0 if prepared.network.dropped_output is None else SOFTMAX_GAP
+    prediction, margin, correct = deployed_answers(prepared.logits[rows], label, gap)
+    verdicts = ["undecided" if ok else "misclassified" for ok in correct.tolist()]
     nothing: NDArray[np.bool_] = np.zeros((count, len(spec.epsilons)), dtype=bool)
     notes: dict[str, Any] = {"budget_spent": True}
     return SampleResults(
         index=prepared.index[rows],
         label=label,
         prediction=prediction,
-        margin=logits[place, label] - others.max(axis=1),
+        margin=margin.numpy(),
         radius=np.full(count, 0.0 if spec.radius else np.nan),
         certified=nothing,
         falsified=nothing.copy(),

@@ -11,7 +11,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -80,12 +80,18 @@ class Bounds:
 
 @dataclass(frozen=True)
 class DataSet:
-    """The samples asked for: x [N, ...] as stored, y int64 [N] or None, indices int64 [N], size."""
+    """The samples asked for: x [N, ...] as stored, y int64 [N] or None, indices int64 [N], size.
+
+    ``classes``: label of each class folder, where labels come from folders; ``warnings``: sentences
+    for the person who relies on the report.
+    """
 
     x: NDArray[Any]
     y: NDArray[np.int64] | None
     indices: NDArray[np.int64]
     size: int
+    classes: Mapping[str, int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
@@ -114,7 +120,18 @@ def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
         raise
     except UNREADABLE as error:
         raise DataError("invalid_dataset", f"the npz file cannot be read: {error}") from error
-    return DataSet(x, y, indices, header.shape[0])
+    return DataSet(x, y, indices, header.shape[0], warnings=_unread(names))
+
+
+def _unread(names: set[str]) -> tuple[str, ...]:
+    """Arrays beside x and y: labels under another name would be left out without a word."""
+    others = sorted(names - {"x", "y"})
+    if not others:
+        return ()
+    said = f"The npz also holds {', '.join(map(repr, others[:5]))}, which was not read"
+    if "y" not in names:
+        return (said + ": labels are read from an array named 'y' only, and there is none.",)
+    return (said + ".",)
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,11 @@ class _Header:
         shape, fortran, dtype = reader(stream)
         header = cls(tuple(shape), fortran, dtype)
         if dtype.hasobject or dtype.kind not in "buif":
-            raise DataError("unsupported_dtype", f"arrays of type {dtype} are not read")
+            raise DataError(
+                "unsupported_dtype",
+                f"arrays of type {dtype} are not read",
+                hint="x: uint8, or floats in [0, 1]; y: whole numbers",
+            )
         if len(shape) > 5 or any(size < 0 for size in shape):
             raise DataError("bad_shape", f"an array of shape {shape} is no data set")
         bounds.check(f"an array of shape {shape}", header.size, shape[0] if shape else 0)
@@ -240,7 +261,11 @@ def choose(selection: Selection, size: int) -> NDArray[np.int64]:
 def _labels(y: NDArray[Any], size: int) -> NDArray[np.int64]:
     y = y.reshape(-1) if y.ndim == 2 and 1 in y.shape else y
     if y.shape != (size,):
-        raise DataError("label_mismatch", f"{size} samples but labels of shape {y.shape}")
+        raise DataError(
+            "label_mismatch",
+            f"{size} samples but labels of shape {y.shape}",
+            hint="one class number per sample; one-hot rows: y.argmax(1)",
+        )
     if y.dtype.kind == "f" and not bool((np.isfinite(y) & (y == np.floor(y))).all()):
         raise DataError("label_not_integral", "labels must be whole numbers")
     if bool((np.abs(y.astype(np.float64)) > 2**31).any()):

@@ -1,20 +1,23 @@
 """Reading data sets of images: zips and trees of class folders. Everything is bounded.
 
 Only the samples asked for are decoded; zip directory and image sizes are checked before anything
-is inflated.
+is inflated. ``service.contract.class_folders`` says which class an image has, and
+``workers.jobs.decoding`` what its pixels are.
 """
 
 from __future__ import annotations
 
-import io
 import zipfile
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from service.contract.class_folders import class_folders
+from service.contract.problems import InvalidInput
 from workers.jobs.data import (
     UNREADABLE,
     Bounds,
@@ -24,32 +27,30 @@ from workers.jobs.data import (
     choose,
     read_exactly,
 )
+from workers.jobs.decoding import LOSSY, decode_image, decoder
+from workers.jobs.layout import to_pixels
 
 __all__ = ["read_class_folders", "read_image_folder", "read_images"]
 
-#: Most pixels of one image.
-MAX_PIXELS = 4096 * 4096
-#: Image files that are read.
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm"}
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
-
 
 def read_class_folders(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
-    """A zip of ``CLASS/IMAGE`` files in the order of their names; x uint8 [N, H, W(, 3)].
+    """A zip of ``CLASS/IMAGE`` files in the order of their names; x [N, H, W(, 3)].
 
-    Labels: the number that a folder is named by if all are numbers, else its place among the sorted
-    names. All images must have one size; they are grey if the first one is.
+    uint8, or float32 in [0, 1] where an image has 16 bits; colour if one of them has colour.
+    All images must have one size.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {i.filename: i.file_size for i in archive.infolist() if not i.is_dir()}
+            members = [i for i in archive.infolist() if not i.is_dir()]
+            sizes = {i.filename: i.file_size for i in members}
 
             def read(name: str) -> bytes:
                 bounds.check(name, sizes[name])
                 with archive.open(name) as stream:
                     return bytes(read_exactly(stream, sizes[name]))
 
-            return _read_images(list(sizes), read, selection, bounds)
+            folders = [i.filename for i in archive.infolist() if i.is_dir()]
+            return _read([i.filename for i in members], folders, read, selection, bounds)
     except DataError:
         raise
     except UNREADABLE as error:
@@ -58,22 +59,33 @@ def read_class_folders(path: Path, selection: Selection, bounds: Bounds) -> Data
 
 def read_image_folder(folder: Path, selection: Selection, bounds: Bounds) -> DataSet:
     """The same layout as a tree on disk."""
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return _read_images(names, lambda name: (folder / name).read_bytes(), selection, bounds)
+    found = sorted(folder.rglob("*"))
+    names = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+    folders = [path.relative_to(folder).as_posix() for path in found if path.is_dir()]
+    return _read(names, folders, lambda name: (folder / name).read_bytes(), selection, bounds)
 
 
-def _read_images(
-    names: list[str], read: Callable[[str], bytes], selection: Selection, bounds: Bounds
+def _read(
+    names: list[str],
+    folders: list[str],
+    read: Callable[[str], bytes],
+    selection: Selection,
+    bounds: Bounds,
 ) -> DataSet:
-    names = sorted(name for name in names if _is_class_image(PurePosixPath(name)))
-    if not names:
-        raise DataError(
-            "empty_dataset",
-            "there is no image in a class folder",
-            hint="one folder per class, images in it: cat/1.png, dog/1.png",
-        )
-    labels = _folder_labels([PurePosixPath(name).parent.name for name in names])
-    return read_images(names, labels, read, selection, bounds)
+    try:
+        found = class_folders(names, folders)
+    except InvalidInput as error:
+        raise DataError(error.code, error.detail, hint=error.hint) from error
+    labels = np.array(found.labels, dtype=np.int64)
+    return read_images(
+        found.images,
+        labels,
+        read,
+        selection,
+        bounds,
+        classes=found.classes,
+        warnings=tuple(found.warnings),
+    )
 
 
 def read_images(
@@ -83,50 +95,50 @@ def read_images(
     selection: Selection,
     bounds: Bounds,
     *,
-    mode: str = "",
+    colour: bool = False,
+    classes: Mapping[str, int] | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> DataSet:
-    """Image files of one size, x uint8 [N, H, W(, 3)]; ``mode`` L or RGB, empty: the first one's.
+    """Image files of one size, x [N, H, W], or [N, H, W, 3] if one has colour or ``colour``.
 
-    Raises DataError (too_large, image_sizes_differ, invalid_dataset).
+    Raises DataError (too_large, image_sizes_differ, unsupported_image, invalid_dataset).
     """
     bounds.check("the data set", 0, len(names))
     indices = choose(selection, len(names))
-    images: list[NDArray[np.uint8]] = []
+    images: list[NDArray[Any]] = []
+    formats: Counter[str] = Counter()
+    size = 0
     for index in indices:
-        image, mode = _decode(names[index], read(names[index]), mode)
-        if images and image.shape != images[0].shape:
+        image, kind = decode_image(names[index], read(names[index]))
+        if images and image.shape[:2] != images[0].shape[:2]:
             raise DataError(
                 "image_sizes_differ",
-                f"{names[index]} is {list(image.shape)}, others are {list(images[0].shape)}",
+                f"{names[index]} is {list(image.shape[:2])}, others are "
+                f"{list(images[0].shape[:2])}",
                 hint="resize the images to the network's input first",
             )
         images.append(image)
-        bounds.check("the data set", len(images) * image.nbytes)
-    return DataSet(np.stack(images), labels[indices], indices, len(names))
+        formats[kind] += 1
+        size += image.nbytes
+        bounds.check("the data set", size)
+    lossy = sorted(LOSSY & formats.keys())
+    if lossy:
+        warnings += (
+            f"{sum(formats[kind] for kind in lossy)} images are {' or '.join(lossy)}: their pixels "
+            f"depend on the decoder, here {decoder()}; another one may differ by a few of 255.",
+        )
+    x = _one_array(images, colour=colour, bounds=bounds)
+    return DataSet(x, labels[indices], indices, len(names), classes, warnings)
 
 
-def _is_class_image(name: PurePosixPath) -> bool:
-    hidden = name.name.startswith(".") or "__MACOSX" in name.parts
-    return not hidden and name.suffix.lower() in IMAGE_SUFFIXES and bool(name.parent.name)
-
-
-def _folder_labels(names: list[str]) -> NDArray[np.int64]:
-    classes = sorted(set(names))
-    if all(name.isdecimal() and len(name) < 7 for name in classes):
-        return np.array([int(name) for name in names], dtype=np.int64)
-    place = {name: position for position, name in enumerate(classes)}
-    return np.array([place[name] for name in names], dtype=np.int64)
-
-
-def _decode(name: str, raw: bytes, mode: str) -> tuple[NDArray[np.uint8], str]:
-    """The pixels of one image file, in ``mode`` (grey or colour; empty: its own)."""
-    try:
-        with Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError("too_large", f"{name} has {image.width} x {image.height} pixels")
-            mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
-            return np.asarray(image.convert(mode), dtype=np.uint8), mode
-    except DataError:
-        raise
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise DataError("invalid_dataset", f"{name} is no readable image") from error
+def _one_array(images: list[NDArray[Any]], *, colour: bool, bounds: Bounds) -> NDArray[Any]:
+    """All in the same form: grey becomes three equal channels, bytes become k / 255, exactly."""
+    colour = colour or any(image.ndim == 3 for image in images)
+    deep = any(image.dtype != np.uint8 for image in images)
+    pixels = len(images) * images[0].shape[0] * images[0].shape[1]
+    bounds.check("the data set", pixels * (3 if colour else 1) * (4 if deep else 1))
+    if deep:
+        images = [to_pixels(image, clip=True) for image in images]
+    if colour:
+        images = [i if i.ndim == 3 else np.repeat(i[:, :, None], 3, axis=2) for i in images]
+    return np.stack(images)

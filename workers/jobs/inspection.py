@@ -41,11 +41,13 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
 
     from workers.jobs.data import Bounds, DataError
     from workers.jobs.deployed import DeployedNetwork
-    from workers.jobs.layout import as_network_input, to_pixels
+    from workers.jobs.doubts import data_doubts
+    from workers.jobs.layout import as_network_input, to_pixels, with_channels
+    from workers.jobs.normalization_check import normalization_doubt
     from workers.jobs.sources import read_source
     from workers.verification.parity import check_parity
 
-    network, onnx, outside = _load_model(request)
+    network, onnx, outside, pairing, told = _load_model(request)
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(onnx)
     deployed = DeployedNetwork(onnx, network.input_shape, outside)
@@ -54,7 +56,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     files = {role: Path(path) for role, path in source["files"].items()}
     bounds = Bounds(**request["bounds"])
     data = read_source(source["kind"], files, source["split"], request["selection"], bounds)
-    x = to_pixels(as_network_input(data.x, network.input_shape), clip=request["clip"])
+    stored = data.x if data.classes is None else with_channels(data.x, network.input_shape)
+    x = to_pixels(as_network_input(stored, network.input_shape), clip=request["clip"])
     began = time.perf_counter()
     logits = deployed(x)
     forward_s = time.perf_counter() - began
@@ -67,6 +70,10 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     labels = _labels(data, logits)
     some = slice(None, PARITY_SAMPLES)
     parity = check_parity(network, x[some], logits[some], device=_cpu(), cache_dir=None)
+    doubt = []
+    if data.y is not None:
+        better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
+        doubt += [better] if better is not None else []
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
         "layers": [
@@ -85,15 +92,21 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "parity": parity,
         "forward_s": forward_s,
         "normalization_outside": outside,
+        "pairing": pairing,
+        "classes_of_folders": data.classes,
+        "warnings": [*told, *data_doubts(data, x, network.classes), *doubt],
     }
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def _load_model(
     request: Mapping[str, Any],
-) -> tuple[Network, bytes, Mapping[str, Any] | None]:
-    """The network in pixel units, the ONNX that is deployed, and the normalisation outside it."""
-    from models.checkpoints import load_checkpoint
+) -> tuple[Network, bytes, Mapping[str, Any] | None, dict[str, str] | None, list[str]]:
+    """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
+
+    Then, of a state dict: which tensor went into which layer, and what is doubtful about that.
+    """
+    from models.checkpoints import read_network
     from models.errors import ModelError
     from models.onnx_export import export_onnx
     from models.onnx_import import import_onnx
@@ -101,6 +114,8 @@ def _load_model(
     model, normalization = request["model"], request["normalization"]
     path = Path(model["path"])
     uploaded_onnx = model["format"] == "onnx"
+    pairing: dict[str, str] | None = None
+    told: list[str] = []
     if uploaded_onnx:
         network = import_onnx(path)
     elif model["architecture"] is None:
@@ -110,7 +125,8 @@ def _load_model(
             hint='name one in the spec: "architecture": "cifar-6c2f", or a layer list',
         )
     else:
-        network = load_checkpoint(path, model["format"], model["architecture"])
+        loaded = read_network(path, model["format"], model["architecture"])
+        network, pairing, told = loaded.network, dict(loaded.pairing), list(loaded.warnings)
     if normalization is not None:
         network = network.normalized(normalization["mean"], normalization["std"])
     broken = network.non_finite()
@@ -122,8 +138,8 @@ def _load_model(
     if network.classes < 2:
         raise ModelError("a classifier needs at least two logits", code="too_few_classes")
     if uploaded_onnx:
-        return network, path.read_bytes(), normalization
-    return network, export_onnx(network), None
+        return network, path.read_bytes(), normalization, pairing, told
+    return network, export_onnx(network), None, pairing, told
 
 
 def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -9,10 +9,24 @@ from numpy.typing import NDArray
 
 from workers.jobs.data import DataError
 
-__all__ = ["as_network_input", "to_pixels"]
+__all__ = ["as_network_input", "to_pixels", "with_channels"]
 
 #: Sizes an axis of colour channels may have.
 CHANNELS = {1, 3, 4}
+
+
+def with_channels(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Images of files, [N, H, W] or [N, H, W, 3], with as many channels as ``shape`` has.
+
+    Exact, as the public loaders do it: grey becomes three equal channels, three channels that are
+    equal in every pixel become one. Any other images are left as they are.
+    """
+    height, width = x.shape[1:3]
+    if x.ndim == 3 and shape in ((3, height, width), (height, width, 3)):
+        return np.repeat(x[..., None], 3, axis=3)
+    if x.ndim == 4 and shape in ((1, height, width), (height, width, 1), (height, width)):
+        return x[..., :1] if bool((x == x[..., :1]).all()) else x
+    return x
 
 
 def as_network_input(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

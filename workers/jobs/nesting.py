@@ -35,17 +35,14 @@ class Verdicts:
     withdrawn: int = 0
 
 
-def verdicts(
-    results: SampleResults, epsilons: Sequence[Fraction], *, labelled: bool, sound: bool
-) -> Verdicts:
+def verdicts(results: SampleResults, epsilons: Sequence[Fraction], *, sound: bool) -> Verdicts:
     """The samples' verdicts. Raises ContradictionError when they cannot all be true.
 
     What is certified at one epsilon is certified at every smaller one, and up to the proved radius;
     what is falsified at one epsilon is falsified at every larger one. An estimate that an attack
-    disproves is no contradiction: it is withdrawn.
+    disproves is no contradiction: it is withdrawn. Without labels, the label is the prediction.
     """
-    count = len(results.index)
-    correct = results.prediction == results.label if labelled else np.ones(count, dtype=bool)
+    correct = results.prediction == results.label
     radius = np.where(results.radius > 0, results.radius, 0.0)  # nan: not asked, nothing proved
     certified = results.certified.astype(bool).copy()
     falsified = results.falsified.astype(bool).copy()

@@ -22,6 +22,7 @@ from workers.jobs.summary import (
     radius_summary,
     unbounded,
 )
+from workers.verification.answers import NO_ANSWER
 from workers.verification.results import SampleResults
 
 __all__ = ["build_report", "sample_rows"]
@@ -48,7 +49,7 @@ def build_report(
     assert submission.model is not None
     assert submission.dataset is not None
     count, labelled = len(results.index), bool(facts["labelled"])
-    found = verdicts(results, spec.epsilons, labelled=labelled, sound=spec.soundness == "sound")
+    found = verdicts(results, spec.epsilons, sound=spec.soundness == "sound")
     cap = largest_distance(spec.norm, math.prod(facts["input_shape"]))
     notes = _finite(dict(results.notes))
     failure_probability = float(notes.pop("failure_probability", 0.0))
@@ -70,6 +71,7 @@ def build_report(
             "input_shape": list(facts["input_shape"]),
             "classes": facts.get("classes"),
             "dropped_output": facts.get("dropped_output"),
+            "pairing": facts.get("pairing"),
         },
         "dataset": {
             "id": submission.dataset.id,
@@ -77,6 +79,7 @@ def build_report(
             "samples": count,
             "total": facts.get("total"),
             "split": submission.dataset.split,
+            "classes": facts.get("classes_of_folders"),
         },
         "threat": {
             "norm": spec.norm,
@@ -106,7 +109,7 @@ def build_report(
         "by_method": dict(sorted(Counter(results.method).items())),
         "parity": _finite(facts.get("parity")),
         "budget_spent": bool(notes.pop("budget_spent", False)),
-        "warnings": _warnings(found, facts.get("dropped_output")),
+        "warnings": _warnings(found, results, facts),
         "notes": notes,
         "timing": _timing(timing, results, count),
         "device": device,
@@ -124,7 +127,7 @@ def sample_rows(
     """The lines of ``samples.jsonl``, one per sample, with the same verdicts as the report."""
     spec = Spec.model_validate(submission.spec)
     labelled = bool(facts["labelled"])
-    found = verdicts(results, spec.epsilons, labelled=labelled, sound=spec.soundness == "sound")
+    found = verdicts(results, spec.epsilons, sound=spec.soundness == "sound")
     cap = largest_distance(spec.norm, math.prod(facts["input_shape"]))
     beyond = unbounded(found.radius, cap, clip=spec.clip)
     for row in range(len(results.index)):
@@ -165,8 +168,16 @@ def _check_bracket(rows: list[dict[str, Any]], clean: float) -> None:
             raise ContradictionError(f"the bracket is broken at epsilon {row['epsilon']}: {row}")
 
 
-def _warnings(found: Verdicts, dropped: str | None) -> list[str]:
-    said = []
+def _warnings(found: Verdicts, results: SampleResults, facts: Mapping[str, Any]) -> list[str]:
+    """Sentences in an order that is the same in every run: those of model and data first."""
+    said = sorted(set(facts.get("warnings", [])))
+    dropped = facts.get("dropped_output")
+    unanswered = int((results.prediction == NO_ANSWER).sum())
+    if unanswered:
+        said.append(
+            f"{unanswered} of {len(results.index)} samples have no prediction (-1): no logit is "
+            "strictly the largest, or one is not finite. They count as wrong."
+        )
     if found.withdrawn:
         said.append(
             f"The attack disproved the estimate for {found.withdrawn} samples; it was withdrawn."

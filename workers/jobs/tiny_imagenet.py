@@ -35,7 +35,7 @@ def read_tiny_imagenet(folder: Path, split: str, selection: Selection, bounds: B
         bounds.check(name, (folder / name).stat().st_size)
         return (folder / name).read_bytes()
 
-    return read_images(names, labels, read, selection, bounds, mode="RGB")
+    return read_images(names, labels, read, selection, bounds, colour=True, classes=classes)
 
 
 def _training(folder: Path, classes: dict[str, int]) -> list[tuple[str, int]]:

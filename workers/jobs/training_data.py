@@ -32,7 +32,7 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
 
     from models.architectures import blueprint
     from workers.jobs.data import Bounds, DataError, check_labels
-    from workers.jobs.layout import as_network_input, to_pixels
+    from workers.jobs.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.sources import read_source
 
     plan = blueprint(request["architecture"], activation=request["activation"])
@@ -48,7 +48,8 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
             "missing_labels", "the data set has no labels", hint="training needs x and y"
         )
     check_labels(data, classes, of="architecture")
-    x = as_network_input(data.x, shape)
+    stored = data.x if data.classes is None else with_channels(data.x, shape)
+    x = as_network_input(stored, shape)
     if x.dtype != np.uint8:
         try:
             x = to_pixels(x, clip=True)
@@ -83,7 +84,7 @@ def _check_report(
     from models.errors import ModelError
     from models.network import per_channel
     from workers.jobs.data import DataError, check_labels
-    from workers.jobs.layout import as_network_input, to_pixels
+    from workers.jobs.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.sources import read_source
 
     if report["normalization"] is not None:
@@ -101,7 +102,8 @@ def _check_report(
     try:
         data = read_source(source["kind"], files, source["split"], report["selection"], bounds)
         check_labels(data, classes, of="architecture")
-        to_pixels(as_network_input(data.x, shape), clip=report["clip"])
+        stored = data.x if data.classes is None else with_channels(data.x, shape)
+        to_pixels(as_network_input(stored, shape), clip=report["clip"])
     except DataError as error:
         of_indices = error.code in ("index_out_of_range", "invalid_indices")
         error.field = "certify.indices" if of_indices else report["field"]

@@ -25,6 +25,7 @@ from workers.training.data import TrainingData, pixels, split
 from workers.training.objectives import BOUNDS
 from workers.training.run import Run, TrainingError
 from workers.training.trainer import Trainer, build_network
+from workers.verification.answers import label_leads
 
 __all__ = ["History", "Paused", "check_data", "run_digest", "train"]
 
@@ -254,9 +255,9 @@ class _Loop:
             self.held.x.split(VALIDATION_BATCH), self.held.y.split(VALIDATION_BATCH), strict=True
         ):
             found = BOUNDS[run.method](live, pixels(x), y, run.epsilon, run)
-            right = found.logits.argmax(1) == y
+            right = label_leads(found.logits, y)
             correct += int(right.sum())
-            robust += int((right & (found.worst.argmax(1) == y)).sum())
+            robust += int((right & label_leads(found.worst, y)).sum())
         return correct / len(self.held.x), robust / len(self.held.x)
 
     def _message(self) -> str:

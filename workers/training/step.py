@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from workers.training.live import Live
 from workers.training.objectives.weighed import Weighed
 from workers.training.run import Run
+from workers.verification.answers import label_leads
 
 if TYPE_CHECKING:
     from workers.training.objectives import Objective
@@ -105,8 +106,8 @@ class Step:
         live.vectors = dict(live.vectors)
         loss, found = self.objective(live, x, y, at, self.run)
         with torch.no_grad():
-            right = found.logits.argmax(1) == y
-            robust = right & (found.worst.argmax(1) == y)
+            right = label_leads(found.logits, y)
+            robust = right & label_leads(found.worst, y)
             counts = torch.stack([right.float().sum(), robust.float().sum()])
         live.forget()
         return loss, counts, live.vectors

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.network import Network
+from workers.verification.answers import answers
 from workers.verification.results import AttackSettings
 
 __all__ = ["attack", "audit_selection", "inside", "project"]
@@ -32,11 +33,13 @@ def attack(
     norm: str,
     clip: bool,
     settings: AttackSettings,
+    gap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """(broken [batch] bool, points [batch, *shape] float32) for balls of epsilon [batch].
 
     x [batch, *shape] float32; indices: positions in the data set, which seed the random starts, so
     that the answer depends neither on the batch nor on the shard. Starts: x itself, then random.
+    A point breaks its sample where the label's deployed logit does not lead by more than ``gap``.
     """
     broken = torch.zeros(x.shape[0], dtype=torch.bool)
     points = x.clone()
@@ -55,8 +58,8 @@ def attack(
             clip=clip,
             settings=settings,
         ).cpu()
-        answers = deployed(candidates.numpy()).argmax(1)
-        wrong = torch.from_numpy(answers != labels[rows].numpy())
+        given = answers(torch.from_numpy(deployed(candidates.numpy())), gap=gap)
+        wrong = given != labels[rows]
         wrong &= inside(candidates, x[rows], epsilon[rows], norm=norm, clip=clip)
         points[rows[wrong]] = candidates[wrong]
         broken[rows[wrong]] = True

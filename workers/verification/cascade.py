@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.network import Network
+from workers.verification.answers import answers
 from workers.verification.attack import Deployed
 from workers.verification.block import Block
 from workers.verification.bounds import AUTO, BOUNDS, Bound, Verifier
@@ -27,7 +28,13 @@ from workers.verification.region import float_above
 from workers.verification.results import POOL, CertificationRequest, SampleResults
 from workers.verification.stages import SoundnessViolation, Stages
 
-__all__ = ["PixelsOutOfRange", "SoundnessViolation", "UnknownMethod", "certify_samples"]
+__all__ = [
+    "PixelsOutOfRange",
+    "SoundnessViolation",
+    "UnknownMethod",
+    "certify_samples",
+    "deployed_answers",
+]
 
 #: Samples that go through the cascade together (progress is reported after each such block).
 BLOCK = 6 * POOL
@@ -87,7 +94,7 @@ def certify_samples(
     blocks: list[Block] = []
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    prediction, margin, correct = _deployed_answers(deployed_logits, labels, program.head.gap)
+    prediction, margin, correct = deployed_answers(deployed_logits, labels, program.head.gap)
     run = Stages(
         verifier,
         attacked,
@@ -126,7 +133,7 @@ def _bounds(request: CertificationRequest) -> list[Bound]:
     return bounds
 
 
-def _deployed_answers(
+def deployed_answers(
     logits: NDArray[np.float32], labels: NDArray[np.int64], gap: float
 ) -> tuple[NDArray[np.int64], Tensor, Tensor]:
     """prediction [N] (-1: none); margin [N] f_y - max_j f_j; correct [N]: label strictly on top.
@@ -134,17 +141,12 @@ def _deployed_answers(
     Behind a softmax (``gap``) there is no answer where two logits lead by too little.
     """
     values = torch.from_numpy(np.asarray(logits, dtype=np.float64))
+    prediction = answers(values, gap=gap)
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))[:, None]
     others = values.scatter(1, targets, -torch.inf).amax(1)
     margin = values.gather(1, targets)[:, 0] - others
-    finite = torch.isfinite(values).all(1)
-    answered = finite
-    if gap > 0:
-        first, second = values.nan_to_num().topk(2, dim=1).values.unbind(1)
-        answered = finite & (first - second > gap)
-    prediction = np.where(answered.numpy(), np.nan_to_num(logits).argmax(1), -1).astype(np.int64)
-    correct = answered & (margin > 0)
-    return prediction, torch.where(finite, margin, torch.nan), correct
+    margin = torch.where(torch.isfinite(values).all(1), margin, torch.nan)
+    return prediction.numpy(), margin, prediction == targets[:, 0]
 
 
 def _results(

@@ -260,6 +260,7 @@ class Stages:
                     norm=self.request.norm,
                     clip=self.request.clip,
                     settings=settings,
+                    gap=self.verifier.program.head.gap,
                 )
             self.notes["audited"] += int(rows.numel()) if audit else 0
             for row, point in zip(rows[found].tolist(), points[found], strict=True):

@@ -125,6 +125,15 @@ def _images() -> Iterator[Row]:
     yield "zip upwards", {"invalid_zip"}, "a.zip", zipped({"a/../../1.png": b""})
     yield "zip to /etc", {"invalid_zip"}, "a.zip", zipped({"/etc/1.png": b""})
     yield "zip by backslashes", {"invalid_zip"}, "a.zip", zipped({"a\\..\\1.png": b""})
+    split = {"train/a/1.png": b"", "test/a/1.png": b""}
+    yield "zip of train and test", {"ambiguous_split"}, "a.zip", zipped(split)
+    yield "zip of other images", {"unsupported_image"}, "a.zip", zipped({"a/1.tif": b""})
+    yield (
+        "zip of classes by case",
+        {"ambiguous_classes"},
+        "a.zip",
+        zipped({"a/1.png": b"", "A/1.png": b""}),
+    )
     yield "zip in a zip", {"empty_dataset"}, "a.zip", zipped({"a/b.zip": images_zip()})
     yield "zip that is none", {"invalid_zip"}, "a.zip", b"PK\x05\x06" + b"\xff" * 18
     yield "picture of 2^31 x 2^31", wrong, "a.zip", zipped({"a/1.png": _png(2**31 - 1, 2**31 - 1)})

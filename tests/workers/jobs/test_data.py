@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from workers.jobs.data import Bounds, DataError, read_idx, read_npz
-from workers.jobs.images import read_class_folders
 from workers.jobs.sources import read_source
 
 BOUNDS = Bounds()
@@ -66,6 +64,12 @@ def test_npz_without_labels(tmp_path: Path) -> None:
         ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, "label_mismatch"),
         ({"x": np.zeros((3, 2)), "y": np.array([0, 1, 0.5])}, "label_not_integral"),
         ({"x": np.zeros((3, 2)), "y": np.array([0, 1, np.nan])}, "label_not_integral"),
+        ({"x": np.zeros((3, 2)), "y": np.eye(3)}, "label_mismatch"),
+        ({"x": np.zeros((3, 2)), "y": np.array(["0", "1", "2"])}, "unsupported_dtype"),
+        (
+            {"x": np.zeros((3, 2)), "y": np.array([0, 1, 2**63], dtype=np.uint64)},
+            "label_out_of_range",
+        ),
         ({"x": np.zeros((3, 2), dtype=complex)}, "unsupported_dtype"),
         ({"x": np.array(["a", "b"])}, "unsupported_dtype"),
     ],
@@ -74,6 +78,15 @@ def test_npz_refused(tmp_path: Path, arrays: dict[str, np.ndarray], code: str) -
     with pytest.raises(DataError) as caught:
         read_npz(npz(tmp_path / "a.npz", **arrays), "all", BOUNDS)
     assert caught.value.code == code
+
+
+def test_labels_under_another_name_are_told(tmp_path: Path) -> None:
+    told = read_npz(npz(tmp_path / "a.npz", x=np.zeros((3, 2)), labels=np.ones(3)), "all", BOUNDS)
+    assert told.y is None
+    assert "'labels'" in told.warnings[0]
+    assert "named 'y'" in told.warnings[0]
+    whole = npz(tmp_path / "b.npz", x=np.zeros((3, 2)), y=np.zeros((3, 1)))
+    assert read_npz(whole, "all", BOUNDS).warnings == ()
 
 
 def test_pickled_array_is_refused(tmp_path: Path) -> None:
@@ -123,54 +136,6 @@ def test_broken_idx(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError) as caught:
         read_idx(path, None, "all", BOUNDS)
     assert caught.value.code == "invalid_dataset"
-
-
-def image(size: tuple[int, int], mode: str = "L") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size, 7 if mode == "L" else (1, 2, 3)).save(file, "PNG")
-    return file.getvalue()
-
-
-def test_class_folders(tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("set/dog/2.png", "set/cat/1.png", "set/cat/0.png", "__MACOSX/cat/.0.png"):
-            archive.writestr(name, image((5, 4), "RGB"))
-        archive.writestr("set/readme.txt", "no image")
-    data = read_class_folders(path, "all", BOUNDS)
-    assert data.x.shape == (3, 4, 5, 3)
-    assert data.y is not None
-    assert data.y.tolist() == [0, 0, 1]
-
-
-def test_folders_named_by_numbers_are_labels(tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for label in (10, 3):
-            archive.writestr(f"{label}/a.png", image((3, 3)))
-    data = read_class_folders(path, "all", BOUNDS)
-    assert data.y is not None
-    assert data.x.shape == (2, 3, 3)
-    assert data.y.tolist() == [10, 3]
-
-
-@pytest.mark.parametrize(
-    ("members", "code"),
-    [
-        ({}, "empty_dataset"),
-        ({"a/1.png": image((3, 3)), "a/2.png": image((4, 3))}, "image_sizes_differ"),
-        ({"a/1.png": b"no image"}, "invalid_dataset"),
-        ({"a/1.png": image((5000, 5000))}, "too_large"),
-    ],
-)
-def test_class_folders_refused(tmp_path: Path, members: dict[str, bytes], code: str) -> None:
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    with pytest.raises(DataError) as caught:
-        read_class_folders(path, "all", BOUNDS)
-    assert caught.value.code == code
 
 
 def test_digits_split() -> None:

@@ -1,0 +1,213 @@
+"""Whether another normalisation fits the network far better than the one it was given.
+
+A wrong mean or standard deviation (in units of 0 to 255, another data set's, none at all, channels
+in the order blue, green, red) leaves a valid network and a true certificate of the wrong thing. So
+the common conventions are tried on a few labelled samples: one that answers far better is named.
+It costs at most 2,000 or so forward passes, and none where the accuracy is high already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.errors import ModelError
+from models.network import per_channel
+from workers.verification.answers import answers
+
+__all__ = ["Convention", "conventions", "normalization_doubt"]
+
+#: Samples that every convention is tried on, and those that are left are compared on.
+FIRST, MOST = 50, 200
+#: An accuracy that no other convention could improve by much.
+HIGH = 0.95
+#: Least difference of accuracies that is told, beside its significance.
+LEAST_GAIN = 0.05
+#: Gains must exceed losses by so many standard deviations of a fair coin.
+SIGMAS = 3.0
+
+Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a network may expect: (x - mean) / std per channel, channels turned round or not."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reverse: bool = False
+
+
+_GREY = (
+    Convention("MNIST", (0.1307,), (0.3081,)),
+    Convention("Fashion-MNIST", (0.2860,), (0.3530,)),
+)
+_COLOUR = (
+    Convention("ImageNet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    Convention("CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    Convention("CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+)
+_ANY = (
+    Convention("no normalisation, pixels in [0, 1]", (0.0,), (1.0,)),
+    Convention("pixels in [-1, 1]", (0.5,), (0.5,)),
+    Convention("pixels in [0, 255]", (0.0,), (1 / 255,)),
+)
+_BYTE = (1 / 255,) * 3
+_REVERSED = (
+    Convention("[0, 1], blue first", (0.0,), (1.0,), reverse=True),
+    Convention("[0, 255], blue first", (0.0,), (1 / 255,), reverse=True),
+    Convention(
+        "Caffe: [0, 255] less the mean, blue first",
+        (103.939 / 255, 116.779 / 255, 123.68 / 255),
+        _BYTE,
+        reverse=True,
+    ),
+)
+
+
+def conventions(
+    shape: Sequence[int], given: Mapping[str, Sequence[float]] | None
+) -> Iterator[Convention]:
+    """What is tried for inputs of ``shape`` that are normalised as ``given``."""
+    colour = _channels(shape) == 3
+    if given is not None:
+        mean, std = (tuple(float(v) for v in given[key]) for key in ("mean", "std"))
+        if max(*mean, *std) > 1.0:
+            smaller = tuple(v / 255 for v in mean), tuple(v / 255 for v in std)
+            yield Convention("the given values divided by 255", *smaller)
+        if colour:
+            yield Convention("the given values, blue first", mean, std, reverse=True)
+    elif colour:
+        yield _REVERSED[0]
+    yield from _ANY
+    yield from _COLOUR if colour else _GREY
+    if colour:
+        yield from _REVERSED[0 if given is not None else 1 :]
+
+
+def normalization_doubt(
+    logits: Logits,
+    x: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    found: NDArray[np.float32],
+    given: Mapping[str, Sequence[float]] | None,
+) -> str | None:
+    """A sentence that names a far better normalisation, None where there is none.
+
+    logits: the deployed network on pixels, ``given`` normalisation included; x [N, *shape] pixels;
+    labels [N]; found [N, classes]: its logits at x. Samples are spread over the data, which may be
+    sorted by class. Far better: at least 5 points of accuracy, significantly (3 standard deviations
+    of a sign test), and better than naming one class always.
+    """
+    rows = _spread(len(x), MOST)
+    right = _right(found[rows], labels[rows])
+    _, counts = np.unique(labels[rows], return_counts=True)
+    if right.mean() >= HIGH or len(counts) < 2:
+        return None
+    some = _spread(len(rows), FIRST)
+    best: tuple[int, Convention, NDArray[np.bool_]] | None = None
+    for convention in conventions(x.shape[1:], given):
+        tried = _answered(logits, x[rows[some]], labels[rows[some]], convention, given)
+        if tried is None or int(tried.sum()) <= int(right[some].sum()):
+            continue
+        whole = tried
+        if len(some) < len(rows):
+            again = _answered(logits, x[rows], labels[rows], convention, given)
+            assert again is not None
+            whole = again
+        if best is None or int(whole.sum()) > best[0]:
+            best = int(whole.sum()), convention, whole
+    if best is None:
+        return None
+    count, convention, whole = best
+    gains, losses = int((whole & ~right).sum()), int((right & ~whole).sum())
+    better = gains - losses
+    if (
+        better < LEAST_GAIN * len(rows)
+        or better <= SIGMAS * math.sqrt(gains + losses)
+        or count <= (1 + LEAST_GAIN) * counts.max()
+    ):
+        return None
+    return _sentence(float(right.mean()), count / len(rows), len(rows), convention, given)
+
+
+def _sentence(
+    now: float,
+    then: float,
+    samples: int,
+    convention: Convention,
+    given: Mapping[str, Sequence[float]] | None,
+) -> str:
+    was = "the given normalization" if given is not None else "no normalization in the spec"
+    values = f'"mean": {_rounded(convention.mean)}, "std": {_rounded(convention.std)}'
+    turned = (
+        " and the channels of the data in the order blue, green, red"
+        if (convention.reverse)
+        else ""
+    )
+    return (
+        f"The normalization looks wrong: with {was}, {now:.1%} of {samples} samples are classified "
+        f"correctly; with {{{values}}}{turned} ({convention.name}) {then:.1%} are. What is "
+        "certified is the network as it was sent: check how its inputs were normalized in training."
+    )
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def _right(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return answers(torch.from_numpy(np.asarray(logits))).numpy() == labels
+
+
+def _answered(
+    logits: Logits,
+    x: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    convention: Convention,
+    given: Mapping[str, Sequence[float]] | None,
+) -> NDArray[np.bool_] | None:
+    """Which samples are right under a convention; None where it fits no axis of the input.
+
+    The network's own (p - mean) / std is undone by the pixels p that it is shown.
+    """
+    shape = x.shape[1:]
+    try:
+        mean, std = (per_channel(v, shape).numpy() for v in (convention.mean, convention.std))
+        own: Any = None
+        if given is not None:
+            own = [per_channel(given[key], shape).numpy() for key in ("mean", "std")]
+    except ModelError:
+        return None
+    shown = ((_reversed(x) if convention.reverse else x).astype(np.float64) - mean) / std
+    if own is not None:
+        shown = shown * own[1] + own[0]
+    with np.errstate(over="ignore"):
+        pixels = shown.astype(np.float32)
+    return _right(logits(pixels), labels) if bool(np.isfinite(pixels).all()) else None
+
+
+def _channels(shape: Sequence[int]) -> int | None:
+    """3 for colour images, flattened ones included; 1 for grey ones; None: no image."""
+    if len(shape) == 3:
+        return 3 if (shape[0] == 3) != (shape[2] == 3) else 1
+    if len(shape) == 1 and shape[0] % 3 == 0 and shape[0] >= 3 * 64:
+        return 3 if math.isqrt(shape[0] // 3) ** 2 == shape[0] // 3 else 1
+    return 1
+
+
+def _reversed(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    if x.ndim == 2:
+        return x.reshape(len(x), 3, -1)[:, ::-1].reshape(x.shape)
+    return x[:, ::-1] if x.shape[1] == 3 else x[..., ::-1]

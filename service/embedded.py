@@ -127,8 +127,6 @@ class Supervisor:
             configuration = write_configuration(self.data_dir, path)
             environment["CERTSERVE_REDIS_URL"] = f"unix://{path}"
             self._add("redis", lambda: self._start_redis(binary, configuration, path))
-        threads = str(self.settings.worker_threads)
-        worker_environment = {"OMP_NUM_THREADS": threads, **environment}
         self._add(
             "api",
             lambda: spawn(
@@ -140,7 +138,7 @@ class Supervisor:
         for number in range(self.workers):
             self._add(
                 f"worker-{number}",
-                lambda: spawn(python_module("workers.jobs.worker"), environment=worker_environment),
+                lambda: spawn(python_module("workers.jobs.worker"), environment=environment),
             )
         self._announce(environment)
 

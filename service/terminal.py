@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +16,13 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
 __all__ = ["print_summary", "progress_bar"]
+
+#: Least seconds between two plain lines of a job whose status stays.
+PLAIN_EVERY_S = 2.0
 
 
 @contextmanager
@@ -33,10 +37,11 @@ def progress_bar(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        # The service's estimate: whoever begins to watch a job late has seen nothing of its rate.
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, transient=False) as progress:
-        task = progress.add_task("submitted", total=None)
+        task = progress.add_task("submitted", total=None, left="")
 
         def show(job: dict[str, Any]) -> None:
             state = job["progress"]
@@ -45,25 +50,35 @@ def progress_bar(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]
                 description=state.get("message") or job["status"],
                 total=state.get("total"),
                 completed=state.get("done") or 0,
+                left=_left(state),
             )
 
         yield show
 
 
 def _plain(console: Console) -> Callable[[dict[str, Any]], None]:
-    last = ""
+    last = status = ""
+    due = 0.0
 
     def show(job: dict[str, Any]) -> None:
-        nonlocal last
+        nonlocal last, status, due
         state = job["progress"]
         total = state.get("total")
-        counted = f" {state.get('done') or 0}/{total}" if total else ""
+        counted = f" {state.get('done') or 0}/{total} {state.get('unit') or ''}" if total else ""
         line = f"{job['status']}: {state.get('message') or ''}{counted}"
-        if line != last:
-            console.print(line, highlight=False)
-        last = line
+        # Steps are done all the time: a line for each would be a log of millions.
+        if line == last or (job["status"] == status and time.monotonic() < due):
+            return
+        left = _left(state)
+        console.print(f"{line}, {left}" if left else line, highlight=False)
+        last, status, due = line, job["status"], time.monotonic() + PLAIN_EVERY_S
 
     return show
+
+
+def _left(state: dict[str, Any]) -> str:
+    seconds = state.get("eta_s")
+    return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
 
 
 def print_summary(console: Console, report: dict[str, Any]) -> None:

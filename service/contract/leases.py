@@ -102,7 +102,7 @@ def state_of(fields: Mapping[str, str]) -> JobState:
     progress = Progress(
         done=int(float(fields.get("done", 0))),
         total=int(fields["total"]) if fields.get("total") else None,
-        unit=fields.get("unit") or ("epochs" if submission.kind == "train" else "samples"),
+        unit=fields.get("unit") or ("steps" if submission.kind == "train" else "samples"),
         message=status if status not in messages else fields.get("message") or messages[status],
         eta_s=float(fields["eta_s"]) if fields.get("eta_s") else None,
     )

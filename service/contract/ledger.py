@@ -222,16 +222,25 @@ class Ledger:
         self,
         job_id: str,
         item: str,
-        done: float,
+        done: float | None,
         *,
         total: int | None = None,
         unit: str = "",
         message: str = "",
+        eta_s: float | None = None,
     ) -> None:
-        """Say how much of ``item`` is done in all; the job shows the sum over its items."""
+        """Say how much of ``item`` is done in all (None: as much as before); the job shows the sum
+        over its items. ``eta_s``: seconds to the end, for what the job's rate does not tell."""
         self._scripts["progress"](
             keys=self._keys.job(job_id),
-            args=[item, done, "" if total is None else total, unit, message[:500]],
+            args=[
+                item,
+                "" if done is None else done,
+                "" if total is None else total,
+                unit,
+                message[:500],
+                "" if eta_s is None else f"{eta_s:.1f}",
+            ],
         )
 
     def finish(

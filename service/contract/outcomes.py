@@ -114,7 +114,7 @@ def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
         state.submission,
         "cancelled",
         started_at=state.started_at,
-        # A training's epochs are no samples.
+        # A training's steps are no samples.
         samples=state.progress.done if state.progress.unit == "samples" else 0,
     )
 

@@ -218,7 +218,8 @@ class JobSubmission(Strict):
 
 
 class Progress(Strict):
-    """How far a job is; ``total`` and ``eta_s`` are null while nobody knows."""
+    """How far a job is, in ``steps`` of a training, then in ``samples``; ``total`` and ``eta_s``
+    are null while nobody knows."""
 
     done: int = 0
     total: int | None = None

@@ -143,11 +143,11 @@ def test_what_is_done_for_good_forgives_the_tries_before_it(
 
 
 def test_a_new_unit_begins_at_nothing(ledger: Ledger, make_submission: Make) -> None:
-    """A training's epochs are not counted as samples of its certification."""
+    """A training's steps are not counted as samples of its certification."""
     job = make_submission()
     ledger.create(job)
     held = lease(ledger, job.id)
-    ledger.progress(job.id, held.item, 20, total=20, unit="epochs")
+    ledger.progress(job.id, held.item, 20, total=20, unit="steps")
     ledger.commit(held, "done", next_items=["shard:0"], total=500)
     state = ledger.get(job.id)
     assert state is not None
@@ -182,6 +182,29 @@ def test_progress_is_the_sum_over_items_and_carries_an_eta(
     assert (state.progress.done, state.progress.total) == (50, 100)
     assert state.progress.message == "bounds"
     assert state.progress.eta_s is not None
+
+
+def test_a_training_taken_up_again_keeps_its_steps_and_takes_nobody_for_fast(
+    ledger: Ledger, make_submission: Make
+) -> None:
+    """What the next worker says before its first step; an eta from the job's age would be of
+    hours that were no work, or (after a retry) of none at all."""
+    job = make_submission()
+    ledger.create(job)
+    held = lease(ledger, job.id)
+    ledger.progress(job.id, held.item, 900, total=1000, unit="steps", message="a", eta_s=10.0)
+    ledger.release(held, delay_s=0, counts=False)
+    held = lease(ledger, job.id)
+    ledger.progress(job.id, held.item, None, unit="steps", message="reading the data set")
+    state = ledger.get(job.id)
+    assert state is not None
+    progress = state.progress
+    assert (progress.done, progress.total, progress.unit) == (900, 1000, "steps")
+    assert (progress.message, progress.eta_s) == ("reading the data set", None)
+    ledger.progress(job.id, held.item, 905, total=1000, unit="steps", message="b")
+    state = ledger.get(job.id)
+    assert state is not None
+    assert (state.progress.done, state.progress.eta_s) == (905, None)
 
 
 def test_sixteen_greedy_workers_share_the_items_without_doubling_one(

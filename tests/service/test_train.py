@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from redis import Redis
 
 from models.architectures import blueprint
+from service.contract.events import EventLog
 from service.contract.ledger import Lease, Ledger
 from service.contract.outcomes import conclude
 from service.contract.problems import InternalError
@@ -161,16 +163,30 @@ def test_a_retry_goes_on_from_the_checkpoint_unless_the_training_itself_failed(
     assert (folder / "checkpoint.safetensors").exists() == kept
 
 
-def test_epochs_of_a_cancelled_training_are_no_samples(
-    client: httpx.Client, ledger: Ledger
-) -> None:
+def test_steps_of_a_cancelled_training_are_no_samples(client: httpx.Client, ledger: Ledger) -> None:
     job = client.post("/train", json=body()).json()["id"]
     assert isinstance(ledger.lease(job, worker="w"), Lease)
-    ledger.progress(job, "train", 2, total=3, unit="epochs")
-    assert client.get(f"/jobs/{job}").json()["progress"]["unit"] == "epochs"
+    ledger.progress(job, "train", 2, total=3, unit="steps")
+    assert client.get(f"/jobs/{job}").json()["progress"]["unit"] == "steps"
     client.post(f"/jobs/{job}/cancel")
     progress = client.get(f"/jobs/{job}").json()["progress"]
     assert (progress["done"], progress["total"], progress["unit"]) == (0, None, "samples")
+
+
+@pytest.mark.parametrize("unit", ["steps", "epochs"])
+def test_a_training_shows_the_unit_that_its_worker_counts_in(
+    client: httpx.Client, ledger: Ledger, redis: Redis, unit: str
+) -> None:
+    """Jobs from before trainings counted steps are still there, in epochs."""
+    job = client.post("/train", json=body()).json()["id"]
+    assert client.get(f"/jobs/{job}").json()["progress"]["unit"] == "steps"
+    assert isinstance(ledger.lease(job, worker="w"), Lease)
+    ledger.progress(job, "train", 2, total=3, unit=unit, message="training", eta_s=61.26)
+    shown = client.get(f"/jobs/{job}").json()["progress"]
+    assert shown == {
+        "done": 2, "total": 3, "unit": unit, "message": "training", "eta_s": 61.3,
+    }  # fmt: skip
+    assert EventLog(redis).after(job, "0")[-1].data == shown
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,12 @@ OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "allocate memory", "failed to map s
 NO_ROOM = 4
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
+#: What the child sees of the parent's environment: where and how, and its compute threads.
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "TZ"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+)
+
 #: How often the parent looks whether it should stop the child.
 POLL_S = 0.2
 
@@ -248,11 +254,7 @@ def found_no_room(error: BaseException) -> bool:
 
 
 def _environment(folder: Path) -> Mapping[str, str]:
-    kept = {
-        name: os.environ[name]
-        for name in ("PATH", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-        if name in os.environ
-    }
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     root = Path(str(service.__file__)).resolve().parents[1]
     return {
         **kept,

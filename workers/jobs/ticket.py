@@ -39,6 +39,7 @@ from service.contract.store import Store
 from workers.jobs import lease_note
 from workers.jobs.device_check import DEVICE_LOST
 from workers.jobs.keeper import ItemStopped, Keeper
+from workers.jobs.pace import Pace
 from workers.jobs.patience import patiently
 from workers.jobs.steps import STEPS, Step
 
@@ -153,7 +154,7 @@ class Ticket:
         except (StorageFull, Unavailable) as problem:
             logger.warning("job %s: %s: %s", self.job_id, lease.item, problem)
             text = str(problem)
-            self._say(lease.item, 0, message=f"waiting: {problem.detail}", now=True)
+            self._say(lease.item, None, message=f"waiting: {problem.detail}", now=True)
             # The item is not at fault: it is tried until there is room, or until it is cancelled.
             patiently(lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False))
         except Problem as problem:
@@ -223,18 +224,22 @@ class Ticket:
 
         plan = submission.training
         assert plan is not None
-        parameters = plan["hyperparameters"]
-        assert isinstance(parameters, dict)
-        epochs = int(str(parameters["epochs"]))
-        self._say("train", 0, message="reading the data set", total=epochs, unit="epochs")
+        # What an earlier stretch has done stays done.
+        self._say("train", None, message="reading the data set", unit="steps", now=True)
+        pace = Pace()
+        say = lambda done, total, message: self._say(  # noqa: E731
+            *("train", done),
+            message=message,
+            total=total,
+            unit="steps",
+            eta_s=pace.eta_s(done, total),
+        )
         try:
             done = train_model(
                 self.store,
                 self.settings,
                 submission,
-                progress=lambda at, message: self._say(
-                    "train", at, message=message, total=epochs, unit="epochs"
-                ),
+                progress=say,
                 on_checkpoint=lambda: self._progressed(lease),
                 stop=keeper.should_stop,
                 should_pause=lambda: (
@@ -244,6 +249,7 @@ class Ticket:
                 ),
             )
         except Paused as paused:
+            self._say("train", None, message="waiting: it goes on from its checkpoint", now=True)
             raise ItemRested("the training makes room; its checkpoint is written") from paused
         keeper.check()
         following = ["prepare"] if plan["certify"] else []
@@ -271,11 +277,12 @@ class Ticket:
     def _say(
         self,
         item: str,
-        done: float,
+        done: float | None,
         *,
         message: str,
         total: int | None = None,
         unit: str = "",
+        eta_s: float | None = None,
         now: bool = False,
     ) -> None:
         """Report progress, now and then; a Redis that is away does not stop the work."""
@@ -283,7 +290,9 @@ class Ticket:
             return
         self._progress_at = time.monotonic()
         try:
-            self.ledger.progress(self.job_id, item, done, message=message, total=total, unit=unit)
+            self.ledger.progress(
+                self.job_id, item, done, message=message, total=total, unit=unit, eta_s=eta_s
+            )
         except redis.RedisError as error:
             logger.info("job %s: progress not sent: %s", self.job_id, error)
 

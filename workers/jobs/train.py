@@ -29,7 +29,7 @@ from workers.jobs.prepare import files_of, inspect_apart
 from workers.jobs.trained import held_samples, trained, trained_path
 from workers.jobs.training_data import FILES
 from workers.training.data import TrainingData
-from workers.training.loop import History, train
+from workers.training.loop import History, Report, train
 from workers.training.run import Run, TrainingError
 
 __all__ = ["train_model"]
@@ -55,16 +55,16 @@ def train_model(
     settings: Settings,
     submission: JobSubmission,
     *,
-    progress: Callable[[float, str], None],
+    progress: Report,
     on_checkpoint: Callable[[], None] = lambda: None,
     stop: Callable[[], bool],
     should_pause: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train, keep the model, and say what came of it (``trained.json``).
 
-    ``progress(epochs, message)``; ``on_checkpoint()`` after each is written. Done already, by an
-    earlier try: nothing to do. Raises TrainingError and Problem where the run cannot be made or
-    went wrong, Paused.
+    ``progress(steps done, of how many, message)``; ``on_checkpoint()`` after each is written. Done
+    already, by an earlier try: nothing to do. Raises TrainingError and Problem where the run cannot
+    be made or went wrong, Paused.
     """
     done = trained(store, submission.id)
     if done is not None:

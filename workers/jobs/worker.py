@@ -32,6 +32,7 @@ from service.contract.settings import Settings
 from workers.jobs import lease_note, template
 from workers.jobs.device_check import DEVICE_LOST, out_of_order
 from workers.jobs.fork_server import Forked, ForkServer, ForkServerLost
+from workers.jobs.threads import prepare_threads
 from workers.jobs.usage import usage
 from workers.jobs.warden import Warden
 
@@ -245,7 +246,7 @@ def main() -> int:
     """Work until SIGTERM or until Redis is lost for good; the supervisor starts a new worker."""
     settings = Settings()
     configure_logging(settings.log_format)
-    os.environ.setdefault("OMP_NUM_THREADS", str(settings.worker_threads))
+    prepare_threads(settings.worker_threads)
     broken = out_of_order(settings.device)
     if broken is not None:
         # Its jobs would fail three times here and succeed elsewhere.

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,10 +28,12 @@ from workers.training.run import Run, TrainingError
 from workers.training.trainer import Trainer, build_network
 from workers.verification.answers import label_leads
 
-__all__ = ["History", "Paused", "check_data", "run_digest", "train"]
+__all__ = ["History", "Paused", "Report", "check_data", "run_digest", "train"]
 
 #: The curve: one row per epoch.
 History = list[dict[str, Any]]
+#: Told how far a run is: (steps done, of how many, where it stands in words).
+Report = Callable[[int, int, str], None]
 #: Most steps between two looks at the loss, and seconds after which one is due: a look waits for
 #: the device, and only there can a run be paused.
 LOOK_EVERY = 20
@@ -75,7 +78,7 @@ def train(
     *,
     device: torch.device,
     checkpoint: Path | None = None,
-    progress: Callable[[float, str], None] = lambda epochs, message: None,
+    progress: Report = lambda done, total, message: None,
     on_epoch: Callable[[History], None] = lambda history: None,
     on_checkpoint: Callable[[], None] = lambda: None,
     should_pause: Callable[[], bool] = lambda: False,
@@ -83,11 +86,12 @@ def train(
 ) -> tuple[Network, History]:
     """Train to the end and return the network (on the CPU, as trained) and the curve.
 
-    ``progress(epochs done, message)`` is called every few steps, ``on_epoch(curve so far)`` after
-    every epoch. ``should_pause`` is asked as often. Checkpoints are written to ``checkpoint`` every
-    ``checkpoint_s`` seconds, before a pause and at the end, and ``on_checkpoint`` is called; where
-    one is there, the run goes on from it. Raises TrainingError (training_diverged, shape_mismatch,
-    label_out_of_range, too_few_samples, bad_checkpoint), ModelError, Paused, OSError (a full disk).
+    ``progress(steps done, of how many, message)`` is called every few steps and while an epoch is
+    validated, ``on_epoch(curve so far)`` after every epoch. ``should_pause`` is asked every few
+    steps. Checkpoints are written to ``checkpoint`` every ``checkpoint_s`` seconds, before a pause
+    and at the end, and ``on_checkpoint`` is called; where one is there, the run goes on from it.
+    Raises TrainingError (training_diverged, shape_mismatch, label_out_of_range, too_few_samples,
+    bad_checkpoint), ModelError, Paused, OSError (a full disk).
     """
     kept = _Kept(checkpoint, checkpoint_s, on_checkpoint)
     with _arithmetic(device):
@@ -136,7 +140,7 @@ def _train(
     data: TrainingData,
     device: torch.device,
     kept_at: _Kept,
-    progress: Callable[[float, str], None],
+    progress: Report,
     on_epoch: Callable[[History], None],
     should_pause: Callable[[], bool],
 ) -> tuple[Network, History]:
@@ -192,7 +196,7 @@ class _Loop:
         """All tensors of a checkpoint."""
         return {**self.trainer.state(), "loop.sums": self.sums}
 
-    def advance(self, progress: Callable[[float, str], None]) -> bool:
+    def advance(self, progress: Report) -> bool:
         """Some steps of the epoch in hand; whether it ended, with its row of the curve."""
         epoch, first = divmod(self.step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -208,14 +212,18 @@ class _Loop:
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             # Singular values raise on the first weight that is not finite, before a loss is seen.
             raise self.diverged() from error
-        if not bool(torch.isfinite(self.sums).all()):
+        # The only look: it waits for the device.
+        sums = self.sums.tolist()
+        if not all(map(math.isfinite, sums)):
             raise self.diverged()
+        standing = f"epoch {epoch + 1} of {self.run.epochs}"
         ended = self.step % self.per_epoch == 0
         if ended:
             self.trainer.end_epoch()
-            self.history.append(self._row(epoch))
+            validating = lambda: progress(self.step, self.total, f"{standing}: validating")  # noqa: E731
+            self.history.append(self._row(epoch, validating))
             self.sums = torch.zeros_like(self.sums)
-        progress(self.step / self.per_epoch, self._message())
+        progress(self.step, self.total, f"{standing}, {self._message(sums, ended=ended)}")
         return ended
 
     def _step(self, order: Tensor, index: int) -> None:
@@ -225,7 +233,7 @@ class _Loop:
         self.sums = self.sums + self.trainer.train_on(x, y, self.step / self.total)
         self.step += 1
 
-    def _row(self, epoch: int) -> dict[str, Any]:
+    def _row(self, epoch: int, validating: Callable[[], None]) -> dict[str, Any]:
         """One epoch of the curve; accuracies are shares, ``robust`` is the method's own estimate
         (no certificate) at the epsilon of the moment, of validation samples at the full one.
         ``precision`` and ``compiled``: what the epoch ended with."""
@@ -243,29 +251,31 @@ class _Loop:
             "compiled": self.trainer.step.compiled,
         }
         if len(self.held.x):
-            row["validation_accuracy"], row["validation_robust"] = self._validate()
+            row["validation_accuracy"], row["validation_robust"] = self._validate(validating)
         return row
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self, validating: Callable[[], None]) -> tuple[float, float]:
         live, run = self.trainer.live, self.run
         live.refresh()
         correct = robust = 0
         for x, y in zip(
             self.held.x.split(VALIDATION_BATCH), self.held.y.split(VALIDATION_BATCH), strict=True
         ):
+            validating()
             found = BOUNDS[run.method](live, pixels(x), y, run.epsilon, run)
             right = label_leads(found.logits, y)
             correct += int(right.sum())
             robust += int((right & label_leads(found.worst, y)).sum())
         return correct / len(self.held.x), robust / len(self.held.x)
 
-    def _message(self) -> str:
-        if not self.history:
-            return "training"
-        row = self.history[-1]
-        share = row["validation_robust" if "validation_robust" in row else "robust"]
-        return f"training: loss {row['loss']:.3f}, robust {100 * share:.1f} % (estimate)"
+    def _message(self, sums: list[float], *, ended: bool) -> str:
+        """Of the epoch so far; robust of the validation samples where it has ended and has some."""
+        steps = (self.step - 1) % self.per_epoch + 1
+        loss, robust = sums[0] / steps, sums[2] / (steps * self.batch_size)
+        if ended:
+            robust = self.history[-1].get("validation_robust", robust)
+        return f"loss {loss:.3f}, robust {100 * robust:.1f} % (estimate)"
 
     def diverged(self) -> TrainingError:
         """What is raised where loss or weights are no numbers any more."""

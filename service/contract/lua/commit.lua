@@ -12,7 +12,7 @@ redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('HDEL', KEYS[3], ARGV[2])
 local time = redis.call('TIME')
 if ARGV[5] ~= '' then
-  -- What was counted so far is counted in another unit (a training's epochs).
+  -- What was counted so far is counted in another unit (a training's steps).
   redis.call('DEL', KEYS[6])
   redis.call('HSET', KEYS[1], 'done', 0, 'total', ARGV[5], 'unit', ARGV[6], 'work_started',
     string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1000000))

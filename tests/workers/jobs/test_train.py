@@ -27,7 +27,7 @@ def attempt(corridor: Corridor, job: JobSubmission, *, pause: bool = False) -> d
         corridor.store,
         corridor.settings,
         job,
-        progress=lambda done, message: None,
+        progress=lambda done, total, message: None,
         stop=lambda: False,
         should_pause=lambda: pause,
     )
@@ -79,16 +79,21 @@ def test_a_worker_that_is_told_to_stop_writes_a_checkpoint_first(
     state = corridor.ledger.get(job.id)
     assert state is not None
     assert state.status == "running"
-    seen: list[float] = []
+    before = state.progress
+    assert before.unit == "steps"
+    assert before.total is not None
+    per_epoch = before.total // EPOCHS
+    seen: list[tuple[int, int]] = []
     done = train_model(
         corridor.store,
         settings,
         job,
-        progress=lambda epochs, message: seen.append(epochs),
+        progress=lambda done, total, message: seen.append((done, total)),
         stop=lambda: False,
         should_pause=lambda: False,
     )
-    assert min(seen) > 3
+    assert min(seen) > (3 * per_epoch, before.total)
+    assert max(seen) == (before.total, before.total)
     assert len(done["history"]) == EPOCHS
     shown = corridor.store.read_json(corridor.store.training_dir(job.id) / "history.json")
     assert shown == {"history": done["history"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +205,66 @@ def test_slow_steps_do_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == 2 * (50 // 16) - 1
     assert same == history
     assert _same(whole, again)
+
+
+def test_progress_counts_steps_and_says_where_the_run_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps an epoch, told after each of them and while the epoch is validated; a resumed
+    run counts on from where it was."""
+    monkeypatch.setattr(loop, "LOOK_AFTER_S", 0.0)
+    run, data, path = run_of(), images(), tmp_path / "checkpoint.safetensors"
+    told: list[tuple[int, int, str]] = []
+
+    def paused_at(step: int) -> None:
+        train(
+            run,
+            data,
+            device=CPU,
+            checkpoint=path,
+            progress=lambda *at: told.append(at),
+            should_pause=lambda: told[-1][0] == step,
+        )
+
+    with pytest.raises(Paused):
+        paused_at(4)
+    first = [at for at in told if not at[2].endswith("validating")]
+    assert [at[:2] for at in first] == [(1, 6), (2, 6), (3, 6), (4, 6)]
+    assert [at[2].partition(",")[0] for at in first] == ["epoch 1 of 2"] * 3 + ["epoch 2 of 2"]
+    assert told.index((3, 6, "epoch 1 of 2: validating")) == told.index(first[2]) - 1
+    told.clear()
+    paused_at(-1)
+    assert [at[:2] for at in told] == [(5, 6), (6, 6), (6, 6)]
+    assert told[1][2] == "epoch 2 of 2: validating"
+
+
+def test_the_message_is_of_the_epoch_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At an epoch's end it says what the curve says."""
+    monkeypatch.setattr(loop, "LOOK_AFTER_S", 0.0)
+    told: dict[int, str] = {}
+    _, history = train(
+        run_of(), images(), device=CPU, progress=lambda done, total, text: told.update({done: text})
+    )
+    for row in history:
+        robust = 100 * row["validation_robust"]
+        said = f"loss {row['loss']:.3f}, robust {robust:.1f} % (estimate)"
+        assert told[3 * row["epoch"]] == f"epoch {row['epoch']} of 2, {said}"
+    # One step into the second epoch nothing of the first is left in it.
+    one: dict[int, float] = {}
+    monkeypatch.setattr(loop.Trainer, "train_on", _remember(one, loop.Trainer.train_on))
+    train(
+        run_of(), images(), device=CPU, progress=lambda done, total, text: told.update({done: text})
+    )
+    assert told[4].startswith(f"epoch 2 of 2, loss {one[4]:.3f}, ")
+
+
+def _remember(losses: dict[int, float], step: Callable[..., torch.Tensor]) -> Callable[..., object]:
+    def train_on(*given: object) -> torch.Tensor:
+        sums = step(*given)
+        losses[len(losses) + 1] = float(sums[0])
+        return sums
+
+    return train_on
 
 
 def test_plain_training_claims_no_robustness() -> None:

@@ -52,6 +52,7 @@ class ReportModel(_Row):
     """What was certified: upload, layers (one line each) and number of stored values.
 
     dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
+    batch: "any", or 1 where the file runs one input at a time: what the claim is about.
     """
 
     id: str
@@ -62,6 +63,7 @@ class ReportModel(_Row):
     input_shape: list[int] = []
     classes: int | None = None
     dropped_output: str | None = None
+    batch: Literal["any", 1] | None = None
 
 
 class ReportDataset(_Row):
@@ -138,7 +140,8 @@ class Report(_Row):
     """The report; write it with ``model_dump(mode="json", by_alias=True)``.
 
     ``statement`` says in words what was proved (or, in capitals, that this is an estimate).
-    ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget.
+    ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget, and
+    how many ``inputs`` of each kind were compared (samples, batches, random, coordinates).
     ``notes`` holds JSON-able facts of bounds and attacks; never times, which would make the
     result digest of two equal runs differ.
     """

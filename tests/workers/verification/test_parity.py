@@ -76,7 +76,7 @@ def test_what_differs_in_batches_of_one_size_alone_is_found(size: int) -> None:
 @pytest.mark.parametrize("place", [0, 17, FEATURES - 1])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_one_pixel_at_one_end_of_its_range_is_found(place: int, value: float) -> None:
-    with pytest.raises(DeploymentMismatch, match=rr"random input|coordinate"):
+    with pytest.raises(DeploymentMismatch, match=r"random input|coordinate"):
         check(lambda x: x[:, place] == value)
 
 
@@ -100,7 +100,7 @@ def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) ->
         (lambda x: ((x == 0) | (x == 1)).all(1), r"\((corner|constant)\)"),
         (lambda x: (x == x[:, :1]).all(1), r"\(constant\)"),
         (lambda x: x.mean(1) > 0.9, r"\(constant\)"),
-        (lambda x: ((x > 0) & (x < 1) & (abs(x - 0.5) > 0.49)).mean(1) > 0.9, "near the edges"),
+        (lambda x: ((x > 0.93) & (x < 1)).mean(1) > 0.3, "near the edges"),
     ],
 )
 def test_what_differs_on_unusual_inputs_alone_is_found(
@@ -115,7 +115,7 @@ def test_without_clip_inputs_far_beyond_the_data_are_compared(sign: int) -> None
     def far(x: Rows) -> NDArray[np.bool_]:
         return (sign * x > 50.0).any(1)
 
-    with pytest.raises(DeploymentMismatch, match="random input|coordinate"):
+    with pytest.raises(DeploymentMismatch, match=r"random input|coordinate"):
         check(far, clip=False)
     check(far)
 

@@ -80,12 +80,21 @@ def features(path: Path, count: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-def test_rows_that_depend_on_each_other_end_the_job(corridor: Corridor, samples: int) -> None:
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_rows_that_depend_on_each_other_are_refused(tmp_path: Path, samples: int) -> None:
     """However few samples are selected: with one, nothing once looked at a batch of two."""
+    model = tmp_path / "mixing.onnx"
+    model.write_bytes(mixing())
+    data = features(tmp_path / "d.npz", 5)
+    with pytest.raises(ValueError) as caught:
+        inspected(tmp_path / "out", model, data, selection=samples)
+    assert getattr(caught.value, "code", None) in MIXED
+
+
+def test_rows_that_depend_on_each_other_end_the_job(corridor: Corridor) -> None:
     model = corridor.folder / "mixing.onnx"
     model.write_bytes(mixing())
-    job = corridor.submit(model, features(corridor.folder / "d.npz", 5), samples=samples)
+    job = corridor.submit(model, features(corridor.folder / "d.npz", 5), samples=1)
     work(corridor, job.id)
     outcome = corridor.outcome(job, 0)
     assert outcome["status"] == "failed"

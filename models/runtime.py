@@ -28,8 +28,9 @@ class OnnxRuntimeModel:
     The session sees re-serialised bytes that ``parse_onnx`` has searched: no external data, no
     operators beside the supported ones, the CPU provider alone. A Softmax or LogSoftmax at the
     very end is cut off (``dropped_output`` names it): the logits are what goes into it. A graph
-    whose batch is fixed to 1 runs one by one. ``input_shape`` may be the graph's own or differ
-    from it by axes of size 1 or by a row-major flattening. Raises ModelError.
+    whose batch is fixed to 1 runs one by one, and so does one that refused a batch before.
+    ``input_shape`` may be the graph's own or differ from it by axes of size 1 or by a row-major
+    flattening. Raises ModelError.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class OnnxRuntimeModel:
         final = cut_final_operator(model.graph)
         self.dropped_output = None if final is None else final.node.op_type
         refuse_unknown_operators(model.graph)
+        #: 1: rows are run one by one; None: together.
+        self.batch: int | None
         self.batch, self.graph_shape, self._input = input_signature(model.graph)
         self.input_shape: Shape = tuple(input_shape)
         if not _same_order(self.input_shape, self.graph_shape):
@@ -72,6 +75,7 @@ class OnnxRuntimeModel:
             logits = self._together(x)
             if logits is not None:
                 return logits
+            self.batch = 1
         rows = [self._run(x[index : index + 1]).reshape(1, -1) for index in range(len(x))]
         return np.concatenate(rows) if rows else np.empty((0, 0), dtype=np.float32)
 

@@ -53,6 +53,7 @@ class ReportModel(_Row):
 
     dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
     pairing: the state dict's tensor -> layer and parameter that it became; None for ONNX.
+    batch: "any", or 1 where the file runs one input at a time: what the claim is about.
     """
 
     id: str
@@ -64,6 +65,7 @@ class ReportModel(_Row):
     classes: int | None = None
     dropped_output: str | None = None
     pairing: dict[str, str] | None = None
+    batch: Literal["any", 1] | None = None
 
 
 class ReportDataset(_Row):
@@ -144,7 +146,8 @@ class Report(_Row):
     """The report; write it with ``model_dump(mode="json", by_alias=True)``.
 
     ``statement`` says in words what was proved (or, in capitals, that this is an estimate).
-    ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget.
+    ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget, and
+    how many ``inputs`` of each kind were compared (samples, batches, random, coordinates).
     ``notes`` holds JSON-able facts of bounds and attacks; never times, which would make the
     result digest of two equal runs differ.
     """

@@ -143,6 +143,8 @@ def _load(folder: Path) -> Prepared:
         network.input_shape,
         facts["normalization_outside"],
     )
+    if facts.get("batch") == 1:
+        deployed.one_by_one()
     with np.load(folder / "data.npz", allow_pickle=False) as data:
         return Prepared(network, deployed, data["x"], data["y"], data["index"], data["logits"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from models.network import per_channel
 from models.runtime import OnnxRuntimeModel
 
-__all__ = ["DeployedNetwork"]
+__all__ = ["Batch", "DeployedNetwork"]
+
+#: The batches that a file is deployed with: of any size, or one row at a time.
+Batch = Literal["any", 1]
 
 #: Samples per call of ONNX Runtime.
 BATCH = 256
@@ -35,6 +39,25 @@ class DeployedNetwork:
             shape = tuple(input_shape)
             self._mean = per_channel(normalization["mean"], shape).numpy()
             self._std = per_channel(normalization["std"], shape).numpy()
+
+    def settle_batch(self, sizes: Sequence[int]) -> Batch:
+        """Which batches the file takes: one row at a time where its batch is fixed to 1 or it
+        refuses a batch of one of these sizes. All later calls keep to the answer.
+
+        Some files declare a batch of any size and then view everything as [1, ...].
+        """
+        for size in sizes:
+            self._logits(np.zeros((size, *self._model.input_shape), dtype=np.float32))
+        return self.batch
+
+    @property
+    def batch(self) -> Batch:
+        """Which batches the file takes, as far as is known by now."""
+        return 1 if self._model.batch == 1 else "any"
+
+    def one_by_one(self) -> None:
+        """Run every row alone from now on."""
+        self._model.batch = 1
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits, in batches of bounded size."""

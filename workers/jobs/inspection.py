@@ -34,8 +34,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     """Write network.json, weights.safetensors, deployed.onnx, data.npz and facts.json.
 
     ``request``: ``model`` (path, format, architecture), ``normalization``, ``dataset`` (kind,
-    files, split), ``selection``, ``clip``, ``bounds``, ``samples_per_shard``. Raises exceptions
-    with a ``code`` for whatever is wrong with the upload.
+    files, split), ``selection``, ``norm``, ``method``, ``clip``, ``seed``, ``bounds``,
+    ``samples_per_shard``. Raises exceptions with a ``code`` for whatever is wrong with the upload.
     """
     import numpy as np
 
@@ -45,12 +45,19 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.normalization_check import normalization_doubt
     from workers.jobs.sources import read_source
+    from workers.verification.coverage import covering_bounds
     from workers.verification.parity import check_parity
+    from workers.verification.parity_inputs import BATCH_SIZES
+    from workers.verification.program import Program
 
     network, onnx, outside, pairing, told = _load_model(request)
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(onnx)
+    # No norms: the shards compute them once, and keep them.
+    program = Program.compile(network, norms=False)
+    covering_bounds(program, request["method"], request["norm"])
     deployed = DeployedNetwork(onnx, network.input_shape, outside)
+    batch = deployed.settle_batch(BATCH_SIZES)
 
     source = request["dataset"]
     files = {role: Path(path) for role, path in source["files"].items()}
@@ -69,11 +76,19 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         )
     labels = _labels(data, logits)
     some = slice(None, PARITY_SAMPLES)
-    parity = check_parity(network, x[some], logits[some], device=_cpu(), cache_dir=None)
     doubt = []
     if data.y is not None:
         better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
         doubt += [better] if better is not None else []
+    parity = check_parity(
+        program,
+        x[some],
+        logits[some],
+        deployed,
+        clip=request["clip"],
+        batched=batch != 1,
+        seed=request["seed"],
+    )
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
         "layers": [
@@ -90,6 +105,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "samples": len(x),
         "samples_per_shard": request["samples_per_shard"],
         "parity": parity,
+        "batch": batch,
         "forward_s": forward_s,
         "normalization_outside": outside,
         "pairing": pairing,
@@ -152,12 +168,6 @@ def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         return logits.argmax(axis=1).astype(np.int64)
     check_labels(data, logits.shape[1], of="network")
     return data.y
-
-
-def _cpu() -> Any:
-    import torch
-
-    return torch.device("cpu")
 
 
 def main() -> int:

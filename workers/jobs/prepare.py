@@ -123,7 +123,10 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
             "split": submission.dataset.split,
         },
         "selection": certification_samples(store, submission, spec),
+        "norm": spec.norm,
+        "method": spec.method,
         "clip": spec.clip,
+        "seed": spec.seed,
         "bounds": {
             "max_bytes": settings.max_inflated_bytes,
             "max_samples": settings.max_samples,

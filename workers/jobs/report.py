@@ -42,7 +42,8 @@ def build_report(
 
     ``facts`` is what ``prepare`` found: ``layers`` (name, kind, shape of each), ``parameters``,
     ``input_shape``, ``classes``, ``graph_digest``, ``labelled``, ``total`` (samples in the data
-    set), ``dropped_output`` and ``parity`` (difference, budget). ``timing`` holds ``wall_s``.
+    set), ``dropped_output``, ``batch`` ("any" or 1) and ``parity`` (difference, budget, inputs).
+    ``timing`` holds ``wall_s``.
     Raises ContradictionError when the verdicts cannot all be true: that job must fail.
     """
     spec = Spec.model_validate(submission.spec)
@@ -72,6 +73,7 @@ def build_report(
             "classes": facts.get("classes"),
             "dropped_output": facts.get("dropped_output"),
             "pairing": facts.get("pairing"),
+            "batch": facts.get("batch"),
         },
         "dataset": {
             "id": submission.dataset.id,
@@ -100,6 +102,7 @@ def build_report(
             clip=spec.clip,
             labelled=labelled,
             failure_probability=failure_probability,
+            batch=facts.get("batch", "any"),
         ),
         "failure_probability": failure_probability,
         "clean_accuracy": clean if labelled else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = ["statement"]
 
 _SOUND = (
@@ -23,6 +25,10 @@ _ESTIMATE = (
 _PROBABLE = (
     " The statements about all samples hold together except with probability at most {probability}."
 )
+_BATCH = {
+    "any": " It holds for every row of a batch of any size.",
+    1: " It holds for batch 1: the file runs one input at a time.",
+}
 _LIMITS = (
     "Nothing is said about inputs farther away, about other kinds of change (rotation, blur, "
     "another camera), about images outside this data set, or about the network on other hardware "
@@ -33,14 +39,24 @@ _LIMITS = (
 
 
 def statement(
-    *, norm: str, soundness: str, clip: bool, labelled: bool, failure_probability: float
+    *,
+    norm: str,
+    soundness: str,
+    clip: bool,
+    labelled: bool,
+    failure_probability: float,
+    batch: Literal["any", 1] = "any",
 ) -> str:
-    """Two paragraphs, an empty line between them: what is guaranteed, and what is not."""
+    """Two paragraphs, an empty line between them: what is guaranteed, and what is not.
+
+    ``batch``: the batches that the deployed file takes.
+    """
     if soundness != "sound":
         return f"{_ESTIMATE}\n\n{_LIMITS}"
     text = (_SOUND if labelled else _UNLABELLED).format(
         norm=norm, clip=" whose pixels stay in [0, 1]" if clip else ""
     )
+    text += _BATCH[batch]
     if failure_probability > 0:
         text += _PROBABLE.format(probability=f"{failure_probability:.2g}")
     return f"{text}\n\n{_LIMITS}"

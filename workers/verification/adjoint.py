@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +14,7 @@ from workers.verification.reductions import Reduction
 from workers.verification.rounding import Rounding
 from workers.verification.rows import Rows
 
-__all__ = ["adjoint", "local_error"]
+__all__ = ["ADJOINTS", "adjoint", "has_adjoint", "local_error"]
 
 #: Largest matrix (in numbers) that a convolution of patches is written as.
 PATCH_MATRIX = 2**20
@@ -36,27 +38,39 @@ def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) ->
 
 def _fan_out(op: Affine) -> int:
     """At most how many outputs one input enters: the terms of one coefficient of W^T y."""
-    if isinstance(op, Dense):
-        return op.weight.shape[0]
-    if isinstance(op, Convolution):
-        return op.weight.shape[0] // op.geometry.groups * op.weight[0, 0].numel()
-    return op.layer.kernel[0] * op.layer.kernel[1] if isinstance(op, Pooling) else 1
+    return FAN_OUT[type(op)](op)
+
+
+def _conv_fan_out(op: Convolution) -> int:
+    return op.weight.shape[0] // op.geometry.groups * op.weight[0, 0].numel()
 
 
 def adjoint(op: Affine, rows: Rows) -> Rows:
     """rows . (W x) as rows on x."""
-    if isinstance(op, Diagonal):
-        scale = op.cast("scale", rows.coefficients, lambda: op.scale)
-        return rows.with_coefficients(rows.coefficients * rows.pick_constant(scale))
-    if isinstance(op, Reduction):
-        return Rows(op.adjoint(rows.dense().coefficients), op.in_shape, rows.sample)
-    if isinstance(op, Dense):
-        flat = rows.dense().coefficients.flatten(1)
-        weight = op.cast("weight", flat, lambda: op.weight)
-        return Rows((flat @ weight).reshape(-1, *op.in_shape), op.in_shape, rows.sample)
-    if isinstance(op, Convolution):
-        return _conv_adjoint(op, rows)
-    assert isinstance(op, Pooling)
+    return ADJOINTS[type(op)](op, rows)
+
+
+def has_adjoint(op: Affine) -> bool:
+    """Whether rows can be carried back through the map."""
+    return type(op) in ADJOINTS and type(op) in FAN_OUT
+
+
+def _diagonal_adjoint(op: Diagonal, rows: Rows) -> Rows:
+    scale = op.cast("scale", rows.coefficients, lambda: op.scale)
+    return rows.with_coefficients(rows.coefficients * rows.pick_constant(scale))
+
+
+def _reduction_adjoint(op: Reduction, rows: Rows) -> Rows:
+    return Rows(op.adjoint(rows.dense().coefficients), op.in_shape, rows.sample)
+
+
+def _dense_adjoint(op: Dense, rows: Rows) -> Rows:
+    flat = rows.dense().coefficients.flatten(1)
+    weight = op.cast("weight", flat, lambda: op.weight)
+    return Rows((flat @ weight).reshape(-1, *op.in_shape), op.in_shape, rows.sample)
+
+
+def _pooling_adjoint(op: Pooling, rows: Rows) -> Rows:
     rows = rows.dense()
     scaled = rows.coefficients * op.cast("inverse", rows.coefficients, op._inverse)
     channels = op.in_shape[0]
@@ -166,3 +180,20 @@ def _framed(full: Tensor, padding: tuple[int, ...], shape: tuple[int, ...]) -> T
     missing_w = max(0, left + shape[2] - full.shape[3])
     full = F.pad(full, (0, missing_w, 0, missing_h))
     return full[:, :, top : top + shape[1], left : left + shape[2]].contiguous()
+
+
+#: One row per kind of affine map in each table.
+ADJOINTS: dict[type[Affine], Callable[..., Rows]] = {
+    Diagonal: _diagonal_adjoint,
+    Reduction: _reduction_adjoint,
+    Dense: _dense_adjoint,
+    Convolution: _conv_adjoint,
+    Pooling: _pooling_adjoint,
+}
+FAN_OUT: dict[type[Affine], Callable[..., int]] = {
+    Diagonal: lambda op: 1,
+    Reduction: lambda op: 1,
+    Dense: lambda op: op.weight.shape[0],
+    Convolution: _conv_fan_out,
+    Pooling: lambda op: op.layer.kernel[0] * op.layer.kernel[1],
+}

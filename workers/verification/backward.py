@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers import Add, Layer, MaxPool2d, Pad, Permute, Reshape
-from workers.verification.adjoint import adjoint, local_error
+from workers.verification.adjoint import adjoint, has_adjoint, local_error
 from workers.verification.affine import Affine
 from workers.verification.backward_joins import JOINS
 from workers.verification.box_ball import quick_maximum
-from workers.verification.enclosure import Enclosure
+from workers.verification.enclosure import Enclosure, has_forward_rule
 from workers.verification.planes import Planes
-from workers.verification.program import Program, Step
+from workers.verification.program import Program, Step, UnsupportedLayer
 from workers.verification.region import Region
 from workers.verification.relaxation import RELAXATIONS, Envelope
 from workers.verification.rounding import Rounding, unit_roundoff
 from workers.verification.rows import Rows
 
-__all__ = ["BackwardPass", "LowerSlopes"]
+__all__ = ["BACKWARD", "BackwardPass", "LowerSlopes", "has_backward_rule"]
 
 #: (index of the step, rows on its result, its envelope) -> slopes that broadcast to the rows.
 LowerSlopes = Callable[[int, Rows, Envelope], Tensor]
@@ -160,31 +160,9 @@ class BackwardPass:
             return [adjoint(op, rows)], gained, size
         if type(op) in RELAXATIONS:
             return self._activation(index, rows, slopes)
-        if type(op) in JOINS:
-            return JOINS[type(op)](self, index, step, rows)
-        if isinstance(op, Add):
-            size = zero
-            if self.rounding.is_sound:
-                both = 3 * (self.rounding.deployed + self.rounding.own)
-                size = _size(rows.coefficients * rows.pick(self._share_of(index + 1, both * 1.01)))
-            return [rows, rows], -size, size
-        rows = rows.dense()
-        flat = rows.coefficients
-        if isinstance(op, Reshape | Permute):
-            source = self.shape_of(step.sources[0])
-            if isinstance(op, Permute):
-                order = [op.axes.index(axis) + 1 for axis in range(len(op.axes))]
-                flat = flat.permute(0, *order)
-            return [Rows(flat.reshape(-1, *source), source, rows.sample)], zero, zero
-        if isinstance(op, Pad):
-            top, left, _, _ = op.padding
-            source = self.shape_of(step.sources[0])
-            inner = flat[..., top : top + source[-2], left : left + source[-1]]
-            gained = (_sum(flat) - _sum(inner)) * op.value
-            size = _size(flat) * abs(op.value)
-            return [Rows(inner.contiguous(), source, rows.sample)], gained, size
-        assert isinstance(op, MaxPool2d)
-        return self._max_pool(step, op, rows)
+        if type(op) not in BACKWARD:
+            raise UnsupportedLayer(f"no rule carries rows back through {op.kind!r} ({step.name})")
+        return BACKWARD[type(op)](self, index, step, rows)
 
     def shape_of(self, value: int) -> tuple[int, ...]:
         """Shape of a value, without the batch."""
@@ -329,6 +307,58 @@ class BackwardPass:
         return self._offsets
 
 
+Through = tuple[list[Rows], Tensor, Tensor]
+
+
+def has_backward_rule(op: Affine | Layer) -> bool:
+    """Whether ``BackwardPass`` covers the step, the boxes that it needs included."""
+    if isinstance(op, Affine):
+        return has_adjoint(op)
+    return has_forward_rule(op) and (type(op) in RELAXATIONS or type(op) in BACKWARD)
+
+
+def _nothing(rows: Rows) -> Tensor:
+    return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
+
+
+def _add(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+    size = _nothing(rows)
+    if backward.rounding.is_sound:
+        both = 3 * (backward.rounding.deployed + backward.rounding.own)
+        size = _size(rows.coefficients * rows.pick(backward._share_of(index + 1, both * 1.01)))
+    return [rows, rows], -size, size
+
+
+def _reshape(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+    rows, source = rows.dense(), backward.shape_of(step.sources[0])
+    moved = Rows(rows.coefficients.reshape(-1, *source), source, rows.sample)
+    return [moved], _nothing(rows), _nothing(rows)
+
+
+def _permute(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+    op, rows, source = step.op, rows.dense(), backward.shape_of(step.sources[0])
+    assert isinstance(op, Permute)
+    order = [op.axes.index(axis) + 1 for axis in range(len(op.axes))]
+    flat = rows.coefficients.permute(0, *order)
+    moved = Rows(flat.reshape(-1, *source), source, rows.sample)
+    return [moved], _nothing(rows), _nothing(rows)
+
+
+def _pad(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+    op, rows, source = step.op, rows.dense(), backward.shape_of(step.sources[0])
+    assert isinstance(op, Pad)
+    flat, (top, left, _, _) = rows.coefficients, op.padding
+    inner = flat[..., top : top + source[-2], left : left + source[-1]]
+    gained = (_sum(flat) - _sum(inner)) * op.value
+    size = _size(flat) * abs(op.value)
+    return [Rows(inner.contiguous(), source, rows.sample)], gained, size
+
+
+def _max_pool(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+    assert isinstance(step.op, MaxPool2d)
+    return backward._max_pool(step, step.op, rows.dense())
+
+
 def _of_rows(values: Tensor, rows: Rows) -> Tensor:
     """values [batch] for each row, [rows] (or [1] for a single sample)."""
     return values if rows.sample is None else values[rows.sample]
@@ -364,3 +394,14 @@ def _quick_sum(x: Tensor) -> Tensor:
         return flat.sum(1, dtype=torch.float64)
     total = flat[:, :whole].unflatten(1, (-1, 64)).sum(2).sum(1, dtype=torch.float64)
     return total + flat[:, whole:].sum(1) if whole < flat.shape[1] else total
+
+
+#: One row per layer that has no lines of its own (``RELAXATIONS``).
+BACKWARD: dict[type[Layer], Callable[[BackwardPass, int, Step, Rows], Through]] = {
+    Add: _add,
+    Reshape: _reshape,
+    Permute: _permute,
+    Pad: _pad,
+    MaxPool2d: _max_pool,
+    **JOINS,
+}

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.activations import Sigmoid, Tanh
-from models.joins import Concat, Maximum, Minimum
-from models.layers import Add, LeakyReLU, MaxPool2d
+from models.activations import MaxMin
+from models.joins import Concat, Maximum, Minimum, Slice
+from models.layers import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
 from workers.verification.affine import Affine
-from workers.verification.program import Step
+from workers.verification.clamps import LIMITS
+from workers.verification.program import Step, UnsupportedLayer
 from workers.verification.rounding import Rounding, unit_roundoff
 from workers.verification.smooth import SMOOTH, smooth_error
 
 __all__ = [
+    "BALL_RULES",
     "Enclosure",
     "ball_rule",
     "box_to_ball",
     "euclidean_norm",
     "grown",
+    "has_ball_rule",
     "joined_radius",
     "joined_slope",
+    "reads_norm",
     "rough_norm",
 ]
 
@@ -86,33 +90,85 @@ def euclidean_norm(x: Tensor) -> Tensor:
     return square.sqrt() * (1.0 + (STRETCH + 8) * 2.0**-24) + flat.shape[1] ** 0.5 * 2.0**-62
 
 
+BallRule = Callable[[Step, Tensor, Rounding], tuple[float, Tensor | float]]
+
+
+def _affine(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    """The operator norm of W plus the roundings of both evaluations, bounded by the norm of |W|.
+
+    factor |W|_2 + g | |W| |_2, offset (g + g_own) (| |W| |_2 |c| + |b|).
+    """
+    op = step.op
+    assert isinstance(op, Affine)
+    assert step.norms is not None
+    size = torch.Size(step.shape).numel() ** 0.5
+    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
+    absolute = step.norms.absolute
+    factor = step.norms.spectral + (deployed * absolute if rounding.is_sound else 0.0)
+    offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()
+    offset = offset + rounding.underflow * (op.floor + absolute) * size
+    return factor * (1.0 + 1e-14), offset * (1.0 + 1e-10)
+
+
+def _max_pool(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    return step.overlap**0.5 * (1.0 + 1e-12), 0.0
+
+
+def _rounded(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    """1-Lipschitz with one rounding: LeakyReLU, sums."""
+    both = 3 * (rounding.deployed + rounding.own)
+    size = torch.Size(step.shape).numel() ** 0.5
+    return 1.0 + both, both * centre_norm + 4 * rounding.underflow * size
+
+
+def _smooth(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    assert not isinstance(step.op, Affine)
+    size = torch.Size(step.shape).numel() ** 0.5
+    return SMOOTH[type(step.op)].steepest, smooth_error(rounding) * size * (1.0 + 1e-12)
+
+
+def _exact(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    """Exact in float32 and 1-Lipschitz."""
+    return 1.0, 0.0
+
+
+#: One row per layer that is not affine: nothing is assumed of a layer without one. Where the layer
+#: rounds, |layer(z)| <= max(1, factor) |z| holds besides (``lipschitz`` keeps it from overflowing).
+BALL_RULES: dict[type[Layer], BallRule] = {
+    MaxPool2d: _max_pool,
+    **dict.fromkeys((LeakyReLU, Add), _rounded),
+    **dict.fromkeys(SMOOTH, _smooth),
+    **dict.fromkeys((ReLU, MaxMin, Maximum, Minimum, *LIMITS), _exact),
+    **dict.fromkeys((Concat, Slice, Reshape, Permute, Pad), _exact),
+}
+
+
 def ball_rule(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
     """(factor, offset): the radius after a step is at most factor * (joined radii) + offset.
 
     Joined: ``joined_radius`` of the inputs' radii. centre_norm: [batch], sum of the norms of the
-    input centres. For an affine step the factor is |W|_2 + g | |W| |_2 and the offset
-    (g + g_own) (| |W| |_2 |c| + |b|): the operator norm of W plus the roundings of both
-    evaluations, bounded by the norm of the entrywise absolute value.
+    input centres. Raises UnsupportedLayer where no row covers the layer.
     """
     op = step.op
-    size = torch.Size(step.shape).numel() ** 0.5
     if isinstance(op, Affine):
-        assert step.norms is not None
-        deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
-        absolute = step.norms.absolute
-        factor = step.norms.spectral + (deployed * absolute if rounding.is_sound else 0.0)
-        offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()
-        offset = offset + rounding.underflow * (op.floor + absolute) * size
-        return factor * (1.0 + 1e-14), offset * (1.0 + 1e-10)
-    if isinstance(op, MaxPool2d):
-        return step.overlap**0.5 * (1.0 + 1e-12), 0.0
-    if isinstance(op, LeakyReLU | Add):
-        both = 3 * (rounding.deployed + rounding.own)
-        return 1.0 + both, both * centre_norm + 4 * rounding.underflow * size
-    if isinstance(op, Sigmoid | Tanh):
-        return SMOOTH[type(op)].steepest, smooth_error(rounding) * size * (1.0 + 1e-12)
-    # Exact in float32 and 1-Lipschitz: ReLU, clamps, MaxMin, maxima, cuts and rearrangements.
-    return 1.0, 0.0
+        return _affine(step, centre_norm, rounding)
+    if type(op) not in BALL_RULES:
+        raise UnsupportedLayer(f"no rule says how the layer {op.kind!r} ({step.name}) moves a ball")
+    return BALL_RULES[type(op)](step, centre_norm, rounding)
+
+
+#: Rules that do not read the centre's norm, so that it need not be computed. They cannot overflow.
+NORMLESS = (_max_pool, _smooth, _exact)
+
+
+def reads_norm(op: Affine | Layer) -> bool:
+    """Whether the step's rule depends on the norm of the centre: it rounds in proportion."""
+    return isinstance(op, Affine) or BALL_RULES.get(type(op)) not in NORMLESS
+
+
+def has_ball_rule(op: Affine | Layer) -> bool:
+    """Whether ``ball_rule`` covers the step."""
+    return isinstance(op, Affine) or type(op) in BALL_RULES
 
 
 def joined_radius(step: Step, radii: Sequence[Tensor]) -> Tensor:

@@ -10,16 +10,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from models.layers import Layer
 from workers.verification.affine import Affine
 from workers.verification.alpha_crown import alpha_crown_margins
 from workers.verification.alpha_intermediate import alpha_crown_intermediate_margins
+from workers.verification.backward import has_backward_rule
+from workers.verification.ball import has_ball_rule
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import cap_margins, crown_margins
-from workers.verification.enclosure import propagate
+from workers.verification.enclosure import has_forward_rule, propagate
 from workers.verification.interval import interval_margins
 from workers.verification.lanczos import Chance
 from workers.verification.lipschitz import lipschitz_radius
 from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
+from workers.verification.local_pass import has_local_rule
 from workers.verification.margins import certified, logit_enclosure
 from workers.verification.program import Program
 from workers.verification.region import Region
@@ -49,6 +53,7 @@ class Bound:
 
     radius(program, x, labels, norm=, rounding=, dtype=) -> [batch] epsilon;
     margins(program, region, labels, rounding, dtype) -> [batch, classes] lower bounds;
+    has_rule(op): whether it covers a step, read from the tables of rules that it uses;
     cost: in plain forward passes per sample and epsilon, roughly; orders the cascade.
     by_chance(chance, program, ...): the same, valid up to the failure probability of ``chance``;
     kept: numbers held per number of all activations of one sample (memory);
@@ -59,6 +64,7 @@ class Bound:
 
     name: str
     norms: tuple[str, ...]
+    has_rule: Callable[[Affine | Layer], bool]
     cost: float
     kept: float
     radius: ClosedForm | None = None
@@ -71,23 +77,33 @@ class Bound:
 BOUNDS: dict[str, Bound] = {
     bound.name: bound
     for bound in (
-        Bound("lipschitz", ("l2", "linf"), 4, 2, radius=lipschitz_radius),
-        Bound("ibp", ("l2", "linf"), 5, 8, margins=interval_margins),
-        Bound("bcp", ("l2", "linf"), 6, 10, margins=bcp_margins, dominates=("ibp",)),
+        Bound("lipschitz", ("l2", "linf"), has_ball_rule, 4, 2, radius=lipschitz_radius),
+        Bound("ibp", ("l2", "linf"), has_forward_rule, 5, 8, margins=interval_margins),
+        Bound(
+            "bcp",
+            ("l2", "linf"),
+            has_forward_rule,
+            6,
+            10,
+            margins=bcp_margins,
+            dominates=("ibp",),
+        ),
         Bound(
             "local-lip",
             ("l2", "linf"),
+            has_local_rule,
             10,
             20,
             margins=local_margins,
             by_chance=local_margins_by_chance,
             dominates=("ibp", "bcp"),
         ),
-        Bound("crown", ("l2", "linf"), 1_000, 30, margins=crown_margins),
-        Bound("cap", ("l2", "linf"), 1_000, 30, margins=cap_margins),
+        Bound("crown", ("l2", "linf"), has_backward_rule, 1_000, 30, margins=crown_margins),
+        Bound("cap", ("l2", "linf"), has_backward_rule, 1_000, 30, margins=cap_margins),
         Bound(
             "alpha-crown",
             ("l2", "linf"),
+            has_backward_rule,
             5_000,
             60,
             margins=alpha_crown_margins,
@@ -97,6 +113,7 @@ BOUNDS: dict[str, Bound] = {
         Bound(
             "alpha-crown-intermediate",
             ("l2", "linf"),
+            has_backward_rule,
             10_000,
             100,
             margins=alpha_crown_intermediate_margins,
@@ -251,6 +268,8 @@ class Verifier:
     def _lost(self, bound: Bound, x: Tensor, margin: Tensor) -> Tensor:
         """What a bound may lose of the margin at x, [batch], by computing in float32 itself."""
         lost = torch.full((x.shape[0],), torch.inf, dtype=torch.float64)
+        if not all(has_forward_rule(step.op) for step in self.program.steps):
+            return lost
         rounding, dtype = Rounding.sound(torch.float32), torch.float32
         for rows in self._blocks(x, dtype, torch.arange(x.shape[0])):
             here = x[rows].to(self.device)

@@ -20,7 +20,8 @@ from models.network import Network
 from workers.verification.answers import answers
 from workers.verification.attack import Deployed
 from workers.verification.block import Block
-from workers.verification.bounds import AUTO, BOUNDS, Bound, Verifier
+from workers.verification.bounds import Verifier
+from workers.verification.coverage import UnknownMethod, covering_bounds
 from workers.verification.lanczos import Chance
 from workers.verification.program import Program
 from workers.verification.radius import rounded_down
@@ -38,12 +39,6 @@ __all__ = [
 
 #: Samples that go through the cascade together (progress is reported after each such block).
 BLOCK = 6 * POOL
-
-
-class UnknownMethod(ValueError):
-    """A method that no row of the table of bounds names, or a norm that it does not cover."""
-
-    code = "unknown_method"
 
 
 class PixelsOutOfRange(ValueError):
@@ -78,11 +73,11 @@ def certify_samples(
     cheaper one has to do; progress is told how many samples are done and may raise to abort.
     Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
-    bounds = _bounds(request)
     if request.clip and len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
         raise PixelsOutOfRange("with clip, inputs must lie in [0, 1]")
     sound = request.soundness == "sound"
     program = Program.compile(network, cache_dir=cache_dir, estimate=not sound)
+    bounds, passed_over = covering_bounds(program, request.method, request.norm)
     chance = None if request.deterministic or not sound else Chance()
     verifier = Verifier(
         program, request.norm, request.clip, sound, device, chance=chance, memory=memory
@@ -103,6 +98,7 @@ def certify_samples(
         epsilons=epsilons,
         deadline=deadline,
     )
+    run.notes["passed_over"] = passed_over
     for start in range(0, len(x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(x)))
         block = Block(
@@ -120,17 +116,6 @@ def certify_samples(
     if chance is not None:
         run.notes["failure_probability"] = chance.failure_probability
     return _results(blocks, indices, labels, prediction, margin, request, run.seconds, run.notes)
-
-
-def _bounds(request: CertificationRequest) -> list[Bound]:
-    names = AUTO if request.method == "auto" else (request.method,)
-    unknown = [name for name in names if name not in BOUNDS]
-    if unknown:
-        raise UnknownMethod(f"unknown method {unknown[0]!r}; known: auto, {', '.join(BOUNDS)}")
-    bounds = [BOUNDS[name] for name in names if request.norm in BOUNDS[name].norms]
-    if not bounds:
-        raise UnknownMethod(f"method {request.method!r} does not cover the norm {request.norm!r}")
-    return bounds
 
 
 def deployed_answers(

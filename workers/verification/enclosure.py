@@ -19,7 +19,7 @@ from models.layers import Layer
 from workers.verification.affine import Affine
 from workers.verification.ball import Enclosure, ball_rule, euclidean_norm, grown, rough_norm
 from workers.verification.layer_rules import RULES, Rule, apply_layer
-from workers.verification.program import Program, Step
+from workers.verification.program import Program, Step, UnsupportedLayer
 from workers.verification.region import Region
 from workers.verification.rounding import FLOAT32_MAX, Rounding, unit_roundoff
 
@@ -29,6 +29,7 @@ __all__ = [
     "ball_rule",
     "euclidean_norm",
     "forward_step",
+    "has_forward_rule",
     "propagate",
     "rough_norm",
 ]
@@ -88,7 +89,16 @@ def propagate(
 
 
 def _rule(op: Affine | Layer) -> Rule:
-    return _affine if isinstance(op, Affine) else RULES[type(op)]
+    if isinstance(op, Affine):
+        return _affine
+    if type(op) not in RULES:
+        raise UnsupportedLayer(f"no rule carries ball and box through the layer {op.kind!r}")
+    return RULES[type(op)]
+
+
+def has_forward_rule(op: Affine | Layer) -> bool:
+    """Whether ``propagate`` covers the step."""
+    return isinstance(op, Affine) or type(op) in RULES
 
 
 def forward_step(step: Step, inputs: list[Tensor]) -> Tensor:

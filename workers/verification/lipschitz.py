@@ -12,9 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-from models.layers import Add, LeakyReLU
 from workers.verification.affine import Affine, Inner
-from workers.verification.ball import ball_rule, joined_radius, joined_slope, rough_norm
+from workers.verification.ball import (
+    ball_rule,
+    joined_radius,
+    joined_slope,
+    reads_norm,
+    rough_norm,
+)
 from workers.verification.enclosure import forward_step
 from workers.verification.margins import centre_margins
 from workers.verification.program import Program, Step
@@ -45,7 +50,7 @@ def lipschitz_radius(
     for index, step in enumerate(program.steps):
         inputs = [centres[source] for source in step.sources]
         centre_norm = torch.zeros_like(offsets[0])
-        rounds = isinstance(step.op, Affine | LeakyReLU | Add)
+        rounds = reads_norm(step.op)
         for centre in inputs if rounds else ():
             assert centre is not None
             centre_norm = centre_norm + rough_norm(centre)
@@ -53,7 +58,7 @@ def lipschitz_radius(
         slope = joined_slope(step, [slopes[source] for source in step.sources])
         carried = joined_radius(step, [offsets[source] for source in step.sources])
         if rounding.is_sound and rounds:
-            cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried))
+            cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried, factor))
         slopes.append(slope * factor * (1.0 + 1e-14))
         offsets.append((carried * factor + offset) * (1.0 + 1e-13))
         centres.append(forward_step(step, inputs))  # type: ignore[arg-type]
@@ -83,14 +88,16 @@ def lipschitz_radius(
     return torch.where(finite & ~torch.isnan(epsilon), epsilon, torch.full_like(epsilon, -math.inf))
 
 
-def _overflow_cap(step: Step, centre_norm: Tensor, slope: float, offset: Tensor) -> Tensor:
+def _overflow_cap(
+    step: Step, centre_norm: Tensor, slope: float, offset: Tensor, factor: float
+) -> Tensor:
     """Largest Euclidean epsilon at which this step cannot overflow float32."""
     op = step.op
     if isinstance(op, Affine):
         assert step.norms is not None
         absolute, bias, inner = step.norms.absolute, op.bias_norm(), op.inner
     else:
-        absolute, bias, inner = 1.0, 0.0, Inner()
+        absolute, bias, inner = max(1.0, factor), 0.0, Inner()
     terms = op.terms if isinstance(op, Affine) else 2
     most = FLOAT32_MAX / (1.02 + Rounding.sound(torch.float64).deployed_gamma(terms))
     reach = min((most - bias) / max(absolute, 1e-300), inner.most(most))

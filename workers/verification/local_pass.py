@@ -31,13 +31,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.layers import Layer
 from workers.verification.affine import Affine
 from workers.verification.affine_maps import Convolution, Dense
+from workers.verification.ball import has_ball_rule, reads_norm
 from workers.verification.enclosure import (
     Enclosure,
     _per_sample,
     _rule,
     ball_rule,
+    has_forward_rule,
     rough_norm,
 )
 from workers.verification.local_norms import MaskedMap, multiplications, tally_least
@@ -46,7 +49,7 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding, unit_roundoff
 from workers.verification.slopes import SLOPES, anchored_slopes
 
-__all__ = ["Further", "LocalPass"]
+__all__ = ["Further", "LocalPass", "has_local_rule"]
 
 #: Gram matrices may cost this many plain forward passes per sample, or this many multiplications.
 GRAM_PASSES, GRAM_LEAST = 80.0, 2.0**27
@@ -59,6 +62,11 @@ LANCZOS_SHARE = 0.15
 INFLATION, SAFETY = 1.1, 0.97
 #: (step index, map, slopes, least bounds so far) -> bounds [batch] on the norms of M.
 Further = Callable[[int, MaskedMap, Tensor, Tensor], Tensor]
+
+
+def has_local_rule(op: Affine | Layer) -> bool:
+    """Whether the pass covers the step: slopes are used where there are any, on top of the ball."""
+    return has_forward_rule(op) and (type(op) not in SLOPES or has_ball_rule(op))
 
 
 @dataclass
@@ -203,9 +211,8 @@ class LocalPass:
         slopes = anchored_slopes(step.op, before.centre, before.lower, before.upper)
         assert slopes is not None
         zeros = torch.zeros_like(before.radius)
-        factor, offset = ball_rule(step, zeros, self.rounding)
-        if factor > 1.0:
-            factor, offset = ball_rule(step, rough_norm(before.centre), self.rounding)
+        size = rough_norm(before.centre) if reads_norm(step.op) else zeros
+        factor, offset = ball_rule(step, size, self.rounding)
         radius = slopes.flatten(1).amax(1).to(torch.float64) * before.radius
         if masked is not None and source is not None:
             affine = step.sources[0] - 1

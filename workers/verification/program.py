@@ -7,6 +7,7 @@ exact, and a final dense layer becomes the head, so that class differences can b
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ from workers.verification.affine import FLOAT32_SAFE, Affine, Inner, Norms
 from workers.verification.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.rounding import SOFTMAX_GAP, Rounding
 from workers.verification.spectral import ConvGeometry
-from workers.verification.translation import AFFINE, DIRECT, UnsupportedLayer
+from workers.verification.translation import AFFINE, UnsupportedLayer
 
 __all__ = ["Head", "Program", "Step", "UnsupportedLayer", "overlap_of"]
 
@@ -131,11 +132,17 @@ class Program:
 
     @classmethod
     def compile(
-        cls, network: Network, *, cache_dir: Path | None = None, estimate: bool = False
+        cls,
+        network: Network,
+        *,
+        cache_dir: Path | None = None,
+        estimate: bool = False,
+        norms: bool = True,
     ) -> Program:
         """Steps of ``network``, with operator norms from ``cache_dir`` or computed once.
 
-        ``estimate`` takes the papers' power-iteration norms. Raises UnsupportedLayer.
+        ``estimate`` takes the papers' power-iteration norms; without ``norms`` all are infinite,
+        which is enough for boxes and costs nothing. Raises UnsupportedLayer.
         """
         digest = network.graph_digest()
         with torch.no_grad():
@@ -143,7 +150,10 @@ class Program:
             steps, head = _split_head(network, steps)
             if network.dropped_output is not None:
                 head = replace(head, gap=SOFTMAX_GAP)
-            steps = _with_norms(steps, digest, cache_dir, estimate)
+            if norms:
+                steps = _with_norms(steps, digest, cache_dir, estimate)
+            else:
+                steps = [_unbounded(step) for step in steps]
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
         return cls(network.input_shape, tuple(steps), head, safe, digest)
@@ -165,10 +175,8 @@ def _translate(network: Network) -> list[Step]:
         op: Affine | Layer
         if type(layer) in AFFINE:
             op = AFFINE[type(layer)](layer, shapes[node.inputs[0]])
-        elif type(layer) in DIRECT:
-            op = layer
         else:
-            raise UnsupportedLayer(f"no bound covers the layer {layer.kind!r} ({node.name})")
+            op = layer
         overlap = 1
         if isinstance(layer, MaxPool2d):
             overlap = overlap_of(layer, shapes[node.inputs[0]])
@@ -300,6 +308,10 @@ def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
     zeros = torch.zeros(classes, dtype=torch.float64)
     identity = torch.eye(classes, dtype=torch.float64)
     return steps, Head(identity, zeros, zeros, 0.0)
+
+
+def _unbounded(step: Step) -> Step:
+    return replace(step, norms=Norms(math.inf, math.inf)) if isinstance(step.op, Affine) else step
 
 
 def _stored_norms(path: Path) -> dict[str, list[float]]:

@@ -8,24 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
-from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.joins import ReduceMean, ReduceSum
 from models.layers import (
-    Add,
     AvgPool2d,
     BatchNorm,
     Conv2d,
     Divide,
     Layer,
-    LeakyReLU,
     Linear,
-    MaxPool2d,
     Multiply,
     Normalize,
-    Pad,
-    Permute,
-    ReLU,
-    Reshape,
     Shift,
 )
 from workers.verification.affine import Affine, Inner
@@ -34,13 +26,18 @@ from workers.verification.reductions import Reduction
 from workers.verification.rounding import FLOAT32_MAX
 from workers.verification.spectral import ConvGeometry
 
-__all__ = ["AFFINE", "DIRECT", "UnsupportedLayer"]
+__all__ = ["AFFINE", "UnsupportedLayer"]
 
 
 class UnsupportedLayer(ValueError):
     """A layer that no bound of this verifier covers."""
 
     code = "unsupported_layer"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 def _float64(tensor: Tensor) -> Tensor:
@@ -135,7 +132,8 @@ def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
     return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale, inner=inner)
 
 
-#: Affine layers by class: how each is written as an affine map. A new one is one row.
+#: Affine layers by class: how each is written as an affine map. A new one is one row. All others
+#: are used as they are, by the bounds that have rules for them.
 AFFINE: dict[type[Layer], Callable[..., Affine]] = {
     Conv2d: _conv2d,
     Linear: _linear,
@@ -148,13 +146,6 @@ AFFINE: dict[type[Layer], Callable[..., Affine]] = {
     ReduceSum: _reduction,
     ReduceMean: _reduction,
 }
-
-#: Layers used as they are: exact in float32, or (Add, LeakyReLU) with one rounding, or (Sigmoid,
-#: Tanh) with a stated error.
-DIRECT: tuple[type[Layer], ...] = (
-    *(ReLU, LeakyReLU, Clip, ReLUTheta, AtLeast, AtMost, Sigmoid, Tanh, MaxMin, MaxPool2d),
-    *(Add, Maximum, Minimum, Concat, Slice, Reshape, Permute, Pad),
-)
 
 
 def _constant_terms(*scales: Tensor) -> float:

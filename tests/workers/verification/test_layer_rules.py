@@ -17,8 +17,8 @@ from models.network import Network
 from models.reparametrized import REPARAMETRIZED
 from tests.workers.verification.networks import Builder
 from workers.verification.affine_maps import Dense
-from workers.verification.backward import BackwardPass
-from workers.verification.backward_joins import JOINS
+from workers.verification.backward import BACKWARD, BackwardPass
+from workers.verification.ball import BALL_RULES
 from workers.verification.bcp import bcp_margins
 from workers.verification.crown import crown_margins
 from workers.verification.enclosure import Enclosure, forward_step, propagate
@@ -32,8 +32,9 @@ from workers.verification.region import Region
 from workers.verification.relaxation import RELAXATIONS
 from workers.verification.rounding import Rounding
 from workers.verification.rows import Rows
+from workers.verification.slopes import SLOPES
 from workers.verification.spectral import dense_norm, materialize
-from workers.verification.translation import AFFINE, DIRECT
+from workers.verification.translation import AFFINE
 
 F64 = torch.float64
 SHAPE = (4, 3, 5)
@@ -130,11 +131,11 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 def test_every_layer_has_all_its_rules() -> None:
     kinds = set(LAYER_KINDS.values()) - set(REPARAMETRIZED)
-    assert kinds == set(AFFINE) | set(DIRECT)
-    assert set(DIRECT) == set(RULES)
-    assert {layer.kind for layer in RELAXATIONS} | {layer.kind for layer in JOINS} <= {
-        layer.kind for layer in DIRECT
-    }
+    assert kinds == set(AFFINE) | set(RULES)
+    assert set(RULES) == set(BALL_RULES) == set(RELAXATIONS) | set(BACKWARD)
+    assert not set(AFFINE) & set(RULES)
+    assert not set(RELAXATIONS) & set(BACKWARD)
+    assert set(SLOPES) <= set(BALL_RULES)
 
 
 @pytest.mark.parametrize("case", CASES)

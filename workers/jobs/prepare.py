@@ -124,6 +124,7 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
         },
         "selection": certification_samples(store, submission, spec),
         "clip": spec.clip,
+        "time_budget_s": spec.time_budget_s,
         "bounds": {
             "max_bytes": settings.max_inflated_bytes,
             "max_samples": settings.max_samples,

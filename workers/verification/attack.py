@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.network import Network
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.results import AttackSettings
 
 __all__ = ["attack", "audit_selection", "inside", "project"]
@@ -32,18 +33,20 @@ def attack(
     norm: str,
     clip: bool,
     settings: AttackSettings,
+    clock: Clock = UNLIMITED,
 ) -> tuple[Tensor, Tensor]:
     """(broken [batch] bool, points [batch, *shape] float32) for balls of epsilon [batch].
 
     x [batch, *shape] float32; indices: positions in the data set, which seed the random starts, so
     that the answer depends neither on the batch nor on the shard. Starts: x itself, then random.
+    Once the time is over, the best points met so far are tried, and that is all.
     """
     broken = torch.zeros(x.shape[0], dtype=torch.bool)
     points = x.clone()
     device = next(iter(network.state_dict().values()), x).device
     for restart in range(max(1, settings.restarts)):
         rows = (~broken).nonzero().flatten()
-        if not rows.numel():
+        if not rows.numel() or (restart and clock.over()):
             break
         candidates = _descend(
             network,
@@ -54,6 +57,7 @@ def attack(
             norm=norm,
             clip=clip,
             settings=settings,
+            clock=clock,
         ).cpu()
         answers = deployed(candidates.numpy()).argmax(1)
         wrong = torch.from_numpy(answers != labels[rows].numpy())
@@ -86,6 +90,7 @@ def _descend(
     norm: str,
     clip: bool,
     settings: AttackSettings,
+    clock: Clock,
 ) -> Tensor:
     """The point with the least margin f_y - max_j f_j met on the way, inside the region."""
     point = project(x + noise * _shaped(epsilon, x), x, epsilon, norm=norm, clip=clip)
@@ -100,7 +105,7 @@ def _descend(
         better = margin.detach() < least
         least = torch.where(better, margin.detach(), least)
         best = torch.where(_shaped(better, x), point.detach(), best)
-        if step == settings.steps:
+        if step == settings.steps or clock.over():
             break
         # From half the ball down to a hundredth of it: coarse first, then fine.
         size = epsilon * (0.5 * (1.0 - step / settings.steps) + 0.01)

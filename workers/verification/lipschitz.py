@@ -15,6 +15,7 @@ from torch import Tensor
 from models.layers import Add, LeakyReLU
 from workers.verification.affine import Affine, Inner
 from workers.verification.ball import ball_rule, joined_radius, joined_slope, rough_norm
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import forward_step
 from workers.verification.margins import centre_margins
 from workers.verification.program import Program, Step
@@ -31,6 +32,7 @@ def lipschitz_radius(
     norm: str,
     rounding: Rounding,
     dtype: torch.dtype,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Radius [batch] float64 in ``norm`` and pixel units within which the label cannot change.
 
@@ -43,6 +45,7 @@ def lipschitz_radius(
     cap = torch.full_like(offsets[0], torch.inf)
     last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
     for index, step in enumerate(program.steps):
+        clock.check()
         inputs = [centres[source] for source in step.sources]
         centre_norm = torch.zeros_like(offsets[0])
         rounds = isinstance(step.op, Affine | LeakyReLU | Add)

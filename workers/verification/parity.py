@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.network import Network
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import propagate
 from workers.verification.margins import logit_enclosure
 from workers.verification.program import Program
@@ -44,14 +45,15 @@ def check_parity(
     *,
     device: torch.device | None = None,
     cache_dir: Path | None = None,
+    clock: Clock = UNLIMITED,
 ) -> dict[str, Any]:
     """Largest difference of the deployed logits [N, classes] from ours, and its budget.
 
     Returns max_difference, budget (the budget where the difference uses the largest share of it),
     worst_index, largest_share (<= 1) and unchecked (samples on which float32 may overflow, so that
-    nothing is certified there). Raises DeploymentMismatch where a share exceeds 1.
+    nothing is certified there). Raises DeploymentMismatch where a share exceeds 1; OutOfTime.
     """
-    program = Program.compile(network, cache_dir=cache_dir)
+    program = Program.compile(network, cache_dir=cache_dir, clock=clock)
     rounding = Rounding.sound(torch.float64)
     worst: dict[str, Any] = {
         "max_difference": 0.0,
@@ -64,7 +66,7 @@ def check_parity(
         for start in range(0, len(x), BLOCK):
             inputs = torch.from_numpy(np.ascontiguousarray(x[start : start + BLOCK]))
             region = Region(inputs, torch.zeros(len(inputs), dtype=torch.float64), "l2", False)
-            state = propagate(program, region, rounding=rounding, dtype=torch.float64)
+            state = propagate(program, region, rounding=rounding, dtype=torch.float64, clock=clock)
             logits, budget = logit_enclosure(program.head, state, rounding)
             given = torch.from_numpy(deployed_logits[start : start + BLOCK]).to(torch.float64)
             difference = (given - logits).abs()

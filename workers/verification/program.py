@@ -26,6 +26,7 @@ from models.layers import (
 from models.network import INPUT, Network
 from workers.verification.affine import FLOAT32_SAFE, Affine, Inner, Norms
 from workers.verification.affine_maps import Convolution, Dense, Diagonal
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.rounding import SOFTMAX_GAP, Rounding
 from workers.verification.spectral import ConvGeometry
 from workers.verification.translation import AFFINE, DIRECT, UnsupportedLayer
@@ -131,11 +132,17 @@ class Program:
 
     @classmethod
     def compile(
-        cls, network: Network, *, cache_dir: Path | None = None, estimate: bool = False
+        cls,
+        network: Network,
+        *,
+        cache_dir: Path | None = None,
+        estimate: bool = False,
+        clock: Clock = UNLIMITED,
     ) -> Program:
         """Steps of ``network``, with operator norms from ``cache_dir`` or computed once.
 
-        ``estimate`` takes the papers' power-iteration norms. Raises UnsupportedLayer.
+        ``estimate`` takes the papers' power-iteration norms. Raises UnsupportedLayer; OutOfTime,
+        with the norms found so far left in ``cache_dir``.
         """
         digest = network.graph_digest()
         with torch.no_grad():
@@ -143,7 +150,7 @@ class Program:
             steps, head = _split_head(network, steps)
             if network.dropped_output is not None:
                 head = replace(head, gap=SOFTMAX_GAP)
-            steps = _with_norms(steps, digest, cache_dir, estimate)
+            steps = _with_norms(steps, digest, cache_dir, estimate, clock)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
         return cls(network.input_shape, tuple(steps), head, safe, digest)
@@ -312,29 +319,30 @@ def _stored_norms(path: Path) -> dict[str, list[float]]:
 
 
 def _with_norms(
-    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool
+    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool, clock: Clock
 ) -> list[Step]:
     path = None
     stored: dict[str, list[float]] = {}
     if cache_dir is not None and not estimate:
         path = cache_dir / f"norms-{NORMS_VERSION}-{digest.removeprefix('sha256:')}.json"
         stored = _stored_norms(path)
-    missing = False
+    known = len(stored)
     result = []
-    for index, step in enumerate(steps):
-        norms = None
-        if isinstance(step.op, Affine):
-            key = f"{index}:{step.name}"
-            if key in stored:
+    try:
+        for index, step in enumerate(steps):
+            norms = None
+            if isinstance(step.op, Affine):
+                key = f"{index}:{step.name}"
+                if key not in stored:
+                    made = step.op.estimated_norms(clock) if estimate else step.op.norms(clock)
+                    stored[key] = [made.spectral, made.absolute]
                 norms = Norms(*stored[key])
-            else:
-                norms = step.op.estimated_norms() if estimate else step.op.norms()
-                stored[key] = [norms.spectral, norms.absolute]
-                missing = True
-        result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
-    if path is not None and missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.{id(steps)}.tmp")
-        temporary.write_text(json.dumps(stored))
-        temporary.replace(path)
+            result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
+    finally:
+        # Where the time ran out, the next compilation goes on from here.
+        if path is not None and len(stored) > known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.{id(steps)}.tmp")
+            temporary.write_text(json.dumps(stored))
+            temporary.replace(path)
     return result

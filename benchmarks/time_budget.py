@@ -164,9 +164,10 @@ def measure(case: Case, method: str, budget: float, cache: Path | None) -> None:
     result = run(case, method, began + budget, looks, cache)
     over = max(0.0, time.process_time() - began - budget)
     ended = "spent" if result.notes["budget_spent"] else "done"
+    certified = f"{int(result.certified.sum())} of {len(case.x)} certified"
     print(
-        f"  {method:26s} budget {budget:4.0f} s: over {over:5.2f} s, longest stretch "
-        f"{looks.longest:5.2f} s, {ended}, {int(result.certified.sum())} of {len(case.x)} certified",
+        f"  {method:26s} budget {budget:4.0f} s: over {over:5.2f} s, "
+        f"longest stretch {looks.longest:5.2f} s, {ended}, {certified}",
         flush=True,
     )
 

@@ -54,9 +54,11 @@ def certify_shard(
     submission: JobSubmission,
     shard: int,
     *,
-    progress: Callable[[int], None],
+    progress: Callable[[int, str], None],
 ) -> int:
     """Write ``shards/<k>.npz`` and return its number of samples.
+
+    progress(done, message) is told all the while, and may raise to abort.
 
     A result that is there already is kept: same input, same seed, same answer.
     """
@@ -66,9 +68,9 @@ def certify_shard(
     if store.has(path):
         return stop - start
     spec = Spec.model_validate(submission.spec)
+    began = time.monotonic()
     prepared = _load(store.prepared_dir(submission.id))
     rows = slice(start, stop)
-    began = time.monotonic()
     allowed_s = None if spec.time_budget_s is None else allowance(store, submission, facts, shard)
     if allowed_s is not None and allowed_s <= 0:
         results = _undecided(prepared, rows, spec)
@@ -162,7 +164,7 @@ def _save(results: SampleResults, path: Path) -> None:
 
 
 def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], shard: int) -> float:
-    """Seconds that a shard may take of the job's time budget.
+    """Seconds that a shard may take of the job's time budget, of which ``prepare`` took its part.
 
     What finished shards left is divided among all others by their samples, those in progress
     included. The share per sample never shrinks from one shard to the next, so shards that run at
@@ -170,7 +172,7 @@ def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], sh
     """
     budget = submission.spec["time_budget_s"]
     assert isinstance(budget, int | float)
-    left, open_samples = float(budget), 0
+    left, open_samples = float(budget) - float(facts.get("prepare_s", 0.0)), 0
     for number, (start, stop) in enumerate(shards(facts)):
         path = store.shard_path(submission.id, number)
         if number != shard and store.has(path):

@@ -25,7 +25,7 @@ __all__ = ["ItemStopped", "Keeper"]
 logger = logging.getLogger(__name__)
 
 #: Longest time until a cancellation is noticed; leases are renewed as often.
-LONGEST_INTERVAL_S = 2.0
+LONGEST_INTERVAL_S = 1.0
 #: How long an item that stops in good order may take: less than supervisors wait (15 s).
 GENTLE_S = 10.0
 

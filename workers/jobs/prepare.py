@@ -127,6 +127,7 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
         "method": spec.method,
         "clip": spec.clip,
         "seed": spec.seed,
+        "time_budget_s": spec.time_budget_s,
         "bounds": {
             "max_bytes": settings.max_inflated_bytes,
             "max_samples": settings.max_samples,

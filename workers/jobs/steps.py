@@ -45,8 +45,13 @@ def _prepare(step: Step) -> Callable[[], object]:
     from workers.jobs.prepare import facts_of, prepare, shards
 
     job = step.submission.id
-    step.say("prepare", 0, message="reading model and data set")
-    prepare(step.store, step.settings, step.submission, stop=step.keeper.should_stop)
+
+    def stop() -> bool:
+        step.say("prepare", 0, message="reading model and data set")
+        return step.keeper.should_stop()
+
+    stop()
+    prepare(step.store, step.settings, step.submission, stop=stop)
     step.keeper.check()
     facts = facts_of(step.store, job)
     items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
@@ -67,12 +72,18 @@ def _shard(step: Step) -> Callable[[], object]:
 
     item = step.lease.item
     began = time.monotonic()
+
+    def progress(rows: int, message: str) -> None:
+        # Called from inside the bounds: a job that is cancelled ends there.
+        step.keeper.check()
+        step.say(item, rows, message=message)
+
     done = certify_shard(
         step.store,
         step.settings,
         step.submission,
         int(item.partition(":")[2]),
-        progress=lambda rows: step.say(item, rows, message="certifying"),
+        progress=progress,
     )
     took = time.monotonic() - began
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.spectral import absolute_norm, power_iteration_norm
 
 __all__ = ["FLOAT32_SAFE", "UP", "Affine", "Inner", "Norms", "Shape"]
@@ -90,21 +91,21 @@ class Affine:
         """Squared Euclidean norms of W's rows, broadcastable to out_shape, float64, rounded up."""
         raise TypeError
 
-    def spectral(self) -> float:
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
         """Upper bound on the operator norm of W."""
         raise TypeError
 
-    def norms(self) -> Norms:
-        """Sound upper bounds on |W|_2 and | |W| |_2."""
-        return Norms(self.spectral(), self.absolute_norm())
+    def norms(self, clock: Clock = UNLIMITED) -> Norms:
+        """Sound upper bounds on |W|_2 and | |W| |_2. Raises OutOfTime."""
+        return Norms(self.spectral(clock), self.absolute_norm(clock))
 
-    def absolute_norm(self) -> float:
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
         """Upper bound on the operator norm of the entrywise absolute value."""
-        return absolute_norm(self.absolute, self.in_shape)
+        return absolute_norm(self.absolute, self.in_shape, clock)
 
-    def estimated_norms(self) -> Norms:
+    def estimated_norms(self, clock: Clock = UNLIMITED) -> Norms:
         """Power-iteration values, as the papers' code has them: not bounds."""
-        return Norms(power_iteration_norm(self.linear, self.in_shape), 0.0)
+        return Norms(power_iteration_norm(self.linear, self.in_shape, clock=clock), 0.0)
 
     def row_norms(self) -> Tensor:
         """Euclidean norms of W's rows, [*out_shape], float64, rounded up."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.layers import AvgPool2d
 from workers.verification.affine import UP, Affine, Inner, Shape
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.spectral import ConvGeometry, absolute_norm, conv_norm, dense_norm
 
 __all__ = ["Convolution", "Dense", "Diagonal", "Pooling"]
@@ -37,8 +38,8 @@ class Dense(Affine):
     def row_norms_square(self) -> Tensor:
         return self.weight.square().sum(1) * (1.0 + 1e-11)
 
-    def spectral(self) -> float:
-        return dense_norm(self.weight)
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
+        return dense_norm(self.weight, clock)
 
     def scaled_output(self, other: Diagonal) -> Dense:
         """other after self, as one map."""
@@ -84,8 +85,8 @@ class Convolution(Affine):
         ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
         return self.geometry.apply(ones, self.weight.square())[0] * (1.0 + 1e-11)
 
-    def spectral(self) -> float:
-        return conv_norm(self.weight, self.geometry)
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
+        return conv_norm(self.weight, self.geometry, clock)
 
     def scaled_output(self, other: Diagonal) -> Convolution | None:
         """other after self as one map, or None where the scale varies inside a channel."""
@@ -129,11 +130,11 @@ class Diagonal(Affine):
     def row_norms_square(self) -> Tensor:
         return self.scale.square() * (1.0 + 1e-11)
 
-    def spectral(self) -> float:
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
         return float(self.scale.abs().max()) * UP
 
-    def absolute_norm(self) -> float:
-        return self.spectral()
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
+        return self.spectral(clock)
 
     def scaled_output(self, other: Diagonal) -> Diagonal:
         """other after self, as one map."""
@@ -165,12 +166,12 @@ class Pooling(Affine):
         ones = torch.ones(1, 1, *self.in_shape[1:], dtype=torch.float64)
         return (self.layer.window_sums(ones) * inverse.square())[0] * (1.0 + 1e-11)
 
-    def spectral(self) -> float:
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
         # Rows overlap at most as absolute_norm's Collatz-Wielandt bound says; entries are >= 0.
-        return self.absolute_norm()
+        return self.absolute_norm(clock)
 
-    def absolute_norm(self) -> float:
-        return absolute_norm(self.linear, (1, *self.in_shape[1:]))
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
+        return absolute_norm(self.linear, (1, *self.in_shape[1:]), clock)
 
 
 def _after(first: Affine, second: Diagonal) -> dict[str, Any]:

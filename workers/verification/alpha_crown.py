@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.verification.backward import BackwardPass
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.crown import final_rows, refined_pass
 from workers.verification.envelope import Envelope
 from workers.verification.program import Program
@@ -27,17 +28,29 @@ LEARNING_RATE, DECAY = 0.2, 0.97
 
 
 def alpha_crown_margins(
-    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, slopes optimised."""
-    return alpha_pass(program, region, labels, rounding, dtype)[1]
+    return alpha_pass(program, region, labels, rounding, dtype, clock=clock)[1]
 
 
 def alpha_pass(
-    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> tuple[BackwardPass, Tensor]:
     """The pass with CROWN's boxes; margins [batch, classes] with the last slopes optimised."""
-    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown")
+    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown", clock=clock)
     bounds = final_rows(backward, labels, bounds)
     return backward, final_rows(backward, labels, bounds, solve=optimized_bound)
 
@@ -92,7 +105,8 @@ def optimized_bound(
     """Best lower bounds [rows] met while ascending in the slopes; a row above ``needed`` stops.
 
     Projected Adam on all rows at once. A row that stopped keeps what it had then: its bound does
-    not depend on how long the others go on.
+    not depend on how long the others go on. Once the time is over, what was met so far counts;
+    raises OutOfTime where that is nothing.
     """
     slopes = Slopes()
     best = torch.full_like(needed, -math.inf)
@@ -100,7 +114,12 @@ def optimized_bound(
     optimizer: torch.optim.Optimizer | None = None
     for iteration in range(iterations + 1):
         with torch.enable_grad():
-            bound = backward.lower_bound(value, rows, slopes=slopes)
+            try:
+                bound = backward.lower_bound(value, rows, slopes=slopes)
+            except OutOfTime:
+                if iteration == 0:
+                    raise
+                break
             found = bound.detach()
             best = torch.where(pulls, torch.fmax(best, found), best)
             pulls = pulls & (best <= needed) & torch.isfinite(found)

@@ -7,6 +7,7 @@ set of slopes shared by all margins would, and needs no gradient through boxes.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from workers.verification.affine import Affine
 from workers.verification.alpha_crown import alpha_pass, optimized_bound
 from workers.verification.backward import BackwardPass
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.crown import final_rows, refine_boxes
 from workers.verification.enclosure import Enclosure
 from workers.verification.margins import certified
@@ -30,16 +32,24 @@ BOX_ITERATIONS = 5
 
 
 def alpha_crown_intermediate_margins(
-    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region: alpha-CROWN's, then, where they
     do not certify a sample, the better of them and those with optimised boxes."""
-    backward, bounds = alpha_pass(program, region, labels, rounding, dtype)
+    backward, bounds = alpha_pass(program, region, labels, rounding, dtype, clock=clock)
     # Rows of -inf: what the head itself ruled out (overflow) stays so.
     rows = (~certified(bounds) & ~torch.isneginf(bounds).any(1)).nonzero().flatten()
     if rows.numel():
-        tighter = tightened(backward, rows)
-        bounds[rows] = final_rows(tighter, labels[rows], bounds[rows], optimized_bound)
+        # alpha-CROWN's own margins stand, however far these get.
+        with contextlib.suppress(OutOfTime):
+            tighter = tightened(backward, rows)
+            bounds[rows] = final_rows(tighter, labels[rows], bounds[rows], optimized_bound)
     return bounds
 
 
@@ -83,4 +93,5 @@ def _samples_of(backward: BackwardPass, rows: Tensor) -> BackwardPass:
         backward.dtype,
         backward.slopes,
         backward.rounds,
+        clock=backward.clock,
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.network import Network
 from workers.verification.answers import answers
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.results import AttackSettings
 
 __all__ = ["attack", "audit_selection", "inside", "project"]
@@ -34,19 +35,21 @@ def attack(
     clip: bool,
     settings: AttackSettings,
     gap: float = 0.0,
+    clock: Clock = UNLIMITED,
 ) -> tuple[Tensor, Tensor]:
     """(broken [batch] bool, points [batch, *shape] float32) for balls of epsilon [batch].
 
     x [batch, *shape] float32; indices: positions in the data set, which seed the random starts, so
     that the answer depends neither on the batch nor on the shard. Starts: x itself, then random.
     A point breaks its sample where the label's deployed logit does not lead by more than ``gap``.
+    Once the time is over, the best points met so far are tried, and that is all.
     """
     broken = torch.zeros(x.shape[0], dtype=torch.bool)
     points = x.clone()
     device = next(iter(network.state_dict().values()), x).device
     for restart in range(max(1, settings.restarts)):
         rows = (~broken).nonzero().flatten()
-        if not rows.numel():
+        if not rows.numel() or (restart and clock.over()):
             break
         candidates = _descend(
             network,
@@ -57,6 +60,7 @@ def attack(
             norm=norm,
             clip=clip,
             settings=settings,
+            clock=clock,
         ).cpu()
         given = answers(torch.from_numpy(deployed(candidates.numpy())), gap=gap)
         wrong = given != labels[rows]
@@ -89,6 +93,7 @@ def _descend(
     norm: str,
     clip: bool,
     settings: AttackSettings,
+    clock: Clock,
 ) -> Tensor:
     """The point with the least margin f_y - max_j f_j met on the way, inside the region."""
     point = project(x + noise * _shaped(epsilon, x), x, epsilon, norm=norm, clip=clip)
@@ -103,7 +108,7 @@ def _descend(
         better = margin.detach() < least
         least = torch.where(better, margin.detach(), least)
         best = torch.where(_shaped(better, x), point.detach(), best)
-        if step == settings.steps:
+        if step == settings.steps or clock.over():
             break
         # From half the ball down to a hundredth of it: coarse first, then fine.
         size = epsilon * (0.5 * (1.0 - step / settings.steps) + 0.01)

@@ -20,6 +20,7 @@ from workers.verification.adjoint import adjoint, has_adjoint, local_error
 from workers.verification.affine import Affine
 from workers.verification.backward_joins import JOINS
 from workers.verification.box_ball import quick_maximum
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import Enclosure, has_forward_rule
 from workers.verification.planes import Planes
 from workers.verification.program import Program, Step, UnsupportedLayer
@@ -43,7 +44,7 @@ class BackwardPass:
 
     values: enclosures as ``propagate`` keeps them (value 0 is the input). slopes: the rule for the
     lower slope of unstable neurons, ``crown`` or ``cap``. rounds: of the box-and-ball search.
-    windows: what ``Frame`` keeps for the next rows.
+    windows: what ``Frame`` keeps for the next rows. clock: looked at before every step of a pass.
     """
 
     program: Program
@@ -55,6 +56,7 @@ class BackwardPass:
     rounds: int = 2
     planes: dict[int, Planes] = field(default_factory=dict)
     windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    clock: Clock = UNLIMITED
     _envelopes: dict[int, Envelope] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
     _sizes: dict[int, Tensor] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class BackwardPass:
         """Lower bounds [rows] float64 of rows . value over the region.
 
         slopes: chooses the lower slopes of unstable neurons per row; None: those of the envelopes.
+        Raises OutOfTime.
         """
         pending = {value: rows}
         constant = torch.zeros(rows.coefficients.shape[0], dtype=torch.float64)
@@ -106,6 +109,7 @@ class BackwardPass:
             carried = pending.pop(index + 1, None)
             if carried is None:
                 continue
+            self.clock.check()
             step = self.program.steps[index]
             sources, gained, magnitude = self._through(index, step, carried, slopes)
             constant = constant + gained - _of_rows(self._lost(step), carried)

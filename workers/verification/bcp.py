@@ -7,9 +7,12 @@ inside [0, 1] and every box tightens its ball (methods-lipschitz 1.2, remarks i 
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.enclosure import propagate
 from workers.verification.margins import certified, margin_lower_bounds
 from workers.verification.program import Program
@@ -23,7 +26,13 @@ PROBE = 3
 
 
 def bcp_margins(
-    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region; the label's column is inf.
 
@@ -35,8 +44,8 @@ def bcp_margins(
         part = region
         if rows.numel() < len(labels):
             part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
-        state = propagate(program, part, rounding=rounding, dtype=dtype, box=box)
-        return margin_lower_bounds(program.head, state, labels[rows], rounding)
+        state = propagate(program, part, rounding=rounding, dtype=dtype, box=box, clock=clock)
+        return margin_lower_bounds(program.head, state, labels[rows], rounding, clock=clock)
 
     everything = torch.arange(len(labels), device=labels.device)
     if not bool(certified(margins(everything[:PROBE], box=False)).any()):
@@ -44,5 +53,7 @@ def bcp_margins(
     bounds = margins(everything, box=False)
     rows = (~certified(bounds)).nonzero().flatten()
     if rows.numel():
-        bounds[rows] = margins(rows, box=True)
+        # What the ball decided stands.
+        with contextlib.suppress(OutOfTime):
+            bounds[rows] = margins(rows, box=True)
     return bounds

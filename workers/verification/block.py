@@ -43,6 +43,8 @@ class Block:
         self.decided_by = [[""] * width for _ in range(count)]
         self.falsified = torch.zeros(count, width, dtype=torch.bool)
         self.counterexamples: dict[tuple[int, int], Tensor] = {}
+        #: Whether no search of the radius is to come, per sample.
+        self.closed = torch.ones(count, dtype=torch.bool)
 
     def certified(self) -> Tensor:
         """[batch, epsilons] bool: within the largest proved epsilon."""
@@ -79,6 +81,10 @@ class Block:
         """[batch] bool: correct, neither proved nor falsified at this asked epsilon."""
         undecided = self.proved < self.epsilons[position]
         return self.correct & undecided & ~self.falsified[:, position]
+
+    def decided(self) -> Tensor:
+        """[batch] bool: proved, falsified or misclassified at every asked epsilon."""
+        return ~self.correct | (self.certified() | self.falsified).all(1)
 
     def ceiling(self) -> Tensor:
         """Smallest epsilon per sample at which an attack succeeded, [batch] float64 (inf: none)."""

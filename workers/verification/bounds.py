@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from workers.verification.alpha_intermediate import alpha_crown_intermediate_mar
 from workers.verification.backward import has_backward_rule
 from workers.verification.ball import has_ball_rule
 from workers.verification.bcp import bcp_margins
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.crown import cap_margins, crown_margins
 from workers.verification.enclosure import has_forward_rule, propagate
 from workers.verification.interval import interval_margins
@@ -42,8 +44,10 @@ MANY_ROWS, MANY_ROWS_SHARE = 500, 32
 #: or less than so many rounding errors of a logit at the centre, or it broke down altogether.
 RETRY_SHARES, RETRY_ERRORS = (0.5, 0.05), 4.0
 
-MarginsAt = Callable[[Program, Region, Tensor, Rounding, torch.dtype], Tensor]
-ByChance = Callable[[Chance, Program, Region, Tensor, Rounding, torch.dtype], Tensor]
+#: (program, region, labels, rounding, dtype, *, clock) -> margins.
+MarginsAt = Callable[..., Tensor]
+#: The same after the chance.
+ByChance = Callable[..., Tensor]
 ClosedForm = Callable[..., Tensor]
 
 
@@ -51,8 +55,9 @@ ClosedForm = Callable[..., Tensor]
 class Bound:
     """One bound: either a closed-form radius or margins at given epsilons.
 
-    radius(program, x, labels, norm=, rounding=, dtype=) -> [batch] epsilon;
-    margins(program, region, labels, rounding, dtype) -> [batch, classes] lower bounds;
+    radius(program, x, labels, norm=, rounding=, dtype=, clock=) -> [batch] epsilon;
+    margins(program, region, labels, rounding, dtype, clock=) -> [batch, classes] lower bounds;
+    both look at the clock between pieces of work, and raise OutOfTime or answer what they have;
     has_rule(op): whether it covers a step, read from the tables of rules that it uses;
     cost: in plain forward passes per sample and epsilon, roughly; orders the cascade.
     by_chance(chance, program, ...): the same, valid up to the failure probability of ``chance``;
@@ -141,7 +146,8 @@ class Verifier:
 
     ``only``: one arithmetic instead of all that are tried in turn. ``chance``: random starts are
     allowed and counted there (None: everything is deterministic).
-    memory: bytes that a bound may take for one sample (None: no limit).
+    memory: bytes that a bound may take for one sample (None: no limit). clock: when all of it must
+    end; what is proved by then is answered.
     """
 
     program: Program
@@ -152,6 +158,7 @@ class Verifier:
     only: torch.dtype | None = None
     memory: float | None = None
     chance: Chance | None = None
+    clock: Clock = UNLIMITED
 
     def passes(self) -> list[tuple[Rounding, torch.dtype]]:
         """Arithmetic to try in turn: what the first leaves open, the next tries again.
@@ -194,13 +201,14 @@ class Verifier:
         """Closed-form radius [batch] float64; margin [batch]: the deployed margin at x.
 
         ``report``: the radius itself is asked for, so the tightest arithmetic alone is used; else
-        the cheapest first, and the next only where it may decide one of ``epsilons``.
+        the cheapest first, and the next only where it may decide one of ``epsilons``. -inf where
+        there was no time.
         """
         assert bound.radius is not None
         best = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
         asked = torch.tensor(list(epsilons), dtype=torch.float64)
         hopeful = torch.ones(x.shape[0], dtype=torch.bool)
-        with exact_arithmetic():
+        with exact_arithmetic(), contextlib.suppress(OutOfTime):
             passes = self.passes()[-1 if report else 0 :]
             for number, (rounding, dtype) in enumerate(passes, start=1):
                 for rows in self._blocks(x, dtype, hopeful.nonzero().flatten()):
@@ -211,6 +219,7 @@ class Verifier:
                         norm=self.norm,
                         rounding=rounding,
                         dtype=dtype,
+                        clock=self.clock,
                     )
                     best[rows] = torch.maximum(best[rows], found.cpu())
                 if number == len(passes):
@@ -231,12 +240,15 @@ class Verifier:
         margin: Tensor,
         *,
         tightest: bool = False,
+        told: Callable[[Tensor, Tensor], None] = lambda rows, proved: None,
     ) -> tuple[Tensor, Tensor]:
         """Whether the bound proves each label within its own epsilon [batch], and its least
         margin, both [batch].
 
         margin [batch]: the deployed margin at x, which says when a second try is worth it;
-        ``tightest``: at once in the tightest arithmetic, where about half of the tries will fail.
+        ``tightest``: at once in the tightest arithmetic, where about half of the tries will fail;
+        told(rows, proved): called after every few rows, so that they count at once. Nothing is
+        proved, and the least margin -inf, where there was no time.
         """
         margins_at = bound.margins
         if self.chance is not None and bound.by_chance is not None:
@@ -245,7 +257,8 @@ class Verifier:
         proved = torch.zeros(x.shape[0], dtype=torch.bool)
         hopeful = torch.ones(x.shape[0], dtype=torch.bool)
         lowest = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
-        with exact_arithmetic():
+        everything = torch.arange(x.shape[0])
+        with exact_arithmetic(), contextlib.suppress(OutOfTime):
             passes = self.passes()[-1 if tightest else 0 :]
             for number, (rounding, dtype) in enumerate(passes, start=1):
                 still = (~proved & hopeful).nonzero().flatten()
@@ -254,11 +267,17 @@ class Verifier:
                         x[rows].to(self.device), epsilon[rows].to(self.device), self.norm, self.clip
                     )
                     margins = margins_at(
-                        self.program, region, labels[rows].to(self.device), rounding, dtype
+                        self.program,
+                        region,
+                        labels[rows].to(self.device),
+                        rounding,
+                        dtype,
+                        clock=self.clock,
                     )
                     proved[rows] = certified(margins).cpu()
                     least = margins.amin(1).cpu()
                     lowest[rows] = torch.maximum(lowest[rows], least)
+                    told(everything[rows], proved[rows])
                 if number < len(passes):
                     failed = (~proved).nonzero().flatten()
                     close = lowest[failed] > -self._lost(bound, x[failed], margin[failed])
@@ -274,7 +293,7 @@ class Verifier:
         for rows in self._blocks(x, dtype, torch.arange(x.shape[0])):
             here = x[rows].to(self.device)
             at_x = Region(here, torch.zeros(len(here), dtype=torch.float64), self.norm, self.clip)
-            state = propagate(self.program, at_x, rounding=rounding, dtype=dtype)
+            state = propagate(self.program, at_x, rounding=rounding, dtype=dtype, clock=self.clock)
             _, error = logit_enclosure(self.program.head, state, rounding)
             # Negative: nothing is known, float32 may overflow.
             lost[rows] = torch.where(error < 0, torch.inf, error).amax(1).cpu()
@@ -287,6 +306,7 @@ class Verifier:
         largest = max(1, math.prod(x.shape[1:]), *(math.prod(s.shape) for s in self.program.steps))
         room = BLOCK_BYTES[self.device.type] // (MANY_ROWS_SHARE if many_rows else 1)
         size = max(1, room // (largest * dtype.itemsize))
-        if rows.numel() == x.shape[0]:
-            return (slice(start, start + size) for start in range(0, x.shape[0], size))
-        return iter(rows.split(size)) if rows.numel() else iter(())
+        whole = rows.numel() == x.shape[0]
+        for start in range(0, rows.numel(), size):
+            self.clock.check()
+            yield slice(start, start + size) if whole else rows[start : start + size]

@@ -6,8 +6,8 @@ A shard's answer depends on its samples alone: not on the batch, the shard or th
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from workers.verification.answers import answers
 from workers.verification.attack import Deployed
 from workers.verification.block import Block
 from workers.verification.bounds import Verifier
+from workers.verification.clock import Clock, OutOfTime
 from workers.verification.coverage import UnknownMethod, covering_bounds
 from workers.verification.lanczos import Chance
 from workers.verification.program import Program
+from workers.verification.progress import Progress
 from workers.verification.radius import rounded_down
 from workers.verification.region import float_above
 from workers.verification.results import POOL, CertificationRequest, SampleResults
-from workers.verification.stages import SoundnessViolation, Stages
+from workers.verification.rounding import SOFTMAX_GAP
+from workers.verification.stages import SoundnessViolation, Stages, fresh_notes
 
 __all__ = [
     "PixelsOutOfRange",
@@ -58,8 +61,9 @@ def certify_samples(
     deployed_logits: NDArray[np.float32],
     device: torch.device,
     cache_dir: Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, str], None] = lambda done, message: None,
     deadline: float | None = None,
+    now: Callable[[], float] = time.monotonic,
     work: float | None = None,
     memory: float | None = None,
 ) -> SampleResults:
@@ -67,21 +71,19 @@ def certify_samples(
 
     x [N, *shape] float32 pixels; labels [N]; indices [N]: positions in the data set (they seed the
     attack); deployed: float32 batch -> logits, the network as it is deployed; deployed_logits
-    [N, classes] at x; deadline: ``time.monotonic()`` after which what is open stays undecided;
-    work: plain forward passes per sample that bounds may cost (None: no limit), pooled by ``POOL``
-    samples from the first one on; memory: bytes that one bound may take for a sample, else the next
-    cheaper one has to do; progress is told how many samples are done and may raise to abort.
+    [N, classes] at x; deadline: ``now()`` after which what is open stays undecided: it is looked at
+    inside every bound, and what is proved by then counts; work: plain forward passes per sample
+    that bounds may cost (None: no limit), pooled by ``POOL`` samples from the first one on; memory:
+    bytes that one bound may take for a sample, else the next cheaper one has to do;
+    progress(done, message) is told again and again, from inside the bounds too, how many samples
+    are done and what is at work, and may raise to abort.
     Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
     if request.clip and len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
         raise PixelsOutOfRange("with clip, inputs must lie in [0, 1]")
     sound = request.soundness == "sound"
-    program = Program.compile(network, cache_dir=cache_dir, estimate=not sound)
-    bounds, passed_over = covering_bounds(program, request.method, request.norm)
-    chance = None if request.deterministic or not sound else Chance()
-    verifier = Verifier(
-        program, request.norm, request.clip, sound, device, chance=chance, memory=memory
-    )
+    said = Progress(progress)
+    clock = Clock(deadline, said, now)
     attacked = network.to(device)
     for parameter in attacked.parameters():
         parameter.requires_grad_(False)
@@ -89,16 +91,8 @@ def certify_samples(
     blocks: list[Block] = []
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    prediction, margin, correct = deployed_answers(deployed_logits, labels, program.head.gap)
-    run = Stages(
-        verifier,
-        attacked,
-        deployed,
-        request,
-        epsilons=epsilons,
-        deadline=deadline,
-    )
-    run.notes["passed_over"] = passed_over
+    gap = 0.0 if network.dropped_output is None else SOFTMAX_GAP
+    prediction, margin, correct = deployed_answers(deployed_logits, labels, gap)
     for start in range(0, len(x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(x)))
         block = Block(
@@ -111,8 +105,34 @@ def certify_samples(
             work=math.inf if work is None else work,
         )
         blocks.append(block)
-        run.certify(block, bounds, alive=partial(progress, start))
-        progress(rows.stop)
+    began = time.perf_counter()
+    try:
+        program = Program.compile(network, cache_dir=cache_dir, estimate=not sound, clock=clock)
+    except OutOfTime:
+        spent = {"bound": time.perf_counter() - began, "attack": 0.0}
+        notes = {**fresh_notes(), "budget_spent": True}
+        return _results(blocks, indices, labels, prediction, margin, request, spent, notes)
+    bounds, passed_over = covering_bounds(program, request.method, request.norm)
+    chance = None if request.deterministic or not sound else Chance()
+    verifier = Verifier(
+        program,
+        request.norm,
+        request.clip,
+        sound,
+        device,
+        memory=memory,
+        chance=chance,
+        clock=clock,
+    )
+    run = Stages(
+        verifier, attacked, deployed, request, epsilons=epsilons, progress=said, samples=len(x)
+    )
+    run.notes["passed_over"] = passed_over
+    run.seconds["bound"] += time.perf_counter() - began
+    for number, block in enumerate(blocks):
+        run.certify(block, bounds, start=number * BLOCK)
+        said.done = number * BLOCK + len(block.x)
+        said()
     if chance is not None:
         run.notes["failure_probability"] = chance.failure_probability
     return _results(blocks, indices, labels, prediction, margin, request, run.seconds, run.notes)

@@ -13,8 +13,10 @@ from torch import Tensor
 from models.layers import LeakyReLU, ReLU
 from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.backward import BackwardPass
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.enclosure import Enclosure, propagate
 from workers.verification.envelope import rounded_down, rounded_up
+from workers.verification.local_norms import costliest
 from workers.verification.margins import margin_lower_bounds
 from workers.verification.neurons import (
     Solve,
@@ -35,18 +37,30 @@ __all__ = ["cap_margins", "crown_margins", "final_rows", "refine_boxes", "refine
 
 
 def crown_margins(
-    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes."""
-    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown")
+    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown", clock=clock)
     return final_rows(backward, labels, bounds)
 
 
 def cap_margins(
-    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """The same with the chord's slope below unstable neurons (CAP)."""
-    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "cap")
+    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "cap", clock=clock)
     return final_rows(backward, labels, bounds)
 
 
@@ -57,18 +71,26 @@ def refined_pass(
     rounding: Rounding,
     dtype: torch.dtype,
     slopes: str,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> tuple[BackwardPass, Tensor]:
     """Boxes of all values, refined by backward rows, and the margins that they give alone."""
-    backward = BackwardPass(program, region, [], rounding, dtype, slopes)
+    backward = BackwardPass(program, region, [], rounding, dtype, slopes, clock=clock)
 
     def refine(index: int, values: list[Enclosure | None]) -> None:
         backward.values = values
         refine_boxes(backward, index)
 
     state = propagate(
-        program, region, rounding=rounding, dtype=dtype, refine=refine, values=backward.values
+        program,
+        region,
+        rounding=rounding,
+        dtype=dtype,
+        refine=refine,
+        values=backward.values,
+        clock=clock,
     )
-    return backward, margin_lower_bounds(program.head, state, labels, rounding)
+    return backward, margin_lower_bounds(program.head, state, labels, rounding, clock=clock)
 
 
 def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound) -> None:
@@ -100,7 +122,10 @@ def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound)
 def final_rows(
     backward: BackwardPass, labels: Tensor, bounds: Tensor, solve: Solve = plain_bound
 ) -> Tensor:
-    """``bounds`` [batch, classes] improved by backward rows for the classes still open."""
+    """``bounds`` [batch, classes] improved by backward rows for the classes still open.
+
+    Where the time is over, those that no row improved yet stay as they were.
+    """
     program = backward.program
     value = len(program.steps)
     state = backward.values[value]
@@ -115,7 +140,7 @@ def final_rows(
         return bounds
     weight = head.weight.to(device)
     shape = tuple(state.centre.shape[1:])
-    width = rows_at_once(widest(program), device, solve)
+    width = rows_at_once(widest(program), costliest(program), device, solve)
     bounds = bounds.clone()
     slack = head_rounding(backward, state)
     for start in range(0, sample.numel(), width):
@@ -125,7 +150,10 @@ def final_rows(
         rows = Rows(coefficients, shape, None if len(labels) == 1 else b)
         bias = (head.bias[y.cpu()] - head.bias[j.cpu()]).to(device)
         gained = bias - slack[b, y] - slack[b, j]
-        found = solve(backward, value, rows, -gained)
+        try:
+            found = solve(backward, value, rows, -gained)
+        except OutOfTime:
+            break
         bounds[b, j] = torch.fmax(bounds[b, j], found + gained)
     return bounds
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.layers import Layer
 from workers.verification.affine import Affine
 from workers.verification.ball import Enclosure, ball_rule, euclidean_norm, grown, rough_norm
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.layer_rules import RULES, Rule, apply_layer
 from workers.verification.program import Program, Step, UnsupportedLayer
 from workers.verification.region import Region
@@ -48,13 +49,14 @@ def propagate(
     box: bool = True,
     refine: Callable[[int, list[Enclosure | None]], None] | None = None,
     values: list[Enclosure | None] | None = None,
+    clock: Clock = UNLIMITED,
 ) -> Enclosure:
     """The enclosure before the head, for a batch; ``ball`` and ``box`` say what is carried.
 
     ball and box: BCP. box alone: interval bounds (IBP). ``refine(index, values)`` is called before
     every step that is not affine and may tighten the boxes of its inputs; with it, all values are
     kept (value i + 1 is step i's result), in the list ``values`` if given; else each is dropped
-    after its last use.
+    after its last use. ``clock`` is looked at before every step.
     """
     lower, upper = region.box(dtype)
     radius = region.radius(lower, upper)
@@ -74,6 +76,7 @@ def propagate(
     )
     last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
     for index, step in enumerate(program.steps):
+        clock.check()
         if refine is not None and not isinstance(step.op, Affine):
             refine(index, values)
         inputs = [values[source] for source in step.sources]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import propagate
 from workers.verification.margins import margin_lower_bounds
 from workers.verification.program import Program
@@ -15,8 +16,14 @@ __all__ = ["interval_margins"]
 
 
 def interval_margins(
-    program: Program, region: Region, labels: Tensor, rounding: Rounding, dtype: torch.dtype
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region's box; label's column inf."""
-    state = propagate(program, region, rounding=rounding, dtype=dtype, ball=False)
-    return margin_lower_bounds(program.head, state, labels, rounding)
+    state = propagate(program, region, rounding=rounding, dtype=dtype, ball=False, clock=clock)
+    return margin_lower_bounds(program.head, state, labels, rounding, clock=clock)

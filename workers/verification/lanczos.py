@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from workers.verification.affine_maps import Convolution, Dense
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.local_norms import MaskedMap
 from workers.verification.program import Program
 from workers.verification.region import Region
@@ -77,6 +78,8 @@ class Chance:
         masked: MaskedMap,
         slopes: Tensor,
         least: Tensor,
+        *,
+        clock: Clock = UNLIMITED,
     ) -> Tensor:
         """Bounds [batch] on |diag(s) W diag(m)|; infinite where it was not tried.
 
@@ -107,6 +110,7 @@ class Chance:
             absolute=norms.absolute,
             delta=self.per_sample / (maps * TRIES),
             steps=self.steps,
+            clock=clock,
         )
         return result
 
@@ -129,6 +133,7 @@ def lanczos_norms(
     absolute: float,
     delta: float,
     steps: int = STEPS,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Bounds [batch] on |diag(s) W diag(m)|, each valid with probability 1 - ``delta``, or inf.
 
@@ -157,7 +162,7 @@ def lanczos_norms(
         small = delta ** (1.0 / STARTS) * torch.sqrt(math.pi / (2.0 * active.clamp_min(1.0)))
         terms = op.terms + op.weight[:, 0].numel() + 16
         product = gamma(terms, _U64) * absolute**2 * 1.001
-        system = tridiagonal(op, m, s, begin, steps, product)
+        system = tridiagonal(op, m, s, begin, steps, product, clock=clock)
         root = largest_root(system, small, ceiling).reshape(STARTS, -1).amax(0)
         found.append(root.sqrt() * (1.0 + 1e-12))
     return torch.cat(found)
@@ -173,7 +178,14 @@ class Tridiagonal:
 
 
 def tridiagonal(
-    op: Dense | Convolution, m: Tensor, s: Tensor, start: Tensor, steps: int, product: float
+    op: Dense | Convolution,
+    m: Tensor,
+    s: Tensor,
+    start: Tensor,
+    steps: int,
+    product: float,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tridiagonal:
     """Lanczos on A = diag(m) W^T diag(s)^2 W diag(m) in float64, three vectors at a time.
 
@@ -192,6 +204,7 @@ def tridiagonal(
     b: list[Tensor] = []
     phi: list[Tensor] = []
     for _ in range(steps):
+        clock.check()
         with torch.enable_grad():
             x = q.reshape(shape).clone().requires_grad_()
             image = op.linear(x * m)

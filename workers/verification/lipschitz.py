@@ -20,6 +20,7 @@ from workers.verification.ball import (
     reads_norm,
     rough_norm,
 )
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import forward_step
 from workers.verification.margins import centre_margins
 from workers.verification.program import Program, Step
@@ -36,6 +37,7 @@ def lipschitz_radius(
     norm: str,
     rounding: Rounding,
     dtype: torch.dtype,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Radius [batch] float64 in ``norm`` and pixel units within which the label cannot change.
 
@@ -48,6 +50,7 @@ def lipschitz_radius(
     cap = torch.full_like(offsets[0], torch.inf)
     last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
     for index, step in enumerate(program.steps):
+        clock.check()
         inputs = [centres[source] for source in step.sources]
         centre_norm = torch.zeros_like(offsets[0])
         rounds = reads_norm(step.op)

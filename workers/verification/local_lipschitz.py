@@ -8,6 +8,7 @@ smaller but by rounding: whatever BCP proves, this bound proves.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from workers.verification.bcp import bcp_margins
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.enclosure import Enclosure
 from workers.verification.lanczos import Chance
 from workers.verification.local_pass import Further, LocalPass
@@ -44,24 +46,43 @@ def local_margins(
     exact: bool = True,
     further: Callable[[Region, dict[int, Tensor]], Further] | None = None,
     tally: Counter[str] | None = None,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region; the label's column is inf.
 
     Cheap norms for all samples; Gram matrices, then ``further``(region, layers [samples] to try)
-    for those still open, where an estimate says that they may decide.
+    for those still open, where an estimate says that they may decide. Where the time is over, what
+    the stages so far have found counts.
     """
-    first = LocalPass(program, region, rounding, dtype, tally=tally, keep=True)
+    first = LocalPass(program, region, rounding, dtype, tally=tally, keep=True, clock=clock)
     state = first.run()
-    margins = margin_lower_bounds(program.head, state, labels, rounding)
+    margins = margin_lower_bounds(program.head, state, labels, rounding, clock=clock)
     if tally is not None:
         tally["decided: cheap norms"] += int(certified(margins).sum())
     clean = _clean_margin(program, state, labels)
+    with contextlib.suppress(OutOfTime):
+        _improve(first, state.valid, labels, margins, clean, exact, further)
+        _at_least_bcp(program, region, labels, rounding, dtype, margins, clean, clock)
+    return margins
+
+
+def _improve(
+    first: LocalPass,
+    valid: Tensor,
+    labels: Tensor,
+    margins: Tensor,
+    clean: Tensor,
+    exact: bool,
+    further: Callable[[Region, dict[int, Tensor]], Further] | None,
+) -> None:
+    """Raise ``margins`` in place: Gram matrices, then ``further``, where they may decide."""
+    program, region, rounding, tally = first.program, first.region, first.rounding, first.tally
     for name in ("gram", "lanczos") if further is not None else ("gram",):
         gram = name == "gram"
         if gram and not exact:
             continue
         least = margins.amin(1)
-        hopeful = ~(least < -HOPE[name] * clean) & state.valid & ~certified(margins)
+        hopeful = ~(least < -HOPE[name] * clean) & valid & ~certified(margins)
         rows = hopeful.nonzero().flatten()
         if not rows.numel():
             continue
@@ -82,12 +103,13 @@ def local_margins(
             if not bool(torch.stack(list(layers.values())).any()):
                 continue
             norm = further(part, layers)
-        again = LocalPass(program, part, rounding, dtype, gram, norm, tally).run()
-        found = margin_lower_bounds(program.head, again, labels[rows], rounding)
+        again = LocalPass(
+            program, part, rounding, first.dtype, gram, norm, tally, clock=first.clock
+        ).run()
+        found = margin_lower_bounds(program.head, again, labels[rows], rounding, clock=first.clock)
         margins[rows] = torch.fmax(margins[rows], found)
         if tally is not None:
             tally[f"decided: {name}"] += int(certified(found).sum())
-    return _at_least_bcp(program, region, labels, rounding, dtype, margins, clean)
 
 
 def local_margins_by_chance(
@@ -97,13 +119,15 @@ def local_margins_by_chance(
     labels: Tensor,
     rounding: Rounding,
     dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """The same with Lanczos norms for what is open after all others: valid up to ``chance``."""
 
     def maker(part: Region, layers: dict[int, Tensor]) -> Further:
-        return partial(chance.norms, program, part, layers)
+        return partial(chance.norms, program, part, layers, clock=clock)
 
-    return local_margins(program, region, labels, rounding, dtype, further=maker)
+    return local_margins(program, region, labels, rounding, dtype, further=maker, clock=clock)
 
 
 def _clean_margin(program: Program, state: Enclosure, labels: Tensor) -> Tensor:
@@ -122,13 +146,13 @@ def _at_least_bcp(
     dtype: torch.dtype,
     margins: Tensor,
     clean: Tensor,
-) -> Tensor:
-    """BCP's margins too where they could be better: by roundings alone, so only near zero."""
+    clock: Clock,
+) -> None:
+    """BCP's margins too, in place, where they could be better: by roundings, so only near zero."""
     least = margins.amin(1)
     near = ~(least > 0) & ~(least < -NEAR * clean)
     rows = (near | torch.isneginf(least)).nonzero().flatten()
     if rows.numel():
         part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
-        found = bcp_margins(program, part, labels[rows], rounding, dtype)
+        found = bcp_margins(program, part, labels[rows], rounding, dtype, clock=clock)
         margins[rows] = torch.fmax(margins[rows], found)
-    return margins

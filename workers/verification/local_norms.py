@@ -17,10 +17,11 @@ from torch import Tensor
 
 from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.enclosure import Enclosure, euclidean_norm
+from workers.verification.program import Program
 from workers.verification.rounding import gamma, unit_roundoff
 from workers.verification.spectral import materialize
 
-__all__ = ["GRAM_SIDE", "MaskedMap", "moving", "multiplications"]
+__all__ = ["GRAM_SIDE", "MaskedMap", "costliest", "forward_cost", "moving", "multiplications"]
 
 #: Largest number of active rows or columns (the fewer) of which a Gram matrix is formed.
 GRAM_SIDE = 1500
@@ -47,6 +48,18 @@ def multiplications(op: Linear) -> int:
     if isinstance(op, Dense):
         return op.weight.numel()
     return op.weight.numel() * op.out_shape[1] * op.out_shape[2]
+
+
+def forward_cost(program: Program) -> int:
+    """Multiplications of one sample's forward pass."""
+    ops = [step.op for step in program.steps]
+    return sum(multiplications(op) for op in ops if isinstance(op, Dense | Convolution))
+
+
+def costliest(program: Program) -> int:
+    """Multiplications of one row in the dearest step."""
+    ops = [step.op for step in program.steps]
+    return max([multiplications(op) for op in ops if isinstance(op, Dense | Convolution)] or [1])
 
 
 def _scale(op: Linear) -> float:

@@ -35,6 +35,7 @@ from models.layers import Layer
 from workers.verification.affine import Affine
 from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.ball import has_ball_rule, reads_norm
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import (
     Enclosure,
     _per_sample,
@@ -43,7 +44,12 @@ from workers.verification.enclosure import (
     has_forward_rule,
     rough_norm,
 )
-from workers.verification.local_norms import MaskedMap, multiplications, tally_least
+from workers.verification.local_norms import (
+    MaskedMap,
+    forward_cost,
+    multiplications,
+    tally_least,
+)
 from workers.verification.program import Program, Step
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, unit_roundoff
@@ -73,7 +79,8 @@ def has_local_rule(op: Affine | Layer) -> bool:
 class LocalPass:
     """One propagation. ``exact``: Gram matrices too; ``further``: one more bound on norms;
     ``tally`` counts which bound was the least, per sample and layer; ``norms`` keeps them.
-    ``keep``: maps and slopes are kept too, for ``potential``."""
+    ``keep``: maps and slopes are kept too, for ``potentials``. ``clock``: looked at
+    before every step and every Gram matrix."""
 
     program: Program
     region: Region
@@ -85,14 +92,10 @@ class LocalPass:
     norms: dict[int, Tensor] = field(default_factory=dict)
     keep: bool = False
     parts: dict[int, tuple[MaskedMap, Tensor]] = field(default_factory=dict)
+    clock: Clock = UNLIMITED
 
     def __post_init__(self) -> None:
-        forward = sum(
-            multiplications(step.op)
-            for step in self.program.steps
-            if isinstance(step.op, Dense | Convolution)
-        )
-        budget = max(GRAM_PASSES * forward, GRAM_LEAST)
+        budget = max(GRAM_PASSES * forward_cost(self.program), GRAM_LEAST)
         self._budget = [budget] * self.region.x.shape[0]
 
     def run(self) -> Enclosure:
@@ -103,6 +106,7 @@ class LocalPass:
         last_use = {source: i for i, step in enumerate(steps) for source in step.sources}
         only_active = self._only_activated()
         for index, step in enumerate(steps):
+            self.clock.check()
             inputs = [values[source] for source in step.sources]
             states = [state for state in inputs if state is not None]
             assert len(states) == len(inputs)
@@ -253,6 +257,7 @@ class LocalPass:
         for index, (masked, slopes) in self.parts.items():
             if gram and not masked.gram_feasible():
                 continue
+            self.clock.check()
             guess = masked.guess(rows, slopes, GRAM_GUESS if gram else LANCZOS_GUESS)
             ratio = guess / self.norms[index][rows].clamp_min(1e-300)
             result[index] = ratio.nan_to_num(nan=1.0).clamp(1e-9, 1.0)
@@ -279,6 +284,7 @@ class LocalPass:
     def _gram(self, masked: MaskedMap, slopes: Tensor) -> Tensor:
         found = []
         for row in range(slopes.shape[0]):
+            self.clock.check()
             norm, cost = masked.gram(row, slopes, self._budget[row])
             self._budget[row] -= cost
             found.append(norm)

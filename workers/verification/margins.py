@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from workers.verification.box_ball import ball_box_maximum
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import Enclosure, rough_norm
 from workers.verification.program import Head
 from workers.verification.rounding import FLOAT32_MAX, Rounding
@@ -63,7 +64,14 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
 
 
-def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: Rounding) -> Tensor:
+def margin_lower_bounds(
+    head: Head,
+    state: Enclosure,
+    labels: Tensor,
+    rounding: Rounding,
+    *,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
     """Lower bounds [batch, classes] on the deployed f_y - f_j over the enclosure; label: +inf.
 
     The ball alone decides most pairs; the exact ball-and-box dual is solved for what stays open.
@@ -91,7 +99,7 @@ def margin_lower_bounds(head: Head, state: Enclosure, labels: Tensor, rounding: 
         worst = torch.zeros_like(open_pairs).scatter_(1, bound.argmin(1, keepdim=True), True)
         for chosen in (worst, ~worst):
             pairs = open_pairs & chosen
-            drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, pairs)
+            drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, pairs, clock)
             solved = at_centre.margin - slack - drop
             bound = torch.fmax(bound, solved)
             clear = (solved < -CLEAR_SHARE * at_centre.margin.abs()) & worst
@@ -131,6 +139,7 @@ def _pairwise_maximum(
     radius: Tensor,
     labels: Tensor,
     pairs: Tensor,
+    clock: Clock,
 ) -> Tensor:
     """max (w_j - w_y).d over the enclosure, for the open pairs; +inf elsewhere."""
     weight = head.weight
@@ -138,6 +147,7 @@ def _pairwise_maximum(
     rows, classes = pairs.nonzero(as_tuple=True)
     step = max(1, PAIR_BLOCK // weight.shape[1])
     for start in range(0, rows.numel(), step):
+        clock.check()
         row, j = rows[start : start + step], classes[start : start + step]
         low, high, middle = lower[row], upper[row], centre[row]
         below, above = low - middle, high - middle

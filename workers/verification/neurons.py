@@ -12,6 +12,8 @@ from workers.verification.affine import Affine
 from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.backward import BackwardPass
 from workers.verification.backward_joins import open_pairs
+from workers.verification.clock import rows_per_piece
+from workers.verification.local_norms import costliest
 from workers.verification.program import Program, Step
 from workers.verification.relaxation import RELAXATIONS, open_neurons
 from workers.verification.rows import Frame, Rows
@@ -52,10 +54,14 @@ def plain_bound(backward: BackwardPass, value: int, rows: Rows, needed: Tensor) 
     return backward.lower_bound(value, rows)
 
 
-def rows_at_once(numbers: int, device: torch.device, solve: Solve) -> int:
-    """How many rows of so many coefficients may be bounded together."""
+def rows_at_once(numbers: int, multiplications: int, device: torch.device, solve: Solve) -> int:
+    """How many rows of so many coefficients may be bounded together, in memory and in time.
+
+    multiplications: of one row in the dearest step.
+    """
     share = 1 if solve is plain_bound else GRADIENT_SHARE[device.type]
-    return max(1, ROW_BYTES[device.type] // (numbers * 8 * share))
+    fit = max(1, ROW_BYTES[device.type] // (numbers * 8 * share))
+    return min(fit, rows_per_piece(multiplications, device))
 
 
 def neuron_bounds(
@@ -76,7 +82,8 @@ def neuron_bounds(
     device = places[0].device
     backward.windows.clear()
     lower, upper = backward.box(value)
-    width = rows_at_once(_row_numbers(backward, value), device, solve)
+    numbers = _row_numbers(backward, value)
+    width = rows_at_once(numbers, costliest(backward.program), device, solve)
     for start in range(0, places[0].numel(), width):
         chosen = tuple(axis[start : start + width] for axis in places)
         # 1: the lower end first.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.verification.affine_maps import Convolution, Dense
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import propagate
 from workers.verification.local_norms import multiplications
 from workers.verification.margins import logit_enclosure
@@ -87,6 +88,7 @@ def check_parity(
     clip: bool,
     batched: bool = True,
     seed: int = 0,
+    clock: Clock = UNLIMITED,
 ) -> dict[str, Any]:
     """Differences of the deployed logits from ours, and their budgets, on all kinds of inputs.
 
@@ -97,7 +99,7 @@ def check_parity(
     where the difference uses the largest share of its budget; of all inputs: largest_share (<= 1),
     unchecked (how many have logits that float32 may overflow at, so that nothing is certified
     there) and ``inputs``, how many there were of each kind. Raises DeploymentMismatch where a share
-    exceeds 1, UnsupportedLayer where a layer has no enclosure.
+    exceeds 1, UnsupportedLayer where a layer has no enclosure; OutOfTime.
     """
     rng = np.random.default_rng(seed)
     count = extra_inputs(program, len(x))
@@ -107,7 +109,7 @@ def check_parity(
 
     def compare(kind: str, inputs: Inputs, given: NDArray[np.float32]) -> _Compared:
         nonlocal largest_share, unchecked
-        found = _compare(program, inputs.x, given)
+        found = _compare(program, inputs.x, given, clock)
         row = int(found.share.argmax())
         if not float(found.share[row]) <= 1.0:
             raise _mismatch(program, deployed, inputs, found, row, together=kind == "batches")
@@ -133,14 +135,19 @@ def check_parity(
     return {**facts, "largest_share": largest_share, "unchecked": unchecked, "inputs": tried}
 
 
-def _compare(program: Program, x: NDArray[np.float32], given: NDArray[np.float32]) -> _Compared:
-    parts = list(_blocks(program, x, given))
+def _compare(
+    program: Program,
+    x: NDArray[np.float32],
+    given: NDArray[np.float32],
+    clock: Clock = UNLIMITED,
+) -> _Compared:
+    parts = list(_blocks(program, x, given, clock))
     columns = zip(*parts, strict=True)
     return _Compared(*(torch.cat(column) for column in columns))
 
 
 def _blocks(
-    program: Program, x: NDArray[np.float32], given: NDArray[np.float32]
+    program: Program, x: NDArray[np.float32], given: NDArray[np.float32], clock: Clock
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     rounding = Rounding.sound(torch.float64)
     with exact_arithmetic(), torch.no_grad():
@@ -148,7 +155,9 @@ def _blocks(
             inputs = torch.from_numpy(np.ascontiguousarray(x[start : start + BLOCK]))
             region = Region(inputs, torch.zeros(len(inputs), dtype=torch.float64), "linf", False)
             # The box alone: at epsilon 0 it is the tighter one, and needs no operator norms.
-            state = propagate(program, region, rounding=rounding, dtype=torch.float64, ball=False)
+            state = propagate(
+                program, region, rounding=rounding, dtype=torch.float64, ball=False, clock=clock
+            )
             logits, budget = logit_enclosure(program.head, state, rounding)
             answer = torch.from_numpy(given[start : start + BLOCK]).to(torch.float64)
             difference = (answer - logits).abs()

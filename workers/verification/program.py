@@ -27,6 +27,7 @@ from models.layers import (
 from models.network import INPUT, Network
 from workers.verification.affine import FLOAT32_SAFE, Affine, Inner, Norms
 from workers.verification.affine_maps import Convolution, Dense, Diagonal
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.rounding import SOFTMAX_GAP, Rounding
 from workers.verification.spectral import ConvGeometry
 from workers.verification.translation import AFFINE, UnsupportedLayer
@@ -138,11 +139,13 @@ class Program:
         cache_dir: Path | None = None,
         estimate: bool = False,
         norms: bool = True,
+        clock: Clock = UNLIMITED,
     ) -> Program:
         """Steps of ``network``, with operator norms from ``cache_dir`` or computed once.
 
         ``estimate`` takes the papers' power-iteration norms; without ``norms`` all are infinite,
-        which is enough for boxes and costs nothing. Raises UnsupportedLayer.
+        which is enough for boxes and costs nothing. Raises UnsupportedLayer; OutOfTime, with the
+        norms found so far left in ``cache_dir``.
         """
         digest = network.graph_digest()
         with torch.no_grad():
@@ -151,7 +154,7 @@ class Program:
             if network.dropped_output is not None:
                 head = replace(head, gap=SOFTMAX_GAP)
             if norms:
-                steps = _with_norms(steps, digest, cache_dir, estimate)
+                steps = _with_norms(steps, digest, cache_dir, estimate, clock)
             else:
                 steps = [_unbounded(step) for step in steps]
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
@@ -324,29 +327,30 @@ def _stored_norms(path: Path) -> dict[str, list[float]]:
 
 
 def _with_norms(
-    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool
+    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool, clock: Clock
 ) -> list[Step]:
     path = None
     stored: dict[str, list[float]] = {}
     if cache_dir is not None and not estimate:
         path = cache_dir / f"norms-{NORMS_VERSION}-{digest.removeprefix('sha256:')}.json"
         stored = _stored_norms(path)
-    missing = False
+    known = len(stored)
     result = []
-    for index, step in enumerate(steps):
-        norms = None
-        if isinstance(step.op, Affine):
-            key = f"{index}:{step.name}"
-            if key in stored:
+    try:
+        for index, step in enumerate(steps):
+            norms = None
+            if isinstance(step.op, Affine):
+                key = f"{index}:{step.name}"
+                if key not in stored:
+                    made = step.op.estimated_norms(clock) if estimate else step.op.norms(clock)
+                    stored[key] = [made.spectral, made.absolute]
                 norms = Norms(*stored[key])
-            else:
-                norms = step.op.estimated_norms() if estimate else step.op.norms()
-                stored[key] = [norms.spectral, norms.absolute]
-                missing = True
-        result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
-    if path is not None and missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.{id(steps)}.tmp")
-        temporary.write_text(json.dumps(stored))
-        temporary.replace(path)
+            result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
+    finally:
+        # Where the time ran out, the next compilation goes on from here.
+        if path is not None and len(stored) > known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.{id(steps)}.tmp")
+            temporary.write_text(json.dumps(stored))
+            temporary.replace(path)
     return result

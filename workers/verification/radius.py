@@ -38,16 +38,16 @@ def search_radius(
     failed [batch]: already failed ones (inf: none); start [batch]: first guess where nothing is
     known; width: the bracket ends when its ends differ by less than this share. Every success is a
     proof of its own, so nothing depends on monotony. The epsilons tried depend on the sample alone,
-    not on the batch.
+    not on the batch. ``stop`` is asked before every try.
     """
     low, high = proved.clone(), failed.clone()
     tried = torch.zeros_like(low)
-    while not stop():
+    while True:
         unbounded = low >= cap
         wide = (high - low) > width * high
         no_root = (low <= 0) & (tried >= HALVINGS)
         rows = (~unbounded & (wide | torch.isinf(high)) & ~no_root).nonzero().flatten()
-        if not rows.numel():
+        if not rows.numel() or stop():
             break
         lower, upper = low[rows], high[rows]
         guess = torch.where(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.verification.affine import Affine
+from workers.verification.clock import UNLIMITED, Clock
 
 __all__ = ["Reduction"]
 
@@ -48,8 +49,8 @@ class Reduction(Affine):
         square = self.count * self.scale**2 * (1.0 + 1e-11)
         return torch.tensor(square, dtype=torch.float64)
 
-    def spectral(self) -> float:
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
         return math.sqrt(self.count) * self.scale * (1.0 + 1e-12)
 
-    def absolute_norm(self) -> float:
-        return self.spectral()
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
+        return self.spectral(clock)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.torus import root, torus_norm
 
 __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_iteration_norm"]
@@ -66,7 +67,7 @@ class ConvGeometry:
         return (first, second)
 
 
-def dense_norm(matrix: Tensor) -> float:
+def dense_norm(matrix: Tensor, clock: Clock = UNLIMITED) -> float:
     """Upper bound on the largest singular value of matrix [m, n], tight to about 1e-8 relative.
 
     Gram matrix of the smaller side and its eigenvalues in float64, plus their backward error
@@ -86,21 +87,28 @@ def dense_norm(matrix: Tensor) -> float:
     scale = 2.0 ** math.frexp(scale)[1]
     matrix = matrix / scale
     rows, columns = matrix.shape
+    clock.check()
     frobenius_square = float(matrix.square().sum()) * (1.0 + rows * columns * _U64)
     schur = float(matrix.abs().sum(0).max()) * float(matrix.abs().sum(1).max()) * (1.0 + 1e-9)
     square = min(frobenius_square, schur)
     if rows <= DENSE_SIDE:
-        eigenvalue = float(torch.linalg.eigvalsh(matrix @ matrix.T)[-1])
+        clock.check()
+        gram = matrix @ matrix.T
+        clock.check()
+        eigenvalue = float(torch.linalg.eigvalsh(gram)[-1])
         square = min(square, eigenvalue + (columns + 30 * rows) * 2 * _U64 * frobenius_square)
     # Entries lost to underflow by the scaling are below 2^-1000 of the largest.
     return scale * root(square) * (1.0 + 1e-12)
 
 
-def materialize(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+def materialize(
+    apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], clock: Clock = UNLIMITED
+) -> Tensor:
     """The matrix [n, m] (transposed: row i is the image of unit vector i) of a linear map."""
     size = math.prod(shape)
     rows = []
     for start in range(0, size, 256):
+        clock.check()
         stop = min(start + 256, size)
         units = torch.zeros(stop - start, size, dtype=torch.float64)
         units[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
@@ -120,7 +128,9 @@ def _adjoint(apply: Callable[[Tensor], Tensor], like: Tensor) -> Callable[[Tenso
     return transposed
 
 
-def absolute_norm(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float:
+def absolute_norm(
+    apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], clock: Clock = UNLIMITED
+) -> float:
     """Upper bound on the norm of a linear map with entries >= 0, by Collatz-Wielandt.
 
     For every vector v > 0: |A|^2 <= max_i (A^T A v)_i / v_i. A few power steps choose v; any v is
@@ -130,6 +140,7 @@ def absolute_norm(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> 
     adjoint = _adjoint(apply, v)
     best = math.inf
     for _ in range(24):
+        clock.check()
         image = adjoint(apply(v))
         ratio = float((image / v).max())
         if math.isnan(ratio) or ratio >= best * (1.0 - 1e-4):
@@ -145,7 +156,7 @@ def absolute_norm(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> 
     return root(best * (1.0 + 1e-6)) if math.isfinite(best) else math.inf
 
 
-def conv_norm(weight: Tensor, geometry: ConvGeometry) -> float:
+def conv_norm(weight: Tensor, geometry: ConvGeometry, clock: Clock = UNLIMITED) -> float:
     """Upper bound on the operator norm of a zero-padded convolution.
 
     weight [out, in / groups, h, w]. Exact (to 1e-8) where the smaller side of a group's operator is
@@ -165,7 +176,7 @@ def conv_norm(weight: Tensor, geometry: ConvGeometry) -> float:
     bound = 0.0
     for kernel in unique:
         for single in _phases(kernel, geometry):
-            bound = max(bound, _single_norm(kernel, single, floor=bound))
+            bound = max(bound, _single_norm(kernel, single, clock, floor=bound))
     return scale * bound
 
 
@@ -198,7 +209,7 @@ def _phases(kernel: Tensor, geometry: ConvGeometry) -> list[ConvGeometry]:
     ]
 
 
-def _single_norm(kernel: Tensor, geometry: ConvGeometry, *, floor: float) -> float:
+def _single_norm(kernel: Tensor, geometry: ConvGeometry, clock: Clock, *, floor: float) -> float:
     out_channels, in_channels, kernel_h, kernel_w = kernel.shape
     height, width = geometry.output_size((kernel_h, kernel_w))
     shape = (in_channels, *geometry.size)
@@ -208,34 +219,39 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, *, floor: float) -> flo
     if min(inputs, outputs) <= EXACT_SIDE:
         # Of many groups most are ruled out without their matrix.
         if floor > 0.0 and min(inputs, outputs) > SMALL_SIDE:
-            bound = torus_norm(blocks, grid, floor=floor)
+            bound = torus_norm(blocks, grid, floor=floor, clock=clock)
             if bound <= floor:
                 return bound
-        return _exact_norm(kernel, geometry, (out_channels, height, width))
-    bound = absolute_norm(lambda x: geometry.apply(x, kernel.abs()), shape)
+        return _exact_norm(kernel, geometry, (out_channels, height, width), clock)
+    bound = absolute_norm(lambda x: geometry.apply(x, kernel.abs()), shape, clock)
     if bound <= floor:
         return bound
-    bound = torus_norm(blocks, grid, ceiling=bound, floor=floor)
+    bound = torus_norm(blocks, grid, ceiling=bound, floor=floor, clock=clock)
     if bound <= floor:
         return bound
     wide = any((t - 1) / n > WIDE for t, n in zip(blocks.shape[2:], grid, strict=True))
     if wide and 8 <= min(inputs, outputs) <= CHOLESKY_SIDE:
-        bound = min(bound, _cholesky_norm(kernel, geometry, (out_channels, height, width)))
+        bound = min(bound, _cholesky_norm(kernel, geometry, (out_channels, height, width), clock))
     return bound
 
 
-def _exact_norm(kernel: Tensor, geometry: ConvGeometry, out_shape: tuple[int, ...]) -> float:
+def _exact_norm(
+    kernel: Tensor, geometry: ConvGeometry, out_shape: tuple[int, ...], clock: Clock
+) -> float:
     in_shape = (kernel.shape[1], *geometry.size)
 
     def apply(x: Tensor) -> Tensor:
         return geometry.apply(x, kernel)
 
     if math.prod(in_shape) <= math.prod(out_shape):
-        return dense_norm(materialize(apply, in_shape))
-    return dense_norm(materialize(_adjoint_batched(apply, in_shape), out_shape))
+        return dense_norm(materialize(apply, in_shape, clock), clock)
+    adjoint = _adjoint_batched(apply, in_shape)
+    return dense_norm(materialize(adjoint, out_shape, clock), clock)
 
 
-def _cholesky_norm(kernel: Tensor, geometry: ConvGeometry, out_shape: tuple[int, ...]) -> float:
+def _cholesky_norm(
+    kernel: Tensor, geometry: ConvGeometry, out_shape: tuple[int, ...], clock: Clock
+) -> float:
     """Upper bound within 1e-6 of the norm, proved by a Cholesky factorisation, or infinity.
 
     A Lanczos value (a lower estimate, used as a guess only) is raised a little to s; if the
@@ -257,6 +273,7 @@ def _cholesky_norm(kernel: Tensor, geometry: ConvGeometry, out_shape: tuple[int,
     size = math.prod(shape)
 
     def product(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        clock.check()
         x = torch.from_numpy(np.ascontiguousarray(vector)).reshape(1, *shape)
         image: NDArray[np.float64] = square(x).numpy().ravel()
         return image
@@ -267,7 +284,7 @@ def _cholesky_norm(kernel: Tensor, geometry: ConvGeometry, out_shape: tuple[int,
         guess = float(eigsh(operator, k=1, tol=1e-9, v0=start, return_eigenvectors=False)[0])
     except ArpackError:
         return math.inf
-    gram = materialize(square, shape)
+    gram = materialize(square, shape, clock)
     trace = float(gram.diagonal().sum())
     gram.neg_()
     gram.diagonal().add_(guess * (1.0 + 1e-6))
@@ -304,7 +321,12 @@ def _polyphase(kernel: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def power_iteration_norm(
-    apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], *, steps: int = 100, seed: int = 0
+    apply: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    clock: Clock = UNLIMITED,
 ) -> float:
     """The papers' norm: a power-iteration LOWER estimate. Only for ``soundness: "estimate"``."""
     generator = torch.Generator().manual_seed(seed)
@@ -312,6 +334,7 @@ def power_iteration_norm(
     adjoint = _adjoint(apply, v)
     norm = 0.0
     for _ in range(steps):
+        clock.check()
         v = v / v.norm().clamp_min(1e-300)
         image = apply(v)
         norm = float(image.norm())

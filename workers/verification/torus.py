@@ -17,6 +17,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from workers.verification.clock import UNLIMITED, Clock
+
 __all__ = ["root", "torus_norm"]
 
 #: Shifts of the grid, in grid steps.
@@ -29,7 +31,12 @@ _U64 = 2.0**-53
 
 
 def torus_norm(
-    blocks: Tensor, grid: tuple[int, int], *, ceiling: float = math.inf, floor: float = 0.0
+    blocks: Tensor,
+    grid: tuple[int, int],
+    *,
+    ceiling: float = math.inf,
+    floor: float = 0.0,
+    clock: Clock = UNLIMITED,
 ) -> float:
     """Upper bound on the norm of a stride-1 convolution on a torus of ``grid`` [h, w], at most
     ``ceiling``. blocks [out, in, kh, kw], float64; not refined further once it is below ``floor``.
@@ -40,7 +47,7 @@ def torus_norm(
     for shift in SHIFTS:
         if bound <= floor:
             return bound
-        twisted = _proved(grams, torch.cartesian_prod(*_frequencies(grid, shift)), bound)
+        twisted = _proved(grams, torch.cartesian_prod(*_frequencies(grid, shift)), bound, clock)
         if shift == (0.5, 0.5) and twisted > 0.996 * bound:
             return min(bound, twisted)
         bound = min(bound, twisted)
@@ -120,7 +127,7 @@ class _Autocorrelation(_Grams):
         return torch.complex(real, imaginary).reshape(-1, self.rows, self.rows)
 
 
-def _proved(grams: _Grams, frequencies: Tensor, ceiling: float) -> float:
+def _proved(grams: _Grams, frequencies: Tensor, ceiling: float, clock: Clock = UNLIMITED) -> float:
     """The norm at one shift, or ``ceiling`` once it is known to be no less.
 
     Eigenvalues cost ten times a Cholesky factorisation, and one that runs to completion on s I - G
@@ -136,12 +143,14 @@ def _proved(grams: _Grams, frequencies: Tensor, ceiling: float) -> float:
     square = 0.0
     together = max(1, ENTRIES // grams.entries)
     for chosen in (order[:1], *order[1:].split(together)):
+        clock.check()
         matrices = grams.at(frequencies[chosen])
         while True:
             _, failed = torch.linalg.cholesky_ex(square * identity - matrices)
             matrices = matrices[failed != 0]
             if not len(matrices):
                 break
+            clock.check()
             largest = float(torch.linalg.eigvalsh(matrices[0])[-1])
             # A little more, so that its equals at mirrored frequencies pass.
             square = max(square, largest * (1.0 + 1e-9))

@@ -65,7 +65,7 @@ def test_the_report_tells_what_was_left_out_and_what_forward_passes_took(
     model = tiny_onnx(corridor.folder / "tiny.onnx", final=final)
     job = corridor.submit(model, samples=5)
     prepare(corridor.store, corridor.settings, job)
-    certify_shard(corridor.store, corridor.settings, job, 0, progress=lambda done: None)
+    certify_shard(corridor.store, corridor.settings, job, 0, progress=lambda done, message: None)
     merge(corridor.store, job, started_at=None)
     report = corridor.store.read_json(corridor.store.report_path(job.id))
     assert report is not None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.workers.jobs.conftest import Corridor, tiny_npz
-from workers.jobs.certify import allowance
+from workers.jobs.certify import allowance, certify_shard
+from workers.jobs.prepare import facts_of, prepare
 from workers.jobs.ticket import Ticket
+from workers.verification import progress
 from workers.verification.results import SampleResults
 
 #: Minutes of attack on every sample, if nobody stops it.
@@ -38,6 +41,59 @@ def test_a_large_budget_changes_nothing(corridor: Corridor) -> None:
     without = certified(corridor, attack=None)
     assert with_budget["budget_spent"] is without["budget_spent"] is False
     assert with_budget["results"] == without["results"]
+
+
+def test_preparing_counts_and_where_it_takes_all_the_rest_is_undecided(corridor: Corridor) -> None:
+    job = corridor.submit(time_budget_s=1e-6)
+    prepare(corridor.store, corridor.settings, job)
+    facts = facts_of(corridor.store, job.id)
+    # Nothing was compared with the deployed network, so nothing may be certified.
+    assert facts["parity"]["unchecked"] == facts["samples"]
+    assert facts["prepare_s"] > 1e-6
+    assert allowance(corridor.store, job, facts, 0) == 0.0
+    job = corridor.submit(time_budget_s=10.0)
+    facts = {"samples": 20, "samples_per_shard": 10, "prepare_s": 4.0}
+    assert allowance(corridor.store, job, facts, 0) == 3.0
+
+
+def test_a_shard_names_the_bound_at_work_and_its_open_samples(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    job = corridor.submit(method="crown", epsilons=["2/255", 0.5], radius=False)
+    prepare(corridor.store, corridor.settings, job)
+    said: list[tuple[int, str]] = []
+    certify_shard(
+        corridor.store,
+        corridor.settings,
+        job,
+        0,
+        progress=lambda done, message: said.append((done, message)),
+    )
+    form = r"(operator norms|(crown|attack|audit) at (2/255|1/2): \d+ of 10 samples open.*)"
+    assert all(re.fullmatch(form, message) for _, message in said)
+    done = [count for count, _ in said]
+    assert done == sorted(done)
+    assert done[0] < done[-1] == 10
+
+
+def test_who_is_stopped_inside_a_bound_leaves_no_result(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(done: int, message: str) -> None:
+        if message.startswith("crown"):
+            raise Stopped
+
+    job = corridor.submit(method="crown", attack=None)
+    prepare(corridor.store, corridor.settings, job)
+    with pytest.raises(Stopped):
+        certify_shard(corridor.store, corridor.settings, job, 0, progress=stop)
+    assert not corridor.store.has(corridor.store.shard_path(job.id, 0))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,43 @@
+"""What a shard says of itself while it works: the bound at work, how many samples are open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+__all__ = ["Progress", "epsilon_text"]
+
+#: How often what is said is made anew; it is looked for at every look at the clock.
+EVERY_S = 0.25
+#: Fractions with a larger denominator are said as decimals.
+LARGEST_DENOMINATOR = 10_000
+
+
+@dataclass
+class Progress:
+    """Tells ``tell(done, message)`` at every call, which may raise to abort the work.
+
+    describe: what it says now, made anew every ``EVERY_S``. done: samples about which nothing more
+    is to be found out; it only grows.
+    """
+
+    tell: Callable[[int, str], None]
+    describe: Callable[[], tuple[int, str]] = lambda: (0, "operator norms")
+    done: int = 0
+    message: str = "operator norms"
+    _made_at: float = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._made_at >= EVERY_S:
+            self._made_at = time.monotonic()
+            done, self.message = self.describe()
+            self.done = max(self.done, done)
+        self.tell(self.done, self.message)
+
+
+def epsilon_text(epsilon: Fraction) -> str:
+    """An epsilon as people write it."""
+    short = epsilon.denominator <= LARGEST_DENOMINATOR
+    return str(epsilon) if short else f"{float(epsilon):.4g}"

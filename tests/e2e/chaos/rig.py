@@ -107,19 +107,20 @@ class Rig:
             process.wait()
 
     def kill_horse(self, chance: random.Random) -> bool:
-        """SIGKILL of a horse or of the template that it was forked from, its worker stays.
+        """SIGKILL of a horse or of what horses are forked from, its worker stays.
 
-        Says whether there was one.
+        A template may still import, which takes long beside everything else here. Says whether
+        there was one to kill.
         """
-        found = []
+        found: list[int] = []
         for name, process in self.parts.items():
             if name.startswith("worker"):
-                horses = horses_of(process.pid)
-                found += horses * 3 + ([template_of(process.pid)] if horses else [])
+                template = template_of(process.pid)
+                found += horses_of(process.pid) * 3 + ([] if template is None else [template])
         if not found:
             return False
         try:
-            os.kill(chance.choice([pid for pid in found if pid is not None]), 9)
+            os.kill(chance.choice(found), 9)
         except ProcessLookupError:
             return False
         return True

@@ -359,6 +359,17 @@ class Body:
                 self.add(Permute(axes=(1, 2, 0)))
             self.add(Reshape(shape=(math.prod(self.shape),)))
 
+    def tight_head(self) -> None:
+        """One feature against its own least or largest value nearby: no bound has any room."""
+        value = self.value
+        unit = int(self.random.integers(value.shape[1]))
+        column = value[: int(self.random.integers(2, len(value) + 1)), unit]
+        sign = float(self.random.choice([-1.0, 1.0]))
+        weight = torch.zeros(2, value.shape[1])
+        weight[0, unit] = sign
+        extreme = float((sign * column).nan_to_num(0.0).min())
+        self.add(Linear(weight, torch.tensor([0.0, self.tamed(extreme)])))
+
     def head(self) -> None:
         """Two or three logits whose order changes between the clean input and a neighbour."""
         value = self.value
@@ -454,6 +465,16 @@ def neighbours(x: Points, random: np.random.Generator) -> Points:
     return np.ascontiguousarray(stacked.reshape(-1, *x.shape[1:]))
 
 
+def denormal_grid(x: Points) -> Points:
+    """Every point a few least denormal numbers around x, itself first, sorted by distance."""
+    reach = {1: 12, 2: 6}.get(x.size, 3)
+    steps = np.arange(-reach, reach + 1) * 2.0**-149
+    moves = np.stack(np.meshgrid(*[steps] * x.size, indexing="ij"), axis=-1).reshape(-1, x.size)
+    moves = moves[np.argsort(np.abs(moves).max(1), kind="stable")]
+    points = (x.reshape(1, -1).astype(np.float64) + moves).astype(np.float32)
+    return np.ascontiguousarray(points.reshape(-1, *x.shape[1:]))
+
+
 def distances(points: Points, x: Points, norm: str) -> NDArray[np.float64]:
     """At least the exact distances (a relative 1e-14 above), [points]."""
     moves = points.reshape(len(points), -1).astype(np.float64) - x.reshape(1, -1)
@@ -498,12 +519,23 @@ def find_case(seed: int, *, dimension: int | None = None) -> Case | None:
     shape = shapes[int(random.integers(4))]
     pixels = bool(random.integers(4))
     x = clean_input(shape, random, pixels=pixels)
-    points = neighbours(x, random)
+    tight = random.integers(3) == 0
+    if tight:
+        least = 0 if pixels else -8
+        x = np.asarray(random.integers(least, 9, x.shape) * 2.0**-149, dtype=np.float32)
+    points = denormal_grid(x) if tight else neighbours(x, random)
+    if tight and pixels:
+        points = points[(points.reshape(len(points), -1) >= 0).all(1)]
     body = Body(shape, np.ascontiguousarray(np.concatenate([x, points])), random)
-    staged = bool(random.integers(2))
-    if staged:
+    staged = tight or bool(random.integers(2))
+    if tight:
+        body.safe = True
+        for _ in range(int(random.integers(1, 3))):
+            body.join() if random.integers(4) == 0 else body.activation()
+        body.enlarge()
+    elif staged:
         body.small_then_large()
-    for _ in range(int(random.integers(0 if staged else 1, 2 if staged else 5))):
+    for _ in range(0 if tight else int(random.integers(not staged, 2 if staged else 5))):
         kind = random.integers(8)
         if kind <= 2:
             body.linear()
@@ -516,7 +548,10 @@ def find_case(seed: int, *, dimension: int | None = None) -> Case | None:
         else:
             body.window()
     body.flatten()
-    body.head()
+    if tight:
+        body.tight_head()
+    else:
+        body.head()
     network = Network(shape, body.rows).eval()
     deployed = OnnxRuntimeModel(export_onnx(network), shape)
     logits = deployed(x)

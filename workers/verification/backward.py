@@ -22,6 +22,19 @@ from workers.verification.backward_joins import JOINS
 from workers.verification.box_ball import quick_maximum
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import Enclosure, has_forward_rule
+from workers.verification.numerics import (
+    SUM_ROUNDINGS,
+    euclidean_norm,
+    least,
+    lost_in_norm,
+    lost_in_sums,
+    magnitude,
+    quick_total,
+    rounded_down,
+    rounded_up,
+    slack,
+    total,
+)
 from workers.verification.planes import Planes
 from workers.verification.program import Program, Step, UnsupportedLayer
 from workers.verification.region import Region
@@ -33,9 +46,6 @@ __all__ = ["BACKWARD", "BackwardPass", "LowerSlopes", "has_backward_rule"]
 
 #: (index of the step, rows on its result, its envelope) -> slopes that broadcast to the rows.
 LowerSlopes = Callable[[int, Rows, Envelope], Tensor]
-
-#: Roundings that ``_quick_sum`` may make of each number.
-SUM_ROUNDINGS = 64
 
 
 @dataclass
@@ -111,9 +121,9 @@ class BackwardPass:
                 continue
             self.clock.check()
             step = self.program.steps[index]
-            sources, gained, magnitude = self._through(index, step, carried, slopes)
+            sources, gained, held = self._through(index, step, carried, slopes)
             constant = constant + gained - _of_rows(self._lost(step), carried)
-            size = size + magnitude
+            size = size + held
             for source, contribution in zip(step.sources, sources, strict=True):
                 known = pending.get(source)
                 if known is not None:
@@ -124,17 +134,16 @@ class BackwardPass:
         if 0 in pending:
             result = result + self._concretize(pending[0])
         # Sums of at most a few hundred thousand float64 numbers of this total size.
-        slack = 2.0**-32 if self.rounding.is_sound else 0.0
-        result = result - slack * size
+        share = 2.0**-32 if self.rounding.is_sound else 0.0
+        result = result - share * size
         # Only a product that overflowed here is infinite: it says nothing.
         return torch.where(torch.isposinf(result), -torch.inf, result)
 
     def _lost(self, step: Step) -> Tensor:
-        """What coefficients lost to underflow may change, [batch]: a tiny share of the inputs.
-
-        In float32 a computed coefficient is off by at most 2^-126 per term besides its rounding.
+        """What underflow may change in a step, [batch]: in coefficients, a tiny share of the
+        inputs; in products of coefficients with what the constant gains, a tiny number.
         """
-        tiny = 2.0**-110 if self.dtype == torch.float32 else 2.0**-1000
+        tiny = 2.0**16 * least(self.dtype)
         lost = torch.zeros(len(self.region.x), dtype=torch.float64, device=self.region.x.device)
         if not self.rounding.is_sound:
             return lost
@@ -144,7 +153,7 @@ class BackwardPass:
                 reach = torch.maximum(lower.abs(), upper.abs()).flatten(1)
                 self._sizes[source] = reach.sum(1, dtype=torch.float64)
             lost = lost + self._sizes[source] * tiny
-        return lost
+        return lost + lost_in_sums(self.dtype)
 
     def _through(
         self, index: int, step: Step, rows: Rows, slopes: LowerSlopes | None
@@ -154,12 +163,12 @@ class BackwardPass:
         zero = torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
         if isinstance(op, Affine):
             error = self.error(index)
-            gained = _quick_sum(
+            gained = quick_total(
                 rows.coefficients * rows.pick_constant(op.bias_like(rows.coefficients))
             )
             size = zero
             if error is not None:
-                size = _size(rows.coefficients * rows.pick(error))
+                size = magnitude(rows.coefficients * rows.pick(error))
                 gained = gained - size * 1.001
             return [adjoint(op, rows)], gained, size
         if type(op) in RELAXATIONS:
@@ -185,7 +194,7 @@ class BackwardPass:
         parts = negative * rows.pick(envelope.upper_intercept)
         if envelope.lower_intercept is not None:
             parts = parts + positive * rows.pick(envelope.lower_intercept)
-        gained, size = _quick_sum(parts), _size(parts)
+        gained, size = quick_total(parts), magnitude(parts)
         carried = torch.addcmul(positive * lower_slope, negative, rows.pick(envelope.upper_slope))
         # One of the two products is 0; the other was rounded, the sum is float64's.
         unit = (64 + SUM_ROUNDINGS) * unit_roundoff(self.dtype) * self.rounding.is_sound
@@ -202,7 +211,7 @@ class BackwardPass:
         """What two roundings of each coefficient may change in rows . value, [rows]."""
         if not self.rounding.is_sound:
             return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
-        return _size(
+        return magnitude(
             rows.coefficients * rows.pick(self._share_of(value, 4 * unit_roundoff(self.dtype)))
         )
 
@@ -210,7 +219,9 @@ class BackwardPass:
         """This share of a value's largest magnitude, made once: rows keep what they pick of it."""
         if (value, share) not in self._shares:
             lower, upper = self.box(value)
-            self._shares[value, share] = torch.maximum(lower.abs(), upper.abs()) * share
+            self._shares[value, share] = slack(
+                torch.maximum(lower.abs(), upper.abs()), share * 1.01, self.rounding
+            )
         return self._shares[value, share]
 
     def _max_pool(self, step: Step, op: MaxPool2d, rows: Rows) -> tuple[list[Rows], Tensor, Tensor]:
@@ -236,7 +247,7 @@ class BackwardPass:
         positive = rows.coefficients.clamp_min(0.0)
         negative = rows.coefficients - positive
         zero = torch.zeros_like(highest)
-        gained = _sum(negative * rows.pick(torch.where(dominated, zero, highest)))
+        gained = total(negative * rows.pick(torch.where(dominated, zero, highest)))
         keep = rows.pick(dominated.to(positive.dtype))
         onto = (positive + negative * keep).flatten(2)
         targets = rows.pick(place).expand(rows.coefficients.shape).flatten(2)
@@ -244,12 +255,12 @@ class BackwardPass:
         spread = onto.new_zeros(shape).scatter_add(2, targets, onto)
         spread = spread.reshape(-1, source[0], *padded_lower.shape[2:])
         spread = spread[:, :, top : top + source[1], left : left + source[2]]
-        size = _size(negative * rows.pick(highest)) * 2.0**10
+        size = magnitude(negative * rows.pick(highest)) * 2.0**10
         result = Rows(spread.contiguous(), source, rows.sample)
         if self.rounding.is_sound:
             # One input gathers the coefficients of all windows that it won.
             reach = torch.maximum(best.abs(), highest.abs())
-            spread_size = _size(rows.coefficients * rows.pick(reach))
+            spread_size = magnitude(rows.coefficients * rows.pick(reach))
             gained = gained - spread_size * (4 * step.overlap * unit_roundoff(self.dtype))
         return [result], gained, size
 
@@ -266,9 +277,10 @@ class BackwardPass:
         else:
             at_centre = flat.to(torch.float64) @ centre[0].flatten()
         norm = torch.linalg.vector_norm(flat.detach(), dim=1).to(torch.float64)
-        norm = norm + flat.shape[1] ** 0.5 * (2.0**-62 if self.dtype == torch.float32 else 1e-150)
+        norm = norm + lost_in_norm(flat.shape[1], self.dtype)
         centre_norm = centre.flatten(1).norm(dim=1)
-        slack = (4 * unit + 2.0**-38) * norm * _of_rows(centre_norm, rows) * 1.01
+        lost = (4 * unit + 2.0**-38) * norm * _of_rows(centre_norm, rows) * 1.01
+        lost = lost + lost_in_sums(self.dtype)
         if self.region.norm == "l2":
             drop, point = quick_maximum(
                 -flat.detach(),
@@ -284,13 +296,13 @@ class BackwardPass:
                 drop = drop + (along - along.detach())
         else:
             # Off centre where the pixel box cuts the ball: below and above are not symmetric.
-            drop = _quick_sum(flat.abs() * rows.pick(reach).flatten(1))
-            drop = drop - _quick_sum(flat * rows.pick(middle).flatten(1))
+            drop = quick_total(flat.abs() * rows.pick(reach).flatten(1))
+            drop = drop - quick_total(flat * rows.pick(middle).flatten(1))
             drop = (
                 drop
                 + (flat.shape[1] + 8 + SUM_ROUNDINGS) * unit * norm * _of_rows(reach_norm, rows) * 2
             )
-        return at_centre - drop - slack * self.rounding.is_sound
+        return at_centre - drop - lost * self.rounding.is_sound
 
     def _centre(self, dtype: torch.dtype = torch.float64) -> Tensor:
         if dtype not in self._centres:
@@ -298,16 +310,20 @@ class BackwardPass:
         return self._centres[dtype]
 
     def _reach(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """lower - x <= 0, upper - x >= 0, their middle and half width, rounded; corner's norm."""
+        """lower - x <= 0, upper - x >= 0, their middle and half width, outward; corner's norm."""
         if self._offsets is None:
             lower, upper = self.box(0)
             below = (lower.to(torch.float64) - self._centre()).clamp_max(0.0)
             above = (upper.to(torch.float64) - self._centre()).clamp_min(0.0)
-            slack = 1.0 + 4 * unit_roundoff(self.dtype)
-            below, above = (below * slack).to(self.dtype), (above * slack).to(self.dtype)
-            norm = torch.maximum(-below, above).flatten(1).norm(dim=1).to(torch.float64) * 1.001
-            half = (above - below) * (0.5 * slack)
-            self._offsets = (below, above, (above + below) * 0.5, half, norm)
+            # In float64 until the end: differences of denormal numbers have no half in float32.
+            up = 1.0 + 4 * unit_roundoff(torch.float64)
+            low, high = below * up, above * up
+            below, above = rounded_down(low, self.dtype), rounded_up(high, self.dtype)
+            norm = euclidean_norm(torch.maximum(-low, high)) * 1.001
+            middle = ((low + high) * 0.5).to(self.dtype)
+            exact = middle.to(torch.float64)
+            half = rounded_up(torch.maximum(high - exact, exact - low) * up, self.dtype)
+            self._offsets = (below, above, middle, half, norm)
         return self._offsets
 
 
@@ -329,7 +345,7 @@ def _add(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
     size = _nothing(rows)
     if backward.rounding.is_sound:
         both = 3 * (backward.rounding.deployed + backward.rounding.own)
-        size = _size(rows.coefficients * rows.pick(backward._share_of(index + 1, both * 1.01)))
+        size = magnitude(rows.coefficients * rows.pick(backward._share_of(index + 1, both * 1.01)))
     return [rows, rows], -size, size
 
 
@@ -353,8 +369,8 @@ def _pad(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
     assert isinstance(op, Pad)
     flat, (top, left, _, _) = rows.coefficients, op.padding
     inner = flat[..., top : top + source[-2], left : left + source[-1]]
-    gained = (_sum(flat) - _sum(inner)) * op.value
-    size = _size(flat) * abs(op.value)
+    gained = (total(flat) - total(inner)) * op.value
+    size = magnitude(flat) * abs(op.value)
     return [Rows(inner.contiguous(), source, rows.sample)], gained, size
 
 
@@ -375,29 +391,6 @@ def _window_members(op: MaxPool2d, width: int, grid: tuple[int, ...]) -> Tensor:
     columns = torch.arange(grid[1])[:, None, None] * op.stride[1]
     columns = columns + torch.arange(op.kernel[1]) * op.dilation[1]
     return (rows * width + columns).flatten(2)
-
-
-def _size(x: Tensor) -> Tensor:
-    """Sum of the magnitudes over everything but rows, float64, rounded up."""
-    flat = x.flatten(1)
-    total = flat.abs().sum(1).to(torch.float64)
-    return total * (1.0 + 2.0 * flat.shape[1] * unit_roundoff(x.dtype))
-
-
-def _sum(x: Tensor) -> Tensor:
-    """Sum over everything but rows, accumulated in float64."""
-    return x.flatten(1).sum(1, dtype=torch.float64)
-
-
-def _quick_sum(x: Tensor) -> Tensor:
-    """The same, stretches of 64 in x's own dtype: off by at most ``SUM_ROUNDINGS`` roundings of
-    the sum of the magnitudes."""
-    flat = x.flatten(1)
-    whole = flat.shape[1] // 64 * 64
-    if flat.dtype == torch.float64 or not whole:
-        return flat.sum(1, dtype=torch.float64)
-    total = flat[:, :whole].unflatten(1, (-1, 64)).sum(2).sum(1, dtype=torch.float64)
-    return total + flat[:, whole:].sum(1) if whole < flat.shape[1] else total
 
 
 #: One row per layer that has no lines of its own (``RELAXATIONS``).

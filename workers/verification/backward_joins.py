@@ -15,6 +15,7 @@ from torch import Tensor
 from models.activations import MaxMin
 from models.joins import Concat, Maximum, Minimum, Slice
 from models.layers import Layer
+from workers.verification.numerics import total
 from workers.verification.planes import Planes, maximum_planes, minimum_planes, undecided
 from workers.verification.program import Step
 from workers.verification.rounding import unit_roundoff
@@ -27,10 +28,6 @@ __all__ = ["JOINS", "open_pairs"]
 
 Through = tuple[list[Rows], Tensor, Tensor]
 Box = tuple[Tensor, Tensor]
-
-
-def _total(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1, dtype=torch.float64)
 
 
 def _nothing(rows: Rows) -> Tensor:
@@ -103,8 +100,8 @@ def _lost(
     backward: BackwardPass, positive: Tensor, negative: Tensor, rows: Rows, planes: Planes
 ) -> Tensor:
     """What the planes' intercepts cost, [rows] >= 0, rounded up."""
-    lost = _total(-negative * rows.pick(planes.upper_intercept))
-    lost = lost + _total(-positive * rows.pick(planes.lower_intercept))
+    lost = total(-negative * rows.pick(planes.upper_intercept))
+    lost = lost + total(-positive * rows.pick(planes.lower_intercept))
     return lost * (1.0 + 64 * unit_roundoff(backward.dtype) * backward.rounding.is_sound)
 
 
@@ -119,7 +116,7 @@ def _planes(backward: BackwardPass, index: int, step: Step) -> Planes:
         boxes = [backward.box(source) for source in step.sources]
         first, second = _halves(boxes[0]) if isinstance(step.op, MaxMin) else boxes
         make = minimum_planes if isinstance(step.op, Minimum) else maximum_planes
-        backward.planes[index] = make(*first, *second, backward.rounding.own)
+        backward.planes[index] = make(*first, *second, backward.rounding)
     return backward.planes[index]
 
 

@@ -1,4 +1,4 @@
-"""What the enclosure of a value is, Euclidean norms rounded up, and how a ball grows per step."""
+"""What the enclosure of a value is, and how a ball grows per step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from models.joins import Concat, Maximum, Minimum, Slice
 from models.layers import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
 from workers.verification.affine import Affine
 from workers.verification.clamps import LIMITS
+from workers.verification.numerics import euclidean_norm
 from workers.verification.program import Step, UnsupportedLayer
 from workers.verification.rounding import Rounding, unit_roundoff
 from workers.verification.smooth import SMOOTH, smooth_error
@@ -24,19 +25,15 @@ __all__ = [
     "Enclosure",
     "ball_rule",
     "box_to_ball",
-    "euclidean_norm",
     "grown",
     "has_ball_rule",
     "joined_radius",
     "joined_slope",
     "reads_norm",
-    "rough_norm",
 ]
 
 #: Boxes of more numbers than this hardly ever have a corner nearer than the ball's radius.
 CORNER_SIZE = 2048
-#: Numbers summed in float32 before float64 takes over.
-STRETCH = 256
 
 #: Layers of several inputs whose output moves by at most the root of the sum of the squares of the
 #: inputs' moves: concatenation keeps them side by side, and per element |max(a, b) - max(a', b')|
@@ -62,32 +59,6 @@ class Enclosure:
     upper: Tensor | None
     valid: Tensor
     round: bool = False
-
-
-def rough_norm(x: Tensor) -> Tensor:
-    """Upper bound on the Euclidean norm of each row, [batch] float64, where 1 % does not matter."""
-    norm = torch.linalg.vector_norm(x.flatten(1), dim=1).to(torch.float64)
-    size = x[0].numel()
-    lost = 2.0**-62 if x.dtype == torch.float32 else 1e-150
-    return norm * (1.0 + (size + 8) * unit_roundoff(x.dtype)) + size**0.5 * lost
-
-
-def euclidean_norm(x: Tensor) -> Tensor:
-    """Upper bound on the Euclidean norm of each row, [batch] float64.
-
-    In float32, stretches of 256 numbers are summed in float32 and these sums in float64.
-    """
-    flat = x.flatten(1)
-    if flat.dtype == torch.float64:
-        norm = torch.linalg.vector_norm(flat, dim=1)
-        return norm * (1.0 + (flat.shape[1] + 8) * 2.0**-53) + flat.shape[1] ** 0.5 * 1e-150
-    whole = flat.shape[1] // STRETCH * STRETCH
-    parts = torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, STRETCH)), dim=2)
-    square = parts.to(torch.float64).square().sum(1)
-    if whole < flat.shape[1]:
-        square = square + torch.linalg.vector_norm(flat[:, whole:], dim=1).double().square()
-    # Squares below the float32 range are lost: at most 2^-62 per number.
-    return square.sqrt() * (1.0 + (STRETCH + 8) * 2.0**-24) + flat.shape[1] ** 0.5 * 2.0**-62
 
 
 BallRule = Callable[[Step, Tensor, Rounding], tuple[float, Tensor | float]]

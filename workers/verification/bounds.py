@@ -168,12 +168,13 @@ class Verifier:
         """
         if not self.sound:
             return [(Rounding.ignored(), torch.float32)]
-        if self.only is not None:
-            return [(Rounding.sound(self.only), self.only)]
-        exact = (Rounding.sound(torch.float64), torch.float64)
-        if self.device.type == "cpu" and self.program.float32_safe:
-            return [(Rounding.sound(torch.float32), torch.float32), exact]
-        return [exact]
+        kinds = [torch.float64] if self.only is None else [self.only]
+        if self.only is None and self.device.type == "cpu":
+            kinds = [torch.float32, torch.float64]
+        # A float32 copy of weights beyond its range proves nothing of the network.
+        safe = self.program.float32_safe
+        kinds = [kind for kind in kinds if safe or kind == torch.float64]
+        return [(Rounding.sound(kind), kind) for kind in kinds]
 
     def fits(self, bound: Bound) -> bool:
         """Whether one sample's activations and the copies of the weights fit into ``memory``."""

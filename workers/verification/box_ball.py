@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workers.verification.numerics import least, lost_in_norm, lost_in_sums
+
 __all__ = ["ball_box_maximum", "dual_value", "primal_point", "quick_maximum"]
 
 _U64 = 2.0**-53
@@ -52,9 +54,10 @@ def dual_value(w: Tensor, a: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) 
     """
     rest = w - a
     reach = torch.maximum(lower.abs(), upper.abs())
-    value = rho * a.norm(dim=1) + torch.maximum(rest * lower, rest * upper).sum(1)
-    size = rho * a.norm(dim=1) + ((rest.abs() + a.abs() + w.abs()) * reach).sum(1)
-    return value + size * ((w.shape[1] + 16) * _U64)
+    ball = rho * (a.norm(dim=1) + lost_in_norm(w.shape[1], w.dtype))
+    value = ball + torch.maximum(rest * lower, rest * upper).sum(1)
+    size = ball + ((rest.abs() + a.abs() + w.abs()) * reach).sum(1)
+    return value + size * ((w.shape[1] + 16) * _U64) + lost_in_sums(w.dtype)
 
 
 def quick_maximum(
@@ -69,8 +72,7 @@ def quick_maximum(
     (so that no product is negative); reach_norm [n]: norm of the box's farthest corner.
     """
     unit = _U64 if w.dtype == torch.float64 else 2.0**-24
-    # Squares below float32's range are lost: at most 2^-62 per number.
-    lost = w.shape[1] ** 0.5 * (2.0**-62 if w.dtype == torch.float32 else 1e-150)
+    lost = lost_in_norm(w.shape[1], w.dtype)
     norm = torch.linalg.vector_norm(w, dim=1) + lost
     rho_t = rho.to(w.dtype)
     mu = rho_t / norm
@@ -91,7 +93,10 @@ def quick_maximum(
     relative = (w.shape[1] + 32) * unit
     slack = relative * (along.abs() + slope * (rho + length))
     slack = slack + 16 * unit * norm.to(torch.float64) * reach_norm
-    slack = slack + 2 * lost * ((rho + 2 * length + lost) / mu.to(torch.float64) + w.shape[1])
+    # What t itself, rounded from mu w, is off by adds to a corner's share of (w - t / mu).
+    tiny = w.shape[1] * least(w.dtype)
+    off = (rho + 2 * length + lost) * lost + tiny * reach_norm
+    slack = slack + 2 * off / mu.to(torch.float64) + lost_in_sums(w.dtype)
     value = along + slope * (rho - length) + slack
     ball = rho * norm.to(torch.float64) * (1.0 + relative)
     return torch.fmin(value, ball), t

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.activations import AtLeast, AtMost, Clip, ReLUTheta
 from models.layers import Layer
 from workers.verification.envelope import Envelope
+from workers.verification.numerics import slack
 from workers.verification.rounding import Rounding
 
 __all__ = ["LIMITS", "clamp", "clamp_kinks", "clamp_lines", "limits"]
@@ -111,9 +112,9 @@ def clamp_lines(
     lowest = torch.stack([v - below * p for v, p in zip(values, points, strict=True)]).amin(0)
     reach = torch.maximum(lower.abs(), upper.abs())
     size = torch.maximum(at_lower.abs(), at_upper.abs()) + reach
-    slack = torch.where(bent, 4 * rounding.own * size, zero)
-    highest = torch.where(straight, zero, highest + slack)
-    lowest = torch.where(straight, zero, lowest - slack)
+    lost = torch.where(bent, slack(size, 6 * rounding.own, rounding), zero)
+    highest = torch.where(straight, zero, highest + lost)
+    lowest = torch.where(straight, zero, lowest - lost)
     return Envelope(below, lowest, above, highest, torch.zeros_like(bent), 0.0)
 
 

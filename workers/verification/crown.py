@@ -15,7 +15,6 @@ from workers.verification.affine_maps import Convolution, Dense
 from workers.verification.backward import BackwardPass
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.enclosure import Enclosure, propagate
-from workers.verification.envelope import rounded_down, rounded_up
 from workers.verification.local_norms import costliest
 from workers.verification.margins import margin_lower_bounds
 from workers.verification.neurons import (
@@ -28,6 +27,7 @@ from workers.verification.neurons import (
     rows_at_once,
     widest,
 )
+from workers.verification.numerics import least, rounded_down, rounded_up
 from workers.verification.program import Program
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
@@ -169,5 +169,5 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
     size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)
-    lost = reach.sum(1, keepdim=True) * (2.0**-110 if backward.dtype == torch.float32 else 0.0)
+    lost = reach.sum(1, keepdim=True) * (2.0**16 * least(backward.dtype))
     return size * (both * 1.001) + head.least_lead(rounding) + lost

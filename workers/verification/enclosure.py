@@ -17,9 +17,10 @@ from torch import Tensor
 
 from models.layers import Layer
 from workers.verification.affine import Affine
-from workers.verification.ball import Enclosure, ball_rule, euclidean_norm, grown, rough_norm
+from workers.verification.ball import Enclosure, ball_rule, grown
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.layer_rules import RULES, Rule, apply_layer
+from workers.verification.numerics import floor, per_sample, rough_norm
 from workers.verification.program import Program, Step, UnsupportedLayer
 from workers.verification.region import Region
 from workers.verification.rounding import FLOAT32_MAX, Rounding, unit_roundoff
@@ -28,11 +29,9 @@ __all__ = [
     "RULES",
     "Enclosure",
     "ball_rule",
-    "euclidean_norm",
     "forward_step",
     "has_forward_rule",
     "propagate",
-    "rough_norm",
 ]
 
 #: Rounding steps (about the inputs of one output) from which a round box is not worth a product.
@@ -111,13 +110,6 @@ def forward_step(step: Step, inputs: list[Tensor]) -> Tensor:
     return apply_layer(step.op, *inputs)
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """[batch] float64 -> [batch, 1, ...] in ``like``'s dtype, rounded up."""
-    slack = 2.0**-22 if like.dtype == torch.float32 else 2.0**-50
-    shaped = (values * (1.0 + slack)).to(like.dtype)
-    return shaped.reshape(-1, *([1] * (like.dim() - 1)))
-
-
 def deployed_size(step: Step, centre_norm: Tensor, radius: Tensor) -> Tensor:
     """Largest number that the deployed step holds, [batch] float64 (an upper bound)."""
     op, norms = step.op, step.norms
@@ -173,12 +165,12 @@ def _ball_reach(
     coefficient = (radius + both * (centre_norm + radius)) * (1.0 + 32 * unit)
     rows = op.bound_like("row_norms", centre)
     if not rounding.is_sound:
-        return rows * _per_sample(coefficient, centre)
-    floor = rounding.underflow * op.floor
+        return rows * per_sample(coefficient, centre)
+    lost = rounding.underflow * op.floor
     constant = op.cast(
-        f"ball constant {both}", centre, lambda: op.bias_magnitude * both * 1.001 + floor
+        f"ball constant {both}", centre, lambda: op.bias_magnitude * both * 1.001 + lost
     )
-    return torch.addcmul(constant, rows, _per_sample(coefficient, centre))
+    return torch.addcmul(constant, rows, per_sample(coefficient, centre))
 
 
 def _affine_box(
@@ -188,7 +180,8 @@ def _affine_box(
 
     With m = (l + u) / 2 and r = (u - l) / 2 the deployed value lies within
     |W| ((1 + g) r + (g + g_own) |m|) + (g + g_own) |b| of the computed W m + b; ``unit`` terms
-    cover the rounding of m, r, this reach itself and of m' +- reach.
+    cover the rounding of m, r, this reach itself and of m' +- reach. What m, r and the shares of
+    them lose to underflow is below ``numerics.floor``, added before |W| may enlarge it.
     """
     unit = unit_roundoff(lower.dtype) if rounding.is_sound else 0.0
     deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
@@ -198,14 +191,14 @@ def _affine_box(
     middle = (lower + upper).mul_(0.5)
     spread = middle.abs()
     size = torch.maximum(upper.flatten(1).amax(1), -lower.flatten(1).amin(1)).to(torch.float64)
-    spread.mul_(both)
+    torch.add(spread.new_tensor(floor(spread.dtype, rounding)), spread, alpha=both, out=spread)
     half = 0.5 * (1.0 + deployed) * up
     spread.add_(upper, alpha=half).add_(lower, alpha=-half)
     reach = op.absolute(spread)
     if rounding.is_sound:
-        floor = rounding.underflow * op.floor
+        lost = rounding.underflow * op.floor
         reach.add_(
-            op.cast(f"box constant {both}", reach, lambda: op.bias_magnitude * both * 1.001 + floor)
+            op.cast(f"box constant {both}", reach, lambda: op.bias_magnitude * both * 1.001 + lost)
         )
     centre = op.apply(middle)
     between = size * op.inner.gain + op.inner.shift

@@ -1,13 +1,12 @@
-"""Lines below and above an elementwise layer over a box, and rounding numbers outward."""
+"""Lines below and above an elementwise layer over a box."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-__all__ = ["Envelope", "rounded_down", "rounded_up"]
+__all__ = ["Envelope"]
 
 
 @dataclass
@@ -24,15 +23,3 @@ class Envelope:
     upper_intercept: Tensor
     free: Tensor
     least_slope: float
-
-
-def rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (float64) in ``dtype``, not above x."""
-    if dtype == torch.float64:
-        return x
-    return torch.nextafter(x.to(dtype), torch.tensor(-torch.inf, dtype=dtype, device=x.device))
-
-
-def rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (float64) in ``dtype``, not below x."""
-    return -rounded_down(-x, dtype)

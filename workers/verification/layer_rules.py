@@ -20,9 +20,9 @@ from workers.verification.ball import (
     box_to_ball,
     grown,
     joined_radius,
-    rough_norm,
 )
 from workers.verification.clamps import LIMITS, clamp
+from workers.verification.numerics import rough_norm
 from workers.verification.program import Step
 from workers.verification.rounding import FLOAT32_MAX, Rounding
 from workers.verification.smooth import SMOOTH, smooth, smooth_error

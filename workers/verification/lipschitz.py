@@ -13,20 +13,18 @@ import torch
 from torch import Tensor
 
 from workers.verification.affine import Affine, Inner
-from workers.verification.ball import (
-    ball_rule,
-    joined_radius,
-    joined_slope,
-    reads_norm,
-    rough_norm,
-)
+from workers.verification.ball import ball_rule, joined_radius, joined_slope, reads_norm
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import forward_step
 from workers.verification.margins import centre_margins
+from workers.verification.numerics import rough_norm
 from workers.verification.program import Program, Step
 from workers.verification.rounding import FLOAT32_MAX, Rounding
 
 __all__ = ["lipschitz_constant", "lipschitz_radius"]
+
+#: The least slope that is not zero.
+LEAST = 1e-290
 
 
 def lipschitz_radius(
@@ -62,7 +60,8 @@ def lipschitz_radius(
         carried = joined_radius(step, [offsets[source] for source in step.sources])
         if rounding.is_sound and rounds:
             cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried, factor))
-        slopes.append(slope * factor * (1.0 + 1e-14))
+        # Never below the normal numbers, where a product would be rounded down by more than u.
+        slopes.append(max(slope * factor * (1.0 + 1e-14), LEAST if factor > 0.0 else 0.0))
         offsets.append((carried * factor + offset) * (1.0 + 1e-13))
         centres.append(forward_step(step, inputs))  # type: ignore[arg-type]
         for source in set(step.sources):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from workers.verification.affine_maps import Convolution, Dense
-from workers.verification.enclosure import Enclosure, euclidean_norm
+from workers.verification.enclosure import Enclosure
+from workers.verification.numerics import euclidean_norm, lost_in_sums
 from workers.verification.program import Program
 from workers.verification.rounding import gamma, unit_roundoff
 from workers.verification.spectral import materialize
@@ -64,7 +65,11 @@ def costliest(program: Program) -> int:
 
 def _scale(op: Linear) -> float:
     """A power of two just above the largest weight: squares then neither over- nor underflow."""
-    return op.scalar("peak scale", lambda: torch.tensor(_power_above(float(op.weight.abs().max()))))
+
+    def largest() -> Tensor:
+        return torch.tensor(_power_above(float(op.weight.abs().max())), dtype=torch.float64)
+
+    return op.scalar("peak scale", largest)
 
 
 def _power_above(value: float) -> float:
@@ -210,7 +215,7 @@ def _schur(op: Linear, mask: Tensor, slopes: Tensor, scale: float) -> Tensor:
         # The derivative of |W| m is |W| itself: its adjoint on the slopes are the column sums.
         (columns,) = torch.autograd.grad(sums, x, slopes)
     unit = unit_roundoff(mask.dtype)
-    lost = FLOOR * scale
+    lost = FLOOR * scale + lost_in_sums(mask.dtype)
     rows = (sums.detach() * slopes).flatten(1).amax(1).to(torch.float64)
     rows = rows * (1.0 + 2 * gamma(op.terms + 16, unit)) + lost
     widest = (columns * mask).flatten(1).amax(1).to(torch.float64)

@@ -38,11 +38,9 @@ from workers.verification.ball import has_ball_rule, reads_norm
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import (
     Enclosure,
-    _per_sample,
     _rule,
     ball_rule,
     has_forward_rule,
-    rough_norm,
 )
 from workers.verification.local_norms import (
     MaskedMap,
@@ -50,6 +48,7 @@ from workers.verification.local_norms import (
     multiplications,
     tally_least,
 )
+from workers.verification.numerics import per_sample, rough_norm
 from workers.verification.program import Program, Step
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, unit_roundoff
@@ -187,7 +186,7 @@ class LocalPass:
         op, rounding = masked.op, self.rounding
         unit = unit_roundoff(centre.dtype)
         up = 1.0 + 32 * unit
-        reach = masked.rows * _per_sample(before.radius * (masked.scale * up), centre)
+        reach = masked.rows * per_sample(before.radius * (masked.scale * up), centre)
         if not rounding.is_sound:
             return reach
         both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms) + 32 * unit
@@ -197,7 +196,7 @@ class LocalPass:
         )
         coefficient = both * (rough_norm(before.centre) + before.radius) * up
         rows = op.bound_like("row_norms", centre)
-        return reach.addcmul_(rows, _per_sample(coefficient, centre)).add_(constant)
+        return reach.addcmul_(rows, per_sample(coefficient, centre)).add_(constant)
 
     def _activation(
         self,

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from workers.verification.box_ball import ball_box_maximum
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.enclosure import Enclosure, rough_norm
+from workers.verification.enclosure import Enclosure
+from workers.verification.numerics import rough_norm
 from workers.verification.program import Head
 from workers.verification.rounding import FLOAT32_MAX, Rounding
 

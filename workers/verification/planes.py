@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.verification.numerics import slack
+from workers.verification.rounding import Rounding
+
 __all__ = ["Planes", "maximum_planes", "minimum_planes", "undecided"]
 
 
@@ -32,13 +35,13 @@ def undecided(low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor) -> T
 
 
 def maximum_planes(
-    low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor, own: float
+    low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor, rounding: Rounding
 ) -> Planes:
     """Planes of max(a, b), exact where one value is the larger one throughout.
 
     Below: the value whose box lies higher. Above: b + (chord of relu over a - b), with any two
     coefficients: max(a, b) - s a - t b is convex, so that its maximum over the boxes is at one of
-    the four corners, where it is evaluated (``own``: unit roundoff of this arithmetic).
+    the four corners, where it is evaluated and rounded up.
     """
     first = low_a >= high_b
     second = (low_b >= high_a) & ~first
@@ -54,15 +57,15 @@ def maximum_planes(
         torch.maximum(a, b) - s * a - t * b for a in (low_a, high_a) for b in (low_b, high_b)
     ]
     reach = torch.maximum(low_a.abs(), high_a.abs()) + torch.maximum(low_b.abs(), high_b.abs())
-    above = (torch.stack(corners).amax(0) + 8 * own * reach).clamp_min(0.0)
+    above = (torch.stack(corners).amax(0) + slack(reach, 8 * rounding.own, rounding)).clamp_min(0.0)
     return Planes(lower_first, one - lower_first, zero, s, t, torch.where(open_, above, zero))
 
 
 def minimum_planes(
-    low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor, own: float
+    low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor, rounding: Rounding
 ) -> Planes:
     """Planes of min(a, b) = -max(-a, -b)."""
-    twin = maximum_planes(-high_a, -low_a, -high_b, -low_b, own)
+    twin = maximum_planes(-high_a, -low_a, -high_b, -low_b, rounding)
     return Planes(
         twin.upper_first,
         twin.upper_second,

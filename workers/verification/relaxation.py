@@ -14,6 +14,7 @@ from torch import Tensor
 from models.layers import Layer, LeakyReLU, ReLU
 from workers.verification.clamps import LIMITS, clamp_kinks, clamp_lines
 from workers.verification.envelope import Envelope
+from workers.verification.numerics import slack
 from workers.verification.rounding import Rounding
 from workers.verification.smooth import SMOOTH, smooth_lines, smooth_moves
 
@@ -46,8 +47,8 @@ def _piecewise(
     chord = chord.clamp(least, 1.0)
     above_low = (least - chord) * lower
     above_high = (1.0 - chord) * upper
-    unit = 4 * rounding.own
-    intercept = torch.maximum(above_low, above_high) + unit * (lower.abs() + upper.abs())
+    lost = slack(lower.abs() + upper.abs(), 6 * rounding.own, rounding)
+    intercept = torch.maximum(above_low, above_high) + lost
     slope = torch.where(active, one, torch.where(unstable, chord, least * one))
     low = torch.where(
         active, one, torch.where(unstable, lower_slopes(lower, upper, least, rule), least * one)
@@ -56,10 +57,10 @@ def _piecewise(
     lower_intercept = None
     upper_intercept = torch.where(unstable, intercept, zero)
     if least > 0.0:
-        slack = 3 * (rounding.deployed + rounding.own) * lower.clamp_max(0.0).abs()
-        slack = slack + 4 * rounding.underflow
-        upper_intercept = upper_intercept + torch.where(lower < 0, slack, zero)
-        lower_intercept = -torch.where(lower < 0, slack, zero)
+        lost = 3 * (rounding.deployed + rounding.own) * lower.clamp_max(0.0).abs()
+        lost = lost + 4 * rounding.underflow
+        upper_intercept = upper_intercept + torch.where(lower < 0, lost, zero)
+        lower_intercept = -torch.where(lower < 0, lost, zero)
     return Envelope(low, lower_intercept, slope, upper_intercept, unstable, least)
 
 

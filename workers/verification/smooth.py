@@ -14,7 +14,8 @@ from torch import Tensor
 
 from models.activations import Sigmoid, Tanh
 from models.layers import Layer
-from workers.verification.envelope import Envelope, rounded_down, rounded_up
+from workers.verification.envelope import Envelope
+from workers.verification.numerics import rounded_down, rounded_up
 from workers.verification.rounding import Rounding
 
 __all__ = ["KERNEL_ERROR", "SMOOTH", "smooth", "smooth_error", "smooth_lines", "smooth_moves"]

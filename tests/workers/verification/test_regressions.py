@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from models.activations import AtLeast, AtMost, ReLUTheta
 from models.errors import ModelError
 from models.joins import ReduceMean
 from models.layers import (
@@ -33,6 +35,8 @@ from workers.verification.program import Program
 
 T = torch.tensor
 METHODS = sorted(BOUNDS)
+#: The least denormal float32.
+ULP = 2.0**-149
 
 
 def chain(shape: tuple[int, ...], *layers: Layer) -> Network:
@@ -53,6 +57,17 @@ def fan_out() -> Network:
     total = size * (float(weight[0, 0]) + float(bias[0]))
     last = T([[0.0], [1.0]]).expand(2, size).clone()
     return chain((1,), Linear(weight, bias), ReLU(), Linear(last, T([1.02 * total, 0.0])))
+
+
+def denormal_box() -> Network:
+    """A box of denormal width, rounded inward, under weights of 1e29; wrong at (0, 0.05)."""
+    weight = T([[8.93505890713341e29, -6.213592348515673e29]])
+    low, high = T([9 * ULP, 763 * ULP]), T([10 * ULP, 765 * ULP])
+    layers = (AtLeast(low), AtMost(high), Linear(weight))
+    body = chain((2,), *layers, Linear(T([[1.0], [0.0]])))
+    lowest = evaluate(body, np.array([[0.0, 0.05]], dtype=np.float32))[0, 0]
+    level = float(np.nextafter(lowest, np.float32(1)))
+    return chain((2,), *layers, Linear(T([[1.0], [0.0]]), T([0.0, level])))
 
 
 #: name: (network, clean point, point that the deployed network gets wrong)
@@ -222,6 +237,7 @@ CASES: dict[str, tuple[Network, Any, Any]] = {
         [[0.95]],
         [[0.7003752]],
     ),
+    "a box of denormal width": (denormal_box(), [[0.05, 0.05]], [[0.0, 0.05]]),
 }
 
 
@@ -238,6 +254,47 @@ def test_radius_stays_below_the_counterexample(name: str, norm: str, method: str
     distance = np.linalg.norm(move) if norm == "l2" else np.abs(move).max()
     found = certify(network, x, ("1/5", "1/3"), norm=norm, method=method, attack=None)
     assert found.radius[0] < distance
+
+
+#: name: (layers, clean point and distance in least denormal numbers, whether negative ones count).
+#: Slacks of boxes and lines that small were rounded to nothing before weights of 1e29 met them.
+DENORMAL: dict[str, tuple[tuple[Layer, ...], int, int, bool]] = {
+    "line above a relu": ((ReLU(), Linear(T([[-3.1345825786430414e29]]))), 1, 3, False),
+    "lines around a limit": (
+        (AtLeast(T([7 * ULP])), Linear(T([[-7.116808029180704e29]]))),
+        7,
+        3,
+        False,
+    ),
+    "box behind a limit": (
+        (ReLUTheta(T([2 * ULP])), Linear(T([[7.171958469492886e29]]))),
+        5,
+        4,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("name", DENORMAL)
+def test_denormal_regions_are_not_certified_by_lost_slack(
+    name: str, norm: str, method: str
+) -> None:
+    layers, at, steps, clip = DENORMAL[name]
+    x = np.array([[at * ULP]], dtype=np.float32)
+    places = np.arange(max(at - steps, 0) if clip else at - steps, at + steps + 1)
+    grid = np.asarray(places[:, None] * ULP, dtype=np.float32)
+    body = chain((1,), *layers, Linear(T([[1.0], [0.0]])))
+    lowest = float(evaluate(body, grid)[:, 0].min())
+    network = chain((1,), *layers, Linear(T([[1.0], [0.0]]), T([0.0, lowest])))
+    assert evaluate(network, x)[0].argmax() == 0
+    answers = evaluate(network, grid)
+    distance = np.abs(places - at)[answers[:, 0] <= answers[:, 1]].min() * ULP
+    options = {"norm": norm, "method": method, "clip": clip, "attack": None}
+    found = certify(network, x, (Fraction(distance),), np.array([0]), **options)
+    assert found.radius[0] < distance
+    assert not found.certified.any()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -16,6 +16,7 @@ from models.layers import Conv2d, Layer, Linear, ReLU, Reshape, Shift
 from models.network import Network
 from tests.workers.verification.networks import dense_network, random_network
 from workers.verification.attack import attack, inside, project
+from workers.verification.bounds import BOUNDS
 from workers.verification.cascade import SoundnessViolation, UnknownMethod, certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
@@ -59,7 +60,7 @@ def images(seed: int, count: int = 6) -> np.ndarray[Any, Any]:
 @given(
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "linf"]),
-    method=st.sampled_from(["auto", "lipschitz", "ibp", "bcp", "local-lip", "crown", "cap"]),
+    method=st.sampled_from(["auto", *BOUNDS]),
     clip=st.booleans(),
     scale=st.sampled_from([1.0, 1e4, 1e-4]),
 )

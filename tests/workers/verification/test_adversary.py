@@ -1,0 +1,23 @@
+"""A slice of the nightly search for false certificates: see ``adversary.py``."""
+
+from __future__ import annotations
+
+from tests.workers.verification.adversary import FALSE, Tally, ask, find_case
+
+
+def test_no_bound_proves_the_distance_of_a_known_wrong_input() -> None:
+    tally = Tally()
+    for seed in range(70):
+        case = find_case(seed)
+        if case is not None:
+            ask(case, tally, f"seed {seed}", seed=seed, share=0.1)
+    assert tally.false == []
+    # The search has teeth only where bounds prove something, and where wrong inputs are found.
+    assert tally.graphs >= 20
+    assert tally.proved >= 0.05 * tally.allowed
+
+
+def test_a_false_answer_is_counted() -> None:
+    tally = Tally()
+    assert not tally.count("honest", [True] * FALSE + [False] * 3)
+    assert tally.count("liar", [True] * (FALSE + 1) + [False] * 2)

@@ -1,0 +1,199 @@
+"""Slacks at denormal scale against exact values: nothing may be lost before it is multiplied.
+
+Numbers are float32 here, so that float64 holds their products and the ends of the lines exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.activations import AtLeast, AtMost, Clip, ReLUTheta
+from models.layers import Layer, LeakyReLU, Linear, ReLU
+from models.network import Network
+from workers.verification.backward import BackwardPass
+from workers.verification.box_ball import quick_maximum
+from workers.verification.clamps import clamp
+from workers.verification.enclosure import Enclosure, _affine_box
+from workers.verification.numerics import (
+    euclidean_norm,
+    floor,
+    least,
+    lost_in_norm,
+    per_sample,
+    rough_norm,
+    rounded_down,
+    rounded_up,
+    slack,
+)
+from workers.verification.planes import maximum_planes, minimum_planes
+from workers.verification.program import Program
+from workers.verification.region import Region
+from workers.verification.relaxation import RELAXATIONS
+from workers.verification.rounding import Rounding
+from workers.verification.rows import Rows
+
+F32, F64 = torch.float32, torch.float64
+ULP = 2.0**-149
+SOUND = Rounding.sound(F32)
+#: Larger than every weight that the float32 pass is trusted with.
+WEIGHT = 2.0**100
+
+
+def boxes(
+    rng: np.random.Generator, shape: tuple[int, ...], *, around_zero: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Boxes a few least denormal numbers wide, float32."""
+    low = np.floor(10.0 ** rng.uniform(0, 5, shape))
+    width = np.floor(10.0 ** rng.uniform(0, 1, shape))
+    if around_zero:
+        low = -np.floor(width * rng.uniform(0, 1, shape))
+    return torch.from_numpy(low * ULP).float(), torch.from_numpy((low + width) * ULP).float()
+
+
+def one_layer(rng: np.random.Generator, inputs: int, outputs: int) -> tuple[Program, Tensor]:
+    """A dense layer of huge weights as a program (its head is the identity), and the weights."""
+    weight = torch.from_numpy(rng.uniform(-1, 1, (outputs, inputs)) * WEIGHT / 2).float()
+    layers = [("a", Linear(weight), ("input",)), ("b", ReLU(), ("a",))]
+    return Program.compile(Network((inputs,), layers).eval()), weight
+
+
+def test_images_of_denormal_boxes_hold_every_corner(rng: np.random.Generator) -> None:
+    for _ in range(40):
+        program, weight = one_layer(rng, 3, 16)
+        low, high = boxes(rng, (8, 3))
+        lower, upper, _ = _affine_box(program.steps[0].op, low, high, SOUND)  # type: ignore[arg-type]
+        ends = torch.stack([low.double(), high.double()])
+        products = ends[:, :, None, :] * weight.double()
+        least_value, most = products.amin(0).sum(2), products.amax(0).sum(2)
+        assert bool((lower.double() <= least_value * (1 - 1e-15 * least_value.sign())).all())
+        assert bool((upper.double() >= most * (1 - 1e-15 * most.sign())).all())
+
+
+LAYERS: tuple[Layer, ...] = (
+    ReLU(),
+    LeakyReLU(slope=0.3),
+    LeakyReLU(slope=0.01),
+    Clip(low=0.0, high=3 * ULP),
+    Clip(low=-2 * ULP, high=ULP),
+    AtLeast(torch.tensor([ULP])),
+    AtMost(torch.tensor([2 * ULP])),
+    ReLUTheta(torch.tensor([4 * ULP])),
+)
+
+
+@pytest.mark.parametrize("rule", ["crown", "cap"])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.kind)
+def test_lines_over_denormal_boxes_keep_their_side(
+    layer: Layer, rule: str, rng: np.random.Generator
+) -> None:
+    low, high = boxes(rng, (1, 4000), around_zero=True)
+    lines = RELAXATIONS[type(layer)](layer, low, high, rule, SOUND)
+    for share in torch.linspace(0, 1, 21):
+        z = torch.clamp(torch.round((low + (high - low) * share) / ULP) * ULP, low, high)
+        exact = z.double()
+        if isinstance(layer, ReLU):
+            value = exact.clamp_min(0)
+        elif isinstance(layer, LeakyReLU):
+            value = torch.where(exact > 0, exact, layer.slope * exact)
+        else:
+            value = clamp(layer, exact)
+        above = lines.upper_slope.double() * exact + lines.upper_intercept.double()
+        below = lines.lower_slope.double() * exact
+        if lines.lower_intercept is not None:
+            below = below + lines.lower_intercept.double()
+        assert bool((above >= value).all())
+        assert bool((below <= value).all())
+
+
+@pytest.mark.parametrize("make", [maximum_planes, minimum_planes])
+def test_planes_over_denormal_boxes_keep_their_side(make: Any, rng: np.random.Generator) -> None:
+    a, b = (boxes(rng, (1, 4000), around_zero=True) for _ in range(2))
+    # The old signature took the unit roundoff alone.
+    planes = make(*a, *b, SOUND)
+    best = torch.maximum if make is maximum_planes else torch.minimum
+    for first in a:
+        for second in b:
+            one, two = first.double(), second.double()
+            value = best(one, two)
+            above = planes.upper_first.double() * one + planes.upper_second.double() * two
+            below = planes.lower_first.double() * one + planes.lower_second.double() * two
+            assert bool((above + planes.upper_intercept.double() >= value).all())
+            assert bool((below + planes.lower_intercept.double() <= value).all())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_least_values_over_denormal_regions(norm: str, rng: np.random.Generator) -> None:
+    """A region cut by the pixel box a few denormal numbers beside the centre."""
+    for _ in range(60):
+        program, _ = one_layer(rng, 3, 2)
+        x = torch.from_numpy(np.floor(10.0 ** rng.uniform(0, 1, (1, 3))) * ULP).float()
+        epsilon = torch.tensor([float(rng.integers(1, 9)) * ULP], dtype=F64)
+        region = Region(x, epsilon, norm, clip=True)
+        lower, upper = region.box(F32)
+        start = Enclosure(x, region.radius(lower, upper), lower, upper, torch.ones(1).bool())
+        backward = BackwardPass(program, region, [start], SOUND, F32)
+        rows = torch.from_numpy(rng.uniform(-1, 1, (16, 3)) * WEIGHT).float()
+        found = backward.lower_bound(0, Rows(rows, (3,), None))
+        low = torch.maximum(x.double() - epsilon, torch.zeros(1).double())
+        high = x.double() + epsilon
+        corner = torch.minimum(rows.double() * low, rows.double() * high).sum(1)
+        if norm == "l2":
+            # The farthest point of one coordinate alone is inside ball and box.
+            moves = torch.minimum(rows.double() * (low - x), rows.double() * (high - x)).amin(1)
+            corner = (rows.double() * x.double()).sum(1) + moves
+        assert bool((found <= corner + 1e-15 * corner.abs()).all())
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_magnitudes_are_never_rounded_to_nothing(dtype: torch.dtype) -> None:
+    size = torch.tensor([0.0, least(dtype) * 2.0**-20, least(dtype), 1.0], dtype=dtype)
+    rounding = Rounding.sound(dtype)
+    for share in (2.0**-24, 1e-3, 1.0):
+        stored = slack(size, share, rounding)
+        assert bool((stored >= least(dtype)).all())
+        assert bool((stored >= size * share).all())
+    assert bool((slack(size, 0.5, Rounding.ignored()) == size * 0.5).all())
+    assert floor(dtype, Rounding.ignored()) == 0.0
+
+
+def test_conversions_go_outward(rng: np.random.Generator) -> None:
+    sizes = 10.0 ** rng.uniform(-60, 38, 20_000) * rng.choice([-1.0, 1.0], 20_000)
+    x = torch.from_numpy(sizes)
+    assert bool((rounded_down(x, F32).double() <= x).all())
+    assert bool((rounded_up(x, F32).double() >= x).all())
+    raised = per_sample(x.abs(), torch.zeros(1, 1, dtype=F32))
+    assert bool((raised[:, 0].double() >= x.abs()).all())
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-22, 1.0, 1e18])
+@pytest.mark.parametrize("count", [1, 3, 300])
+def test_norms_of_any_scale_are_upper_bounds(
+    scale: float, count: int, rng: np.random.Generator
+) -> None:
+    x = torch.from_numpy(rng.normal(size=(5, count)) * scale).float()
+    exact = (x.double() / scale).norm(dim=1) * scale * (1 - 1e-14)
+    for norm in (euclidean_norm, rough_norm):
+        assert bool((norm(x) >= exact).all())
+    assert lost_in_norm(count, F32) >= (count * 2.0**-126) ** 0.5
+
+
+def test_the_quick_maximum_holds_its_own_point(rng: np.random.Generator) -> None:
+    """Wide boxes beside tiny balls, huge and denormal coefficients."""
+    for _ in range(200):
+        scale = 10.0 ** rng.uniform(-40, 30)
+        w = torch.from_numpy(rng.normal(size=(4, 3)) * scale).float()
+        reach = torch.from_numpy(10.0 ** rng.uniform(-44, 20, (4, 3))).float()
+        lower, upper = -reach, reach.flip(1)
+        rho = torch.from_numpy(10.0 ** rng.uniform(-44, 20, 4))
+        far = torch.maximum(-lower, upper).double().norm(dim=1) * 1.001
+        found, _ = quick_maximum(w, lower, upper, rho, far, 2)
+        corner = torch.where(w > 0, upper, lower).double()
+        length = corner.norm(dim=1).clamp_min(1e-300)
+        point = corner * torch.minimum(torch.ones(4).double(), rho / length)[:, None]
+        value = (w.double() * point).sum(1)
+        assert bool((found >= value * (1 - 1e-14)).all())

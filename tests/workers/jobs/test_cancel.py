@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from service.contract.processes import wait_until
 from tests.workers.jobs.conftest import WAIT_S, Corridor, horses, in_a_shard
 from tests.workers.jobs.test_worker import ring_job
 from workers.jobs import keeper, warden
+from workers.jobs.ticket import Ticket
 
 pytestmark = pytest.mark.slow
 
@@ -50,4 +52,33 @@ def test_a_running_shard_stops(corridor: Corridor, start_worker: Start, hangs: b
     following = corridor.submit(attack=None)
     ring_job(corridor, following)
     assert corridor.outcome(following)["status"] == "succeeded"
+    assert corridor.outcome(job, 0)["status"] == "cancelled"
+
+
+def test_a_cancelled_attack_ends_by_itself_where_no_signal_reaches_it(corridor: Corridor) -> None:
+    """Whatever swallows or delays the signal: the bounds and the attack ask themselves."""
+    job = corridor.submit(**ENDLESS)
+
+    def cancel_in_a_shard() -> None:
+        def at_work() -> bool:
+            state = corridor.ledger.get(job.id)
+            return state is not None and state.progress.message.startswith(("attack", "audit"))
+
+        assert wait_until(at_work, WAIT_S)
+        state = corridor.ledger.get(job.id)
+        assert state is not None
+        assert cancel(corridor.store, corridor.ledger, state) == "cancelled"
+
+    canceller = threading.Thread(target=cancel_in_a_shard)
+    # Threads inherit the mask: nobody in this process takes the signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        canceller.start()
+        Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    finally:
+        # What is pending goes to nobody.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        canceller.join()
     assert corridor.outcome(job, 0)["status"] == "cancelled"

@@ -144,8 +144,10 @@ def pad(operation: Operation, translation: Translation) -> Activation:
     if min(pads, default=0) < 0:
         operation.refuse("negative pads are not supported")
     padded = [axis for axis in sorted(amounts) if any(amounts[axis])]
-    if 0 in padded or len(padded) > 2:
-        operation.refuse(f"padding of axes {padded} is not supported: at most two, not the batch")
+    if 0 in padded:
+        operation.refuse_batch("it pads the batch axis")
+    if len(padded) > 2:
+        operation.refuse(f"padding of axes {padded} is not supported: at most two")
     if not padded:
         return x
     return pad_axes(operation, translation, x, {a - 1: amounts[a] for a in padded}, value)

@@ -52,6 +52,7 @@ class ReportModel(_Row):
     """What was certified: upload, layers (one line each) and number of stored values.
 
     dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
+    batch: the batch sizes that the statement is about, 1 only or "any".
     """
 
     id: str
@@ -62,6 +63,7 @@ class ReportModel(_Row):
     input_shape: list[int] = []
     classes: int | None = None
     dropped_output: str | None = None
+    batch: Literal["any", 1] | None = None
 
 
 class ReportDataset(_Row):

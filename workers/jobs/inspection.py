@@ -45,7 +45,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.sources import read_source
     from workers.verification.parity import check_parity
 
-    network, onnx, outside = _load_model(request)
+    network, onnx, outside, batch = _load_model(request)
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(onnx)
     deployed = DeployedNetwork(onnx, network.input_shape, outside)
@@ -77,6 +77,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "input_shape": list(network.input_shape),
         "classes": network.classes,
         "dropped_output": network.dropped_output,
+        "batch": batch,
         "graph_digest": network.graph_digest(),
         "labelled": data.y is not None,
         "total": data.size,
@@ -91,18 +92,21 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
 
 def _load_model(
     request: Mapping[str, Any],
-) -> tuple[Network, bytes, Mapping[str, Any] | None]:
-    """The network in pixel units, the ONNX that is deployed, and the normalisation outside it."""
+) -> tuple[Network, bytes, Mapping[str, Any] | None, int | str]:
+    """The network in pixel units, the ONNX that is deployed, the normalisation outside it, and
+    the batch at which it runs: 1 only, or "any"."""
     from models.checkpoints import load_checkpoint
     from models.errors import ModelError
     from models.onnx_export import export_onnx
-    from models.onnx_import import import_onnx
+    from models.onnx_import import read_onnx
 
     model, normalization = request["model"], request["normalization"]
     path = Path(model["path"])
     uploaded_onnx = model["format"] == "onnx"
+    batch: int | str = "any"
     if uploaded_onnx:
-        network = import_onnx(path)
+        imported = read_onnx(path)
+        network, batch = imported.network, imported.batch or "any"
     elif model["architecture"] is None:
         raise ModelError(
             "a state dict holds weights but no graph",
@@ -122,8 +126,8 @@ def _load_model(
     if network.classes < 2:
         raise ModelError("a classifier needs at least two logits", code="too_few_classes")
     if uploaded_onnx:
-        return network, path.read_bytes(), normalization
-    return network, export_onnx(network), None
+        return network, path.read_bytes(), normalization, batch
+    return network, export_onnx(network), None, batch
 
 
 def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:

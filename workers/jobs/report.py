@@ -41,7 +41,8 @@ def build_report(
 
     ``facts`` is what ``prepare`` found: ``layers`` (name, kind, shape of each), ``parameters``,
     ``input_shape``, ``classes``, ``graph_digest``, ``labelled``, ``total`` (samples in the data
-    set), ``dropped_output`` and ``parity`` (difference, budget). ``timing`` holds ``wall_s``.
+    set), ``dropped_output``, ``batch`` (1 or "any") and ``parity`` (difference, budget). ``timing``
+    holds ``wall_s``.
     Raises ContradictionError when the verdicts cannot all be true: that job must fail.
     """
     spec = Spec.model_validate(submission.spec)
@@ -70,6 +71,7 @@ def build_report(
             "input_shape": list(facts["input_shape"]),
             "classes": facts.get("classes"),
             "dropped_output": facts.get("dropped_output"),
+            "batch": facts.get("batch"),
         },
         "dataset": {
             "id": submission.dataset.id,
@@ -97,6 +99,7 @@ def build_report(
             clip=spec.clip,
             labelled=labelled,
             failure_probability=failure_probability,
+            batch=facts.get("batch"),
         ),
         "failure_probability": failure_probability,
         "clean_accuracy": clean if labelled else None,

@@ -8,18 +8,22 @@ _SOUND = (
     "Every sample counted as certified is classified correctly, and no input within the stated "
     "{norm} distance of it{clip} changes the answer. This is proved, not sampled, and it holds for "
     "the float32 network as ONNX Runtime runs it on a CPU with graph optimisations off, the "
-    "normalisation included, in any order of summation."
+    "normalisation included, in any order of summation{batch}."
 )
 _UNLABELLED = (
     "The data set has no labels: what is certified is that no input within the stated {norm} "
     "distance of a sample{clip} changes the network's own prediction, right or wrong. This is "
     "proved, not sampled, and it holds for the float32 network as ONNX Runtime runs it on a CPU "
-    "with graph optimisations off, the normalisation included, in any order of summation."
+    "with graph optimisations off, the normalisation included, in any order of summation{batch}."
 )
 _ESTIMATE = (
     "ESTIMATE - NOT A PROOF. The figures follow a published method's own arithmetic, which may "
     'overstate what is certified. Nothing is guaranteed; ask for soundness "sound" instead.'
 )
+_BATCHES = {
+    "any": ", whatever else is in the same batch",
+    1: ", one sample at a time (batch 1: the file takes no other)",
+}
 _PROBABLE = (
     " The statements about all samples hold together except with probability at most {probability}."
 )
@@ -33,13 +37,24 @@ _LIMITS = (
 
 
 def statement(
-    *, norm: str, soundness: str, clip: bool, labelled: bool, failure_probability: float
+    *,
+    norm: str,
+    soundness: str,
+    clip: bool,
+    labelled: bool,
+    failure_probability: float,
+    batch: int | str | None = None,
 ) -> str:
-    """Two paragraphs, an empty line between them: what is guaranteed, and what is not."""
+    """Two paragraphs, an empty line between them: what is guaranteed, and what is not.
+
+    ``batch``: at which batch sizes, 1 only or "any"; None where a report does not say.
+    """
     if soundness != "sound":
         return f"{_ESTIMATE}\n\n{_LIMITS}"
     text = (_SOUND if labelled else _UNLABELLED).format(
-        norm=norm, clip=" whose pixels stay in [0, 1]" if clip else ""
+        norm=norm,
+        clip=" whose pixels stay in [0, 1]" if clip else "",
+        batch="" if batch is None else _BATCHES[batch],
     )
     if failure_probability > 0:
         text += _PROBABLE.format(probability=f"{failure_probability:.2g}")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from models.errors import ModelError
 from models.onnx_graph import Activation, Constant, Operation, Translation
 from models.onnx_session import failure, open_session
 
@@ -106,6 +107,8 @@ def _run(operation: Operation, translation: Translation, arrays: Arrays) -> list
     """One run of the node in ONNX Runtime, once the size of its result is known to be bounded."""
     try:
         elements = CONSTANT_OPERATORS[operation.op_type].elements(operation, arrays)
+    except ModelError:
+        raise
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         operation.refuse(f"wrong inputs ({error})", code="invalid_onnx")
     translation.folded_bytes += 8 * elements

@@ -37,10 +37,11 @@ def gemm(operation: Operation, translation: Translation) -> Activation:
     if not (np.isfinite(alpha) and np.isfinite(beta)):
         operation.refuse("alpha or beta is NaN or infinite", code="non_finite_weights")
     bias = None
-    if constant is not None and beta != 0:
-        bias = _row(operation, constant, weight.shape[0])
+    if constant is not None:
+        row = _row(operation, constant, weight.shape[0])
         # ONNX Runtime multiplies C by beta in float32 before anything is added to it.
-        bias = bias if beta == 1 else bias * beta
+        scaled = row if beta == 1 else row * beta
+        bias = scaled if beta != 0 else None
     into_weights = 1 <= abs(alpha) <= LARGEST_ALPHA
     if into_weights:
         weight = _scaled(operation, weight, alpha)

@@ -148,7 +148,7 @@ class Operation:
         if isinstance(value, Activation):
             self.refuse(f"input {index} must be a constant")
         if value.depends_on_batch:
-            self.refuse(f"input {index} depends on the batch size", code="batch_dependent")
+            self.refuse_batch(f"input {index} depends on the batch size")
         return value.value
 
     def integers(self, index: int) -> list[int] | None:

@@ -198,8 +198,8 @@ def _windows(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> _Wi
     auto = attributes["auto_pad"].decode(errors="replace")
     pads = list(attributes.get("pads", (0, 0, 0, 0)))
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        if operation.op_type != "Conv" and dilation != (1, 1):
-            # The standard and ONNX Runtime disagree on the padding here.
+        if dilation != (1, 1):
+            # ONNX Runtime refuses such a Conv; for pooling the standard and it disagree.
             operation.refuse(
                 "auto_pad SAME together with dilations is not supported",
                 hint="write the pads out",

@@ -14,6 +14,7 @@ from models import onnx_constants
 from models.errors import ModelError
 from models.layers import Shift
 from models.network import Network
+from models.onnx_graph import Activation, Operation
 from models.onnx_import import import_onnx_bytes
 from tests.models.onnx_graphs import assert_agrees, flattened, graph_of, normal
 
@@ -180,6 +181,38 @@ def test_refused_before_it_runs(computed: NodeProto, constants: dict[str, Any], 
         )
     assert caught.value.code == code, caught.value
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+@pytest.mark.parametrize("start", [None, -9, -3, -1, 0, 1, 3, 9])
+@pytest.mark.parametrize("end", [None, -9, -1, 0, 2, 9])
+def test_shapes_of_activations(start: int | None, end: int | None) -> None:
+    """The one constant that is not ONNX Runtime's, as it mentions the batch: compared with it."""
+    given = {k: v for k, v in (("start", start), ("end", end)) if v is not None}
+    model = graph_of([node("Shape", ["x"], ["y"], **given)], (4, 5), opset=15)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    session = onnx_constants.open_session(model.SerializeToString())
+    (expected,) = session.run(None, {"x": np.zeros((7, 4, 5), np.float32)})
+    operation = Operation.read(model.graph.node[0], 0, 15, {"x": Activation("input", (4, 5))})
+    shape = onnx_constants.shape_of(operation, (7, 8))
+    assert np.array_equal(shape.value, expected)
+    assert np.array_equal(shape.other, np.where(expected == 7, 8, expected))
+
+
+def test_a_bias_that_beta_leaves_out_must_fit_all_the_same() -> None:
+    """ONNX Runtime refuses the file."""
+    constants = {"w": normal(0, 4, 3), "c": normal(1, 2)}
+    with pytest.raises(ModelError, match="does not fit"):
+        import_onnx_bytes(
+            flattened([node("Gemm", ["x", "w", "c"], ["y"], beta=0.0)], (4,), constants)
+        )
+
+
+def test_automatic_padding_beside_dilations_is_refused() -> None:
+    """So does ONNX Runtime, but only when the file is run."""
+    made = node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", dilations=[2, 2])
+    with pytest.raises(ModelError, match="dilations") as caught:
+        import_onnx_bytes(flattened([made], (1, 6, 6), {"w": normal(0, 2, 1, 3, 3)}))
+    assert caught.value.code == "unsupported_operator"
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ class Builder:
             forms += ["fill", "fill", "expand", "expand"]
         if array.dtype == np.int64 and array.shape == (1,):
             forms += ["product", "product", "product", "shape"]
-        if array.dtype == np.int64 and array.ndim == 1 and array.size > 0:
+        small = array.dtype == np.int64 and bool((array < 2**40).all() and (array > -(2**40)).all())
+        if small and array.ndim == 1 and array.size > 0:
             step = int(array[1] - array[0]) if array.size > 1 else 1
             if step and np.array_equal(array, array[0] + step * np.arange(array.size)):
                 forms.append("range")
@@ -119,6 +120,8 @@ class Builder:
         return self.node("Neg", [self._stored(-array)])
 
     def _double(self, array: Array) -> str:
+        if (np.abs(array) > 1e38).any():
+            return self._identity(array)
         two = self._stored(np.array(0.5, np.float32))
         return self.node("Mul", [self._stored(array * 2), two])
 

@@ -14,7 +14,7 @@ DEMO_DIR ?=
 TEST_PROCESSES ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo serve test lint type format pytest hostile schemathesis chaos clean
+.PHONY: install demo serve test lint type format pytest hostile schemathesis chaos nightly clean
 
 install: $(VENV)/.installed
 
@@ -57,6 +57,10 @@ schemathesis: install
 # 30 jobs over four workers while everything is killed at random for two minutes.
 chaos: install
 	CERTSERVE_CHAOS_S=120 $(BIN)/python -m pytest -s tests/e2e/chaos
+
+# What looks for wrong certificates at length: random graphs against ONNX Runtime.
+nightly: install
+	$(BIN)/python -m benchmarks.differential --graphs 5000 --mutants 5000
 
 format: install
 	$(BIN)/ruff format .

@@ -5,8 +5,8 @@
     +-- network.NetworkError         invalid_network
 
 Codes in use: invalid_onnx, external_data, unsupported_operator, unsupported_opset,
-unsupported_dtype, shape_mismatch, invalid_network, non_finite_weights, model_too_large,
-invalid_checkpoint, pickle_refused, unsafe_checkpoint, architecture_mismatch,
+unsupported_dtype, shape_mismatch, batch_dependent, invalid_network, non_finite_weights,
+model_too_large, invalid_checkpoint, pickle_refused, unsafe_checkpoint, architecture_mismatch,
 unknown_architecture, invalid_architecture, runtime_failed.
 """
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
 from models.joins import Maximum, Minimum
 from models.layers import Layer, ReLU
-from models.onnx_arithmetic import broadcasts_to, sample_constant
+from models.onnx_arithmetic import broadcasts_to, joined, sample_constant
 from models.onnx_graph import Activation, Operation, Translation
 
 __all__ = ["clamped", "clip", "maximum", "minimum", "sigmoid", "tanh"]
@@ -111,7 +111,7 @@ def _extremum(
     nodes = [value for value in operation.inputs if isinstance(value, Activation)]
     result = nodes[0]
     for node in nodes[1:]:
-        result = translation.emit(operation, kind(), result, node)
+        result = joined(operation, translation, kind(), result, node)
     for index, value in enumerate(operation.inputs):
         if not isinstance(value, Activation):
             array = operation.constant(index)

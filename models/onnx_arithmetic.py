@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 from models.layers import Add, Divide, Layer, Multiply, Shape, Shift
 from models.onnx_graph import Activation, Constant, Operation, Translation
 
-__all__ = ["add", "broadcasts_to", "div", "mul", "neg", "sample_constant", "sub", "sum_of"]
+__all__ = [
+    "add",
+    "broadcasts_to",
+    "div",
+    "joined",
+    "mul",
+    "neg",
+    "sample_constant",
+    "sub",
+    "sum_of",
+]
 
 MINUS_ONE = np.array(-1, dtype=np.float32)
 
@@ -38,10 +48,7 @@ def sample_constant(operation: Operation, array: NDArray[Any], x: Activation) ->
     """A constant that broadcasts to a batch, as one that broadcasts to a sample."""
     if array.ndim >= x.rank:
         if array.ndim > x.rank or array.shape[0] != 1:
-            operation.refuse(
-                f"a constant of shape {array.shape} reaches over the batch axis",
-                code="shape_mismatch",
-            )
+            operation.refuse_batch(f"a constant of shape {array.shape} reaches over the batch axis")
         return array[0]
     return array
 
@@ -54,6 +61,16 @@ def broadcasts_to(shape: Shape, target: Shape) -> bool:
         return False
 
 
+def joined(
+    operation: Operation, translation: Translation, layer: Layer, x: Activation, y: Activation
+) -> Activation:
+    """An elementwise operator on two activations."""
+    if x.rank != y.rank:
+        # The shorter one is aligned at the end: its batch with another axis of the longer one.
+        operation.refuse_batch(f"ranks {x.rank} and {y.rank} differ")
+    return translation.emit(operation, layer, x, y)
+
+
 def _both_activations(operation: Operation) -> bool:
     return all(isinstance(value, Activation) for value in operation.inputs)
 
@@ -61,7 +78,8 @@ def _both_activations(operation: Operation) -> bool:
 def add(operation: Operation, translation: Translation) -> Activation:
     """x + y; a constant after a MatMul becomes its bias."""
     if _both_activations(operation):
-        return translation.emit(operation, Add(), operation.activation(0), operation.activation(1))
+        x, y = operation.activation(0), operation.activation(1)
+        return joined(operation, translation, Add(), x, y)
     at = 0 if isinstance(operation.input(0), Constant) else 1
     row = translation.open_matmuls.get(operation.input_names[1 - at])
     if row is not None and translation.uses[operation.input_names[1 - at]] == 1:
@@ -88,7 +106,7 @@ def sub(operation: Operation, translation: Translation) -> Activation:
         array = operation.constant(0)
         assert array is not None
         return _with_constant(operation, translation, Shift, array, negated)
-    return translation.emit(operation, Add(), operation.activation(0), negated)
+    return joined(operation, translation, Add(), operation.activation(0), negated)
 
 
 def mul(operation: Operation, translation: Translation) -> Activation:
@@ -123,7 +141,7 @@ def sum_of(operation: Operation, translation: Translation) -> Activation:
         if total is None or term is None:
             total = term
         elif isinstance(total, Activation) and isinstance(term, Activation):
-            total = translation.emit(operation, Add(), total, term)
+            total = joined(operation, translation, Add(), total, term)
         elif isinstance(total, Activation):
             assert not isinstance(term, Activation)
             total = _with_constant(operation, translation, Shift, term, total)

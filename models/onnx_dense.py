@@ -26,7 +26,7 @@ def gemm(operation: Operation, translation: Translation) -> Activation:
     """
     x = operation.activation(0)
     if operation.attributes["transA"]:
-        operation.refuse("transA = 1 moves the batch axis", code="shape_mismatch")
+        operation.refuse_batch("transA = 1 moves the batch axis")
     matrix, constant = operation.constant(1), operation.constant(2)
     assert matrix is not None
     if matrix.ndim != 2 or len(x.shape) != 1:
@@ -37,10 +37,11 @@ def gemm(operation: Operation, translation: Translation) -> Activation:
     if not (np.isfinite(alpha) and np.isfinite(beta)):
         operation.refuse("alpha or beta is NaN or infinite", code="non_finite_weights")
     bias = None
-    if constant is not None and beta != 0:
-        bias = _row(operation, constant, weight.shape[0])
+    if constant is not None:
+        row = _row(operation, constant, weight.shape[0])
         # ONNX Runtime multiplies C by beta in float32 before anything is added to it.
-        bias = bias if beta == 1 else bias * beta
+        scaled = row if beta == 1 else row * beta
+        bias = scaled if beta != 0 else None
     into_weights = 1 <= abs(alpha) <= LARGEST_ALPHA
     if into_weights:
         weight = _scaled(operation, weight, alpha)
@@ -81,9 +82,7 @@ def _refuse_alpha(operation: Operation, alpha: np.float32) -> NoReturn:
 def _row(operation: Operation, constant: NDArray[Any], size: int) -> NDArray[Any]:
     """C of a Gemm as one row [size], the same for the whole batch."""
     if constant.ndim > 2 or (constant.ndim == 2 and constant.shape[0] != 1):
-        operation.refuse(
-            f"C of shape {constant.shape} differs over the batch", code="shape_mismatch"
-        )
+        operation.refuse_batch(f"C of shape {constant.shape} differs over the batch")
     if constant.size not in (1, size):
         operation.refuse(f"C of shape {constant.shape} does not fit {size}", code="shape_mismatch")
     return np.broadcast_to(constant.reshape(-1), (size,)).copy()
@@ -94,6 +93,12 @@ def matmul(operation: Operation, translation: Translation) -> Activation:
     left = isinstance(operation.input(0), Constant)
     x, array = operation.activation(1 if left else 0), operation.constant(0 if left else 1)
     assert array is not None
+    if (left and x.rank == 2 and array.ndim > 0) or array.ndim > max(x.rank, 2):
+        operation.refuse_batch(
+            f"a constant of shape {array.shape} with an activation of rank {x.rank}"
+        )
+    if array.ndim == x.rank > 2 and array.shape[0] != 1:
+        operation.refuse_batch(f"a constant of shape {array.shape} differs over the batch")
     while array.ndim > 2 and array.shape[0] == 1 and array.ndim <= x.rank:
         array = array[0]
     rank_ok = len(x.shape) == 2 if left else len(x.shape) in (1, 2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -98,6 +99,7 @@ class Operation:
     inputs: tuple[Value | None, ...]
     input_names: tuple[str, ...]
     outputs: tuple[str, ...]
+    node: NodeProto
 
     @classmethod
     def read(cls, node: NodeProto, index: int, opset: int, known: dict[str, Value]) -> Operation:
@@ -118,6 +120,7 @@ class Operation:
             tuple(known[name] if name else None for name in node.input),
             tuple(node.input),
             tuple(node.output),
+            node,
         )
 
     def refuse(
@@ -145,7 +148,7 @@ class Operation:
         if isinstance(value, Activation):
             self.refuse(f"input {index} must be a constant")
         if value.depends_on_batch:
-            self.refuse(f"input {index} depends on the batch size")
+            self.refuse_batch(f"input {index} depends on the batch size")
         return value.value
 
     def integers(self, index: int) -> list[int] | None:
@@ -162,6 +165,21 @@ class Operation:
         if not -rank <= axis < rank:
             self.refuse(f"axis {axis} does not exist in rank {rank}", code="shape_mismatch")
         return axis % rank
+
+    def axes(self, axes: Iterable[int], rank: int) -> tuple[int, ...]:
+        """Axes counted from the front, none of them twice."""
+        found = tuple(self.axis(int(axis), rank) for axis in axes)
+        if len(set(found)) < len(found):
+            self.refuse(f"axes {found} name one twice", code="invalid_onnx")
+        return found
+
+    def refuse_batch(self, reason: str, *, hint: str = "") -> NoReturn:
+        """Raise ModelError (batch_dependent): a row's answer could depend on the rows beside it."""
+        self.refuse(
+            f"{reason}: the rows of a batch would depend on each other",
+            code="batch_dependent",
+            hint=hint or "no operator may touch axis 0, the batch, other than to keep it",
+        )
 
 
 @dataclass
@@ -181,6 +199,10 @@ class Translation:
     activation_bytes: int = 0
     folded_bytes: int = 0
     work: int = 0
+    #: Whether the file runs at a batch of one only, whatever batch it declares.
+    one_row_only: bool = False
+    #: Sessions of ONNX Runtime that compute constants, by the bytes of what they run.
+    sessions: dict[bytes, Any] = field(default_factory=dict)
 
     def weight(self, operation: Operation, array: NDArray[Any]) -> Tensor:
         """A float32 tensor for a layer's parameter, finite and counted against the limit."""
@@ -196,7 +218,8 @@ class Translation:
             )
         if not np.isfinite(array).all():
             operation.refuse("a parameter is NaN or infinite", code="non_finite_weights")
-        return torch.tensor(array)
+        # A flipped constant has negative strides, which torch does not take.
+        return torch.tensor(np.asarray(array, order="C"))
 
     def charge(self, operation: Operation, shape: Shape) -> None:
         """Count an intermediate result of this shape (per sample) against the limits."""
@@ -263,6 +286,16 @@ def _attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any]:
         )
     if not schema.min_output <= len(node.output) <= schema.max_output:
         raise ModelError(f"{label} has {len(node.output)} outputs", code="invalid_onnx")
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for place, name in enumerate(node.output):
+        formal = schema.outputs[min(place, len(schema.outputs) - 1)]
+        if not name and (place == 0 or formal.option != optional):
+            # ONNX Runtime takes a Split with such an output, then dies of it.
+            raise ModelError(
+                f"{label}: output {place} has no name",
+                code="invalid_onnx",
+                hint="give every output a name, also one that nothing uses",
+            )
     values: dict[str, Any] = {}
     for name, declared in schema.attributes.items():
         if declared.default_value.type != AttributeProto.UNDEFINED:

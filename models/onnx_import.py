@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import GraphProto, TensorProto, TypeProto
@@ -12,7 +13,7 @@ from onnx import GraphProto, TensorProto, TypeProto
 from models.errors import ModelError
 from models.layers import Layer, Reshape, Shape
 from models.network import INPUT, Network
-from models.onnx_constants import FOLDERS, fold, read_tensor, shape_of
+from models.onnx_constants import CONSTANT_OPERATORS, evaluate, read_tensor, shape_of
 from models.onnx_graph import (
     FIXED_BATCH,
     SYMBOLIC_BATCH,
@@ -28,31 +29,56 @@ from models.onnx_safety import OnnxLimits, opset_of, parse_onnx
 
 __all__ = [
     "SUPPORTED_OPERATORS",
+    "ImportedOnnx",
     "import_onnx",
     "import_onnx_bytes",
     "input_signature",
+    "read_onnx",
+    "read_onnx_bytes",
     "refuse_unknown_operators",
 ]
 
 #: Names of the operators that an uploaded graph may hold.
-SUPPORTED_OPERATORS = tuple(sorted({*OPERATORS, *FOLDERS, *FINAL_OPERATORS}))
+SUPPORTED_OPERATORS = tuple(sorted({*OPERATORS, *CONSTANT_OPERATORS, *FINAL_OPERATORS}))
 #: How many kinds of unknown operators an error names.
 NAMED_OPERATORS = 8
 
 
+@dataclass(frozen=True)
+class ImportedOnnx:
+    """A file's network, and the batch sizes at which the file runs it: 1 only, or any (None).
+
+    Row by row at every such batch size: nothing in the file lets the rows of a batch depend on
+    each other.
+    """
+
+    network: Network
+    batch: int | None
+
+
 def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
     """The network of an ONNX file (opset 9 to 21), operator by operator. Raises ModelError."""
+    return read_onnx(path, limits).network
+
+
+def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
+    """The network of an ONNX file's bytes; no other file is ever opened. Raises ModelError."""
+    return read_onnx_bytes(data, limits).network
+
+
+def read_onnx(path: Path, limits: OnnxLimits | None = None) -> ImportedOnnx:
+    """An ONNX file (opset 9 to 21) as a network, operator by operator. Raises ModelError."""
     limits = limits or OnnxLimits()
     size = path.stat().st_size
     if size > limits.file_bytes:
         raise ModelError(
             f"the file has {size} bytes, more than {limits.file_bytes}", code="model_too_large"
         )
-    return import_onnx_bytes(path.read_bytes(), limits)
+    return read_onnx_bytes(path.read_bytes(), limits)
 
 
-def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
-    """The network of an ONNX file's bytes; no other file is ever opened. Raises ModelError.
+def read_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> ImportedOnnx:
+    """The same from the file's bytes; no other file is ever opened. Raises ModelError.
 
     A Softmax or LogSoftmax at the very end is left out: ``Network.dropped_output`` names it.
     """
@@ -102,7 +128,7 @@ def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
         raise ModelError(
             "the network has one output: a classifier needs at least two", code="invalid_network"
         )
-    return network
+    return ImportedOnnx(network, 1 if translation.one_row_only else batch)
 
 
 def input_signature(graph: GraphProto) -> tuple[int | None, Shape, str]:
@@ -158,7 +184,7 @@ def refuse_unknown_operators(graph: GraphProto) -> None:
     """Raise ModelError (unsupported_operator) that names every operator that is not supported."""
     unknown: dict[str, list[str]] = {}
     for index, node in enumerate(graph.node):
-        if node.op_type not in OPERATORS and node.op_type not in FOLDERS:
+        if node.op_type not in OPERATORS and node.op_type not in CONSTANT_OPERATORS:
             where = f"node {node.name!r}" if node.name else f"node #{index}"
             unknown.setdefault(node.op_type, []).append(where)
     if not unknown:
@@ -187,8 +213,8 @@ def _named(kind: str, places: list[str]) -> str:
 def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:
     """The operator's outputs, in order."""
     if not any(isinstance(value, Activation) for value in operation.inputs):
-        if operation.op_type in FOLDERS:
-            return [fold(operation, translation)]
+        if operation.op_type in CONSTANT_OPERATORS:
+            return evaluate(operation, translation)
         operation.refuse("this operator is not supported on constants alone")
     if operation.op_type == "Shape":
         return [shape_of(operation, translation.batch)]

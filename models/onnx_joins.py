@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.activations import MaxMin
-from models.errors import ModelError
 from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers import AvgPool2d, Reshape, Shape, Shift
-from models.onnx_constants import slices_of
 from models.onnx_graph import FIXED_BATCH, Activation, Constant, Operation, Translation
 from models.onnx_windows import pad_axes
 
@@ -23,7 +21,7 @@ def _axis(operation: Operation, x: Activation) -> int:
     """The operator's axis without the batch, which must stay whole."""
     axis = operation.axis(operation.attributes["axis"], x.rank)
     if axis == 0:
-        operation.refuse("its axis is the batch axis", code="shape_mismatch")
+        operation.refuse_batch("its axis is the batch axis")
     return axis - 1
 
 
@@ -43,8 +41,13 @@ def concat(operation: Operation, translation: Translation) -> Activation:
             continue
         array = operation.constant(index)
         assert array is not None
-        if array.ndim != first.rank or array.shape[0] != 1 or array.dtype != np.float32:
+        if array.ndim != first.rank or array.dtype != np.float32:
             operation.refuse(f"a constant part of shape {array.shape} does not fit")
+        if array.shape[0] != 1:
+            operation.refuse_batch(f"a constant part of shape {array.shape} differs over the batch")
+        if translation.batch != FIXED_BATCH:
+            # Concat does not broadcast: beside a batch of two, ONNX Runtime refuses this part.
+            translation.one_row_only = True
         if parts:
             parts[-1] = _padded(operation, translation, parts[-1], axis, [array[0]], before=False)
         else:
@@ -140,28 +143,32 @@ def split(operation: Operation, translation: Translation) -> list[Activation]:
 def cut(operation: Operation, translation: Translation) -> Activation:
     """Slice with steps >= 1; the batch axis must stay whole."""
     x = operation.activation()
-    arrays = [None, *(operation.integers(index) for index in range(1, 5))]
-    if operation.opset >= 10 and (arrays[1] is None or arrays[2] is None):
-        operation.refuse("needs starts and ends", code="invalid_onnx")
-    vectors = [None if array is None else np.array(array, dtype=np.int64) for array in arrays]
-    try:
-        slices = slices_of(operation, vectors, x.rank)
-    except ModelError:
-        raise
-    except ValueError:
-        operation.refuse("starts, ends, axes and steps differ in length", code="invalid_onnx")
-    if len({axis for axis, *_ in slices}) < len(slices):
-        operation.refuse("an axis is named twice", code="invalid_onnx")
-    for axis, start, end, step in slices:
+    for axis, start, end, step in _slices(operation, x.rank):
         if step < 1:
             operation.refuse(f"a step of {step} is not supported: only steps >= 1")
         if axis == 0:
             fixed = translation.batch == FIXED_BATCH and start in (0, -1) and end >= 1
             if not (step == 1 and ((start == 0 and end >= _TO_THE_END) or fixed)):
-                operation.refuse("it cuts the batch axis", code="shape_mismatch")
+                operation.refuse_batch("it cuts the batch axis")
             continue
         x = _sliced(operation, translation, x, axis - 1, slice(start, end, step))
     return x
+
+
+def _slices(operation: Operation, rank: int) -> list[tuple[int, int, int, int]]:
+    """(axis, start, end, step) of a Slice as it is written, axes counted from the front."""
+    if operation.opset < 10:
+        starts, ends = operation.attributes["starts"], operation.attributes["ends"]
+        axes, steps = operation.attributes.get("axes"), None
+    else:
+        starts, ends, axes, steps = (operation.integers(index) for index in range(1, 5))
+    if starts is None or ends is None:
+        operation.refuse("needs starts and ends", code="invalid_onnx")
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        operation.refuse("starts, ends, axes and steps differ in length", code="invalid_onnx")
+    return list(zip(operation.axes(axes, rank), starts, ends, steps, strict=True))
 
 
 def _sliced(
@@ -181,8 +188,10 @@ def gather(operation: Operation, translation: Translation) -> Activation:
     """Gather of one place of an axis, or of places at equal distances: a slice."""
     x, indices = operation.activation(), operation.input(1)
     axis = operation.axis(operation.attributes["axis"], x.rank)
-    if axis == 0 or not isinstance(indices, Constant):
-        operation.refuse("only constant places of another axis than the batch are supported")
+    if axis == 0:
+        operation.refuse_batch("it takes rows out of the batch")
+    if not isinstance(indices, Constant):
+        operation.refuse("only constant places are supported")
     places = operation.integers(1) or []
     size = x.shape[axis - 1]
     if not places or not all(-size <= place < size for place in places):
@@ -233,8 +242,8 @@ def _reduced(operation: Operation) -> list[int]:
     if not given:
         if operation.attributes.get("noop_with_empty_axes"):
             return []
-        operation.refuse("without axes it takes the batch axis along", code="shape_mismatch")
-    axes = sorted(operation.axis(int(axis), rank) for axis in given)
-    if axes[0] == 0 or len(set(axes)) < len(axes):
-        operation.refuse(f"axes {axes} name the batch axis, or one twice", code="shape_mismatch")
+        operation.refuse_batch("without axes it takes the batch axis along")
+    axes = sorted(operation.axes(given, rank))
+    if axes[0] == 0:
+        operation.refuse_batch(f"axes {axes} name the batch axis")
     return [axis - 1 for axis in axes]

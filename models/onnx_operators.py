@@ -14,9 +14,8 @@ from onnx import TensorProto
 from models.layers import BatchNorm, LeakyReLU, Permute, Reshape, Shape
 from models.onnx_activations import clamped, clip, maximum, minimum, sigmoid, tanh
 from models.onnx_arithmetic import add, div, mul, neg, sub, sum_of
-from models.onnx_constants import axes_of
 from models.onnx_dense import gemm, matmul
-from models.onnx_graph import Activation, Constant, Operation, Translation
+from models.onnx_graph import FIXED_BATCH, Activation, Constant, Operation, Translation
 from models.onnx_joins import concat, cut, gather, reduce_mean, reduce_sum, split
 from models.onnx_windows import average_pool, conv, global_average_pool, max_pool, pad
 
@@ -88,51 +87,65 @@ def _flatten(operation: Operation, translation: Translation) -> Activation:
     axis = operation.attributes["axis"]
     axis = axis if axis == x.rank else operation.axis(axis, x.rank)
     if axis == 0 or math.prod(x.shape[: axis - 1]) != 1:
-        operation.refuse(f"axis {axis} merges the batch axis with others", code="shape_mismatch")
+        operation.refuse_batch(f"axis {axis} merges the batch axis with others")
     return _view(operation, translation, (math.prod(x.shape),))
 
 
 def _reshape(operation: Operation, translation: Translation) -> Activation:
+    """A view of each sample. At every batch size N it must be [N, ...] again, row by row.
+
+    Axis 0 of the target is N itself, 0 (copied) or -1 (what is left), with the sample's size after
+    it. A 1 there with the sample's size after it fails in ONNX Runtime at any other batch; with a
+    -1 after it, it merges the rows of a batch.
+    """
     x, target = operation.activation(), operation.input(1)
     if not isinstance(target, Constant) or target.value.dtype.kind != "i":
         operation.refuse("the shape must be a constant or computed from shapes")
     if target.computed:
-        operation.refuse("the shape is computed from the batch size", code="shape_mismatch")
+        operation.refuse_batch("the shape is computed from the batch size")
     sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
     if not sizes or sizes[1:] != others[1:]:
-        operation.refuse("the batch size moves away from axis 0", code="shape_mismatch")
+        operation.refuse_batch("the batch size moves away from axis 0")
     copies = not operation.attributes.get("allowzero")
-    keeps_batch = (
-        (sizes[0], others[0]) == translation.batch
-        or (sizes[0] == others[0] and sizes[0] in (-1, 1))
-        or (sizes[0] == 0 and copies)
-    )
+    symbolic = translation.batch != FIXED_BATCH
+    copied = sizes[0] == 0 and copies
+    is_batch = (sizes[0], others[0]) == translation.batch
+    one = not is_batch and sizes[0] == others[0] == 1
     rest = list(sizes[1:])
     for index, size in enumerate(rest):
         if size == 0 and copies and index < len(x.shape):
             rest[index] = x.shape[index]
     total = math.prod(x.shape)
     if sizes[0] != -1 and rest.count(-1) == 1:
+        if symbolic and one:
+            operation.refuse_batch(
+                f"the shape {sizes} merges all rows of a batch into one",
+                hint="write -1 or 0 for the batch axis, or export with batch size 1",
+            )
         known = -math.prod(rest)
         if known > 0 and total % known == 0:
             rest[rest.index(-1)] = total // known
-    if not keeps_batch or any(size < 1 for size in rest) or math.prod(rest) != total:
-        operation.refuse(
-            f"cannot view [batch, {', '.join(map(str, x.shape))}] as {sizes} "
-            "and keep the batch apart",
-            code="shape_mismatch",
-        )
+    kept = copied or is_batch or one or sizes[0] == others[0] == -1
+    if not kept or any(size < 1 for size in rest) or math.prod(rest) != total:
+        reason = f"cannot view [batch, {', '.join(map(str, x.shape))}] as {sizes}"
+        if copied or is_batch or (one and math.prod(rest) % total):
+            operation.refuse(reason, code="shape_mismatch")
+        operation.refuse_batch(f"{reason} and keep the batch apart")
+    translation.one_row_only = translation.one_row_only or (symbolic and one)
     return _view(operation, translation, tuple(rest))
 
 
 def _squeeze(operation: Operation, translation: Translation) -> Activation:
     x = operation.activation()
-    axes = axes_of(operation, operation.constant(1), x.rank)
-    if axes is None:
-        operation.refuse(
-            "without axes it may remove the batch axis", hint="name the axes to squeeze"
+    given = operation.integers(1) if operation.opset >= 13 else operation.attributes.get("axes")
+    if given is None:
+        operation.refuse_batch(
+            "without axes it removes a batch axis of size 1", hint="name the axes to squeeze"
         )
-    if 0 in axes or any(x.shape[axis - 1] != 1 for axis in axes):
+    axes = operation.axes(given, x.rank)
+    if 0 in axes:
+        operation.refuse_batch("it removes the batch axis")
+    if any(x.shape[axis - 1] != 1 for axis in axes):
         operation.refuse(
             f"cannot squeeze axes {axes} of [batch, {', '.join(map(str, x.shape))}]",
             code="shape_mismatch",
@@ -143,21 +156,23 @@ def _squeeze(operation: Operation, translation: Translation) -> Activation:
 
 def _unsqueeze(operation: Operation, translation: Translation) -> Activation:
     x = operation.activation()
-    given = operation.constant(1)
-    count = len(operation.attributes.get("axes", ())) if given is None else given.size
-    axes = axes_of(operation, given, x.rank + count) or ()
-    if 0 in axes or len(set(axes)) != len(axes):
-        operation.refuse(f"axes {axes} move the batch axis", code="shape_mismatch")
+    given = operation.integers(1) if operation.opset >= 13 else operation.attributes["axes"]
+    rank = x.rank + len(given or ())
+    axes = operation.axes(given or (), rank)
+    if 0 in axes:
+        operation.refuse_batch(f"axes {axes} move the batch axis")
     old = iter(x.shape)
-    shape = (1 if axis in axes else next(old) for axis in range(1, x.rank + count))
+    shape = (1 if axis in axes else next(old) for axis in range(1, rank))
     return _view(operation, translation, tuple(shape))
 
 
 def _transpose(operation: Operation, translation: Translation) -> Activation:
     x = operation.activation()
     perm = list(operation.attributes.get("perm", reversed(range(x.rank))))
-    if sorted(perm) != list(range(x.rank)) or perm[0] != 0:
-        operation.refuse(f"perm {perm} moves the batch axis", code="shape_mismatch")
+    if sorted(perm) != list(range(x.rank)):
+        operation.refuse(f"perm {perm} does not fit rank {x.rank}", code="shape_mismatch")
+    if perm[0] != 0:
+        operation.refuse_batch(f"perm {perm} moves the batch axis")
     axes = [axis - 1 for axis in perm[1:]]
     if axes == sorted(axes):
         return x

@@ -49,7 +49,9 @@ def cut_final_operator(graph: GraphProto) -> FinalOperator | None:
         indices = makers.get(name, [])
         node = graph.node[indices[0]] if len(indices) == 1 else None
         expected_uses = 1 if cut else 0
-        if node is None or uses[name] != expected_uses or len(node.input) != 1:
+        if node is None or uses[name] != expected_uses:
+            return None
+        if len(node.input) != 1 or len(node.output) != 1:
             return None
         names.append(name)
         cut.append(indices[0])
@@ -74,7 +76,9 @@ def refuse_other_axes(operation: Operation, shape: Shape) -> None:
     axis = operation.axis(operation.attributes["axis"], len(shape) + 1)
     # Up to opset 12 it runs over this axis and all that follow.
     covered = shape[axis - 1 :] if operation.opset < 13 else shape[axis - 1 : axis]
-    if axis == 0 or math.prod(covered) != math.prod(shape):
+    if axis == 0:
+        operation.refuse_batch("its axis is the batch axis")
+    if math.prod(covered) != math.prod(shape):
         operation.refuse(
             f"axis {axis} of [batch, {', '.join(map(str, shape))}] is not the axis of the classes",
             hint="export the logits, before any softmax",

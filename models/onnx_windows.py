@@ -144,8 +144,10 @@ def pad(operation: Operation, translation: Translation) -> Activation:
     if min(pads, default=0) < 0:
         operation.refuse("negative pads are not supported")
     padded = [axis for axis in sorted(amounts) if any(amounts[axis])]
-    if 0 in padded or len(padded) > 2:
-        operation.refuse(f"padding of axes {padded} is not supported: at most two, not the batch")
+    if 0 in padded:
+        operation.refuse_batch("it pads the batch axis")
+    if len(padded) > 2:
+        operation.refuse(f"padding of axes {padded} is not supported: at most two")
     if not padded:
         return x
     return pad_axes(operation, translation, x, {a - 1: amounts[a] for a in padded}, value)
@@ -196,8 +198,8 @@ def _windows(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> _Wi
     auto = attributes["auto_pad"].decode(errors="replace")
     pads = list(attributes.get("pads", (0, 0, 0, 0)))
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        if operation.op_type != "Conv" and dilation != (1, 1):
-            # The standard and ONNX Runtime disagree on the padding here.
+        if dilation != (1, 1):
+            # ONNX Runtime refuses such a Conv; for pooling the standard and it disagree.
             operation.refuse(
                 "auto_pad SAME together with dilations is not supported",
                 hint="write the pads out",

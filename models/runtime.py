@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from models.errors import ModelError
@@ -15,11 +14,9 @@ from models.layers import Shape
 from models.onnx_import import input_signature, refuse_unknown_operators
 from models.onnx_output import cut_final_operator
 from models.onnx_safety import parse_onnx
+from models.onnx_session import failure, open_session
 
 __all__ = ["OnnxRuntimeModel"]
-
-#: ONNX Runtime's log level that leaves warnings about unused initializers out.
-_FATAL_ONLY = 4
 
 
 class OnnxRuntimeModel:
@@ -49,19 +46,10 @@ class OnnxRuntimeModel:
                 f"inputs of shape {self.input_shape} do not fit the graph's {self.graph_shape}",
                 code="shape_mismatch",
             )
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL_ONLY
-        options.enable_cpu_mem_arena = False
         try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = open_session(model.SerializeToString(), threads=threads)
         except Exception as error:
-            raise _failure("ONNX Runtime refuses the model", error) from error
+            raise failure("ONNX Runtime refuses the model", error) from error
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits [N, classes] of inputs [N, *input_shape]."""
@@ -94,15 +82,10 @@ class OnnxRuntimeModel:
         try:
             (logits,) = self._session.run(None, {self._input: x})
         except Exception as error:
-            raise _failure("ONNX Runtime cannot run the model", error) from error
+            raise failure("ONNX Runtime cannot run the model", error) from error
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
             raise ModelError("the output is not float32", code="unsupported_dtype")
         return logits
-
-
-def _failure(sentence: str, error: Exception) -> ModelError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ModelError(f"{sentence}: {lines[0][:300]}", code="runtime_failed")
 
 
 def _same_order(first: Shape, second: Shape) -> bool:

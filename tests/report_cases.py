@@ -44,6 +44,7 @@ def cases(draw: st.DrawFn) -> tuple[JobSubmission, dict[str, Any], SampleResults
         "input_shape": [1, 2, 2],
         "classes": 3,
         "dropped_output": draw(st.sampled_from([None, "Softmax"])),
+        "batch": draw(st.sampled_from([None, "any", 1])),
         "graph_digest": DIGEST,
         "labelled": labelled,
         "total": draw(st.sampled_from([None, count, count + 7])),

@@ -116,7 +116,7 @@ def test_what_was_dropped_is_written_down(tmp_path: Path) -> None:
          "unsupported_operator"),
         (classifier(node("Softmax", ["l"], ["s"]), node("Identity", ["s"], ["y"]),
                     node("Relu", ["s"], ["z"])), "unsupported_operator"),
-        (classifier(node("Softmax", ["l"], ["y"], axis=0)), "unsupported_operator"),
+        (classifier(node("Softmax", ["l"], ["y"], axis=0)), "batch_dependent"),
         (classifier(node("Softmax", ["l"], ["y"], axis=2)), "shape_mismatch"),
         (classifier(node("Softmax", ["l"], ["y"]), trailing=True), "unsupported_operator"),
         (classifier(node("Softmax", ["l"], ["y"], axis=2), trailing=True, opset=11),

@@ -11,7 +11,8 @@ import errno
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,16 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.verification.program import Program
 
     started, budget = time.monotonic(), request.get("time_budget_s")
-    network, onnx, outside, pairing, told = _load_model(request)
+    loaded = _load_model(request)
+    network, outside = loaded.network, loaded.outside
     network.save(folder)
-    (folder / "deployed.onnx").write_bytes(onnx)
+    (folder / "deployed.onnx").write_bytes(loaded.onnx)
     # No norms: the shards compute them once, and keep them.
     program = Program.compile(network, norms=False)
     covering_bounds(program, request["method"], request["norm"])
-    deployed = DeployedNetwork(onnx, network.input_shape, outside)
+    deployed = DeployedNetwork(loaded.onnx, network.input_shape, outside)
+    if loaded.one_row_only:
+        deployed.one_by_one()
     batch = deployed.settle_batch(BATCH_SIZES)
 
     source = request["dataset"]
@@ -107,42 +111,54 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "input_shape": list(network.input_shape),
         "classes": network.classes,
         "dropped_output": network.dropped_output,
+        "batch": batch,
         "graph_digest": network.graph_digest(),
         "labelled": data.y is not None,
         "total": data.size,
         "samples": len(x),
         "samples_per_shard": request["samples_per_shard"],
         "parity": parity,
-        "batch": batch,
         "forward_s": forward_s,
         "prepare_s": time.monotonic() - started,
         "normalization_outside": outside,
-        "pairing": pairing,
+        "pairing": loaded.pairing,
         "classes_of_folders": data.classes,
-        "warnings": [*told, *data_doubts(data, x, network.classes), *doubt],
+        "warnings": [*loaded.told, *data_doubts(data, x, network.classes), *doubt],
     }
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def _load_model(
-    request: Mapping[str, Any],
-) -> tuple[Network, bytes, Mapping[str, Any] | None, dict[str, str] | None, list[str]]:
+@dataclass(frozen=True)
+class _Loaded:
     """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
 
-    Then, of a state dict: which tensor went into which layer, and what is doubtful about that.
+    one_row_only: the file runs at batch 1 only. pairing, told: of a state dict, which tensor went
+    into which layer, and what is doubtful about that.
     """
+
+    network: Network
+    onnx: bytes
+    outside: Mapping[str, Any] | None
+    one_row_only: bool = False
+    pairing: dict[str, str] | None = None
+    told: Sequence[str] = ()
+
+
+def _load_model(request: Mapping[str, Any]) -> _Loaded:
     from models.checkpoints import read_network
     from models.errors import ModelError
     from models.onnx_export import export_onnx
-    from models.onnx_import import import_onnx
+    from models.onnx_import import read_onnx
 
     model, normalization = request["model"], request["normalization"]
     path = Path(model["path"])
     uploaded_onnx = model["format"] == "onnx"
     pairing: dict[str, str] | None = None
     told: list[str] = []
+    one_row_only = False
     if uploaded_onnx:
-        network = import_onnx(path)
+        imported = read_onnx(path)
+        network, one_row_only = imported.network, imported.batch == 1
     elif model["architecture"] is None:
         raise ModelError(
             "a state dict holds weights but no graph",
@@ -163,8 +179,8 @@ def _load_model(
     if network.classes < 2:
         raise ModelError("a classifier needs at least two logits", code="too_few_classes")
     if uploaded_onnx:
-        return network, path.read_bytes(), normalization, pairing, told
-    return network, export_onnx(network), None, pairing, told
+        return _Loaded(network, path.read_bytes(), normalization, one_row_only)
+    return _Loaded(network, export_onnx(network), None, pairing=pairing, told=told)
 
 
 def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -168,10 +168,14 @@ def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: Limits)
             hint="a smaller model or fewer samples; the limits are CERTSERVE_INSPECTION_TIMEOUT_S "
             "and CERTSERVE_INSPECTION_MEMORY_BYTES",
         )
+    end = f"signal {-ended.status}" if ended.status < 0 else f"status {ended.status}"
+    said = _last_line(ended.tail)
     raise InvalidInput(
-        "the process that reads model and data set crashed on them",
+        f"the process that reads model and data set crashed on them ({end})"
+        + (f": {said}" if said else ""),
         code="inspection_failed",
-        hint=_last_line(ended.tail),
+        hint="this is a fault of the service: send the id of this job, the two files (or their "
+        "ids) and this message to whoever runs it; running the job again will not help",
     )
 
 

@@ -1,0 +1,170 @@
+"""One random graph by its seed: made, imported, and compared with ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from models.errors import ModelError
+from models.network import Network
+from models.onnx_import import read_onnx_bytes
+from models.onnx_safety import OPSETS
+from models.runtime import OnnxRuntimeModel
+from tests.models.differential.builder import Builder
+from tests.models.differential.mutations import mutate
+from tests.models.differential.operators import IMAGE_STEPS, STEPS
+
+__all__ = ["Outcome", "compare", "compare_mutant", "random_model"]
+
+#: Standard deviations of the inputs, row after row.
+SCALES = (1e-3, 1.0, 30.0)
+#: Rows of each run in ONNX Runtime; the first three are what a file for one row only gets.
+BATCHES = (1, 1, 1, 2, 3, 7)
+#: What one layer may err, relative to the largest number it reads or writes. Layers here sum less
+#: than 2^8 products, whose order ONNX Runtime and torch choose differently; units of 2^-24.
+LAYER_ERROR = 2.0**-18
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a graph. status: accepted, refused (with its code), or wrong (with the reason).
+
+    operators: operator types on activations, and "constant X" for those on constants alone.
+    """
+
+    seed: int
+    status: str
+    detail: str
+    operators: list[str]
+
+
+def random_model(seed: int) -> ModelProto:
+    """A graph of one to six operators, its constants, and an end that gives logits."""
+    rng = np.random.default_rng(seed)
+    opset = int(rng.choice(np.array(OPSETS)))
+    shape: tuple[int, ...] = tuple(int(n) for n in rng.integers(1, 6, int(rng.integers(1, 4))))
+    image = bool(rng.random() < 0.4)
+    if image:
+        shape = (int(rng.integers(1, 5)), int(rng.integers(4, 9)), int(rng.integers(4, 9)))
+    b = Builder(rng, shape, opset, 1 if rng.random() < 0.2 else "N")
+    name, known = "x", True
+    for _ in range(b.number(1, 5)):
+        shape = b.shapes[name]
+        if not shape:
+            break
+        steps = IMAGE_STEPS if len(shape) == 3 and b.chance(0.5) else STEPS
+        name = steps[b.pick(steps)](b, name, shape)
+        known = b.learn(name) is not None
+        if not known:
+            break
+    if b.chance(0.4):
+        name = b.node(b.pick(["Relu", "Tanh"]), [name])
+        known = known and b.learn(name) is not None
+    if known and len(b.shapes[name]) > 0 and (b.chance(0.5) or math.prod(b.shapes[name]) < 2):
+        flat, size = b.node("Flatten", [name], axis=1), math.prod(b.shapes[name])
+        name = b.node("Gemm", [flat, b.constant(b.normal(size, 3)), b.constant(b.normal(3))])
+    else:
+        name = b.node("Flatten", [name], axis=1)
+    if b.chance(0.15):
+        name = b.node(b.pick(["Softmax", "LogSoftmax"]), [name], axis=b.pick([1, 1, -1]))
+    return b.model(name)
+
+
+def compare(seed: int) -> Outcome:
+    """What the import makes of the graph of this seed."""
+    return compare_model(seed, random_model(seed))
+
+
+def compare_mutant(seed: int) -> Outcome:
+    """What it makes of the same graph, damaged at random; runtimes may refuse it too."""
+    model = random_model(seed)
+    mutate(random.Random(seed), model)
+    outcome = compare_model(seed, model)
+    refused = "ONNX Runtime cannot run the model" in outcome.detail
+    return replace(outcome, status="refused", detail="runtime_failed") if refused else outcome
+
+
+def compare_model(seed: int, model: ModelProto) -> Outcome:
+    """Import, then ONNX Runtime and our network on random inputs of every scale and batch."""
+    operators = operators_of(model)
+    data = model.SerializeToString()
+    try:
+        imported = read_onnx_bytes(data)
+        runtime = OnnxRuntimeModel(data, imported.network.input_shape)
+    except ModelError as error:
+        status = "refused" if error.code != ModelError.code else "wrong"
+        return Outcome(seed, status, error.code, operators)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what the test looks for
+        return Outcome(seed, "wrong", f"{type(error).__name__}: {error}", operators)
+    batches = BATCHES if imported.batch is None else BATCHES[:3]
+    rng = np.random.default_rng(seed + 1)
+    x = rng.standard_normal((sum(batches), *imported.network.input_shape))
+    scales = np.resize(SCALES, len(x)).reshape(-1, *([1] * (x.ndim - 1)))
+    wrong = _difference(imported.network, runtime, (x * scales).astype(np.float32), batches)
+    return Outcome(seed, "wrong" if wrong else "accepted", wrong, operators)
+
+
+def operators_of(model: ModelProto) -> list[str]:
+    """Operator types of the graph, those on constants alone marked."""
+    moving, found = {"x"}, set()
+    for node in model.graph.node:
+        if moving.intersection(node.input):
+            found.add(node.op_type)
+            if node.op_type != "Shape":
+                moving.update(node.output)
+        else:
+            found.add(f"constant {node.op_type}")
+    return sorted(found)
+
+
+def _difference(
+    network: Network, runtime: OnnxRuntimeModel, x: NDArray[np.float32], batches: tuple[int, ...]
+) -> str:
+    """Where ONNX Runtime, batch by batch, and our network differ on the rows; empty: nowhere."""
+    exact = network.double()
+    with torch.no_grad():
+        given = exact(torch.from_numpy(x).double()).numpy()
+        off = _with_errors(exact, torch.from_numpy(x).double()).numpy()
+    tolerance = 8 * np.abs(off - given).max(axis=1, keepdims=True) + 1e-6
+    start = 0
+    for batch in batches:
+        rows = slice(start, start + batch)
+        start += batch
+        try:
+            expected = runtime._run(x[rows])
+        except ModelError as error:
+            return f"batch {batch}: {error.message}"
+        if expected.reshape(batch, -1).shape != given[rows].shape:
+            return f"batch {batch}: shapes {expected.shape} and {given[rows].shape}"
+        difference = np.abs(expected.reshape(batch, -1) - given[rows])
+        # Written so that a NaN is a difference.
+        if not (difference <= tolerance[rows]).all():
+            return (
+                f"batch {batch}: off by {difference.max():.3g}, allowed {tolerance[rows].max():.3g}"
+            )
+    return ""
+
+
+def _with_errors(network: Network, x: Tensor) -> Tensor:
+    """The network in float64, each layer off by as much as float32 may cost it, signs at random."""
+    generator = torch.Generator().manual_seed(0)
+
+    def err(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        sizes = torch.stack([t.abs().flatten(1).amax(1) for t in (*given, result)]).amax(0)
+        signs = torch.randint(0, 2, result.shape, generator=generator) * 2 - 1
+        return result + LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
+
+    hooks = [layer.register_forward_hook(err) for layer in network.layers.values()]
+    try:
+        logits: Tensor = network(x)
+        return logits
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -511,6 +511,7 @@ def nearest(
     return found
 
 
+@np.errstate(all="ignore")
 def find_case(seed: int, *, dimension: int | None = None) -> Case | None:
     """The case of this seed, or None where the network gives no answer or no wrong input."""
     random = np.random.default_rng(seed)

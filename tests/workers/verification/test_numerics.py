@@ -113,7 +113,6 @@ def test_lines_over_denormal_boxes_keep_their_side(
 @pytest.mark.parametrize("make", [maximum_planes, minimum_planes])
 def test_planes_over_denormal_boxes_keep_their_side(make: Any, rng: np.random.Generator) -> None:
     a, b = (boxes(rng, (1, 4000), around_zero=True) for _ in range(2))
-    # The old signature took the unit roundoff alone.
     planes = make(*a, *b, SOUND)
     best = torch.maximum if make is maximum_planes else torch.minimum
     for first in a:

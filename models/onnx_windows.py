@@ -20,6 +20,8 @@ __all__ = ["average_pool", "conv", "global_average_pool", "max_pool", "pad", "pa
 
 #: More windows than this start in the padding of no network.
 MAX_EARLY_WINDOWS = 10_000
+#: Larger strides and dilations than any image; the runtimes' integers overflow far above it.
+MAX_STEP = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,8 @@ def _pair(operation: Operation, name: str) -> tuple[int, int]:
     given = operation.attributes.get(name, (1, 1))
     if len(given) != 2 or min(given) < 1:
         operation.refuse(f"{name} {list(given)} are not supported: two numbers >= 1")
+    if max(given) > MAX_STEP:
+        operation.refuse(f"{name} {list(given)} are larger than any image")
     return (int(given[0]), int(given[1]))
 
 

@@ -61,6 +61,7 @@ chaos: install
 # What looks for wrong certificates at length: random graphs against ONNX Runtime.
 nightly: install
 	$(BIN)/python -m benchmarks.differential --graphs 5000 --mutants 5000
+	$(BIN)/python -m benchmarks.adversary --graphs 3000
 
 format: install
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.contract.problems import Forbidden, Unauthorized
+from service.contract.schemas.problems import Forbidden, Unauthorized
 from service.keys import NOBODY, Caller
 from service.services import Services, UsesServices
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from service import key_commands, train_commands
 from service.client import Client, ServiceError
 from service.contract.logs import configure_logging
-from service.contract.problems import Problem
 from service.contract.processes import python_module
+from service.contract.schemas.problems import Problem
 from service.contract.settings import Settings
 from service.contract.settings_check import explain, unknown_settings
 from service.demo import run_demo

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from service.contract.ids import digest_hex
-from service.contract.problems import InvalidInput
-from service.contract.schemas import DatasetSource
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.submissions import DatasetSource
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 
 __all__ = ["REGISTERED", "Split", "resolve_dataset", "uploaded_source"]
 

@@ -15,9 +15,9 @@ from contextlib import suppress
 
 from redis.exceptions import RedisError
 
-from service.contract.journal import Journal
-from service.contract.ledger import Ledger
-from service.contract.schemas import JobSubmission
+from service.contract.ledger.ledger import Ledger
+from service.contract.schemas.submissions import JobSubmission
+from service.contract.storage.journal import Journal
 from service.queue import Bell
 
 __all__ = ["Entrance"]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from anyio import to_thread
 from redis.exceptions import RedisError
 
-from service.contract.events import EventLog, JobEvent
-from service.contract.ledger import JobState
+from service.contract.ledger.event_stream import EventLog, JobEvent
+from service.contract.ledger.ledger import JobState
 from service.contract.outcomes import outcome_state
-from service.contract.problems import TooManyRequests
-from service.contract.schemas import TERMINAL
-from service.contract.store import Store
+from service.contract.schemas.problems import TooManyRequests
+from service.contract.schemas.submissions import TERMINAL
+from service.contract.storage.store import Store
 from service.contract.times import now, seconds
 
 __all__ = ["EventHub"]

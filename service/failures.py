@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from service.contract.problems import (
+from service.contract.schemas.problems import (
     InternalError,
     InvalidInput,
     Problem,

@@ -9,11 +9,10 @@ from anyio import to_thread
 from redis.exceptions import RedisError
 
 from service.contract.ids import is_job_id
-from service.contract.journal import Journal
-from service.contract.ledger import JobState, Ledger
+from service.contract.ledger.ledger import JobState, Ledger
 from service.contract.outcomes import cancel, erase, outcome_state, reopen
-from service.contract.problems import Conflict, InvalidInput, NotFound, Unavailable
-from service.contract.schemas import (
+from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, Unavailable
+from service.contract.schemas.submissions import (
     TERMINAL,
     DatasetSource,
     JobError,
@@ -23,7 +22,8 @@ from service.contract.schemas import (
     Progress,
     Spec,
 )
-from service.contract.store import Store
+from service.contract.storage.journal import Journal
+from service.contract.storage.store import Store
 from service.contract.times import now
 from service.keys import Caller
 from service.limits import Limits

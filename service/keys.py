@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.contract.files import atomic_write, create_once, storage_errors
-from service.contract.problems import InvalidInput, NotFound
+from service.contract.schemas.problems import InvalidInput, NotFound
+from service.contract.storage.files import atomic_write, create_once, storage_errors
 from service.contract.times import now, rfc3339
 
 __all__ = ["NOBODY", "Caller", "KeyRing"]

@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, contextmanager
 from anyio import to_thread
 from redis.exceptions import RedisError
 
-from service.contract.problems import TooManyRequests
 from service.contract.quotas import Quotas
+from service.contract.schemas.problems import TooManyRequests
 from service.contract.settings import Settings
 from service.contract.times import now
 from service.keys import Caller

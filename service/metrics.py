@@ -14,7 +14,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.limits import Limits
 
 __all__ = ["Metrics"]

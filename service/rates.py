@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from anyio import to_thread
 from redis.exceptions import RedisError
 
-from service.contract.problems import TooManyRequests
 from service.contract.quotas import Quotas
+from service.contract.schemas.problems import TooManyRequests
 
 __all__ = ["Rates"]
 

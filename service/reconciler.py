@@ -13,14 +13,14 @@ from itertools import chain, islice
 
 from redis.exceptions import RedisError
 
-from service.contract.journal import JournalReader
-from service.contract.ledger import Ledger, Survey
+from service.contract.ledger.ledger import Ledger, Survey
 from service.contract.outcomes import erase, follow, give_up, reopen
-from service.contract.problems import Problem
 from service.contract.repeats import Repeats
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.problems import Problem
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.journal import JournalReader
+from service.contract.storage.store import Store
 from service.queue import Bell
 from service.retention import Retention
 from service.webhooks.dispatcher import Webhooks

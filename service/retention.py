@@ -13,14 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from service.contract.compaction import compact
 from service.contract.ids import digest_hex, is_job_id
-from service.contract.journal import Journal
-from service.contract.ledger import JobState, Ledger
+from service.contract.ledger.ledger import JobState, Ledger
 from service.contract.outcomes import erase, trained_model
-from service.contract.schemas import TERMINAL
+from service.contract.schemas.submissions import TERMINAL
 from service.contract.settings import Settings
-from service.contract.store import Collection, Store
+from service.contract.storage.compaction import compact
+from service.contract.storage.journal import Journal
+from service.contract.storage.store import Collection, Store
 from service.contract.times import now, seconds
 
 __all__ = ["Retention"]

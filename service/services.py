@@ -7,14 +7,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.contract.connection import connect
-from service.contract.events import EventLog
-from service.contract.journal import Journal
-from service.contract.ledger import Ledger
+from service.contract.ledger.connection import connect
+from service.contract.ledger.event_stream import EventLog
+from service.contract.ledger.ledger import Ledger
 from service.contract.quotas import Quotas
 from service.contract.repeats import Repeats
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.journal import Journal
+from service.contract.storage.store import Store
 from service.entrance import Entrance
 from service.events import EventHub
 from service.jobs import Jobs

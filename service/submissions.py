@@ -13,15 +13,15 @@ from anyio import to_thread
 from redis.exceptions import RedisError
 
 from service.contract.ids import new_job_id
-from service.contract.journal import Binding, Journal
-from service.contract.leases import JobState
+from service.contract.ledger.leases import JobState
 from service.contract.outcomes import outcome_state
-from service.contract.problems import Conflict, InvalidInput, NotFound, Unavailable
 from service.contract.repeats import Repeats, fingerprint, key_of, result_key
-from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, Spec
-from service.contract.store import Store
+from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, Unavailable
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.schemas.training_plans import TrainingPlan
+from service.contract.storage.journal import Binding, Journal
+from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
-from service.contract.training import TrainingPlan
 from service.entrance import Entrance
 from service.jobs import Jobs, new_state
 from service.keys import Caller

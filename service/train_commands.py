@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from service.client import Client, JobFailed
-from service.contract.training import TRAINING_METHODS
+from service.contract.schemas.training_plans import TRAINING_METHODS
 from service.local import started_service
 from service.ownership import StartError
 from service.terminal import print_summary, progress_bar

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from service.contract.schemas import JobSubmission, Spec
+from service.contract.schemas.submissions import JobSubmission, Spec
 from workers.jobs.report import build_report, sample_rows
 from workers.verification.results import SampleResults
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.recipes import plan_of
-from service.contract.training import TrainSpec
+from service.contract.schemas.training_plans import TrainSpec
 
 #: (name, request, published standard / PGD-100 / verified accuracy in per cent).
 ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from fastapi import Request, Response
 from redis.exceptions import RedisError
 
-from service.contract.problems import Unavailable
-from service.contract.schemas import TERMINAL, JobRecord
+from service.contract.schemas.problems import Unavailable
+from service.contract.schemas.submissions import TERMINAL, JobRecord
 from service.jobs import record
 from service.keys import Caller
 from service.services import Services

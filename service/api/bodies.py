@@ -9,10 +9,10 @@ from typing import Any
 from anyio import to_thread
 from fastapi import Request
 
-from service.contract.problems import TooLarge
+from service.contract.schemas.parsing import parse_json
+from service.contract.schemas.problems import TooLarge
 from service.contract.settings import Settings
 from service.keys import Caller
-from service.parsing import parse_json
 from service.services import Services
 from service.uploads.datasets import dataset_format
 from service.uploads.models import model_format

@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from service.contract.architectures import ARCHITECTURES, FAMILIES
-from service.contract.methods import METHODS
+from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
+from service.contract.catalogue.methods import METHODS
 from service.contract.recipes import RECIPES
-from service.contract.training import TRAINING_METHODS
+from service.contract.schemas.training_plans import TRAINING_METHODS
 
 __all__ = ["router"]
 

@@ -12,17 +12,17 @@ from service.api.answers import Manner, answer
 from service.api.bodies import dataset_fields, json_body, metered, model_fields
 from service.api.receipts import keep_dataset, keep_model, known_dataset, known_model
 from service.auth import Principal
-from service.contract.problems import InvalidInput, Unsupported
-from service.contract.schemas import (
+from service.contract.schemas.parsing import parse_json, parse_model
+from service.contract.schemas.problems import InvalidInput, Unsupported
+from service.contract.schemas.submissions import (
     DatasetSource,
     JobRecord,
     ModelSource,
     Spec,
     Strict,
 )
-from service.contract.webhooks import WebhookUrl
+from service.contract.schemas.webhook_address import WebhookUrl
 from service.jobs import check_fit
-from service.parsing import parse_json, parse_model
 from service.services import Services, UsesServices
 from service.submissions import Order, Prepared
 from service.uploads.receive import Form, receive_form

@@ -13,7 +13,7 @@ from service.api.jobs import Page
 from service.api.listing import find_record, record_page
 from service.api.receipts import check_name, keep_dataset
 from service.auth import Principal
-from service.contract.problems import InvalidInput
+from service.contract.schemas.problems import InvalidInput
 from service.services import UsesServices
 from service.uploads.receive import receive_form
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
 from service.auth import Principal
-from service.contract.events import JobEvent
+from service.contract.ledger.event_stream import JobEvent
 from service.services import UsesServices
 
 __all__ = ["router"]

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
 from service.auth import Admin
-from service.contract.problems import Problem, Unavailable
+from service.contract.schemas.problems import Problem, Unavailable
 from service.failures import problem_response
 from service.services import Services, UsesServices
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, JsonValue
 
 from service.auth import Principal
-from service.contract.schemas import JobKind, JobRecord, JobStatus
+from service.contract.schemas.submissions import JobKind, JobRecord, JobStatus
 from service.failures import PROBLEM
 from service.jobs import record
 from service.services import UsesServices

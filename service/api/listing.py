@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.contract.problems import InvalidInput, NotFound
-from service.contract.store import Collection
+from service.contract.schemas.problems import InvalidInput, NotFound
+from service.contract.storage.store import Collection
 from service.keys import Caller
 from service.services import Services
 

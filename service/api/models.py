@@ -14,7 +14,7 @@ from service.api.jobs import Page
 from service.api.listing import find_record, record_page
 from service.api.receipts import check_name, keep_model
 from service.auth import Principal
-from service.contract.problems import InvalidInput, NotFound
+from service.contract.schemas.problems import InvalidInput, NotFound
 from service.keys import Caller
 from service.services import Services, UsesServices
 from service.uploads.receive import receive_form

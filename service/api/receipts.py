@@ -8,8 +8,8 @@ from typing import Any
 
 from service.api.listing import own_names, owners_of, visible_to
 from service.contract.ids import digest_hex
-from service.contract.problems import InvalidInput
-from service.contract.schemas import DatasetSource, ModelSource
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.submissions import DatasetSource, ModelSource
 from service.contract.times import now, rfc3339
 from service.datasets import resolve_dataset, uploaded_source
 from service.keys import Caller

@@ -14,8 +14,8 @@ from fastapi.responses import FileResponse, StreamingResponse
 from service import reports
 from service.api.jobs import Page
 from service.auth import Principal
-from service.contract.problems import Conflict, InvalidInput, NotAcceptable, NotFound
-from service.contract.report import SampleRow
+from service.contract.schemas.problems import Conflict, InvalidInput, NotAcceptable, NotFound
+from service.contract.schemas.report import SampleRow
 from service.keys import Caller
 from service.services import Services, UsesServices
 

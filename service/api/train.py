@@ -12,12 +12,12 @@ from service.api.answers import Manner, answer
 from service.api.bodies import json_body
 from service.api.listing import own_names
 from service.auth import Principal
-from service.contract.problems import InvalidInput, NotFound, Unsupported
 from service.contract.recipes import plan_of
-from service.contract.schemas import DatasetSource, JobRecord, Spec
-from service.contract.training import TrainSpec, certification_spec
+from service.contract.schemas.parsing import parse_model, problem_of
+from service.contract.schemas.problems import InvalidInput, NotFound, Unsupported
+from service.contract.schemas.submissions import DatasetSource, JobRecord, Spec
+from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.datasets import resolve_dataset
-from service.parsing import parse_model, problem_of
 from service.reports.training import render_training_svg
 from service.services import Services, UsesServices
 from service.submissions import Order, Prepared

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NoReturn
 
-from service.contract.problems import InvalidInput
+from service.contract.schemas.problems import InvalidInput
 
 __all__ = ["IMAGE_SUFFIXES", "ClassFolders", "class_folders"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from service.contract.ledger import Exhausted, JobState, Ledger
-from service.contract.problems import InternalError, Problem
-from service.contract.schemas import JobSubmission, Progress
-from service.contract.store import Store
+from service.contract.ledger.ledger import Exhausted, JobState, Ledger
+from service.contract.schemas.problems import InternalError, Problem
+from service.contract.schemas.submissions import JobSubmission, Progress
+from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 
 __all__ = [

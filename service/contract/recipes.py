@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from service.contract.architectures import ARCHITECTURES
-from service.contract.problems import InvalidInput
-from service.contract.training import (
+from service.contract.catalogue.architectures import ARCHITECTURES
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.training_plans import (
     TRAINING_METHODS,
     Hyperparameters,
     TrainingPlan,

@@ -16,9 +16,9 @@ from typing import Any
 
 from redis import Redis
 
-from service.contract.journal import Binding
-from service.contract.problems import Unavailable
-from service.contract.schemas import DatasetSource, ModelSource
+from service.contract.schemas.problems import Unavailable
+from service.contract.schemas.submissions import DatasetSource, ModelSource
+from service.contract.storage.journal import Binding
 
 __all__ = ["Repeats", "fingerprint", "key_of", "result_key"]
 

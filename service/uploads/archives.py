@@ -7,7 +7,7 @@ import struct
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from service.contract.problems import InvalidInput
+from service.contract.schemas.problems import InvalidInput
 from service.contract.settings import Settings
 
 __all__ = ["zip_directory"]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from service.contract.class_folders import class_folders
-from service.contract.problems import InvalidInput, Unsupported
+from service.contract.schemas.problems import InvalidInput, Unsupported
 from service.contract.settings import Settings
 from service.uploads.archives import zip_directory
 

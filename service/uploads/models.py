@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from service.contract.problems import InvalidInput, Malformed, Unsupported
+from service.contract.schemas.parsing import parse_json
+from service.contract.schemas.problems import InvalidInput, Malformed, Unsupported
 from service.contract.settings import Settings
-from service.parsing import parse_json
 from service.uploads.pickles import inspect_checkpoint
 
 __all__ = ["MODEL_SUFFIXES", "ModelFormat", "inspect_model", "model_format"]

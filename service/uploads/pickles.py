@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from service.contract.problems import InvalidInput
+from service.contract.schemas.problems import InvalidInput
 from service.contract.settings import Settings
 from service.uploads.archives import zip_directory
 

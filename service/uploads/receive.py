@@ -17,9 +17,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from service.contract.blobs import BlobWriter
-from service.contract.problems import InvalidInput, Malformed, Problem, TooLarge
-from service.contract.store import Store
+from service.contract.schemas.problems import InvalidInput, Malformed, Problem, TooLarge
+from service.contract.storage.blobs import BlobWriter
+from service.contract.storage.store import Store
 
 __all__ = ["FileRule", "Form", "Upload", "receive_form"]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.contract.files import try_locked
 from service.contract.outcomes import outcome_state
-from service.contract.problems import Problem
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.problems import Problem
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.files import try_locked
+from service.contract.storage.store import Store
 from service.contract.times import now
 from service.jobs import record
 from service.webhooks.sending import Answer, Sender

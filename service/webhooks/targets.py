@@ -12,9 +12,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import SplitResult, urlsplit
 
-from service.contract.problems import InvalidInput
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.webhook_address import PORTS
 from service.contract.settings import Settings
-from service.contract.webhooks import PORTS
 
 __all__ = ["TargetRefused", "accepted_webhook", "addresses_of"]
 

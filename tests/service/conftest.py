@@ -21,14 +21,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.app import create_app
-from service.contract.connection import connect
 from service.contract.ids import new_job_id
-from service.contract.journal import Journal
-from service.contract.ledger import Ledger
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
-from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.journal import Journal
+from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 
 Make = Callable[..., JobSubmission]

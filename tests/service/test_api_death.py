@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from service.contract.journal import JournalReader
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.journal import JournalReader
+from service.contract.storage.store import Store
 from tests.service.conftest import WAIT_S, RedisServer, eventually
 
 ROOT = Path(__file__).parents[2]

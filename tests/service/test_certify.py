@@ -10,10 +10,10 @@ import httpx
 import numpy as np
 import pytest
 
-from service.contract.journal import JournalReader
-from service.contract.ledger import Lease, Ledger
+from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.journal import JournalReader
+from service.contract.storage.store import Store
 from tests.service.uploads_by_hand import (
     checkpoint,
     idx_pair,

@@ -8,13 +8,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.contract.journal import Journal, JournalReader
-from service.contract.ledger import Lease, Ledger, NoWork
+from service.contract.ledger.ledger import Lease, Ledger, NoWork
 from service.contract.outcomes import conclude, follow
-from service.contract.problems import InvalidInput
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.journal import Journal, JournalReader
+from service.contract.storage.store import Store
 from tests.service.conftest import eventually
 
 Make = Callable[..., JobSubmission]

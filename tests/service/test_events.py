@@ -12,11 +12,11 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.contract.ledger import Lease, Ledger
+from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.outcomes import conclude
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from tests.service.conftest import WAIT_S, eventually
 
 Make = Callable[..., JobSubmission]

@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 
-from service.contract.connection import connect
-from service.contract.ledger import Ledger
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Ledger
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from tests.service.conftest import Make, RedisServer, eventually, finish
 
 

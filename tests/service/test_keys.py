@@ -15,11 +15,11 @@ import pytest
 from redis import Redis
 
 import service.rates
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
-from service.contract.problems import InvalidInput, NotFound
+from service.contract.schemas.problems import InvalidInput, NotFound
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from service.keys import Caller, KeyRing
 
 MODEL = bytes([8, 8, 0x3A, 0])

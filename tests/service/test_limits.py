@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack
 import pytest
 from redis import Redis
 
-from service.contract.connection import connect
-from service.contract.ledger import Ledger
-from service.contract.problems import TooManyRequests
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Ledger
 from service.contract.quotas import Quotas
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.problems import TooManyRequests
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.keys import Caller
 from service.limits import Limits

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import service.contract.totals
+import service.contract.ledger.counters
 from service.contract.ids import new_job_id
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.contract.logs import configure_logging
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.keys import KeyRing
 from tests.service.conftest import RedisServer, eventually
@@ -37,7 +37,7 @@ def test_metrics_tell_of_queue_jobs_shards_workers_and_uploads(
     api: httpx.Client, ledger: Ledger, make_submission: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Half a minute into some minute: what was done "over the last minute" was done now.
-    monkeypatch.setattr(service.contract.totals, "now", lambda: 1_800_000_030.0)
+    monkeypatch.setattr(service.contract.ledger.counters, "now", lambda: 1_800_000_030.0)
     jobs = [make_submission() for _ in range(3)]
     for job in jobs:
         ledger.create(job)

@@ -10,13 +10,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.contract.connection import connect
-from service.contract.ledger import Lease, Ledger
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.outcomes import conclude, outcome_state
-from service.contract.problems import InvalidInput, StorageFull
 from service.contract.repeats import Repeats
+from service.contract.schemas.problems import InvalidInput, StorageFull
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from service.queue import Bell
 from service.reconciler import Reconciler
 from tests.service.conftest import Make, eventually, finish

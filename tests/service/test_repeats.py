@@ -14,12 +14,12 @@ from redis import Redis
 
 import service.submissions
 from service.contract.ids import new_job_id
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
 from service.contract.repeats import key_of
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from service.reconciler import Reconciler
 from service.submissions import Submissions
 from tests.service.conftest import WAIT_S, RedisServer, eventually

@@ -8,11 +8,11 @@ import httpx
 import numpy as np
 import pytest
 
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
-from service.contract.problems import InvalidInput
-from service.contract.report import result_digest
-from service.contract.store import Store
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.report import result_digest
+from service.contract.storage.store import Store
 from tests.service.conftest import Make, finish
 
 
@@ -32,7 +32,7 @@ from tests.service.conftest import Make, finish
 )
 def test_a_report_comes_in_the_form_asked_for(accept_header: str, media_type: str | None) -> None:
     from service.api.reports import _MEDIA_TYPES, negotiate
-    from service.contract.problems import NotAcceptable
+    from service.contract.schemas.problems import NotAcceptable
 
     if media_type is None:
         with pytest.raises(NotAcceptable):

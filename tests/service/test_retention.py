@@ -13,11 +13,11 @@ import pytest
 from redis import Redis
 
 from service.contract.ids import new_job_id
-from service.contract.journal import Journal
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.journal import Journal
+from service.contract.storage.store import Store
 from service.retention import Retention
 from tests.service.conftest import eventually
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service import cli
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.contract.settings import Settings
 from service.embedded import Supervisor
 from service.ownership import running_service

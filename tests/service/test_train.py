@@ -13,15 +13,15 @@ import pytest
 from redis import Redis
 
 from models.architectures import blueprint
-from service.contract.events import EventLog
-from service.contract.ledger import Lease, Ledger
+from service.contract.ledger.event_stream import EventLog
+from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.outcomes import conclude
-from service.contract.problems import InternalError
 from service.contract.recipes import RECIPES, plan_of, recipe_of
-from service.contract.schemas import Spec
+from service.contract.schemas.problems import InternalError
+from service.contract.schemas.submissions import Spec
+from service.contract.schemas.training_plans import TRAINING_METHODS, TrainingPlan, TrainSpec
 from service.contract.settings import Settings
-from service.contract.store import Store
-from service.contract.training import TRAINING_METHODS, TrainingPlan, TrainSpec
+from service.contract.storage.store import Store
 from workers.training.objectives import OBJECTIVES
 from workers.training.run import Run
 

@@ -11,7 +11,7 @@ import pytest
 from service import train_commands
 from service.cli import main
 from service.client import Client, JobFailed
-from service.contract.training import TrainSpec
+from service.contract.schemas.training_plans import TrainSpec
 from service.ownership import StartError
 from service.train_commands import _request, add_parser
 

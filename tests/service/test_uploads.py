@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.contract.problems import InvalidInput, Unsupported
+from service.contract.schemas.problems import InvalidInput, Unsupported
 from service.contract.settings import Settings
 from service.uploads.datasets import inspect_dataset
 from service.uploads.models import inspect_model

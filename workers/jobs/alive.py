@@ -7,9 +7,9 @@ import sys
 
 import redis
 
-from service.contract.connection import connect
-from service.contract.ledger import Ledger
-from service.contract.problems import Problem
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Ledger
+from service.contract.schemas.problems import Problem
 from service.contract.settings import Settings
 
 __all__ = ["main"]

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.network import Network
-from service.contract.files import storage_errors, sync_folder
-from service.contract.schemas import JobSubmission, Spec
+from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.files import storage_errors, sync_folder
+from service.contract.storage.store import Store
 from workers.jobs.deployed import DeployedNetwork
 from workers.jobs.device import device_name, device_of
 from workers.jobs.memory import total_memory

@@ -10,7 +10,7 @@ import secrets
 
 from rq import Queue, get_current_job
 
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 
 __all__ = ["ring_for_help"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.class_folders import class_folders
-from service.contract.problems import InvalidInput
+from service.contract.schemas.problems import InvalidInput
 from workers.jobs.data import (
     UNREADABLE,
     Bounds,

@@ -17,8 +17,8 @@ from types import FrameType, TracebackType
 
 import redis
 
-from service.contract.leases import Lease
-from service.contract.ledger import Ledger
+from service.contract.ledger.leases import Lease
+from service.contract.ledger.ledger import Ledger
 
 __all__ = ["ItemStopped", "Keeper"]
 

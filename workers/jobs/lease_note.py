@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict
 
-from service.contract.leases import Lease
+from service.contract.ledger.leases import Lease
 
 __all__ = ["create", "read", "write"]
 

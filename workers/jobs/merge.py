@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from service.contract.problems import InternalError
-from service.contract.schemas import JobSubmission, Spec
-from service.contract.store import Store
+from service.contract.schemas.problems import InternalError
+from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.storage.store import Store
 from service.contract.times import now, seconds
 from workers.jobs.prepare import facts_of, shards
 from workers.jobs.report import build_report, sample_rows

@@ -12,11 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.contract.files import storage_errors, sync_folder
-from service.contract.problems import InternalError, InvalidInput, Problem, StorageFull, TooLarge
-from service.contract.schemas import DatasetSource, JobSubmission, Spec
+from service.contract.schemas.problems import (
+    InternalError,
+    InvalidInput,
+    Problem,
+    StorageFull,
+    TooLarge,
+)
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.files import storage_errors, sync_folder
+from service.contract.storage.store import Store
 from workers.jobs.sandbox import NO_ROOM, ChildEnded, Limits, run_child
 from workers.jobs.trained import certification_samples, model_of
 from workers.verification.results import POOL

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-from service.contract.epsilons import epsilon_text
-from service.contract.report import Report, SampleRow, result_digest
-from service.contract.schemas import JobSubmission, Spec
+from service.contract.schemas.epsilons import epsilon_text
+from service.contract.schemas.report import Report, SampleRow, result_digest
+from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.times import now, rfc3339
 from workers.jobs.nesting import ContradictionError, Verdicts, verdicts
 from workers.jobs.statement import statement

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import redis
 
-from service.contract.leases import Lease
-from service.contract.ledger import Ledger
-from service.contract.schemas import JobSubmission
+from service.contract.ledger.leases import Lease
+from service.contract.ledger.ledger import Ledger
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from workers.jobs.help_wanted import ring_for_help
 from workers.jobs.keeper import Keeper
 from workers.jobs.patience import patiently

@@ -1,7 +1,8 @@
 """What a ticket does: lease the item that comes next, do it, commit it, until nothing is free.
 
-A ticket is rung for one job, but it works on whatever the line names (``service.contract.line``),
-looking again after every item: so small jobs overtake, and torch is loaded once for many of them.
+A ticket is rung for one job, but it works on whatever the line names
+(``service.contract.ledger.scheduler``), looking again after every item: so small jobs overtake, and
+torch is loaded once for many of them.
 
 Everything here may happen twice, be killed at any point, or run beside another worker's ticket for
 the same job; only the ledger's commit and the creation of ``outcome.json`` count, and both happen
@@ -20,22 +21,22 @@ from collections.abc import Callable
 import redis
 from rq.timeouts import JobTimeoutException
 
-from service.contract.connection import connect
-from service.contract.leases import Busy, Exhausted, Lease, NoWork
-from service.contract.ledger import Ledger
-from service.contract.line import Next
+from service.contract.ledger.connection import connect
+from service.contract.ledger.leases import Busy, Exhausted, Lease, NoWork
+from service.contract.ledger.ledger import Ledger
+from service.contract.ledger.scheduler import Next
 from service.contract.logs import configure_logging
 from service.contract.outcomes import conclude, give_up
-from service.contract.problems import (
+from service.contract.schemas.problems import (
     InternalError,
     InvalidInput,
     Problem,
     StorageFull,
     Unavailable,
 )
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from workers.jobs import lease_note
 from workers.jobs.device_check import DEVICE_LOST
 from workers.jobs.keeper import ItemStopped, Keeper

@@ -17,11 +17,11 @@ import torch
 from models.checkpoints import weights_of
 from models.network import Network
 from models.onnx_export import export_onnx
-from service.contract.files import storage_errors
-from service.contract.problems import TooLarge
-from service.contract.schemas import JobSubmission, ModelSource, Spec
+from service.contract.schemas.problems import TooLarge
+from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.files import storage_errors
+from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 from workers.jobs.device import device_of
 from workers.jobs.keeper import ItemStopped

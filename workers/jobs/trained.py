@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.contract.problems import InternalError, InvalidInput
-from service.contract.schemas import JobSubmission, ModelSource, Spec
-from service.contract.store import Store
+from service.contract.schemas.problems import InternalError, InvalidInput
+from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
+from service.contract.storage.store import Store
 
 __all__ = ["certification_samples", "held_samples", "model_of", "trained", "trained_path"]
 

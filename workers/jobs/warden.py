@@ -17,8 +17,8 @@ from types import TracebackType
 
 import redis
 
-from service.contract.leases import Lease
-from service.contract.ledger import Ledger
+from service.contract.ledger.leases import Lease
+from service.contract.ledger.ledger import Ledger
 from workers.jobs import lease_note
 
 __all__ = ["Warden"]

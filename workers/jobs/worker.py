@@ -24,10 +24,10 @@ from rq import Queue
 from rq.job import Job
 from rq.worker import SpawnWorker
 
-from service.contract.connection import connect
-from service.contract.ledger import Ledger
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Ledger
 from service.contract.logs import configure_logging
-from service.contract.problems import Problem
+from service.contract.schemas.problems import Problem
 from service.contract.settings import Settings
 from workers.jobs import lease_note, template
 from workers.jobs.device_check import DEVICE_LOST, out_of_order

@@ -67,7 +67,9 @@ class Run:
 
     @classmethod
     def of_plan(cls, plan: Mapping[str, Any]) -> Run:
-        """The run of a plan's JSON (``service.contract.training.TrainingPlan.normal()``)."""
+        """The run of a plan's JSON
+        (``service.contract.schemas.training_plans.TrainingPlan.normal()``).
+        """
         values = dict(plan["hyperparameters"])
         for name, value in values.items():
             if name.endswith("_schedule"):

@@ -15,14 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.contract.connection import connect
 from service.contract.ids import new_job_id
-from service.contract.leases import Lease
-from service.contract.ledger import Ledger
+from service.contract.ledger.connection import connect
+from service.contract.ledger.leases import Lease
+from service.contract.ledger.ledger import Ledger
 from service.contract.processes import python_module, spawn, wait_until
-from service.contract.schemas import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 from service.redis_server import find_binary, socket_path, write_configuration
 from tests.horses import horses_of

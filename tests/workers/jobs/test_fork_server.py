@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from service.contract.processes import ProcessId, wait_until
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.submissions import JobSubmission
 from tests.horses import children_of, horses_of, template_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor
 from tests.workers.jobs.test_worker import ring_job

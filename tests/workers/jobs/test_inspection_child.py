@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import NodeProto, helper
 
-from service.contract.problems import InvalidInput
+from service.contract.schemas.problems import InvalidInput
 from tests.models.onnx_graphs import flattened, normal
 from workers.jobs.prepare import _raise_problem
 from workers.jobs.sandbox import ChildEnded, Limits, run_child

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from service.contract.report import Report, SampleRow, result_digest
+from service.contract.schemas.report import Report, SampleRow, result_digest
 from tests.report_cases import cases, finished
 from workers.jobs.nesting import ContradictionError, round_down, round_up
 from workers.jobs.report import build_report

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.contract.report import Report, result_digest
-from service.contract.schemas import JobSubmission, Spec
+from service.contract.schemas.report import Report, result_digest
+from service.contract.schemas.submissions import JobSubmission, Spec
 from service.reports import render_html
 from workers.jobs.data import DataSet
 from workers.jobs.doubts import data_doubts

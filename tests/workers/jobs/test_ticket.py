@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from service.contract.leases import Lease
-from service.contract.schemas import JobSubmission
+from service.contract.ledger.leases import Lease
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
 from workers.jobs.device_check import DEVICE_LOST
 from workers.jobs.ticket import Ticket

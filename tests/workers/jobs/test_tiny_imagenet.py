@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service.contract.settings import Settings
-from service.contract.store import Store
+from service.contract.storage.store import Store
 from service.datasets import resolve_dataset
 from workers.jobs.data import Bounds, DataError
 from workers.jobs.sources import read_source

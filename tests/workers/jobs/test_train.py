@@ -12,8 +12,8 @@ import pytest
 
 import workers.jobs.keeper
 import workers.jobs.train
-from service.contract.leases import Lease
-from service.contract.schemas import JobSubmission
+from service.contract.ledger.leases import Lease
+from service.contract.schemas.submissions import JobSubmission
 from tests.workers.jobs.conftest import Corridor
 from tests.workers.jobs.test_yield import EPOCHS, training
 from workers.jobs.keeper import ItemStopped, Keeper

@@ -15,10 +15,10 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import DefaultSerializer
 
-from service.contract.connection import connect
 from service.contract.ids import new_job_id
+from service.contract.ledger.connection import connect
 from service.contract.processes import wait_until
-from service.contract.schemas import JobSubmission
+from service.contract.schemas.submissions import JobSubmission
 from tests.horses import template_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor, held_by, horses, in_a_shard
 from workers.jobs.horse import TicketRefused, check_ticket, refuse_pickle

@@ -8,11 +8,11 @@ import pytest
 
 import workers.jobs.ticket
 from service.contract.ids import new_job_id
-from service.contract.ledger import Ledger
+from service.contract.ledger.ledger import Ledger
 from service.contract.recipes import plan_of
-from service.contract.schemas import DatasetSource, JobSubmission
+from service.contract.schemas.submissions import DatasetSource, JobSubmission
+from service.contract.schemas.training_plans import TrainSpec
 from service.contract.times import now, rfc3339
-from service.contract.training import TrainSpec
 from tests.workers.jobs.conftest import Corridor
 from workers.jobs.ticket import Ticket
 

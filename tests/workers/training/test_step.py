@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from service.contract.training import TRAINING_METHODS
+from service.contract.schemas.training_plans import TRAINING_METHODS
 from tests.workers.training.test_loop import CPU, images, run_of
 from workers.training import loop, step
 from workers.training.last_layer import ball_logits

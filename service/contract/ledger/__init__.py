@@ -1,0 +1,1 @@
+"""The state of jobs in Redis: items, leases, scheduling, workers, counters."""

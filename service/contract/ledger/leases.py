@@ -1,0 +1,118 @@
+"""What the ledger answers: leases and why there is none, surveys, and jobs as it knows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from service.contract.schemas.submissions import JobSubmission, Progress
+from service.contract.times import rfc3339
+
+__all__ = [
+    "Busy",
+    "Exhausted",
+    "JobState",
+    "Lease",
+    "NoWork",
+    "Renewal",
+    "Survey",
+    "state_of",
+]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to do one item: pass it back to renew, commit or release.
+
+    ``token`` is the fencing token, larger than that of every earlier lease of the job; ``tries``
+    counts this one.
+    """
+
+    job_id: str
+    item: str
+    token: int
+    tries: int
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Nothing is free now; the next lease may run out in ``retry_s`` seconds."""
+
+    retry_s: float
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """An item has ended as many workers as it may: the job must be failed (outcomes.give_up)."""
+
+    item: str
+    tries: int
+    last_error: str
+
+
+@dataclass(frozen=True)
+class NoWork:
+    """The job needs nobody any more."""
+
+    reason: Literal["cancelled", "finished", "unknown"]
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """``valid``: the lease is still the caller's; ``cancel``: stop at the next chance."""
+
+    valid: bool
+    cancel: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the reconciler sees of a job."""
+
+    status: str
+    free: int
+    leased: int
+    exhausted: Exhausted | None
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the ledger knows it; times are RFC 3339."""
+
+    submission: JobSubmission
+    status: str
+    progress: Progress
+    started_at: str | None
+    finished_at: str | None
+    error: dict[str, Any] | None
+    model_id: str | None
+
+
+def state_of(fields: Mapping[str, str]) -> JobState:
+    """The job behind the fields of its hash."""
+
+    def moment(name: str) -> str | None:
+        return rfc3339(float(fields[name])) if fields.get(name) else None
+
+    submission = JobSubmission.model_validate_json(fields["submission"])
+    status = fields["status"]
+    messages = {"queued": "waiting for a worker", "running": "starting"}
+    progress = Progress(
+        done=int(float(fields.get("done", 0))),
+        total=int(fields["total"]) if fields.get("total") else None,
+        unit=fields.get("unit") or ("steps" if submission.kind == "train" else "samples"),
+        message=status if status not in messages else fields.get("message") or messages[status],
+        eta_s=float(fields["eta_s"]) if fields.get("eta_s") else None,
+    )
+    model_id = fields.get("model_id") or (submission.model.digest if submission.model else None)
+    return JobState(
+        submission=submission,
+        status=status,
+        progress=progress,
+        started_at=moment("started_at"),
+        finished_at=moment("finished_at"),
+        error=json.loads(fields["error"]) if fields.get("error") else None,
+        model_id=model_id,
+    )

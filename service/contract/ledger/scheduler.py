@@ -1,0 +1,91 @@
+"""Who comes next: small certifications first, and nobody waits for ever.
+
+Every open job has a place in the line: the moment it was entered plus a second per sample, at most
+``MOST_S``. The smallest place is served first. So a small job overtakes a large one, but only
+one that was entered at most ``MOST_S`` before it: after that the large one stands in front.
+Training counts as large, and gives way at its checkpoints (``somebody_waits``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+
+from service.contract.schemas.submissions import JobSubmission
+
+__all__ = ["MOST_S", "Line", "Next", "handicap"]
+
+#: How much younger a small job may be than a large one that it overtakes.
+MOST_S = 3600.0
+#: A wait for the next free item that is worth staying for.
+SHORT_WAIT_S = 2.0
+
+
+def handicap(submission: JobSubmission) -> float:
+    """Seconds by which the job stands behind one without any work; ``prepare`` knows better."""
+    if submission.kind != "certify" or submission.dataset is None:
+        return MOST_S
+    wanted = submission.spec.get("indices") or submission.spec.get("samples")
+    counts = [float(count) for count in (submission.dataset.samples,) if count is not None]
+    if isinstance(wanted, list):
+        counts.append(float(len(wanted)))
+    elif isinstance(wanted, int):
+        counts.append(float(wanted))
+    return min([MOST_S, *counts])
+
+
+@dataclass(frozen=True)
+class Next:
+    """The job to work on; without one, ``retry_s`` until an item may be free (None: nothing is)."""
+
+    job_id: str | None
+    retry_s: float | None = None
+
+    @property
+    def soon(self) -> bool:
+        """Whether there is work now, or so soon that a worker stays for it."""
+        wait_s = 0.0 if self.job_id is not None else self.retry_s
+        return wait_s is not None and wait_s <= SHORT_WAIT_S
+
+
+class Line:
+    """``redis`` decodes responses; the ledger's scripts put jobs in and take them out."""
+
+    def __init__(self, redis: Redis, *, prefix: str = "certserve") -> None:
+        self._redis: Any = redis
+        self._prefix = prefix
+        folder = Path(__file__).with_name("lua")
+        self._next: Any = self._redis.register_script((folder / "next.lua").read_text())
+        self._waits: Any = self._redis.register_script((folder / "waits.lua").read_text())
+
+    @property
+    def key(self) -> str:
+        """The sorted set: job id by place."""
+        return f"{self._prefix}:line"
+
+    def next_job(self, *, passed_over: Collection[str] = ()) -> Next:
+        """The first job with a free item. Looks only: lease it, and somebody may be faster."""
+        job_id, wait = self._next(keys=[self.key], args=[self._prefix, *passed_over])
+        if job_id:
+            return Next(str(job_id))
+        return Next(None, max(0.0, float(wait)) if wait else None)
+
+    def somebody_waits(self, job_id: str, *, waited_s: float = 5.0) -> bool:
+        """Whether a job that comes before this one has waited so long, and nobody works on it.
+
+        For long items: ask at a checkpoint, and where the answer is yes give the item back
+        (``ItemStopped``); the worker then takes that job, and comes back to this one after it.
+        """
+        return bool(self._waits(keys=[self.key], args=[self._prefix, job_id, waited_s]))
+
+    def missing(self, job_ids: Iterable[str]) -> list[str]:
+        """Those of the open jobs that have no place (entered by an earlier release)."""
+        return sorted(set(job_ids) - set(self._redis.zrange(self.key, 0, -1)))
+
+    def stand(self, job_id: str, place: float) -> None:
+        """Give a job a place that has none."""
+        self._redis.zadd(self.key, {job_id: place}, nx=True)

@@ -1,0 +1,1 @@
+"""What crosses HTTP, the journal and Redis: specs, plans, records, reports, problems."""

@@ -1,0 +1,106 @@
+"""From JSON text to values that cannot be wrong, or a problem that names the field at fault."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from service.contract.schemas.problems import InvalidInput, Malformed, Problem
+
+__all__ = ["parse_json", "parse_model", "problem_of"]
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+#: Codes of pydantic's error types that scripts rely on; our own types are codes already.
+_CODES = {"extra_forbidden": "unknown_field", "missing": "missing_field"}
+_OWN = frozenset(
+    {
+        "invalid_epsilon",
+        "invalid_indices",
+        "invalid_normalization",
+        "invalid_webhook",
+        "unknown_architecture",
+        "unknown_method",
+        "unsupported_norm",
+    }
+)
+
+#: Names of our fields, and what pydantic puts between them for the kinds of a union.
+_FIELD = re.compile(r"[a-z][a-z0-9_]*")
+_KINDS = frozenset({"bool", "bytes", "dict", "float", "int", "list", "none", "str", "tuple"})
+_INSTANCE = re.compile(r" or instance of \w+")
+
+
+def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
+    """The value of a JSON text. Raises Malformed; NaN, Infinity and doubled names are no JSON."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_distinct)
+        # Half a surrogate pair is valid JSON, but cannot be written to disk or sent back.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        where = "the body" if field is None else field
+        raise Malformed(
+            f"{where} is no JSON: {reason[:200]}", code="invalid_json", field=field
+        ) from error
+    return value
+
+
+def parse_model(kind: type[Parsed], value: Any, *, field: str, code: str) -> Parsed:
+    """``value`` as a ``kind``; errors without a code of their own get ``code``."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise problem_of(error, field=field, code=code) from error
+
+
+def problem_of(error: ValidationError, *, field: str, code: str) -> Problem:
+    """The problem of the first error; the others are listed in the hint."""
+    rows = error.errors(include_url=False, include_input=False, include_context=False)
+    # What is unknown or missing explains more than what follows from it.
+    rows.sort(key=lambda row: row["type"] not in _CODES)
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        said.setdefault(_place(field, row), []).append(_INSTANCE.sub("", row["msg"]))
+    place, *others = said
+    kind = rows[0]["type"]
+    found = _CODES.get(kind) or (kind if kind in _OWN else code)
+    hint = "also: " + "; ".join(f"{other}: {_either(said[other])}" for other in others[:5])
+    return InvalidInput(
+        f"{place}: {_either(said[place])}", code=found, field=place, hint=hint if others else None
+    )
+
+
+def _place(field: str, row: ErrorDetails) -> str:
+    """Where the error is, in the writer's names: without pydantic's for the kinds of a union."""
+    parts = row["loc"]
+    # What is unknown or missing ends with its own name, whatever it is.
+    own = len(parts) - 1 if row["type"] in _CODES else None
+    names = [str(part) for place, part in enumerate(parts) if place == own or not _is_kind(part)]
+    return ".".join([field, *names])[:200]
+
+
+def _is_kind(part: int | str) -> bool:
+    return isinstance(part, str) and (part in _KINDS or _FIELD.fullmatch(part) is None)
+
+
+def _either(messages: list[str]) -> str:
+    """One error per kind of a union: any of them would do."""
+    return "; or ".join(dict.fromkeys(messages))
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What the writer meant by a name that comes twice is anybody's guess."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice = next(name for name in value if sum(name == other for other, _ in pairs) > 1)
+        raise ValueError(f"the name {twice[:100]!r} comes twice in one object")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

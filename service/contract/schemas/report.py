@@ -1,0 +1,200 @@
+"""The report of a certification, its sample rows, and the digest that names a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, JsonValue
+
+from service.contract.schemas.submissions import Strict
+
+__all__ = [
+    "Curve",
+    "EpsilonResult",
+    "RadiusSummary",
+    "Report",
+    "ReportDataset",
+    "ReportModel",
+    "SampleRow",
+    "Signature",
+    "Threat",
+    "Timing",
+    "canonical_json",
+    "result_digest",
+]
+
+#: What differs between two runs of one job, or names the result itself.
+_NOT_THE_RESULT = ("job_id", "created_at", "timing", "device", "signature", "result_digest")
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no spaces, UTF-8. Raises ValueError on NaN and infinities."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def result_digest(report: Mapping[str, Any]) -> str:
+    """``sha256:...`` of the canonical report without job id, times, device and signature."""
+    result = {key: value for key, value in report.items() if key not in _NOT_THE_RESULT}
+    return "sha256:" + hashlib.sha256(canonical_json(result)).hexdigest()
+
+
+class _Row(Strict):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class ReportModel(_Row):
+    """What was certified: upload, layers (one line each) and number of stored values.
+
+    dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
+    pairing: the state dict's tensor -> layer and parameter that it became; None for ONNX.
+    batch: "any", or 1 where the file runs one input at a time: what the claim is about.
+    """
+
+    id: str
+    format: str
+    name: str = ""
+    layers: list[JsonValue]
+    parameters: int
+    input_shape: list[int] = []
+    classes: int | None = None
+    dropped_output: str | None = None
+    pairing: dict[str, str] | None = None
+    batch: Literal["any", 1] | None = None
+
+
+class ReportDataset(_Row):
+    """Which data: ``samples`` is how many were certified, ``total`` how many there are.
+
+    ``classes``: class folder -> label; None where labels do not come from folders.
+    """
+
+    id: str | None
+    name: str
+    samples: int
+    total: int | None = None
+    split: str | None = None
+    classes: dict[str, int] | None = None
+
+
+class Threat(_Row):
+    """The ball: epsilons in pixel units, as numbers and as exact fractions."""
+
+    norm: Literal["l2", "linf"]
+    epsilons: list[float]
+    epsilons_exact: list[str] = []
+    clip: bool
+    normalization: dict[str, list[float]] | None = None
+
+
+class EpsilonResult(_Row):
+    """Counts and shares at one epsilon; ``interval_95`` for subsets (certified accuracy)."""
+
+    epsilon: float
+    epsilon_exact: str = ""
+    certified_accuracy: float | None
+    attack_accuracy: float | None
+    certified: int
+    falsified: int
+    undecided: int
+    interval_95: list[float] | None = None
+
+
+class RadiusSummary(_Row):
+    """Largest certified radii; ``unbounded`` ones, beyond every input, count as ``cap``."""
+
+    mean: float
+    median: float
+    quantiles: dict[str, float]
+    average_certified_radius: float
+    unbounded: int = 0
+    cap: float | None = None
+
+
+class Curve(_Row):
+    """Certified (and attacked) accuracy over epsilon, for plotting."""
+
+    epsilon: list[float]
+    certified_accuracy: list[float]
+    attack_accuracy: list[float | None] | None = None
+
+
+class Timing(_Row):
+    """Worker seconds; not part of the result digest."""
+
+    wall_s: float
+    forward_s: float
+    bound_s: float
+    attack_s: float
+    samples_per_s: float
+
+
+class Signature(_Row):
+    """Ed25519 over the canonical report without this field."""
+
+    algorithm: Literal["ed25519"]
+    public_key: str
+    value: str
+
+
+class Report(_Row):
+    """The report; write it with ``model_dump(mode="json", by_alias=True)``.
+
+    ``statement`` says in words what was proved (or, in capitals, that this is an estimate).
+    ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget, and
+    how many ``inputs`` of each kind were compared (samples, batches, random, coordinates).
+    ``notes`` holds JSON-able facts of bounds and attacks; never times, which would make the
+    result digest of two equal runs differ.
+    """
+
+    schema_: Literal["certserve/report/1"] = Field(default="certserve/report/1", alias="schema")
+    job_id: str
+    model: ReportModel
+    dataset: ReportDataset
+    threat: Threat
+    graph_digest: str | None = None
+    spec: dict[str, JsonValue] = {}
+    method: str
+    soundness: Literal["sound", "estimate"]
+    statement: str = ""
+    failure_probability: float = 0.0
+    clean_accuracy: float | None
+    results: list[EpsilonResult]
+    radius: RadiusSummary | None
+    curve: Curve
+    by_method: dict[str, int]
+    parity: dict[str, JsonValue] | None = None
+    budget_spent: bool = False
+    warnings: list[str] = []
+    notes: dict[str, JsonValue] = {}
+    timing: Timing
+    device: str
+    versions: dict[str, str]
+    created_at: str
+    result_digest: str | None = None
+    signature: Signature | None = None
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
+class SampleRow(_Row):
+    """One line of ``samples.jsonl``; certified and falsified in the order of the epsilons.
+
+    ``label`` is null where the data set has no labels; ``radius`` is null where it was not asked
+    for, and where ``unbounded`` says that it lies beyond every input.
+    """
+
+    index: int
+    label: int | None
+    prediction: int
+    margin: float | None
+    radius: float | None
+    unbounded: bool = False
+    method: str
+    certified: list[bool]
+    falsified: list[bool]

@@ -1,0 +1,267 @@
+"""Specs, submissions and job records: what crosses HTTP, the journal and Redis.
+
+Reports and sample rows are in ``service.contract.schemas.report``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
+from service.contract.catalogue.methods import METHODS
+from service.contract.schemas.epsilons import Epsilon
+
+__all__ = [
+    "TERMINAL",
+    "AttackSpec",
+    "DatasetSource",
+    "JobError",
+    "JobKind",
+    "JobLinks",
+    "JobRecord",
+    "JobStatus",
+    "JobSubmission",
+    "ModelSource",
+    "Normalization",
+    "Progress",
+    "Spec",
+]
+
+JobKind = Literal["certify", "train"]
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+#: States that a job never leaves.
+TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+
+#: Largest seed: what numpy, torch and JSON readers all take exactly.
+_MAX_SEED = 2**53 - 1
+
+
+class Strict(BaseModel):
+    """A value that refuses unknown fields and silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class AttackSpec(Strict):
+    """PGD on what no bound certified, and on a random ``audit`` share of what one did."""
+
+    steps: int = Field(default=40, ge=1, le=100_000)
+    restarts: int = Field(default=1, ge=1, le=10_000)
+    audit: float = Field(default=0.05, ge=0, le=1, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, le=_MAX_SEED)
+
+
+class Normalization(Strict):
+    """(x - mean) / std per channel, applied inside the network; epsilons stay in pixel units."""
+
+    mean: list[float] = Field(min_length=1, max_length=4096)
+    std: list[float] = Field(min_length=1, max_length=4096)
+
+    @model_validator(mode="after")
+    def _usable(self) -> Normalization:
+        if len(self.mean) != len(self.std):
+            raise PydanticCustomError(
+                "invalid_normalization",
+                "mean has {mean} values and std has {std}: one pair per channel is needed",
+                {"mean": len(self.mean), "std": len(self.std)},
+            )
+        if not all(math.isfinite(value) for value in self.mean):
+            raise PydanticCustomError("invalid_normalization", "every mean must be finite", {})
+        if not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise PydanticCustomError(
+                "invalid_normalization", "every std must be finite and > 0", {}
+            )
+        return self
+
+
+class Spec(Strict):
+    """What to certify and how: the threat model, the method, the samples."""
+
+    norm: Literal["l2", "linf"]
+    epsilons: list[Epsilon] = Field(
+        min_length=1,
+        max_length=100,
+        description="Pixel units (inputs in [0,1]); numbers or fractions as text.",
+    )
+    method: str = "auto"
+    soundness: Literal["sound", "estimate"] = "sound"
+    deterministic: bool = True
+    samples: Annotated[int, Field(ge=1)] | Literal["all"] = 1000
+    indices: list[Annotated[int, Field(ge=0, lt=2**53)]] | None = Field(
+        None, min_length=1, max_length=1_000_000
+    )
+    normalization: Normalization | None = None
+    clip: bool = True
+    architecture: str | dict[str, JsonValue] | None = None
+    radius: bool = True
+    attack: AttackSpec | None = Field(default_factory=lambda: AttackSpec())
+    time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, le=_MAX_SEED)
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise PydanticCustomError(
+                "unknown_method",
+                "{given} is none of the known methods: {known}",
+                {"given": repr(value), "known": ", ".join(METHODS)},
+            )
+        return value
+
+    @field_validator("architecture")
+    @classmethod
+    def _known_architecture(cls, value: JsonValue) -> JsonValue:
+        named = isinstance(value, dict) and "name" in value
+        name = value["name"] if isinstance(value, dict) and named else value
+        if (isinstance(value, str) or named) and name not in (*ARCHITECTURES, *FAMILIES):
+            raise PydanticCustomError(
+                "unknown_architecture",
+                "{given} is none of the known architectures: {known}",
+                {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
+            )
+        return {"name": name} if isinstance(value, str) and value in FAMILIES else value
+
+    @field_validator("indices")
+    @classmethod
+    def _distinct(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise PydanticCustomError("invalid_indices", "every index may be named once", {})
+        return value
+
+    @model_validator(mode="after")
+    def _norm_of_method(self) -> Spec:
+        norms = METHODS[self.method].norms
+        if self.norm not in norms:
+            raise PydanticCustomError(
+                "unsupported_norm",
+                "method {method} answers for {norms}, not for {norm}",
+                {"method": self.method, "norms": ", ".join(norms), "norm": self.norm},
+            )
+        return self
+
+    def normal(self) -> dict[str, Any]:
+        """The JSON object that is stored: every field present, epsilons as exact text."""
+        return self.model_dump(mode="json")
+
+
+class ModelSource(Strict):
+    """A model in the store: ``digest`` is ``sha256:...`` and names the blob."""
+
+    digest: str
+    format: Literal["onnx", "safetensors", "pt"]
+    name: str
+    size: int
+
+
+class DatasetSource(Strict):
+    """Where a worker finds the data; the API only resolves it, it reads no images.
+
+    ``kind`` says how ``blobs`` (role -> digest) or ``paths`` (role -> absolute path) are read:
+    ``npz`` role ``file`` with x, y; ``images_zip`` role ``file``, a zip of class folders; ``idx``
+    roles ``images`` and ``labels``; ``cifar_python`` / ``cifar_binary`` role ``folder`` of batches;
+    ``tiny_imagenet`` role ``folder`` of its public layout;
+    ``images_folder`` role ``folder`` of class folders; ``digits`` comes with scikit-learn.
+    ``id`` is the data set's id where it was uploaded. ``split`` is ``test`` or ``train`` of a
+    registered name. ``samples`` is the number of samples where the bytes tell it.
+    """
+
+    kind: Literal[
+        "npz",
+        "images_zip",
+        "idx",
+        "cifar_python",
+        "cifar_binary",
+        "images_folder",
+        "tiny_imagenet",
+        "digits",
+    ]
+    name: str
+    id: str | None = None
+    split: Literal["test", "train"] | None = None
+    blobs: dict[str, str] = Field(default_factory=dict)
+    paths: dict[str, str] = Field(default_factory=dict)
+    samples: int | None = None
+
+
+class JobSubmission(Strict):
+    """An accepted submission, as the journal keeps it: all that is needed to run the job again.
+
+    ``spec`` is ``Spec.normal()`` (read it with ``Spec.model_validate``); ``principal`` is whose it
+    is, empty while no keys are configured. ``attempt`` counts the retries that were asked for.
+    ``fingerprint`` is a digest of what is to be computed, ``idempotency_key`` one of the header,
+    ``result_key`` names the result for those who ask for the same again (empty: nobody may).
+    ``webhook`` is who is told of the end; it is no part of what is computed.
+    """
+
+    id: str
+    kind: JobKind
+    spec: dict[str, JsonValue]
+    model: ModelSource | None
+    dataset: DatasetSource | None
+    #: Of a training: its plan (``TrainingPlan.normal()``) and the samples it is trained on; spec
+    #: and ``dataset`` are those of the certification that follows (empty and None without one).
+    training: dict[str, JsonValue] | None = None
+    training_dataset: DatasetSource | None = None
+    created_at: str
+    principal: str = ""
+    attempt: int = Field(default=1, ge=1)
+    fingerprint: str = ""
+    idempotency_key: str | None = None
+    result_key: str = ""
+    webhook: str | None = None
+
+
+class Progress(Strict):
+    """How far a job is, in ``steps`` of a training, then in ``samples``; ``total`` and ``eta_s``
+    are null while nobody knows."""
+
+    done: int = 0
+    total: int | None = None
+    unit: str = "samples"
+    message: str = "waiting for a worker"
+    eta_s: float | None = None
+
+
+class JobLinks(Strict):
+    """Where a job's things are; null while there is no such thing."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    itself: str = Field(alias="self")
+    events: str | None = None
+    report: str | None = None
+    model: str | None = None
+
+
+class JobError(BaseModel):
+    """The problem a job ended with."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class JobRecord(Strict):
+    """A job as GET /jobs/{id} shows it."""
+
+    id: str
+    kind: JobKind
+    status: JobStatus
+    progress: Progress
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    error: JobError | None = None
+    model_id: str | None = None
+    dataset_id: str | None = None
+    links: JobLinks

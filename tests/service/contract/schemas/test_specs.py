@@ -1,0 +1,123 @@
+"""Epsilons stay exact, specs have one normal form, settings come from the environment."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.contract.schemas.epsilons import epsilon_text, parse_epsilon
+from service.contract.schemas.parsing import parse_model
+from service.contract.schemas.problems import Problem
+from service.contract.schemas.submissions import Spec
+from service.contract.settings import Settings
+
+
+@given(st.fractions(min_value=Fraction(1, 10**12), max_value=10**25, max_denominator=10**12))
+def test_a_fraction_survives_its_text(epsilon: Fraction) -> None:
+    assert parse_epsilon(epsilon_text(epsilon)) == epsilon
+
+
+@given(st.floats(min_value=5e-324, allow_nan=False, allow_infinity=False))
+def test_a_number_means_the_decimal_it_is_written_as(value: float) -> None:
+    epsilon = parse_epsilon(value)
+    assert epsilon == Fraction(repr(value))
+    assert float(epsilon) == value
+    assert parse_epsilon(epsilon_text(epsilon)) == epsilon
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_positive_finite_fraction_or_refused(text: str) -> None:
+    try:
+        epsilon = parse_epsilon(text)
+    except ValueError:
+        return
+    assert epsilon > 0
+    assert math.isfinite(float(epsilon))
+    assert parse_epsilon(epsilon_text(epsilon)) == epsilon
+
+
+@given(st.integers(1, 10**40 - 1), st.integers(0, 40), st.integers(-999, 999))
+def test_the_normal_form_of_any_decimal_is_read_again(
+    digits: int, places: int, exponent: int
+) -> None:
+    text = f"{digits}.{'0' * (places - 1)}7e{exponent}" if places else f"{digits}e{exponent}"
+    try:
+        epsilon = parse_epsilon(text)
+    except ValueError:
+        return
+    assert parse_epsilon(epsilon_text(epsilon)) == epsilon
+
+
+@pytest.mark.parametrize(
+    ("given_as", "text"),
+    [("36/255", "12/85"), (0.1, "1/10"), ("0.50", "1/2"), (3, "3"), ("1e20", str(10**20))],
+)
+def test_the_normal_form_of_an_epsilon(given_as: object, text: str) -> None:
+    assert epsilon_text(parse_epsilon(given_as)) == text
+
+
+def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
+    spec = Spec.model_validate({"norm": "l2", "epsilons": ["36/255", 0.5]})
+    assert spec.normal() == {
+        "norm": "l2",
+        "epsilons": ["12/85", "1/2"],
+        "method": "auto",
+        "soundness": "sound",
+        "deterministic": True,
+        "samples": 1000,
+        "indices": None,
+        "normalization": None,
+        "clip": True,
+        "architecture": None,
+        "radius": True,
+        "attack": {"steps": 40, "restarts": 1, "audit": 0.05, "seed": 0},
+        "time_budget_s": None,
+        "seed": 0,
+    }
+    assert Spec.model_validate(spec.normal()) == spec
+    bare = Spec.model_validate({**spec.normal(), "attack": None, "samples": "all"})
+    assert (bare.attack, bare.samples) == (None, "all")
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CERTSERVE_DATA_SOURCES", "/a:/b")
+    monkeypatch.setenv("CERTSERVE_LEASE_TTL_S", "5")
+    monkeypatch.setenv("CERTSERVE_DATA_DIR", "relative")
+    settings = Settings()
+    assert settings.data_sources == (Path("/a"), Path("/b"))
+    assert settings.lease_ttl_s == 5
+    assert settings.data_dir.is_absolute()
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "place", "told"),
+    [
+        ("samples", "x", "spec.samples", "a valid integer; or Input should be 'all'"),
+        ("attack", 5, "spec.attack", "Input should be a valid dictionary"),
+        ("attack", {"steps": "x"}, "spec.attack.steps", "a valid integer"),
+        ("Samples-2", 1, "spec.Samples-2", "not permitted"),
+        ("int", 1, "spec.int", "not permitted"),
+        ("epsilons", ["x", 0.1], "spec.epsilons.0", "36/255"),
+    ],
+)
+def test_an_error_names_the_field_as_its_writer_knows_it(
+    member: str, value: object, place: str, told: str
+) -> None:
+    with pytest.raises(Problem) as caught:
+        parse_model(
+            Spec,
+            {"norm": "l2", "epsilons": [0.1], member: value},
+            field="spec",
+            code="invalid_spec",
+        )
+    assert caught.value.field == place
+    assert caught.value.detail.startswith(f"{place}: ")
+    assert told in caught.value.detail
+    assert "instance of" not in caught.value.detail
+    assert caught.value.hint is None

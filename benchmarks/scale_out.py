@@ -97,7 +97,9 @@ def service(workers: int) -> Iterator[str]:
         }
         environment.pop("CERTSERVE_REDIS_URL", None)
         data_dir, log = Path(folder) / "data", Path(folder) / "log"
-        command = python_module("service.cli", "serve", "--port", "0", "--data-dir", str(data_dir))
+        command = python_module(
+            "service.cli.main", "serve", "--port", "0", "--data-dir", str(data_dir)
+        )
         with log.open("wb") as file:
             process = spawn(
                 [*command, "--workers", str(workers)], environment=environment, log=file

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.client import Client
 from service.contract.processes import python_module, spawn, wait_until
-from service.ownership import running_service
+from service.supervisor.instance_lock import running_service
 
 SPEC = {"norm": "l2", "epsilons": [0.1]}
 
@@ -45,7 +45,7 @@ def main() -> None:
             "CERTSERVE_DEVICE": "cpu",
         }
         environment.pop("CERTSERVE_REDIS_URL", None)
-        command = python_module("service.cli", "serve", "--port", "0", "--workers", "1")
+        command = python_module("service.cli.main", "serve", "--port", "0", "--workers", "1")
         with (folder / "log").open("wb") as log:
             process = spawn(
                 [*command, "--data-dir", str(folder / "data")], environment=environment, log=log

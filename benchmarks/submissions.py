@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 #: The same API with an fsync that does nothing: what durability costs.
 _WITHOUT_FSYNC = "import os; os.fsync = os.fdatasync = lambda descriptor: None; "
 _SERVE = (
-    "import uvicorn; uvicorn.run('service.app:create_app', factory=True, port={port}, "
+    "import uvicorn; uvicorn.run('service.api.app:create_app', factory=True, port={port}, "
     "log_level='warning', access_log=False)"
 )
 

@@ -140,7 +140,7 @@ def start(folder: Path, port: int) -> tuple[subprocess.Popen[bytes], subprocess.
         "CERTSERVE_DATA_DIR": str(folder / "data"),
     }
     serve = (
-        f"import uvicorn; uvicorn.run('service.app:create_app', factory=True, port={port}, "
+        f"import uvicorn; uvicorn.run('service.api.app:create_app', factory=True, port={port}, "
         "log_level='warning', access_log=False)"
     )
     return redis, subprocess.Popen([sys.executable, "-c", serve], env=environment, cwd=ROOT)

@@ -87,8 +87,8 @@ def test_api_starts_without_what_its_image_lacks() -> None:
     code = (
         "import sys\n"
         f"for name in {ABSENT!r}: sys.modules[name] = None\n"
-        "import service.cli, service.api_process, service.app, uvicorn\n"
-        "service.app.create_app()\n"
+        "import service.cli.main, service.supervisor.api_process, service.api.app, uvicorn\n"
+        "service.api.app.create_app()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.contract.recipes import plan_of
 from service.contract.schemas.training_plans import TrainSpec
+from service.recipes.recipes import plan_of
 
 #: (name, request, published standard / PGD-100 / verified accuracy in per cent).
 ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (

@@ -26,7 +26,7 @@ import torch
 from models.architectures import blueprint
 from models.network import Network
 from models.onnx_export import export_onnx
-from service.version import engine_version
+from service.contract.version import engine_version
 from workers.jobs.deployed import DeployedNetwork
 from workers.jobs.device import device_name, device_of
 from workers.jobs.layout import as_network_input, to_pixels

@@ -9,13 +9,13 @@ from typing import Any
 from anyio import to_thread
 from fastapi import Request
 
+from service.access.keys import Caller
+from service.api.services import Services
 from service.contract.schemas.parsing import parse_json
 from service.contract.schemas.problems import TooLarge
 from service.contract.settings import Settings
-from service.keys import Caller
-from service.services import Services
-from service.uploads.datasets import dataset_format
-from service.uploads.models import model_format
+from service.uploads.dataset_files import dataset_format
+from service.uploads.model_files import model_format
 from service.uploads.receive import FileRule
 
 __all__ = ["dataset_fields", "json_body", "metered", "model_fields"]

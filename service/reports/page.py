@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from service.reports.accuracy_curve import render_svg
 from service.reports.axes import number
 from service.reports.histogram import render_histogram
-from service.reports.svg import render_svg
 
 __all__ = ["render_html"]
 

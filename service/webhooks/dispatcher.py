@@ -23,7 +23,7 @@ from service.contract.settings import Settings
 from service.contract.storage.files import try_locked
 from service.contract.storage.store import Store
 from service.contract.times import now
-from service.jobs import record
+from service.jobs.control import record
 from service.webhooks.sending import Answer, Sender
 
 __all__ = ["Webhooks"]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from service.contract.settings import Settings
-from service.version import release
+from service.contract.version import release
 from service.webhooks.targets import TargetRefused, addresses_of
 
 __all__ = ["Answer", "Sender", "signature"]

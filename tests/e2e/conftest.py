@@ -15,7 +15,7 @@ import pytest
 
 from service.client import Client
 from service.contract.processes import ProcessId, end_process, python_module, spawn, wait_until
-from service.ownership import running_service
+from service.supervisor.instance_lock import running_service
 from tests.horses import horses_of
 from tests.workers.jobs.conftest import tiny_npz, tiny_onnx
 
@@ -60,7 +60,7 @@ class LiveService:
 
     def start(self, *, workers: int = 1) -> None:
         """Start (again, on the same port) and wait until the service is ready."""
-        command = python_module("service.cli", "serve", "--port", str(self.port))
+        command = python_module("service.cli.main", "serve", "--port", str(self.port))
         command += ["--data-dir", str(self.data_dir), "--workers", str(workers)]
         with self.log.open("ab") as log:
             process = spawn(command, environment=self.environment, log=log)

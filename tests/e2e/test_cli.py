@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.ownership import running_service
+from service.supervisor.instance_lock import running_service
 from tests.e2e.conftest import LiveService
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ Uploads = tuple[Path, Path]
 def certserve(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("CERTSERVE_REDIS")}
     return subprocess.run(
-        [sys.executable, "-m", "service.cli", *map(str, arguments)],
+        [sys.executable, "-m", "service.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=550,

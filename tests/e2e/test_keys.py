@@ -13,7 +13,7 @@ from tests.e2e.conftest import START_S, LiveService
 
 
 def certserve(service: LiveService, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*python_module("service.cli", *arguments), "--data-dir", str(service.data_dir)]
+    command = [*python_module("service.cli.main", *arguments), "--data-dir", str(service.data_dir)]
     return subprocess.run(
         command, env=service.environment, capture_output=True, text=True, timeout=START_S
     )

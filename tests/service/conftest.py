@@ -20,7 +20,7 @@ import uvicorn
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.app import create_app
+from service.api.app import create_app
 from service.contract.ids import new_job_id
 from service.contract.ledger.connection import connect
 from service.contract.ledger.ledger import Ledger

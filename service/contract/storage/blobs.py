@@ -107,7 +107,8 @@ class BlobWriter:
         target = self._place(self.digest)
         with storage_errors():
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Also over the same content: a fresh file is nobody's leftover (``service.retention``).
+            # Also over the same content: a fresh file is nobody's leftover
+            # (``service.jobs.retention``).
             os.replace(self.path, target)
             sync_folder(target.parent)
             sync_folder(target.parent.parent)

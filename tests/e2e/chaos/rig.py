@@ -15,7 +15,7 @@ from redis import Redis
 
 from service.client import Client
 from service.contract.processes import python_module, spawn, wait_until
-from service.redis_server import find_binary, socket_path, write_configuration
+from service.supervisor.embedded_redis import find_binary, socket_path, write_configuration
 from tests.horses import horses_of, template_of
 
 WORKERS = 4
@@ -91,7 +91,7 @@ class Rig:
             command = [str(find_binary()), str(self._configuration)]
         elif name == "api":
             descriptors = [self._listener.fileno()]
-            command = python_module("service.api_process", str(descriptors[0]))
+            command = python_module("service.supervisor.api_process", str(descriptors[0]))
         else:
             command = python_module("workers.jobs.worker")
         with self.log.open("ab") as log:

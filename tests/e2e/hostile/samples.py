@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tests.e2e.hostile.case import SPEC, Case, Part
-from tests.service.test_uploads import _bomb, _link, _npy_claim
+from tests.service.uploads.test_uploads import _bomb, _link, _npy_claim
 from tests.service.uploads_by_hand import idx_pair, images_zip, npz, zipped
 
 __all__ = ["samples"]

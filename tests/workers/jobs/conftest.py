@@ -24,7 +24,7 @@ from service.contract.schemas.submissions import DatasetSource, JobSubmission, M
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
-from service.redis_server import find_binary, socket_path, write_configuration
+from service.supervisor.embedded_redis import find_binary, socket_path, write_configuration
 from tests.horses import horses_of
 from workers.jobs import lease_note
 

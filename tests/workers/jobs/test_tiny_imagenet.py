@@ -10,7 +10,7 @@ from PIL import Image
 
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
-from service.datasets import resolve_dataset
+from service.uploads.dataset_sources import resolve_dataset
 from workers.jobs.data import Bounds, DataError
 from workers.jobs.sources import read_source
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from service.contract.ids import new_job_id
-from service.contract.recipes import plan_of
 from service.contract.schemas.problems import InvalidInput
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.contract.times import now, rfc3339
+from service.recipes.recipes import plan_of
 from tests.workers.jobs.conftest import CLASSES, SIDE, Corridor
 from workers.jobs.data import DataError
 from workers.jobs.ticket import Ticket

@@ -9,10 +9,10 @@ import pytest
 import workers.jobs.ticket
 from service.contract.ids import new_job_id
 from service.contract.ledger.ledger import Ledger
-from service.contract.recipes import plan_of
 from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.schemas.training_plans import TrainSpec
 from service.contract.times import now, rfc3339
+from service.recipes.recipes import plan_of
 from tests.workers.jobs.conftest import Corridor
 from workers.jobs.ticket import Ticket
 

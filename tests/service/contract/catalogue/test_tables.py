@@ -44,5 +44,5 @@ def test_no_module_of_the_front_end_imports_what_belongs_to_workers() -> None:
 
 
 def test_the_api_starts_without_torch() -> None:
-    code = "import sys, service.app; assert not {'torch', 'onnx', 'sklearn'} & set(sys.modules)"
+    code = "import sys, service.api.app; assert not {'torch', 'onnx', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,56 @@
+"""The OpenAPI page, which asks for a key where the service does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.services import Services
+
+__all__ = ["describe"]
+
+#: What answers without a key.
+_OPEN = frozenset({"/healthz", "/readyz", "/methods", "/architectures"})
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, made with `certserve keys create NAME`.",
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The description of the endpoints; with ``security`` once a key is configured."""
+    services = getattr(app.state, "services", None)
+    guarded = isinstance(services, Services) and services.keys.configured
+    if app.openapi_schema is None:
+        app.openapi_schema = _with_definitions(
+            get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+        )
+    if not guarded:
+        return app.openapi_schema
+    schema = {**app.openapi_schema}
+    components = schema.get("components", {})
+    schema["components"] = {**components, "securitySchemes": {"key": _SCHEME}}
+    schema["paths"] = {
+        path: {
+            method: operation if path in _OPEN else {**operation, "security": [{"key": []}]}
+            for method, operation in operations.items()
+        }
+        for path, operations in schema["paths"].items()
+    }
+    return schema
+
+
+def _with_definitions(schema: dict[str, Any]) -> dict[str, Any]:
+    """The page with what bodies written by hand define moved to where their references look."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for media in operation.get("requestBody", {}).get("content", {}).values():
+                for name, definition in media.get("schema", {}).pop("$defs", {}).items():
+                    schemas.setdefault(name, definition)
+    return schema

@@ -1,0 +1,49 @@
+"""GET /methods and /architectures: what a spec may name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+
+from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
+from service.contract.catalogue.methods import METHODS
+from service.contract.schemas.training_plans import TRAINING_METHODS
+from service.recipes.recipes import RECIPES
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["catalogue"])
+
+
+@router.get("/methods", summary="Certification and training methods, with guarantee and cost")
+async def methods() -> dict[str, list[dict[str, Any]]]:
+    """What ``spec.method`` may be (``items``), what ``method`` of a training (``training``), and
+    the recipes there are for it."""
+    return {
+        "items": [asdict(method) for method in METHODS.values()],
+        "training": [asdict(method) for method in TRAINING_METHODS.values()],
+        "recipes": [
+            {
+                "method": row.method,
+                "dataset": row.dataset,
+                "name": row.name,
+                "architecture": row.architecture,
+                "activation": row.settings.get("activation", "relu"),
+                "epsilon": row.epsilon,
+                "source": row.source,
+            }
+            for row in RECIPES
+        ],
+    }
+
+
+@router.get("/architectures", summary="Named architectures")
+async def architectures() -> dict[str, list[dict[str, Any]]]:
+    """What ``architecture`` may be for state dicts and trainings (``items``), and the families that
+    a training gives sizes to, ``{"name": ..., "depth": ...}``."""
+    return {
+        "items": [asdict(architecture) for architecture in ARCHITECTURES.values()],
+        "families": [{"name": name, "members": members} for name, members in FAMILIES.items()],
+    }

@@ -1,0 +1,232 @@
+"""POST /certify: take a model, a data set and a spec, answer with the job."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import Field, JsonValue
+
+from service.api.auth import Principal
+from service.api.bodies import dataset_fields, json_body, metered, model_fields
+from service.api.responses import Manner, answer
+from service.api.services import Services, UsesServices
+from service.api.uploads.registration import keep_dataset, keep_model, known_dataset, known_model
+from service.contract.schemas.parsing import parse_json, parse_model
+from service.contract.schemas.problems import InvalidInput, Unsupported
+from service.contract.schemas.submissions import (
+    DatasetSource,
+    JobRecord,
+    ModelSource,
+    Spec,
+    Strict,
+)
+from service.contract.schemas.webhook_address import WebhookUrl
+from service.jobs.control import check_fit
+from service.jobs.submit import Order, Prepared
+from service.uploads.receive import Form, receive_form
+from service.webhooks.targets import accepted_webhook
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["jobs"])
+
+_FILE = {"type": "string", "format": "binary"}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "model": _FILE,
+                        "model_id": {"type": "string"},
+                        "dataset": {"anyOf": [_FILE, {"type": "string"}]},
+                        "dataset_labels": _FILE,
+                        "dataset_id": {"type": "string"},
+                        "spec": {"type": "string", "description": "JSON text of a spec"},
+                        "force": {"type": "string", "enum": ["true", "false"]},
+                        "webhook": {"type": "string", "format": "uri"},
+                    },
+                    "required": ["spec"],
+                    "additionalProperties": False,
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "model_id": {"type": "string"},
+                        "dataset": {"type": "string"},
+                        "spec": {"type": "object"},
+                        "force": {"type": "boolean"},
+                        "webhook": {"type": "string", "format": "uri"},
+                    },
+                    "required": ["model_id", "dataset", "spec"],
+                    "additionalProperties": False,
+                }
+            },
+        },
+    }
+}
+
+
+class _JsonSubmission(Strict):
+    """The body of a submission of things that are here already."""
+
+    model_id: Annotated[str, Field(max_length=200)]
+    dataset: Annotated[str | None, Field(max_length=200)] = None
+    dataset_id: Annotated[str | None, Field(max_length=200)] = None
+    spec: JsonValue
+    force: bool = False
+    webhook: WebhookUrl | None = None
+
+
+class _Webhook(Strict):
+    """The same field of a form."""
+
+    webhook: WebhookUrl | None = None
+
+
+@router.post(
+    "/certify",
+    status_code=202,
+    response_model=JobRecord,
+    openapi_extra=_BODY,
+    responses={200: {"model": JobRecord, "description": "Ended within Prefer: wait"}},
+    summary="Certify a model on a data set",
+)
+async def certify(
+    request: Request,
+    response: Response,
+    services: UsesServices,
+    principal: Principal,
+    force: Annotated[bool, Query(description="Compute although an equal result is there")] = False,
+    idempotency_key: Annotated[str | None, Header(description="Same key, same job")] = None,
+) -> JobRecord:
+    """Multipart with files or ids, or JSON with ids. The job is on disk before the answer.
+
+    The same `Idempotency-Key` with the same content gives the same job, with other content 409.
+    Where an equal job (model, data, spec, version) of the caller has succeeded, that job is the
+    answer, unless `force` (query, form field or JSON member).
+    """
+    manner = Manner(principal, idempotency_key, force)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        prepared = await _from_form(request, services, manner)
+    elif media_type == "application/json":
+        prepared = await _from_json(request, services, manner)
+    else:
+        raise Unsupported(
+            f"a submission is multipart/form-data or application/json, not {media_type[:100]!r}",
+            code="unsupported_media_type",
+        )
+    accepted = await services.submissions.submit(prepared)
+    return await answer(request, response, services, principal, accepted)
+
+
+async def _from_json(request: Request, services: Services, manner: Manner) -> Prepared:
+    value = await json_body(request, limit=services.settings.max_spec_bytes)
+    body = parse_model(_JsonSubmission, value, field="body", code="invalid_request")
+    spec = parse_model(Spec, body.spec, field="spec", code="invalid_spec")
+    webhook = accepted_webhook(services.settings, body.webhook)
+    manner = manner._replace(force=manner.force or body.force, webhook=webhook)
+    wanted = _only_one(body.dataset, body.dataset_id, "dataset", "dataset_id")
+    field = "dataset" if body.dataset else "dataset_id"
+
+    def look() -> Prepared:
+        model = known_model(services, body.model_id, manner.caller)
+        dataset = known_dataset(services, wanted, manner.caller, field=field)
+        return _prepared(services, manner, spec, model, dataset)
+
+    return await to_thread.run_sync(look)
+
+
+def _prepared(
+    services: Services,
+    manner: Manner,
+    spec: Spec,
+    model: ModelSource,
+    dataset: DatasetSource,
+) -> Prepared:
+    check_fit(spec, model, dataset)
+    order = Order(
+        kind="certify",
+        spec=spec,
+        model=model,
+        dataset=dataset,
+        caller=manner.caller,
+        idempotency_key=manner.idempotency_key,
+        force=manner.force,
+        webhook=manner.webhook,
+    )
+    return services.submissions.prepare(order)
+
+
+async def _from_form(request: Request, services: Services, manner: Manner) -> Prepared:
+    settings = services.settings
+    files = model_fields(settings) | dataset_fields(settings)
+    texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
+    texts |= {"force": 5, "webhook": 4000}
+    async with (
+        metered(request, services, manner.caller) as meter,
+        receive_form(request, services.store, files=files, texts=texts, meter=meter) as form,
+    ):
+        if "spec" not in form.texts:
+            raise InvalidInput("the field spec is missing", code="missing_field", field="spec")
+        value = parse_json(form.texts["spec"], field="spec")
+        spec = parse_model(Spec, value, field="spec", code="invalid_spec")
+        return await to_thread.run_sync(lambda: _sources(form, spec, services, manner))
+
+
+def _sources(form: Form, spec: Spec, services: Services, manner: Manner) -> Prepared:
+    """Everything is looked at before anything is kept."""
+    caller = manner.caller
+    force = form.texts.get("force", "false")
+    if force not in ("true", "false"):
+        raise InvalidInput("force is true or false", code="invalid_request", field="force")
+    asked = {"webhook": form.texts.get("webhook") or None}
+    url = parse_model(_Webhook, asked, field="body", code="invalid_request").webhook
+    webhook = accepted_webhook(services.settings, url)
+    manner = manner._replace(force=manner.force or force == "true", webhook=webhook)
+    model_file = form.files.get("model")
+    model_id = form.texts.get("model_id")
+    if (model_file is None) == (model_id is None):
+        raise _one_of(model_file is None, "model", "model_id")
+    dataset_file = form.files.get("dataset")
+    dataset_name = form.texts.get("dataset") or None
+    dataset_id = form.texts.get("dataset_id") or None
+    if dataset_file is None:
+        dataset_id = _only_one(dataset_name, dataset_id, "dataset", "dataset_id")
+        field = "dataset" if dataset_name else "dataset_id"
+        dataset = known_dataset(services, dataset_id, caller, field=field)
+    else:
+        if dataset_id is not None:
+            raise _one_of(False, "dataset", "dataset_id")
+        dataset, _ = keep_dataset(services, form, name=None, owner=caller.name, own=False)
+    if model_id is not None:
+        model = known_model(services, model_id, caller)
+    else:
+        assert model_file is not None
+        model, _ = keep_model(services, model_file, name=None, owner=caller.name, own=False)
+    return _prepared(services, manner, spec, model, dataset)
+
+
+def _only_one(first: str | None, second: str | None, *names: str) -> str:
+    if (first is None) == (second is None):
+        raise _one_of(first is None, *names)
+    chosen = first if first is not None else second
+    assert chosen is not None
+    return chosen
+
+
+def _one_of(missing: bool, *names: str) -> InvalidInput:
+    if missing:
+        return InvalidInput(
+            f"one of {' and '.join(names)} is needed", code="missing_field", field=names[0]
+        )
+    return InvalidInput(
+        f"{' and '.join(names)} exclude each other", code="conflicting_fields", field=names[-1]
+    )

@@ -1,0 +1,74 @@
+"""GET /jobs/{id}/events: progress as server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import StreamingResponse
+
+from service.api.auth import Principal
+from service.api.services import UsesServices
+from service.contract.ledger.event_stream import JobEvent
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["jobs"])
+
+#: One event; the stream has any number of them.
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": ["status", "progress"]},
+        "data": {"type": "string", "description": "A JSON object"},
+    },
+}
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events `status` ({status}) and `progress` ({done, total, unit, message, "
+        "eta_s}) with ids; the last one is a terminal status",
+        "content": {"text/event-stream": {"schema": _EVENT}},
+    },
+    204: {"description": "The job has ended and nothing came after Last-Event-ID"},
+}
+#: A browser that lost the connection comes back after so many milliseconds.
+_RETRY = "retry: 2000\n\n"
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_class=Response,
+    responses=_STREAM,
+    summary="Follow a job (server-sent events)",
+)
+async def job_events(
+    job_id: str,
+    services: UsesServices,
+    principal: Principal,
+    last_event_id: Annotated[str, Header(max_length=100)] = "",
+) -> Response:
+    """All events so far, or those behind `Last-Event-ID`, then new ones as they come, until the
+    job has ended. Comments keep a quiet stream alive."""
+    state = await to_thread.run_sync(services.jobs.visible, job_id, principal)
+    events = await services.events.follow(state, last_event_id)
+    if events is None:
+        return Response(status_code=204)  # tells EventSource not to come back
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_lines(events), media_type="text/event-stream", headers=headers)
+
+
+async def _lines(events: AsyncGenerator[JobEvent | None]) -> AsyncIterator[str]:
+    async with aclosing(events):
+        greeting = _RETRY
+        async for event in events:
+            if event is None:
+                yield greeting + ": keep-alive\n\n"
+            else:
+                data = json.dumps(event.data)
+                yield f"{greeting}id: {event.id}\nevent: {event.type}\ndata: {data}\n\n"
+            greeting = ""

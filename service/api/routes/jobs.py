@@ -1,0 +1,108 @@
+"""GET /jobs and /jobs/{id}: what there is and how far it is; cancel, retry, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, TypeVar
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, JsonValue
+
+from service.api.auth import Principal
+from service.api.errors import PROBLEM
+from service.api.services import UsesServices
+from service.contract.schemas.submissions import JobKind, JobRecord, JobStatus
+from service.jobs.control import record
+
+__all__ = ["Page", "router"]
+
+router = APIRouter(tags=["jobs"])
+
+Item = TypeVar("Item")
+
+#: A cursor is opaque: only what a page gave is taken.
+CURSOR: dict[str, JsonValue] = {"pattern": "^[0-9A-HJKMNP-TV-Z]{26}$"}
+
+
+class Page(BaseModel, Generic[Item]):
+    """Some of a list; pass ``next_cursor`` as ``cursor`` for more, it is null at the end."""
+
+    items: list[Item]
+    next_cursor: str | None
+
+
+@router.get("/jobs", summary="List jobs, newest first")
+async def list_jobs(
+    services: UsesServices,
+    principal: Principal,
+    kind: JobKind | None = None,
+    status: JobStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(json_schema_extra=CURSOR)] = None,
+) -> Page[JobRecord]:
+    """A page of jobs, of one kind or status if asked."""
+    items, following = await to_thread.run_sync(
+        lambda: services.jobs.page(principal, kind=kind, status=status, cursor=cursor, limit=limit)
+    )
+    return Page(items=items, next_cursor=following)
+
+
+@router.get("/jobs/{job_id}", summary="Look at a job")
+async def get_job(
+    job_id: str,
+    services: UsesServices,
+    principal: Principal,
+    wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
+) -> JobRecord:
+    """The job; with ``wait`` the answer comes when it has ended, or after that many seconds."""
+    wait_s = min(wait, services.settings.max_wait_s)
+    return record(await services.jobs.wait(job_id, wait_s, principal))
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    response_model=JobRecord,
+    summary="Cancel a job",
+)
+async def cancel_job(job_id: str, services: UsesServices, principal: Principal) -> JobRecord:
+    """It is `cancelled` at once; workers let go of it within five seconds. A job that has ended
+    stays as it is, so that cancelling twice does no harm."""
+    return record(await services.jobs.cancel(job_id, principal))
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    response_model=JobRecord,
+    responses={409: PROBLEM},
+    summary="Run a failed or cancelled job again",
+)
+async def retry_job(
+    job_id: str, response: Response, services: UsesServices, principal: Principal
+) -> JobRecord:
+    """The same id, a new attempt; on disk before the answer. What a cancelled attempt finished is
+    taken over, a failed one is begun anew."""
+    job = record(await services.jobs.retry(job_id, principal))
+    # Only now: what is no id at all may hold what no header can.
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    response_class=Response,
+    responses={
+        202: {"model": JobRecord, "description": "It was active and is cancelled now"},
+        204: {"description": "It had ended and is gone, with all that it left"},
+    },
+    summary="Cancel an active job, remove one that has ended",
+)
+async def delete_job(job_id: str, services: UsesServices, principal: Principal) -> Response:
+    """Uploads that came with the job go later, once no other job needs them."""
+    state = await services.jobs.delete(job_id, principal)
+    if state is None:
+        return Response(status_code=204)
+    return JSONResponse(record(state).model_dump(mode="json"), status_code=202)

@@ -1,0 +1,201 @@
+"""What a finished job leaves: the report in four forms, sample rows, counterexamples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+
+from service import reports
+from service.access.keys import Caller
+from service.api.auth import Principal
+from service.api.routes.jobs import Page
+from service.api.services import Services, UsesServices
+from service.contract.schemas.problems import Conflict, InvalidInput, NotAcceptable, NotFound
+from service.contract.schemas.report import SampleRow
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["results"])
+
+Form = Literal["json", "html", "csv", "svg"]
+
+#: Forms of a report and their media types; the first is the default.
+_MEDIA_TYPES: dict[str, Form] = {
+    "application/json": "json",
+    "text/html": "html",
+    "text/csv": "csv",
+    "image/svg+xml": "svg",
+}
+#: A report holds names that users chose; whatever they are, no browser runs or fetches anything.
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Vary": "Accept",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+}
+
+
+_FORMS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The report", "content": {media: {} for media in _MEDIA_TYPES}}
+}
+_NPZ: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A NumPy archive", "content": {"application/zip": {}}}
+}
+
+
+@router.get(
+    "/jobs/{job_id}/report",
+    response_class=Response,
+    responses=_FORMS,
+    summary="The report, in the form the Accept header asks for",
+)
+async def negotiated_report(
+    job_id: str, request: Request, services: UsesServices, principal: Principal
+) -> Response:
+    """JSON unless HTML, CSV or SVG is preferred. 409 while there is no report."""
+    form = negotiate(request.headers.get("accept", ""))
+    return await to_thread.run_sync(lambda: _report(services, job_id, form, principal))
+
+
+@router.get(
+    "/jobs/{job_id}/report.{form}",
+    response_class=Response,
+    responses=_FORMS,
+    summary="The report in the form of the suffix",
+)
+async def report_by_suffix(
+    job_id: str, form: Form, services: UsesServices, principal: Principal
+) -> Response:
+    """report.json, report.html, report.csv or report.svg."""
+    return await to_thread.run_sync(lambda: _report(services, job_id, form, principal))
+
+
+@router.get("/jobs/{job_id}/samples", summary="Rows per sample, in pages")
+async def samples(
+    job_id: str,
+    services: UsesServices,
+    principal: Principal,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+) -> Page[SampleRow]:
+    """Sample rows in the order of the data set; ``cursor`` comes from the page before."""
+    return await to_thread.run_sync(
+        lambda: _sample_page(_finished(services, job_id, principal), cursor, limit)
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/counterexamples.npz",
+    response_class=Response,
+    responses=_NPZ,
+    summary="Counterexamples that were found",
+)
+async def counterexamples(
+    job_id: str, services: UsesServices, principal: Principal
+) -> FileResponse:
+    """Inputs that the deployed network gets wrong, each replayed in ONNX Runtime."""
+
+    def find() -> Path:
+        _finished(services, job_id, principal)
+        path = services.store.counterexamples_path(job_id)
+        if not services.store.has(path):
+            raise NotFound("no counterexample was found", code="no_counterexamples")
+        return path
+
+    path = await to_thread.run_sync(find)
+    return FileResponse(path, media_type="application/zip", filename=f"{job_id}.npz")
+
+
+def negotiate(accept: str) -> Form:
+    """The best form for an Accept header. Raises NotAcceptable."""
+    best: tuple[float, int, Form] | None = None
+    for part in accept.split(",") if accept.strip() else ["*/*"]:
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        for rank, (known, form) in enumerate(_MEDIA_TYPES.items()):
+            family = known.partition("/")[0] + "/*"
+            if media in (known, family, "*/*") and quality > 0:
+                # An exact type wins over a wildcard of the same quality.
+                candidate = (quality + (0.0001 if media == known else 0.0), -rank, form)
+                if best is None or candidate[:2] > best[:2]:
+                    best = candidate
+    if best is None:
+        raise NotAcceptable(
+            f"a report comes as {', '.join(_MEDIA_TYPES)}", hint="or by suffix: report.json"
+        )
+    return best[2]
+
+
+def _finished(services: Services, job_id: str, caller: Caller) -> Path:
+    """The samples' file of a job that succeeded. Raises NotFound, Conflict."""
+    state = services.jobs.visible(job_id, caller)
+    if state.status in ("failed", "cancelled"):
+        why = (state.error or {}).get("detail", "it was asked for")
+        raise Conflict(f"the job is {state.status}: {why}", code="no_report")
+    if state.status != "succeeded":
+        raise Conflict(
+            f"the job is {state.status}", code="not_finished", hint=f"GET /jobs/{job_id}?wait=60"
+        )
+    if not state.submission.spec:
+        raise NotFound(
+            "this training was asked for without a certification",
+            code="no_report",
+            hint='POST /certify with its model_id, or train without "certify": null',
+        )
+    path = services.store.samples_path(job_id)
+    services.store.has(path)
+    return path
+
+
+def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Response:
+    rows = _finished(services, job_id, caller)
+    path = services.store.report_path(job_id)
+    if not services.store.has(path):
+        raise NotFound("this job left no report", code="no_report")
+    if form == "json":
+        return FileResponse(path, media_type="application/json", headers=_HEADERS)
+    report = json.loads(path.read_bytes())
+    if form == "svg":
+        return Response(reports.render_svg(report), media_type="image/svg+xml", headers=_HEADERS)
+    if form == "csv":
+        name = {"Content-Disposition": f'attachment; filename="{job_id}.csv"'}
+        lines = reports.render_csv(report, _rows(rows))
+        return StreamingResponse(lines, media_type="text/csv", headers={**_HEADERS, **name})
+    return Response(
+        reports.render_html(report, _rows(rows)), media_type="text/html", headers=_HEADERS
+    )
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _sample_page(path: Path, cursor: int, limit: int) -> Page[SampleRow]:
+    """The cursor is the byte at which the next row begins."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if cursor > 0:
+            file.seek(min(cursor, size) - 1)
+            if cursor > size or file.read(1) != b"\n":
+                raise InvalidInput(
+                    "this cursor is none of ours", code="invalid_cursor", field="cursor"
+                )
+        file.seek(cursor)
+        items: list[SampleRow] = []
+        while len(items) < limit and (line := file.readline()):
+            items.append(SampleRow.model_validate_json(line))
+        following = str(file.tell()) if file.tell() < size else None
+    return Page(items=items, next_cursor=following)

@@ -1,0 +1,226 @@
+"""POST /train: a method, a data set and an epsilon become a job that ends in a certified model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Request, Response
+from pydantic import ValidationError
+
+from service.api.auth import Principal
+from service.api.bodies import json_body
+from service.api.responses import Manner, answer
+from service.api.services import Services, UsesServices
+from service.api.uploads.listing import own_names
+from service.contract.schemas.parsing import parse_model, problem_of
+from service.contract.schemas.problems import InvalidInput, NotFound, Unsupported
+from service.contract.schemas.submissions import DatasetSource, JobRecord, Spec
+from service.contract.schemas.training_plans import TrainSpec, certification_spec
+from service.jobs.submit import Order, Prepared
+from service.recipes.recipes import plan_of
+from service.reports.training_curve import render_training_svg
+from service.uploads.dataset_sources import resolve_dataset
+from service.webhooks.targets import accepted_webhook
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["jobs"])
+
+#: Share of an uploaded data set that is kept from training and certified on.
+HELD_OUT = 0.1
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": TrainSpec.model_json_schema(ref_template="#/components/schemas/{model}"),
+                "example": {
+                    "method": "emma",
+                    "dataset": "mnist",
+                    "epsilon": 1.58,
+                    "recipe": "fast",
+                },
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/train",
+    status_code=202,
+    response_model=JobRecord,
+    openapi_extra=_BODY,
+    responses={200: {"model": JobRecord, "description": "Ended within Prefer: wait"}},
+    summary="Train a classifier that can be certified, and certify it",
+)
+async def train(
+    request: Request,
+    response: Response,
+    services: UsesServices,
+    principal: Principal,
+    idempotency_key: Annotated[str | None, Header(description="Same key, same job")] = None,
+) -> JobRecord:
+    """JSON. What the recipe names may be left out; the job is on disk before the answer.
+
+    A registered data set means its train split, and its test split for the certification; of an
+    uploaded one a random tenth is held out for it, unless ``test_dataset`` names another.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Unsupported(
+            f"a training is application/json, not {media_type[:100]!r}",
+            code="unsupported_media_type",
+        )
+    value = await json_body(request, limit=services.settings.max_spec_bytes)
+    spec = parse_model(TrainSpec, value, field="body", code="invalid_request")
+    webhook = accepted_webhook(services.settings, spec.webhook)
+    manner = Manner(principal, idempotency_key, spec.force, webhook)
+    prepared = await to_thread.run_sync(lambda: _prepared(services, manner, spec))
+    accepted = await services.submissions.submit(prepared)
+    return await answer(request, response, services, principal, accepted)
+
+
+def _prepared(services: Services, manner: Manner, spec: TrainSpec) -> Prepared:
+    source, held_out = _training_data(services, manner, spec)
+    try:
+        plan = plan_of(spec, source.name, held_out=held_out)
+        certification = certification_spec(spec)
+    except ValidationError as error:
+        field = "certify" if error.title == "Spec" else "recipe"
+        raise problem_of(error, field=field, code=f"invalid_{field}") from error
+    if certification is not None and certification.architecture is not None:
+        raise InvalidInput(
+            "the trained model is an ONNX file; leave certify.architecture out",
+            code="unexpected_architecture",
+            field="certify.architecture",
+        )
+    order = Order(
+        kind="train",
+        spec=certification,
+        model=None,
+        dataset=_test_data(services, manner, spec, source, certification),
+        caller=manner.caller,
+        idempotency_key=manner.idempotency_key,
+        force=manner.force,
+        webhook=manner.webhook,
+        training=plan,
+        training_dataset=source,
+    )
+    return services.submissions.prepare(order)
+
+
+def _find(services: Services, manner: Manner, text: str, split: str, field: str) -> DatasetSource:
+    source = resolve_dataset(
+        text,
+        services.store,
+        services.settings,
+        names=lambda record: own_names(record, manner.caller),
+        split="train" if split == "train" else "test",
+        field=field,
+    )
+    if source.id is not None:
+        services.store.touch("datasets", source.id)
+    return source
+
+
+def _training_data(
+    services: Services, manner: Manner, spec: TrainSpec
+) -> tuple[DatasetSource, float]:
+    """The samples to train on, and the share of them that is held out."""
+    held_out = HELD_OUT if spec.certify is not None and spec.test_dataset is None else 0.0
+    try:
+        source = _find(services, manner, spec.dataset, "train", "dataset")
+    except InvalidInput:
+        # An upload under a plain name is nobody's train split, but it can be trained on.
+        source = _uploaded(services, manner, spec.dataset)
+        return source, held_out
+    if source.id is None and source.split == "test" and spec.test_dataset is None:
+        raise InvalidInput(
+            "this is the test split, on which the trained model would be certified",
+            code="invalid_dataset",
+            hint='the plain name means the train split; or name another "test_dataset"',
+            field="dataset",
+        )
+    return source, 0.0 if source.id is None else held_out
+
+
+def _uploaded(services: Services, manner: Manner, text: str) -> DatasetSource:
+    try:
+        found = _find(services, manner, text, "test", "dataset") if ":" not in text else None
+    except InvalidInput:
+        found = None
+    if found is None or found.id is None:
+        # Says where the train split was looked for.
+        return _find(services, manner, text, "train", "dataset")
+    return found
+
+
+def _test_data(
+    services: Services,
+    manner: Manner,
+    spec: TrainSpec,
+    source: DatasetSource,
+    certification: Spec | None,
+) -> DatasetSource | None:
+    """What the trained model is certified on."""
+    if certification is None:
+        return None
+    if spec.test_dataset is not None:
+        test = _find(services, manner, spec.test_dataset, "test", "test_dataset")
+        if _content(test) == _content(source):
+            raise InvalidInput(
+                "the model would be certified on the samples that it is trained on",
+                code="same_dataset",
+                hint='another "test_dataset", or none: then a part of an upload is held out, '
+                "and a registered name has its test split",
+                field="test_dataset",
+            )
+        return test
+    if source.id is not None:
+        return source
+    return _find(services, manner, spec.dataset.partition(":")[0], "test", "test_dataset")
+
+
+def _content(source: DatasetSource) -> tuple[object, ...]:
+    """What the samples follow from."""
+    return source.kind, source.blobs, source.paths, source.split
+
+
+@router.get("/jobs/{job_id}/training", summary="The plan and the curve of a training")
+async def training(job_id: str, services: UsesServices, principal: Principal) -> dict[str, Any]:
+    """``plan`` (every hyperparameter), ``history`` (a row per epoch so far) and ``model_id``.
+
+    ``plan.arithmetic`` is what became of ``precision`` and ``compiled`` on the worker, from the
+    first epoch on; a run that changes workers has it for every epoch in the history.
+    ``robust`` in the history is the method's own estimate; only the report is a proof.
+    """
+    return await to_thread.run_sync(lambda: _training(job_id, services, principal))
+
+
+@router.get(
+    "/jobs/{job_id}/training.svg",
+    response_class=Response,
+    responses={200: {"content": {"image/svg+xml": {}}, "description": "The chart"}},
+    summary="The curve of a training as a chart",
+)
+async def training_svg(job_id: str, services: UsesServices, principal: Principal) -> Response:
+    """Accuracy and robust accuracy over the epochs so far."""
+    found = await to_thread.run_sync(lambda: _training(job_id, services, principal))
+    chart = render_training_svg(found["plan"], found["history"])
+    return Response(chart, media_type="image/svg+xml")
+
+
+def _training(job_id: str, services: Services, principal: Principal) -> dict[str, Any]:
+    state = services.jobs.visible(job_id, principal)
+    plan = state.submission.training
+    if plan is None:
+        raise NotFound("this job is no training", code="no_training")
+    rows = services.store.read_json(services.store.training_dir(job_id) / "history.json")
+    history = [] if rows is None else rows["history"]
+    if history:
+        used = {name: history[-1].get(name) for name in ("precision", "compiled")}
+        plan = {**plan, "arithmetic": used}
+    return {"job_id": job_id, "plan": plan, "history": history, "model_id": state.model_id}

@@ -1,0 +1,130 @@
+"""What an API process holds while it runs, and how endpoints get at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.access.keys import KeyRing
+from service.access.limits import Limits
+from service.access.quotas import Quotas
+from service.api.metrics import Metrics
+from service.contract.ledger.connection import connect
+from service.contract.ledger.event_stream import EventLog
+from service.contract.ledger.ledger import Ledger
+from service.contract.settings import Settings
+from service.contract.storage.journal import Journal
+from service.contract.storage.store import Store
+from service.jobs.control import Jobs
+from service.jobs.event_hub import EventHub
+from service.jobs.idempotency import Repeats
+from service.jobs.intake import Entrance
+from service.jobs.notifier import Bell
+from service.jobs.reconciler import Reconciler
+from service.jobs.retention import Retention
+from service.jobs.submit import Submissions
+from service.webhooks.dispatcher import Webhooks
+
+__all__ = ["Services", "UsesServices"]
+
+
+@dataclass(frozen=True)
+class Services:
+    """One of each per process."""
+
+    settings: Settings
+    store: Store
+    ledger: Ledger
+    #: The same, for who must know soon whether Redis answers.
+    probe: Ledger
+    journal: Journal
+    entrance: Entrance
+    bell: Bell
+    jobs: Jobs
+    reconciler: Reconciler
+    webhooks: Webhooks
+    events: EventHub
+    keys: KeyRing
+    limits: Limits
+    submissions: Submissions
+    metrics: Metrics
+
+    @classmethod
+    def start(cls, settings: Settings) -> Services:
+        """Open the store and begin the journal, the bell and the reconciler.
+
+        Redis may still be away: that is the reconciler's business, and /readyz says so.
+        """
+        store = Store.of(settings)
+        store.sweep()
+        # A Redis that hangs costs a request seconds: what was accepted is in the journal by then.
+        redis = connect(settings, timeout_s=5.0)
+        ledger = Ledger(redis, settings)
+        probe = Ledger(connect(settings, retries=0, timeout_s=2.0), settings)
+        journal = Journal(store.folder("journal"))
+        bell = Bell(connect(settings, text=False), settings)
+        entrance = Entrance(journal, ledger, bell)
+        limits = Limits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
+        jobs = Jobs(store, ledger, journal, bell, limits)
+        retention = Retention(settings, store, ledger, journal)
+        webhooks = Webhooks(settings, store)
+        webhooks.start()
+        repeats = Repeats(redis)
+        reconciler = Reconciler(settings, store, ledger, bell, repeats, retention, webhooks)
+        reconciler.start()
+        events = EventHub(
+            EventLog(redis),
+            store,
+            quiet_s=settings.keep_alive_s,
+            most_viewers=settings.max_event_streams,
+        )
+        keys = KeyRing(
+            settings.data_dir / "keys", [key.get_secret_value() for key in settings.keys]
+        )
+        submissions = Submissions(
+            store=store,
+            journal=journal,
+            entrance=entrance,
+            jobs=jobs,
+            repeats=repeats,
+            limits=limits,
+            reuse=settings.reuse_results,
+            caught_up=lambda: reconciler.caught_up,
+        )
+        return cls(
+            settings=settings,
+            store=store,
+            ledger=ledger,
+            probe=probe,
+            journal=journal,
+            entrance=entrance,
+            bell=bell,
+            jobs=jobs,
+            reconciler=reconciler,
+            webhooks=webhooks,
+            events=events,
+            keys=keys,
+            limits=limits,
+            submissions=submissions,
+            metrics=Metrics(ledger, limits),
+        )
+
+    def close(self) -> None:
+        """Write what waits, ring what waits, stop."""
+        self.reconciler.close()
+        self.webhooks.close()
+        self.journal.close()
+        self.entrance.close()
+        self.bell.close()
+
+
+def _services(request: Request) -> Services:
+    found = request.app.state.services
+    assert isinstance(found, Services)
+    return found
+
+
+#: The process' services, as an endpoint's parameter.
+UsesServices = Annotated[Services, Depends(_services)]

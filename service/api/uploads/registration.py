@@ -1,0 +1,137 @@
+"""From an upload or an id to a source a job can name; uploads are looked at, then kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from service.access.keys import Caller
+from service.api.services import Services
+from service.api.uploads.listing import own_names, owners_of, visible_to
+from service.contract.ids import digest_hex
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.submissions import DatasetSource, ModelSource
+from service.contract.times import now, rfc3339
+from service.uploads.dataset_files import inspect_dataset
+from service.uploads.dataset_sources import resolve_dataset, uploaded_source
+from service.uploads.model_files import inspect_model
+from service.uploads.receive import Form, Upload
+
+__all__ = ["check_name", "keep_dataset", "keep_model", "known_dataset", "known_model"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}")
+
+
+def check_name(name: str | None) -> str | None:
+    """A name for an upload. Raises InvalidInput."""
+    if name is not None and (_NAME.fullmatch(name) is None or digest_hex(name) is not None):
+        raise InvalidInput(
+            "a name has 1 to 100 letters, digits and . _ : + -", code="invalid_name", field="name"
+        )
+    return name
+
+
+def keep_model(
+    services: Services, upload: Upload, *, name: str | None, owner: str, own: bool
+) -> tuple[ModelSource, bool]:
+    """Look at a model file and keep it; whether it is new to its owner.
+
+    ``own``: it was uploaded for its own sake. Raises InvalidInput, StorageFull.
+    """
+    kind = inspect_model(upload.writer.path, upload.filename, services.settings)
+    blob = upload.writer.publish()
+    new = not _owned(services.store.record("models", blob.digest), owner)
+    record = services.store.put_record(
+        "models",
+        blob.digest,
+        {
+            "id": blob.digest,
+            "format": kind,
+            "name": name or upload.filename,
+            "size": blob.size,
+            "created_at": rfc3339(now()),
+        },
+        owner=owner,
+        own=own,
+    )
+    return _model_source(record), new
+
+
+def keep_dataset(
+    services: Services, form: Form, *, name: str | None, owner: str, own: bool
+) -> tuple[DatasetSource, bool]:
+    """Look at the form's data set and keep it; whether it is new to its owner.
+
+    Its id is the file's digest; that of a pair is the digest of both digests.
+    """
+    data, labels = form.files["dataset"], form.files.get("dataset_labels")
+    facts = inspect_dataset(
+        data.writer.path,
+        data.filename,
+        services.settings,
+        labels=labels.writer.path if labels else None,
+    )
+    size = data.writer.size
+    first = data.writer.publish().digest
+    if labels is None:
+        identity, blobs = first, {"file": first}
+    else:
+        size += labels.writer.size
+        second = labels.writer.publish().digest
+        identity = "sha256:" + hashlib.sha256(f"{first}\n{second}\n".encode()).hexdigest()
+        blobs = {"images": first, "labels": second}
+    new = not _owned(services.store.record("datasets", identity), owner)
+    record = services.store.put_record(
+        "datasets",
+        identity,
+        {
+            "id": identity,
+            "format": facts.format,
+            # A file name always has a suffix, so it never takes a registered name by accident.
+            "name": name or data.filename,
+            "size": size,
+            "samples": facts.samples,
+            "shape": facts.shape,
+            "labels": facts.labels,
+            "blobs": blobs,
+            "created_at": rfc3339(now()),
+        },
+        owner=owner,
+        own=own,
+    )
+    return uploaded_source(record), new
+
+
+def known_model(services: Services, model_id: str, caller: Caller) -> ModelSource:
+    """The uploaded model of this id, if it is the caller's. Raises InvalidInput."""
+    record = services.store.record("models", model_id)
+    if record is None or not visible_to(record, caller):
+        raise InvalidInput(
+            f"there is no model {model_id[:100]!r}",
+            code="unknown_model",
+            hint="POST /models first, or send the file as model",
+            field="model_id",
+        )
+    services.store.touch("models", model_id)
+    return _model_source(record)
+
+
+def known_dataset(services: Services, text: str, caller: Caller, *, field: str) -> DatasetSource:
+    """The data set of this id or name, if it is the caller's. Raises InvalidInput."""
+    source = resolve_dataset(
+        text, services.store, services.settings, names=lambda r: own_names(r, caller), field=field
+    )
+    if source.id is not None:
+        services.store.touch("datasets", source.id)
+    return source
+
+
+def _owned(record: dict[str, Any] | None, owner: str) -> bool:
+    return record is not None and owner in owners_of(record)
+
+
+def _model_source(record: dict[str, Any]) -> ModelSource:
+    return ModelSource(
+        digest=record["id"], format=record["format"], name=record["name"], size=record["size"]
+    )

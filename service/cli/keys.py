@@ -1,0 +1,61 @@
+"""``certserve keys create|list|revoke``: works on the data directory, a running service notices."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from service.access.keys import KeyRing
+
+__all__ = ["add_parser", "ring_of"]
+
+
+def ring_of(data_dir: Path, given: tuple[str, ...] = ()) -> KeyRing:
+    """The keys of a data directory."""
+    return KeyRing(data_dir.absolute() / "keys", given)
+
+
+def add_parser(commands: Any, data_dir: Path) -> None:
+    """Add ``keys`` to the commands; ``data_dir`` is the default."""
+    keys = commands.add_parser("keys", help="make, list and revoke API keys")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make a key; it is printed once")
+    create.add_argument("name", help="whose key it is, for people")
+    create.add_argument("--admin", action="store_true", help="it sees what every key made")
+    create.set_defaults(run=_create)
+    listing = actions.add_parser("list", help="list the keys, without their secrets")
+    listing.set_defaults(run=_list)
+    revoke = actions.add_parser("revoke", help="make a key worthless from now on")
+    revoke.add_argument("id", help="the id that keys list shows")
+    revoke.set_defaults(run=_revoke)
+    for action in (create, listing, revoke):
+        action.add_argument("--data-dir", type=Path, default=data_dir)
+
+
+def _create(options: argparse.Namespace, console: Console) -> int:
+    key, record = ring_of(options.data_dir).create(options.name, admin=options.admin)
+    # The key alone on stdout, so that a script can take it; the rest is for people.
+    print(key)
+    notes = Console(stderr=True, highlight=False)
+    notes.print(f"key {record['id']} for {record['name']}; it is not shown again")
+    return 0
+
+
+def _list(options: argparse.Namespace, console: Console) -> int:
+    table = Table("id", "name", "admin", "created", "revoked")
+    for record in ring_of(options.data_dir).records():
+        revoked = record["revoked_at"] or ""
+        admin = "yes" if record["admin"] else ""
+        table.add_row(record["id"], record["name"], admin, record["created_at"], revoked)
+    console.print(table)
+    return 0
+
+
+def _revoke(options: argparse.Namespace, console: Console) -> int:
+    ring_of(options.data_dir).revoke(options.id)
+    console.print(f"key {options.id} is revoked", highlight=False)
+    return 0

@@ -1,0 +1,116 @@
+"""``certserve train``: submit a training, follow it, keep the model and its report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.cli.local_service import started_service
+from service.cli.terminal import print_summary, progress_bar
+from service.client import Client, JobFailed
+from service.contract.schemas.training_plans import TRAINING_METHODS
+from service.supervisor.instance_lock import StartError
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Any, data_dir: Path) -> None:
+    """Add ``train`` to the commands."""
+    train = commands.add_parser("train", help="train a classifier that can be certified")
+    train.add_argument("--method", choices=tuple(TRAINING_METHODS), required=True)
+    train.add_argument("--dataset", required=True, help="a registered name or an id")
+    train.add_argument("--test-dataset", help="what the report is made on; default: its test split")
+    train.add_argument("--epsilon", required=True, help="36/255 or 1.58, in pixel units")
+    train.add_argument("--norm", choices=("l2", "linf"), default="l2")
+    train.add_argument("--recipe", default="fast", help="fast, paper or JSON hyperparameters")
+    train.add_argument("--architecture", help="a name or JSON; default: the recipe's")
+    train.add_argument("--activation")
+    train.add_argument("--epochs", type=int)
+    train.add_argument("--batch-size", type=int)
+    train.add_argument("--learning-rate", type=float)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--certify", help="spec of the certification as JSON; null: none")
+    train.add_argument("--out", type=Path, default=Path("out/train"), help="folder of the results")
+    train.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
+    train.add_argument("--key", default=os.environ.get("CERTSERVE_KEY"))
+    train.add_argument("--data-dir", type=Path, default=data_dir)
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    request = _request(options)
+    with ExitStack() as stack:
+        url = options.url or stack.enter_context(started_service(options.data_dir))
+        client = stack.enter_context(Client(url, key=options.key))
+        job = client.train(request)
+        try:
+            with progress_bar(console) as show:
+                done = client.wait(job["id"], on_progress=show)
+        except KeyboardInterrupt:
+            where = options.url or f"the next service on {options.data_dir}"
+            console.print(
+                f"job {job['id']} is not cancelled: it goes on at {where}", soft_wrap=True
+            )
+            raise
+        except JobFailed as failure:
+            if failure.job["model_id"] is None:
+                raise
+            # What failed is the certification; the model took its time, and it is there.
+            _keep_model(client, failure.job, options.out)
+            console.print(
+                f"trained, but not certified; model and curve: {options.out}", soft_wrap=True
+            )
+            raise
+        _keep_model(client, done, options.out)
+        if done["links"]["report"] is not None:
+            for suffix in ("json", "html", "csv", "svg"):
+                (options.out / f"report.{suffix}").write_bytes(client.report(job["id"], suffix))
+            print_summary(console, json.loads((options.out / "report.json").read_text()))
+    console.print(f"model, curve and report: {options.out}", highlight=False)
+    return 0
+
+
+def _keep_model(client: Client, job: dict[str, Any], folder: Path) -> None:
+    """Model, weights and curve of a job that trained to its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(client.model_file(job["model_id"], "onnx"))
+    (folder / "weights.safetensors").write_bytes(client.model_file(job["model_id"], "weights"))
+    (folder / "training.json").write_text(json.dumps(client.training(job["id"]), indent=1))
+    (folder / "training.svg").write_bytes(client.training_chart(job["id"]))
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    """The body of POST /train."""
+    request: dict[str, Any] = {
+        "method": options.method,
+        "dataset": options.dataset,
+        "epsilon": options.epsilon,
+        "norm": options.norm,
+        "seed": options.seed,
+        "recipe": _json_or_name(options.recipe),
+    }
+    for name in ("test_dataset", "activation", "epochs", "batch_size", "learning_rate"):
+        if getattr(options, name) is not None:
+            request[name] = getattr(options, name)
+    if options.architecture is not None:
+        request["architecture"] = _json_or_name(options.architecture)
+    if options.certify is not None:
+        request["certify"] = _json(options.certify, "--certify")
+    return request
+
+
+def _json_or_name(text: str) -> Any:
+    return _json(text, "JSON") if text.lstrip().startswith("{") else text
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise StartError(f"{what}: this is no JSON: {error}") from error

@@ -1,0 +1,228 @@
+"""Accepting jobs: recognise what was asked for before, then let it in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from anyio import to_thread
+from redis.exceptions import RedisError
+
+from service.access.keys import Caller
+from service.access.limits import Limits
+from service.contract.ids import new_job_id
+from service.contract.ledger.leases import JobState
+from service.contract.outcomes import outcome_state
+from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, Unavailable
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.schemas.training_plans import TrainingPlan
+from service.contract.storage.journal import Binding, Journal
+from service.contract.storage.store import Store
+from service.contract.times import now, rfc3339
+from service.contract.version import engine_version
+from service.jobs.control import Jobs, new_state
+from service.jobs.idempotency import Repeats, fingerprint, key_of, result_key
+from service.jobs.intake import Entrance
+
+__all__ = ["Accepted", "Order", "Prepared", "Submissions"]
+
+_log = logging.getLogger(__name__)
+
+#: How long a second request waits for the first one with the same Idempotency-Key.
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for, and how: ``force`` computes it although an equal result is there."""
+
+    kind: Literal["certify", "train"]
+    spec: Spec | None
+    model: ModelSource | None
+    dataset: DatasetSource | None
+    caller: Caller
+    idempotency_key: str | None = None
+    force: bool = False
+    training: TrainingPlan | None = None
+    training_dataset: DatasetSource | None = None
+    webhook: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An order, looked at: what would be journalled, and an equal result that is there already."""
+
+    caller: Caller
+    submission: JobSubmission
+    earlier: JobState | None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The job of an order: ``new``, ``replayed`` (same Idempotency-Key) or ``reused`` (result)."""
+
+    state: JobState
+    how: Literal["new", "replayed", "reused"]
+
+
+class Submissions:
+    """One per process."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        journal: Journal,
+        entrance: Entrance,
+        jobs: Jobs,
+        repeats: Repeats,
+        limits: Limits,
+        reuse: bool,
+        caught_up: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._entrance = entrance
+        self._jobs = jobs
+        self._repeats = repeats
+        self._limits = limits
+        self._reuse = reuse
+        self._caught_up = caught_up
+
+    def prepare(self, order: Order) -> Prepared:
+        """Everything that needs a thread and may come before the journal, in one.
+
+        Raises InvalidInput (an idempotency key that is none).
+        """
+        submission = self._submission(order)
+        earlier = None if order.force else self._earlier(submission)
+        return Prepared(order.caller, submission, earlier)
+
+    async def submit(self, prepared: Prepared) -> Accepted:
+        """Accept an order: on disk before this returns, or known from before.
+
+        Raises StorageFull, Unavailable, Conflict (the key was used for something else),
+        TooManyRequests.
+        """
+        submission, earlier = prepared.submission, prepared.earlier
+        key = submission.idempotency_key
+        if key is not None:
+            replayed = await self._replayed(key, submission)
+            if replayed is not None:
+                return Accepted(replayed, "replayed")
+        try:
+            if earlier is not None:
+                if key is not None:
+                    binding = Binding(key, earlier.submission.id, submission.fingerprint)
+                    await asyncio.wrap_future(self._journal.bind(binding))
+                    await to_thread.run_sync(self._repeats.bind, binding)
+                return Accepted(earlier, "reused")
+            async with self._limits.entering_job(prepared.caller, submission.id):
+                await self._entrance.accept(submission)
+        except Exception:
+            # Not where the request is cancelled: its job may be in the journal all the same.
+            if key is not None:
+                await self._release(key)
+            raise
+        return Accepted(new_state(submission), "new")
+
+    def _submission(self, order: Order) -> JobSubmission:
+        spec = {} if order.spec is None else order.spec.normal()
+        training = None if order.training is None else order.training.normal()
+        content = fingerprint(
+            order.kind, spec, order.model, order.dataset, training, order.training_dataset
+        )
+        owner = order.caller.name
+        # What a clock decides is not the same twice.
+        repeatable = self._reuse and spec.get("time_budget_s") is None
+        datasets = (order.dataset, order.training_dataset)
+        return JobSubmission(
+            id=new_job_id(),
+            kind=order.kind,
+            spec=spec,
+            model=order.model,
+            dataset=order.dataset,
+            training=training,
+            training_dataset=order.training_dataset,
+            created_at=rfc3339(now()),
+            principal=owner,
+            fingerprint=content,
+            idempotency_key=_checked_key(owner, order.idempotency_key),
+            result_key=result_key(owner, content, datasets, engine_version()) if repeatable else "",
+            webhook=order.webhook,
+        )
+
+    async def _replayed(self, key: str, submission: JobSubmission) -> JobState | None:
+        """The job that the key was used for; None: the key is this submission's now."""
+        deadline = now() + _PATIENCE_S
+        # Journalled by a process that died before Redis heard of it: its reservation may be void.
+        while not self._caught_up():
+            if now() > deadline:
+                raise Unavailable("the journal is being read", code="recovering", hint="ask again")
+            await asyncio.sleep(0.02)
+        while True:
+            known = await to_thread.run_sync(
+                self._repeats.reserve, key, submission.id, submission.fingerprint
+            )
+            if known is None:
+                return None
+            if known.fingerprint != submission.fingerprint:
+                raise Conflict(
+                    "this Idempotency-Key was used for another submission",
+                    code="idempotency_conflict",
+                    hint="a new submission needs a new key",
+                    field="Idempotency-Key",
+                )
+            try:
+                return await to_thread.run_sync(self._jobs.state, known.job_id)
+            except NotFound:
+                if now() > deadline:
+                    raise Unavailable(
+                        "the first submission with this Idempotency-Key is not through yet",
+                        code="submission_in_progress",
+                        hint="ask again",
+                    ) from None
+            await asyncio.sleep(0.05)
+
+    def _earlier(self, submission: JobSubmission) -> JobState | None:
+        """An equal job that succeeded, with what it left still there."""
+        if not submission.result_key:
+            return None
+        try:
+            job_id = self._repeats.result(submission.result_key)
+        except RedisError:
+            return None  # computed again: it costs time, nothing else
+        state = None if job_id is None else outcome_state(self._store, job_id)
+        if state is None or state.status != "succeeded":
+            return None
+        return state if all(map(self._store.has, self._left_by(state))) else None
+
+    def _left_by(self, state: JobState) -> list[Path]:
+        """The files that a job's result stands on: a report, where one was asked for, a model."""
+        submission = state.submission
+        files = [self._store.report_path(submission.id)] if submission.spec else []
+        if submission.kind == "train" and state.model_id is not None:
+            files.append(self._store.blob_path(state.model_id))
+        return files
+
+    async def _release(self, key: str) -> None:
+        try:
+            await to_thread.run_sync(self._repeats.release, key)
+        except RedisError as error:
+            _log.info("a reserved idempotency key runs out by itself: %s", error)
+
+
+def _checked_key(principal: str, header: str | None) -> str | None:
+    if header is None:
+        return None
+    if not (1 <= len(header) <= 255 and header.isprintable()):
+        raise InvalidInput(
+            "an Idempotency-Key has 1 to 255 printable characters",
+            code="invalid_idempotency_key",
+            field="Idempotency-Key",
+        )
+    return key_of(principal, header)

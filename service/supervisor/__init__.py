@@ -1,0 +1,1 @@
+"""``certserve serve``: Redis, API and workers as children of one process."""

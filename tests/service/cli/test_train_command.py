@@ -1,0 +1,92 @@
+"""``certserve train``: what is typed is what is asked for, and nothing else is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli import train as train_commands
+from service.cli.main import main
+from service.cli.train import _request, add_parser
+from service.client import Client, JobFailed
+from service.contract.schemas.training_plans import TrainSpec
+from service.supervisor.instance_lock import StartError
+
+
+def request(*arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(), Path("data"))
+    base = ["train", "--method", "bcp", "--dataset", "mine", "--epsilon", "36/255"]
+    return _request(parser.parse_args([*base, *arguments]))
+
+
+def test_what_is_left_out_is_left_to_the_recipe() -> None:
+    assert request() == {
+        "method": "bcp",
+        "dataset": "mine",
+        "epsilon": "36/255",
+        "norm": "l2",
+        "seed": 0,
+        "recipe": "fast",
+    }
+
+
+def test_every_option_arrives_as_the_service_takes_it() -> None:
+    wish = request(
+        *("--test-dataset", "mnist", "--epochs", "3", "--batch-size", "8", "--seed", "4"),
+        *("--recipe", '{"base": "paper", "clip_norm": 1}', "--certify", "null"),
+        *("--architecture", '{"name": "liresnet", "depth": 2}', "--activation", "maxmin"),
+    )
+    spec = TrainSpec.model_validate(wish)
+    assert (spec.test_dataset, spec.epochs, spec.batch_size, spec.seed) == ("mnist", 3, 8, 4)
+    assert spec.recipe == {"base": "paper", "clip_norm": 1}
+    assert (spec.architecture, spec.activation) == ({"name": "liresnet", "depth": 2}, "maxmin")
+    assert spec.certify is None
+
+
+def test_json_that_is_none_is_refused() -> None:
+    with pytest.raises(StartError, match="no JSON"):
+        request("--recipe", "{epochs: 3}")
+
+
+@pytest.mark.parametrize("model", ["0" * 64, None])
+def test_a_model_whose_certification_failed_is_kept(
+    model: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = {"code": "budget_exhausted", "detail": "it took too long"}
+    job = {"id": "j", "status": "failed", "model_id": model, "error": error}
+
+    class Service(Client):
+        def train(self, request: Any) -> dict[str, Any]:
+            return job
+
+        def wait(self, job_id: str, **options: Any) -> dict[str, Any]:
+            raise JobFailed(job)
+
+        def model_file(self, model_id: str, part: str = "onnx") -> bytes:
+            return part.encode()
+
+        def training(self, job_id: str) -> dict[str, Any]:
+            return {"history": []}
+
+        def training_chart(self, job_id: str) -> bytes:
+            return b"<svg/>"
+
+    monkeypatch.setattr(train_commands, "Client", Service)
+    out = tmp_path / "kept"
+    arguments = ["train", "--method", "bcp", "--dataset", "mnist", "--epsilon", "0.1"]
+    assert main([*arguments, "--url", "http://localhost:9", "--out", str(out)]) == 1
+    shown = capsys.readouterr()
+    assert "budget_exhausted: it took too long" in shown.err
+    if model is None:
+        assert not out.exists()
+    else:
+        kept = {"model.onnx", "weights.safetensors", "training.json", "training.svg"}
+        assert {path.name for path in out.iterdir()} == kept
+        assert "trained, but not certified" in shown.out

@@ -1,0 +1,218 @@
+"""Jobs survive a lost Redis, lost tickets and dying workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Lease, Ledger
+from service.contract.outcomes import conclude, outcome_state
+from service.contract.schemas.problems import InvalidInput, StorageFull
+from service.contract.settings import Settings
+from service.contract.storage.store import Store
+from service.jobs.idempotency import Repeats
+from service.jobs.notifier import Bell
+from service.jobs.reconciler import Reconciler
+from tests.service.conftest import Make, eventually, finish
+
+
+class PromptBell(Bell):
+    """Rings before it returns, so that a test sees every ticket a round asked for."""
+
+    def ring(self, job_id: str) -> None:
+        self._enqueue([job_id])
+
+
+@pytest.fixture
+def bell(quick: Settings) -> Iterator[Bell]:
+    bell = PromptBell(connect(quick, text=False), quick)
+    yield bell
+    bell.close()
+
+
+@pytest.fixture
+def reconciler(quick: Settings, store: Store, redis: Redis, bell: Bell) -> Reconciler:
+    return Reconciler(quick, store, Ledger(redis, quick), bell, Repeats(redis))
+
+
+def test_an_accepted_job_that_redis_does_not_know_is_entered_and_rung(
+    reconciler: Reconciler, ledger: Ledger, bell: Bell, accept: Make
+) -> None:
+    job = accept()
+    reconciler.tick()
+    state = ledger.get(job.id)
+    assert state is not None
+    assert state.submission == job
+    assert bell.waiting() == {job.id: 1}
+
+
+def test_a_redis_that_lost_everything_is_filled_again_with_open_and_ended_jobs(
+    reconciler: Reconciler, ledger: Ledger, redis: Redis, store: Store, accept: Make
+) -> None:
+    opened, ended, failed = accept(), accept(), accept()
+    reconciler.tick()
+    finish(store, ledger, ended)
+    conclude(store, ledger, failed, "failed", error=InvalidInput("no", code="invalid_onnx"))
+    before = [ledger.get(job.id) for job in (ended, failed)]
+    redis.flushall()
+    reconciler.tick()
+    assert [ledger.get(job.id) for job in (ended, failed)] == before
+    assert ledger.index.active() == {opened.id}
+    assert isinstance(ledger.lease(opened.id, worker="w"), Lease)
+
+
+def test_a_lost_ticket_is_rung_again_but_a_waiting_one_is_not_doubled(
+    reconciler: Reconciler, bell: Bell, redis: Redis, accept: Make
+) -> None:
+    job = accept()
+    for _ in range(5):
+        reconciler.tick()
+        assert bell.waiting() == {job.id: 1}
+    redis.delete("rq:queue:certserve")
+    reconciler.tick()
+    assert bell.waiting() == {job.id: 1}
+
+
+def test_a_job_that_ends_every_worker_fails_with_the_reason(
+    quick: Settings, reconciler: Reconciler, redis: Redis, store: Store, accept: Make
+) -> None:
+    job = accept()
+    reconciler.tick()
+    ledger = Ledger(redis, quick)
+    for _ in range(3):
+        assert isinstance(ledger.lease(job.id, worker="w"), Lease)
+        time.sleep(0.07)  # killed: nobody renews
+    reconciler.tick()
+    state = ledger.get(job.id)
+    assert state is not None
+    assert state.status == "failed"
+    assert state.error is not None
+    assert state.error["code"] == "attempts_exhausted"
+    assert "prepare was tried 3 times" in state.error["detail"]
+    assert outcome_state(store, job.id) == state
+
+
+def test_a_job_whose_end_finds_no_room_holds_up_no_other(
+    quick: Settings,
+    reconciler: Reconciler,
+    redis: Redis,
+    store: Store,
+    bell: Bell,
+    accept: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck = accept()
+    reconciler.tick()
+    ledger = Ledger(redis, quick)
+    for _ in range(3):
+        assert isinstance(ledger.lease(stuck.id, worker="w"), Lease)
+        time.sleep(0.07)
+    redis.delete("rq:queue:certserve")
+    full = True
+    create_json = store.create_json
+
+    def create(path: Path, value: object) -> bool:
+        if full and stuck.id in path.parts:
+            raise StorageFull("the disk is full")
+        return create_json(path, value)
+
+    monkeypatch.setattr(store, "create_json", create)
+    # A retry that cannot be entered is kept for later, as is the end of the one above.
+    retried = accept(attempt=2)
+    monkeypatch.setattr(store, "job_dir", _full_for(retried.id, store.job_dir, lambda: full))
+    other = accept()
+    reconciler.tick()
+    assert bell.waiting()[other.id]
+    assert ledger.get(stuck.id).status == "running"  # type: ignore[union-attr]
+    assert ledger.get(retried.id) is None
+    full = False
+    reconciler.tick()
+    assert ledger.get(stuck.id).status == "failed"  # type: ignore[union-attr]
+    assert ledger.get(retried.id).status == "queued"  # type: ignore[union-attr]
+
+
+def _full_for(
+    job_id: str, job_dir: Callable[[str], Path], full: Callable[[], bool]
+) -> Callable[[str], Path]:
+    def create(wanted: str) -> Path:
+        if wanted == job_id and full():
+            raise StorageFull("the disk is full")
+        return job_dir(wanted)
+
+    return create
+
+
+def test_one_ticket_for_every_worker_is_enough(
+    reconciler: Reconciler, ledger: Ledger, bell: Bell, redis: Redis, accept: Make
+) -> None:
+    for name in ("a", "b", "c"):
+        ledger.roster.heartbeat(name, {})
+    for _ in range(20):
+        accept()
+    reconciler.tick()
+    assert bell.waiting().total() == 20
+    redis.delete("rq:queue:certserve")
+    for _ in range(3):
+        reconciler.tick()
+        assert bell.waiting().total() == 3
+
+
+def test_no_more_tickets_than_can_be_of_use(quick: Settings, redis: Redis) -> None:
+    bell = Bell(connect(quick, text=False), quick)
+    for number in range(300):
+        bell.ring(f"{number:026d}")
+    bell.close()
+    bell._thread.join()  # close() gives up after a while
+    assert 1 <= redis.llen("rq:queue:certserve") <= 64
+
+
+def test_a_ticket_that_cannot_be_made_ends_no_bell(
+    quick: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell = Bell(connect(quick, text=False), quick)
+    failed: list[object] = []
+
+    def broken(tickets: object) -> None:
+        failed.append(tickets)
+        raise ValueError("no ticket")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bell._queue, "enqueue_many", broken)
+        bell.ring("0" * 26)
+        eventually(lambda: failed)
+    bell.ring("1" * 26)
+    eventually(lambda: bell.waiting() == {"1" * 26: 1})
+    bell.close()
+
+
+def test_jobs_of_an_earlier_release_get_their_place_in_the_line(
+    reconciler: Reconciler, ledger: Ledger, redis: Redis, accept: Make
+) -> None:
+    job = accept()
+    ledger.create(job)
+    redis.delete(ledger.line.key)
+    assert ledger.line.next_job().job_id is None
+    reconciler.tick()
+    assert ledger.line.next_job().job_id == job.id
+
+
+def test_an_outcome_on_disk_wins_over_the_ledger_and_over_later_outcomes(
+    api: httpx.Client, store: Store, ledger: Ledger, redis: Redis, accept: Make
+) -> None:
+    job = accept()
+    ledger.create(job)
+    ledger.lease(job.id, worker="w")
+    finish(store, ledger, job)
+    assert conclude(store, ledger, job, "failed", error=InvalidInput("late")) == "succeeded"
+    shown = api.get(f"/jobs/{job.id}").json()
+    redis.flushall()
+    assert api.get(f"/jobs/{job.id}").json() == shown
+    assert shown["status"] == "succeeded"
+    assert shown["started_at"] <= shown["finished_at"]
+    assert shown["links"]["report"] == f"/jobs/{job.id}/report"

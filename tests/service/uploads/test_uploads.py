@@ -1,0 +1,229 @@
+"""Hostile and broken uploads are refused by their bytes, before anything is inflated."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.contract.schemas.problems import InvalidInput, Unsupported
+from service.contract.settings import Settings
+from service.uploads.dataset_files import inspect_dataset
+from service.uploads.model_files import inspect_model
+from tests.service.uploads_by_hand import (
+    checkpoint,
+    idx_pair,
+    images_zip,
+    npz,
+    onnx_model,
+    safetensors,
+    zipped,
+)
+
+SETTINGS = Settings(max_archive_members=100)
+
+
+class _Bomb:
+    def __reduce__(self) -> Any:
+        return (print, ("unpickled!",))
+
+
+def _legacy(obj: bytes) -> bytes:
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    rest = pickle.dumps(1001, 2), pickle.dumps({}, 2)
+    return magic + b"".join(rest) + obj + pickle.dumps([], 2) + b"raw storages"
+
+
+def _npy_claim(shape: str, kind: str = "<f4") -> bytes:
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+def _y(count: int = 5, kind: Any = np.int64) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(count, kind))
+    return file.getvalue()
+
+
+def _many() -> bytes:
+    return zipped({f"a/{number}.png": b"" for number in range(101)})
+
+
+def _bomb(size: int = 200_000_000) -> bytes:
+    members = {"x.npy": _npy_claim(f"({size // 4}, 1)") + bytes(size), "y.npy": _y(1)}
+    return zipped(members, compression=zipfile.ZIP_DEFLATED)
+
+
+def _link() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        member = zipfile.ZipInfo("cat/1.png")
+        member.external_attr = 0o120777 << 16
+        archive.writestr(member, "/etc/passwd")
+    return file.getvalue()
+
+
+X = np.zeros((5, 1, 4, 4), np.uint8)
+
+MODELS: list[tuple[str, str, bytes]] = [
+    ("invalid_onnx", "a.onnx", b"\0"),
+    ("invalid_onnx", "a.onnx", b"\x80\x80"),
+    ("invalid_onnx", "a.onnx", b"\xff" * 100),
+    ("invalid_onnx", "a.onnx", onnx_model()[:-1]),
+    ("invalid_onnx", "a.onnx", b"\x08\x08"),  # no graph
+    ("invalid_onnx", "a.onnx", b"\x3a\xff\xff\xff\xff\x07" + b"x" * 10),  # claims 2 GB
+    ("invalid_onnx", "a.onnx", b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f"),
+    ("invalid_onnx", "a.onnx", onnx_model() * 2),
+    ("invalid_onnx", "a.onnx", npz()),
+    ("invalid_onnx", "a.onnx", b"<html><body>404</body></html>"),
+    ("invalid_safetensors", "a.safetensors", b"short"),
+    ("invalid_safetensors", "a.safetensors", b"\xff" * 100),
+    ("invalid_safetensors", "a.safetensors", safetensors(b"{")),
+    ("invalid_safetensors", "a.safetensors", safetensors(b"[" * 200_000)),
+    ("invalid_safetensors", "a.safetensors", safetensors(b'{"w": 1, "w": 2}')),
+    ("invalid_safetensors", "a.safetensors", safetensors(b"[" + b"[]," * 10**6 + b"[]]")),
+    ("invalid_safetensors", "a.safetensors", safetensors([])),
+    ("invalid_safetensors", "a.safetensors", safetensors({})),
+    ("invalid_safetensors", "a.safetensors", safetensors({"w": 1})),
+    *(
+        ("invalid_safetensors", "a.safetensors", safetensors({"w": entry}))
+        for entry in (
+            {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+            {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]},
+            {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]},
+            {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]},
+            {"dtype": "object", "shape": [2], "data_offsets": [0, 8]},
+        )
+    ),
+    ("pickle_refused", "a.pt", pickle.dumps(_Bomb())),
+    ("pickle_refused", "a.pt", pickle.dumps({"w": 1})),
+    ("pickle_refused", "a.pth", b"garbage"),
+    ("pickle_refused", "a.pt", checkpoint(pickle.dumps(_Bomb(), 2))),
+    ("pickle_refused", "a.pt", checkpoint(pickle.dumps(_Bomb(), 4))),
+    ("pickle_refused", "a.pt", checkpoint(b"(S'touch x'\nios\nsystem\n.")),
+    ("pickle_refused", "a.pt", checkpoint(b"\x80\x02cos\nsystem\nX\x01\0\0\0a\x85R.")),
+    ("pickle_refused", "a.pt", checkpoint(b"\x80\x02}")),
+    ("pickle_refused", "a.pt", checkpoint(b"\x80\x04\x8e" + b"\xff" * 8)),
+    ("pickle_refused", "a.pt", _legacy(pickle.dumps(_Bomb(), 2))),
+    ("pickle_refused", "a.pt", _legacy(b"")[:30]),
+    ("invalid_checkpoint", "a.pt", zipped({"a/x.txt": b""})),
+    ("invalid_checkpoint", "a.pt", zipped({"a/version": b""})),
+    ("invalid_checkpoint", "a.pt", checkpoint()[:-30]),
+    ("invalid_checkpoint", "a.pt", zipped({"a/data.pkl": b"0" * 99}, compression=8)),
+    ("invalid_checkpoint", "a.pt", zipped({"a/data.pkl": b".", "b/data.pkl": b"."})),
+    ("torchscript_refused", "a.pt", checkpoint(**{"a/code/x.py": b""})),
+    ("empty_file", "a.pt", b""),
+]
+
+DATASETS: list[tuple[str, str, bytes]] = [
+    ("invalid_npz", "a.npz", npz()[:-10]),
+    ("invalid_npz", "a.npz", npz()[: len(npz()) // 2]),
+    ("invalid_npz", "a.npz", b"garbage" * 100),
+    ("invalid_npz", "a.npz", zipped({"x.npy": b"\x93NUMPY\x01\x00\xff\xff{"})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": _npy_claim("__import__('os').system('true')")})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": _npy_claim("(" * 5000)})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": _npy_claim("(4,)", "'<f4',")})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": b"", "../y.npy": b""})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": b"1"}, compression=zipfile.ZIP_LZMA)),
+    ("invalid_dataset", "a.npz", npz(images=X)),
+    ("invalid_dataset", "a.npz", zipped({"x.npy": _npy_claim("(1000000, 1000000)")})),
+    ("invalid_dataset", "a.npz", zipped({"x.npy": _npy_claim("(-1, 4)")})),
+    ("invalid_dataset", "a.npz", npz(x=X.astype(np.complex64), y=np.arange(5))),
+    ("invalid_dataset", "a.npz", npz(x=X.astype(np.int64), y=np.arange(5))),
+    ("invalid_dataset", "a.npz", npz(x=np.zeros(5, np.float32), y=np.arange(5))),
+    ("invalid_dataset", "a.npz", npz(x=np.zeros((1,) * 6, np.float32))),
+    ("invalid_dataset", "a.npz", npz(x=X, y=np.arange(5.0))),
+    ("invalid_dataset", "a.npz", npz(x=X, y=np.zeros((5, 10), np.int64))),
+    ("pickle_refused", "a.npz", npz(x=np.array([[_Bomb()]], dtype=object))),
+    ("pickle_refused", "a.npz", npz(x=X, y=np.array([1, None, 2, 3, 4], dtype=object))),
+    ("empty_dataset", "a.npz", npz(x=X[:0], y=np.arange(0))),
+    ("length_mismatch", "a.npz", npz(x=X, y=np.arange(4))),
+    ("invalid_labels", "a.npz", npz(x=X, y=np.array([0, 1, 2, 3, -1]))),
+    ("decompression_bomb", "a.npz", _bomb()),
+    ("empty_dataset", "a.zip", zipped({"readme.txt": b""})),
+    ("invalid_dataset", "a.zip", zipped({"1.png": b""})),
+    ("invalid_zip", "a.zip", zipped({"/etc/1.png": b""})),
+    ("invalid_zip", "a.zip", zipped({"a/../../1.png": b""})),
+    ("invalid_zip", "a.zip", _link()),
+    ("decompression_bomb", "a.zip", _many()),
+    ("invalid_idx", "a.gz", gzip.compress(b"text")),
+    ("invalid_idx", "a.gz", b"text"),
+    ("invalid_idx", "a.gz", idx_pair()[0][:12]),
+    ("empty_file", "a.gz", b""),
+]
+
+
+def _names(cases: list[tuple[str, str, bytes]]) -> list[str]:
+    """Without the bytes, which may hold the second in which they were packed: processes that share
+    the tests must agree on their names."""
+    return [f"{number}-{code}" for number, (code, _, _) in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("code", "name", "data"), MODELS, ids=_names(MODELS))
+def test_a_bad_model_is_refused(tmp_path: Path, code: str, name: str, data: bytes) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput) as caught:
+        inspect_model(path, name, SETTINGS)
+    assert caught.value.code == code, caught.value
+    assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize(("code", "name", "data"), DATASETS, ids=_names(DATASETS))
+def test_a_bad_data_set_is_refused(tmp_path: Path, code: str, name: str, data: bytes) -> None:
+    path, labels = tmp_path / "upload", tmp_path / "labels"
+    path.write_bytes(data)
+    labels.write_bytes(idx_pair()[1])
+    with pytest.raises(InvalidInput) as caught:
+        inspect_dataset(path, name, SETTINGS, labels=labels if name.endswith("gz") else None)
+    assert caught.value.code == code, caught.value
+    assert caught.value.field is not None
+
+
+def test_a_swapped_or_uneven_idx_pair_is_refused(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.write_bytes(idx_pair(images=4)[0])
+    labels.write_bytes(idx_pair()[1])
+    for first, second, code in (
+        (labels, images, "invalid_idx"),
+        (images, labels, "length_mismatch"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            inspect_dataset(first, "a.gz", SETTINGS, labels=second)
+        assert caught.value.code == code
+
+
+def test_good_uploads_pass(tmp_path: Path) -> None:
+    path, labels = tmp_path / "upload", tmp_path / "labels"
+    for name, data in (
+        ("a.onnx", onnx_model()),
+        ("a.safetensors", safetensors()),
+        ("a.pt", checkpoint()),
+        ("a.pth", _legacy(b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01.")),
+    ):
+        path.write_bytes(data)
+        inspect_model(path, name, SETTINGS)
+    for data in (npz(), npz(x=X), npz(x=X, y=np.arange(5, dtype=np.uint8).reshape(5, 1))):
+        path.write_bytes(data)
+        assert inspect_dataset(path, "a.npz", SETTINGS).samples == 5
+    path.write_bytes(images_zip())
+    assert inspect_dataset(path, "a.zip", SETTINGS).samples == 3
+    images, classes = idx_pair()
+    path.write_bytes(images)
+    labels.write_bytes(classes)
+    assert inspect_dataset(path, "a.gz", SETTINGS, labels=labels).shape == [2, 2]
+
+
+def test_a_name_without_a_known_suffix_is_unsupported(tmp_path: Path) -> None:
+    for name in ("net", "net.exe", ".onnx", "onnx", "a.onnx.zip"):
+        with pytest.raises(Unsupported):
+            inspect_model(tmp_path, name, SETTINGS)
+    with pytest.raises(Unsupported):
+        inspect_dataset(tmp_path, "data.npy", SETTINGS)

@@ -4,9 +4,9 @@
 
 The neighbour is a process that counts for ever; it is stopped and let go in turn, so that both
 figures of a row come from the same minute, and the medians of the rounds count. Processors beyond
-the first two are not used. Threads wait as a worker lets them (``workers.jobs.threads``);
-``--as-set`` takes the environment as it is, for the figures before. The bar is 2.5 times; the
-machine must have nothing else to do.
+the first two are not used. Threads wait as a worker lets them
+(``workers.jobs.hardware.compute_threads``); ``--as-set`` takes the environment as it is, for the
+figures before. The bar is 2.5 times; the machine must have nothing else to do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workers.jobs.threads import prepare_threads
+from workers.jobs.hardware.compute_threads import prepare_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Bounds of the example network that are timed, and the samples of one pass.

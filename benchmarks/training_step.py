@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from workers.jobs.device import device_of
+from workers.jobs.hardware.device import device_of
 from workers.training.precision import BFLOAT16
 from workers.training.run import Run
 from workers.training.step import COMPARED

@@ -75,7 +75,7 @@ until [ -n "$victim" ]; do # the container that computes, once a first shard is 
     [ "$(member status <<<"$state")" != succeeded ] || fail "the job was done before a worker could be killed"
     if [ "$(member progress done <<<"$state" 2>/dev/null || echo 0)" -gt 0 ]; then
         for container in $("${compose[@]}" ps -q worker-cpu); do
-            if docker top "$container" -eo pid,args | grep -q 'workers[.]jobs[.]horse'; then victim=$container; fi
+            if docker top "$container" -eo pid,args | grep -q 'workers[.]jobs[.]runtime[.]work_horse'; then victim=$container; fi
         done
     fi
     sleep 0.2

@@ -32,6 +32,6 @@ def horses_of(worker: int) -> list[int]:
 
 def _is_template(pid: int) -> bool:
     try:
-        return b"workers.jobs.template" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"workers.jobs.runtime.template" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from service.contract.schemas.submissions import JobSubmission, Spec
-from workers.jobs.report import build_report, sample_rows
+from workers.jobs.report.build import build_report, sample_rows
 from workers.verification.results import SampleResults
 
 DIGEST = "sha256:" + "ab" * 32

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from models.architectures import blueprint
+from models.deployed import DeployedNetwork
 from models.network import Network
 from models.onnx_export import export_onnx
 from service.contract.version import engine_version
-from workers.jobs.deployed import DeployedNetwork
-from workers.jobs.device import device_name, device_of
-from workers.jobs.layout import as_network_input, to_pixels
+from workers.jobs.datasets.layout import as_network_input, to_pixels
+from workers.jobs.hardware.device import device_name, device_of
 from workers.training.data import TrainingData
 from workers.training.loop import Paused, train
 from workers.training.run import Run

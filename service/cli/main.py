@@ -150,7 +150,7 @@ def _worker(options: argparse.Namespace, console: Console) -> int:
                 f"no service runs on {options.data_dir}; set CERTSERVE_REDIS_URL or --data-dir"
             )
         environment["CERTSERVE_REDIS_URL"] = running["redis_url"]
-    command = python_module("workers.jobs.worker")
+    command = python_module("workers.jobs.runtime.worker")
     os.execve(command[0], command, environment)
 
 

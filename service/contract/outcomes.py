@@ -106,7 +106,8 @@ def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
     """End a job as cancelled, now; the status it ended with. Who works on it is told to stop.
 
     The lease of every item in hand is gone with the job, which workers notice within two seconds
-    (``workers.jobs.keeper``); what they do not let go of is killed (``workers.jobs.warden``).
+    (``workers.jobs.runtime.lease_renewer``); what they do not let go of is killed
+    (``workers.jobs.runtime.lease_watchdog``).
     """
     return conclude(
         store,

@@ -138,7 +138,9 @@ class Supervisor:
         for number in range(self.workers):
             self._add(
                 f"worker-{number}",
-                lambda: spawn(python_module("workers.jobs.worker"), environment=environment),
+                lambda: spawn(
+                    python_module("workers.jobs.runtime.worker"), environment=environment
+                ),
             )
         self._announce(environment)
 

@@ -93,7 +93,7 @@ class Rig:
             descriptors = [self._listener.fileno()]
             command = python_module("service.supervisor.api_process", str(descriptors[0]))
         else:
-            command = python_module("workers.jobs.worker")
+            command = python_module("workers.jobs.runtime.worker")
         with self.log.open("ab") as log:
             self.parts[name] = spawn(
                 command, environment=self._environment, log=log, pass_fds=descriptors

@@ -84,7 +84,7 @@ def test_the_table_reads_back_with_the_contracts_columns(case: Case) -> None:
 
 def test_an_estimate_says_so_in_capitals() -> None:
     from tests.report_cases import DIGEST
-    from tests.workers.jobs.test_report import statement
+    from tests.workers.jobs.report.test_report import statement
 
     assert DIGEST
     text = statement(

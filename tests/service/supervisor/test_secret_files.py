@@ -14,7 +14,7 @@ from service.contract.settings import Settings
 from service.supervisor.instance_lock import running_service
 from service.supervisor.supervisor import Supervisor
 from tests.service.conftest import RedisServer
-from workers.jobs import alive
+from workers.jobs.runtime import health_check
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def test_supervisor_tells_the_address_from_the_file(
 def test_a_worker_is_alive_while_its_host_sends_heartbeats(
     ledger: Ledger, url_file: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert alive.main() == 1
+    assert health_check.main() == 1
     ledger.roster.heartbeat("w1", {"host": "elsewhere"})
-    assert alive.main() == 1
+    assert health_check.main() == 1
     ledger.roster.heartbeat("w2", {"host": platform.node()})
-    assert alive.main() == 0
+    assert health_check.main() == 0
     ledger.roster.farewell("w2")
-    assert alive.main() == 1
+    assert health_check.main() == 1
     assert "no worker" in capsys.readouterr().err
     redis_server.kill()
-    assert alive.main() == 1
+    assert health_check.main() == 1
     assert "cannot ask Redis" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 from service.supervisor.embedded_redis import find_binary, socket_path, write_configuration
 from tests.horses import horses_of
-from workers.jobs import lease_note
+from workers.jobs.runtime import held_lease
 
 SIDE, CLASSES = 6, 3
 
@@ -137,7 +137,7 @@ def held_by(worker: subprocess.Popen[bytes]) -> Lease | None:
         except FileNotFoundError:  # closed by now
             continue
         try:
-            return lease_note.read(descriptor)
+            return held_lease.read(descriptor)
         finally:
             os.close(descriptor)
     return None
@@ -195,7 +195,7 @@ def start_worker(corridor: Corridor) -> Iterator[Callable[..., subprocess.Popen[
     def start(**environment: str) -> subprocess.Popen[bytes]:
         settings = corridor.settings
         worker = spawn(
-            python_module("workers.jobs.worker"),
+            python_module("workers.jobs.runtime.worker"),
             environment={
                 **os.environ,
                 "CERTSERVE_DATA_DIR": str(settings.data_dir),

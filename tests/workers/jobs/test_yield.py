@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import workers.jobs.ticket
+import workers.jobs.work_loop
 from service.contract.ids import new_job_id
 from service.contract.ledger.ledger import Ledger
 from service.contract.schemas.submissions import DatasetSource, JobSubmission
@@ -14,7 +14,7 @@ from service.contract.schemas.training_plans import TrainSpec
 from service.contract.times import now, rfc3339
 from service.recipes.recipes import plan_of
 from tests.workers.jobs.conftest import Corridor
-from workers.jobs.ticket import Ticket
+from workers.jobs.work_loop import Ticket
 
 EPOCHS = 30
 
@@ -47,8 +47,8 @@ def test_training_lets_a_small_job_through(
     corridor: Corridor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every step is told, and every step asks who waits: nothing here hangs on the clock.
-    monkeypatch.setattr(workers.jobs.ticket, "YIELD_S", 0.0)
-    monkeypatch.setattr(workers.jobs.ticket, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(workers.jobs.work_loop, "YIELD_S", 0.0)
+    monkeypatch.setattr(workers.jobs.work_loop, "PROGRESS_S", 0.0)
     job = training(corridor)
     small: list[JobSubmission] = []
     order: list[tuple[str, str]] = []

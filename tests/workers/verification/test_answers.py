@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from models.layers import Linear
 from models.network import INPUT, Network
-from workers.jobs.nesting import verdicts
+from workers.jobs.report.verdicts import verdicts
 from workers.verification.answers import NO_ANSWER, answers, label_leads
 from workers.verification.attack import attack
 from workers.verification.cascade import certify_samples, deployed_answers

@@ -180,7 +180,7 @@ def workers(redis_server: RedisServer) -> Iterator[Callable[[Path], None]]:
             "CERTSERVE_DEVICE": "cpu",
         }
         with data_dir.with_suffix(".log").open("wb") as log:
-            command = python_module("workers.jobs.worker")
+            command = python_module("workers.jobs.runtime.worker")
             started.append(spawn(command, environment=environment, log=log))
 
     yield start

@@ -1,0 +1,73 @@
+"""Compute threads sleep while they wait, in every process that computes, unless told otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workers.jobs.conftest import Corridor
+from workers.jobs.hardware.compute_threads import WAITING, prepare_threads
+from workers.jobs.inspection import sandbox
+from workers.jobs.runtime import worker
+
+
+def test_an_operators_own_setting_wins() -> None:
+    assert prepare_threads(3, {}) == {"OMP_NUM_THREADS": "3", **WAITING}
+    own = {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "5"}
+    assert prepare_threads(3, dict(own)) == own
+
+
+#: Says how libgomp, as torch loads it, will wait: it prints its settings where it is asked to.
+SHOW = "import torch; torch.set_num_threads(2); print(torch.get_num_threads())"
+
+
+def test_the_runtime_that_torch_loads_knows_the_variable() -> None:
+    """Told by the runtime itself: a wheel with another one would silently ignore the setting."""
+    environment = {"OMP_DISPLAY_ENV": "VERBOSE", "PATH": os.environ["PATH"]}
+    told = {}
+    for name, own in (("ours", dict(prepare_threads(2, {}))), ("none", {})):
+        ended = subprocess.run(
+            [sys.executable, "-c", SHOW],
+            env={**environment, **own},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ended.stdout == "2\n"
+        told[name] = ended.stderr
+    assert "GOMP_SPINCOUNT = '0'" in told["ours"]
+    assert "GOMP_SPINCOUNT = '0'" not in told["none"]
+
+
+def test_a_worker_hands_it_to_its_horses_and_to_their_children(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The worker is started as it is everywhere, up to the point where it would wait for work."""
+    for name in ("OMP_NUM_THREADS", *WAITING):
+        monkeypatch.delenv(name, raising=False)
+    seen: dict[str, str] = {}
+
+    def spawned(path: str, command: list[str], environment: dict[str, str], **_: object) -> int:
+        seen.update(environment)
+        return 0
+
+    def work(self: worker.CertificationWorker, **_: object) -> bool:
+        self.execution = type("Execution", (), {"id": "e"})()  # type: ignore[assignment]
+        job = type("Job", (), {"id": "j"})()
+        self.fork_work_horse(job, self.queues[0])
+        return True
+
+    monkeypatch.setattr(worker.os, "posix_spawn", spawned)
+    monkeypatch.setattr(worker.CertificationWorker, "work", work)
+    monkeypatch.setattr(worker, "Settings", lambda: corridor.settings)
+    assert worker.main() == 0
+    expected = {"OMP_NUM_THREADS": str(corridor.settings.worker_threads), **WAITING}
+    assert {name: seen[name] for name in expected} == expected
+    child = sandbox._environment(tmp_path)
+    assert {name: child[name] for name in expected} == expected
+    assert json.dumps(dict(child))  # nothing in it that could not be handed on

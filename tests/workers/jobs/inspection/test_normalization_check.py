@@ -1,0 +1,124 @@
+"""A far better normalisation is named; a right one raises no alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models.network import per_channel
+from workers.jobs.inspection.normalization_check import FIRST, normalization_doubt
+
+Given = Mapping[str, Sequence[float]] | None
+CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
+SHAPE = (3, 4, 4)
+
+
+def normalized(x: Any, given: Given) -> torch.Tensor:
+    x = torch.as_tensor(np.ascontiguousarray(x), dtype=torch.float32)
+    if given is None:
+        return x
+    return (x - per_channel(given["mean"], SHAPE)) / per_channel(given["std"], SHAPE)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Three classes by which channel is bright: what colour means matters."""
+    rng = np.random.default_rng(0)
+    y = np.sort(rng.integers(0, 3, 300))
+    x = rng.uniform(0, 0.6, (300, *SHAPE))
+    x[np.arange(300), y] += 0.12
+    return x.astype(np.float32), y.astype(np.int64)
+
+
+def trained(data: Any, given: Given, *, reverse: bool = False) -> nn.Module:
+    x, y = data
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 3))
+    inputs = normalized(x[:, ::-1] if reverse else x, given)
+    inputs = inputs / inputs.std()
+    scale = float(normalized(x[:, ::-1] if reverse else x, given).std())
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(inputs), torch.from_numpy(y)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        net[1].weight /= scale
+    return net.eval()
+
+
+def doubt(net: nn.Module, data: Any, given: Given) -> str | None:
+    x, y = data
+
+    def logits(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = net(normalized(pixels, given)).detach().numpy()
+        return found
+
+    return normalization_doubt(logits, x, y, logits(x), given)
+
+
+BYTES: Given = {key: [255 * v for v in values] for key, values in CIFAR.items()}
+HALF: Given = {"mean": [0.5], "std": [0.5]}
+RAW: Given = {"mean": [0.0], "std": [1 / 255]}
+
+
+@pytest.mark.parametrize(
+    ("used", "given", "words"),
+    [
+        (CIFAR, BYTES, "divided by 255"),
+        (HALF, None, '"mean": [0.5], "std": [0.5]'),
+        (RAW, CIFAR, "pixels in [0, 255]"),
+    ],
+)
+def test_the_normalization_of_the_training_is_named(
+    data: Any, used: Given, given: Given, words: str
+) -> None:
+    net = trained(data, used)
+    said = doubt(net, data, given)
+    assert said is not None
+    assert words in said
+    assert doubt(net, data, used) is None
+
+
+def test_channels_in_the_wrong_order_are_named(data: Any) -> None:
+    net = trained(data, CIFAR, reverse=True)
+    said = doubt(net, data, CIFAR)
+    assert said is not None
+    assert "blue, green, red" in said
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_alarm_where_no_convention_is_right(data: Any, seed: int) -> None:
+    """An untrained network, labels by chance, samples sorted by class, a class alone."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 3))
+    x, y = data
+    for given in (None, CIFAR, HALF):
+        assert doubt(net, (x, np.random.default_rng(seed).permutation(y)), given) is None
+        assert doubt(net, (x[:60], np.zeros(60, np.int64)), given) is None
+
+
+def test_an_accurate_network_costs_nothing_and_a_bad_one_little(data: Any) -> None:
+    x, y = data
+    seen: list[int] = []
+
+    def counting(answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def logits(pixels: NDArray[np.float32]) -> Any:
+            seen.append(len(pixels))
+            return answer(pixels)
+
+        return logits
+
+    right = np.eye(3, dtype=np.float32)[y]
+    assert normalization_doubt(counting(lambda p: right), x, y, right, None) is None
+    assert not seen
+    wrong = np.eye(3, dtype=np.float32)[(y + 1) % 3]
+    never = counting(lambda p: wrong[np.zeros(len(p), np.int64)] * 0)
+    assert normalization_doubt(never, x, y, wrong, CIFAR) is None
+    assert 0 < sum(seen) <= 12 * FIRST

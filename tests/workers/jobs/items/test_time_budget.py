@@ -1,0 +1,137 @@
+"""A time budget is the job's: what is open when it is spent is undecided, and the job succeeds."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.workers.jobs.conftest import Corridor, tiny_npz
+from workers.jobs.items.prepare import facts_of, prepare
+from workers.jobs.items.shard import allowance, certify_shard
+from workers.jobs.work_loop import Ticket
+from workers.verification import progress
+from workers.verification.results import SampleResults
+
+#: Minutes of attack on every sample, if nobody stops it.
+LONG = {"attack": {"steps": 300, "restarts": 1, "audit": 1.0, "seed": 0}}
+
+
+def certified(corridor: Corridor, **spec: object) -> dict[str, Any]:
+    """The report."""
+    job = corridor.submit(data=tiny_npz(corridor.folder / "many.npz", samples=100), **spec)
+    Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    assert corridor.outcome(job, 0)["status"] == "succeeded"
+    report = corridor.store.read_json(corridor.store.report_path(job.id))
+    assert report is not None
+    return report
+
+
+def test_a_spent_budget_leaves_samples_undecided(corridor: Corridor) -> None:
+    report = certified(corridor, time_budget_s=0.001, **LONG)
+    assert report["budget_spent"] is True
+    assert all(row["undecided"] > 0 for row in report["results"])
+
+
+def test_a_large_budget_changes_nothing(corridor: Corridor) -> None:
+    # More than any machine takes: 11 days.
+    with_budget = certified(corridor, time_budget_s=1e6, attack=None)
+    without = certified(corridor, attack=None)
+    assert with_budget["budget_spent"] is without["budget_spent"] is False
+    assert with_budget["results"] == without["results"]
+
+
+def test_preparing_counts_and_where_it_takes_all_the_rest_is_undecided(corridor: Corridor) -> None:
+    job = corridor.submit(time_budget_s=1e-6)
+    prepare(corridor.store, corridor.settings, job)
+    facts = facts_of(corridor.store, job.id)
+    # Nothing was compared with the deployed network, so nothing may be certified.
+    assert facts["parity"]["unchecked"] == facts["samples"]
+    assert facts["prepare_s"] > 1e-6
+    assert allowance(corridor.store, job, facts, 0) == 0.0
+    job = corridor.submit(time_budget_s=10.0)
+    facts = {"samples": 20, "samples_per_shard": 10, "prepare_s": 4.0}
+    assert allowance(corridor.store, job, facts, 0) == 3.0
+
+
+def test_a_shard_names_the_bound_at_work_and_its_open_samples(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    job = corridor.submit(method="crown", epsilons=["2/255", 0.5], radius=False)
+    prepare(corridor.store, corridor.settings, job)
+    said: list[tuple[int, str]] = []
+    certify_shard(
+        corridor.store,
+        corridor.settings,
+        job,
+        0,
+        progress=lambda done, message: said.append((done, message)),
+    )
+    form = r"(operator norms|(crown|attack|audit) at (2/255|1/2): \d+ of 10 samples open.*)"
+    assert all(re.fullmatch(form, message) for _, message in said)
+    done = [count for count, _ in said]
+    assert done == sorted(done)
+    assert done[0] < done[-1] == 10
+
+
+def test_who_is_stopped_inside_a_bound_leaves_no_result(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(done: int, message: str) -> None:
+        if message.startswith("crown"):
+            raise Stopped
+
+    job = corridor.submit(method="crown", attack=None)
+    prepare(corridor.store, corridor.settings, job)
+    with pytest.raises(Stopped):
+        certify_shard(corridor.store, corridor.settings, job, 0, progress=stop)
+    assert not corridor.store.has(corridor.store.shard_path(job.id, 0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shards_never_promise_more_than_there_is(corridor: Corridor, seed: int) -> None:
+    """Shards begin and end in any order, each uses any part of what it was allowed."""
+    rng = np.random.default_rng(seed)
+    job = corridor.submit(time_budget_s=10.0)
+    facts = {"samples": 95, "samples_per_shard": 10}
+    corridor.store.job_dir(job.id)
+    corridor.store.shards_dir(job.id).mkdir()
+    waiting, running, spent = list(range(10)), {}, 0.0
+    while waiting or running:
+        if waiting and (not running or rng.random() < 0.6):
+            shard = waiting.pop(0)
+            running[shard] = allowance(corridor.store, job, facts, shard)
+            assert running[shard] > 0
+        else:
+            shard = int(rng.choice(list(running)))
+            used = running.pop(shard) * float(rng.choice([0.0, 0.5, 1.0]))
+            spent += used
+            save(corridor, job.id, shard, used)
+        assert spent + sum(running.values()) <= 10.0 + 1e-9
+
+
+def save(corridor: Corridor, job_id: str, shard: int, seconds: float) -> None:
+    nothing = np.zeros((0, 2), dtype=bool)
+    floats, integers = np.zeros(0), np.zeros(0, dtype=np.int64)
+    SampleResults(
+        index=integers,
+        label=integers,
+        prediction=integers,
+        margin=floats,
+        radius=floats,
+        certified=nothing,
+        falsified=nothing,
+        method=[],
+        decided_by=[],
+        counterexamples={},
+        seconds={"bound": seconds},
+        notes={},
+    ).save(corridor.store.shard_path(job_id, shard))

@@ -1,0 +1,179 @@
+"""The report: bracketed, monotone, strict JSON, and loud about contradictions."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from service.contract.schemas.report import Report, SampleRow, result_digest
+from tests.report_cases import cases, finished
+from workers.jobs.report.build import build_report
+from workers.jobs.report.statement import statement
+from workers.jobs.report.statistics import clopper_pearson
+from workers.jobs.report.verdicts import ContradictionError, round_down, round_up
+
+Case = tuple[Any, dict[str, Any], Any]
+
+
+@given(cases())
+def test_certified_never_exceeds_attacked_never_exceeds_clean(case: Case) -> None:
+    report, rows = finished(case)
+    clean = report["clean_accuracy"]
+    for place, result in enumerate(report["results"]):
+        attacked = result["attack_accuracy"]
+        assert (attacked is None) == (report["spec"]["attack"] is None)
+        if attacked is not None:
+            assert result["certified_accuracy"] <= attacked <= (1.0 if clean is None else clean)
+        assert result["certified"] == sum(row["certified"][place] for row in rows)
+        assert result["falsified"] == sum(row["falsified"][place] for row in rows)
+        assert result["undecided"] >= 0
+    for row in rows:
+        assert not any(np.logical_and(row["certified"], row["falsified"]))
+
+
+@given(cases())
+def test_results_stand_in_the_order_asked_and_fall_with_epsilon(case: Case) -> None:
+    report, _ = finished(case)
+    asked = [Fraction(text) for text in report["spec"]["epsilons"]]
+    assert [row["epsilon"] for row in report["results"]] == [float(epsilon) for epsilon in asked]
+    by_size = sorted(report["results"], key=lambda row: Fraction(row["epsilon_exact"]))
+    for column in ("certified_accuracy", "attack_accuracy"):
+        values = [row[column] for row in by_size if row[column] is not None]
+        assert values == sorted(values, reverse=True)
+
+
+@given(cases())
+def test_the_curve_never_rises_and_passes_through_the_results(case: Case) -> None:
+    report, _ = finished(case)
+    curve = report["curve"]
+    assert curve["epsilon"] == sorted(set(curve["epsilon"]))
+    assert curve["certified_accuracy"] == sorted(curve["certified_accuracy"], reverse=True)
+    points = dict(zip(curve["epsilon"], curve["certified_accuracy"], strict=True))
+    for row in report["results"]:
+        assert points[row["epsilon"]] == row["certified_accuracy"]
+
+
+@given(cases())
+def test_report_and_rows_are_strict_json_of_the_contract(case: Case) -> None:
+    report, rows = finished(case)
+    text = json.dumps(report, allow_nan=False)
+    assert Report.model_validate_json(text).model_dump(mode="json", by_alias=True) == report
+    for row in rows:
+        SampleRow.model_validate_json(json.dumps(row, allow_nan=False))
+        assert row["radius"] is None or not row["unbounded"]
+
+
+@given(cases())
+def test_radii_in_the_summary_are_those_of_the_rows(case: Case) -> None:
+    report, rows = finished(case)
+    if not report["spec"]["radius"]:
+        assert report["radius"] is None
+        assert all(row["radius"] is None and not row["unbounded"] for row in rows)
+        return
+    cap = 1.0 if report["threat"]["norm"] == "linf" else 2.0
+    radii = [cap if row["unbounded"] else min(row["radius"], cap) for row in rows]
+    assert report["radius"]["average_certified_radius"] == pytest.approx(np.mean(radii))
+    assert report["radius"]["median"] == pytest.approx(np.median(radii))
+    assert report["radius"]["unbounded"] == sum(row["unbounded"] for row in rows)
+    asked = [Fraction(text) for text in report["spec"]["epsilons"]]
+    for row in rows:
+        if report["clean_accuracy"] is not None and row["label"] != row["prediction"]:
+            assert row["radius"] == 0
+        for epsilon, certified in zip(asked, row["certified"], strict=True):
+            if certified and not row["unbounded"]:
+                assert row["radius"] >= round_down(epsilon)
+
+
+@given(cases())
+def test_the_digest_names_the_result_and_not_the_run(case: Case) -> None:
+    submission, facts, results = case
+    first, _ = finished(case)
+    again = build_report(
+        submission.model_copy(update={"id": "job-2"}),
+        facts,
+        replace(results, seconds={"bound": 99.0}),
+        timing={"wall_s": 77.0},
+        device="another",
+    )
+    assert first["result_digest"] == again["result_digest"] == result_digest(first)
+
+
+@given(cases())
+def test_a_certified_sample_that_is_broken_fails_loudly(case: Case) -> None:
+    submission, facts, results = case
+    results.certified[0, :] = True
+    results.falsified[0, :] = True
+    with pytest.raises(ContradictionError) as caught:
+        build_report(submission, facts, results, timing={"wall_s": 1.0}, device="cpu")
+    assert caught.value.code == "internal_error"
+
+
+@given(cases())
+def test_an_estimate_that_is_broken_is_withdrawn(case: Case) -> None:
+    submission, facts, results = case
+    spec = dict(submission.spec) | {"soundness": "estimate"}
+    results.label[0] = results.prediction[0]
+    results.certified[0, :] = True
+    results.falsified[0, :] = True
+    case = (submission.model_copy(update={"spec": spec}), facts, results)
+    report, rows = finished(case)
+    assert not any(rows[0]["certified"])
+    assert rows[0]["radius"] in (None, 0.0)
+    assert report["warnings"]
+    assert report["statement"].startswith("ESTIMATE")
+
+
+@given(cases())
+def test_a_misclassified_sample_is_never_certified(case: Case) -> None:
+    submission, facts, results = case
+    facts["labelled"] = True
+    results.label[0] = results.prediction[0] + 1
+    results.certified[0, 0] = True
+    with pytest.raises(ContradictionError):
+        build_report(submission, facts, results, timing={"wall_s": 1.0}, device="cpu")
+
+
+@given(st.integers(1, 300), st.data())
+def test_clopper_pearson_covers(count: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, count))
+    low, high = clopper_pearson(successes, count)
+    assert 0 <= low <= successes / count <= high <= 1
+    # definition: at its ends the interval leaves exactly 2.5 % on the far side
+    if successes > 0:
+        assert binom.sf(successes - 1, count, low) == pytest.approx(0.025, rel=1e-6)
+    if successes < count:
+        assert binom.cdf(successes, count, high) == pytest.approx(0.025, rel=1e-6)
+
+
+@given(cases())
+def test_subsets_carry_an_interval(case: Case) -> None:
+    report, rows = finished(case)
+    subset = len(rows) < (report["dataset"]["total"] or 0)
+    for row in report["results"]:
+        assert (row["interval_95"] is not None) == subset
+        if subset:
+            low, high = row["interval_95"]
+            assert low <= row["certified_accuracy"] <= high
+
+
+@given(st.fractions(min_value=Fraction(1, 10**9), max_value=10**20))
+def test_epsilons_are_rounded_to_the_safe_side(epsilon: Fraction) -> None:
+    assert Fraction(round_down(epsilon)) <= epsilon <= Fraction(round_up(epsilon))
+    assert round_up(epsilon) <= math.nextafter(round_down(epsilon), math.inf)
+
+
+def test_the_statement_says_what_is_covered() -> None:
+    sound = {"norm": "l2", "soundness": "sound", "clip": True, "failure_probability": 0.0}
+    assert "ONNX Runtime" in statement(labelled=True, **sound)
+    assert "no labels" in statement(labelled=False, **sound)
+    probable = statement(labelled=True, **(sound | {"failure_probability": 1e-9}))
+    assert "1e-09" in probable

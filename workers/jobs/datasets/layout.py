@@ -1,0 +1,118 @@
+"""Bringing the samples of a data set into the form of a network's input: layout, dtype, range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.jobs.datasets.arrays import DataError
+
+__all__ = ["as_network_input", "to_pixels", "with_channels"]
+
+#: Sizes an axis of colour channels may have.
+CHANNELS = {1, 3, 4}
+
+
+def with_channels(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Images of files, [N, H, W] or [N, H, W, 3], with as many channels as ``shape`` has.
+
+    Exact, as the public loaders do it: grey becomes three equal channels, three channels that are
+    equal in every pixel become one. Any other images are left as they are.
+    """
+    height, width = x.shape[1:3]
+    if x.ndim == 3 and shape in ((3, height, width), (height, width, 3)):
+        return np.repeat(x[..., None], 3, axis=3)
+    if x.ndim == 4 and shape in ((1, height, width), (height, width, 1), (height, width)):
+        return x[..., :1] if bool((x == x[..., :1]).all()) else x
+    return x
+
+
+def as_network_input(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The samples [N, ...] in the network's input shape [N, *shape].
+
+    Same shape: as it is. Else NHWC <-> NCHW. Else the same number of elements, flattened in NCHW
+    order. Raises DataError ``ambiguous_layout`` where two orders are possible, ``shape_mismatch``
+    where none is.
+    """
+    sample = x.shape[1:]
+    if sample == shape:
+        return x
+    if len(sample) == 3 and len(shape) == 3:
+        height, width, channels = sample
+        if (channels, height, width) == shape:
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        channels, height, width = sample
+        if (height, width, channels) == shape:
+            return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    if _count(sample) != _count(shape):
+        raise DataError(
+            "shape_mismatch",
+            f"samples of shape {list(sample)} do not fit the network's input {list(shape)}",
+            hint="the data set must hold as many values per sample as the network takes",
+        )
+    flat = _channels_first(x, "the data set's samples").reshape(len(x), -1)
+    return _from_channels_first(flat, shape)
+
+
+def _channels_first(x: NDArray[Any], what: str) -> NDArray[Any]:
+    """The same samples in NCHW order."""
+    if _channels_last(x.shape[1:], what):
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    return x
+
+
+def _from_channels_first(flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if _channels_last(shape, "the network's input"):
+        height, width, channels = shape
+        images = flat.reshape(len(flat), channels, height, width)
+        return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    return flat.reshape(len(flat), *shape)
+
+
+def _channels_last(sample: tuple[int, ...], what: str) -> bool:
+    """Whether the last of three axes is the channels', in a way that matters for the order."""
+    if len(sample) != 3 or sample[2] == 1 or sample[0] * sample[1] == 1:
+        return False
+    first, last = sample[0] in CHANNELS, sample[2] in CHANNELS
+    if first == last:
+        raise DataError(
+            "ambiguous_layout",
+            f"{what} of shape {list(sample)} can be read as NCHW and as NHWC",
+            hint="store the samples in the network's own input shape",
+        )
+    return last
+
+
+def _count(sample: tuple[int, ...]) -> int:
+    return int(np.prod(sample, dtype=object))
+
+
+def to_pixels(x: NDArray[Any], *, clip: bool) -> NDArray[np.float32]:
+    """float32 inputs: uint8 k becomes float32(k/255), floats are rounded to float32.
+
+    k/255 rounded once equals float32(k)/float32(255) for all 256 values (a test checks each), so it
+    does not matter how the user's own pipeline divides. With ``clip`` values must lie in [0, 1].
+    """
+    if x.dtype == np.uint8:
+        return (x.astype(np.float64) / 255.0).astype(np.float32)
+    if x.dtype.kind != "f":
+        raise DataError(
+            "unsupported_dtype",
+            f"samples of type {x.dtype} are not read",
+            hint="uint8 in [0, 255] or floats in [0, 1]",
+        )
+    if not bool(np.isfinite(x).all()):
+        raise DataError("non_finite_samples", "a sample holds NaN or an infinity")
+    with np.errstate(over="ignore"):
+        pixels = x.astype(np.float32)
+    if not bool(np.isfinite(pixels).all()):
+        raise DataError("non_finite_samples", "a sample is too large for float32")
+    if clip and (float(pixels.min()) < 0.0 or float(pixels.max()) > 1.0):
+        raise DataError(
+            "sample_out_of_range",
+            f"values from {float(pixels.min()):g} to {float(pixels.max()):g} are not all in [0, 1]",
+            hint='store pixels in [0, 1], give mean and std as "normalization"; or "clip": false',
+        )
+    return pixels

@@ -1,0 +1,56 @@
+"""Whether a worker's GPU works, asked before it takes a job that only another worker could do.
+
+CUDA is not to be touched by a process that lives long, nor torch imported there: a child does both.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from service.contract.processes import python_module
+
+__all__ = ["DEVICE_LOST", "out_of_order"]
+
+#: Exit status of a horse whose GPU failed: nothing that it would do after that would work.
+DEVICE_LOST = 75
+
+#: A driver that has not answered by then is out of order.
+CHECK_S = 120.0
+
+
+def out_of_order(wanted: str) -> str | None:
+    """Why the device of a setting cannot be worked with; None where it can, or none was named."""
+    if wanted != "cuda":
+        return None
+    try:
+        child = subprocess.run(
+            [*python_module("workers.jobs.hardware.device_check"), wanted],
+            capture_output=True,
+            text=True,
+            timeout=CHECK_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the device {wanted} did not answer within {CHECK_S:.0f} s"
+    lines = child.stderr.strip().splitlines() or [f"its check ended with {child.returncode}"]
+    return None if child.returncode == 0 else lines[-1]
+
+
+def main() -> int:
+    """Multiply on the device; what is wrong goes to standard error, as its last line."""
+    import torch
+
+    from workers.jobs.hardware.device import device_of
+
+    try:
+        ones = torch.ones(64, 64, dtype=torch.float64, device=device_of(sys.argv[1]))
+        if float((ones @ ones).sum()) != 64.0**3:
+            raise RuntimeError(f"{ones.device} multiplies wrongly")
+    except RuntimeError as error:
+        print(str(error).replace("\n", " "), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The limited child that parses uploads, and how it is run."""

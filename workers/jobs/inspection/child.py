@@ -1,0 +1,254 @@
+"""The limited child: parses model and data set, checks them, and writes what the shards need.
+
+Run by ``prepare`` only, through ``sandbox.run_child``. It reads ``request.json`` in its
+own folder and leaves ``prepared/`` there, or ``problem.json`` that says what is wrong with the
+upload. It sees no Redis, no store and no other job.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.jobs.inspection import sandbox
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.network import Network
+    from workers.jobs.datasets.arrays import DataSet
+
+__all__ = ["inspect", "main"]
+
+#: Samples on which our graph is compared with ONNX Runtime.
+PARITY_SAMPLES = 1000
+
+
+def inspect(request: Mapping[str, Any], folder: Path) -> None:
+    """Write network.json, weights.safetensors, deployed.onnx, data.npz and facts.json.
+
+    ``request``: ``model`` (path, format, architecture), ``normalization``, ``dataset`` (kind,
+    files, split), ``selection``, ``norm``, ``method``, ``clip``, ``seed``, ``bounds``,
+    ``samples_per_shard``, ``time_budget_s``, of which ``prepare_s`` in the facts is what this took.
+    Raises exceptions with a ``code`` for whatever is wrong with the upload.
+    """
+    import numpy as np
+
+    from models.deployed import DeployedNetwork
+    from workers.jobs.datasets.arrays import Bounds, DataError
+    from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
+    from workers.jobs.datasets.sources import read_source
+    from workers.jobs.inspection.normalization_check import normalization_doubt
+    from workers.jobs.report.doubts import data_doubts
+    from workers.verification.clock import Clock, OutOfTime
+    from workers.verification.coverage import covering_bounds
+    from workers.verification.parity import check_parity
+    from workers.verification.parity_inputs import BATCH_SIZES
+    from workers.verification.program import Program
+
+    started, budget = time.monotonic(), request.get("time_budget_s")
+    loaded = _load_model(request)
+    network, outside = loaded.network, loaded.outside
+    network.save(folder)
+    (folder / "deployed.onnx").write_bytes(loaded.onnx)
+    # No norms: the shards compute them once, and keep them.
+    program = Program.compile(network, norms=False)
+    covering_bounds(program, request["method"], request["norm"])
+    deployed = DeployedNetwork(loaded.onnx, network.input_shape, outside)
+    if loaded.one_row_only:
+        deployed.one_by_one()
+    batch = deployed.settle_batch(BATCH_SIZES)
+
+    source = request["dataset"]
+    files = {role: Path(path) for role, path in source["files"].items()}
+    bounds = Bounds(**request["bounds"])
+    data = read_source(source["kind"], files, source["split"], request["selection"], bounds)
+    stored = data.x if data.classes is None else with_channels(data.x, network.input_shape)
+    x = to_pixels(as_network_input(stored, network.input_shape), clip=request["clip"])
+    began = time.perf_counter()
+    logits = deployed(x)
+    forward_s = time.perf_counter() - began
+    if logits.shape != (len(x), network.classes):
+        raise DataError(
+            "shape_mismatch",
+            f"the model answers with shape {list(logits.shape[1:])}, its graph says "
+            f"{network.classes} classes",
+        )
+    labels = _labels(data, logits)
+    some = slice(None, PARITY_SAMPLES)
+    doubt = []
+    if data.y is not None:
+        better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
+        doubt += [better] if better is not None else []
+    try:
+        parity = check_parity(
+            program,
+            x[some],
+            logits[some],
+            deployed,
+            clip=request["clip"],
+            batched=batch != 1,
+            seed=request["seed"],
+            clock=Clock(None if budget is None else started + budget),
+        )
+    except OutOfTime:
+        # Then no shard has time to certify anything.
+        parity = {"max_difference": 0.0, "budget": 0.0, "unchecked": len(x)}
+    np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
+    facts = {
+        "layers": [
+            {"name": node.name, "kind": network.layer(node.name).kind, "shape": list(node.shape)}
+            for node in network.nodes
+        ],
+        "parameters": network.parameter_count,
+        "input_shape": list(network.input_shape),
+        "classes": network.classes,
+        "dropped_output": network.dropped_output,
+        "batch": batch,
+        "graph_digest": network.graph_digest(),
+        "labelled": data.y is not None,
+        "total": data.size,
+        "samples": len(x),
+        "samples_per_shard": request["samples_per_shard"],
+        "parity": parity,
+        "forward_s": forward_s,
+        "prepare_s": time.monotonic() - started,
+        "normalization_outside": outside,
+        "pairing": loaded.pairing,
+        "classes_of_folders": data.classes,
+        "warnings": [*loaded.told, *data_doubts(data, x, network.classes), *doubt],
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
+
+    one_row_only: the file runs at batch 1 only. pairing, told: of a state dict, which tensor went
+    into which layer, and what is doubtful about that.
+    """
+
+    network: Network
+    onnx: bytes
+    outside: Mapping[str, Any] | None
+    one_row_only: bool = False
+    pairing: dict[str, str] | None = None
+    told: Sequence[str] = ()
+
+
+def _load_model(request: Mapping[str, Any]) -> _Loaded:
+    from models.checkpoints import read_network
+    from models.errors import ModelError
+    from models.onnx_export import export_onnx
+    from models.onnx_import import read_onnx
+
+    model, normalization = request["model"], request["normalization"]
+    path = Path(model["path"])
+    uploaded_onnx = model["format"] == "onnx"
+    pairing: dict[str, str] | None = None
+    told: list[str] = []
+    one_row_only = False
+    if uploaded_onnx:
+        imported = read_onnx(path)
+        network, one_row_only = imported.network, imported.batch == 1
+    elif model["architecture"] is None:
+        raise ModelError(
+            "a state dict holds weights but no graph",
+            code="missing_architecture",
+            hint='name one in the spec: "architecture": "cifar-6c2f", or a layer list',
+        )
+    else:
+        loaded = read_network(path, model["format"], model["architecture"])
+        network, pairing, told = loaded.network, dict(loaded.pairing), list(loaded.warnings)
+    if normalization is not None:
+        network = network.normalized(normalization["mean"], normalization["std"])
+    broken = network.non_finite()
+    if broken:
+        raise ModelError(
+            f"these tensors hold NaN or infinity: {', '.join(broken[:5])}",
+            code="non_finite_weights",
+        )
+    if network.classes < 2:
+        raise ModelError("a classifier needs at least two logits", code="too_few_classes")
+    if uploaded_onnx:
+        return _Loaded(network, path.read_bytes(), normalization, one_row_only)
+    return _Loaded(network, export_onnx(network), None, pairing=pairing, told=told)
+
+
+def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The labels [N]; without any, the predictions are what is certified."""
+    import numpy as np
+
+    from workers.jobs.datasets.arrays import check_labels
+
+    if data.y is None:
+        return logits.argmax(axis=1).astype(np.int64)
+    check_labels(data, logits.shape[1], of="network")
+    return data.y
+
+
+def main() -> int:
+    """Take on the limits, then inspect; 0, 3 (``problem.json`` says what is wrong with the upload)
+    or ``sandbox.NO_ROOM``: nothing is, but the disk is full."""
+    sandbox.enter(sys.argv[1:])
+    try:
+        return _inspect_and_state()
+    except Exception as error:
+        if not sandbox.found_no_room(error):
+            raise
+        return sandbox.NO_ROOM
+
+
+def _inspect_and_state() -> int:
+    request = json.loads(Path("request.json").read_text())
+    folder = Path("prepared")
+    folder.mkdir()
+    problem: dict[str, str | None]
+    try:
+        if request.get("training"):
+            from workers.jobs.inspection.training_data import write_training_data
+
+            write_training_data(request, folder)
+        else:
+            inspect(request, folder)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        problem = {
+            "code": "too_large",
+            "detail": "what is made of model and data set is larger than a file may be",
+            "hint": "fewer samples, or a larger CERTSERVE_MAX_INFLATED_BYTES",
+        }
+    except MemoryError:
+        problem = {
+            "code": "too_large",
+            "detail": "model and data set need more memory than an inspection may take",
+            "hint": "fewer samples, or a larger CERTSERVE_INSPECTION_MEMORY_BYTES",
+        }
+    except Exception as error:
+        code = getattr(error, "code", None)
+        if not isinstance(code, str):
+            raise
+        problem = {
+            "code": code,
+            "detail": getattr(error, "message", None) or str(error),
+            "hint": getattr(error, "hint", None) or None,
+            "field": getattr(error, "field", None)
+            or ("architecture" if request.get("training") else "model"),
+        }
+    else:
+        return 0
+    Path("problem.json").write_text(json.dumps(problem))
+    return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Running the inspection of an upload in a child process that can hurt nobody but itself.
+
+The child gets its own empty folder, a scrubbed environment without the Redis address, limits on
+address space, processor time, file size and open files, and no way to new privileges. It limits
+itself before it touches an upload: our own code up to that point needs no guard.
+
+It is forked from a process that has imported everything and knows nothing (``fork_server``); where
+there is none, or it does not answer, it is started as a fresh interpreter. Both ways lead through
+the same ``enter`` with the same limits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import service
+from service.contract.processes import die_with_parent
+from workers.jobs.runtime.fork_server import Forked, ForkServer, ForkServerLost
+
+__all__ = [
+    "NO_ROOM",
+    "ChildEnded",
+    "Limits",
+    "enter",
+    "fork_from",
+    "forked",
+    "found_no_room",
+    "run_child",
+]
+
+logger = logging.getLogger(__name__)
+
+PR_SET_NO_NEW_PRIVS = 38
+
+#: What is kept of the child's error output.
+TAIL_BYTES = 4096
+
+#: What Python, C++, torch and the loader say when the address space is used up.
+OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "allocate memory", "failed to map segment")
+
+#: With this status a child says that the disk is full: a file that says so would find no room.
+NO_ROOM = 4
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+#: What the child sees of the parent's environment: where and how, and its compute threads.
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "TZ"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+)
+
+#: How often the parent looks whether it should stop the child.
+POLL_S = 0.2
+
+#: How long the fork server may take to be there: less than a fresh interpreter takes.
+READY_S = 2.0
+
+_forks: ForkServer | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the child may use."""
+
+    memory_bytes: int = 12 * 2**30
+    cpu_s: int = 600
+    wall_s: float = 300.0
+    file_bytes: int = 8 * 2**30
+    open_files: int = 256
+
+
+@dataclass(frozen=True)
+class ChildEnded:
+    """How the child ended: exit status (negative: signal), time over, tail of its error output."""
+
+    status: int
+    timed_out: bool
+    stopped: bool
+    tail: str
+
+    @property
+    def out_of_limits(self) -> bool:
+        """Whether a limit ended it rather than a fault."""
+        return (
+            self.timed_out
+            or self.status in (-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGKILL)
+            or any(sign in self.tail for sign in OUT_OF_MEMORY)
+        )
+
+
+def fork_from(forks: ForkServer) -> None:
+    """Let all later children of this process come from ``forks``."""
+    global _forks
+    _forks = forks
+
+
+def run_child(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    limits: Limits,
+    stop: Callable[[], bool] = lambda: False,
+    forks: ForkServer | None = None,
+) -> ChildEnded:
+    """Run ``main()`` of ``module`` in ``folder`` and wait; ``stop`` is asked every 0.2 s.
+
+    ``main`` must call ``enter`` first. Error output goes to ``folder/stderr``. Forked from
+    ``forks`` (or what ``fork_from`` named) if that answers, else ``python -m module``. Raises
+    ForkServerLost when it dies under the child: nobody knows what the child would have done.
+    """
+    forks = forks or _forks
+    child: Forked | subprocess.Popen[bytes] = (
+        _fork(forks, module, arguments, folder, limits) if forks is not None else None
+    ) or _start(module, arguments, folder, limits)
+    deadline = time.monotonic() + limits.wall_s
+    timed_out = stopped = False
+    try:
+        while child.poll() is None:
+            timed_out = time.monotonic() > deadline
+            stopped = not timed_out and stop()
+            if timed_out or stopped:
+                break
+            try:
+                child.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        if child.poll() is None:
+            _kill(child.pid)
+        status = child.wait()
+    return ChildEnded(status, timed_out, stopped, _tail(folder / "stderr"))
+
+
+def _start(
+    module: str, arguments: Sequence[str], folder: Path, limits: Limits
+) -> subprocess.Popen[bytes]:
+    """A fresh interpreter."""
+    with (folder / "stderr").open("wb") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *_parameters(os.getpid(), limits), *arguments],
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,
+        )
+
+
+def _fork(
+    forks: ForkServer, module: str, arguments: Sequence[str], folder: Path, limits: Limits
+) -> Forked | None:
+    """A child of the fork server; None if it cannot have one."""
+    (folder / "stderr").write_bytes(b"")
+    try:
+        if not forks.ready(READY_S):
+            raise ForkServerLost("it is not ready")
+        own = [module, *_parameters(forks.pid, limits), *arguments]
+        environment = json.dumps(dict(_environment(folder)))
+        return forks.fork(module.rpartition(".")[2], __name__, [str(folder), environment, *own])
+    except ForkServerLost as error:
+        logger.warning("the inspection starts afresh: %s", error)
+        return None
+
+
+def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """In a new child of the fork server: make it what a fresh interpreter would be, then ``main``.
+
+    It is alone in its session already, with nothing open but the standard descriptors.
+    """
+    folder, environment, *sys.argv = arguments
+    os.chdir(folder)
+    for target, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, "stderr", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW),
+    ):
+        descriptor = os.open(path, flags)
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    os.dup2(1, 2)
+    os.environ.clear()
+    os.environ.update(json.loads(environment))
+    tempfile.tempdir = None
+    _use_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return int(importlib.import_module(sys.argv[0]).main())
+
+
+def _use_threads(threads: int) -> None:
+    """The template has one; a child may have more once it is forked."""
+    if threads > 1 and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _kill(pid: int) -> None:
+    """Kill a child and what it started; the child alone while it has no group of its own yet."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _parameters(parent: int, limits: Limits) -> list[str]:
+    """What ``enter`` reads."""
+    return [str(parent), *(str(value) for value in asdict(limits).values())]
+
+
+def enter(arguments: Sequence[str]) -> list[str]:
+    """First call in the child: take on the limits; returns the module's own arguments."""
+    parent, memory, cpu, _wall, file_size, open_files, *rest = arguments
+    die_with_parent(int(parent))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) failed")
+    for what, value in (
+        (resource.RLIMIT_AS, int(memory)),
+        (resource.RLIMIT_CPU, int(cpu)),
+        (resource.RLIMIT_FSIZE, int(file_size)),
+        (resource.RLIMIT_NOFILE, int(open_files)),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(what, (value, value))
+    return rest
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Whether a full disk is behind an exception, or behind those that it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
+            return True
+        # safetensors writes in Rust, whose errors arrive as text. No other text counts: it may
+        # be the upload's, whose job would wait for room for ever.
+        rust = type(seen).__name__ == "SafetensorError"
+        if rust and str(seen).endswith(tuple(f"(os error {number})" for number in _NO_ROOM)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _environment(folder: Path) -> Mapping[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    root = Path(str(service.__file__)).resolve().parents[1]
+    return {
+        **kept,
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "PYTHONPATH": str(root),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        return file.read().decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""The items of a job: prepare, train, shard, merge."""

@@ -1,0 +1,139 @@
+"""The item ``merge``: all shard results become one report, written once."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from service.contract.schemas.problems import InternalError
+from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.storage.store import Store
+from service.contract.times import now, seconds
+from workers.jobs.items.prepare import facts_of, shards
+from workers.jobs.items.trained_model import model_of
+from workers.jobs.report.build import build_report, sample_rows
+from workers.verification.results import SampleResults
+
+__all__ = ["concatenate", "merge", "merge_notes"]
+
+
+def merge(store: Store, submission: JobSubmission, *, started_at: str | None) -> int:
+    """Write report, sample rows and counterexamples; the number of samples.
+
+    Each file is created once: a merge that is done twice changes nothing that could be read.
+    """
+    if not submission.spec:
+        return 0
+    facts = facts_of(store, submission.id)
+    parts = []
+    for shard, _ in enumerate(shards(facts)):
+        path = store.shard_path(submission.id, shard)
+        if not store.has(path):
+            raise InternalError(f"the result of shard {shard} is missing", code="shard_missing")
+        parts.append(SampleResults.load(path))
+    results = concatenate(parts)
+    devices = results.notes.pop("device", [])
+    device = ", ".join(devices) if isinstance(devices, list) else str(devices)
+    wall_s = 0.0 if started_at is None else max(0.0, now() - seconds(started_at))
+    submission = submission.model_copy(update={"model": model_of(store, submission)})
+    # The deployed network answers once, in ``prepare``.
+    forward_s = float(facts.get("forward_s", 0.0)) + results.seconds.get("forward", 0.0)
+    timing = {"wall_s": wall_s, "forward_s": forward_s}
+    report = build_report(submission, facts, results, timing=timing, device=device or "cpu")
+    rows = "".join(
+        json.dumps(row, allow_nan=False) + "\n" for row in sample_rows(results, submission, facts)
+    )
+    store.create(store.samples_path(submission.id), rows.encode())
+    store.create(
+        store.counterexamples_path(submission.id),
+        _counterexamples(results, Spec.model_validate(submission.spec), facts),
+    )
+    store.create_json(store.report_path(submission.id), report)
+    return len(results.index)
+
+
+def concatenate(parts: Sequence[SampleResults]) -> SampleResults:
+    """The rows of all shards in order; seconds added, notes merged."""
+    counterexamples = {}
+    offset = 0
+    for part in parts:
+        for key, value in part.counterexamples.items():
+            row, epsilon = key.split(",")
+            counterexamples[f"{int(row) + offset},{epsilon}"] = value
+        offset += len(part.index)
+    seconds_spent: dict[str, float] = {}
+    for part in parts:
+        for name, spent in part.seconds.items():
+            seconds_spent[name] = seconds_spent.get(name, 0.0) + spent
+    return SampleResults(
+        index=np.concatenate([part.index for part in parts]),
+        label=np.concatenate([part.label for part in parts]),
+        prediction=np.concatenate([part.prediction for part in parts]),
+        margin=np.concatenate([part.margin for part in parts]),
+        radius=np.concatenate([part.radius for part in parts]),
+        certified=np.concatenate([part.certified for part in parts]),
+        falsified=np.concatenate([part.falsified for part in parts]),
+        method=[name for part in parts for name in part.method],
+        decided_by=[names for part in parts for names in part.decided_by],
+        counterexamples=counterexamples,
+        seconds=seconds_spent,
+        notes=merge_notes([part.notes for part in parts]),
+    )
+
+
+def merge_notes(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One note per name: counts add up, of measurements the largest stays, texts are collected.
+
+    Failure probabilities add up too (union bound). Names that one shard alone knows are kept.
+    """
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for note in notes for name in note):
+        values = [note[name] for note in notes if name in note]
+        if name == "failure_probability":
+            merged[name] = min(1.0, float(sum(values)))
+        else:
+            merged[name] = _merge_values(values)
+    return merged
+
+
+def _merge_values(values: list[Any]) -> Any:
+    first = values[0]
+    if all(isinstance(value, bool) for value in values):
+        return any(values)
+    if all(isinstance(value, int) for value in values):
+        return sum(values)
+    if all(isinstance(value, int | float) for value in values):
+        return max(values)
+    if all(isinstance(value, Mapping) for value in values):
+        return merge_notes(values)
+    if all(isinstance(value, list) for value in values):
+        return _distinct([item for value in values for item in value])
+    distinct = _distinct(values)
+    return first if len(distinct) == 1 else distinct
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    seen: dict[str, Any] = {}
+    for value in values:
+        seen.setdefault(json.dumps(value, sort_keys=True), value)
+    return list(seen.values())
+
+
+def _counterexamples(results: SampleResults, spec: Spec, facts: Mapping[str, Any]) -> bytes:
+    """An npz: x float32 [K, ...]; index (in the data set), epsilon and label [K]."""
+    keys = sorted(tuple(int(part) for part in key.split(",")) for key in results.counterexamples)
+    shape = tuple(facts["input_shape"])
+    x = [results.counterexamples[f"{row},{place}"] for row, place in keys]
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        x=np.stack(x) if x else np.zeros((0, *shape), dtype=np.float32),
+        index=np.array([results.index[row] for row, _ in keys], dtype=np.int64),
+        epsilon=np.array([float(spec.epsilons[place]) for _, place in keys], dtype=np.float64),
+        label=np.array([results.label[row] for row, _ in keys], dtype=np.int64),
+    )
+    return file.getvalue()

@@ -1,0 +1,218 @@
+"""The item ``prepare``: have a limited child inspect the upload, then publish what it wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.contract.schemas.problems import (
+    InternalError,
+    InvalidInput,
+    Problem,
+    StorageFull,
+    TooLarge,
+)
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
+from service.contract.settings import Settings
+from service.contract.storage.files import storage_errors, sync_folder
+from service.contract.storage.store import Store
+from workers.jobs.inspection.sandbox import NO_ROOM, ChildEnded, Limits, run_child
+from workers.jobs.items.trained_model import certification_samples, model_of
+from workers.verification.results import POOL
+
+__all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
+
+logger = logging.getLogger(__name__)
+
+#: The last one is written last.
+FILES = ("network.json", "weights.safetensors", "deployed.onnx", "data.npz", "facts.json")
+
+
+def prepare(
+    store: Store,
+    settings: Settings,
+    submission: JobSubmission,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Leave ``jobs/<id>/prepared`` behind. Raises the Problem that is wrong with the upload.
+
+    Done already, by an earlier try or by another worker: nothing to do.
+    """
+    target = store.prepared_dir(submission.id)
+    if not store.bring(target, FILES):
+        request = _request(store, settings, submission)
+        inspect_apart(store, settings, submission.id, request, target, FILES, stop=stop)
+        for name in FILES if (target / FILES[-1]).exists() else ():
+            store.share(target / name)
+
+
+def inspect_apart(
+    store: Store,
+    settings: Settings,
+    job_id: str,
+    request: dict[str, Any],
+    target: Path,
+    files: tuple[str, ...],
+    *,
+    stop: Callable[[], bool],
+) -> None:
+    """Have the limited child do ``request`` and publish its ``files`` as the folder ``target``.
+
+    Raises the Problem that is wrong with the upload, StorageFull. Nothing is published when
+    ``stop`` said so.
+    """
+    job_dir = store.job_dir(job_id)
+    for left in job_dir.glob(".inspect-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = job_dir / f".inspect-{secrets.token_hex(8)}"
+    with storage_errors():
+        folder.mkdir(mode=0o700)
+    try:
+        limits = Limits(
+            memory_bytes=settings.inspection_memory_bytes,
+            cpu_s=int(settings.inspection_timeout_s * (os.cpu_count() or 1)),
+            wall_s=settings.inspection_timeout_s,
+            file_bytes=settings.max_inflated_bytes,
+        )
+        with storage_errors():
+            (folder / "request.json").write_text(json.dumps(request))
+            ended = run_child(
+                "workers.jobs.inspection.child", [], folder=folder, limits=limits, stop=stop
+            )
+        if ended.stopped:
+            return
+        _raise_problem(job_id, folder, ended, limits)
+        with storage_errors():
+            _publish(folder / "prepared", target, files)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def facts_of(store: Store, job_id: str) -> dict[str, Any]:
+    """What ``prepare`` found out about model and data."""
+    folder = store.prepared_dir(job_id)
+    if not store.bring(folder, FILES):
+        raise InternalError("the prepared files are missing", code="not_prepared")
+    facts: dict[str, Any] = json.loads((folder / "facts.json").read_bytes())
+    return facts
+
+
+def shards(facts: dict[str, Any]) -> list[tuple[int, int]]:
+    """First row and end row of every shard; fixed when the job is prepared."""
+    size = int(facts["samples_per_shard"])
+    samples = int(facts["samples"])
+    return [(start, min(start + size, samples)) for start in range(0, samples, size)]
+
+
+def _request(store: Store, settings: Settings, submission: JobSubmission) -> dict[str, Any]:
+    spec = Spec.model_validate(submission.spec)
+    model = model_of(store, submission)
+    assert submission.dataset is not None
+    return {
+        "model": {
+            "path": _blob(store, model.digest),
+            "format": model.format,
+            "architecture": spec.architecture,
+        },
+        "normalization": None if spec.normalization is None else spec.normalization.model_dump(),
+        "dataset": {
+            "kind": submission.dataset.kind,
+            "files": files_of(store, submission.dataset),
+            "split": submission.dataset.split,
+        },
+        "selection": certification_samples(store, submission, spec),
+        "norm": spec.norm,
+        "method": spec.method,
+        "clip": spec.clip,
+        "seed": spec.seed,
+        "time_budget_s": spec.time_budget_s,
+        "bounds": {
+            "max_bytes": settings.max_inflated_bytes,
+            "max_samples": settings.max_samples,
+        },
+        # Whole pools: samples that share what work is allowed to them.
+        "samples_per_shard": POOL * math.ceil(settings.samples_per_shard / POOL),
+    }
+
+
+def files_of(store: Store, source: DatasetSource) -> dict[str, str]:
+    """Role -> path of a data set's files."""
+    blobs = {role: _blob(store, digest) for role, digest in source.blobs.items()}
+    return {**blobs, **source.paths}
+
+
+def _blob(store: Store, digest: str) -> str:
+    path = store.blob_path(digest)
+    if not store.has(path):
+        raise InternalError(f"the upload {digest} is not in the store", code="upload_missing")
+    return str(path)
+
+
+def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: Limits) -> None:
+    """Nothing if the child succeeded; else the problem it stated, or what its end tells."""
+    if ended.status == 0 and not ended.timed_out:
+        return
+    if ended.status == NO_ROOM:
+        raise StorageFull("the disk that holds the data directory is full")
+    stated = folder / "problem.json"
+    if ended.status == 3 and stated.is_file() and not stated.is_symlink():
+        raise _stated_problem(json.loads(stated.read_text()))
+    logger.warning("job %s: inspection ended with %s: %s", job_id, ended.status, ended.tail)
+    if ended.out_of_limits:
+        raise TooLarge(
+            "reading model and data set took more than an inspection may take "
+            f"({limits.wall_s:.0f} s, {limits.memory_bytes // 2**20} MiB)",
+            code="too_large",
+            hint="a smaller model or fewer samples; the limits are CERTSERVE_INSPECTION_TIMEOUT_S "
+            "and CERTSERVE_INSPECTION_MEMORY_BYTES",
+        )
+    end = f"signal {-ended.status}" if ended.status < 0 else f"status {ended.status}"
+    said = _last_line(ended.tail)
+    raise InvalidInput(
+        f"the process that reads model and data set crashed on them ({end})"
+        + (f": {said}" if said else ""),
+        code="inspection_failed",
+        hint="this is a fault of the service: send the id of this job, the two files (or their "
+        "ids) and this message to whoever runs it; running the job again will not help",
+    )
+
+
+def _stated_problem(stated: dict[str, Any]) -> Problem:
+    kind = TooLarge if stated["code"] == "too_large" else InvalidInput
+    return kind(
+        str(stated["detail"]),
+        code=str(stated["code"]),
+        hint=stated.get("hint"),
+        field=stated.get("field"),
+    )
+
+
+def _last_line(tail: str) -> str | None:
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else None
+
+
+def _publish(folder: Path, target: Path, files: tuple[str, ...]) -> None:
+    """Bring the files to the disk, then show them all at once under their final name."""
+    for name in files:
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise InternalError(f"the inspection left no {name}", code="inspection_failed")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+    try:
+        folder.rename(target)
+    except OSError:
+        # Another worker was first; its files hold the same.
+        if not (target / "facts.json").exists():
+            raise
+    sync_folder(target.parent)

@@ -1,0 +1,214 @@
+"""The items ``shard:k``: certify a slice of the prepared samples and leave the rows on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.deployed import DeployedNetwork
+from models.network import Network
+from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.settings import Settings
+from service.contract.storage.files import storage_errors, sync_folder
+from service.contract.storage.store import Store
+from workers.jobs.hardware.device import device_name, device_of
+from workers.jobs.hardware.memory import total_memory
+from workers.jobs.items.prepare import facts_of, shards
+from workers.verification.cascade import certify_samples, deployed_answers
+from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
+from workers.verification.rounding import SOFTMAX_GAP
+
+__all__ = ["allowance", "certification_request", "certify_shard"]
+
+
+#: Plain forward passes that the bounds of one ``auto`` job may cost altogether.
+WORK_PER_JOB = 2e7
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` left, loaded; kept warm from shard to shard."""
+
+    network: Network
+    deployed: DeployedNetwork
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    index: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+def certify_shard(
+    store: Store,
+    settings: Settings,
+    submission: JobSubmission,
+    shard: int,
+    *,
+    progress: Callable[[int, str], None],
+) -> int:
+    """Write ``shards/<k>.npz`` and return its number of samples.
+
+    progress(done, message) is told all the while, and may raise to abort.
+
+    A result that is there already is kept: same input, same seed, same answer.
+    """
+    facts = facts_of(store, submission.id)
+    start, stop = shards(facts)[shard]
+    path = store.shard_path(submission.id, shard)
+    if store.has(path):
+        return stop - start
+    spec = Spec.model_validate(submission.spec)
+    began = time.monotonic()
+    prepared = _load(store.prepared_dir(submission.id))
+    rows = slice(start, stop)
+    allowed_s = None if spec.time_budget_s is None else allowance(store, submission, facts, shard)
+    if allowed_s is not None and allowed_s <= 0:
+        results = _undecided(prepared, rows, spec)
+    else:
+        torch.set_num_threads(settings.worker_threads)
+        device = device_of(settings.device)
+        results = certify_samples(
+            prepared.network.to(device),
+            prepared.x[rows],
+            prepared.y[rows],
+            prepared.index[rows],
+            certification_request(spec),
+            deployed=prepared.deployed,
+            deployed_logits=prepared.logits[rows],
+            device=device,
+            cache_dir=store.folder("cache"),
+            progress=progress,
+            deadline=None if allowed_s is None else began + allowed_s,
+            memory=_memory(settings.memory_fraction, device),
+            work=_work(spec, len(prepared.x)),
+        )
+        results.notes["device"] = device_name(device)
+    _save(results, path)
+    store.share(path)
+    return stop - start
+
+
+def _memory(fraction: float, device: torch.device) -> float:
+    """Bytes that one bound may take: a share of the GPU's memory, or of the container's or host's.
+
+    Whatever is in use, so that the same job gives the same report.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device.index)
+        return fraction * float(torch.cuda.get_device_properties(device).total_memory)
+    return fraction * float(total_memory())
+
+
+def _work(spec: Spec, samples: int) -> float | None:
+    """Forward passes that ``auto`` may spend per sample; a budget of time or one method has none.
+
+    Counted in work, not by a clock, and pooled by samples that are always in one shard, so that the
+    same job gives the same report everywhere, however it is cut into shards.
+    """
+    limited = spec.method == "auto" and spec.time_budget_s is None
+    return WORK_PER_JOB / samples if limited else None
+
+
+def certification_request(spec: Spec) -> CertificationRequest:
+    """The verifier's own form of a spec."""
+    attack = None if spec.attack is None else AttackSettings(**spec.attack.model_dump())
+    return CertificationRequest(
+        norm=spec.norm,
+        epsilons=tuple(spec.epsilons),
+        method=spec.method,
+        soundness=spec.soundness,
+        deterministic=spec.deterministic,
+        clip=spec.clip,
+        radius=spec.radius,
+        attack=attack,
+        seed=spec.seed,
+    )
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path) -> Prepared:
+    """Network, deployed network and samples; the folder never changes once it is there."""
+    facts = json.loads((folder / "facts.json").read_text())
+    network = Network.load(folder)
+    deployed = DeployedNetwork(
+        (folder / "deployed.onnx").read_bytes(),
+        network.input_shape,
+        facts["normalization_outside"],
+    )
+    if facts.get("batch") == 1:
+        deployed.one_by_one()
+    with np.load(folder / "data.npz", allow_pickle=False) as data:
+        return Prepared(network, deployed, data["x"], data["y"], data["index"], data["logits"])
+
+
+def _save(results: SampleResults, path: Path) -> None:
+    """Whole or not at all: aside, fsync, rename."""
+    with storage_errors():
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        results.save(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+        sync_folder(path.parent)
+
+
+def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], shard: int) -> float:
+    """Seconds that a shard may take of the job's time budget, of which ``prepare`` took its part.
+
+    What finished shards left is divided among all others by their samples, those in progress
+    included. The share per sample never shrinks from one shard to the next, so shards that run at
+    the same time cannot spend together more than there is, and what one leaves the next ones get.
+    """
+    budget = submission.spec["time_budget_s"]
+    assert isinstance(budget, int | float)
+    left, open_samples = float(budget) - float(facts.get("prepare_s", 0.0)), 0
+    for number, (start, stop) in enumerate(shards(facts)):
+        path = store.shard_path(submission.id, number)
+        if number != shard and store.has(path):
+            left -= _seconds_of(path)
+        else:
+            open_samples += stop - start
+    start, stop = shards(facts)[shard]
+    return max(0.0, left) * (stop - start) / open_samples
+
+
+@lru_cache(maxsize=20_000)
+def _seconds_of(path: Path) -> float:
+    """Worker seconds of a shard that is done; its file never changes."""
+    return sum(SampleResults.load(path).seconds.values())
+
+
+def _undecided(prepared: Prepared, rows: slice, spec: Spec) -> SampleResults:
+    """Rows of samples that the time budget left no time for."""
+    label = prepared.y[rows]
+    count = len(label)
+    gap = 0.0 if prepared.network.dropped_output is None else SOFTMAX_GAP
+    prediction, margin, correct = deployed_answers(prepared.logits[rows], label, gap)
+    verdicts = ["undecided" if ok else "misclassified" for ok in correct.tolist()]
+    nothing: NDArray[np.bool_] = np.zeros((count, len(spec.epsilons)), dtype=bool)
+    notes: dict[str, Any] = {"budget_spent": True}
+    return SampleResults(
+        index=prepared.index[rows],
+        label=label,
+        prediction=prediction,
+        margin=margin.numpy(),
+        radius=np.full(count, 0.0 if spec.radius else np.nan),
+        certified=nothing,
+        falsified=nothing.copy(),
+        method=verdicts,
+        decided_by=[[verdict] * len(spec.epsilons) for verdict in verdicts],
+        counterexamples={},
+        seconds={},
+        notes=notes,
+    )

@@ -1,0 +1,124 @@
+"""The items of a certification: prepare, shard, merge. Each is done, then answers what commits it.
+
+torch is imported by the items that need it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import redis
+
+from service.contract.ledger.leases import Lease
+from service.contract.ledger.ledger import Ledger
+from service.contract.schemas.submissions import JobSubmission
+from service.contract.settings import Settings
+from service.contract.storage.store import Store
+from workers.jobs.items.trained_model import model_of
+from workers.jobs.notify_workers import ring_for_help
+from workers.jobs.redis_retries import patiently
+from workers.jobs.runtime.lease_renewer import Keeper
+
+__all__ = ["STEPS", "Step"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An item under its lease; ``say`` and ``conclude`` are the ticket's."""
+
+    store: Store
+    settings: Settings
+    ledger: Ledger
+    submission: JobSubmission
+    lease: Lease
+    keeper: Keeper
+    say: Callable[..., None]
+    conclude: Callable[..., None]
+
+
+def _prepare(step: Step) -> Callable[[], object]:
+    from workers.jobs.items.prepare import facts_of, prepare, shards
+
+    job = step.submission.id
+
+    def stop() -> bool:
+        step.say("prepare", 0, message="reading model and data set")
+        return step.keeper.should_stop()
+
+    stop()
+    prepare(step.store, step.settings, step.submission, stop=stop)
+    step.keeper.check()
+    facts = facts_of(step.store, job)
+    items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
+
+    def commit_prepared() -> None:
+        patiently(
+            lambda: step.ledger.commit(
+                step.lease, facts["graph_digest"], next_items=items, total=facts["samples"]
+            )
+        )
+        patiently(lambda: ring_for_help(step.ledger, job, len(items)))
+
+    return commit_prepared
+
+
+def _shard(step: Step) -> Callable[[], object]:
+    from workers.jobs.items.shard import certify_shard
+
+    item = step.lease.item
+    began = time.monotonic()
+
+    def progress(rows: int, message: str) -> None:
+        # Called from inside the bounds: a job that is cancelled ends there.
+        step.keeper.check()
+        step.say(item, rows, message=message)
+
+    done = certify_shard(
+        step.store,
+        step.settings,
+        step.submission,
+        int(item.partition(":")[2]),
+        progress=progress,
+    )
+    took = time.monotonic() - began
+
+    def commit_shard() -> None:
+        step.say(item, done, message="certifying", now=True)
+        answer = patiently(lambda: step.ledger.commit(step.lease, "done"))
+        if answer == "committed":
+            _count(step, took, done)
+
+    return commit_shard
+
+
+def _count(step: Step, seconds: float, samples: int) -> None:
+    """For /metrics; nothing hangs on it."""
+    try:
+        step.ledger.totals.add_shard(seconds, samples)
+    except redis.RedisError as error:
+        logger.info("job %s: shard not counted: %s", step.submission.id, error)
+
+
+def _merge(step: Step) -> Callable[[], object]:
+    from workers.jobs.items.merge import merge
+
+    submission = step.submission
+    step.say("merge", 0, message="writing the report")
+    state = patiently(lambda: step.ledger.get(submission.id))
+    started_at = state.started_at if state else None
+    samples = merge(step.store, submission, started_at=started_at)
+    model_id = None if submission.model else model_of(step.store, submission).digest
+    return lambda: step.conclude(submission, "succeeded", samples=samples, model_id=model_id)
+
+
+#: Kind of item -> what does it.
+STEPS: Mapping[str, Callable[[Step], Callable[[], object]]] = {
+    "prepare": _prepare,
+    "shard": _shard,
+    "merge": _merge,
+}

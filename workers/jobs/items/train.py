@@ -1,0 +1,253 @@
+"""The item ``train``: data by the limited child, the loop, and a model that can be certified."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.checkpoints import weights_of
+from models.network import Network
+from models.onnx_export import export_onnx
+from service.contract.schemas.problems import TooLarge
+from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
+from service.contract.settings import Settings
+from service.contract.storage.files import storage_errors
+from service.contract.storage.store import Store
+from service.contract.times import now, rfc3339
+from workers.jobs.hardware.device import device_of
+from workers.jobs.inspection.training_data import FILES
+from workers.jobs.items.prepare import files_of, inspect_apart
+from workers.jobs.items.trained_model import held_samples, trained, trained_path
+from workers.jobs.runtime.lease_renewer import ItemStopped
+from workers.training.data import TrainingData
+from workers.training.loop import History, Report, train
+from workers.training.run import Run, TrainingError
+
+__all__ = ["train_model"]
+
+logger = logging.getLogger(__name__)
+
+#: Least seconds between two looks at the curve.
+SHOWN_EVERY_S = 1.0
+
+#: Where compilers keep what they make, relative to the job's folder; an operator's choice counts.
+_COMPILED = {
+    name: place
+    for name, place in (
+        ("TORCHINDUCTOR_CACHE_DIR", "compiled"),
+        ("TRITON_CACHE_DIR", "compiled/triton"),
+    )
+    if name not in os.environ
+}
+
+
+def train_model(
+    store: Store,
+    settings: Settings,
+    submission: JobSubmission,
+    *,
+    progress: Report,
+    on_checkpoint: Callable[[], None] = lambda: None,
+    stop: Callable[[], bool],
+    should_pause: Callable[[], bool],
+) -> dict[str, Any]:
+    """Train, keep the model, and say what came of it (``trained.json``).
+
+    ``progress(steps done, of how many, message)``; ``on_checkpoint()`` after each is written. Done
+    already, by an earlier try: nothing to do. Raises TrainingError and Problem where the run cannot
+    be made or went wrong, Paused.
+    """
+    done = trained(store, submission.id)
+    if done is not None:
+        return done
+    plan = submission.training
+    assert plan is not None
+    data, facts = _data(store, settings, submission, stop=stop)
+    _check(settings, submission, facts)
+    torch.set_num_threads(settings.training_threads or len(os.sched_getaffinity(0)))
+    folder = store.training_dir(submission.id)
+    checkpoint = folder / "checkpoint.safetensors"
+
+    curve = _Curve(store, folder / "history.json")
+
+    def run() -> tuple[Network, History]:
+        return train(
+            Run.of_plan(plan),
+            data,
+            device=device_of(settings.device),
+            checkpoint=checkpoint,
+            checkpoint_s=settings.checkpoint_interval_s,
+            progress=progress,
+            on_epoch=curve.show,
+            on_checkpoint=on_checkpoint,
+            should_pause=should_pause,
+        )
+
+    _compile_in(folder)
+    with storage_errors():
+        try:
+            network, history = run()
+        except TrainingError as error:
+            if error.code != "bad_checkpoint":
+                raise
+            # It is ours, of a damaged disk or another release; the run itself is as good as ever.
+            logger.warning("job %s begins anew: %s", submission.id, error)
+            checkpoint.unlink()
+            network, history = run()
+        curve.write(history)
+    model = _keep(store, submission, network.deployed())
+    result = {
+        "model": model.model_dump(mode="json"),
+        "history": history,
+        **facts,
+        "architecture": plan["architecture"],
+    }
+    store.create_json(trained_path(store, submission.id), result)
+    _forget(folder)
+    return result
+
+
+def _compile_in(folder: Path) -> None:
+    """Machine code of a compiled step is written to, and loaded from, the job's own folder: the
+    compiler's would be in /tmp, under a name that anybody can guess. A ticket may train several
+    jobs: each has its own, or what is left of the first one would come to life again."""
+    for name, place in _COMPILED.items():
+        os.environ[name] = str(folder / place)
+
+
+def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any]) -> None:
+    """Refuse before the training what would fail after it, or take for ever."""
+    plan = submission.training
+    assert plan is not None
+    epochs = Run.of_plan(plan).epochs
+    if epochs * facts["samples"] > settings.max_training_samples:
+        raise TooLarge(
+            f"{epochs} epochs of {facts['samples']} samples are more than a training may take "
+            f"({settings.max_training_samples} samples in all)",
+            code="training_too_long",
+            hint="fewer epochs; the limit is CERTSERVE_MAX_TRAINING_SAMPLES",
+            field="epochs",
+        )
+    if plan["held_out"] and submission.spec:
+        held_samples(facts["held"], Spec.model_validate(submission.spec))
+
+
+class _Curve:
+    """Lets readers have the epochs so far, once a second at most: the file is written as a whole,
+    and durably."""
+
+    def __init__(self, store: Store, path: Path) -> None:
+        self._store, self._path = store, path
+        self._due = 0.0
+
+    def show(self, rows: History) -> None:
+        """Of many rows in short time the first, and those at the end by ``write``."""
+        if time.monotonic() >= self._due:
+            self.write(rows)
+
+    def write(self, rows: History) -> None:
+        """Now."""
+        self._store.write_json(self._path, {"history": rows})
+        self._store.share(self._path)
+        self._due = time.monotonic() + SHOWN_EVERY_S
+
+
+def _data(
+    store: Store, settings: Settings, submission: JobSubmission, *, stop: Callable[[], bool]
+) -> tuple[TrainingData, dict[str, Any]]:
+    """The samples, read once and kept with the job (``training/data``) until it is trained."""
+    plan, source = submission.training, submission.training_dataset
+    assert plan is not None
+    assert source is not None
+    folder = store.training_dir(submission.id) / "data"
+    if not (folder / "facts.json").exists():
+        store.job_dir(submission.id)
+        with storage_errors():
+            folder.parent.mkdir(exist_ok=True)
+        parameters = plan["hyperparameters"]
+        assert isinstance(parameters, dict)
+        request = {
+            "training": True,
+            "architecture": plan["architecture"],
+            "activation": parameters["activation"],
+            "held_out": plan["held_out"],
+            "report": _report_of(store, submission),
+            "dataset": {
+                "kind": source.kind,
+                "files": files_of(store, source),
+                "split": source.split,
+            },
+            "bounds": {
+                "max_bytes": settings.max_inflated_bytes,
+                "max_samples": settings.max_samples,
+            },
+        }
+        inspect_apart(store, settings, submission.id, request, folder, FILES, stop=stop)
+        if not (folder / "facts.json").exists():
+            # Stopped, and told so gently: no try of the item.
+            raise ItemStopped("the worker stops while the data set is read")
+    facts = json.loads((folder / "facts.json").read_text())
+    # Mapped: what the loop does not keep need not stay in memory.
+    x = torch.from_numpy(np.load(folder / "x.npy", mmap_mode="c", allow_pickle=False))
+    y = torch.from_numpy(np.load(folder / "y.npy", allow_pickle=False))
+    return TrainingData(x, y), facts
+
+
+def _report_of(store: Store, submission: JobSubmission) -> dict[str, Any] | None:
+    """What the certification after the training will read."""
+    plan = submission.training
+    assert plan is not None
+    if submission.spec is None or not plan["certify"]:
+        return None
+    spec, test = Spec.model_validate(submission.spec), submission.dataset
+    held_out = plan["held_out"] or test is None
+    return {
+        "normalization": None if spec.normalization is None else spec.normalization.model_dump(),
+        "dataset": None
+        if held_out or test is None
+        else {"kind": test.kind, "files": files_of(store, test), "split": test.split},
+        "selection": spec.samples if spec.indices is None else spec.indices,
+        "clip": spec.clip,
+        "field": "dataset" if test is None or test.id is None else "test_dataset",
+    }
+
+
+def _keep(store: Store, submission: JobSubmission, network: Network) -> ModelSource:
+    """ONNX file (its digest is the model id) and state dict into the store, and their record."""
+    onnx = _blob(store, export_onnx(network))
+    weights = _blob(store, weights_of(network))
+    source = ModelSource(digest=onnx[0], format="onnx", name=f"{submission.id}.onnx", size=onnx[1])
+    record = {
+        "id": onnx[0],
+        "format": "onnx",
+        "name": source.name,
+        "size": onnx[1],
+        "created_at": rfc3339(now()),
+        "files": {"weights": weights[0]},
+    }
+    store.put_record("models", onnx[0], record, owner=submission.principal, own=False)
+    return source
+
+
+def _blob(store: Store, content: bytes) -> tuple[str, int]:
+    with store.writer(limit=len(content)) as writer:
+        writer.write(content)
+        blob = writer.publish()
+    return blob.digest, blob.size
+
+
+def _forget(folder: Path) -> None:
+    """Remove what only the training needed, and what killed processes left of it."""
+    for name in ("data", "compiled"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("*checkpoint.safetensors*"):
+        path.unlink(missing_ok=True)

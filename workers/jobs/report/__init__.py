@@ -1,0 +1,1 @@
+"""From shard results to the report."""

@@ -1,0 +1,236 @@
+"""The report of a finished job: all samples' verdicts become one checked, digestible document."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from service.contract.schemas.epsilons import epsilon_text
+from service.contract.schemas.report import Report, SampleRow, result_digest
+from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.times import now, rfc3339
+from workers.jobs.report.statement import statement
+from workers.jobs.report.statistics import (
+    accuracy_curve,
+    clopper_pearson,
+    largest_distance,
+    radius_summary,
+    unbounded,
+)
+from workers.jobs.report.verdicts import ContradictionError, Verdicts, verdicts
+from workers.verification.answers import NO_ANSWER
+from workers.verification.results import SampleResults
+
+__all__ = ["build_report", "sample_rows"]
+
+_PACKAGES = ("certserve", "torch", "numpy", "scipy", "onnx", "onnxruntime")
+
+
+def build_report(
+    submission: JobSubmission,
+    facts: Mapping[str, Any],
+    results: SampleResults,
+    *,
+    timing: Mapping[str, float],
+    device: str,
+) -> dict[str, Any]:
+    """The JSON report, checked against the contract's schema, with its ``result_digest``.
+
+    ``facts`` is what ``prepare`` found: ``layers`` (name, kind, shape of each), ``parameters``,
+    ``input_shape``, ``classes``, ``graph_digest``, ``labelled``, ``total`` (samples in the data
+    set), ``dropped_output``, ``batch`` ("any" or 1) and ``parity`` (difference, budget, inputs).
+    ``timing`` holds ``wall_s``.
+    Raises ContradictionError when the verdicts cannot all be true: that job must fail.
+    """
+    spec = Spec.model_validate(submission.spec)
+    assert submission.model is not None
+    assert submission.dataset is not None
+    count, labelled = len(results.index), bool(facts["labelled"])
+    found = verdicts(results, spec.epsilons, sound=spec.soundness == "sound")
+    cap = largest_distance(spec.norm, math.prod(facts["input_shape"]))
+    notes = _finite(dict(results.notes))
+    failure_probability = float(notes.pop("failure_probability", 0.0))
+    rows = [
+        _epsilon_result(spec, found, place, subset=count < (facts.get("total") or 0))
+        for place in range(len(spec.epsilons))
+    ]
+    clean = int(found.correct.sum()) / count
+    _check_bracket(rows, clean)
+    report = {
+        "schema": "certserve/report/1",
+        "job_id": submission.id,
+        "model": {
+            "id": submission.model.digest,
+            "format": submission.model.format,
+            "name": submission.model.name,
+            "layers": list(facts["layers"]),
+            "parameters": facts["parameters"],
+            "input_shape": list(facts["input_shape"]),
+            "classes": facts.get("classes"),
+            "dropped_output": facts.get("dropped_output"),
+            "pairing": facts.get("pairing"),
+            "batch": facts.get("batch"),
+        },
+        "dataset": {
+            "id": submission.dataset.id,
+            "name": submission.dataset.name,
+            "samples": count,
+            "total": facts.get("total"),
+            "split": submission.dataset.split,
+            "classes": facts.get("classes_of_folders"),
+        },
+        "threat": {
+            "norm": spec.norm,
+            "epsilons": [float(epsilon) for epsilon in spec.epsilons],
+            "epsilons_exact": [epsilon_text(epsilon) for epsilon in spec.epsilons],
+            "clip": spec.clip,
+            "normalization": None
+            if spec.normalization is None
+            else spec.normalization.model_dump(mode="json"),
+        },
+        "graph_digest": facts["graph_digest"],
+        "spec": spec.normal(),
+        "method": spec.method,
+        "soundness": spec.soundness,
+        "statement": statement(
+            norm=spec.norm,
+            soundness=spec.soundness,
+            clip=spec.clip,
+            labelled=labelled,
+            failure_probability=failure_probability,
+            batch=facts.get("batch", "any"),
+        ),
+        "failure_probability": failure_probability,
+        "clean_accuracy": clean if labelled else None,
+        "results": rows,
+        "radius": radius_summary(found.radius, cap, clip=spec.clip) if spec.radius else None,
+        "curve": _curve(spec, found, rows, cap),
+        "by_method": dict(sorted(Counter(results.method).items())),
+        "parity": _finite(facts.get("parity")),
+        "budget_spent": bool(notes.pop("budget_spent", False)),
+        "warnings": _warnings(found, results, facts),
+        "notes": notes,
+        "timing": _timing(timing, results, count),
+        "device": device,
+        "versions": _versions(),
+        "created_at": rfc3339(now()),
+    }
+    document = Report.model_validate(report).model_dump(mode="json", by_alias=True)
+    document["result_digest"] = result_digest(document)
+    return document
+
+
+def sample_rows(
+    results: SampleResults, submission: JobSubmission, facts: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The lines of ``samples.jsonl``, one per sample, with the same verdicts as the report."""
+    spec = Spec.model_validate(submission.spec)
+    labelled = bool(facts["labelled"])
+    found = verdicts(results, spec.epsilons, sound=spec.soundness == "sound")
+    cap = largest_distance(spec.norm, math.prod(facts["input_shape"]))
+    beyond = unbounded(found.radius, cap, clip=spec.clip)
+    for row in range(len(results.index)):
+        yield SampleRow(
+            index=int(results.index[row]),
+            label=int(results.label[row]) if labelled else None,
+            prediction=int(results.prediction[row]),
+            margin=_finite(float(results.margin[row])),
+            radius=float(found.radius[row]) if spec.radius and not beyond[row] else None,
+            unbounded=spec.radius and bool(beyond[row]),
+            method=results.method[row],
+            certified=found.certified[row].tolist(),
+            falsified=found.falsified[row].tolist(),
+        ).model_dump(mode="json")
+
+
+def _epsilon_result(spec: Spec, found: Verdicts, place: int, *, subset: bool) -> dict[str, Any]:
+    count, correct = len(found.correct), int(found.correct.sum())
+    certified = int(found.certified[:, place].sum())
+    falsified = int(found.falsified[:, place].sum())
+    return {
+        "epsilon": float(spec.epsilons[place]),
+        "epsilon_exact": epsilon_text(spec.epsilons[place]),
+        "certified_accuracy": certified / count,
+        "attack_accuracy": None if spec.attack is None else (correct - falsified) / count,
+        "certified": certified,
+        "falsified": falsified,
+        "undecided": correct - certified - falsified,
+        "interval_95": clopper_pearson(certified, count) if subset else None,
+    }
+
+
+def _check_bracket(rows: list[dict[str, Any]], clean: float) -> None:
+    """certified <= attacked <= clean at every epsilon; anything else is our error."""
+    for row in rows:
+        attacked = clean if row["attack_accuracy"] is None else row["attack_accuracy"]
+        if not row["certified_accuracy"] <= attacked <= clean or row["undecided"] < 0:
+            raise ContradictionError(f"the bracket is broken at epsilon {row['epsilon']}: {row}")
+
+
+def _warnings(found: Verdicts, results: SampleResults, facts: Mapping[str, Any]) -> list[str]:
+    """Sentences in an order that is the same in every run: those of model and data first."""
+    said = sorted(set(facts.get("warnings", [])))
+    dropped = facts.get("dropped_output")
+    unanswered = int((results.prediction == NO_ANSWER).sum())
+    if unanswered:
+        said.append(
+            f"{unanswered} of {len(results.index)} samples have no prediction (-1): no logit is "
+            "strictly the largest, or one is not finite. They count as wrong."
+        )
+    if found.withdrawn:
+        said.append(
+            f"The attack disproved the estimate for {found.withdrawn} samples; it was withdrawn."
+        )
+    if dropped is not None:
+        said.append(
+            f"Margins are of the logits before the final {dropped}. A logit that leads by 2^-18 "
+            f"or less counts as no answer: the {dropped} may round it to a tie."
+        )
+    return said
+
+
+def _curve(spec: Spec, found: Verdicts, rows: list[dict[str, Any]], cap: float) -> dict[str, Any]:
+    epsilons = [float(epsilon) for epsilon in spec.epsilons]
+    curve: dict[str, Any] = dict(accuracy_curve(found, epsilons, cap, radius_known=spec.radius))
+    if spec.attack is not None:
+        attacked = {row["epsilon"]: row["attack_accuracy"] for row in rows}
+        curve["attack_accuracy"] = [attacked.get(epsilon) for epsilon in curve["epsilon"]]
+    return curve
+
+
+def _timing(timing: Mapping[str, float], results: SampleResults, count: int) -> dict[str, float]:
+    wall = float(timing["wall_s"])
+    seconds = {
+        f"{name}_s": results.seconds.get(name, 0.0) for name in ("forward", "bound", "attack")
+    }
+    return {
+        "wall_s": wall,
+        **{name: float(timing.get(name, value)) for name, value in seconds.items()},
+        "samples_per_s": count / wall if wall > 0 else 0.0,
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that took part; what is not installed is left out."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON value with every NaN and infinity replaced by null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,53 @@
+"""Sentences for the report where data are read as sent but look like a mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.jobs.datasets.arrays import DataSet
+
+__all__ = ["data_doubts"]
+
+
+def data_doubts(data: DataSet, x: NDArray[np.float32], classes: int) -> list[str]:
+    """What a person should know: of the data as stored, and of x [N, ...] as the network sees it.
+
+    ``classes``: the network's. No doubt is raised about what was read exactly as it was meant.
+    """
+    said = list(data.warnings)
+    folders = data.classes
+    if folders is not None and len(folders) != classes:
+        said.append(
+            f"The data set has {len(folders)} class folders, the network {classes} classes: check "
+            "in dataset.classes that the labels are the network's (folders named by numbers keep "
+            "their number)."
+        )
+    doubt = _units(data.x, x)
+    if doubt is not None:
+        said.append(doubt)
+    return said
+
+
+def _units(stored: NDArray[Any], x: NDArray[np.float32]) -> str | None:
+    low, high = float(x.min()), float(x.max())
+    if low == high:
+        return f"Every pixel of every sample has the same value, {high:g}."
+    if stored.dtype == np.uint8:
+        if int(stored.max()) == 1:
+            return (
+                "x is uint8 and holds 0 and 1 alone, which are read as 0 and 1/255: were floats in "
+                "[0, 1] rounded to bytes? Store them as floats."
+            )
+        return None
+    if low >= 0.0 and 0.0 < high <= 1 / 255:
+        return f"The largest value of x is {high:g}: were the pixels divided by 255 twice?"
+    whole = bool((x == np.floor(x)).all())
+    if low >= 0.0 and 2.0 < high <= 255.0 and (whole or (x.ndim > 2 and high > 100.0)):
+        return (
+            f"x holds floats up to {high:g}, like pixels in [0, 255]: epsilons are in the same "
+            "units. Divide by 255, or store bytes as uint8, for epsilons in [0, 1]."
+        )
+    return None

@@ -1,0 +1,1 @@
+"""The worker process, its work horse, and the lease that is kept alive."""

@@ -1,0 +1,100 @@
+"""The process that work horses are forked from: everything is imported, nothing is known.
+
+A worker starts one and keeps it. It knows no Redis address and no key, opens no file of the
+service, touches no GPU, and computes nothing: it must have one thread when it forks. Each horse
+forks a second fork server of itself before it learns anything (``horse.forked``), and that one
+forks the inspections.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+import service
+from service.contract.processes import die_with_parent
+from workers.jobs.runtime.fork_server import ForkServer, serve
+
+__all__ = ["command", "environment", "main", "start"]
+
+#: What a child may need, found by looking at what a small job imports. scikit-learn is left out:
+#: the built-in digits alone need it, and it takes as long as all of this without torch.
+IMPORTED = (
+    "workers.jobs.runtime.work_horse",
+    "workers.jobs.work_loop",
+    "workers.jobs.inspection.child",
+    "workers.jobs.inspection.training_data",
+    "workers.jobs.datasets.arrays",
+    "workers.jobs.datasets.layout",
+    "workers.jobs.datasets.sources",
+    "workers.jobs.items.shard",
+    "workers.jobs.items.merge",
+    "models.onnx_import",
+    "models.onnx_export",
+    "models.checkpoints",
+    "workers.verification.parity",
+)
+
+#: Variables that libraries read when they are loaded. All others arrive after the fork or never.
+KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD")
+KEPT_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "TORCH", "PYTORCH_")
+
+
+def environment() -> Mapping[str, str]:
+    """A template's environment: settings of libraries only, and one thread."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or name.startswith(KEPT_PREFIXES)
+    }
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "HOME": "/nonexistent",
+        "PYTHONPATH": str(Path(str(service.__file__)).resolve().parents[1]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def command(descriptor: int) -> list[str]:
+    """The command line of a template that answers on the socket ``descriptor``."""
+    module = ["-P", "-m", "workers.jobs.runtime.template"]
+    return [sys.executable, *module, str(descriptor), str(os.getpid())]
+
+
+def start() -> ForkServer:
+    """Start one, from the main thread; it is ready some seconds later."""
+    return ForkServer.start(command, environment())
+
+
+def main() -> int:
+    """Import, then fork on request until the worker is gone. Arguments: socket, parent's pid."""
+    descriptor, parent = map(int, sys.argv[1:])
+    die_with_parent(parent)
+    for module in IMPORTED:
+        importlib.import_module(module)
+    os.register_at_fork(after_in_child=_reseed)
+    # What is there now stays for good: the collector of a child need not touch, and copy, it.
+    gc.collect()
+    gc.freeze()
+    serve(socket.socket(fileno=descriptor))
+    return 0
+
+
+def _reseed() -> None:
+    """NumPy took its seed from the system when it was imported; all children would share it."""
+    np.random.seed()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

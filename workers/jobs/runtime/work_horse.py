@@ -1,0 +1,104 @@
+"""The process that performs one ticket: forked from the worker's template, and dies with it.
+
+Without a template it is a fresh interpreter (``python -m workers.jobs.runtime.work_horse``).
+
+Whoever can write to Redis can put a message on the queue; so the only function that is ever
+called is on a list, its only argument is a job id, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from rq import Queue
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import DefaultSerializer
+
+from service.contract.ids import is_job_id
+from service.contract.processes import die_with_parent
+from service.contract.settings import Settings
+from workers.jobs.inspection import sandbox
+from workers.jobs.runtime import held_lease
+from workers.jobs.runtime.fork_server import ForkServer
+from workers.jobs.runtime.worker import CertificationWorker, rq_connection
+
+__all__ = [
+    "ALLOWED_FUNCTIONS",
+    "TicketRefused",
+    "check_ticket",
+    "forked",
+    "main",
+    "refuse_pickle",
+]
+
+#: The functions that a message on the queue may name.
+ALLOWED_FUNCTIONS = frozenset({"workers.jobs.ticket.run"})
+
+
+class TicketRefused(RuntimeError):
+    """A message on the queue that is no ticket of ours."""
+
+    code = "ticket_refused"
+
+
+def refuse_pickle() -> None:
+    """Make RQ's fallback serializer raise: some of its code paths use it silently."""
+
+    def loads(data: bytes) -> NoReturn:
+        raise TicketRefused("a pickled value came from Redis; nothing here unpickles")
+
+    DefaultSerializer.loads = staticmethod(loads)
+
+
+def check_ticket(job: Job) -> None:
+    """Raise TicketRefused unless the message is ``workers.jobs.ticket.run(job_id)``."""
+    if job.func_name not in ALLOWED_FUNCTIONS:
+        raise TicketRefused(f"function {job.func_name!r} is not on the list of allowed ones")
+    if job.instance is not None or job.kwargs or len(job.args) != 1:
+        raise TicketRefused("a ticket carries one argument, the job id")
+    if not isinstance(job.args[0], str) or not is_job_id(job.args[0]):
+        raise TicketRefused("a ticket's argument is a job id")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Perform one ticket. Arguments: worker name, ticket id, queue, execution id, parent's pid."""
+    name, ticket_id, queue_name, execution_id, parent = arguments or sys.argv[1:]
+    die_with_parent(int(parent))
+    refuse_pickle()
+    connection = rq_connection(Settings())
+    # Built anew rather than found by key: the key's hash may be gone if Redis lost its data.
+    worker = CertificationWorker(
+        [queue_name], name=name, connection=connection, prepare_for_work=False
+    )
+    job = Job.fetch(ticket_id, connection=connection, serializer=worker.serializer)
+    check_ticket(job)
+    queue = Queue(queue_name, connection=connection, serializer=worker.serializer)
+    worker.execution = Execution.fetch(execution_id, job.id, connection=connection)
+    worker.main_work_horse(job, queue)
+
+
+def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """In a new child of the template: ``main``, with the worker's environment.
+
+    ``descriptors``: a file in memory that holds the environment, and the lease note. Before it is
+    read, a second fork server is split off for the inspections: it never knew what is in there.
+    """
+    sealed, note = descriptors
+    sandbox.fork_from(ForkServer.beside("inspections", closing=descriptors))
+    environment: Mapping[str, str] = json.loads(os.pread(sealed, os.fstat(sealed).st_size, 0))
+    os.close(sealed)
+    os.environ.clear()
+    os.environ.update({**environment, held_lease.VARIABLE: str(note)})
+    tempfile.tempdir = None
+    main([*arguments, str(os.getppid())])
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""What a ticket does: lease the item that comes next, do it, commit it, until nothing is free.
+
+A ticket is rung for one job, but it works on whatever the line names
+(``service.contract.ledger.scheduler``), looking again after every item: so small jobs overtake, and
+torch is loaded once for many of them.
+
+Everything here may happen twice, be killed at any point, or run beside another worker's ticket for
+the same job; only the ledger's commit and the creation of ``outcome.json`` count, and both happen
+once. What is wrong with the upload ends the job; what is wrong with us is a try of the item.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+from rq.timeouts import JobTimeoutException
+
+from service.contract.ledger.connection import connect
+from service.contract.ledger.leases import Busy, Exhausted, Lease, NoWork
+from service.contract.ledger.ledger import Ledger
+from service.contract.ledger.scheduler import Next
+from service.contract.logs import configure_logging
+from service.contract.outcomes import conclude, give_up
+from service.contract.schemas.problems import (
+    InternalError,
+    InvalidInput,
+    Problem,
+    StorageFull,
+    Unavailable,
+)
+from service.contract.schemas.submissions import JobSubmission
+from service.contract.settings import Settings
+from service.contract.storage.store import Store
+from workers.jobs.hardware.device_check import DEVICE_LOST
+from workers.jobs.items.steps import STEPS, Step
+from workers.jobs.items.training_pace import Pace
+from workers.jobs.redis_retries import patiently
+from workers.jobs.runtime import held_lease
+from workers.jobs.runtime.lease_renewer import ItemStopped, Keeper
+
+__all__ = ["Ticket", "run"]
+
+logger = logging.getLogger(__name__)
+
+#: Pause of an item that found the disk full, or the store away.
+AWAY_S = 5.0
+#: Least pause between two progress messages.
+PROGRESS_S = 0.5
+#: Least pause between two looks at who waits.
+YIELD_S = 2.0
+
+
+class ItemRested(ItemStopped):
+    """The item is given back with what was done kept: a run of days may lose many workers."""
+
+
+def run(job_id: str) -> None:
+    """Work on what comes next, for as long as items are free and the ticket's budget lasts."""
+    # torch takes seconds to import: begin while the inspection child, which needs it too, runs.
+    threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
+    settings = Settings()
+    configure_logging(settings.log_format)
+    store = Store.of(settings)
+    ledger = Ledger(connect(settings, retries=8), settings)
+    Ticket(settings, store, ledger, job_id).work()
+
+
+def _warm_up() -> None:
+    import workers.jobs.items.merge
+    import workers.jobs.items.shard  # noqa: F401
+
+
+class Ticket:
+    """One ticket's work; ``job_id`` is the job it was rung for, then the one in hand."""
+
+    def __init__(self, settings: Settings, store: Store, ledger: Ledger, job_id: str) -> None:
+        self.settings, self.store, self.ledger = settings, store, ledger
+        self.job_id = job_id
+        self.worker = f"{platform.node()}:{os.getpid()}"
+        self._progress_at = 0.0
+        self._asked_at = 0.0
+        self.deadline = 0.0
+        #: Jobs that this ticket can do nothing for.
+        self._passed_over: set[str] = set()
+
+    def work(self) -> None:
+        """Lease, do, commit. Raises redis.RedisError when Redis stays away for minutes."""
+        self.deadline = time.monotonic() + self.settings.ticket_budget_s
+        with Keeper(self.ledger, self.settings.lease_ttl_s) as keeper:
+            while not keeper.draining and time.monotonic() < self.deadline:
+                following = patiently(self._next)
+                if following.job_id is not None:
+                    self.job_id = following.job_id
+                    self._turn(keeper)
+                elif following.soon and following.retry_s is not None:
+                    time.sleep(following.retry_s + 0.05)
+                else:
+                    return
+
+    def _next(self) -> Next:
+        return self.ledger.line.next_job(passed_over=self._passed_over)
+
+    def _turn(self, keeper: Keeper) -> None:
+        """One item of the job in hand; a job whose end cannot be written holds up no other."""
+        try:
+            state = patiently(lambda: self.ledger.get(self.job_id))
+            if state is None or not self._lease(keeper, state.submission):
+                self._passed_over.add(self.job_id)
+        except (StorageFull, Unavailable, ValueError):
+            # A full disk, or a submission that only a later release can read.
+            logger.exception("job %s: passed over", self.job_id)
+            self._passed_over.add(self.job_id)
+
+    def _lease(self, keeper: Keeper, submission: JobSubmission) -> bool:
+        """Do what the ledger gives; whether the job may have more."""
+        answer = patiently(lambda: self.ledger.lease(self.job_id, worker=self.worker))
+        match answer:
+            case Lease():
+                self._do(keeper, submission, answer)
+            case Exhausted():
+                logger.error("job %s: %s exhausted", self.job_id, answer.item)
+                patiently(lambda: give_up(self.store, self.ledger, submission, answer))
+            case NoWork(reason=reason):
+                if reason == "cancelled":
+                    self._conclude(submission, "cancelled")
+                return False
+            case Busy():
+                pass  # somebody was faster
+        return True
+
+    def _do(self, keeper: Keeper, submission: JobSubmission, lease: Lease) -> None:
+        """One item under its lease. Only here are unexpected exceptions caught."""
+        held_lease.write(lease)
+        try:
+            with keeper.holding(lease):
+                finish = self._item(keeper, submission, lease)
+            finish()
+        except ItemStopped as stopped:
+            logger.info("job %s: %s stopped: %s", self.job_id, lease.item, stopped)
+            rested = isinstance(stopped, ItemRested)
+            patiently(
+                lambda: self.ledger.release(lease, delay_s=0, counts=False, progressed=rested)
+            )
+        except JobTimeoutException:
+            patiently(lambda: self.ledger.release(lease, error="the ticket ran out of time"))
+            raise
+        except redis.RedisError:
+            raise
+        except (StorageFull, Unavailable) as problem:
+            logger.warning("job %s: %s: %s", self.job_id, lease.item, problem)
+            text = str(problem)
+            self._say(lease.item, None, message=f"waiting: {problem.detail}", now=True)
+            # The item is not at fault: it is tried until there is room, or until it is cancelled.
+            patiently(lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False))
+        except Problem as problem:
+            self._conclude(submission, "failed", problem)
+        except Exception as error:
+            if type(error).__name__ == "AcceleratorError":  # torch's, which need not be imported
+                logger.critical("job %s: the GPU failed", self.job_id, exc_info=error)
+                # The parent gives back the item that the note names, and looks at the GPU.
+                os._exit(DEVICE_LOST)
+            self._fault(submission, lease, error)
+        finally:
+            held_lease.write(None)
+
+    def _fault(self, submission: JobSubmission, lease: Lease, error: Exception) -> None:
+        """An exception with a code states a problem; any other counts as a try of the item.
+
+        A RuntimeError with a code is a broken promise of ours (a certified sample that an attack
+        breaks, a report that contradicts itself): the job fails loudly and is not tried again.
+        """
+        code = getattr(error, "code", None)
+        logger.error("job %s: %s failed", self.job_id, lease.item, exc_info=error)
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(code, str) and isinstance(error, RuntimeError):
+            self._conclude(submission, "failed", InternalError(str(error), code=code))
+        elif isinstance(code, str):
+            hint, field = getattr(error, "hint", None) or None, getattr(error, "field", None)
+            problem: Problem = InvalidInput(str(error), code=code, hint=hint, field=field)
+            self._conclude(submission, "failed", problem)
+        elif lease.tries >= self.settings.max_attempts:
+            problem = InternalError(
+                f"{lease.item} failed {lease.tries} times: {text[:1000]}",
+                code="internal_error",
+                hint="the worker's log says more",
+            )
+            self._conclude(submission, "failed", problem)
+        else:
+            patiently(lambda: self.ledger.release(lease, error=text))
+
+    def _item(
+        self, keeper: Keeper, submission: JobSubmission, lease: Lease
+    ) -> Callable[[], object]:
+        """Do the item; the answer commits it."""
+        kind = lease.item.partition(":")[0]
+        if kind == "train":
+            with keeper.gently():
+                return self._training(keeper, submission, lease)
+        if kind not in STEPS:
+            raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
+        step = Step(
+            self.store,
+            self.settings,
+            self.ledger,
+            submission,
+            lease,
+            keeper,
+            self._say,
+            self._conclude,
+        )
+        return STEPS[kind](step)
+
+    def _training(
+        self, keeper: Keeper, submission: JobSubmission, lease: Lease
+    ) -> Callable[[], object]:
+        """Train until the run ends or the ticket's budget does; the next ticket goes on."""
+        from workers.jobs.items.train import train_model
+        from workers.training.loop import Paused
+
+        plan = submission.training
+        assert plan is not None
+        # What an earlier stretch has done stays done.
+        self._say("train", None, message="reading the data set", unit="steps", now=True)
+        pace = Pace()
+        say = lambda done, total, message: self._say(  # noqa: E731
+            *("train", done),
+            message=message,
+            total=total,
+            unit="steps",
+            eta_s=pace.eta_s(done, total),
+        )
+        try:
+            done = train_model(
+                self.store,
+                self.settings,
+                submission,
+                progress=say,
+                on_checkpoint=lambda: self._progressed(lease),
+                stop=keeper.should_stop,
+                should_pause=lambda: (
+                    keeper.should_stop()
+                    or time.monotonic() > self.deadline
+                    or self._somebody_waits()
+                ),
+            )
+        except Paused as paused:
+            self._say("train", None, message="waiting: it goes on from its checkpoint", now=True)
+            raise ItemRested("the training makes room; its checkpoint is written") from paused
+        keeper.check()
+        following = ["prepare"] if plan["certify"] else []
+        digest = done["model"]["digest"]
+        return lambda: patiently(lambda: self.ledger.commit(lease, digest, next_items=following))
+
+    def _progressed(self, lease: Lease) -> None:
+        """A part is done for good: a run of days may lose many workers, and gets on."""
+        try:
+            self.ledger.renew(lease, progressed=True)
+        except redis.RedisError as error:
+            logger.info("job %s: its earlier tries still count: %s", self.job_id, error)
+
+    def _somebody_waits(self) -> bool:
+        """Whether a smaller job wants this worker; asked as often as every step, looked up less."""
+        if time.monotonic() - self._asked_at < YIELD_S:
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            return self.ledger.line.somebody_waits(self.job_id)
+        except redis.RedisError as error:
+            logger.info("job %s: nobody knows who waits: %s", self.job_id, error)
+            return False
+
+    def _say(
+        self,
+        item: str,
+        done: float | None,
+        *,
+        message: str,
+        total: int | None = None,
+        unit: str = "",
+        eta_s: float | None = None,
+        now: bool = False,
+    ) -> None:
+        """Report progress, now and then; a Redis that is away does not stop the work."""
+        if not now and time.monotonic() - self._progress_at < PROGRESS_S:
+            return
+        self._progress_at = time.monotonic()
+        try:
+            self.ledger.progress(
+                self.job_id, item, done, message=message, total=total, unit=unit, eta_s=eta_s
+            )
+        except redis.RedisError as error:
+            logger.info("job %s: progress not sent: %s", self.job_id, error)
+
+    def _conclude(
+        self,
+        submission: JobSubmission,
+        status: str,
+        error: Problem | None = None,
+        *,
+        samples: int = 0,
+        model_id: str | None = None,
+    ) -> None:
+        ended = patiently(
+            lambda: conclude(
+                self.store,
+                self.ledger,
+                submission,
+                status,  # type: ignore[arg-type]
+                error=error,
+                samples=samples,
+                model_id=model_id,
+            )
+        )
+        logger.info("job %s %s%s", self.job_id, ended, "" if error is None else f": {error}")

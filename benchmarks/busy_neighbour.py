@@ -56,9 +56,9 @@ def bound_of(name: str, samples: int) -> Work:
     import torch
 
     from models.onnx_import import import_onnx
-    from workers.verification.bounds import BOUNDS as TABLE
-    from workers.verification.bounds import Verifier
-    from workers.verification.program import Program
+    from workers.verification.cascade.bound_table import BOUNDS as TABLE
+    from workers.verification.cascade.bound_table import Verifier
+    from workers.verification.graph.compiled_network import Program
 
     network = import_onnx(ROOT / "examples" / "mnist_certified.onnx")
     with np.load(ROOT / "examples" / "mnist_test.npz", allow_pickle=False) as stored:

@@ -25,9 +25,9 @@ import torch
 
 from models.network import Network
 from models.onnx_import import import_onnx
+from tests.workers.verification.cascade.test_invariance import answers
 from tests.workers.verification.networks import random_network
-from tests.workers.verification.test_invariance import answers
-from workers.verification.bounds import BOUNDS
+from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.results import CertificationRequest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,11 +24,11 @@ import torch
 from models.architectures import build
 from models.network import Network
 from models.onnx_import import import_onnx
-from workers.verification.bounds import BOUNDS, MarginsAt, Verifier
-from workers.verification.lanczos import Chance
-from workers.verification.local_lipschitz import local_margins, local_margins_by_chance
-from workers.verification.program import Program
-from workers.verification.radius import search_radius
+from workers.verification.bounds.local_lipschitz import local_margins, local_margins_by_chance
+from workers.verification.cascade.bound_table import BOUNDS, MarginsAt, Verifier
+from workers.verification.cascade.radius import search_radius
+from workers.verification.graph.compiled_network import Program
+from workers.verification.norms.lanczos import Chance
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from workers.verification.spectral import ConvGeometry, conv_norm, power_iteration_norm
+from workers.verification.norms.spectral import ConvGeometry, conv_norm, power_iteration_norm
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ import torch
 
 from benchmarks.published import SETTINGS, Setting, load_images, load_network
 from models.network import Network
-from workers.verification.bounds import BOUNDS, Verifier
-from workers.verification.cascade import certify_samples
-from workers.verification.program import Program
+from workers.verification.cascade.bound_table import BOUNDS, Verifier
+from workers.verification.cascade.run import certify_samples
+from workers.verification.graph.compiled_network import Program
 from workers.verification.results import CertificationRequest
 
 #: Bars on the medians, in plain forward passes per image.

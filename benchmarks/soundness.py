@@ -23,9 +23,9 @@ import torch
 from models.network import Network
 from models.onnx_import import import_onnx
 from tests.workers.verification.networks import dense_network, random_network
-from workers.verification.attack import attack
-from workers.verification.bounds import BOUNDS
-from workers.verification.cascade import certify_samples
+from workers.verification.attacks.pgd import attack
+from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.cascade.run import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from models.layers import Conv2d, Layer, Linear, ReLU, Reshape
 from models.network import INPUT, Network
 from models.onnx_import import import_onnx
-from workers.verification.bounds import BOUNDS
-from workers.verification.cascade import certify_samples
-from workers.verification.program import Program
+from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.cascade.run import certify_samples
+from workers.verification.graph.compiled_network import Program
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
 SAMPLES = 4

@@ -20,8 +20,8 @@ import torch
 from models.architectures import build
 from models.network import Network
 from models.onnx_import import import_onnx
-from workers.verification.bounds import BOUNDS, Verifier
-from workers.verification.program import Program
+from workers.verification.cascade.bound_table import BOUNDS, Verifier
+from workers.verification.graph.compiled_network import Program
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 128

@@ -33,8 +33,8 @@ from workers.jobs.hardware.device import device_name, device_of
 from workers.training.data import TrainingData
 from workers.training.loop import Paused, train
 from workers.training.run import Run
-from workers.verification.bounds import BOUNDS
-from workers.verification.cascade import certify_samples
+from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.cascade.run import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
 #: Test images per kept block.

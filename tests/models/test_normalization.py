@@ -9,8 +9,8 @@ from models.layers import Layer, Linear, Permute, Reshape
 from models.network import Network, NetworkError
 from models.onnx_export import export_onnx
 from models.runtime import OnnxRuntimeModel
-from workers.verification.enclosure import forward_step
-from workers.verification.program import Program
+from workers.verification.forward.propagation import forward_step
+from workers.verification.graph.compiled_network import Program
 
 MEAN, STD = [0.1, 0.5, 0.9], [0.2, 0.3, 0.4]
 

@@ -15,12 +15,13 @@ import torch
 
 from tests.workers.accelerator import DEVICE
 from tests.workers.training.test_loop import images, run_of
+from tests.workers.verification.cascade.test_invariance import answers
 from tests.workers.verification.networks import random_network
-from tests.workers.verification.test_invariance import answers
 from workers.training.loop import train
 from workers.training.objectives import OBJECTIVES
-from workers.verification import bounds, neurons
-from workers.verification.bounds import BOUNDS
+from workers.verification.backward import intermediate_bounds
+from workers.verification.cascade import bound_table
+from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.results import AttackSettings, CertificationRequest
 
 CPU = torch.device("cpu")
@@ -75,6 +76,10 @@ def learn() -> int:
 
 
 if __name__ == "__main__":
-    for sizes in (bounds.BLOCK_BYTES, neurons.ROW_BYTES, neurons.GRADIENT_SHARE):
+    for sizes in (
+        bound_table.BLOCK_BYTES,
+        intermediate_bounds.ROW_BYTES,
+        intermediate_bounds.GRADIENT_SHARE,
+    ):
         sizes[DEVICE.type] = sizes["cuda"]
     sys.exit(min(1, certify() if sys.argv[1] == "certify" else learn()))

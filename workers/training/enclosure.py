@@ -17,7 +17,7 @@ from torch import Tensor
 from models.layers import Normalize, Permute, Reshape, Shift
 from models.network import INPUT, Node
 from workers.training.live import WEIGHTED, Live
-from workers.verification.ball import CORNER_SIZE, Enclosure, joined_radius
+from workers.verification.forward.ball import CORNER_SIZE, Enclosure, joined_radius
 
 __all__ = ["Intersection", "Propagation", "start"]
 

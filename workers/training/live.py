@@ -21,9 +21,9 @@ from models.layers import Layer, MaxPool2d, Normalize, Shift
 from models.network import INPUT, Network, Node
 from models.reparametrized import OrthogonalConv2d, OrthogonalLinear
 from workers.training.run import TrainingError
-from workers.verification.ball import ball_rule
-from workers.verification.layer_rules import RULES
-from workers.verification.program import Step, overlap_of
+from workers.verification.forward.ball import ball_rule
+from workers.verification.graph.compiled_network import Step, overlap_of
+from workers.verification.layers.layer_rules import RULES
 from workers.verification.rounding import Rounding
 
 __all__ = ["Live"]

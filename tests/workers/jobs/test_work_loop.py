@@ -221,7 +221,7 @@ def test_broken_promises_fail_loudly_at_once(
     corridor: Corridor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import workers.jobs.items.shard
-    from workers.verification.cascade import SoundnessViolation
+    from workers.verification.cascade.run import SoundnessViolation
 
     def fail(*arguments: object, **options: object) -> None:
         raise SoundnessViolation("certified and broken")

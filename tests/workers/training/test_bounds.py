@@ -29,9 +29,9 @@ from workers.training.objectives.bounded import (
     whole_network,
 )
 from workers.training.run import Run
-from workers.verification.ball import Enclosure
-from workers.verification.box_ball import ball_box_maximum
-from workers.verification.slopes import anchored_slopes
+from workers.verification.forward.ball import Enclosure
+from workers.verification.forward.box_ball import ball_box_maximum
+from workers.verification.layers.slopes import anchored_slopes
 
 ACTIVATIONS = ["relu", "relu-theta", "maxmin", "clamped-maxmin"]
 RUN = Run(method="bcp", architecture="mnist-small", epsilon=0.3, rounds=10)

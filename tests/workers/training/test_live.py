@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from models.architectures import build
 from workers.training.live import Live
 from workers.training.run import TrainingError
-from workers.verification.lipschitz import lipschitz_constant
-from workers.verification.program import Program
+from workers.verification.bounds.lipschitz import lipschitz_constant
+from workers.verification.graph.compiled_network import Program
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -42,10 +42,10 @@ from models.layers import (
 from models.network import INPUT, Network
 from models.onnx_export import export_onnx
 from models.runtime import OnnxRuntimeModel
-from workers.verification.affine import FLOAT32_SAFE
-from workers.verification.bounds import BOUNDS, Bound, Verifier
-from workers.verification.cascade import certify_samples
-from workers.verification.program import Program
+from workers.verification.cascade.bound_table import BOUNDS, Bound, Verifier
+from workers.verification.cascade.run import certify_samples
+from workers.verification.graph.affine import FLOAT32_SAFE
+from workers.verification.graph.compiled_network import Program
 from workers.verification.results import CertificationRequest
 
 __all__ = ["ASKED", "FALSE", "Case", "Tally", "ask", "find_case"]

@@ -29,7 +29,7 @@ from models.layers import (
     Shift,
 )
 from models.network import INPUT, Network
-from workers.verification.smooth import KERNEL_ERROR
+from workers.verification.layers.s_shaped import KERNEL_ERROR
 
 
 class Builder:

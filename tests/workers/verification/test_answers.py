@@ -15,8 +15,8 @@ from models.layers import Linear
 from models.network import INPUT, Network
 from workers.jobs.report.verdicts import verdicts
 from workers.verification.answers import NO_ANSWER, answers, label_leads
-from workers.verification.attack import attack
-from workers.verification.cascade import certify_samples, deployed_answers
+from workers.verification.attacks.pgd import attack
+from workers.verification.cascade.run import certify_samples, deployed_answers
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
 LOGITS = arrays(

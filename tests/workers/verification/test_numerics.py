@@ -15,10 +15,14 @@ from torch import Tensor
 from models.activations import AtLeast, AtMost, Clip, ReLUTheta
 from models.layers import Layer, LeakyReLU, Linear, ReLU
 from models.network import Network
-from workers.verification.backward import BackwardPass
-from workers.verification.box_ball import quick_maximum
-from workers.verification.clamps import clamp
-from workers.verification.enclosure import Enclosure, _affine_box
+from workers.verification.backward.backward_pass import BackwardPass
+from workers.verification.backward.linear_form import Rows
+from workers.verification.forward.box_ball import quick_maximum
+from workers.verification.forward.propagation import Enclosure, _affine_box
+from workers.verification.graph.compiled_network import Program
+from workers.verification.layers.clamp import clamp
+from workers.verification.layers.planes import maximum_planes, minimum_planes
+from workers.verification.layers.relaxation import RELAXATIONS
 from workers.verification.numerics import (
     euclidean_norm,
     floor,
@@ -30,12 +34,8 @@ from workers.verification.numerics import (
     rounded_up,
     slack,
 )
-from workers.verification.planes import maximum_planes, minimum_planes
-from workers.verification.program import Program
 from workers.verification.region import Region
-from workers.verification.relaxation import RELAXATIONS
 from workers.verification.rounding import Rounding
-from workers.verification.rows import Rows
 
 F32, F64 = torch.float32, torch.float64
 ULP = 2.0**-149

@@ -28,10 +28,10 @@ from models.layers import (
 )
 from models.network import Network
 from tests.workers.verification.test_soundness import certify, evaluate
-from workers.verification.bounds import BOUNDS
-from workers.verification.cascade import PixelsOutOfRange
-from workers.verification.parity import check_parity
-from workers.verification.program import Program
+from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.cascade.parity import check_parity
+from workers.verification.cascade.run import PixelsOutOfRange
+from workers.verification.graph.compiled_network import Program
 
 T = torch.tensor
 METHODS = sorted(BOUNDS)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from models.layers import Conv2d, Layer, Linear, ReLU, Reshape, Shift
 from models.network import Network
 from tests.workers.verification.networks import dense_network, random_network
-from workers.verification.attack import attack, inside, project
-from workers.verification.bounds import BOUNDS
-from workers.verification.cascade import SoundnessViolation, UnknownMethod, certify_samples
+from workers.verification.attacks.pgd import attack, inside, project
+from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.cascade.run import SoundnessViolation, UnknownMethod, certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
 CPU = torch.device("cpu")
@@ -284,16 +284,16 @@ def test_a_backdoor_below_float32_resolution_is_not_certified_away() -> None:
 
 def test_a_certified_and_broken_sample_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit: with a bound that lies, the job must not succeed."""
-    from workers.verification import bounds
+    from workers.verification.cascade import bound_table
 
-    lie = bounds.Bound(
+    lie = bound_table.Bound(
         "lipschitz",
         ("l2",),
         4,
         2,
         radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
-    monkeypatch.setitem(bounds.BOUNDS, "lipschitz", lie)
+    monkeypatch.setitem(bound_table.BOUNDS, "lipschitz", lie)
     network, x = random_network(0), images(0)
     with pytest.raises(SoundnessViolation):
         certify(network, x, ("4",), method="lipschitz", attack=AttackSettings(audit=1.0))
@@ -302,16 +302,16 @@ def test_a_certified_and_broken_sample_fails_loudly(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_estimate_that_the_attack_breaks_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.verification import bounds
+    from workers.verification.cascade import bound_table
 
-    lie = bounds.Bound(
+    lie = bound_table.Bound(
         "lipschitz",
         ("l2",),
         4,
         2,
         radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
-    monkeypatch.setitem(bounds.BOUNDS, "lipschitz", lie)
+    monkeypatch.setitem(bound_table.BOUNDS, "lipschitz", lie)
     found = certify(
         random_network(0),
         images(0),

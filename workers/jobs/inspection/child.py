@@ -47,11 +47,11 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.sources import read_source
     from workers.jobs.inspection.normalization_check import normalization_doubt
     from workers.jobs.report.doubts import data_doubts
+    from workers.verification.cascade.coverage import covering_bounds
+    from workers.verification.cascade.parity import check_parity
+    from workers.verification.cascade.parity_inputs import BATCH_SIZES
     from workers.verification.clock import Clock, OutOfTime
-    from workers.verification.coverage import covering_bounds
-    from workers.verification.parity import check_parity
-    from workers.verification.parity_inputs import BATCH_SIZES
-    from workers.verification.program import Program
+    from workers.verification.graph.compiled_network import Program
 
     started, budget = time.monotonic(), request.get("time_budget_s")
     loaded = _load_model(request)

@@ -25,7 +25,7 @@ from service.contract.storage.store import Store
 from workers.jobs.hardware.device import device_name, device_of
 from workers.jobs.hardware.memory import total_memory
 from workers.jobs.items.prepare import facts_of, shards
-from workers.verification.cascade import certify_samples, deployed_answers
+from workers.verification.cascade.run import certify_samples, deployed_answers
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 from workers.verification.rounding import SOFTMAX_GAP
 

@@ -39,7 +39,7 @@ IMPORTED = (
     "models.onnx_import",
     "models.onnx_export",
     "models.checkpoints",
-    "workers.verification.parity",
+    "workers.verification.cascade.parity",
 )
 
 #: Variables that libraries read when they are loaded. All others arrive after the fork or never.

@@ -11,7 +11,7 @@ from models.architectures import ARCHITECTURES as BUILDABLE
 from models.families import FAMILIES as FAMILIES_BUILT
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
-from workers.verification.bounds import BOUNDS
+from workers.verification.cascade.bound_table import BOUNDS
 
 ROOT = Path(__file__).parents[4]
 

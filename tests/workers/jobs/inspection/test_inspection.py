@@ -18,9 +18,9 @@ from tests.workers.jobs.conftest import CLASSES, SIDE, Corridor, tiny_npz, tiny_
 from tests.workers.jobs.test_work_loop import work
 from workers.jobs.inspection.child import inspect
 from workers.jobs.report.statement import statement
-from workers.verification.parity import DeploymentMismatch
-from workers.verification.program import UnsupportedLayer
-from workers.verification.relaxation import RELAXATIONS
+from workers.verification.cascade.parity import DeploymentMismatch
+from workers.verification.graph.compiled_network import UnsupportedLayer
+from workers.verification.layers.relaxation import RELAXATIONS
 
 node = helper.make_node
 #: Told by the structure of the graph, or by a comparison.

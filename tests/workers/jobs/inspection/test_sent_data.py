@@ -17,7 +17,7 @@ from workers.jobs.datasets.arrays import DataSet
 from workers.jobs.inspection.child import inspect
 from workers.jobs.report.build import build_report
 from workers.jobs.report.doubts import data_doubts
-from workers.verification.cascade import deployed_answers
+from workers.verification.cascade.run import deployed_answers
 from workers.verification.results import SampleResults
 
 DIGEST = "sha256:" + "0" * 64

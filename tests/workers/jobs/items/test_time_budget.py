@@ -12,7 +12,7 @@ from tests.workers.jobs.conftest import Corridor, tiny_npz
 from workers.jobs.items.prepare import facts_of, prepare
 from workers.jobs.items.shard import allowance, certify_shard
 from workers.jobs.work_loop import Ticket
-from workers.verification import progress
+from workers.verification.cascade import progress
 from workers.verification.results import SampleResults
 
 #: Minutes of attack on every sample, if nobody stops it.

@@ -1,0 +1,236 @@
+"""A layer that a bound has no rule for: passed over by ``auto``, refused by name, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.layers import Layer, LeakyReLU, Linear, ReLU
+from models.network import Network
+from tests.workers.verification.networks import Builder
+from tests.workers.verification.test_soundness import certify, evaluate
+from workers.verification.attacks.pgd import attack
+from workers.verification.backward.adjoint import ADJOINTS
+from workers.verification.backward.backward_pass import has_backward_rule
+from workers.verification.cascade.bound_table import AUTO, BOUNDS
+from workers.verification.cascade.coverage import covering_bounds
+from workers.verification.forward.ball import BALL_RULES, Enclosure, ball_rule
+from workers.verification.forward.propagation import has_forward_rule
+from workers.verification.graph.affine_maps import Dense
+from workers.verification.graph.compiled_network import Program, Step, UnsupportedLayer
+from workers.verification.layers.layer_rules import RULES
+from workers.verification.layers.linear_relaxation import Envelope
+from workers.verification.layers.relaxation import RELAXATIONS
+from workers.verification.layers.slopes import SLOPES
+from workers.verification.results import AttackSettings, SampleResults
+from workers.verification.rounding import Rounding
+
+
+class Fold(Layer):
+    """|x|: a layer of the tests' own, exact in float32, 1-Lipschitz and not monotone."""
+
+    kind = "fold"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def _forward(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    (state,) = inputs
+    lower = upper = None
+    if state.lower is not None and state.upper is not None:
+        crosses = (state.lower < 0) & (state.upper > 0)
+        ends = state.lower.abs(), state.upper.abs()
+        lower = torch.minimum(*ends).masked_fill(crosses, 0.0)
+        upper = torch.maximum(*ends)
+    return Enclosure(state.centre.abs(), state.radius, lower, upper, state.valid)
+
+
+def _lines(layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding) -> Envelope:
+    one = torch.ones_like(lower)
+    crosses = (lower < 0) & (upper > 0)
+    side = torch.where(lower >= 0, one, -one)
+    width = torch.where(crosses, upper - lower, one)
+    chord = torch.where(crosses, ((upper + lower) / width).clamp(-1, 1), side)
+    top = torch.maximum(-lower - chord * lower, upper - chord * upper)
+    top = top + 4 * rounding.own * (lower.abs() + upper.abs())
+    below = torch.where(crosses, torch.where(upper > -lower, one, -one), side)
+    return Envelope(below, None, chord, torch.where(crosses, top, 0 * one), crosses, -1.0)
+
+
+def _ball(step: Step, norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    return 1.0, 0.0
+
+
+def _slope(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.ones_like(centre)
+
+
+TABLES: dict[str, tuple[dict[type[Layer], Any], Any]] = {
+    "forward": (RULES, _forward),
+    "ball": (BALL_RULES, _ball),
+    "lines": (RELAXATIONS, _lines),
+    "slope": (SLOPES, _slope),
+}
+#: None, each alone, all but one, all, and what a new layer most likely comes with.
+REGISTERED = sorted(
+    {
+        (),
+        *((name,) for name in TABLES),
+        *(tuple(sorted(set(TABLES) - {name})) for name in TABLES),
+        tuple(sorted(TABLES)),
+        ("ball", "forward"),
+        ("forward", "slope"),
+    }
+)
+X = np.random.default_rng(0).random((3, 5)).astype(np.float32)
+EPSILONS = ("1/1000", "1/50", "1/5")
+
+
+def network() -> Network:
+    b = Builder((5,), 3)
+    b.linear(8)
+    b.add(Fold())
+    b.linear(6)
+    b.add(ReLU())
+    b.linear(3)
+    return b.build()
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def fill(names: Iterable[str]) -> None:
+        for name in names:
+            table, rule = TABLES[name]
+            monkeypatch.setitem(table, Fold, rule)
+
+    return fill
+
+
+def assert_holds(model: Network, found: SampleResults, norm: str) -> None:
+    """No attack inside the largest certified epsilon changes an answer."""
+    radius = (found.certified * np.array([float(Fraction(e)) for e in EPSILONS])).max(1)
+    rows = np.flatnonzero(radius > 0)
+    if not rows.size:
+        return
+    broken, _ = attack(
+        model,
+        lambda batch: evaluate(model, batch),
+        torch.from_numpy(X[rows]),
+        torch.from_numpy(found.label[rows]),
+        rows,
+        torch.from_numpy(0.999 * radius[rows]),
+        norm=norm,
+        clip=True,
+        settings=AttackSettings(steps=20, restarts=2),
+    )
+    assert not bool(broken.any())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("names", REGISTERED, ids="+".join)
+def test_every_method_is_right_or_refuses_the_layer(
+    register: Any, names: tuple[str, ...], norm: str
+) -> None:
+    register(names)
+    model = network()
+    refused = {}
+    for method in BOUNDS:
+        try:
+            found = certify(model, X, EPSILONS, method=method, norm=norm, radius=False, attack=None)
+        except UnsupportedLayer as error:
+            refused[method] = error
+            continue
+        assert found.notes["passed_over"] == {}
+        assert found.certified.any()
+        assert_holds(model, found, norm)
+    for method, error in refused.items():
+        assert error.code == "unsupported_layer"
+        assert error.message == f"the method {method!r} has no rule for the layer 'fold' (n1)"
+    left = [method for method in AUTO if method not in refused]
+    if not left:
+        with pytest.raises(UnsupportedLayer, match=r"'auto'.*'fold'"):
+            certify(model, X, EPSILONS, norm=norm, radius=False, attack=None)
+        return
+    found = certify(model, X, EPSILONS, norm=norm, radius=False, attack=None)
+    assert set(found.notes["passed_over"]) == refused.keys() & set(AUTO)
+    assert all("'fold'" in reason for reason in found.notes["passed_over"].values())
+    assert set(found.method) <= {*left, "undecided"}
+    assert found.certified.any()
+    assert_holds(model, found, norm)
+
+
+def test_what_a_bound_needs_follows_from_the_tables(register: Any) -> None:
+    program = Program.compile(network(), norms=False)
+    with pytest.raises(UnsupportedLayer):
+        covering_bounds(program, "auto", "l2")
+    register(["ball"])
+    assert [bound.name for bound in covering_bounds(program, "auto", "l2")[0]] == ["lipschitz"]
+    register(["forward"])
+    bounds, passed_over = covering_bounds(program, "auto", "l2")
+    assert {bound.name for bound in bounds} == {
+        name for name in AUTO if BOUNDS[name].has_rule is not has_backward_rule
+    }
+    assert set(passed_over) == {name for name in AUTO if BOUNDS[name].has_rule is has_backward_rule}
+    register(["lines"])
+    assert covering_bounds(program, "auto", "l2")[1] == {}
+
+
+@pytest.mark.parametrize("method", BOUNDS)
+def test_every_bound_says_that_it_does_not_cover_an_unknown_layer(method: str) -> None:
+    assert not BOUNDS[method].has_rule(Fold())
+    with pytest.raises(UnsupportedLayer, match=f"'{method}'.*'fold'"):
+        covering_bounds(Program.compile(network(), norms=False), method, "l2")
+
+
+def test_an_affine_map_without_an_adjoint_is_passed_over_by_backward_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    b = Builder((5,), 1)
+    b.linear(8)
+    b.add(LeakyReLU(slope=0.1))
+    b.linear(3)
+    full = certify(b.build(), X, EPSILONS, attack=None)
+    assert full.notes["passed_over"] == {}
+    monkeypatch.delitem(ADJOINTS, Dense)
+    found = certify(b.build(), X, EPSILONS, attack=None)
+    assert set(found.notes["passed_over"]) == {
+        name for name in AUTO if BOUNDS[name].has_rule is has_backward_rule
+    }
+    assert not (found.certified & ~full.certified).any()
+    with pytest.raises(UnsupportedLayer, match="'crown' has no rule for the layer 'Dense'"):
+        certify(b.build(), X, EPSILONS, method="crown", attack=None)
+
+
+def test_nothing_is_assumed_of_an_unknown_layer() -> None:
+    """A layer without a row once moved a ball as if it were exact and 1-Lipschitz."""
+    step = Step("n", Fold(), (0,), (5,))
+    assert not has_forward_rule(step.op)
+    with pytest.raises(UnsupportedLayer):
+        ball_rule(step, torch.zeros(1), Rounding.sound(torch.float64))
+
+
+def test_a_rule_that_depends_on_the_norm_is_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The global bound once computed centre norms for a list of layers written by hand."""
+    seen = []
+
+    def rule(step: Step, norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+        seen.append(float(norm.min()))
+        return 1.0, 1e-3 * norm
+
+    b = Builder((5,), 3)
+    b.add(Linear(torch.eye(5)))
+    b.add(Fold())
+    b.linear(3)
+    monkeypatch.setitem(BALL_RULES, Fold, _ball)
+    exact = certify(b.build(), X, EPSILONS, method="lipschitz", attack=None).radius
+    monkeypatch.setitem(BALL_RULES, Fold, rule)
+    rounded = certify(b.build(), X, EPSILONS, method="lipschitz", attack=None).radius
+    assert min(seen) > 0.1
+    assert (rounded < exact).all()

@@ -1,0 +1,195 @@
+"""A file that differs from the certified graph anywhere that is looked at ends the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.network import Network
+from tests.workers.verification.networks import Builder, dense_network, random_network
+from tests.workers.verification.test_soundness import evaluate
+from workers.verification.cascade.parity import (
+    LEAST,
+    MOST,
+    DeploymentMismatch,
+    check_parity,
+    extra_inputs,
+)
+from workers.verification.cascade.parity_inputs import (
+    BATCH_SIZES,
+    RANDOM,
+    batches,
+    coordinate_changes,
+    random_inputs,
+)
+from workers.verification.graph.compiled_network import Program
+
+Rows = NDArray[np.float32]
+FEATURES = 40
+NETWORK = dense_network([FEATURES, 8, 3], 0)
+SAMPLES = np.random.default_rng(1).uniform(0.2, 0.8, (5, FEATURES)).astype(np.float32)
+
+
+def check(
+    deviates: Callable[[Rows], NDArray[np.bool_]] = lambda x: np.zeros(len(x), dtype=np.bool_),
+    *,
+    network: Network = NETWORK,
+    x: Rows = SAMPLES,
+    **options: Any,
+) -> dict[str, Any]:
+    """The check on a file that computes the network, but something else where it ``deviates``."""
+
+    def deployed(rows: Rows) -> Rows:
+        logits = evaluate(network, rows)
+        return np.where(deviates(rows)[:, None], logits[:, ::-1] + 0.25, logits)
+
+    options.setdefault("clip", True)
+    program = Program.compile(network, norms=False)
+    return check_parity(program, x, deployed(x), deployed, **options)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_network_agrees_with_itself_on_every_kind_of_input(seed: int, clip: bool) -> None:
+    x = np.random.default_rng(seed).random((3, 2, 8, 8)).astype(np.float32)
+    facts = check(network=random_network(seed), x=x, clip=clip, seed=seed)
+    assert facts["inputs"] == {"batches": 26, "samples": 3, "random": LEAST, "coordinates": LEAST}
+    assert 0 <= facts["largest_share"] <= 1
+    assert facts["max_difference"] <= facts["budget"] / max(facts["largest_share"], 1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_what_differs_in_batches_of_one_size_alone_is_found(size: int) -> None:
+    def mixes(x: Rows) -> NDArray[np.bool_]:
+        return (np.arange(len(x)) == size - 1) & (len(x) == size)
+
+    with pytest.raises(DeploymentMismatch, match=f"row {size - 1} of a batch of {size} .*alone"):
+        check(mixes)
+    assert check(mixes, batched=False)["inputs"]["batches"] == 2
+
+
+@pytest.mark.parametrize("place", [0, 17, FEATURES - 1])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_pixel_at_one_end_of_its_range_is_found(place: int, value: float) -> None:
+    with pytest.raises(DeploymentMismatch, match=r"random input|coordinate"):
+        check(lambda x: x[:, place] == value)
+
+
+@pytest.mark.parametrize("place", range(0, FEATURES, 7))
+def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) -> None:
+    """The rest of the image must be that of a sample: no random input can show it."""
+
+    def deviates(x: Rows) -> NDArray[np.bool_]:
+        same = (x[:, None] == SAMPLES[None]).sum(2) == FEATURES - 1
+        return same.any(1) & ((x[:, place] == 0) | (x[:, place] == 1))
+
+    with pytest.raises(DeploymentMismatch, match=f"with coordinate {place} set to"):
+        check(deviates)
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        (lambda x: (x < 1e-5).all(1), r"\((tiny|scaled noise|constant)\)"),
+        (lambda x: (x < 1e-38).any(1) & (x > 0).all(1), r"\(tiny\)"),
+        (lambda x: ((x == 0) | (x == 1)).all(1), r"\((corner|constant)\)"),
+        (lambda x: (x == x[:, :1]).all(1), r"\(constant\)"),
+        (lambda x: x.mean(1) > 0.9, r"\(constant\)"),
+        (lambda x: ((x > 0.93) & (x < 1)).mean(1) > 0.3, "near the edges"),
+    ],
+)
+def test_what_differs_on_unusual_inputs_alone_is_found(
+    where: Callable[[Rows], NDArray[np.bool_]], named: str
+) -> None:
+    with pytest.raises(DeploymentMismatch, match=named):
+        check(where)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_without_clip_inputs_far_beyond_the_data_are_compared(sign: int) -> None:
+    def far(x: Rows) -> NDArray[np.bool_]:
+        return (sign * x > 50.0).any(1)
+
+    with pytest.raises(DeploymentMismatch, match=r"random input|coordinate"):
+        check(far, clip=False)
+    check(far)
+
+
+def test_a_sample_that_differs_is_named() -> None:
+    with pytest.raises(DeploymentMismatch, match="on sample 3,"):
+        check(lambda x: (x == SAMPLES[3]).all(1))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_a_mismatch(wrong: float) -> None:
+    logits = evaluate(NETWORK, SAMPLES)
+    logits[2, 1] = wrong
+    program = Program.compile(NETWORK, norms=False)
+    with pytest.raises(DeploymentMismatch, match="on sample 2,"):
+        check_parity(program, SAMPLES, logits, lambda x: evaluate(NETWORK, x), clip=True)
+
+
+def test_the_same_seed_compares_the_same_inputs() -> None:
+    assert check(seed=3) == check(seed=3)
+    assert check(seed=3) != check(seed=4)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_inputs_are_as_promised(clip: bool) -> None:
+    rng = np.random.default_rng(0)
+    drawn = random_inputs(SAMPLES, 160, rng, clip=clip)
+    for kind in RANDOM:
+        assert sum(f"({kind})" in name for name in drawn.names) == 160 // len(RANDOM)
+    assert ((drawn.x != 0) & (abs(drawn.x) < 2.0**-126)).any()
+    assert len(np.unique(drawn.x)) > 1000
+    assert np.isfinite(drawn.x).all()
+    changed = coordinate_changes(SAMPLES, 160, rng, clip=clip)
+    sources = [int(name.split()[1]) for name in changed.names]
+    differs = changed.x != SAMPLES[sources]
+    assert (differs.sum(1) == 1).all()
+    assert differs.any(0).all()
+    assert set(sources) == set(range(len(SAMPLES)))
+    for x in (drawn.x, changed.x):
+        assert (x.min() >= 0 and x.max() <= 1) == clip
+    # However few samples there are, the rows of a batch are all different.
+    for count in (1, 5):
+        made = batches(SAMPLES[:count], rng, clip=clip)
+        assert [len(batch.x) for batch in made] == [n for n in BATCH_SIZES for _ in range(2)]
+        for batch in made:
+            assert len(np.unique(batch.x, axis=0)) == len(batch.x)
+
+
+def test_numbers_of_extra_inputs_grow_with_the_samples_and_shrink_with_the_cost() -> None:
+    small = Program.compile(NETWORK, norms=False)
+    assert [extra_inputs(small, n) for n in (1, 200, 10**6)] == [LEAST, 400, MOST]
+    large = Builder((3, 64, 64), 0)
+    large.conv(64, 3, padding=1)
+    large.conv(64, 3, padding=1)
+    large.flatten()
+    large.linear(2)
+    assert extra_inputs(Program.compile(large.build(), norms=False), 500) == LEAST
+
+
+def test_the_box_alone_needs_no_norms() -> None:
+    """Infinite norms give the same budget as proved ones."""
+    network = random_network(3)
+    x = np.random.default_rng(0).random((4, 2, 8, 8)).astype(np.float32)
+    given = evaluate(network, x)
+    found = [
+        check_parity(
+            Program.compile(network, norms=norms),
+            x,
+            given,
+            lambda x: evaluate(network, x),
+            clip=True,
+        )
+        for norms in (True, False)
+    ]
+    assert found[0] == found[1]
+    assert torch.isfinite(torch.tensor(found[0]["budget"]))
+    assert found[0]["unchecked"] == 0

@@ -1,0 +1,1 @@
+"""Linear forms carried from the margins back to the input."""

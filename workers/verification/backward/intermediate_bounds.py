@@ -1,0 +1,243 @@
+"""Single neurons of any value bounded by backward rows of their own, in chunks that fit memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.layers import Layer, Permute, Reshape
+from workers.verification.backward.backward_pass import BackwardPass
+from workers.verification.backward.join_rules import open_pairs
+from workers.verification.backward.linear_form import Frame, Rows
+from workers.verification.clock import rows_per_piece
+from workers.verification.graph.affine import Affine
+from workers.verification.graph.affine_maps import Convolution, Dense
+from workers.verification.graph.compiled_network import Program, Step
+from workers.verification.layers.relaxation import RELAXATIONS, open_neurons
+from workers.verification.norms.per_sample import costliest
+
+__all__ = [
+    "Solve",
+    "cut_by_pixels",
+    "from_input",
+    "neuron_bounds",
+    "open_places",
+    "plain_bound",
+    "rows_at_once",
+    "unit_rows",
+    "widest",
+]
+
+#: Neurons of the first layer are bounded over ball and box together where at least this share of
+#: the squared weights lies on pixels too near to 0 or 1 for the ball.
+CUT_SHARE = 0.1
+
+#: Rows are chosen anew for the second end where at most this share still needs it.
+WORTH_CHOOSING = 0.7
+
+#: Bytes of one tensor of coefficients handled at once.
+ROW_BYTES = {"cpu": 2**22, "cuda": 2**30}
+
+#: A bound that follows gradients holds about so many times as many tensors of coefficients; on a
+#: CPU chunks are small anyway.
+GRADIENT_SHARE = {"cpu": 1, "cuda": 16}
+
+#: solve(backward, value, rows, needed) -> lower bounds [rows] of rows . value; beyond ``needed``
+#: [rows] more is of no use.
+Solve = Callable[[BackwardPass, int, Rows, Tensor], Tensor]
+
+
+def plain_bound(backward: BackwardPass, value: int, rows: Rows, needed: Tensor) -> Tensor:
+    """One backward pass with the slopes of its own rule."""
+    return backward.lower_bound(value, rows)
+
+
+def rows_at_once(numbers: int, multiplications: int, device: torch.device, solve: Solve) -> int:
+    """How many rows of so many coefficients may be bounded together, in memory and in time.
+
+    multiplications: of one row in the dearest step.
+    """
+    share = 1 if solve is plain_bound else GRADIENT_SHARE[device.type]
+    fit = max(1, ROW_BYTES[device.type] // (numbers * 8 * share))
+    return min(fit, rows_per_piece(multiplications, device))
+
+
+def neuron_bounds(
+    backward: BackwardPass,
+    value: int,
+    places: tuple[Tensor, ...],
+    *,
+    kink: bool,
+    solve: Solve = plain_bound,
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds [n] float64 of single neurons (sample, *index) of a value.
+
+    The end nearer to 0 comes first. ``kink``: only which side of 0 a neuron is on matters, so the
+    other end is left infinite where the first one has settled that.
+    """
+    enough = 0.0 if kink else torch.inf
+    low, high = [], []
+    device = places[0].device
+    backward.windows.clear()
+    lower, upper = backward.box(value)
+    numbers = _row_numbers(backward, value)
+    width = rows_at_once(numbers, costliest(backward.program), device, solve)
+    for start in range(0, places[0].numel(), width):
+        chosen = tuple(axis[start : start + width] for axis in places)
+        # 1: the lower end first.
+        sign = torch.where(lower[chosen] + upper[chosen] > 0, 1.0, -1.0).to(backward.dtype)
+        rows = unit_rows(backward, value, chosen)
+        first = _row_bound(backward, _turned(rows, sign), enough, solve)
+        second = torch.full_like(first, -torch.inf)
+        still = ~(first >= 0) if kink else torch.ones_like(first, dtype=torch.bool)
+        if int(still.sum()) < WORTH_CHOOSING * len(first):
+            some = tuple(axis[still] for axis in chosen)
+            if some[0].numel():
+                part = unit_rows(backward, value, some)
+                second[still] = _row_bound(backward, _turned(part, -sign[still]), enough, solve)
+        else:
+            both = _row_bound(backward, _turned(rows, -sign), enough, solve)
+            # No more than above: the answer must not depend on the batch.
+            second = torch.where(still, both, second)
+        low.append(torch.where(sign > 0, first, second))
+        high.append(-torch.where(sign > 0, second, first))
+    return torch.cat(low), torch.cat(high)
+
+
+def open_places(backward: BackwardPass, step: Step) -> list[tuple[int, Tensor]]:
+    """(value, [batch, *shape] bool): inputs of the step whose boxes are worth a backward pass."""
+    layer = step.op
+    assert isinstance(layer, Layer)
+    boxes = [backward.box(source) for source in step.sources]
+    if type(layer) in RELAXATIONS:
+        chosen = open_neurons(layer, *boxes[0])
+    else:
+        pairs = open_pairs(layer, boxes)
+        if pairs is None:
+            return []
+        chosen = pairs
+    return [(source, chosen) for source in dict.fromkeys(step.sources) if source != 0]
+
+
+UnitRows = tuple[int, Rows, Tensor, Tensor]
+
+
+def unit_rows(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -> UnitRows:
+    """Rows for single neurons of a value, moved through the affine step that makes them.
+
+    Returns (value, rows, constant, slack): neuron = rows . value + constant, up to slack.
+    """
+    step = backward.program.steps[value - 1]
+    sample = None if backward.region.x.shape[0] == 1 else places[0]
+    dtype, device = backward.dtype, places[0].device
+    op = step.op
+    count = places[0].numel()
+    zero = torch.zeros(count, dtype=torch.float64, device=device)
+    if isinstance(op, Convolution) and op.geometry.groups == 1:
+        like = torch.empty(0, dtype=dtype, device=device)
+        kernel = op.cast("dilated", like, lambda: _dilated(op))
+        rows = kernel[places[1]]
+        grid, size = (step.shape[1], step.shape[2]), (op.in_shape[1], op.in_shape[2])
+        geometry, extent = op.geometry, (kernel.shape[2], kernel.shape[3])
+        origin = (-geometry.padding[0], -geometry.padding[1])
+        frame = Frame(
+            places[2],
+            places[3],
+            grid,
+            geometry.stride,
+            origin,
+            extent,
+            size,
+            windows=backward.windows,
+        )
+        error = backward.error(value - 1)
+        bias = op.bias_like(rows).expand(op.out_shape)[places[1:]].to(torch.float64)
+        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        patch = Rows(rows, op.in_shape, sample, frame).masked().compact()
+        return step.sources[0], patch, bias, slack
+    if isinstance(op, Dense):
+        like = torch.empty(0, dtype=dtype, device=device)
+        rows = op.cast("weight", like, lambda: op.weight)[places[1]]
+        error = backward.error(value - 1)
+        bias = op.bias_like(rows).expand(op.out_shape)[places[1]].to(torch.float64)
+        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        return step.sources[0], Rows(rows, op.in_shape, sample), bias, slack
+    shape = step.shape
+    units = torch.zeros(count, *shape, dtype=dtype, device=device)
+    units[(torch.arange(count, device=device), *places[1:])] = 1.0
+    return value, Rows(units, shape, sample), zero, zero
+
+
+def _row_bound(backward: BackwardPass, rows: UnitRows, enough: float, solve: Solve) -> Tensor:
+    value, coefficients, constant, slack = rows
+    gained = constant - slack
+    return solve(backward, value, coefficients, enough - gained) + gained
+
+
+def _turned(rows: UnitRows, sign: Tensor) -> UnitRows:
+    """Each neuron times its sign."""
+    value, unit, constant, slack = rows
+    turned = unit.with_coefficients(unit.coefficients * _shaped(sign, unit.coefficients))
+    return value, turned, constant * sign, slack
+
+
+def _dilated(op: Convolution) -> Tensor:
+    d_h, d_w = op.geometry.dilation
+    k_h, k_w = op.weight.shape[2:]
+    full = op.weight.new_zeros(*op.weight.shape[:2], d_h * (k_h - 1) + 1, d_w * (k_w - 1) + 1)
+    full[:, :, ::d_h, ::d_w] = op.weight
+    return full
+
+
+def from_input(program: Program, value: int) -> Affine | None:
+    """The affine map that alone (rearrangements apart) leads from the input to the value."""
+    step = program.steps[value - 1]
+    while isinstance(step.op, Reshape | Permute) and step.sources[0]:
+        step = program.steps[step.sources[0] - 1]
+    op = step.op
+    if not isinstance(op, Affine):
+        return None
+    while step.sources[0] and isinstance(program.steps[step.sources[0] - 1].op, Reshape | Permute):
+        step = program.steps[step.sources[0] - 1]
+    return op if step.sources[0] == 0 else None
+
+
+def cut_by_pixels(backward: BackwardPass, op: Dense | Convolution) -> Tensor:
+    """[batch, *out_shape] bool: outputs of which the pixel box cuts the l2 ball noticeably.
+
+    A guess that decides only what is tried. Where the ball's own extreme point eps w / |w| keeps to
+    the box but for a small share of |w|^2, the ball alone is as good.
+    """
+    lower, upper = backward.box(0)
+    x = backward.region.x.to(lower.dtype)
+    room = torch.minimum(upper - x, x - lower)
+    rows = op.row_norms_square().amax()
+    largest = op.weight.abs().amax() / rows.sqrt().clamp_min(1e-300)
+    reach = backward.region.epsilon.to(lower.dtype) * float(largest)
+    tight = (room < _shaped(reach, room)).to(lower.dtype).reshape(-1, *op.in_shape)
+    squares = op.cast("shares", lower, lambda: op.weight.square() / rows.clamp_min(1e-300))
+    if isinstance(op, Dense):
+        cut = tight.flatten(1) @ squares.T
+    else:
+        cut = op.geometry.apply(tight, squares)
+    return cut > CUT_SHARE * (op.row_norms_square() / rows.clamp_min(1e-300)).to(cut)
+
+
+def widest(program: Program) -> int:
+    """Numbers in the largest value of one sample."""
+    sizes = [torch.Size(step.shape).numel() for step in program.steps]
+    return max([*sizes, torch.Size(program.input_shape).numel()])
+
+
+def _row_numbers(backward: BackwardPass, value: int) -> int:
+    """Numbers in one row's largest tensor: a guess that only bounds memory."""
+    program = backward.program
+    if isinstance(program.steps[value - 1].op, Convolution):
+        return max(256, widest(program) // 4)
+    return widest(program)
+
+
+def _shaped(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *([1] * (like.dim() - 1)))

@@ -1,0 +1,1 @@
+"""One bound per file, named as its paper names it."""

@@ -1,0 +1,173 @@
+"""CROWN (Zhang et al., NeurIPS 2018) and CAP (Wong and Kolter 2018) by one backward pass.
+
+Boxes come from ball and box first; only neurons that stay unstable get backward rows of their own,
+layer by layer, and every box refined so is used by the next layer (methods-linf 3 and 5). For l2
+the pixel box is used too: each row is bounded over ball and box together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.layers import LeakyReLU, ReLU
+from workers.verification.backward.backward_pass import BackwardPass
+from workers.verification.backward.intermediate_bounds import (
+    Solve,
+    cut_by_pixels,
+    from_input,
+    neuron_bounds,
+    open_places,
+    plain_bound,
+    rows_at_once,
+    widest,
+)
+from workers.verification.backward.linear_form import Rows
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
+from workers.verification.forward.margins import margin_lower_bounds
+from workers.verification.forward.propagation import Enclosure, propagate
+from workers.verification.graph.affine_maps import Convolution, Dense
+from workers.verification.graph.compiled_network import Program
+from workers.verification.norms.per_sample import costliest
+from workers.verification.numerics import least, rounded_down, rounded_up
+from workers.verification.region import Region
+from workers.verification.rounding import Rounding
+
+__all__ = ["cap_margins", "crown_margins", "final_rows", "refine_boxes", "refined_pass"]
+
+
+def crown_margins(
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
+    """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes."""
+    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown", clock=clock)
+    return final_rows(backward, labels, bounds)
+
+
+def cap_margins(
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    *,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
+    """The same with the chord's slope below unstable neurons (CAP)."""
+    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "cap", clock=clock)
+    return final_rows(backward, labels, bounds)
+
+
+def refined_pass(
+    program: Program,
+    region: Region,
+    labels: Tensor,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    slopes: str,
+    *,
+    clock: Clock = UNLIMITED,
+) -> tuple[BackwardPass, Tensor]:
+    """Boxes of all values, refined by backward rows, and the margins that they give alone."""
+    backward = BackwardPass(program, region, [], rounding, dtype, slopes, clock=clock)
+
+    def refine(index: int, values: list[Enclosure | None]) -> None:
+        backward.values = values
+        refine_boxes(backward, index)
+
+    state = propagate(
+        program,
+        region,
+        rounding=rounding,
+        dtype=dtype,
+        refine=refine,
+        values=backward.values,
+        clock=clock,
+    )
+    return backward, margin_lower_bounds(program.head, state, labels, rounding, clock=clock)
+
+
+def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound) -> None:
+    """Tighten the boxes of step ``index``'s inputs, in place, where that makes the step tighter."""
+    step, region = backward.program.steps[index], backward.region
+    for source, unstable in open_places(backward, step):
+        first = from_input(backward.program, source)
+        if first is not None and (region.norm == "linf" or solve is not plain_bound):
+            # One affine map leads here: intervals are exact for linf, and no slope is in the way.
+            continue
+        if isinstance(first, Dense | Convolution):
+            unstable = unstable & cut_by_pixels(backward, first).reshape(unstable.shape)
+        state = backward.values[source]
+        assert state is not None
+        assert state.lower is not None
+        assert state.upper is not None
+        valid = state.valid.reshape(-1, *([1] * (unstable.dim() - 1)))
+        places = (unstable & valid).nonzero(as_tuple=True)
+        if not places[0].numel():
+            continue
+        kink = isinstance(step.op, ReLU | LeakyReLU)
+        low, high = neuron_bounds(backward, source, places, kink=kink, solve=solve)
+        lower = state.lower[places].to(torch.float64)
+        upper = state.upper[places].to(torch.float64)
+        state.lower[places] = rounded_down(torch.fmax(lower, low), backward.dtype)
+        state.upper[places] = rounded_up(torch.fmin(upper, high), backward.dtype)
+
+
+def final_rows(
+    backward: BackwardPass, labels: Tensor, bounds: Tensor, solve: Solve = plain_bound
+) -> Tensor:
+    """``bounds`` [batch, classes] improved by backward rows for the classes still open.
+
+    Where the time is over, those that no row improved yet stay as they were.
+    """
+    program = backward.program
+    value = len(program.steps)
+    state = backward.values[value]
+    assert state is not None
+    head = program.head
+    device = state.centre.device
+    # Rows of -inf: what the head itself ruled out (overflow) stays so.
+    concluded = ~torch.isneginf(bounds).any(1)
+    open_pairs = ~(bounds > 0) & (state.valid & concluded)[:, None]
+    sample, other = open_pairs.nonzero(as_tuple=True)
+    if not sample.numel():
+        return bounds
+    weight = head.weight.to(device)
+    shape = tuple(state.centre.shape[1:])
+    width = rows_at_once(widest(program), costliest(program), device, solve)
+    bounds = bounds.clone()
+    slack = head_rounding(backward, state)
+    for start in range(0, sample.numel(), width):
+        b, j = sample[start : start + width], other[start : start + width]
+        y = labels[b]
+        coefficients = (weight[y] - weight[j]).to(backward.dtype).reshape(-1, *shape)
+        rows = Rows(coefficients, shape, None if len(labels) == 1 else b)
+        bias = (head.bias[y.cpu()] - head.bias[j.cpu()]).to(device)
+        gained = bias - slack[b, y] - slack[b, j]
+        try:
+            found = solve(backward, value, rows, -gained)
+        except OutOfTime:
+            break
+        bounds[b, j] = torch.fmax(bounds[b, j], found + gained)
+    return bounds
+
+
+def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
+    """[batch, classes]: deployed rounding of the head, and of w_y - w_j in this arithmetic."""
+    head, rounding = backward.program.head, backward.rounding
+    assert state.lower is not None
+    assert state.upper is not None
+    reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
+    if not rounding.is_sound:
+        return reach.new_zeros(len(reach), head.weight.shape[0])
+    deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
+    size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
+    both = deployed + rounding.own_gamma(4)
+    lost = reach.sum(1, keepdim=True) * (2.0**16 * least(backward.dtype))
+    return size * (both * 1.001) + head.least_lead(rounding) + lost

@@ -1,0 +1,1 @@
+"""Bounds in order of cost, each on what is still open, then the attack."""

@@ -1,0 +1,55 @@
+"""Which bounds cover a network: what a method runs, decided from the tables of rules alone.
+
+A layer for which a bound has no rule is no error of the network: ``auto`` passes over that bound.
+Only a method that is left without any bound ends the job, before anything has been computed.
+"""
+
+from __future__ import annotations
+
+from workers.verification.cascade.bound_table import AUTO, BOUNDS, Bound
+from workers.verification.graph.compiled_network import Program, Step, UnsupportedLayer
+
+__all__ = ["UnknownMethod", "covering_bounds", "uncovered"]
+
+
+class UnknownMethod(ValueError):
+    """A method that no row of the table of bounds names, or a norm that it does not cover."""
+
+    code = "unknown_method"
+
+
+def covering_bounds(program: Program, method: str, norm: str) -> tuple[list[Bound], dict[str, str]]:
+    """The bounds that ``method`` runs on this network, in order, and why others are passed over.
+
+    Raises UnknownMethod; UnsupportedLayer, naming layer and method, where no bound is left.
+    """
+    names = AUTO if method == "auto" else (method,)
+    unknown = [name for name in names if name not in BOUNDS]
+    if unknown:
+        raise UnknownMethod(f"unknown method {unknown[0]!r}; known: auto, {', '.join(BOUNDS)}")
+    bounds = [BOUNDS[name] for name in names if norm in BOUNDS[name].norms]
+    if not bounds:
+        raise UnknownMethod(f"method {method!r} does not cover the norm {norm!r}")
+    missing = {bound.name: uncovered(bound, program) for bound in bounds}
+    passed_over = {
+        name: f"no rule for the layer {_kind(step)!r} ({step.name})"
+        for name, step in missing.items()
+        if step is not None
+    }
+    covering = [bound for bound in bounds if bound.name not in passed_over]
+    if not covering:
+        step = next(step for step in missing.values() if step is not None)
+        layer = f"rule for the layer {_kind(step)!r} ({step.name})"
+        if method == "auto":
+            raise UnsupportedLayer(f"no bound that the method 'auto' runs has a {layer}")
+        raise UnsupportedLayer(f"the method {method!r} has no {layer}", hint='use "auto"')
+    return covering, passed_over
+
+
+def uncovered(bound: Bound, program: Program) -> Step | None:
+    """The first step that ``bound`` has no rule for; None: it covers the network."""
+    return next((step for step in program.steps if not bound.has_rule(step.op)), None)
+
+
+def _kind(step: Step) -> str:
+    return str(getattr(step.op, "kind", type(step.op).__name__))

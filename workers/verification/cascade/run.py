@@ -1,0 +1,218 @@
+"""The cascade: cheapest bound first, each only on what is still open, then the attack.
+
+A shard's answer depends on its samples alone: not on the batch, the shard or the worker.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.network import Network
+from workers.verification.answers import answers
+from workers.verification.attacks.pgd import Deployed
+from workers.verification.cascade.block import Block
+from workers.verification.cascade.bound_table import Verifier
+from workers.verification.cascade.coverage import UnknownMethod, covering_bounds
+from workers.verification.cascade.progress import Progress
+from workers.verification.cascade.radius import rounded_down
+from workers.verification.cascade.stages import SoundnessViolation, Stages, fresh_notes
+from workers.verification.clock import Clock, OutOfTime
+from workers.verification.graph.compiled_network import Program
+from workers.verification.norms.lanczos import Chance
+from workers.verification.region import float_above
+from workers.verification.results import POOL, CertificationRequest, SampleResults
+from workers.verification.rounding import SOFTMAX_GAP
+
+__all__ = [
+    "PixelsOutOfRange",
+    "SoundnessViolation",
+    "UnknownMethod",
+    "certify_samples",
+    "deployed_answers",
+]
+
+#: Samples that go through the cascade together (progress is reported after each such block).
+BLOCK = 6 * POOL
+
+
+class PixelsOutOfRange(ValueError):
+    """With ``clip`` the pixels must lie in [0, 1] themselves."""
+
+    code = "value_out_of_range"
+
+
+def certify_samples(
+    network: Network,
+    x: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    request: CertificationRequest,
+    *,
+    deployed: Deployed,
+    deployed_logits: NDArray[np.float32],
+    device: torch.device,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, str], None] = lambda done, message: None,
+    deadline: float | None = None,
+    now: Callable[[], float] = time.monotonic,
+    work: float | None = None,
+    memory: float | None = None,
+) -> SampleResults:
+    """Certified radius and certified / falsified epsilons of every sample of a shard.
+
+    x [N, *shape] float32 pixels; labels [N]; indices [N]: positions in the data set (they seed the
+    attack); deployed: float32 batch -> logits, the network as it is deployed; deployed_logits
+    [N, classes] at x; deadline: ``now()`` after which what is open stays undecided: it is looked at
+    inside every bound, and what is proved by then counts; work: plain forward passes per sample
+    that bounds may cost (None: no limit), pooled by ``POOL`` samples from the first one on; memory:
+    bytes that one bound may take for a sample, else the next cheaper one has to do;
+    progress(done, message) is told again and again, from inside the bounds too, how many samples
+    are done and what is at work, and may raise to abort.
+    Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
+    """
+    if request.clip and len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
+        raise PixelsOutOfRange("with clip, inputs must lie in [0, 1]")
+    sound = request.soundness == "sound"
+    said = Progress(progress)
+    clock = Clock(deadline, said, now)
+    attacked = network.to(device)
+    for parameter in attacked.parameters():
+        parameter.requires_grad_(False)
+    epsilons = [float_above(epsilon) for epsilon in request.epsilons]
+    blocks: list[Block] = []
+    inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+    targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    gap = 0.0 if network.dropped_output is None else SOFTMAX_GAP
+    prediction, margin, correct = deployed_answers(deployed_logits, labels, gap)
+    for start in range(0, len(x), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(x)))
+        block = Block(
+            inputs[rows],
+            targets[rows],
+            indices[rows],
+            margin[rows],
+            correct[rows],
+            epsilons,
+            work=math.inf if work is None else work,
+        )
+        blocks.append(block)
+    began = time.perf_counter()
+    try:
+        program = Program.compile(network, cache_dir=cache_dir, estimate=not sound, clock=clock)
+    except OutOfTime:
+        spent = {"bound": time.perf_counter() - began, "attack": 0.0}
+        notes = {**fresh_notes(), "budget_spent": True}
+        return _results(blocks, indices, labels, prediction, margin, request, spent, notes)
+    bounds, passed_over = covering_bounds(program, request.method, request.norm)
+    chance = None if request.deterministic or not sound else Chance()
+    verifier = Verifier(
+        program,
+        request.norm,
+        request.clip,
+        sound,
+        device,
+        memory=memory,
+        chance=chance,
+        clock=clock,
+    )
+    run = Stages(
+        verifier, attacked, deployed, request, epsilons=epsilons, progress=said, samples=len(x)
+    )
+    run.notes["passed_over"] = passed_over
+    run.seconds["bound"] += time.perf_counter() - began
+    for number, block in enumerate(blocks):
+        run.certify(block, bounds, start=number * BLOCK)
+        said.done = number * BLOCK + len(block.x)
+        said()
+    if chance is not None:
+        run.notes["failure_probability"] = chance.failure_probability
+    return _results(blocks, indices, labels, prediction, margin, request, run.seconds, run.notes)
+
+
+def deployed_answers(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], gap: float
+) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+    """prediction [N] (-1: none); margin [N] f_y - max_j f_j; correct [N]: label strictly on top.
+
+    Behind a softmax (``gap``) there is no answer where two logits lead by too little.
+    """
+    values = torch.from_numpy(np.asarray(logits, dtype=np.float64))
+    prediction = answers(values, gap=gap)
+    targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))[:, None]
+    others = values.scatter(1, targets, -torch.inf).amax(1)
+    margin = values.gather(1, targets)[:, 0] - others
+    margin = torch.where(torch.isfinite(values).all(1), margin, torch.nan)
+    return prediction.numpy(), margin, prediction == targets[:, 0]
+
+
+def _results(
+    blocks: list[Block],
+    indices: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    margin: Tensor,
+    request: CertificationRequest,
+    seconds: dict[str, float],
+    notes: dict[str, Any],
+) -> SampleResults:
+    width = len(request.epsilons)
+    if blocks:
+        certified = torch.cat([block.certified() & block.correct[:, None] for block in blocks])
+        falsified = torch.cat([block.falsified for block in blocks])
+        radius = torch.cat([block.proved for block in blocks])
+    else:
+        certified = falsified = torch.zeros(0, width, dtype=torch.bool)
+        radius = torch.zeros(0, dtype=torch.float64)
+    counterexamples: dict[str, NDArray[np.float32]] = {}
+    method: list[str] = []
+    decided_by: list[list[str]] = []
+    for number, block in enumerate(blocks):
+        for (row, position), point in block.counterexamples.items():
+            counterexamples[f"{number * BLOCK + row},{position}"] = point.numpy()
+        for row, names in enumerate(block.decided_by):
+            broken = block.falsified[row]
+            if not bool(block.correct[row]):
+                method.append("misclassified")
+                decided_by.append(["misclassified"] * width)
+                continue
+            decided = [
+                name or ("attack" if bool(broken[position]) else "undecided")
+                for position, name in enumerate(names)
+            ]
+            decided_by.append(decided)
+            proved = [p for p in range(width) if bool(certified[number * BLOCK + row, p])]
+            if proved:
+                method.append(decided[max(proved, key=lambda p: request.epsilons[p])])
+            else:
+                method.append("attack" if bool(broken.any()) else "undecided")
+    asked = torch.tensor(
+        [float_above(epsilon) for epsilon in request.epsilons], dtype=torch.float64
+    )
+    largest = torch.where(certified, asked[None, :].expand_as(certified), 0.0)
+    radius = torch.maximum(rounded_down(radius), largest.amax(1) if len(radius) else radius)
+    radius[~torch.cat([block.correct for block in blocks])] = 0.0
+    if not request.radius:
+        radius = torch.full_like(radius, torch.nan)
+    return SampleResults(
+        index=np.asarray(indices, dtype=np.int64),
+        label=np.asarray(labels, dtype=np.int64),
+        prediction=prediction,
+        margin=margin.numpy().astype(np.float64),
+        radius=radius.numpy(),
+        certified=certified.numpy(),
+        falsified=falsified.numpy(),
+        method=method,
+        decided_by=decided_by,
+        counterexamples=counterexamples,
+        seconds={"forward": 0.0, **seconds},
+        notes=notes,
+    )

@@ -1,0 +1,1 @@
+"""Ball and box pushed through the compiled network, and margins at its end."""

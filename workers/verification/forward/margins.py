@@ -1,0 +1,188 @@
+"""From the enclosure before the head to lower bounds on the deployed network's margins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.forward.box_ball import ball_box_maximum
+from workers.verification.forward.propagation import Enclosure
+from workers.verification.graph.compiled_network import Head
+from workers.verification.numerics import rough_norm
+from workers.verification.rounding import FLOAT32_MAX, Rounding
+
+__all__ = [
+    "CentreMargins",
+    "centre_margins",
+    "certified",
+    "logit_enclosure",
+    "margin_lower_bounds",
+]
+
+#: A class that lacks this share of the margin at the centre decides the sample by itself.
+CLEAR_SHARE = 0.05
+
+#: Pairs (sample, class) times features handled at once, in numbers.
+PAIR_BLOCK = 4_000_000
+
+
+class CentreMargins:
+    """At the centre z = c, for label y and every class j, all [batch, classes] float64:
+
+    margin: f_y - f_j, computed; rounding: its error plus the deployed head's rounding at c;
+    slope: how much a step of Euclidean length one away from c can lower it, the deployed head's
+    rounding included (the ball form, LMT: |w_y - w_j|).
+    """
+
+    def __init__(self, margin: Tensor, rounding: Tensor, slope: Tensor, logits: Tensor) -> None:
+        self.margin = margin
+        self.rounding = rounding
+        self.slope = slope
+        self.logits = logits
+
+
+def _head_gammas(head: Head, rounding: Rounding) -> tuple[float, float]:
+    """(deployed, own) relative errors of the head: its own side is always float64."""
+    if not rounding.is_sound:
+        return 0.0, 0.0
+    deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
+    return deployed, Rounding.sound(torch.float64).own_gamma(head.weight.shape[1] + 4)
+
+
+def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Rounding) -> CentreMargins:
+    """Margins of the head at ``centre`` [batch, features] and how fast they may fall."""
+    head = head.on(centre.device)
+    centre = centre.flatten(1).to(torch.float64)
+    deployed, own = _head_gammas(head, rounding)
+    logits = centre @ head.weight.T + head.bias
+    margin = logits.gather(1, labels[:, None]) - logits
+    size = centre.abs() @ head.absolute + head.bias_magnitude
+    size = size + size.gather(1, labels[:, None])
+    rows = head.row_norms
+    slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
+    floor = head.least_lead(rounding)
+    return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
+
+
+def margin_lower_bounds(
+    head: Head,
+    state: Enclosure,
+    labels: Tensor,
+    rounding: Rounding,
+    *,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
+    """Lower bounds [batch, classes] on the deployed f_y - f_j over the enclosure; label: +inf.
+
+    The ball alone decides most pairs; the exact ball-and-box dual is solved for what stays open.
+    Not valid: -inf everywhere.
+    """
+    head = head.on(state.centre.device)
+    centre = state.centre.flatten(1).to(torch.float64)
+    at_centre = centre_margins(head, centre, labels, rounding)
+    radius = state.radius[:, None]
+    bound = at_centre.margin - at_centre.rounding - radius * at_centre.slope * (1.0 + 1e-12)
+    if state.lower is not None and state.upper is not None:
+        lower = state.lower.flatten(1).to(torch.float64)
+        upper = state.upper.flatten(1).to(torch.float64)
+        reach = torch.maximum(lower.abs(), upper.abs())
+        head_size = reach @ head.absolute + head.bias_magnitude
+        deployed, own = _head_gammas(head, rounding)
+        both = (head_size + head_size.gather(1, labels[:, None])) * deployed
+        centre_size = centre.abs() @ head.absolute + head.bias_magnitude
+        both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
+        slack = both * 1.01 + head.least_lead(rounding)
+        open_pairs = ~(bound > 0) & state.valid[:, None]
+        open_pairs.scatter_(1, labels[:, None], False)
+        bound = bound.scatter(1, labels[:, None], torch.inf)
+        # The hardest class first: where it fails clearly, the others need not be solved.
+        worst = torch.zeros_like(open_pairs).scatter_(1, bound.argmin(1, keepdim=True), True)
+        for chosen in (worst, ~worst):
+            pairs = open_pairs & chosen
+            drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, pairs, clock)
+            solved = at_centre.margin - slack - drop
+            bound = torch.fmax(bound, solved)
+            clear = (solved < -CLEAR_SHARE * at_centre.margin.abs()) & worst
+            open_pairs = open_pairs & ~clear.any(1, keepdim=True)
+        # A box inside out can only come from an error of ours.
+        bound = torch.where(((upper >= lower).all(1))[:, None], bound, -torch.inf)
+    bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)
+    valid = state.valid & torch.isfinite(at_centre.logits).all(1)
+    valid = valid & _head_fits(head, state, rounding)
+    bound = torch.where(valid[:, None], bound, torch.full_like(bound, -torch.inf))
+    return bound.scatter(1, labels[:, None], torch.inf)
+
+
+def _head_fits(head: Head, state: Enclosure, rounding: Rounding) -> Tensor:
+    """Where the deployed head cannot overflow float32 anywhere in the enclosure, [batch] bool."""
+    if not rounding.is_sound or not head.terms:
+        return torch.ones_like(state.valid)
+    # Partial sums, not logits: sum |w_i z_i| + |b| over the ball or the box; the largest |z_i|.
+    centre = state.centre.flatten(1).to(torch.float64)
+    size = centre.abs() @ head.absolute + head.bias_magnitude
+    size = size + state.radius[:, None] * head.row_norms
+    largest = rough_norm(centre) + state.radius
+    if state.lower is not None and state.upper is not None:
+        reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
+        size = torch.fmin(size, reach @ head.absolute + head.bias_magnitude)
+        largest = torch.fmin(largest, reach.amax(1))
+    deployed, _ = _head_gammas(head, rounding)
+    fits = (size * (1.01 + deployed) < FLOAT32_MAX).all(1)
+    return fits & (largest < head.inner.most(FLOAT32_MAX / (1.01 + deployed)))
+
+
+def _pairwise_maximum(
+    head: Head,
+    centre: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    radius: Tensor,
+    labels: Tensor,
+    pairs: Tensor,
+    clock: Clock,
+) -> Tensor:
+    """max (w_j - w_y).d over the enclosure, for the open pairs; +inf elsewhere."""
+    weight = head.weight
+    result = torch.full_like(pairs, torch.inf, dtype=torch.float64)
+    rows, classes = pairs.nonzero(as_tuple=True)
+    step = max(1, PAIR_BLOCK // weight.shape[1])
+    for start in range(0, rows.numel(), step):
+        clock.check()
+        row, j = rows[start : start + step], classes[start : start + step]
+        low, high, middle = lower[row], upper[row], centre[row]
+        below, above = low - middle, high - middle
+        slack = 2.0**-52
+        below = below - slack * below.abs()
+        above = above + slack * above.abs()
+        w = weight[j] - weight[labels[row]]
+        result[row, j] = ball_box_maximum(w, below, above, radius[row])
+    return result
+
+
+def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """(logits at the centre, reach), [batch, classes] float64: every deployed logit lies within.
+
+    The reach is -1 where float32 may overflow.
+    """
+    head = head.on(state.centre.device)
+    centre = state.centre.flatten(1).to(torch.float64)
+    deployed, own = _head_gammas(head, rounding)
+    logits = centre @ head.weight.T + head.bias
+    size = centre.abs() @ head.absolute + head.bias_magnitude
+    reach = state.radius[:, None] * head.row_norms * (1.0 + 1e-12)
+    if state.lower is not None and state.upper is not None:
+        lower = state.lower.flatten(1).to(torch.float64)
+        upper = state.upper.flatten(1).to(torch.float64)
+        corner = torch.maximum(upper - centre, centre - lower) * (1.0 + 2.0**-50)
+        reach = torch.fmin(reach, corner @ head.absolute * (1.0 + 1e-11))
+    reach = reach * (1.0 + deployed) + (deployed + own) * size * 1.01
+    reach = reach + rounding.underflow * head.floor
+    valid = (state.valid & _head_fits(head, state, rounding))[:, None]
+    valid = valid & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)
+    return logits, torch.where(valid, reach, torch.full_like(reach, -1.0))
+
+
+def certified(bounds: Tensor) -> Tensor:
+    """[batch] bool: every margin's lower bound is strictly positive (NaN is not)."""
+    return (bounds > 0).all(1)

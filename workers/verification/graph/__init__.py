@@ -1,0 +1,1 @@
+"""The network compiled for verification, and its affine maps."""

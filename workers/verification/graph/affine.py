@@ -1,0 +1,194 @@
+"""Affine maps as bounds need them: apply, apply the entrywise absolute value, norms, rounding.
+
+An affine map here is y = W x + b in exact arithmetic, with W and b held in float64, together with
+what the DEPLOYED float32 evaluation of it may add: ``terms`` rounding steps on a magnitude of at
+most |W| |x| + bias_magnitude. Adjacent maps of the graph are fused (input normalisation, batch
+norm); the fused map's terms and magnitude cover the deployed, unfused evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.norms.spectral import absolute_norm, power_iteration_norm
+
+__all__ = ["FLOAT32_SAFE", "UP", "Affine", "Inner", "Norms", "Shape"]
+
+Shape = tuple[int, ...]
+#: Covers the roundings of a few float64 operations.
+UP = 1.0 + 1e-12
+#: Weights outside this range (zero apart) are not trusted to a float32 copy: it could underflow.
+FLOAT32_SAFE = (2.0**-100, 2.0**100)
+#: Range of the numbers of maps that may be fused (zero apart).
+FUSIBLE = (2.0**-40, 2.0**40)
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Operator norms of W and of |W| (entrywise): upper bounds, or estimates if asked for."""
+
+    spectral: float
+    absolute: float
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What |W| |x| + |b| does not show of the deployed evaluation: what it holds in between.
+
+    For inputs of at most s in size those numbers are at most gain s + shift (before rounding).
+    lost: what underflow there may change in one output, in units of ``rounding.UNDERFLOW``.
+    """
+
+    gain: float = 0.0
+    shift: float = 0.0
+    lost: float = 0.0
+
+    def most(self, ceiling: float) -> float:
+        """The largest s at which nothing in between exceeds ``ceiling``."""
+        if self.gain == 0.0:
+            return math.inf if self.shift < ceiling else -math.inf
+        return (ceiling - self.shift) / self.gain
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Common part of the affine maps: y = W x + b from ``in_shape`` to ``out_shape``.
+
+    bias, bias_magnitude: float64, broadcastable to out_shape; terms: rounding steps of the deployed
+    evaluation of one output; inner: what that evaluation holds in between.
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+    bias: Tensor
+    bias_magnitude: Tensor
+    terms: float
+    inner: Inner = field(default_factory=Inner, kw_only=True)
+    _cache: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _scalars: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """W x for x [batch, *in_shape] in float32 or float64."""
+        raise TypeError
+
+    def absolute(self, x: Tensor) -> Tensor:
+        """|W| x for x >= 0."""
+        raise TypeError
+
+    def weights(self) -> list[Tensor]:
+        """The float64 tensors that W is made of."""
+        raise TypeError
+
+    def row_norms_square(self) -> Tensor:
+        """Squared Euclidean norms of W's rows, broadcastable to out_shape, float64, rounded up."""
+        raise TypeError
+
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
+        """Upper bound on the operator norm of W."""
+        raise TypeError
+
+    def norms(self, clock: Clock = UNLIMITED) -> Norms:
+        """Sound upper bounds on |W|_2 and | |W| |_2. Raises OutOfTime."""
+        return Norms(self.spectral(clock), self.absolute_norm(clock))
+
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
+        """Upper bound on the operator norm of the entrywise absolute value."""
+        return absolute_norm(self.absolute, self.in_shape, clock)
+
+    def estimated_norms(self, clock: Clock = UNLIMITED) -> Norms:
+        """Power-iteration values, as the papers' code has them: not bounds."""
+        return Norms(power_iteration_norm(self.linear, self.in_shape, clock=clock), 0.0)
+
+    def row_norms(self) -> Tensor:
+        """Euclidean norms of W's rows, [*out_shape], float64, rounded up."""
+        key = ("row_norms", torch.float64, torch.device("cpu"))
+        if key not in self._cache:
+            norms = self.row_norms_square().sqrt() * UP
+            self._cache[key] = norms.expand(self.out_shape).contiguous()
+        return self._cache[key]
+
+    def bias_norm(self) -> float:
+        """Euclidean norm of the bias magnitude over the whole output, rounded up."""
+        return self.scalar(
+            "bias_norm", lambda: self.bias_magnitude.expand(self.out_shape).norm() * UP
+        )
+
+    def largest_bias(self) -> float:
+        """Largest bias magnitude."""
+        return self.scalar("largest_bias", lambda: self.bias_magnitude.abs().max())
+
+    def largest_row_sum(self) -> float:
+        """Largest sum of |W| over a row, rounded up."""
+        ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
+        return self.scalar("row_sum", lambda: self.absolute(ones).max() * (1.0 + 1e-6))
+
+    @property
+    def floor(self) -> float:
+        """What underflow may change in one output, in units of ``rounding.UNDERFLOW``."""
+        return self.terms + 1.0 + self.inner.lost
+
+    def scalar(self, name: str, make: Callable[[], Tensor]) -> float:
+        """A number of this map, computed once."""
+        if name not in self._scalars:
+            self._scalars[name] = float(make())
+        return self._scalars[name]
+
+    def moderate(self) -> bool:
+        """Whether every number is of a size at which products of two maps neither over- nor
+        underflow float32: only such maps may be fused, because a fused map forgets what the
+        deployed, unfused evaluation holds in between."""
+        low, high = FUSIBLE
+        for tensor in (*self.weights(), self.bias, self.bias_magnitude):
+            size = tensor.abs()
+            if bool(((size > 0) & (size < low)).any()) or bool((size > high).any()):
+                return False
+        return True
+
+    def float32_safe(self) -> bool:
+        """Whether a float32 copy of W and b loses no more than one rounding each."""
+        low, high = FLOAT32_SAFE
+        for tensor in (*self.weights(), self.bias, self.bias_magnitude):
+            size = tensor.abs()
+            if bool(((size > 0) & (size < low)).any()) or bool((size > high).any()):
+                return False
+        return True
+
+    def cast(self, name: str, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor in ``like``'s dtype on its device, made once."""
+        key = (name, like.dtype, like.device)
+        if key not in self._cache:
+            self._cache[key] = make().to(device=like.device, dtype=like.dtype).contiguous()
+        return self._cache[key]
+
+    def places(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+        """Integers (an order of elements) on ``device``, made once."""
+        key = (name, torch.int64, device)
+        if key not in self._cache:
+            self._cache[key] = make().to(device).contiguous()
+        return self._cache[key]
+
+    def bias_like(self, like: Tensor) -> Tensor:
+        """The bias in ``like``'s dtype, without a batch axis."""
+        return self.cast("bias", like, lambda: self.bias)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """W x + b."""
+        return self.linear(x).add_(self.bias_like(x))
+
+    def bound_like(self, name: str, like: Tensor) -> Tensor:
+        """``row_norms`` or ``bias_magnitude`` in ``like``'s dtype, rounded up, as [*out_shape]."""
+
+        def make() -> Tensor:
+            tensor = self.row_norms() if name == "row_norms" else self.bias_magnitude
+            slack = 1.0 + (2.0**-22 if like.dtype == torch.float32 else 2.0**-50)
+            return (tensor * slack).expand(self.out_shape)
+
+        return self.cast(name, like, make)

@@ -1,0 +1,356 @@
+"""A network compiled for verification: a short list of steps with exact parameters and norms.
+
+Adjacent affine layers are fused where the fused map is of the same form, index permutations stay
+exact, and a final dense layer becomes the head, so that class differences can be bounded as one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.layers import (
+    AvgPool2d,
+    Layer,
+    MaxPool2d,
+    Pad,
+    Permute,
+    Reshape,
+)
+from models.network import INPUT, Network
+from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.graph.affine import FLOAT32_SAFE, Affine, Inner, Norms
+from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
+from workers.verification.graph.translation import AFFINE, UnsupportedLayer
+from workers.verification.norms.spectral import ConvGeometry
+from workers.verification.rounding import SOFTMAX_GAP, Rounding
+
+__all__ = ["Head", "Program", "Step", "UnsupportedLayer", "overlap_of"]
+
+#: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
+NORMS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``op`` (an affine map or an exact layer) applied to earlier values.
+
+    sources: positions of earlier values, 0 is the input; value i + 1 is step i's result.
+    norms: of an affine map. overlap: largest number of windows that one input of a max pool is in.
+    """
+
+    name: str
+    op: Affine | Layer
+    sources: tuple[int, ...]
+    shape: tuple[int, ...]
+    norms: Norms | None = None
+    overlap: int = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last dense map [classes, features]: logits = weight z + bias, float64.
+
+    ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself), ``inner`` what
+    it holds in between, ``gap`` by how much a logit must lead for the deployed answer to be its.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    bias_magnitude: Tensor
+    terms: float
+    inner: Inner = field(default_factory=Inner)
+    gap: float = 0.0
+    _copies: dict[torch.device, Head] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def floor(self) -> float:
+        """What underflow may change in one logit, in units of ``rounding.UNDERFLOW``."""
+        return self.terms + 1.0 + self.inner.lost
+
+    def least_lead(self, rounding: Rounding) -> float:
+        """What a margin loses beside relative errors: by underflow, and behind the logits."""
+        return rounding.underflow * self.floor + self.gap if rounding.is_sound else 0.0
+
+    def float32_safe(self) -> bool:
+        """Whether a float32 copy of the weights loses no more than one rounding each."""
+        low, high = FLOAT32_SAFE
+        size = self.weight.abs()
+        return not bool((((size > 0) & (size < low)) | (size > high)).any())
+
+    @cached_property
+    def absolute(self) -> Tensor:
+        """|weight|, transposed: [features, classes]."""
+        return self.weight.abs().T.contiguous()
+
+    @cached_property
+    def row_norms(self) -> Tensor:
+        """|w_j|_2 for every class, [classes], rounded up."""
+        return self.weight.norm(dim=1) * (1.0 + 1e-12)
+
+    @cached_property
+    def pair_norms(self) -> Tensor:
+        """|w_i - w_j|_2 for every pair of classes, [classes, classes], rounded up."""
+        exact = "donot_use_mm_for_euclid_dist"
+        pairs = torch.cdist(self.weight, self.weight, compute_mode=exact)
+        return pairs * (1.0 + 1e-10) + self.row_norms.max() * 1e-14
+
+    def on(self, device: torch.device) -> Head:
+        """The same head with its tensors on ``device``."""
+        if device == self.weight.device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = Head(
+                self.weight.to(device),
+                self.bias.to(device),
+                self.bias_magnitude.to(device),
+                self.terms,
+                self.inner,
+                self.gap,
+            )
+        return self._copies[device]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in order, the head on the last value, and facts about the input.
+
+    digest: of the network (``Network.graph_digest``).
+    """
+
+    input_shape: tuple[int, ...]
+    steps: tuple[Step, ...]
+    head: Head
+    float32_safe: bool
+    digest: str
+
+    @classmethod
+    def compile(
+        cls,
+        network: Network,
+        *,
+        cache_dir: Path | None = None,
+        estimate: bool = False,
+        norms: bool = True,
+        clock: Clock = UNLIMITED,
+    ) -> Program:
+        """Steps of ``network``, with operator norms from ``cache_dir`` or computed once.
+
+        ``estimate`` takes the papers' power-iteration norms; without ``norms`` all are infinite,
+        which is enough for boxes and costs nothing. Raises UnsupportedLayer; OutOfTime, with the
+        norms found so far left in ``cache_dir``.
+        """
+        digest = network.graph_digest()
+        with torch.no_grad():
+            steps = _fuse(network.input_shape, _translate(network))
+            steps, head = _split_head(network, steps)
+            if network.dropped_output is not None:
+                head = replace(head, gap=SOFTMAX_GAP)
+            if norms:
+                steps = _with_norms(steps, digest, cache_dir, estimate, clock)
+            else:
+                steps = [_unbounded(step) for step in steps]
+        safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
+        safe = safe and head.float32_safe()
+        return cls(network.input_shape, tuple(steps), head, safe, digest)
+
+
+def _without_scalars(layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """Values of shape () are held as (1,) here: then moving their axes is a view like another."""
+    return Reshape(shape=(1,)) if shape == () and isinstance(layer, Reshape | Permute) else layer
+
+
+def _translate(network: Network) -> list[Step]:
+    positions = {INPUT: 0}
+    shapes = {INPUT: network.input_shape}
+    steps: list[Step] = []
+    for node in network.nodes:
+        layer = _without_scalars(network.layer(node.name), node.shape)
+        shape = node.shape or (1,)
+        sources = tuple(positions[source] for source in node.inputs)
+        op: Affine | Layer
+        if type(layer) in AFFINE:
+            op = AFFINE[type(layer)](layer, shapes[node.inputs[0]])
+        else:
+            op = layer
+        overlap = 1
+        if isinstance(layer, MaxPool2d):
+            overlap = overlap_of(layer, shapes[node.inputs[0]])
+        steps.append(Step(node.name, op, sources, shape, overlap=overlap))
+        positions[node.name] = len(steps)
+        shapes[node.name] = shape
+    return steps
+
+
+def overlap_of(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
+    """Largest number of pooling windows that one input lies in (methods-lipschitz 1.2)."""
+    pool = AvgPool2d(
+        kernel=layer.kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
+    )
+    x = torch.zeros(1, 1, *shape[1:], dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        (counts,) = torch.autograd.grad(pool.window_sums(x).sum(), x)
+    return max(1, int(counts.max()))
+
+
+def _merge(first: Step, second: Step) -> Affine | None:
+    """second o first as one affine map, where it keeps its form."""
+    before, after = first.op, second.op
+    for op in (before, after):
+        if isinstance(op, Affine) and not op.moderate():
+            return None
+    if isinstance(after, Diagonal) and isinstance(before, Dense | Convolution | Diagonal):
+        return before.scaled_output(after)
+    if isinstance(before, Diagonal) and isinstance(after, Dense | Convolution):
+        return after.scaled_input(before)
+    if isinstance(before, Pad) and before.value == 0.0 and isinstance(after, Convolution):
+        return _padded(before, after)
+    return None
+
+
+def _padded(pad: Pad, conv: Convolution) -> Convolution:
+    top, left, bottom, right = pad.padding
+    size = (conv.geometry.size[0] - top - bottom, conv.geometry.size[1] - left - right)
+    outer = conv.geometry.padding
+    padding = (outer[0] + top, outer[1] + left, outer[2] + bottom, outer[3] + right)
+    geometry = ConvGeometry(
+        size, conv.geometry.stride, padding, conv.geometry.dilation, conv.geometry.groups
+    )
+    in_shape = (conv.in_shape[0], *size)
+    return Convolution(
+        in_shape,
+        conv.out_shape,
+        conv.bias,
+        conv.bias_magnitude,
+        conv.terms,
+        weight=conv.weight,
+        geometry=geometry,
+        inner=conv.inner,
+    )
+
+
+def _fuse(input_shape: tuple[int, ...], steps: list[Step]) -> list[Step]:
+    """Merge each step into its only consumer's predecessor where the product keeps its form."""
+    while True:
+        uses = [0] * (len(steps) + 1)
+        for step in steps:
+            for source in step.sources:
+                uses[source] += 1
+        for index, step in enumerate(steps):
+            if len(step.sources) != 1 or step.sources[0] == 0 or uses[step.sources[0]] != 1:
+                continue
+            before = steps[step.sources[0] - 1]
+            if isinstance(before.op, Diagonal) and isinstance(step.op, Reshape | Permute):
+                steps = _swapped(steps, step.sources[0] - 1, index)
+                break
+            merged = _merge(before, step)
+            if merged is not None:
+                fused = Step(f"{before.name}+{step.name}", merged, before.sources, step.shape)
+                steps = _replace(steps, step.sources[0] - 1, index, fused)
+                break
+        else:
+            return steps
+
+
+def _replace(steps: list[Step], first: int, second: int, fused: Step) -> list[Step]:
+    """Steps without ``first``, with ``fused`` in the place of ``second``."""
+
+    def moved(source: int) -> int:
+        return source - 1 if source > first + 1 else source
+
+    result = []
+    for index, step in enumerate(steps):
+        if index == first:
+            continue
+        chosen = fused if index == second else step
+        sources = tuple(moved(source) for source in chosen.sources)
+        result.append(Step(chosen.name, chosen.op, sources, chosen.shape, overlap=chosen.overlap))
+    return result
+
+
+def _swapped(steps: list[Step], first: int, second: int) -> list[Step]:
+    """A diagonal map after a permutation of indices instead of before it."""
+    diagonal, moved = steps[first].op, steps[second].op
+    assert isinstance(diagonal, Diagonal)
+    assert isinstance(moved, Layer)
+
+    def through(tensor: Tensor) -> Tensor:
+        result: Tensor = moved(tensor.expand(diagonal.out_shape)[None])[0]
+        return result
+
+    shape = steps[second].shape
+    after = Diagonal(
+        shape,
+        shape,
+        through(diagonal.bias),
+        through(diagonal.bias_magnitude),
+        diagonal.terms,
+        scale=through(diagonal.scale),
+        inner=diagonal.inner,
+    )
+    result = list(steps)
+    result[first] = Step(steps[second].name, moved, steps[first].sources, shape)
+    result[second] = Step(steps[first].name, after, steps[second].sources, shape)
+    return result
+
+
+def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
+    last = steps[-1]
+    classes = network.classes
+    if isinstance(last.op, Dense) and last.sources == (len(steps) - 1,):
+        bias = last.op.bias.expand(classes).clone()
+        magnitude = last.op.bias_magnitude.expand(classes).clone()
+        return steps[:-1], Head(last.op.weight, bias, magnitude, last.op.terms, last.op.inner)
+    zeros = torch.zeros(classes, dtype=torch.float64)
+    identity = torch.eye(classes, dtype=torch.float64)
+    return steps, Head(identity, zeros, zeros, 0.0)
+
+
+def _unbounded(step: Step) -> Step:
+    return replace(step, norms=Norms(math.inf, math.inf)) if isinstance(step.op, Affine) else step
+
+
+def _stored_norms(path: Path) -> dict[str, list[float]]:
+    """What an earlier compilation wrote; nothing where that is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+        return {str(key): [float(row[0]), float(row[1])] for key, row in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        return {}
+
+
+def _with_norms(
+    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool, clock: Clock
+) -> list[Step]:
+    path = None
+    stored: dict[str, list[float]] = {}
+    if cache_dir is not None and not estimate:
+        path = cache_dir / f"norms-{NORMS_VERSION}-{digest.removeprefix('sha256:')}.json"
+        stored = _stored_norms(path)
+    known = len(stored)
+    result = []
+    try:
+        for index, step in enumerate(steps):
+            norms = None
+            if isinstance(step.op, Affine):
+                key = f"{index}:{step.name}"
+                if key not in stored:
+                    made = step.op.estimated_norms(clock) if estimate else step.op.norms(clock)
+                    stored[key] = [made.spectral, made.absolute]
+                norms = Norms(*stored[key])
+            result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
+    finally:
+        # Where the time ran out, the next compilation goes on from here.
+        if path is not None and len(stored) > known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.{id(steps)}.tmp")
+            temporary.write_text(json.dumps(stored))
+            temporary.replace(path)
+    return result

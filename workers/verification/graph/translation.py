@@ -1,0 +1,163 @@
+"""Layers as the verifier's steps: affine maps with exact parameters, or the layer itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.joins import ReduceMean, ReduceSum
+from models.layers import (
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Divide,
+    Layer,
+    Linear,
+    Multiply,
+    Normalize,
+    Shift,
+)
+from workers.verification.graph.affine import Affine, Inner
+from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal, Pooling
+from workers.verification.graph.reductions import Reduction
+from workers.verification.norms.spectral import ConvGeometry
+from workers.verification.rounding import FLOAT32_MAX
+
+__all__ = ["AFFINE", "UnsupportedLayer"]
+
+
+class UnsupportedLayer(ValueError):
+    """A layer that no bound of this verifier covers."""
+
+    code = "unsupported_layer"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float64)
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def _conv2d(layer: Conv2d, shape: tuple[int, ...]) -> Affine:
+    bias = _zero() if layer.bias is None else _float64(layer.bias)[:, None, None]
+    weight = _float64(layer.weight)
+    geometry = ConvGeometry(
+        (shape[1], shape[2]), layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+    terms = weight[0].numel() + 2
+    out = layer.output_shape(shape)
+    return Convolution(shape, out, bias, bias.abs(), terms, weight=weight, geometry=geometry)
+
+
+def _linear(layer: Linear, shape: tuple[int, ...]) -> Affine:
+    bias = _zero() if layer.bias is None else _float64(layer.bias)
+    weight = _float64(layer.weight)
+    out = layer.output_shape(shape)
+    return Dense(shape, out, bias, bias.abs(), weight.shape[1] + 2, weight=weight)
+
+
+def _diagonal(
+    shape: tuple[int, ...], scale: Tensor, shift: Tensor, magnitude: Tensor, terms: float
+) -> Affine:
+    return Diagonal(shape, shape, shift, magnitude, terms, scale=scale)
+
+
+def _multiply(layer: Multiply, shape: tuple[int, ...]) -> Affine:
+    return _diagonal(shape, _float64(layer.value), _zero(), _zero(), 2)
+
+
+def _divide(layer: Divide, shape: tuple[int, ...]) -> Affine:
+    # One correctly rounded division; two more steps allow a multiplication by the reciprocal.
+    scale = 1.0 / _float64(layer.value)
+    return _diagonal(shape, scale, _zero(), _zero(), 4 + _constant_terms(scale))
+
+
+def _shift(layer: Shift, shape: tuple[int, ...]) -> Affine:
+    value = _float64(layer.value)
+    return _diagonal(shape, torch.ones((), dtype=torch.float64), value, value.abs(), 2)
+
+
+def _normalize(layer: Normalize, shape: tuple[int, ...]) -> Affine:
+    rank = len(shape)
+    mean = layer.shaped(_float64(layer.mean), rank)
+    scale = 1.0 / layer.shaped(_float64(layer.std), rank)
+    shift = -mean * scale
+    # x - mean may overflow where the quotient does not.
+    inner = Inner(1.0, float(mean.abs().max()))
+    terms = 6 + _constant_terms(scale)
+    return Diagonal(shape, shape, shift, shift.abs(), terms, scale=scale, inner=inner)
+
+
+def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
+    ones = [1] * (len(shape) - 1)
+    variance = _float64(layer.var)
+    if bool((variance < 0).any()):
+        raise UnsupportedLayer("batch norm with a negative variance")
+    root = torch.sqrt(variance + layer.eps)
+    scale = (_float64(layer.weight) / root).reshape(-1, *ones)
+    mean = _float64(layer.mean).reshape(-1, *ones)
+    bias = _float64(layer.bias).reshape(-1, *ones)
+    magnitude = (mean * scale).abs() + bias.abs()
+    # Scale and shift are computed at run time: var + eps, root, reciprocal, products, sum.
+    terms = 10 + _constant_terms(scale, 1.0 / root, mean * scale)
+    return _diagonal(shape, scale, bias - mean * scale, magnitude, terms)
+
+
+def _avg_pool2d(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
+    terms = layer.kernel[0] * layer.kernel[1] + 4
+    out = layer.output_shape(shape)
+    # The sum over a window is held before it is divided.
+    inner = Inner(float(layer.kernel[0] * layer.kernel[1]))
+    return Pooling(shape, out, _zero(), _zero(), terms, layer=layer, inner=inner)
+
+
+def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
+    axes = tuple(layer.batched_axes())
+    count = math.prod(shape[axis - 1] for axis in axes)
+    # The deployed mean may divide by n or multiply by a rounded 1 / n, axis after axis.
+    scale = 1.0 / count if isinstance(layer, ReduceMean) else 1.0
+    out = layer.output_shape(shape) or (1,)
+    # A mean's sum is held before it is divided.
+    inner = Inner(float(count))
+    return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale, inner=inner)
+
+
+#: Affine layers by class: how each is written as an affine map. A new one is one row. All others
+#: are used as they are, by the bounds that have rules for them.
+AFFINE: dict[type[Layer], Callable[..., Affine]] = {
+    Conv2d: _conv2d,
+    Linear: _linear,
+    Multiply: _multiply,
+    Divide: _divide,
+    Shift: _shift,
+    Normalize: _normalize,
+    BatchNorm: _batch_norm,
+    AvgPool2d: _avg_pool2d,
+    ReduceSum: _reduction,
+    ReduceMean: _reduction,
+}
+
+
+def _constant_terms(*scales: Tensor) -> float:
+    """Extra rounding steps that cover a scale computed at run time near the denormal range."""
+    terms = 0.0
+    for scale in scales:
+        size = scale.abs()
+        size = size[size > 0]
+        if size.numel():
+            smallest = float(size.min())
+            if smallest < 2.0**-100:
+                terms += 2.0**-125 / smallest / 2.0**-24
+            if not float(size.max()) < FLOAT32_MAX:
+                return math.inf
+    return terms

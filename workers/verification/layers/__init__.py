@@ -1,0 +1,1 @@
+"""What bounds know of the layers that are not affine."""

@@ -1,0 +1,1 @@
+"""Proved upper bounds on operator norms."""

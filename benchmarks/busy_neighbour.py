@@ -40,7 +40,7 @@ def training() -> Work:
     """One step of BCP on MNIST's shape, in the middle of its schedules."""
     import torch
 
-    from workers.training.run import Run
+    from workers.training.config import Run
     from workers.training.trainer import Trainer, build_network
 
     run = Run(method="bcp", activation="relu", batch_size=BATCH, seed=2020, **TRAINED)  # type: ignore[arg-type]

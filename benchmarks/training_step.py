@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from workers.jobs.hardware.device import device_of
+from workers.training.config import Run
 from workers.training.precision import BFLOAT16
-from workers.training.run import Run
 from workers.training.step import COMPARED
 from workers.training.trainer import Trainer, build_network
 

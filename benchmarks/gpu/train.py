@@ -30,9 +30,9 @@ from models.onnx_export import export_onnx
 from service.contract.version import engine_version
 from workers.jobs.datasets.layout import as_network_input, to_pixels
 from workers.jobs.hardware.device import device_name, device_of
+from workers.training.config import Run
 from workers.training.data import TrainingData
 from workers.training.loop import Paused, train
-from workers.training.run import Run
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from workers.training.run import TrainingError
+from workers.training.config import TrainingError
 
 __all__ = ["Checkpoint"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.run import TrainingError
+from workers.training.config import TrainingError
 
 __all__ = ["AUGMENTATIONS", "TrainingData", "split"]
 

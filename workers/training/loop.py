@@ -22,9 +22,9 @@ from torch import Tensor
 
 from models.network import Network
 from workers.training.checkpoint import Checkpoint
+from workers.training.config import Run, TrainingError
 from workers.training.data import TrainingData, pixels, split
 from workers.training.objectives import BOUNDS
-from workers.training.run import Run, TrainingError
 from workers.training.trainer import Trainer, build_network
 from workers.verification.answers import label_leads
 

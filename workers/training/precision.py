@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from workers.training.run import Run, TrainingError
+from workers.training.config import Run, TrainingError
 
 __all__ = ["BFLOAT16", "COMPILED", "dtype_of", "wants_compilation"]
 

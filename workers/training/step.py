@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from workers.training.live import Live
-from workers.training.objectives.weighed import Weighed
-from workers.training.run import Run
+from workers.training.config import Run
+from workers.training.objectives.scheduled_weights import Weighed
+from workers.training.training_graph import Live
 from workers.verification.answers import label_leads
 
 if TYPE_CHECKING:

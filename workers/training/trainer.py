@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from models.architectures import build
 from models.network import Network
+from workers.training.config import Run, TrainingError
 from workers.training.data import seeded
-from workers.training.live import Live
 from workers.training.lookahead import Lookahead
 from workers.training.objectives import OBJECTIVES, Weighed
 from workers.training.precision import dtype_of, wants_compilation
-from workers.training.run import Run, TrainingError
 from workers.training.step import Step
+from workers.training.training_graph import Live
 
 __all__ = ["Trainer", "build_network"]
 

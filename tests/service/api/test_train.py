@@ -22,8 +22,8 @@ from service.contract.schemas.training_plans import TRAINING_METHODS, TrainingPl
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from service.recipes.recipes import RECIPES, plan_of, recipe_of
+from workers.training.config import Run
 from workers.training.objectives import OBJECTIVES
-from workers.training.run import Run
 
 DIGITS: dict[str, Any] = {
     "method": "emma",

@@ -13,11 +13,11 @@ import torch
 from models.errors import ModelError
 from models.network import Network
 from workers.training import checkpoint, loop
+from workers.training.config import Run, TrainingError
 from workers.training.data import AUGMENTATIONS, TrainingData, seeded, split
 from workers.training.lookahead import Lookahead
 from workers.training.loop import Paused, train
 from workers.training.objectives import OBJECTIVES
-from workers.training.run import Run, TrainingError
 from workers.training.schedules import Schedule
 
 CPU = torch.device("cpu")

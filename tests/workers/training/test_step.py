@@ -18,11 +18,11 @@ from torch._dynamo.utils import counters
 from service.contract.schemas.training_plans import TRAINING_METHODS
 from tests.workers.training.test_loop import CPU, images, run_of
 from workers.training import loop, step
-from workers.training.last_layer import ball_logits
+from workers.training.bounds.last_layer import ball_logits
+from workers.training.config import Run, TrainingError
 from workers.training.loop import Paused, train
 from workers.training.objectives import OBJECTIVES, Weighed
 from workers.training.precision import BFLOAT16, COMPILED, dtype_of, wants_compilation
-from workers.training.run import Run, TrainingError
 from workers.training.schedules import Schedule
 from workers.training.step import Backend
 from workers.training.trainer import Trainer, build_network

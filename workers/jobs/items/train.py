@@ -28,9 +28,9 @@ from workers.jobs.inspection.training_data import FILES
 from workers.jobs.items.prepare import files_of, inspect_apart
 from workers.jobs.items.trained_model import held_samples, trained, trained_path
 from workers.jobs.runtime.lease_renewer import ItemStopped
+from workers.training.config import Run, TrainingError
 from workers.training.data import TrainingData
 from workers.training.loop import History, Report, train
-from workers.training.run import Run, TrainingError
 
 __all__ = ["train_model"]
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from workers.training.live import Live
-from workers.training.objectives.bcp import bcp
+from workers.training.config import Run
 from workers.training.objectives.bounded import (
     Bound,
     Bounded,
@@ -16,13 +15,14 @@ from workers.training.objectives.bounded import (
     local_ball_and_box,
     whole_network,
 )
-from workers.training.objectives.emma import emma
-from workers.training.objectives.gloro import gloro, gloro_trades
-from workers.training.objectives.lmt import lmt
-from workers.training.objectives.local_lip import local_lip_b, local_lip_g
+from workers.training.objectives.lipschitz.bcp import bcp
+from workers.training.objectives.lipschitz.emma import emma
+from workers.training.objectives.lipschitz.gloro import gloro, gloro_trades
+from workers.training.objectives.lipschitz.lmt import lmt
+from workers.training.objectives.lipschitz.local_lip import local_lip_b, local_lip_g
+from workers.training.objectives.scheduled_weights import Weighed
 from workers.training.objectives.standard import standard
-from workers.training.objectives.weighed import Weighed
-from workers.training.run import Run
+from workers.training.training_graph import Live
 
 __all__ = ["BOUNDS", "OBJECTIVES", "Bounded", "Objective", "Weighed"]
 

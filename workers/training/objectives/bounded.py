@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.training.enclosure import Propagation, start
-from workers.training.last_layer import ball_logits, worst_logits
-from workers.training.live import Live
-from workers.training.local import Local
-from workers.training.run import Run
+from workers.training.bounds.ball_and_box import Propagation, start
+from workers.training.bounds.last_layer import ball_logits, worst_logits
+from workers.training.bounds.local_norms import Local
+from workers.training.config import Run
+from workers.training.training_graph import Live
 
 __all__ = ["Bound", "Bounded", "ball_and_box", "global_ball", "local_ball_and_box", "whole_network"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.layers import Normalize, Permute, Reshape, Shift
 from models.network import INPUT, Node
-from workers.training.live import WEIGHTED, Live
+from workers.training.training_graph import WEIGHTED, Live
 from workers.verification.forward.ball import CORNER_SIZE, Enclosure, joined_radius
 
 __all__ = ["Intersection", "Propagation", "start"]
@@ -35,7 +35,7 @@ def start(x: Tensor, epsilon: float | Tensor, norm: str) -> Enclosure:
 
 
 class Propagation:
-    """One pass; ``Local`` (workers.training.local) tightens it per sample."""
+    """One pass; ``Local`` (workers.training.bounds.local_norms) tightens it per sample."""
 
     def __init__(self, live: Live) -> None:
         self.live = live

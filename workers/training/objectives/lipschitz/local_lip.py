@@ -6,13 +6,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.live import Live
-from workers.training.objectives.bcp import weighed_loss
+from workers.training.config import Run
 from workers.training.objectives.bounded import Bounded, local_ball_and_box
-from workers.training.objectives.gloro import with_bottom
+from workers.training.objectives.lipschitz.bcp import weighed_loss
+from workers.training.objectives.lipschitz.gloro import with_bottom
+from workers.training.objectives.scheduled_weights import Weighed
 from workers.training.objectives.standard import standard
-from workers.training.objectives.weighed import Weighed
-from workers.training.run import Run
+from workers.training.training_graph import Live
 
 __all__ = ["local_lip_b", "local_lip_g"]
 

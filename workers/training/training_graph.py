@@ -20,7 +20,7 @@ from models.joins import Concat, Maximum, Minimum
 from models.layers import Layer, MaxPool2d, Normalize, Shift
 from models.network import INPUT, Network, Node
 from models.reparametrized import OrthogonalConv2d, OrthogonalLinear
-from workers.training.run import TrainingError
+from workers.training.config import TrainingError
 from workers.verification.forward.ball import ball_rule
 from workers.verification.graph.compiled_network import Step, overlap_of
 from workers.verification.layers.layer_rules import RULES

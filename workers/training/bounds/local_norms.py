@@ -15,8 +15,8 @@ from torch import Tensor
 from models.activations import AtLeast, AtMost, ReLUTheta
 from models.layers import ReLU
 from models.network import Node
-from workers.training.enclosure import Propagation
-from workers.training.live import WEIGHTED, Live
+from workers.training.bounds.ball_and_box import Propagation
+from workers.training.training_graph import WEIGHTED, Live
 from workers.verification.forward.ball import Enclosure
 
 __all__ = ["Local", "clamp_slopes"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.live import Live
+from workers.training.config import Run
 from workers.training.objectives.bounded import Bounded, whole_network
-from workers.training.objectives.weighed import Weighed
-from workers.training.run import Run
+from workers.training.objectives.scheduled_weights import Weighed
+from workers.training.training_graph import Live
 
 __all__ = ["lmt"]
 

@@ -16,10 +16,10 @@ from models.activations import ReLUTheta
 from models.architectures import build
 from models.layers import Layer, ReLU
 from models.network import Network
-from workers.training.enclosure import Intersection
-from workers.training.last_layer import ball_logits, worst_logits
-from workers.training.live import Live
-from workers.training.local import clamp_slopes
+from workers.training.bounds.ball_and_box import Intersection
+from workers.training.bounds.last_layer import ball_logits, worst_logits
+from workers.training.bounds.local_norms import clamp_slopes
+from workers.training.config import Run
 from workers.training.objectives import BOUNDS, OBJECTIVES, Weighed
 from workers.training.objectives.bounded import (
     Bound,
@@ -28,7 +28,7 @@ from workers.training.objectives.bounded import (
     local_ball_and_box,
     whole_network,
 )
-from workers.training.run import Run
+from workers.training.training_graph import Live
 from workers.verification.forward.ball import Enclosure
 from workers.verification.forward.box_ball import ball_box_maximum
 from workers.verification.layers.slopes import anchored_slopes

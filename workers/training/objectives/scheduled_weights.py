@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from workers.training.run import Run
+from workers.training.config import Run
 
 __all__ = ["Weighed"]
 

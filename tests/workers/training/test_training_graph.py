@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.architectures import build
-from workers.training.live import Live
-from workers.training.run import TrainingError
+from workers.training.config import TrainingError
+from workers.training.training_graph import Live
 from workers.verification.bounds.lipschitz import lipschitz_constant
 from workers.verification.graph.compiled_network import Program
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.live import Live
+from workers.training.config import Run
 from workers.training.objectives.bounded import Bounded, global_ball
-from workers.training.objectives.weighed import Weighed
-from workers.training.run import Run
+from workers.training.objectives.scheduled_weights import Weighed
+from workers.training.training_graph import Live
 
 __all__ = ["gloro", "gloro_trades", "with_bottom"]
 

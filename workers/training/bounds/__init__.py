@@ -1,0 +1,1 @@
+"""Ball and box in training, with gradients."""

@@ -1,0 +1,1 @@
+"""Objectives for l2 that rest on Lipschitz bounds."""

@@ -55,7 +55,7 @@ def bound_of(name: str, samples: int) -> Work:
     """One pass of a bound over samples of the example."""
     import torch
 
-    from models.onnx_import import import_onnx
+    from models.onnx.importer import import_onnx
     from workers.verification.cascade.bound_table import BOUNDS as TABLE
     from workers.verification.cascade.bound_table import Verifier
     from workers.verification.graph.compiled_network import Program

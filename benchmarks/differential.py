@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from models.onnx_constants import CONSTANT_OPERATORS
-from models.onnx_import import SUPPORTED_OPERATORS
+from models.onnx.constants import CONSTANT_OPERATORS
+from models.onnx.importer import SUPPORTED_OPERATORS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 500

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from models.network import Network
-from models.onnx_import import import_onnx
+from models.onnx.importer import import_onnx
 from tests.workers.verification.cascade.test_invariance import answers
 from tests.workers.verification.networks import random_network
 from workers.verification.cascade.bound_table import BOUNDS

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.architectures import build
+from models.architectures.published import build
 from models.network import Network
-from models.onnx_import import import_onnx
+from models.onnx.importer import import_onnx
 from workers.verification.bounds.local_lipschitz import local_margins, local_margins_by_chance
 from workers.verification.cascade.bound_table import BOUNDS, MarginsAt, Verifier
 from workers.verification.cascade.radius import search_radius

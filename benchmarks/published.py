@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.checkpoints import load_checkpoint
+from models.checkpoints.state_dict import load_checkpoint
 from models.network import Network
-from models.onnx_import import import_onnx
+from models.onnx.importer import import_onnx
 
 __all__ = ["SETTINGS", "Setting", "load_images", "load_network"]
 

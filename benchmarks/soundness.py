@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from models.network import Network
-from models.onnx_import import import_onnx
+from models.onnx.importer import import_onnx
 from tests.workers.verification.networks import dense_network, random_network
 from workers.verification.attacks.pgd import attack
 from workers.verification.cascade.bound_table import BOUNDS

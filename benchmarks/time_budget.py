@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.layers import Conv2d, Layer, Linear, ReLU, Reshape
+from models.layers.kinds import Conv2d, Layer, Linear, ReLU, Reshape
 from models.network import INPUT, Network
-from models.onnx_import import import_onnx
+from models.onnx.importer import import_onnx
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.compiled_network import Program

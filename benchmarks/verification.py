@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.architectures import build
+from models.architectures.published import build
 from models.network import Network
-from models.onnx_import import import_onnx
+from models.onnx.importer import import_onnx
 from workers.verification.cascade.bound_table import BOUNDS, Verifier
 from workers.verification.graph.compiled_network import Program
 

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.layers import Conv2d, Layer, Linear, ReLU, Reshape
+from models.layers.kinds import Conv2d, Layer, Linear, ReLU, Reshape
 from models.network import Network
-from models.onnx_export import export_onnx
+from models.onnx.exporter.export import export_onnx
 
 HERE = Path(__file__).resolve().parent
 VALIDATION = 5_000

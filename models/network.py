@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.layers import LAYER_KINDS, Layer, Normalize, Shape, ShapeError
+from models.layers.kinds import LAYER_KINDS, Layer, Normalize, Shape, ShapeError
 
 __all__ = ["INPUT", "Network", "NetworkError", "Node", "per_channel"]
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.architectures import blueprint
-from models.deployed import DeployedNetwork
+from models.architectures.published import blueprint
 from models.network import Network
-from models.onnx_export import export_onnx
+from models.onnx.deployed import DeployedNetwork
+from models.onnx.exporter.export import export_onnx
 from service.contract.version import engine_version
 from workers.jobs.datasets.layout import as_network_input, to_pixels
 from workers.jobs.hardware.device import device_name, device_of

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoints import load_checkpoint
-from models.onnx_export import export_onnx
-from models.onnx_import import import_onnx, import_onnx_bytes
-from models.runtime import OnnxRuntimeModel
+from models.checkpoints.state_dict import load_checkpoint
+from models.onnx.exporter.export import export_onnx
+from models.onnx.importer import import_onnx, import_onnx_bytes
+from models.onnx.runtime import OnnxRuntimeModel
 
 ONNX_FILES = [
     ("colt/mnist_0.1.onnx", (1, 28, 28), 348_374),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.architectures import build
+from models.architectures.published import build
 from models.network import Network
 from workers.training.config import Run, TrainingError
 from workers.training.data import seeded

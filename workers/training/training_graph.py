@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.dense import Conv2d, Linear
-from models.joins import Concat, Maximum, Minimum
-from models.layers import Layer, MaxPool2d, Normalize, Shift
+from models.layers.affine import Conv2d, Linear
+from models.layers.joins import Concat, Maximum, Minimum
+from models.layers.kinds import Layer, MaxPool2d, Normalize, Shift
+from models.layers.reparametrized import OrthogonalConv2d, OrthogonalLinear
 from models.network import INPUT, Network, Node
-from models.reparametrized import OrthogonalConv2d, OrthogonalLinear
 from workers.training.config import TrainingError
 from workers.verification.forward.ball import ball_rule
 from workers.verification.graph.compiled_network import Step, overlap_of

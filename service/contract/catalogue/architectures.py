@@ -1,7 +1,7 @@
 """The named architectures a state dict may be loaded into, as GET /architectures lists them.
 
-The layers are in ``models/architectures.py``, which the API must not import; a test keeps both
-tables equal.
+The layers are in ``models/architectures/published.py``, which the API must not import; a test keeps
+both tables equal.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.network import Network
-from models.onnx_import import read_onnx_bytes
-from models.onnx_safety import OPSETS
-from models.runtime import OnnxRuntimeModel
+from models.onnx.importer import read_onnx_bytes
+from models.onnx.runtime import OnnxRuntimeModel
+from models.onnx.safety import OPSETS
 from tests.models.differential.builder import Builder
 from tests.models.differential.mutations import mutate
 from tests.models.differential.operators import IMAGE_STEPS, STEPS

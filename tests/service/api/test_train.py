@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from models.architectures import blueprint
+from models.architectures.published import blueprint
 from service.contract.ledger.event_stream import EventLog
 from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.outcomes import conclude

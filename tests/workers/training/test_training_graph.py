@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.architectures import build
+from models.architectures.published import build
 from workers.training.config import TrainingError
 from workers.training.training_graph import Live
 from workers.verification.bounds.lipschitz import lipschitz_constant

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
-from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers import (
+from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.kinds import (
     Add,
     AvgPool2d,
     BatchNorm,
@@ -40,8 +40,8 @@ from models.layers import (
     Shift,
 )
 from models.network import INPUT, Network
-from models.onnx_export import export_onnx
-from models.runtime import OnnxRuntimeModel
+from models.onnx.exporter.export import export_onnx
+from models.onnx.runtime import OnnxRuntimeModel
 from workers.verification.cascade.bound_table import BOUNDS, Bound, Verifier
 from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.affine import FLOAT32_SAFE

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
-from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers import (
+from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.kinds import (
     Add,
     AvgPool2d,
     BatchNorm,

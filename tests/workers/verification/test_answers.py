@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.layers import Linear
+from models.layers.kinds import Linear
 from models.network import INPUT, Network
 from workers.jobs.report.verdicts import verdicts
 from workers.verification.answers import NO_ANSWER, answers, label_leads

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.layers import ReLU
+from models.layers.kinds import ReLU
 from models.network import Network
-from models.onnx_import import import_onnx
+from models.onnx.importer import import_onnx
 from tests.workers.verification.networks import Builder, random_network
 from tests.workers.verification.test_soundness import evaluate
 from workers.verification import clock as clock_module

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, ReLUTheta
-from models.layers import Layer, LeakyReLU, Linear, ReLU
+from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
+from models.layers.kinds import Layer, LeakyReLU, Linear, ReLU
 from models.network import Network
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import Rows

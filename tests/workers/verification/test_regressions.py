@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.activations import AtLeast, AtMost, ReLUTheta
 from models.errors import ModelError
-from models.joins import ReduceMean
-from models.layers import (
+from models.layers.activations import AtLeast, AtMost, ReLUTheta
+from models.layers.joins import ReduceMean
+from models.layers.kinds import (
     AvgPool2d,
     BatchNorm,
     Layer,

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.layers import Conv2d, Layer, Linear, ReLU, Reshape, Shift
+from models.layers.kinds import Conv2d, Layer, Linear, ReLU, Reshape, Shift
 from models.network import Network
 from tests.workers.verification.networks import dense_network, random_network
 from workers.verification.attacks.pgd import attack, inside, project

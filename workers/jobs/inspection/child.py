@@ -41,7 +41,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     """
     import numpy as np
 
-    from models.deployed import DeployedNetwork
+    from models.onnx.deployed import DeployedNetwork
     from workers.jobs.datasets.arrays import Bounds, DataError
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.datasets.sources import read_source
@@ -145,10 +145,10 @@ class _Loaded:
 
 
 def _load_model(request: Mapping[str, Any]) -> _Loaded:
-    from models.checkpoints import read_network
+    from models.checkpoints.state_dict import read_network
     from models.errors import ModelError
-    from models.onnx_export import export_onnx
-    from models.onnx_import import read_onnx
+    from models.onnx.exporter.export import export_onnx
+    from models.onnx.importer import read_onnx
 
     model, normalization = request["model"], request["normalization"]
     path = Path(model["path"])

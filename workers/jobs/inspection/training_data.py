@@ -30,7 +30,7 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     """
     import numpy as np
 
-    from models.architectures import blueprint
+    from models.architectures.published import blueprint
     from workers.jobs.datasets.arrays import Bounds, DataError, check_labels
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.datasets.sources import read_source

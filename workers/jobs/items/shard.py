@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.deployed import DeployedNetwork
 from models.network import Network
+from models.onnx.deployed import DeployedNetwork
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.storage.files import storage_errors, sync_folder

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoints import weights_of
+from models.checkpoints.state_dict import weights_of
 from models.network import Network
-from models.onnx_export import export_onnx
+from models.onnx.exporter.export import export_onnx
 from service.contract.schemas.problems import TooLarge
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings

@@ -36,9 +36,9 @@ IMPORTED = (
     "workers.jobs.datasets.sources",
     "workers.jobs.items.shard",
     "workers.jobs.items.merge",
-    "models.onnx_import",
-    "models.onnx_export",
-    "models.checkpoints",
+    "models.onnx.importer",
+    "models.onnx.exporter.export",
+    "models.checkpoints.state_dict",
     "workers.verification.cascade.parity",
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers import Normalize, Permute, Reshape, Shift
+from models.layers.kinds import Normalize, Permute, Reshape, Shift
 from models.network import INPUT, Node
 from workers.training.training_graph import WEIGHTED, Live
 from workers.verification.forward.ball import CORNER_SIZE, Enclosure, joined_radius

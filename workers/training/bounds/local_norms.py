@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, ReLUTheta
-from models.layers import ReLU
+from models.layers.activations import AtLeast, AtMost, ReLUTheta
+from models.layers.kinds import ReLU
 from models.network import Node
 from workers.training.bounds.ball_and_box import Propagation
 from workers.training.training_graph import WEIGHTED, Live

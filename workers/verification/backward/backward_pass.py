@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers import Add, Layer, MaxPool2d, Pad, Permute, Reshape
+from models.layers.kinds import Add, Layer, MaxPool2d, Pad, Permute, Reshape
 from workers.verification.backward.adjoint import adjoint, has_adjoint, local_error
 from workers.verification.backward.join_rules import JOINS
 from workers.verification.backward.linear_form import Rows

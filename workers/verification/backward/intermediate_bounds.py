@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers import Layer, Permute, Reshape
+from models.layers.kinds import Layer, Permute, Reshape
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.join_rules import open_pairs
 from workers.verification.backward.linear_form import Frame, Rows

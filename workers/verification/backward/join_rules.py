@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.activations import MaxMin
-from models.joins import Concat, Maximum, Minimum, Slice
-from models.layers import Layer
+from models.layers.activations import MaxMin
+from models.layers.joins import Concat, Maximum, Minimum, Slice
+from models.layers.kinds import Layer
 from workers.verification.backward.linear_form import Rows
 from workers.verification.graph.compiled_network import Step
 from workers.verification.layers.planes import Planes, maximum_planes, minimum_planes, undecided

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.layers import LeakyReLU, ReLU
+from models.layers.kinds import LeakyReLU, ReLU
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.intermediate_bounds import (
     Solve,

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.layers import Layer
+from models.layers.kinds import Layer
 from workers.verification.backward.backward_pass import has_backward_rule
 from workers.verification.bounds.alpha_crown import alpha_crown_margins
 from workers.verification.bounds.alpha_crown_intermediate import alpha_crown_intermediate_margins

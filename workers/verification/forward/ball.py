@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.activations import MaxMin
-from models.joins import Concat, Maximum, Minimum, Slice
-from models.layers import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
+from models.layers.activations import MaxMin
+from models.layers.joins import Concat, Maximum, Minimum, Slice
+from models.layers.kinds import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import Step, UnsupportedLayer
 from workers.verification.layers.clamp import LIMITS

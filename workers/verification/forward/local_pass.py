@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.layers import Layer
+from models.layers.kinds import Layer
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.ball import has_ball_rule, reads_norm
 from workers.verification.forward.propagation import (

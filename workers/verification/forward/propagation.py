@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers import Layer
+from models.layers.kinds import Layer
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.ball import Enclosure, ball_rule, grown
 from workers.verification.graph.affine import Affine

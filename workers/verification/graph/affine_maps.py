@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers import AvgPool2d
+from models.layers.kinds import AvgPool2d
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import UP, Affine, Inner, Shape
 from workers.verification.norms.spectral import ConvGeometry, absolute_norm, conv_norm, dense_norm

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.layers import (
+from models.layers.kinds import (
     AvgPool2d,
     Layer,
     MaxPool2d,

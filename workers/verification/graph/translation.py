@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.joins import ReduceMean, ReduceSum
-from models.layers import (
+from models.layers.joins import ReduceMean, ReduceSum
+from models.layers.kinds import (
     AvgPool2d,
     BatchNorm,
     Conv2d,

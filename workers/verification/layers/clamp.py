@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, ReLUTheta
-from models.layers import Layer
+from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
+from models.layers.kinds import Layer
 from workers.verification.layers.linear_relaxation import Envelope
 from workers.verification.numerics import slack
 from workers.verification.rounding import Rounding

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.activations import MaxMin, Sigmoid, Tanh
-from models.joins import Concat, Maximum, Minimum, Slice
-from models.layers import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
+from models.layers.activations import MaxMin, Sigmoid, Tanh
+from models.layers.joins import Concat, Maximum, Minimum, Slice
+from models.layers.kinds import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
 from workers.verification.forward.ball import (
     Enclosure,
     box_to_ball,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers import Layer, LeakyReLU, ReLU
+from models.layers.kinds import Layer, LeakyReLU, ReLU
 from workers.verification.layers.clamp import LIMITS, clamp_kinks, clamp_lines
 from workers.verification.layers.linear_relaxation import Envelope
 from workers.verification.layers.s_shaped import SMOOTH, smooth_lines, smooth_moves

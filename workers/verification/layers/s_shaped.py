@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.activations import Sigmoid, Tanh
-from models.layers import Layer
+from models.layers.activations import Sigmoid, Tanh
+from models.layers.kinds import Layer
 from workers.verification.layers.linear_relaxation import Envelope
 from workers.verification.numerics import rounded_down, rounded_up
 from workers.verification.rounding import Rounding

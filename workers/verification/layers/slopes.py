@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.activations import MaxMin
-from models.layers import Layer, LeakyReLU, ReLU
+from models.layers.activations import MaxMin
+from models.layers.kinds import Layer, LeakyReLU, ReLU
 from workers.verification.layers.clamp import LIMITS, limits
 from workers.verification.rounding import unit_roundoff
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from models.architectures import ARCHITECTURES as BUILDABLE
-from models.families import FAMILIES as FAMILIES_BUILT
+from models.architectures.families import FAMILIES as FAMILIES_BUILT
+from models.architectures.published import ARCHITECTURES as BUILDABLE
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
 from workers.verification.cascade.bound_table import BOUNDS

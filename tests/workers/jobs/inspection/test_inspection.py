@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from models.deployed import DeployedNetwork
-from models.layers import ReLU
-from tests.models.onnx_graphs import graph_of, normal
+from models.layers.kinds import ReLU
+from models.onnx.deployed import DeployedNetwork
+from tests.models.onnx.graphs import graph_of, normal
 from tests.workers.jobs.conftest import CLASSES, SIDE, Corridor, tiny_npz, tiny_onnx
 from tests.workers.jobs.test_work_loop import work
 from workers.jobs.inspection.child import inspect

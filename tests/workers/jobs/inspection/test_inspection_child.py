@@ -12,7 +12,7 @@ import pytest
 from onnx import NodeProto, helper
 
 from service.contract.schemas.problems import InvalidInput
-from tests.models.onnx_graphs import flattened, normal
+from tests.models.onnx.graphs import flattened, normal
 from workers.jobs.inspection.sandbox import ChildEnded, Limits, run_child
 from workers.jobs.items.prepare import _raise_problem
 

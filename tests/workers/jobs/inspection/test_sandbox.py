@@ -277,7 +277,7 @@ def test_the_template_is_imported_for_what_a_child_needs(run: Run, forks: ForkSe
         "onnx",
         "onnxruntime",
         "numpy",
-        "models.onnx_import",
+        "models.onnx.importer",
         "workers.jobs.datasets.arrays",
     ]
     ended, _ = run(f"assert set({wanted}) <= set(sys.modules)", forks)

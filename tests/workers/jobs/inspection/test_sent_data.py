@@ -186,7 +186,7 @@ def test_no_alarm_on_published_networks(
     shared: Path, tmp_path: Path, model: str, data: str, given: dict[str, Any] | None
 ) -> None:
     """Right as published; in units of 0 to 255, a normalization is told wherever it costs much."""
-    from models.deployed import DeployedNetwork
+    from models.onnx.deployed import DeployedNetwork
     from workers.jobs.inspection.normalization_check import normalization_doubt
 
     folder = shared / "models"

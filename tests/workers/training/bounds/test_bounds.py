@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.activations import ReLUTheta
-from models.architectures import build
-from models.layers import Layer, ReLU
+from models.architectures.published import build
+from models.layers.activations import ReLUTheta
+from models.layers.kinds import Layer, ReLU
 from models.network import Network
 from workers.training.bounds.ball_and_box import Intersection
 from workers.training.bounds.last_layer import ball_logits, worst_logits

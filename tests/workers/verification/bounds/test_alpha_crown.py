@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.layers import Add, LeakyReLU, ReLU
+from models.layers.kinds import Add, LeakyReLU, ReLU
 from models.network import Network
 from tests.workers.verification.forward.test_propagation import points_of
 from tests.workers.verification.networks import (

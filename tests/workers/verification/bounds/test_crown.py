@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.layers import ReLU
+from models.layers.kinds import ReLU
 from tests.workers.verification.forward.test_propagation import points_of
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from workers.verification.backward.adjoint import adjoint

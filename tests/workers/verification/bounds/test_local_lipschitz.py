@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta
-from models.layers import Conv2d, Layer, LeakyReLU, Linear, ReLU, Reshape
+from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta
+from models.layers.kinds import Conv2d, Layer, LeakyReLU, Linear, ReLU, Reshape
 from models.network import Network
 from tests.workers.verification.forward.test_propagation import points_of
 from tests.workers.verification.networks import (

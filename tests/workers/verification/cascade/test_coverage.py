@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers import Layer, LeakyReLU, Linear, ReLU
+from models.layers.kinds import Layer, LeakyReLU, Linear, ReLU
 from models.network import Network
 from tests.workers.verification.networks import Builder
 from tests.workers.verification.test_soundness import certify, evaluate

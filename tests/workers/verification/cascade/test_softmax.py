@@ -10,9 +10,9 @@ import pytest
 import torch
 from onnx import helper
 
-from models.onnx_import import import_onnx_bytes
-from models.runtime import OnnxRuntimeModel
-from tests.models.onnx_graphs import graph_of, normal
+from models.onnx.importer import import_onnx_bytes
+from models.onnx.runtime import OnnxRuntimeModel
+from tests.models.onnx.graphs import graph_of, normal
 from workers.verification.cascade.run import certify_samples
 from workers.verification.results import CertificationRequest
 

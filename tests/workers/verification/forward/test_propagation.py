@@ -152,7 +152,7 @@ def test_what_is_not_finite_proves_nothing() -> None:
 
 def test_float32_overflow_inside_the_region_proves_nothing() -> None:
     """1e30 * 1e9 overflows float32 while the margin is fine in real arithmetic."""
-    from models.layers import Linear, Shift
+    from models.layers.kinds import Linear, Shift
 
     network = Network(
         (1,),

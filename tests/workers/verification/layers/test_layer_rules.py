@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
-from models.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers import LAYER_KINDS, Layer, Linear, Multiply, ReLU, Reshape
+from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.kinds import LAYER_KINDS, Layer, Linear, Multiply, ReLU, Reshape
+from models.layers.reparametrized import REPARAMETRIZED
 from models.network import Network
-from models.reparametrized import REPARAMETRIZED
 from tests.workers.verification.networks import Builder
 from workers.verification.backward.backward_pass import BACKWARD, BackwardPass
 from workers.verification.backward.linear_form import Rows

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from models.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
-from models.layers import Layer, LeakyReLU, ReLU
+from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.kinds import Layer, LeakyReLU, ReLU
 from workers.verification.layers.layer_rules import apply_layer
 from workers.verification.layers.planes import maximum_planes, minimum_planes
 from workers.verification.layers.relaxation import RELAXATIONS

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.layers import ReLU
+from models.layers.kinds import ReLU
 from tests.workers.verification.bounds.test_local_lipschitz import (
     arithmetic,
     masked_case,

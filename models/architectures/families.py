@@ -1,0 +1,87 @@
+"""Architectures with a depth and a width: a function from a few numbers to a layer list each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from models.architectures.layer_rows import LayerRow
+from models.errors import ModelError
+
+__all__ = ["FAMILIES", "family_layers"]
+
+Row = Mapping[str, Any]
+_CENTRED: Row = {"kind": "normalize", "mean": [0.5], "std": [1.0]}
+
+
+def _orthogonal_dense(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
+    """Dense layers with orthonormal rows or columns: the Lipschitz constant is that of the head."""
+    layers: list[Row] = [{"kind": "flatten"}]
+    for width in _widths(row):
+        layers += [{"kind": "orthogonal-linear", "out": width}, *activation]
+    return [*layers, {"kind": "linear", "out": row.integer("classes", 10, least=2)}]
+
+
+def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
+    """LiResNet (Hu et al. 2023, 2024): stem, residual convolutions, orthogonal neck and dense part.
+
+    Stem 5x5 stride 2, ``depth`` convolutions 3x3 with kernel I + K, neck 4x4 stride 4 and a dense
+    layer of ``dense_width``, ``dense_depth`` residual dense layers, unit rows in the last layer.
+    """
+    depth, width = row.integer("depth", 12, most=MOST), row.integer("width", 512)
+    dense = row.integer("dense_width", 2048)
+    dense_depth = row.integer("dense_depth", 8, least=0, most=MOST)
+    scale = 1.0 / math.sqrt(depth)
+    layers: list[Row] = [_CENTRED]
+    layers += [{"kind": "conv2d", "out": width, "kernel": 5, "stride": 2, "padding": 2}]
+    layers += activation
+    for _ in range(depth):
+        layers += [{"kind": "residual-conv2d", "kernel": 3, "scale": scale}, *activation]
+    layers += [{"kind": "orthogonal-conv2d", "out": width, "kernel": 4}, *activation]
+    layers.append({"kind": "flatten"})
+    layers += [{"kind": "orthogonal-linear", "out": dense}, *activation]
+    dense_scale = 1.0 / math.sqrt(max(dense_depth, 1))
+    for _ in range(dense_depth):
+        layers += [{"kind": "residual-orthogonal-linear", "scale": dense_scale}, *activation]
+    classes = row.integer("classes", 10, least=2)
+    return [*layers, {"kind": "normalized-linear", "out": classes}]
+
+
+#: Most layers of one kind in a family member.
+MOST = 200
+
+#: A further family is one function and one row here.
+FAMILIES: dict[str, Callable[[LayerRow, Sequence[Row]], list[Row]]] = {
+    "liresnet": _liresnet,
+    "orthogonal-dense": _orthogonal_dense,
+}
+
+
+def family_layers(description: Mapping[str, Any], activation: Sequence[Row]) -> dict[str, Any]:
+    """The layer list of ``{"name": ..., "input": [c, h, w], "classes": ..., sizes}``.
+
+    Raises ModelError (unknown_architecture, invalid_architecture).
+    """
+    name = description.get("name")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise ModelError(
+            f"there is no family of architectures named {str(name)[:60]!r}",
+            code="unknown_architecture",
+            hint="known: " + ", ".join(FAMILIES),
+        )
+    row = LayerRow(0, {**description, "kind": name})
+    shape = row.get("input", [3, 32, 32])
+    layers = family(row, activation)
+    row.finish()
+    return {"input": shape, "layers": layers}
+
+
+def _widths(row: LayerRow) -> list[int]:
+    widths = row.get("widths", [1024, 1024, 512])
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= MOST:
+        row.refuse(f'needs "widths", a list of 1 to {MOST} integers')
+    if any(type(width) is not int or not 1 <= width <= 1 << 16 for width in widths):
+        row.refuse('needs "widths", positive integers')
+    return list(widths)

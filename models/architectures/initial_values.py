@@ -1,0 +1,135 @@
+"""First values of a network's tensors; the same generator state gives the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.architectures.layer_lists import THETA, Blueprint
+from models.layers.activations import AtLeast, AtMost, ReLUTheta
+from models.layers.affine import Conv2d, Linear
+from models.layers.base import Layer
+from models.layers.kinds import BatchNorm
+from models.layers.reparametrized import (
+    NormalizedLinear,
+    OrthogonalConv2d,
+    OrthogonalLinear,
+    ResidualConv2d,
+    ResidualOrthogonalLinear,
+)
+
+__all__ = ["NO_LIMIT", "initial_tensors"]
+
+#: A threshold that no value reaches, for the half of the channels that is not clamped.
+NO_LIMIT = 2.0**60
+
+Tensors = dict[str, Tensor]
+Initial = Callable[[Any, Mapping[str, Any], str, torch.Generator | None], Tensors]
+
+
+def initial_tensors(
+    plan: Blueprint,
+    generator: torch.Generator | None,
+    *,
+    init: str | None = None,
+    theta: float | None = None,
+) -> Tensors:
+    """Every tensor of the blueprint's state dict that the list itself does not give.
+
+    ``init`` and ``theta`` (of ReLU-theta) come before what the list says.
+    """
+    tensors: Tensors = {}
+    for node in plan.skeleton.nodes:
+        layer = plan.skeleton.layer(node.name)
+        rule = _RULES.get(type(layer))
+        if rule is not None:
+            row = plan.rows[node.name]
+            if theta is not None and isinstance(layer, ReLUTheta):
+                row = {**row, "value": theta}
+            found = rule(layer, row, init or plan.init, generator)
+            tensors.update({f"layers.{node.name}.{name}": v for name, v in found.items()})
+    return tensors
+
+
+def _affine(
+    layer: Conv2d | Linear, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    """torch's U(-b, b) with b = 1 / sqrt(fan in), the papers' normal, orthogonal rows, or Glorot's
+    U(-b, b) with b = sqrt(6 / (fan in + fan out))."""
+    shape = layer.weight.shape
+    has_bias = layer.bias is not None
+    if init == "orthogonal":
+        weight = torch.empty(shape[0], math.prod(shape[1:]))
+        nn.init.orthogonal_(weight, generator=generator)
+        bias = {"bias": torch.zeros(shape[0])} if has_bias else {}
+        return {"weight": weight.reshape(shape), **bias}
+    if init == "he" and isinstance(layer, Conv2d):
+        deviation = math.sqrt(2 / (shape[0] * math.prod(shape[2:])))
+        weight = torch.empty(shape).normal_(0, deviation, generator=generator)
+        return {"weight": weight, **({"bias": torch.zeros(shape[0])} if has_bias else {})}
+    if init == "glorot":
+        weight = nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
+        return {"weight": weight, **({"bias": torch.zeros(shape[0])} if has_bias else {})}
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    tensors = {"weight": torch.empty(shape).uniform_(-bound, bound, generator=generator)}
+    if has_bias:
+        tensors["bias"] = torch.empty(shape[0]).uniform_(-bound, bound, generator=generator)
+    return tensors
+
+
+def _orthogonal(
+    layer: Conv2d | Linear, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    return _affine(layer, row, "orthogonal", generator)
+
+
+def _residual(
+    layer: ResidualConv2d | ResidualOrthogonalLinear,
+    row: Mapping[str, Any],
+    init: str,
+    generator: torch.Generator | None,
+) -> Tensors:
+    shape = layer.weight.shape
+    # As published: next to the identity, however deep the network is.
+    weight = torch.empty(shape).normal_(0, 1 / math.prod(shape[1:]), generator=generator)
+    return {"weight": weight, "gain": torch.ones(layer.gain.shape), "bias": torch.zeros(shape[0])}
+
+
+def _batch_norm(
+    layer: BatchNorm, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    values = {"weight": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+    return {name: torch.full(layer.weight.shape, value) for name, value in values.items()}
+
+
+def _relu_theta(
+    layer: ReLUTheta, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    return {"theta": torch.full(layer.theta.shape, float(row.get("value", THETA)))}
+
+
+def _limit(
+    layer: AtLeast | AtMost, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    shape, half = layer.value.shape, row.get("half")
+    value = torch.full(shape, float(row.get("value", 0.0)))
+    if half is not None:
+        other = slice(shape[0] // 2, None) if half == "first" else slice(None, shape[0] // 2)
+        value[other] = NO_LIMIT if isinstance(layer, AtMost) else -NO_LIMIT
+    return {"value": value}
+
+
+_RULES: dict[type[Layer], Initial] = {
+    **dict.fromkeys((Conv2d, Linear), _affine),
+    **dict.fromkeys((OrthogonalConv2d, OrthogonalLinear), _orthogonal),
+    NormalizedLinear: _orthogonal,
+    **dict.fromkeys((ResidualConv2d, ResidualOrthogonalLinear), _residual),
+    BatchNorm: _batch_norm,
+    ReLUTheta: _relu_theta,
+    AtLeast: _limit,
+    AtMost: _limit,
+}

@@ -1,0 +1,1 @@
+"""State dicts of other people, read without trusting them."""

@@ -1,0 +1,224 @@
+"""State dicts as networks: tensors are given to the layers of a stated architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from models.architectures.layer_lists import Blueprint
+from models.architectures.published import blueprint
+from models.checkpoints.pairing import TENSOR_NAMES, Group, mismatch, natural, pair_modules
+from models.checkpoints.reader import LAYERS, read_checkpoint, stated_layers
+from models.errors import ModelError
+from models.layers.activations import ReLUTheta
+from models.layers.kinds import BatchNorm
+from models.network import Network
+
+__all__ = [
+    "IGNORED_TENSORS",
+    "Loaded",
+    "load_checkpoint",
+    "network_of_state_dict",
+    "read_network",
+    "weights_of",
+]
+
+#: Tensors beside the weights, by the last part of their name, that inference does not use:
+#: batch norm's counter, COLT's slopes, and power iteration's vectors.
+IGNORED_TENSORS = ("num_batches_tracked", "deepz_lambda", "u", "u_train", "u_test")
+#: Keys under which training scripts keep the state dict, and what may stand beside it.
+_WRAPPERS = ("state_dict", "model_state_dict")
+_BESIDE = (
+    "acc",
+    "args",
+    "arch",
+    "best_acc",
+    "epoch",
+    "err",
+    "iteration",
+    "loss",
+    "lr_scheduler",
+    "optimizer",
+    "optimizer_state_dict",
+    "sampler_indices",
+    "scheduler",
+    "scheduler_state_dict",
+    "step",
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A state dict's network; tensor -> layer and parameter; what is not certain about that."""
+
+    network: Network
+    pairing: Mapping[str, str]
+    warnings: Sequence[str]
+
+
+def load_checkpoint(
+    path: Path, format: str, architecture: str | Mapping[str, Any], *, activation: str = "relu"
+) -> Network:
+    """The network alone of what ``read_network`` reads."""
+    return read_network(path, format, architecture, activation=activation).network
+
+
+def read_network(
+    path: Path, format: str, architecture: str | Mapping[str, Any], *, activation: str = "relu"
+) -> Loaded:
+    """The network of a checkpoint (``format`` "safetensors" or "pt"). Raises ModelError.
+
+    Layers with weights take the checkpoint's modules of the same kind in order; where every such
+    layer of the list carries a name, by that name (``models.checkpoints.pairing``).
+    """
+    plan = blueprint(architecture, activation=activation).deployed()
+    loaded = network_of_state_dict(
+        _state_dict(read_checkpoint(path, format)), plan, ordered=format == "pt"
+    )
+    network = loaded.network
+    stated = stated_layers(path) if format == "safetensors" else None
+    if stated is not None and stated != layers_text(network):
+        # The weights fit all the same: it would be certified, and is not what was trained.
+        raise ModelError(
+            f"the file says that its layers are {stated[:500]!r}, the architecture's are "
+            f"{layers_text(network)[:500]!r}",
+            code="architecture_mismatch",
+            hint='name the activation too: {"name": ..., "activation": "maxmin"}',
+        )
+    return loaded
+
+
+def layers_text(network: Network) -> str:
+    """Kinds of the layers in order, as ``weights_of`` writes them into the file."""
+    return " ".join(network.layer(node.name).kind for node in network.nodes)
+
+
+def weights_of(network: Network) -> bytes:
+    """A safetensors file of the network's state dict that says what its layers are."""
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    return safetensors.torch.save(tensors, metadata={LAYERS: layers_text(network)})
+
+
+def network_of_state_dict(
+    tensors: Mapping[str, Tensor], plan: Blueprint, *, ordered: bool
+) -> Loaded:
+    """The network of a plan with a state dict's tensors.
+
+    ``ordered``: the tensors stand in the order of the layers (safetensors sorts them by name).
+    Raises ModelError (architecture_mismatch, unsupported_dtype, non_finite_weights).
+    """
+    groups = _without_normalization(_groups(tensors), plan)
+    if not ordered:
+        groups = dict(sorted(groups.items(), key=lambda item: natural(item[0])))
+    wanted = {
+        node.name: plan.skeleton.layer(node.name).kind
+        for node in plan.skeleton.nodes
+        if plan.skeleton.layer(node.name).kind in TENSOR_NAMES
+    }
+    found = pair_modules(groups, wanted, plan, ordered=ordered)
+    parameters: dict[str, Tensor] = {}
+    pairing: dict[str, str] = {}
+    for node, prefix in found.modules.items():
+        fitted = _fitted(groups[prefix], prefix, node, wanted[node], plan)
+        for key, (name, tensor) in fitted.items():
+            parameters[f"layers.{node}.{key}"] = tensor
+            pairing[f"{prefix}.{name}" if prefix else name] = f"{node}.{key}"
+    network = plan.network(parameters)
+    if network.non_finite():
+        raise ModelError(
+            f"the weights hold NaN or infinity: {network.non_finite()[:4]}",
+            code="non_finite_weights",
+        )
+    for row in network.nodes:
+        layer = network.layer(row.name)
+        if isinstance(layer, BatchNorm) and not bool((layer.var >= 0).all()):
+            raise ModelError(f"a variance of {row.name} is negative", code="invalid_network")
+        if isinstance(layer, ReLUTheta) and not bool((layer.theta >= 0).all()):
+            raise ModelError(f"a threshold of {row.name} is negative", code="invalid_network")
+    return Loaded(network, pairing, found.warnings)
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The state dict inside what a file holds, out of its wrapper."""
+    if isinstance(content, dict):
+        wrapped = [key for key in _WRAPPERS if key in content]
+        if len(wrapped) == 1:
+            beside = [str(k)[:60] for k in content if k not in wrapped and k not in _BESIDE]
+            if beside:
+                mismatch(f"{beside[:8]} stand beside {wrapped[0]!r}: which is the network?")
+            content = content[wrapped[0]]
+    if isinstance(content, list):
+        if len(content) != 1:
+            mismatch(
+                f"the checkpoint is a cascade of {len(content)} networks",
+                hint="upload each stage on its own",
+            )
+        (content,) = content
+    if not isinstance(content, dict) or not content:
+        raise ModelError("the checkpoint holds no state dict", code="invalid_checkpoint")
+    others = [str(k)[:60] for k, v in content.items() if not isinstance(v, Tensor)]
+    if others or not all(isinstance(key, str) for key in content):
+        raise ModelError(
+            f"the state dict holds other things than tensors: {others[:8]}",
+            code="invalid_checkpoint",
+        )
+    return content
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, Group]:
+    """Tensors by module, without what is ignored by name."""
+    groups: dict[str, Group] = {}
+    for key, tensor in tensors.items():
+        prefix, _, name = key.rpartition(".")
+        if name in IGNORED_TENSORS:
+            continue
+        if tensor.dtype != torch.float32:
+            raise ModelError(
+                f"the tensor {key!r} is {str(tensor.dtype).removeprefix('torch.')}",
+                code="unsupported_dtype",
+                hint="only float32 networks are certified: convert the weights to float32",
+            )
+        groups.setdefault(prefix, {})[name] = tensor
+    return groups
+
+
+def _without_normalization(groups: dict[str, Group], plan: Blueprint) -> dict[str, Group]:
+    """Drop the normalisation that our own state dicts hold, once it is the plan's."""
+    stored = [prefix for prefix, group in groups.items() if group.keys() == {"mean", "std"}]
+    if not stored:
+        return groups
+    given = list(plan.given.values())
+    found = [groups[prefix][key] for prefix in stored for key in ("mean", "std")]
+    same = len(given) == len(found)
+    if not same or not all(torch.equal(a, b) for a, b in zip(given, found, strict=True)):
+        mismatch(f"the normalisation in {stored} is not the architecture's")
+    return {prefix: group for prefix, group in groups.items() if prefix not in stored}
+
+
+def _fitted(
+    group: Group, prefix: str, node: str, kind: str, plan: Blueprint
+) -> dict[str, tuple[str, Tensor]]:
+    """A module's tensors (name, tensor) under our names, every shape as the layer wants it."""
+    expected = plan.skeleton.layer(node).state_dict()
+    fitted: dict[str, tuple[str, Tensor]] = {}
+    left = dict(group)
+    for name, shape in ((name, tuple(tensor.shape)) for name, tensor in expected.items()):
+        alias = next((alias for alias in TENSOR_NAMES[kind][name] if alias in left), None)
+        if alias is None:
+            mismatch(f"{prefix or 'the checkpoint'} has no {name!r}, which {node} needs: {shape}")
+        given = left.pop(alias)
+        if tuple(given.shape) != shape:
+            mismatch(
+                f"{prefix}.{name} has shape {tuple(given.shape)}, the architecture's {node} {shape}"
+            )
+        else:
+            fitted[name] = alias, given.detach().contiguous()
+    if left:
+        mismatch(f"{prefix} has {sorted(left)}, which {node} does not take")
+    return fitted

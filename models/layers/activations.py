@@ -1,0 +1,138 @@
+"""Activations beside ReLU: clipped, smooth and sorting ones, all of them monotone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.errors import ModelError
+from models.layers.base import ConstantLayer, Layer, Shape, ShapeError, parameter, require_broadcast
+
+__all__ = ["AtLeast", "AtMost", "Clip", "MaxMin", "ReLUTheta", "Sigmoid", "Tanh"]
+
+
+class Clip(Layer):
+    """min(max(x, low), high), elementwise; None stands for no bound on that side.
+
+    Bounds are rounded to float32, as they are deployed. Raises ModelError where they are NaN,
+    infinite or low > high.
+    """
+
+    kind = "clip"
+
+    def __init__(self, *, low: float | None = None, high: float | None = None) -> None:
+        super().__init__()
+        self.low, self.high = _float32(low), _float32(high)
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ModelError(
+                f"clip: low = {self.low} exceeds high = {self.high}", code="invalid_network"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.low is None and self.high is None:
+            return x
+        return torch.clamp(x, self.low, self.high)
+
+    def config(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high}
+
+
+def _float32(value: float | None) -> float | None:
+    if value is None:
+        return None
+    rounded = torch.tensor(float(value), dtype=torch.float32).item()
+    if not math.isfinite(rounded):
+        raise ModelError(f"clip: a bound of {value}", code="invalid_network")
+    return rounded
+
+
+class Sigmoid(Layer):
+    """1 / (1 + exp(-x)), elementwise.
+
+    Deployed, it is a rational approximation: ONNX Runtime 1.31 on x86 is off by up to 1.7e-7 and
+    not monotone (every 53rd float32 number was tried).
+    """
+
+    kind = "sigmoid"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+
+class Tanh(Layer):
+    """tanh(x), elementwise.
+
+    Deployed, it is a rational approximation: ONNX Runtime 1.31 on x86 is off by up to 3.1e-7, not
+    monotone, and reaches 1 + 2.4e-7 (every 53rd float32 number was tried).
+    """
+
+    kind = "tanh"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+class AtLeast(ConstantLayer):
+    """max(x, value), elementwise (value broadcasts to the input's shape)."""
+
+    kind = "at-least"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, self.value)
+
+
+class AtMost(ConstantLayer):
+    """min(x, value), elementwise (value broadcasts to the input's shape)."""
+
+    kind = "at-most"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(x, self.value)
+
+
+class ReLUTheta(Layer):
+    """min(max(x, 0), theta), a threshold per unit; theta >= 0 broadcasts to the input's shape.
+
+    Local-Lip (Huang et al. 2021), section 4; training keeps theta >= 0.
+    """
+
+    kind = "relu-theta"
+
+    def __init__(self, theta: Tensor) -> None:
+        super().__init__()
+        self.theta = parameter(theta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(F.relu(x), self.theta)
+
+    def project(self) -> None:
+        with torch.no_grad():
+            self.theta.clamp_(min=0.0)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        require_broadcast(self.kind, self.theta, shape)
+        return shape
+
+
+class MaxMin(Layer):
+    """GroupSort-2 on channels paired (c, c + C/2): maxima in the first half, minima in the second.
+
+    Channels are the first axis after the batch (features of a flat input).
+    """
+
+    kind = "maxmin"
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if not shape or shape[0] % 2:
+            raise ShapeError(f"maxmin pairs channels: {shape} has an odd number of them")
+        return shape

@@ -1,0 +1,87 @@
+"""How the layers of ``models.layers.activations`` and ``models.layers.joins`` are written as ONNX."""
+
+from __future__ import annotations
+
+import torch
+
+from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.kinds import Shape
+from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
+
+__all__ = ["MORE_EXPORTERS"]
+
+
+def _clip(graph: GraphWriter, layer: Clip, inputs: list[str], output: str, shape: Shape) -> None:
+    bounds = [
+        "" if bound is None else graph.constant(torch.tensor(bound, dtype=torch.float32))
+        for bound in (layer.low, layer.high)
+    ]
+    graph.node("Clip", [*inputs, *bounds], output)
+
+
+def _relu_theta(
+    graph: GraphWriter, layer: ReLUTheta, inputs: list[str], output: str, shape: Shape
+) -> None:
+    positive = f"{output}.positive"
+    graph.node("Relu", inputs, positive)
+    graph.node("Min", [positive, graph.constant(layer.theta)], output)
+
+
+def _maxmin(
+    graph: GraphWriter, layer: MaxMin, inputs: list[str], output: str, shape: Shape
+) -> None:
+    first, second, largest, smallest = (
+        f"{output}.{part}" for part in ("first", "second", "largest", "smallest")
+    )
+    half = shape[0] // 2
+    graph.split([*inputs, graph.constant([half, half])], [first, second], axis=1)
+    graph.node("Max", [first, second], largest)
+    graph.node("Min", [first, second], smallest)
+    graph.node("Concat", [largest, smallest], output, axis=1)
+
+
+def _concat(
+    graph: GraphWriter, layer: Concat, inputs: list[str], output: str, shape: Shape
+) -> None:
+    graph.node("Concat", inputs, output, axis=layer.axis + 1)
+
+
+def _slice(graph: GraphWriter, layer: Slice, inputs: list[str], output: str, shape: Shape) -> None:
+    places = ([layer.start], [layer.stop], [layer.axis + 1], [layer.step])
+    graph.node("Slice", [*inputs, *(graph.constant(place) for place in places)], output)
+
+
+def _reduce_sum(
+    graph: GraphWriter, layer: ReduceSum, inputs: list[str], output: str, shape: Shape
+) -> None:
+    axes = graph.constant(layer.batched_axes())
+    graph.node("ReduceSum", [*inputs, axes], output, keepdims=int(layer.keepdims))
+
+
+def _reduce_mean(
+    graph: GraphWriter, layer: ReduceMean, inputs: list[str], output: str, shape: Shape
+) -> None:
+    axes, keepdims = layer.batched_axes(), int(layer.keepdims)
+    if graph.opset < 18:
+        graph.node("ReduceMean", inputs, output, keepdims=keepdims, axes=axes)
+    else:
+        graph.node("ReduceMean", [*inputs, graph.constant(axes)], output, keepdims=keepdims)
+
+
+#: How each of these kinds is written: a new one is one function and one row here.
+MORE_EXPORTERS: dict[str, Exporter] = {
+    AtLeast.kind: with_constant("Max"),
+    AtMost.kind: with_constant("Min"),
+    Clip.kind: _clip,
+    Concat.kind: _concat,
+    MaxMin.kind: _maxmin,
+    Maximum.kind: plain("Max"),
+    Minimum.kind: plain("Min"),
+    ReLUTheta.kind: _relu_theta,
+    ReduceMean.kind: _reduce_mean,
+    ReduceSum.kind: _reduce_sum,
+    Sigmoid.kind: plain("Sigmoid"),
+    Slice.kind: _slice,
+    Tanh.kind: plain("Tanh"),
+}

@@ -1,0 +1,1 @@
+"""ONNX operators as layers, and the table that names them all."""

@@ -1,0 +1,146 @@
+"""ONNX activations beside Relu: Clip, Sigmoid, Tanh, and maxima and minima.
+
+Bounds by one number come down to one layer, however they are written: Relu, Clip, Max and Min in
+a row are one Clip.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.joins import Maximum, Minimum
+from models.layers.kinds import Layer, ReLU
+from models.onnx.graph import Activation, Operation, Translation
+from models.onnx.operators.arithmetic import broadcasts_to, joined, sample_constant
+
+__all__ = ["clamped", "clip", "maximum", "minimum", "sigmoid", "tanh"]
+
+#: Exporters write "no bound" as the largest number of float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def sigmoid(operation: Operation, translation: Translation) -> Activation:
+    """Sigmoid, elementwise."""
+    return translation.emit(operation, Sigmoid(), operation.activation())
+
+
+def tanh(operation: Operation, translation: Translation) -> Activation:
+    """Tanh, elementwise."""
+    return translation.emit(operation, Tanh(), operation.activation())
+
+
+def clip(operation: Operation, translation: Translation) -> Activation:
+    """Clip with bounds as attributes (opset below 11) or as constant inputs; either may lack."""
+    if operation.opset < 11:
+        low, high = float(operation.attributes["min"]), float(operation.attributes["max"])
+    else:
+        low, high = _bound(operation, 1, -math.inf), _bound(operation, 2, math.inf)
+    if math.isnan(low) or math.isnan(high):
+        operation.refuse("a bound is NaN", code="non_finite_weights")
+    return clamped(
+        operation,
+        translation,
+        operation.activation(),
+        None if low <= -_LARGEST else low,
+        None if high >= _LARGEST else high,
+    )
+
+
+def _bound(operation: Operation, index: int, default: float) -> float:
+    array = operation.constant(index)
+    if array is None:
+        return default
+    if array.dtype != np.float32 or array.size != 1:
+        operation.refuse(f"input {index} must be one float32 number", code="unsupported_dtype")
+    return float(array.reshape(())[()])
+
+
+def clamped(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    low: float | None,
+    high: float | None,
+) -> Activation:
+    """min(max(x, low), high), in one layer with the bounds that x already comes from."""
+    if low is not None and high is not None and low > high:
+        operation.refuse(f"the bounds [{low}, {high}] are empty", code="invalid_network")
+    for bound in (low, high):
+        if bound is not None and math.isinf(bound):
+            operation.refuse(f"a bound is {bound}", code="non_finite_weights")
+    layer, sources = translation.origins.get(x.name, (None, ()))
+    if isinstance(layer, Clip | ReLU):
+        inner_low, inner_high = (layer.low, layer.high) if isinstance(layer, Clip) else (0.0, None)
+        low, high = _both(inner_low, low, high), _both(inner_high, low, high, upper=True)
+        (x,) = sources
+    if low is None and high is None:
+        return x
+    plain = low == 0 and high is None
+    return translation.emit(operation, ReLU() if plain else Clip(low=low, high=high), x)
+
+
+def _both(
+    inner: float | None, low: float | None, high: float | None, *, upper: bool = False
+) -> float | None:
+    """The inner bound on one side, clamped by the outer ones: the bound of both in a row."""
+    if inner is None:
+        return high if upper else low
+    if low is not None:
+        inner = max(inner, low)
+    return inner if high is None else min(inner, high)
+
+
+def maximum(operation: Operation, translation: Translation) -> Activation:
+    """Max of any number of nodes and constants."""
+    return _extremum(operation, translation, Maximum, upper=False)
+
+
+def minimum(operation: Operation, translation: Translation) -> Activation:
+    """Min of any number of nodes and constants."""
+    return _extremum(operation, translation, Minimum, upper=True)
+
+
+def _extremum(
+    operation: Operation, translation: Translation, kind: type[Layer], *, upper: bool
+) -> Activation:
+    """Nodes two by two, then the constants; ``upper``: constants bound from above (Min)."""
+    nodes = [value for value in operation.inputs if isinstance(value, Activation)]
+    result = nodes[0]
+    for node in nodes[1:]:
+        result = joined(operation, translation, kind(), result, node)
+    for index, value in enumerate(operation.inputs):
+        if not isinstance(value, Activation):
+            array = operation.constant(index)
+            assert array is not None
+            result = _bounded(operation, translation, result, array, upper=upper)
+    return result
+
+
+def _bounded(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    array: NDArray[np.float32],
+    *,
+    upper: bool,
+) -> Activation:
+    """min(x, array) or max(x, array)."""
+    array = sample_constant(operation, array, x)
+    if not broadcasts_to(array.shape, x.shape):
+        operation.refuse(
+            f"a constant of shape {array.shape} does not broadcast to {x.shape}",
+            code="shape_mismatch",
+        )
+    value = translation.weight(operation, array)
+    if bool((array == array.flat[0]).all()):
+        one = float(array.flat[0])
+        low, high = (None, one) if upper else (one, None)
+        return clamped(operation, translation, x, low, high)
+    layer, sources = translation.origins.get(x.name, (None, ()))
+    if upper and isinstance(layer, ReLU) and bool((array >= 0).all()):
+        return translation.emit(operation, ReLUTheta(value), sources[0])
+    return translation.emit(operation, AtMost(value) if upper else AtLeast(value), x)

@@ -1,0 +1,153 @@
+"""ONNX arithmetic: sums, differences, products and quotients, of nodes and with constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.layers.kinds import Add, Divide, Layer, Multiply, Shape, Shift
+from models.onnx.graph import Activation, Constant, Operation, Translation
+
+__all__ = [
+    "add",
+    "broadcasts_to",
+    "div",
+    "joined",
+    "mul",
+    "neg",
+    "sample_constant",
+    "sub",
+    "sum_of",
+]
+
+MINUS_ONE = np.array(-1, dtype=np.float32)
+
+
+def _one_constant(operation: Operation, translation: Translation, kind: type[Layer]) -> Activation:
+    """An operator with one constant: which of the two inputs it is, the caller has settled."""
+    at = 0 if isinstance(operation.input(0), Constant) else 1
+    array = operation.constant(at)
+    assert array is not None
+    return _with_constant(operation, translation, kind, array, operation.activation(1 - at))
+
+
+def _with_constant(
+    operation: Operation,
+    translation: Translation,
+    kind: type[Layer],
+    array: NDArray[Any],
+    x: Activation,
+) -> Activation:
+    value = translation.weight(operation, sample_constant(operation, array, x))
+    return translation.emit(operation, kind(value), x)
+
+
+def sample_constant(operation: Operation, array: NDArray[Any], x: Activation) -> NDArray[Any]:
+    """A constant that broadcasts to a batch, as one that broadcasts to a sample."""
+    if array.ndim >= x.rank:
+        if array.ndim > x.rank or array.shape[0] != 1:
+            operation.refuse_batch(f"a constant of shape {array.shape} reaches over the batch axis")
+        return array[0]
+    return array
+
+
+def broadcasts_to(shape: Shape, target: Shape) -> bool:
+    """Whether a constant of one shape broadcasts to exactly the other."""
+    try:
+        return np.broadcast_shapes(shape, target) == target
+    except ValueError:
+        return False
+
+
+def joined(
+    operation: Operation, translation: Translation, layer: Layer, x: Activation, y: Activation
+) -> Activation:
+    """An elementwise operator on two activations."""
+    if x.rank != y.rank:
+        # The shorter one is aligned at the end: its batch with another axis of the longer one.
+        operation.refuse_batch(f"ranks {x.rank} and {y.rank} differ")
+    return translation.emit(operation, layer, x, y)
+
+
+def _both_activations(operation: Operation) -> bool:
+    return all(isinstance(value, Activation) for value in operation.inputs)
+
+
+def add(operation: Operation, translation: Translation) -> Activation:
+    """x + y; a constant after a MatMul becomes its bias."""
+    if _both_activations(operation):
+        x, y = operation.activation(0), operation.activation(1)
+        return joined(operation, translation, Add(), x, y)
+    at = 0 if isinstance(operation.input(0), Constant) else 1
+    row = translation.open_matmuls.get(operation.input_names[1 - at])
+    if row is not None and translation.uses[operation.input_names[1 - at]] == 1:
+        x, array = operation.activation(1 - at), operation.constant(at)
+        assert array is not None
+        array = sample_constant(operation, array, x)
+        if broadcasts_to(array.shape, x.shape):
+            bias = np.ascontiguousarray(np.broadcast_to(array, x.shape).reshape(-1))
+            translation.give_bias(row, translation.weight(operation, bias))
+            return x
+    return _one_constant(operation, translation, Shift)
+
+
+def sub(operation: Operation, translation: Translation) -> Activation:
+    """x - y, with a constant on either side."""
+    # a - b is a + (-b) bit for bit, and a product with -1 is exact.
+    if isinstance(operation.input(1), Constant):
+        array = operation.constant(1)
+        assert array is not None
+        negative = np.negative(array) if array.dtype == np.float32 else array
+        return _with_constant(operation, translation, Shift, negative, operation.activation(0))
+    negated = _with_constant(operation, translation, Multiply, MINUS_ONE, operation.activation(1))
+    if isinstance(operation.input(0), Constant):
+        array = operation.constant(0)
+        assert array is not None
+        return _with_constant(operation, translation, Shift, array, negated)
+    return joined(operation, translation, Add(), operation.activation(0), negated)
+
+
+def mul(operation: Operation, translation: Translation) -> Activation:
+    """x * y with one constant."""
+    if _both_activations(operation):
+        operation.refuse("products of two activations are not supported")
+    return _one_constant(operation, translation, Multiply)
+
+
+def div(operation: Operation, translation: Translation) -> Activation:
+    """x / y with a constant divisor."""
+    if not isinstance(operation.input(1), Constant):
+        operation.refuse("the divisor must be a constant")
+    array = operation.constant(1)
+    assert array is not None
+    if not array.all():
+        operation.refuse("division by zero", code="non_finite_weights")
+    return _with_constant(operation, translation, Divide, array, operation.activation(0))
+
+
+def neg(operation: Operation, translation: Translation) -> Activation:
+    """-x, which is x * -1 bit for bit."""
+    return _with_constant(operation, translation, Multiply, MINUS_ONE, operation.activation())
+
+
+def sum_of(operation: Operation, translation: Translation) -> Activation:
+    """Sum of any number of nodes and constants, from the left to the right."""
+    total: Activation | NDArray[Any] | None = None
+    for index in range(len(operation.inputs)):
+        value = operation.input(index)
+        term = value if isinstance(value, Activation) else operation.constant(index)
+        if total is None or term is None:
+            total = term
+        elif isinstance(total, Activation) and isinstance(term, Activation):
+            total = joined(operation, translation, Add(), total, term)
+        elif isinstance(total, Activation):
+            assert not isinstance(term, Activation)
+            total = _with_constant(operation, translation, Shift, term, total)
+        elif isinstance(term, Activation):
+            total = _with_constant(operation, translation, Shift, total, term)
+        else:
+            operation.refuse("more than one constant before the first activation")
+    assert isinstance(total, Activation)
+    return total

@@ -1,0 +1,153 @@
+"""Dense ONNX operators: Gemm and MatMul with a constant matrix on either side."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.layers.kinds import Conv2d, Linear, Multiply, Permute, Reshape, Shape
+from models.onnx.graph import Activation, Constant, Operation, Translation
+
+__all__ = ["gemm", "matmul"]
+
+#: What underflow in a sum may cost is multiplied by alpha: up to here far below 2^-120.
+LARGEST_ALPHA = 2.0**20
+
+
+def gemm(operation: Operation, translation: Translation) -> Activation:
+    """alpha * x @ B + beta * C with constant B and C: one dense layer.
+
+    ONNX Runtime multiplies SUMS of x @ B by alpha. A factor below 1 is a layer of its own, as those
+    sums may overflow where the result does not. A power of two from 1 on goes into the weights: the
+    larger numbers are the ones that overflow. With C, other factors round as no layers of ours do.
+    """
+    x = operation.activation(0)
+    if operation.attributes["transA"]:
+        operation.refuse_batch("transA = 1 moves the batch axis")
+    matrix, constant = operation.constant(1), operation.constant(2)
+    assert matrix is not None
+    if matrix.ndim != 2 or len(x.shape) != 1:
+        operation.refuse("both factors must be matrices", code="shape_mismatch")
+    weight = matrix if operation.attributes["transB"] else matrix.T
+    alpha = np.float32(operation.attributes["alpha"])
+    beta = np.float32(operation.attributes["beta"])
+    if not (np.isfinite(alpha) and np.isfinite(beta)):
+        operation.refuse("alpha or beta is NaN or infinite", code="non_finite_weights")
+    bias = None
+    if constant is not None:
+        row = _row(operation, constant, weight.shape[0])
+        # ONNX Runtime multiplies C by beta in float32 before anything is added to it.
+        scaled = row if beta == 1 else row * beta
+        bias = scaled if beta != 0 else None
+    into_weights = 1 <= abs(alpha) <= LARGEST_ALPHA
+    if into_weights:
+        weight = _scaled(operation, weight, alpha)
+    elif abs(alpha) > 1:
+        _refuse_alpha(operation, alpha)
+    elif bias is not None:
+        bias = _scaled(operation, bias, 1 / alpha if alpha else alpha)
+    dense = Linear(
+        translation.weight(operation, weight),
+        None if bias is None else translation.weight(operation, bias),
+    )
+    result = translation.emit(operation, dense, x)
+    if into_weights:
+        return result
+    factor = translation.weight(operation, np.asarray(alpha))
+    return translation.emit(operation, Multiply(factor), result)
+
+
+def _scaled(operation: Operation, array: NDArray[Any], factor: np.float32) -> NDArray[Any]:
+    """factor * array for a power of two, exactly: every sum then rounds as the unscaled one."""
+    if factor == 1 or array.dtype != np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        scaled: NDArray[Any] = array * factor
+    exact = (scaled.astype(np.float64) == array.astype(np.float64) * float(factor)).all()
+    alpha = np.float32(operation.attributes["alpha"])
+    if abs(math.frexp(float(alpha))[0]) != 0.5 or not exact:
+        _refuse_alpha(operation, alpha)
+    return scaled
+
+
+def _refuse_alpha(operation: Operation, alpha: np.float32) -> NoReturn:
+    operation.refuse(
+        f"alpha = {alpha} is not supported here", hint="scale the weights before the export"
+    )
+
+
+def _row(operation: Operation, constant: NDArray[Any], size: int) -> NDArray[Any]:
+    """C of a Gemm as one row [size], the same for the whole batch."""
+    if constant.ndim > 2 or (constant.ndim == 2 and constant.shape[0] != 1):
+        operation.refuse_batch(f"C of shape {constant.shape} differs over the batch")
+    if constant.size not in (1, size):
+        operation.refuse(f"C of shape {constant.shape} does not fit {size}", code="shape_mismatch")
+    return np.broadcast_to(constant.reshape(-1), (size,)).copy()
+
+
+def matmul(operation: Operation, translation: Translation) -> Activation:
+    """x @ W or W @ x for a constant matrix W and x [N, k], [N, a, k] or [N, k, b]."""
+    left = isinstance(operation.input(0), Constant)
+    x, array = operation.activation(1 if left else 0), operation.constant(0 if left else 1)
+    assert array is not None
+    if (left and x.rank == 2 and array.ndim > 0) or array.ndim > max(x.rank, 2):
+        operation.refuse_batch(
+            f"a constant of shape {array.shape} with an activation of rank {x.rank}"
+        )
+    if array.ndim == x.rank > 2 and array.shape[0] != 1:
+        operation.refuse_batch(f"a constant of shape {array.shape} differs over the batch")
+    while array.ndim > 2 and array.shape[0] == 1 and array.ndim <= x.rank:
+        array = array[0]
+    rank_ok = len(x.shape) == 2 if left else len(x.shape) in (1, 2)
+    if array.ndim != 2 or not rank_ok:
+        operation.refuse(
+            f"a constant of shape {array.shape} with an activation of rank {x.rank} "
+            "is not supported",
+            hint="the constant must be a matrix and the batch axis must stay apart",
+        )
+    weight = array if left else array.T
+    contracted = x.shape[0] if left else x.shape[-1]
+    if weight.shape[1] != contracted:
+        operation.refuse(
+            f"a matrix of shape {array.shape} does not fit [batch, {', '.join(map(str, x.shape))}]",
+            code="shape_mismatch",
+        )
+    places = math.prod(x.shape) // contracted
+    if places != 1:
+        return _at_every_place(operation, translation, x, weight, left=left)
+    tensor = translation.weight(operation, weight)
+    flat = _view(operation, translation, x, (contracted,))
+    result = translation.emit(operation, Linear(tensor), flat)
+    translation.open_matmuls[operation.outputs[0]] = len(translation.rows) - 1
+    out = weight.shape[0]
+    shape = {1: (out,), 2: (out, 1) if left else (1, out)}[len(x.shape)]
+    return _view(operation, translation, result, shape)
+
+
+def _at_every_place(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    weight: NDArray[Any],
+    *,
+    left: bool,
+) -> Activation:
+    """One matrix applied at several places is a convolution with a 1 x 1 window."""
+    tensor = translation.weight(operation, weight[:, :, None, None])
+    if not left:
+        x = translation.emit(operation, Permute(axes=(1, 0)), x)
+    x = _view(operation, translation, x, (*x.shape, 1))
+    x = translation.emit(operation, Conv2d(tensor), x)
+    x = _view(operation, translation, x, x.shape[:2])
+    return x if left else translation.emit(operation, Permute(axes=(1, 0)), x)
+
+
+def _view(
+    operation: Operation, translation: Translation, x: Activation, shape: Shape
+) -> Activation:
+    if shape == x.shape:
+        return x
+    return translation.emit(operation, Reshape(shape=shape), x)

@@ -1,0 +1,249 @@
+"""ONNX operators that join, cut and reduce axes: Concat, Split, Slice, Gather, sums and means."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.layers.activations import MaxMin
+from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.kinds import AvgPool2d, Reshape, Shape, Shift
+from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation
+from models.onnx.operators.windows import pad_axes
+
+__all__ = ["concat", "cut", "gather", "reduce_mean", "reduce_sum", "split"]
+
+#: An end of a slice that no axis reaches: "to the end", whatever the size.
+_TO_THE_END = (1 << 31) - 1
+
+
+def _axis(operation: Operation, x: Activation) -> int:
+    """The operator's axis without the batch, which must stay whole."""
+    axis = operation.axis(operation.attributes["axis"], x.rank)
+    if axis == 0:
+        operation.refuse_batch("its axis is the batch axis")
+    return axis - 1
+
+
+def concat(operation: Operation, translation: Translation) -> Activation:
+    """Nodes and constants one after another along an axis.
+
+    A constant part is padding with zeros that a Shift fills, which is exact.
+    """
+    first = next(value for value in operation.inputs if isinstance(value, Activation))
+    axis = _axis(operation, first)
+    parts: list[Activation] = []
+    leading: list[NDArray[np.float32]] = []
+    for index, value in enumerate(operation.inputs):
+        if isinstance(value, Activation):
+            parts.append(_padded(operation, translation, value, axis, leading, before=True))
+            leading = []
+            continue
+        array = operation.constant(index)
+        assert array is not None
+        if array.ndim != first.rank or array.dtype != np.float32:
+            operation.refuse(f"a constant part of shape {array.shape} does not fit")
+        if array.shape[0] != 1:
+            operation.refuse_batch(f"a constant part of shape {array.shape} differs over the batch")
+        if translation.batch != FIXED_BATCH:
+            # Concat does not broadcast: beside a batch of two, ONNX Runtime refuses this part.
+            translation.one_row_only = True
+        if parts:
+            parts[-1] = _padded(operation, translation, parts[-1], axis, [array[0]], before=False)
+        else:
+            leading.append(array[0])
+    if len(parts) == 1:
+        return parts[0]
+    pairs = _pairs(translation, axis, parts)
+    if pairs is not None:
+        return translation.emit(operation, MaxMin(), pairs)
+    return translation.emit(operation, Concat(axis=axis), *parts)
+
+
+def _padded(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    axis: int,
+    arrays: list[NDArray[np.float32]],
+    *,
+    before: bool,
+) -> Activation:
+    """The activation with constants before or after it along an axis."""
+    arrays = [array for array in arrays if array.shape[axis : axis + 1] != (0,)]
+    if not arrays:
+        return x
+    zeros = np.zeros(x.shape, dtype=np.float32)
+    if any(_without(array.shape, axis) != _without(x.shape, axis) for array in arrays):
+        operation.refuse("a constant part differs in shape", code="shape_mismatch")
+    size = sum(array.shape[axis] for array in arrays)
+    value = np.concatenate([*arrays, zeros] if before else [zeros, *arrays], axis=axis)
+    amounts = {axis: (size, 0) if before else (0, size)}
+    x = pad_axes(operation, translation, x, amounts, 0.0)
+    return translation.emit(operation, Shift(translation.weight(operation, value)), x)
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _pairs(translation: Translation, axis: int, parts: list[Activation]) -> Activation | None:
+    """What MaxMin is applied to, where the parts are maxima and minima of its two halves."""
+    if axis != 0 or len(parts) != 2:
+        return None
+    (high, of_high), (low, of_low) = (
+        translation.origins.get(part.name, (None, ())) for part in parts
+    )
+    if not (isinstance(high, Maximum) and isinstance(low, Minimum)):
+        return None
+    if {part.name for part in of_high} != {part.name for part in of_low}:
+        return None
+    halves: dict[int, Activation] = {}
+    for part in of_high:
+        layer, sources = translation.origins.get(part.name, (None, ()))
+        if not isinstance(layer, Slice) or (layer.axis, layer.step) != (0, 1):
+            return None
+        whole = sources[0]
+        if 2 * part.shape[0] != whole.shape[0] or layer.start not in (0, part.shape[0]):
+            return None
+        halves[layer.start] = whole
+    whole_names = {whole.name for whole in halves.values()}
+    return whole if len(halves) == 2 and len(whole_names) == 1 else None
+
+
+def split(operation: Operation, translation: Translation) -> list[Activation]:
+    """Split into parts of given sizes (attribute or input) or of equal ones."""
+    x = operation.activation()
+    axis, count = _axis(operation, x), len(operation.outputs)
+    size, number = x.shape[axis], operation.attributes.get("num_outputs")
+    sizes = operation.integers(1)
+    if sizes is None and operation.attributes.get("split") is not None:
+        sizes = [int(part) for part in operation.attributes["split"]]
+    if operation.opset >= 18 and (sizes is None) == (number is None):
+        operation.refuse("needs either split or num_outputs", code="invalid_onnx")
+    if number is not None and number != count:
+        operation.refuse(f"num_outputs = {number} but {count} outputs", code="invalid_onnx")
+    if sizes is None:
+        part = -(-size // count)
+        sizes = [part] * (count - 1) + [size - part * (count - 1)]
+        if operation.opset < 18 and size % count:
+            operation.refuse(f"{count} parts do not divide {size}", code="shape_mismatch")
+    if len(sizes) != count or sum(sizes) != size or min(sizes) < 1:
+        operation.refuse(f"cannot split {size} into parts of {sizes[:16]}", code="shape_mismatch")
+    if count == 1:
+        return [x]
+    parts, start = [], 0
+    for part in sizes:
+        layer = Slice(axis=axis, start=start, stop=start + part)
+        parts.append(translation.emit(operation, layer, x))
+        start += part
+    return parts
+
+
+def cut(operation: Operation, translation: Translation) -> Activation:
+    """Slice with steps >= 1; the batch axis must stay whole."""
+    x = operation.activation()
+    for axis, start, end, step in _slices(operation, x.rank):
+        if step < 1:
+            operation.refuse(f"a step of {step} is not supported: only steps >= 1")
+        if axis == 0:
+            fixed = translation.batch == FIXED_BATCH and start in (0, -1) and end >= 1
+            if not (step == 1 and ((start == 0 and end >= _TO_THE_END) or fixed)):
+                operation.refuse_batch("it cuts the batch axis")
+            continue
+        x = _sliced(operation, translation, x, axis - 1, slice(start, end, step))
+    return x
+
+
+def _slices(operation: Operation, rank: int) -> list[tuple[int, int, int, int]]:
+    """(axis, start, end, step) of a Slice as it is written, axes counted from the front."""
+    if operation.opset < 10:
+        starts, ends = operation.attributes["starts"], operation.attributes["ends"]
+        axes, steps = operation.attributes.get("axes"), None
+    else:
+        starts, ends, axes, steps = (operation.integers(index) for index in range(1, 5))
+    if starts is None or ends is None:
+        operation.refuse("needs starts and ends", code="invalid_onnx")
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        operation.refuse("starts, ends, axes and steps differ in length", code="invalid_onnx")
+    return list(zip(operation.axes(axes, rank), starts, ends, steps, strict=True))
+
+
+def _sliced(
+    operation: Operation, translation: Translation, x: Activation, axis: int, cut: slice
+) -> Activation:
+    size = x.shape[axis]
+    start, stop, step = cut.indices(size)
+    if (start, stop, step) == (0, size, 1):
+        return x
+    if start >= stop:
+        operation.refuse(f"nothing is left of axis {axis + 1}", code="shape_mismatch")
+    layer = Slice(axis=axis, start=start, stop=stop, step=step)
+    return translation.emit(operation, layer, x)
+
+
+def gather(operation: Operation, translation: Translation) -> Activation:
+    """Gather of one place of an axis, or of places at equal distances: a slice."""
+    x, indices = operation.activation(), operation.input(1)
+    axis = operation.axis(operation.attributes["axis"], x.rank)
+    if axis == 0:
+        operation.refuse_batch("it takes rows out of the batch")
+    if not isinstance(indices, Constant):
+        operation.refuse("only constant places are supported")
+    places = operation.integers(1) or []
+    size = x.shape[axis - 1]
+    if not places or not all(-size <= place < size for place in places):
+        operation.refuse(f"places {places[:16]} of {size}", code="shape_mismatch")
+    places = [place % size for place in places]
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if step < 1 or places != list(range(places[0], places[-1] + 1, step)):
+        operation.refuse("only places in order and at equal distances are supported")
+    cut = slice(places[0], places[-1] + 1, step)
+    x = _sliced(operation, translation, x, axis - 1, cut)
+    if indices.value.ndim == 0:
+        return translation.emit(operation, Reshape(shape=_without(x.shape, axis - 1)), x)
+    return x
+
+
+def reduce_sum(operation: Operation, translation: Translation) -> Activation:
+    """ReduceSum over axes other than the batch."""
+    axes = _reduced(operation)
+    if not axes:
+        return operation.activation()
+    layer = ReduceSum(axes=axes, keepdims=bool(operation.attributes["keepdims"]))
+    return translation.emit(operation, layer, operation.activation())
+
+
+def reduce_mean(operation: Operation, translation: Translation) -> Activation:
+    """ReduceMean over axes other than the batch; over an image's two it is an average pooling."""
+    x, axes, keepdims = (
+        operation.activation(),
+        _reduced(operation),
+        bool(operation.attributes["keepdims"]),
+    )
+    if not axes:
+        return x
+    if len(x.shape) == 3 and axes == [1, 2]:
+        pooled = translation.emit(operation, AvgPool2d(kernel=x.shape[1:], stride=1), x)
+        if keepdims:
+            return pooled
+        return translation.emit(operation, Reshape(shape=x.shape[:1]), pooled)
+    return translation.emit(operation, ReduceMean(axes=axes, keepdims=keepdims), x)
+
+
+def _reduced(operation: Operation) -> list[int]:
+    """Axes without the batch, sorted, from the attribute or the second input; none: identity."""
+    rank = operation.activation().rank
+    given = operation.integers(1)
+    if given is None:
+        given = operation.attributes.get("axes")
+    if not given:
+        if operation.attributes.get("noop_with_empty_axes"):
+            return []
+        operation.refuse_batch("without axes it takes the batch axis along")
+    axes = sorted(operation.axes(given, rank))
+    if axes[0] == 0:
+        operation.refuse_batch(f"axes {axes} name the batch axis")
+    return [axis - 1 for axis in axes]

@@ -1,0 +1,297 @@
+"""ONNX operators that slide a window over an image, and padding.
+
+Automatic padding and ``ceil_mode`` are resolved here, as ONNX Runtime resolves them, to explicit
+padding (top, left, bottom, right), so that layers know one form only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.layers.kinds import AvgPool2d, Conv2d, MaxPool2d, Pad, Permute, Reshape, Shape
+from models.onnx.graph import Activation, Operation, Translation
+
+__all__ = ["average_pool", "conv", "global_average_pool", "max_pool", "pad", "pad_axes"]
+
+
+#: More windows than this start in the padding of no network.
+MAX_EARLY_WINDOWS = 10_000
+#: Larger strides and dilations than any image; the runtimes' integers overflow far above it.
+MAX_STEP = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Where the windows stand; ``extra`` (bottom, right) is what ``ceil_mode`` adds to ``pads``."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    extra: tuple[int, int] = (0, 0)
+
+    @property
+    def padding(self) -> tuple[int, int, int, int]:
+        top, left, bottom, right = self.pads
+        return (top, left, bottom + self.extra[0], right + self.extra[1])
+
+
+def conv(operation: Operation, translation: Translation) -> Activation:
+    """Conv on images [N, c, h, w] with constant weights."""
+    x = _image(operation)
+    array, constant = operation.constant(1), operation.constant(2)
+    assert array is not None
+    if array.ndim != 4 or 0 in array.shape:
+        operation.refuse(f"weights of shape {array.shape} are not supported: only 2-d convolutions")
+    kernel = tuple(array.shape[2:])
+    if tuple(operation.attributes.get("kernel_shape", kernel)) != kernel:
+        operation.refuse("kernel_shape is not the shape of the weights", code="shape_mismatch")
+    if constant is not None and constant.shape != (array.shape[0],):
+        operation.refuse(f"a bias of shape {constant.shape} does not fit", code="shape_mismatch")
+    groups = operation.attributes["group"]
+    if groups < 1:
+        operation.refuse(f"group = {groups}", code="invalid_onnx")
+    windows = _windows(operation, x.shape, kernel)
+    layer = Conv2d(
+        translation.weight(operation, array),
+        None if constant is None else translation.weight(operation, constant),
+        stride=windows.stride,
+        padding=windows.padding,
+        dilation=windows.dilation,
+        groups=groups,
+    )
+    _charge_padded(operation, translation, x.shape, windows)
+    return translation.emit(operation, layer, x)
+
+
+def max_pool(operation: Operation, translation: Translation) -> Activation:
+    """MaxPool on images; the indices' output must be unused."""
+    x = _image(operation)
+    if any(operation.outputs[1:]):
+        operation.refuse("the output of indices is not supported")
+    windows = _windows(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
+    _charge_padded(operation, translation, x.shape, windows)
+    _refuse_empty_windows(operation, x.shape, windows)
+    layer = MaxPool2d(
+        kernel=windows.kernel,
+        stride=windows.stride,
+        padding=windows.padding,
+        dilation=windows.dilation,
+    )
+    return translation.emit(operation, layer, x)
+
+
+def average_pool(operation: Operation, translation: Translation) -> Activation:
+    """AveragePool on images.
+
+    With ``count_include_pad`` ONNX Runtime divides by the places inside the padded image: those
+    that ``ceil_mode`` adds beyond it never count. Then the padding is a layer of its own.
+    """
+    x = _image(operation)
+    windows = _windows(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
+    include = bool(operation.attributes["count_include_pad"])
+    _charge_padded(operation, translation, x.shape, windows)
+    if include and any(windows.extra) and any(windows.pads):
+        x = translation.emit(operation, Pad(padding=windows.pads), x)
+        windows = _Windows(
+            windows.kernel, windows.stride, windows.dilation, (0, 0, 0, 0), windows.extra
+        )
+    if any(windows.extra):
+        include = False
+    if not include:
+        _refuse_empty_windows(operation, x.shape, windows)
+    layer = AvgPool2d(
+        kernel=windows.kernel,
+        stride=windows.stride,
+        padding=windows.padding,
+        dilation=windows.dilation,
+        count_include_pad=include,
+    )
+    return translation.emit(operation, layer, x)
+
+
+def global_average_pool(operation: Operation, translation: Translation) -> Activation:
+    """GlobalAveragePool on images: one window as large as the image."""
+    x = _image(operation)
+    kernel = (x.shape[1], x.shape[2])
+    return translation.emit(operation, AvgPool2d(kernel=kernel, stride=1), x)
+
+
+def pad(operation: Operation, translation: Translation) -> Activation:
+    """Constant padding, by amounts >= 0, of at most two axes (never the batch)."""
+    x = operation.activation()
+    mode = operation.attributes["mode"].decode(errors="replace")
+    if mode != "constant":
+        operation.refuse(f"mode {mode!r} is not supported", hint="only constant padding is")
+    if operation.opset < 11:
+        pads, value = list(operation.attributes["pads"]), operation.attributes["value"]
+        axes = list(range(x.rank))
+    else:
+        pads = operation.integers(1) or []
+        array = operation.constant(2)
+        if array is not None and (array.dtype != np.float32 or array.size != 1):
+            operation.refuse("the value must be one float32 number", code="unsupported_dtype")
+        value = 0.0 if array is None else float(array.reshape(())[()])
+        given = operation.integers(3)
+        axes = [operation.axis(a, x.rank) for a in (range(x.rank) if given is None else given)]
+    if len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
+        operation.refuse(f"pads {pads} do not fit rank {x.rank}", code="shape_mismatch")
+    if not math.isfinite(value):
+        operation.refuse("the value is NaN or infinite", code="non_finite_weights")
+    amounts = {a: (pads[i], pads[i + len(axes)]) for i, a in enumerate(axes)}
+    if min(pads, default=0) < 0:
+        operation.refuse("negative pads are not supported")
+    padded = [axis for axis in sorted(amounts) if any(amounts[axis])]
+    if 0 in padded:
+        operation.refuse_batch("it pads the batch axis")
+    if len(padded) > 2:
+        operation.refuse(f"padding of axes {padded} is not supported: at most two")
+    if not padded:
+        return x
+    return pad_axes(operation, translation, x, {a - 1: amounts[a] for a in padded}, value)
+
+
+def pad_axes(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    amounts: dict[int, tuple[int, int]],
+    value: float,
+) -> Activation:
+    """Pad one or two axes (without the batch): brought to the end, padded, and brought back."""
+    if len(x.shape) == 1:
+        (before, after) = amounts[0]
+        x = translation.emit(operation, Reshape(shape=(1, *x.shape)), x)
+        x = translation.emit(operation, Pad(padding=(0, before, 0, after), value=value), x)
+        return translation.emit(operation, Reshape(shape=x.shape[1:]), x)
+    rank = len(x.shape)
+    last = sorted(
+        {*amounts, *[a for a in range(rank - 1, -1, -1) if a not in amounts][: 2 - len(amounts)]}
+    )
+    order = [axis for axis in range(rank) if axis not in last] + last
+    (top, bottom), (left, right) = (amounts.get(axis, (0, 0)) for axis in last)
+    layer = Pad(padding=(top, left, bottom, right), value=value)
+    if order == sorted(order):
+        return translation.emit(operation, layer, x)
+    x = translation.emit(operation, Permute(axes=order), x)
+    x = translation.emit(operation, layer, x)
+    back = [order.index(axis) for axis in range(rank)]
+    return translation.emit(operation, Permute(axes=back), x)
+
+
+def _image(operation: Operation) -> Activation:
+    x = operation.activation()
+    if len(x.shape) != 3:
+        operation.refuse(f"only images [batch, c, h, w] are supported, not rank {x.rank}")
+    return x
+
+
+def _windows(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> _Windows:
+    attributes = operation.attributes
+    stride = _pair(operation, "strides")
+    dilation = _pair(operation, "dilations")
+    if len(kernel) != 2 or min(kernel) < 1:
+        operation.refuse(f"a window of {kernel} is not supported: only 2-d ones")
+    size = (kernel[0], kernel[1])
+    auto = attributes["auto_pad"].decode(errors="replace")
+    pads = list(attributes.get("pads", (0, 0, 0, 0)))
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        if dilation != (1, 1):
+            # ONNX Runtime refuses such a Conv; for pooling the standard and it disagree.
+            operation.refuse(
+                "auto_pad SAME together with dilations is not supported",
+                hint="write the pads out",
+            )
+        pads = _same(operation, shape, size, stride, dilation, lower=auto == "SAME_LOWER")
+    elif auto == "VALID":
+        pads = [0, 0, 0, 0]
+    elif auto != "NOTSET":
+        operation.refuse(f"auto_pad {auto!r} is not supported")
+    if len(pads) != 4 or min(pads) < 0:
+        operation.refuse(f"pads {pads} are not supported: four numbers >= 0")
+    top, left, bottom, right = pads
+    extra = [0, 0]
+    if attributes.get("ceil_mode"):
+        for axis, (before, after) in enumerate(((top, bottom), (left, right))):
+            extra[axis] = _ceil_extra(
+                shape[1 + axis], before, after, size[axis], stride[axis], dilation[axis]
+            )
+    return _Windows(size, stride, dilation, (top, left, bottom, right), (extra[0], extra[1]))
+
+
+def _pair(operation: Operation, name: str) -> tuple[int, int]:
+    given = operation.attributes.get(name, (1, 1))
+    if len(given) != 2 or min(given) < 1:
+        operation.refuse(f"{name} {list(given)} are not supported: two numbers >= 1")
+    if max(given) > MAX_STEP:
+        operation.refuse(f"{name} {list(given)} are larger than any image")
+    return (int(given[0]), int(given[1]))
+
+
+def _same(
+    operation: Operation,
+    shape: Shape,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    *,
+    lower: bool,
+) -> list[int]:
+    """Padding so that there are ceil(size / stride) windows, the odd one below (or above)."""
+    begins, ends = [], []
+    for size, k, s, d in zip(shape[1:], kernel, stride, dilation, strict=True):
+        needed = (math.ceil(size / s) - 1) * s + d * (k - 1) + 1 - size
+        if needed == -1 and operation.op_type == "Conv":
+            # A 1 x 1 window with stride 2: ONNX Runtime pads nothing. Below -1 it cuts the image.
+            needed = 0
+        if needed < 0:
+            operation.refuse(f"auto_pad SAME with a window of {k} and a stride of {s}")
+        begins.append((needed + 1) // 2 if lower else needed // 2)
+        ends.append(needed - begins[-1])
+    return begins + ends
+
+
+def _ceil_extra(size: int, before: int, after: int, k: int, s: int, d: int) -> int:
+    """How far the last window of ``ceil_mode`` reaches beyond the padded image.
+
+    A last window that would start beyond the image and the padding before it is left out.
+    """
+    reach = d * (k - 1) + 1
+    count = -(-(size + before + after - reach) // s) + 1
+    if (count - 1) * s >= size + before:
+        count -= 1
+    return max(0, (count - 1) * s + reach - (size + before + after))
+
+
+def _refuse_empty_windows(operation: Operation, shape: Shape, windows: _Windows) -> None:
+    """Every window must hold at least one place of the image itself."""
+    top, left, bottom, right = windows.padding
+    for size, k, s, d, before, after in zip(
+        shape[1:],
+        windows.kernel,
+        windows.stride,
+        windows.dilation,
+        (top, left),
+        (bottom, right),
+        strict=True,
+    ):
+        count = (size + before + after - d * (k - 1) - 1) // s + 1
+        last = -before + (count - 1) * s
+        # A window that starts before the image meets it first at its start modulo the dilation.
+        early = range(-before, min(0, last + 1), s)
+        empty = last >= size or len(early) > MAX_EARLY_WINDOWS
+        if empty or any(start % d >= size or start // d < 1 - k for start in early):
+            operation.refuse("a window lies in the padding alone", code="invalid_network")
+
+
+def _charge_padded(
+    operation: Operation, translation: Translation, shape: Shape, windows: _Windows
+) -> None:
+    """Padding is real memory while the layer runs: count it like an intermediate result."""
+    top, left, bottom, right = windows.padding
+    padded: tuple[Any, ...] = (shape[0], shape[1] + top + bottom, shape[2] + left + right)
+    translation.charge(operation, padded)

@@ -1,0 +1,286 @@
+"""Files made to hurt: each is refused with its code, none reaches outside or takes memory."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from models.errors import ModelError
+from models.onnx.importer import SUPPORTED_OPERATORS, import_onnx, import_onnx_bytes
+from models.onnx.runtime import OnnxRuntimeModel
+from models.onnx.safety import OnnxLimits
+from tests.models.onnx.graphs import graph_of, normal
+
+node = helper.make_node
+
+
+def good() -> ModelProto:
+    constants = {"w": normal(0, 4, 3), "b": normal(1, 3)}
+    return graph_of([node("Gemm", ["x", "w", "b"], ["y"])], (4,), constants)
+
+
+def external(tensor: TensorProto, location: str) -> TensorProto:
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+    return tensor
+
+
+def sparse() -> Any:
+    values = numpy_helper.from_array(np.ones(1, np.float32), "sv")
+    return helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0])), [3])
+
+
+def in_initializer(model: ModelProto, location: str) -> None:
+    external(model.graph.initializer[0], location)
+
+
+def in_constant(model: ModelProto, location: str) -> None:
+    tensor = numpy_helper.from_array(np.ones(3, np.float32), "v")
+    model.graph.node.append(node("Constant", [], ["c"], value=external(tensor, location)))
+
+
+def in_sparse_initializer(model: ModelProto, location: str) -> None:
+    tensor = sparse()
+    external(tensor.values, location)
+    model.graph.sparse_initializer.append(tensor)
+
+
+def in_sparse_indices(model: ModelProto, location: str) -> None:
+    tensor = sparse()
+    external(tensor.indices, location)
+    model.graph.node.append(node("Constant", [], ["c"], sparse_value=tensor))
+
+
+def in_subgraph(model: ModelProto, location: str) -> None:
+    inner = graph_of([node("Relu", ["x"], ["z"])], (3,), {"q": normal(0, 2)}, output="z").graph
+    external(inner.initializer[0], location)
+    model.graph.node.append(node("If", ["y"], ["z"], then_branch=inner, else_branch=inner))
+
+
+def in_function(model: ModelProto, location: str) -> None:
+    tensor = external(numpy_helper.from_array(np.ones(3, np.float32), "v"), location)
+    model.functions.append(
+        helper.make_function("own", "F", ["a"], ["b"], [node("Constant", [], ["b"], value=tensor)],
+                             [helper.make_opsetid("", 13)])
+    )  # fmt: skip
+
+
+def in_training(model: ModelProto, location: str) -> None:
+    info = model.training_info.add()
+    info.algorithm.initializer.append(
+        external(numpy_helper.from_array(np.ones(3, np.float32), "v"), location)
+    )
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "/etc/passwd", "../../../etc/passwd"])
+@pytest.mark.parametrize(
+    "place",
+    [in_initializer, in_constant, in_sparse_initializer, in_sparse_indices, in_subgraph,
+     in_function, in_training],
+)  # fmt: skip
+def test_external_data_is_found_everywhere(place: Any, location: str) -> None:
+    model = good()
+    place(model, location)
+    for read in (import_onnx_bytes, lambda data: OnnxRuntimeModel(data, (4,))):
+        with pytest.raises(ModelError) as caught:
+            read(model.SerializeToString())
+        assert caught.value.code == "external_data"
+
+
+def test_external_data_without_its_flag() -> None:
+    model = good()
+    entry = model.graph.initializer[0].external_data.add()
+    entry.key, entry.value = "location", "w.bin"
+    assert code_of(model) == "external_data"
+
+
+def code_of(model: ModelProto | bytes) -> str:
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(data)
+    assert str(caught.value)
+    return caught.value.code
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_files_end_in_a_model_error(data: st.DataObject) -> None:
+    """Cut, flipped or foreign bytes: a ModelError or a network, nothing else."""
+    whole = good().SerializeToString()
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for _ in range(data.draw(st.integers(0, 3))):
+        if damaged:
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        import_onnx_bytes(bytes(damaged))
+    except ModelError as error:
+        assert error.code != "invalid_model"  # noqa: PT017 - some damage is harmless
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"PK\x03\x04", b"\x80\x02}q\x00.", b"<html>" * 50])
+def test_foreign_files(data: bytes) -> None:
+    assert code_of(data) == "invalid_onnx"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        node("Loop", ["n", "c"], ["z"],
+             body=graph_of([node("Relu", ["x"], ["q"])], (3,), output="q").graph),
+        node("Scan", ["x"], ["z"], num_scan_inputs=1,
+             body=graph_of([node("Relu", ["x"], ["q"])], (3,), output="q").graph),
+        node("NoSuchOperator", ["y"], ["z"]),
+        node("Gelu", ["y"], ["z"], domain="com.microsoft"),
+        node("Relu", ["y"], ["z"], domain="own.ops"),
+        node("SVMClassifier", ["y"], ["z", "q"], domain="ai.onnx.ml"),
+    ],
+)  # fmt: skip
+def test_operators_not_on_the_list(bad: Any) -> None:
+    model = good()
+    model.graph.node.append(bad)
+    assert code_of(model) == "unsupported_operator"
+
+
+def test_an_unsupported_operator_is_named_with_the_list() -> None:
+    model = good()
+    model.graph.node.append(node("Erf", ["y"], ["z"], name="block3/erf"))
+    with pytest.raises(ModelError, match=r"Erf.*block3/erf") as caught:
+        import_onnx_bytes(model.SerializeToString())
+    assert all(name in caught.value.hint for name in SUPPORTED_OPERATORS)
+
+
+def test_sizes_that_the_bytes_do_not_have() -> None:
+    model = good()
+    model.graph.initializer[0].dims[:] = [10**9, 10**9]
+    assert code_of(model) == "invalid_onnx"
+    model = good()
+    model.graph.initializer[0].dims[:] = [-1, 3]
+    assert code_of(model) == "invalid_onnx"
+    model = good()
+    model.graph.initializer[0].float_data.extend([1.0] * 12)
+    assert code_of(model) == "invalid_onnx"
+
+
+@pytest.mark.parametrize("shape", [(2**60,), (2**31, 2**31), (100_000, 100_000), (-5,)])
+def test_folding_bombs(shape: tuple[int, ...]) -> None:
+    constants = {"s": np.array(shape, np.int64)}
+    model = graph_of([node("ConstantOfShape", ["s"], ["c"]), node("Relu", ["x"], ["y"])], (4,),
+                     constants)  # fmt: skip
+    assert code_of(model) in {"model_too_large", "invalid_onnx"}
+
+
+def test_growth_in_small_steps() -> None:
+    """Each node doubles a constant, or takes the outer product of two."""
+    doubling = [node("Concat", ["c0", "c0"], ["c1"], axis=0)]
+    doubling += [node("Concat", [f"c{i}"] * 2, [f"c{i + 1}"], axis=0) for i in range(1, 60)]
+    constants = {"c0": normal(0, 8), "col": normal(0, 30_000, 1), "row": normal(0, 1, 30_000)}
+    relu = node("Relu", ["x"], ["y"])
+    assert code_of(graph_of([*doubling, relu], (4,), constants)) == "model_too_large"
+    outer = node("Add", ["col", "row"], ["c"])
+    assert code_of(graph_of([outer, relu], (4,), constants)) == "model_too_large"
+    expand = [node("Expand", ["col", "s"], ["c"]), relu]
+    constants["s"] = np.array([30_000, 2**40], np.int64)
+    assert code_of(graph_of(expand, (4,), constants)) in {"model_too_large", "invalid_onnx"}
+
+
+def test_one_weight_used_by_many_nodes_is_counted_each_time() -> None:
+    constants = {"w": normal(0, 300, 300)}
+    nodes = [node("MatMul", ["x", "w"], ["h0"])]
+    nodes += [node("MatMul", [f"h{i}", "w"], [f"h{i + 1}"]) for i in range(40)]
+    model = graph_of(nodes, (300,), constants, output="h40")
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(model.SerializeToString(), OnnxLimits(parameters=1_000_000))
+    assert caught.value.code == "model_too_large"
+
+
+def test_work_is_limited() -> None:
+    """A small file whose forward pass would take hours."""
+    constants = {"w": normal(0, 1000, 3, 9, 9)}
+    model = graph_of([node("Conv", ["x", "w"], ["y"], pads=[4] * 4)], (3, 200, 200), constants)
+    with pytest.raises(ModelError, match="work") as caught:
+        import_onnx_bytes(model.SerializeToString(), OnnxLimits(work=10**9))
+    assert caught.value.code == "model_too_large"
+
+
+def test_refusals_take_no_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for size in (2**60, 2**36):
+        test_folding_bombs((size,))
+    model = graph_of([node("Relu", ["x"], ["y"])], (2**40,))
+    assert code_of(model) == "model_too_large"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_limits_on_file_and_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(good().SerializeToString())
+    with pytest.raises(ModelError, match="bytes") as caught:
+        import_onnx(path, OnnxLimits(file_bytes=10))
+    assert caught.value.code == "model_too_large"
+    many = graph_of([node("Relu", ["x"], ["y"])] * 5001, (4,))
+    assert code_of(many) == "model_too_large"
+
+
+def test_opsets_types_inputs_and_outputs() -> None:
+    for opset in (1, 8, 22, 99):
+        model = good()
+        model.opset_import[0].version = opset
+        assert code_of(model) == "unsupported_opset"
+    model = good()
+    del model.opset_import[:]
+    assert code_of(model) == "unsupported_opset"
+    for dtype in (np.float64, np.float16, np.uint8):
+        model = good()
+        array = numpy_helper.from_array(normal(0, 4, 3).astype(dtype), "w")
+        model.graph.initializer[0].CopyFrom(array)
+        assert code_of(model) == "unsupported_dtype"
+    model = good()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    assert code_of(model) == "unsupported_dtype"
+    model = good()
+    model.graph.input.append(helper.make_tensor_value_info("x2", TensorProto.FLOAT, ["N", 4]))
+    assert code_of(model) == "invalid_network"
+    model = good()
+    model.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, None))
+    assert code_of(model) == "invalid_network"
+    assert code_of(graph_of([node("Relu", ["x"], ["y"])], (4,), batch=8)) == "shape_mismatch"
+    assert code_of(graph_of([node("Relu", ["x"], ["y"])], ("H",))) == "shape_mismatch"
+    assert code_of(graph_of([node("Relu", ["x"], ["y"])], ())) == "shape_mismatch"
+    assert code_of(graph_of([node("Relu", ["x"], ["y"])], (1,))) == "invalid_network"
+    assert code_of(graph_of([node("Relu", ["x"], ["y"])], (2, 3))) == "shape_mismatch"
+
+
+def test_what_old_and_foreign_exporters_add_is_harmless() -> None:
+    """Initializers listed as inputs, another domain imported but unused, the domain's long name."""
+    model = good()
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    model.graph.node[0].domain = "ai.onnx"
+    network = import_onnx_bytes(model.SerializeToString())
+    assert network.input_shape == (4,)
+    assert OnnxRuntimeModel(model.SerializeToString(), (4,))(normal(0, 2, 4)).shape == (2, 3)
+
+
+def test_names_defined_twice() -> None:
+    model = good()
+    model.graph.initializer.append(numpy_helper.from_array(normal(0, 3), "b"))
+    assert code_of(model) == "invalid_onnx"
+    twice = [node("Relu", ["x"], ["y"]), node("Identity", ["x"], ["y"])]
+    assert code_of(graph_of(twice, (4,))) == "invalid_onnx"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(value: float) -> None:
+    weight = normal(0, 4, 3)
+    weight[1, 2] = value
+    model = graph_of([node("Gemm", ["x", "w"], ["y"])], (4,), {"w": weight})
+    assert code_of(model) == "non_finite_weights"

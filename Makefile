@@ -60,8 +60,8 @@ chaos: install
 
 # What looks for wrong certificates at length: random graphs against ONNX Runtime.
 nightly: install
-	$(BIN)/python -m benchmarks.differential --graphs 5000 --mutants 5000
-	$(BIN)/python -m benchmarks.adversary --graphs 3000
+	$(BIN)/python -m benchmarks.verification.differential --graphs 5000 --mutants 5000
+	$(BIN)/python -m benchmarks.verification.adversary --graphs 3000
 
 format: install
 	$(BIN)/ruff format .

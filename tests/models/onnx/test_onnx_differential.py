@@ -1,10 +1,12 @@
-"""A slice of ``benchmarks/differential.py``: random graphs are refused, or are ONNX Runtime's."""
+"""A slice of ``benchmarks/verification/differential.py``: random graphs are refused, or are ONNX
+Runtime's.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from benchmarks.differential import chunk, operators_to_cover
+from benchmarks.verification.differential import chunk, operators_to_cover
 from tests.models.differential.comparison import compare
 
 SEED = 77_000_000

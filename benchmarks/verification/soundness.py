@@ -1,6 +1,7 @@
 """Try to break certificates on a large scale: PGD end points inside certified radii, none may win.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/soundness.py --points 1000000 --starts 500
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/soundness.py
+        --points 1000000 --starts 500
 
 Random networks of every layer kind, scaled and plain, and the trained example are certified by
 every bound in turn; every certified sample is attacked at 0.999 of its radius from many starts (20
@@ -28,7 +29,7 @@ from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 
 

@@ -1,9 +1,10 @@
 """Random ONNX graphs, imported and compared with ONNX Runtime: are they ever another network?
 
-``python -m benchmarks.differential --graphs 5000 --seed 1``. Every graph is refused with a code or
-agrees on random inputs of three scales, in batches of 1, 2, 3 and 7; the same graphs damaged at
-random (``--mutants``) are refused, or agree, and never end the process. Exit status 1 otherwise,
-or where the graphs are too weak a test: less than 60 % of them accepted, or an operator in too few.
+``python -m benchmarks.verification.differential --graphs 5000 --seed 1``. Every graph is refused
+with a code or agrees on random inputs of three scales, in batches of 1, 2, 3 and 7; the same graphs
+damaged at random (``--mutants``) are refused, or agree, and never end the process. Exit status 1
+otherwise, or where the graphs are too weak a test: less than 60 % of them accepted, or an operator
+in too few.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from models.onnx.constants import CONSTANT_OPERATORS
 from models.onnx.importer import SUPPORTED_OPERATORS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 500
 ACCEPTED_SHARE = 0.6
 #: One accepted graph in so many holds any given operator.

@@ -1,6 +1,6 @@
 """How many decisions and radii depend on batch, shard, threads or device: counted, none should.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/invariance.py [--decisions 100000]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/invariance.py [--decisions 100000]
 
 Random networks of every layer kind and the trained example, every bound in turn, l2 and linf; all
 samples at once on one thread against shards of 1, 7 and 64 samples, against two threads, against
@@ -30,7 +30,7 @@ from tests.workers.verification.networks import random_network
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.results import CertificationRequest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 100
 #: Bounds of so many forward passes and more meet random networks alone.
 HOURS = 5000

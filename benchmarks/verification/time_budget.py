@@ -1,6 +1,7 @@
 """By how much a time budget is overrun, and how soon a cancelled bound ends, per method.
 
-    OMP_NUM_THREADS=1 nice .venv/bin/python benchmarks/time_budget.py [--budgets 1 5 20]
+    OMP_NUM_THREADS=1 nice .venv/bin/python benchmarks/verification/time_budget.py
+        [--budgets 1 5 20]
         [--methods crown alpha-crown ...] [--networks cnn7 wide-linear] [--case FOLDER]
 
 Networks: a CNN7 of some 65 MB and a wide fully connected one, both with random weights, and with

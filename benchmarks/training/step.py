@@ -1,6 +1,6 @@
 """Cost of one training step per method, as a ratio to the same network's plain step.
 
-    python -m benchmarks.training_step --architecture cifar-6c2f --batch 128
+    python -m benchmarks.training.step --architecture cifar-6c2f --batch 128
 
 Both are timed in turn, in the same run; the median of the rounds counts. Peak memory is the
 process's own growth while a method's steps run, in a child process per method. ``--precision`` and
@@ -126,7 +126,7 @@ def main() -> None:
         return
     print(f"{options.architecture}, batch {options.batch}, {options.threads} thread(s)")
     for method, activation in ROWS:
-        command = [sys.executable, "-m", "benchmarks.training_step", "--method", method]
+        command = [sys.executable, "-m", "benchmarks.training.step", "--method", method]
         command += ["--activation", activation, "--architecture", options.architecture]
         command += ["--batch", str(options.batch), "--rounds", str(options.rounds)]
         command += ["--threads", str(options.threads), "--precision", options.precision]

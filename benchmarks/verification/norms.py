@@ -1,6 +1,6 @@
 """Proved operator norms of convolutions: seconds, and how far above a lower estimate they are.
 
-    python -m benchmarks.norms
+    python -m benchmarks.verification.norms
 
 Random weights from a normal distribution, one thread. ``over`` is the bound over what 300 power
 iterations reach, less 1: at least the bound's own looseness.

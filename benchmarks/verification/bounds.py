@@ -1,6 +1,7 @@
 """Cost of each bound in plain float32 forward passes of the same network, in the same run.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification.py [--models FOLDER] [--data FOLDER]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/bounds.py
+        [--models FOLDER] [--data FOLDER]
 
 One CPU thread. The forward pass is timed at the same batch; every figure is the least of several
 repeats. The trained example and a random CIFAR 6C2F are always there; with --models (ONNX files of
@@ -23,7 +24,7 @@ from models.onnx.importer import import_onnx
 from workers.verification.cascade.bound_table import BOUNDS, Verifier
 from workers.verification.graph.compiled_network import Program
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BATCH = 128
 
 

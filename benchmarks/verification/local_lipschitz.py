@@ -1,6 +1,6 @@
 """Cost of Local-Lip in plain float32 forward passes, and how many samples each norm decided.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/local_lipschitz.py [--batch 128]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/local_lipschitz.py [--batch 128]
 
 One CPU thread, same batch, same run. Epsilons are chosen per sample, at shares of the largest one
 that BCP proves for it: at 1.02 and 1.1 all samples are open after BCP, so that every stage has work
@@ -30,7 +30,7 @@ from workers.verification.cascade.radius import search_radius
 from workers.verification.graph.compiled_network import Program
 from workers.verification.norms.lanczos import Chance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def least(run: Callable[[], object], repeats: int) -> float:

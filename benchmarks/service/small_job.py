@@ -5,7 +5,7 @@ samples over and over, each time after the last report has come, and prints the 
 most seconds, the share of each step by the job's own progress events, and how much processor time
 the service's processes used per job. Two first jobs, whose figures are printed apart, come before.
 
-    python benchmarks/small_job.py [--jobs 10] [--pause 1.0]
+    python benchmarks/service/small_job.py [--jobs 10] [--pause 1.0]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Adversary first: find the nearest wrong input, then ask every bound to prove that distance.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/adversary.py [--graphs N] [--seed S]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/adversary.py [--graphs N] [--seed S]
 
 Tiny networks of every layer kind, weights from 1e-45 to 1e38, denormal boxes, cancelling pairs
 (``tests/workers/verification/adversary.py``). Every bound of the table is asked in float32, in

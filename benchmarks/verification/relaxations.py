@@ -1,6 +1,7 @@
 """What linear relaxations verify on published networks, and what an image costs.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/relaxations.py [--shared FOLDER] [--images 100]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/relaxations.py
+        [--shared FOLDER] [--images 100]
 
 One thread. Every bound runs on all correctly classified images of the first 10 per class; its cost
 is its CPU time per image over that of a plain forward pass of the same network (batch of all
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.published import SETTINGS, Setting, load_images, load_network
+from benchmarks.verification.published import SETTINGS, Setting, load_images, load_network
 from models.network import Network
 from workers.verification.cascade.bound_table import BOUNDS, Verifier
 from workers.verification.cascade.run import certify_samples

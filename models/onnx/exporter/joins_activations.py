@@ -1,4 +1,4 @@
-"""How the layers of ``models.layers.activations`` and ``models.layers.joins`` are written as ONNX."""
+"""How layers of ``layers.activations`` and ``layers.joins`` are written as ONNX."""
 
 from __future__ import annotations
 

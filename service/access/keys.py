@@ -27,7 +27,7 @@ __all__ = ["NOBODY", "Caller", "KeyRing"]
 _ID = re.compile(r"[a-z2-7]{10}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@ -]{0,99}")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
-_LEAST_SECRET = 16
+_MIN_SECRET = 16
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ def _given_key(text: str) -> tuple[Caller, bytes]:
     name, mark, secret = text.partition("=")
     if not mark:
         name, secret = "", text
-    if len(secret) < _LEAST_SECRET:
+    if len(secret) < _MIN_SECRET:
         raise InvalidInput(
-            f"a key in CERTSERVE_KEYS has fewer than {_LEAST_SECRET} characters", code="weak_key"
+            f"a key in CERTSERVE_KEYS has fewer than {_MIN_SECRET} characters", code="weak_key"
         )
     digest = hashlib.sha256(secret.encode()).digest()
     return Caller(name or f"given-{digest.hex()[:8]}", admin=name == "admin"), digest

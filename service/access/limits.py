@@ -22,7 +22,7 @@ from service.contract.schemas.problems import TooManyRequests
 from service.contract.settings import Settings
 from service.contract.times import now
 
-__all__ = ["Limits", "UploadMeter"]
+__all__ = ["KeyLimits", "UploadMeter"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class UploadMeter:
         self._granted += granted
 
 
-class Limits:
+class KeyLimits:
     """One per process; ``quotas`` may be asked from any thread."""
 
     def __init__(self, quotas: Quotas, settings: Settings) -> None:

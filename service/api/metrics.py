@@ -14,7 +14,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from service.access.limits import Limits
+from service.access.limits import KeyLimits
 from service.contract.ledger.ledger import Ledger
 
 __all__ = ["Metrics"]
@@ -29,7 +29,7 @@ _WORKER_FACTS = {
 class Metrics:
     """One per process: counts its requests, and looks at Redis when it is asked."""
 
-    def __init__(self, ledger: Ledger, limits: Limits) -> None:
+    def __init__(self, ledger: Ledger, limits: KeyLimits) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Ledger(ledger, limits))
         self._requests = Counter(
@@ -52,7 +52,7 @@ class Metrics:
 
 
 class _Ledger(Collector):
-    def __init__(self, ledger: Ledger, limits: Limits) -> None:
+    def __init__(self, ledger: Ledger, limits: KeyLimits) -> None:
         self._ledger = ledger
         self._limits = limits
 
@@ -103,7 +103,7 @@ class _Ledger(Collector):
         )
 
     def _workers(self) -> Iterator[Metric]:
-        workers = self._ledger.roster.living()
+        workers = self._ledger.worker_registry.living()
         yield GaugeMetricFamily("certserve_workers", "Workers that live", value=len(workers))
         for fact, (name, description) in _WORKER_FACTS.items():
             gauge = GaugeMetricFamily(name, description, labels=["worker", "host", "device"])

@@ -14,10 +14,10 @@ from service.contract.schemas.submissions import TERMINAL, JobRecord
 from service.jobs.control import record
 from service.jobs.submit import Accepted
 
-__all__ = ["Manner", "answer"]
+__all__ = ["SubmissionOptions", "answer"]
 
 
-class Manner(NamedTuple):
+class SubmissionOptions(NamedTuple):
     """Who submits, and what the headers and the query say about how."""
 
     caller: Caller

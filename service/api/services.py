@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.access.keys import KeyRing
-from service.access.limits import Limits
+from service.access.limits import KeyLimits
 from service.access.quotas import Quotas
 from service.api.metrics import Metrics
 from service.contract.ledger.connection import connect
@@ -20,8 +20,8 @@ from service.contract.storage.store import Store
 from service.jobs.control import Jobs
 from service.jobs.event_hub import EventHub
 from service.jobs.idempotency import Repeats
-from service.jobs.intake import Entrance
-from service.jobs.notifier import Bell
+from service.jobs.intake import Intake
+from service.jobs.notifier import Notifier
 from service.jobs.reconciler import Reconciler
 from service.jobs.retention import Retention
 from service.jobs.submit import Submissions
@@ -40,14 +40,14 @@ class Services:
     #: The same, for who must know soon whether Redis answers.
     probe: Ledger
     journal: Journal
-    entrance: Entrance
-    bell: Bell
+    intake: Intake
+    notifier: Notifier
     jobs: Jobs
     reconciler: Reconciler
     webhooks: Webhooks
     events: EventHub
     keys: KeyRing
-    limits: Limits
+    limits: KeyLimits
     submissions: Submissions
     metrics: Metrics
 
@@ -64,21 +64,21 @@ class Services:
         ledger = Ledger(redis, settings)
         probe = Ledger(connect(settings, retries=0, timeout_s=2.0), settings)
         journal = Journal(store.folder("journal"))
-        bell = Bell(connect(settings, text=False), settings)
-        entrance = Entrance(journal, ledger, bell)
-        limits = Limits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
-        jobs = Jobs(store, ledger, journal, bell, limits)
+        notifier = Notifier(connect(settings, text=False), settings)
+        intake = Intake(journal, ledger, notifier)
+        limits = KeyLimits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
+        jobs = Jobs(store, ledger, journal, notifier, limits)
         retention = Retention(settings, store, ledger, journal)
         webhooks = Webhooks(settings, store)
         webhooks.start()
         repeats = Repeats(redis)
-        reconciler = Reconciler(settings, store, ledger, bell, repeats, retention, webhooks)
+        reconciler = Reconciler(settings, store, ledger, notifier, repeats, retention, webhooks)
         reconciler.start()
         events = EventHub(
             EventLog(redis),
             store,
             quiet_s=settings.keep_alive_s,
-            most_viewers=settings.max_event_streams,
+            max_viewers=settings.max_event_streams,
         )
         keys = KeyRing(
             settings.data_dir / "keys", [key.get_secret_value() for key in settings.keys]
@@ -86,7 +86,7 @@ class Services:
         submissions = Submissions(
             store=store,
             journal=journal,
-            entrance=entrance,
+            intake=intake,
             jobs=jobs,
             repeats=repeats,
             limits=limits,
@@ -99,8 +99,8 @@ class Services:
             ledger=ledger,
             probe=probe,
             journal=journal,
-            entrance=entrance,
-            bell=bell,
+            intake=intake,
+            notifier=notifier,
             jobs=jobs,
             reconciler=reconciler,
             webhooks=webhooks,
@@ -116,8 +116,8 @@ class Services:
         self.reconciler.close()
         self.webhooks.close()
         self.journal.close()
-        self.entrance.close()
-        self.bell.close()
+        self.intake.close()
+        self.notifier.close()
 
 
 def _services(request: Request) -> Services:

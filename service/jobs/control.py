@@ -9,7 +9,7 @@ from anyio import to_thread
 from redis.exceptions import RedisError
 
 from service.access.keys import Caller
-from service.access.limits import Limits
+from service.access.limits import KeyLimits
 from service.contract.ids import is_job_id
 from service.contract.ledger.ledger import JobState, Ledger
 from service.contract.outcomes import cancel, erase, outcome_state, reopen
@@ -27,7 +27,7 @@ from service.contract.schemas.submissions import (
 from service.contract.storage.journal import Journal
 from service.contract.storage.store import Store
 from service.contract.times import now
-from service.jobs.notifier import Bell
+from service.jobs.notifier import Notifier
 
 __all__ = ["Jobs", "check_fit", "new_state", "record"]
 
@@ -65,12 +65,12 @@ class Jobs:
     """All that endpoints do with jobs; one per process."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, journal: Journal, bell: Bell, limits: Limits
+        self, store: Store, ledger: Ledger, journal: Journal, notifier: Notifier, limits: KeyLimits
     ) -> None:
         self._store = store
         self._ledger = ledger
         self._journal = journal
-        self._bell = bell
+        self._notifier = notifier
         self._limits = limits
 
     def visible(self, job_id: str, caller: Caller) -> JobState:
@@ -135,7 +135,7 @@ class Jobs:
         except RedisError as error:
             _log.warning("attempt %d of job %s waits for Redis: %s", attempt, job_id, error)
         else:
-            self._bell.ring(job_id)
+            self._notifier.notify(job_id)
         _log.info("job %s: attempt %d", job_id, attempt)
         return new_state(submission)
 

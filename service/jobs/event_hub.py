@@ -45,11 +45,11 @@ class _Watch:
 class EventHub:
     """One per process, used from its event loop only."""
 
-    def __init__(self, log: EventLog, store: Store, *, quiet_s: float, most_viewers: int) -> None:
+    def __init__(self, log: EventLog, store: Store, *, quiet_s: float, max_viewers: int) -> None:
         self._log = log
         self._store = store
         self._quiet_s = quiet_s
-        self._most_viewers = most_viewers
+        self._max_viewers = max_viewers
         self._watches: dict[str, _Watch] = {}
         self._reader: asyncio.Task[None] | None = None
         self.viewers = 0
@@ -60,7 +60,7 @@ class EventHub:
         None stands for a quiet while (send a keep-alive). The answer is None where the job has
         ended and there is nothing more to say. Raises RedisError, TooManyRequests.
         """
-        if self.viewers >= self._most_viewers:
+        if self.viewers >= self._max_viewers:
             raise TooManyRequests("too many streams of events are open", retry_after_s=5)
         if state.status in TERMINAL:
             missed = await to_thread.run_sync(self._log.after, state.submission.id, after)

@@ -18,9 +18,9 @@ from redis.exceptions import RedisError
 from service.contract.ledger.ledger import Ledger
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.storage.journal import Journal
-from service.jobs.notifier import Bell
+from service.jobs.notifier import Notifier
 
-__all__ = ["Entrance"]
+__all__ = ["Intake"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ _AT_ONCE = 500
 _Waiting = tuple[JobSubmission, "asyncio.Future[None]"]
 
 
-class Entrance:
+class Intake:
     """One per process; all callers share one event loop."""
 
-    def __init__(self, journal: Journal, ledger: Ledger, bell: Bell) -> None:
+    def __init__(self, journal: Journal, ledger: Ledger, notifier: Notifier) -> None:
         self._journal = journal
         self._ledger = ledger
-        self._bell = bell
+        self._notifier = notifier
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="entrance", daemon=True)
         self._thread.start()
@@ -86,7 +86,7 @@ class Entrance:
             _log.exception("%d jobs could not be entered", len(batch))
         else:
             for submission in submissions:
-                self._bell.ring(submission.id)
+                self._notifier.notify(submission.id)
         done = [future for _, future in batch]
         with suppress(RuntimeError):  # the loop has ended: nobody waits any more
             done[0].get_loop().call_soon_threadsafe(_succeed, done)

@@ -20,12 +20,12 @@ from rq import Queue
 
 from service.contract.settings import Settings
 
-__all__ = ["TICKET", "Bell"]
+__all__ = ["WAKE_UP", "Notifier"]
 
 _log = logging.getLogger(__name__)
 
 #: The one function a worker runs, by name: the API never imports it.
-TICKET = "workers.jobs.ticket.run"
+WAKE_UP = "workers.jobs.ticket.run"
 
 _JOB_ID_LENGTH = 26
 #: A ticket ends by itself after ticket_budget_s, but not in the middle of an item, and one item
@@ -39,7 +39,7 @@ _PLENTY = 64
 _PAUSE_S = 0.02
 
 
-class Bell:
+class Notifier:
     """Rings from a thread of its own, many tickets in one round trip.
 
     ``redis`` must not decode responses and must be nobody else's: RQ changes its pool.
@@ -50,10 +50,10 @@ class Bell:
         self._queue = Queue(settings.queue_name, connection=redis, serializer="json")
         self._timeout = int(settings.ticket_budget_s) + _GRACE_S
         self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="bell", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
         self._thread.start()
 
-    def ring(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """Ask for a worker, unless many are asked for already; returns at once."""
         self._wanted.put(job_id)
 
@@ -89,7 +89,7 @@ class Bell:
         room = max(0, _PLENTY - int(self._redis.llen(self._queue.key)))
         tickets = [
             Queue.prepare_data(
-                TICKET,
+                WAKE_UP,
                 args=[job_id],
                 timeout=self._timeout,
                 result_ttl=0,

@@ -21,7 +21,7 @@ from service.contract.settings import Settings
 from service.contract.storage.journal import JournalReader
 from service.contract.storage.store import Store
 from service.jobs.idempotency import Repeats
-from service.jobs.notifier import Bell
+from service.jobs.notifier import Notifier
 from service.jobs.retention import Retention
 from service.webhooks.dispatcher import Webhooks
 
@@ -43,7 +43,7 @@ class Reconciler:
         settings: Settings,
         store: Store,
         ledger: Ledger,
-        bell: Bell,
+        notifier: Notifier,
         repeats: Repeats,
         retention: Retention | None = None,
         webhooks: Webhooks | None = None,
@@ -51,7 +51,7 @@ class Reconciler:
         self._settings = settings
         self._store = store
         self._ledger = ledger
-        self._bell = bell
+        self._notifier = notifier
         self._journal = JournalReader(store.folder("journal"))
         self._retention = retention
         self._webhooks = webhooks or Webhooks(settings, store)
@@ -140,7 +140,7 @@ class Reconciler:
             return
         if entered:
             _log.info("job %s was accepted but not entered; entered now", submission.id)
-            self._bell.ring(submission.id)
+            self._notifier.notify(submission.id)
 
     def _entered(self, submission: JobSubmission) -> bool:
         if submission.attempt > 1:
@@ -151,12 +151,14 @@ class Reconciler:
 
     def _line_up(self) -> None:
         """Open jobs that an earlier release entered have no place in the line: give them one."""
-        for job_id in self._ledger.line.missing(self._ledger.index.active()):
-            self._ledger.line.stand(job_id, time.time())
+        for job_id in self._ledger.scheduler.missing(self._ledger.index.active()):
+            self._ledger.scheduler.stand(job_id, time.time())
 
     def _attend_active(self) -> None:
         # Any ticket serves any job: one for every worker is enough.
-        wanted = max(1, len(self._ledger.roster.living())) - self._bell.waiting().total()
+        wanted = (
+            max(1, len(self._ledger.worker_registry.living())) - self._notifier.waiting().total()
+        )
         queued, running = self._ledger.index.open_jobs()
         # While there are, queued jobs need nothing, however many they be.
         active = sorted(running | queued if wanted > 0 else running)
@@ -170,7 +172,7 @@ class Reconciler:
                     _log.warning("job %s cannot be attended to: %s", job_id, problem)
                     continue
                 for _ in range(min(free, wanted)):
-                    self._bell.ring(job_id)
+                    self._notifier.notify(job_id)
                 wanted -= min(free, max(0, wanted))
 
     def _attend(self, job_id: str, seen: Survey) -> int:

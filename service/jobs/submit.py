@@ -13,7 +13,7 @@ from anyio import to_thread
 from redis.exceptions import RedisError
 
 from service.access.keys import Caller
-from service.access.limits import Limits
+from service.access.limits import KeyLimits
 from service.contract.ids import new_job_id
 from service.contract.ledger.leases import JobState
 from service.contract.outcomes import outcome_state
@@ -26,9 +26,9 @@ from service.contract.times import now, rfc3339
 from service.contract.version import engine_version
 from service.jobs.control import Jobs, new_state
 from service.jobs.idempotency import Repeats, fingerprint, key_of, result_key
-from service.jobs.intake import Entrance
+from service.jobs.intake import Intake
 
-__all__ = ["Accepted", "Order", "Prepared", "Submissions"]
+__all__ = ["Accepted", "PreparedSubmission", "SubmissionRequest", "Submissions"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Order:
+class SubmissionRequest:
     """What is asked for, and how: ``force`` computes it although an equal result is there."""
 
     kind: Literal["certify", "train"]
@@ -53,7 +53,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSubmission:
     """An order, looked at: what would be journalled, and an equal result that is there already."""
 
     caller: Caller
@@ -77,32 +77,32 @@ class Submissions:
         *,
         store: Store,
         journal: Journal,
-        entrance: Entrance,
+        intake: Intake,
         jobs: Jobs,
         repeats: Repeats,
-        limits: Limits,
+        limits: KeyLimits,
         reuse: bool,
         caught_up: Callable[[], bool],
     ) -> None:
         self._store = store
         self._journal = journal
-        self._entrance = entrance
+        self._intake = intake
         self._jobs = jobs
         self._repeats = repeats
         self._limits = limits
         self._reuse = reuse
         self._caught_up = caught_up
 
-    def prepare(self, order: Order) -> Prepared:
+    def prepare(self, submission_request: SubmissionRequest) -> PreparedSubmission:
         """Everything that needs a thread and may come before the journal, in one.
 
         Raises InvalidInput (an idempotency key that is none).
         """
-        submission = self._submission(order)
-        earlier = None if order.force else self._earlier(submission)
-        return Prepared(order.caller, submission, earlier)
+        submission = self._submission(submission_request)
+        earlier = None if submission_request.force else self._earlier(submission)
+        return PreparedSubmission(submission_request.caller, submission, earlier)
 
-    async def submit(self, prepared: Prepared) -> Accepted:
+    async def submit(self, prepared: PreparedSubmission) -> Accepted:
         """Accept an order: on disk before this returns, or known from before.
 
         Raises StorageFull, Unavailable, Conflict (the key was used for something else),
@@ -122,7 +122,7 @@ class Submissions:
                     await to_thread.run_sync(self._repeats.bind, binding)
                 return Accepted(earlier, "reused")
             async with self._limits.entering_job(prepared.caller, submission.id):
-                await self._entrance.accept(submission)
+                await self._intake.accept(submission)
         except Exception:
             # Not where the request is cancelled: its job may be in the journal all the same.
             if key is not None:
@@ -130,30 +130,37 @@ class Submissions:
             raise
         return Accepted(new_state(submission), "new")
 
-    def _submission(self, order: Order) -> JobSubmission:
-        spec = {} if order.spec is None else order.spec.normal()
-        training = None if order.training is None else order.training.normal()
-        content = fingerprint(
-            order.kind, spec, order.model, order.dataset, training, order.training_dataset
+    def _submission(self, submission_request: SubmissionRequest) -> JobSubmission:
+        spec = {} if submission_request.spec is None else submission_request.spec.normal()
+        training = (
+            None if submission_request.training is None else submission_request.training.normal()
         )
-        owner = order.caller.name
+        content = fingerprint(
+            submission_request.kind,
+            spec,
+            submission_request.model,
+            submission_request.dataset,
+            training,
+            submission_request.training_dataset,
+        )
+        owner = submission_request.caller.name
         # What a clock decides is not the same twice.
         repeatable = self._reuse and spec.get("time_budget_s") is None
-        datasets = (order.dataset, order.training_dataset)
+        datasets = (submission_request.dataset, submission_request.training_dataset)
         return JobSubmission(
             id=new_job_id(),
-            kind=order.kind,
+            kind=submission_request.kind,
             spec=spec,
-            model=order.model,
-            dataset=order.dataset,
+            model=submission_request.model,
+            dataset=submission_request.dataset,
             training=training,
-            training_dataset=order.training_dataset,
+            training_dataset=submission_request.training_dataset,
             created_at=rfc3339(now()),
             principal=owner,
             fingerprint=content,
-            idempotency_key=_checked_key(owner, order.idempotency_key),
+            idempotency_key=_checked_key(owner, submission_request.idempotency_key),
             result_key=result_key(owner, content, datasets, engine_version()) if repeatable else "",
-            webhook=order.webhook,
+            webhook=submission_request.webhook,
         )
 
     async def _replayed(self, key: str, submission: JobSubmission) -> JobState | None:

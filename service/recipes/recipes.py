@@ -232,7 +232,7 @@ _ROWS = (
 )
 
 #: Largest epsilon at any time of a run: beyond, float32 has no numbers for what a ball reaches.
-MOST_EPSILON = 1e30
+MAX_EPSILON = 1e30
 
 #: All recipes. Of several for one method and data set the one counts whose activation is asked for,
 #: then the one of the epsilon asked for, then the first.
@@ -325,12 +325,12 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
         settings["validation_samples"] = 0
     hyperparameters = Hyperparameters.model_validate(settings)
     largest = max(value for _, value in hyperparameters.epsilon_schedule.points)
-    if not float(spec.epsilon) * largest <= MOST_EPSILON:
+    if not float(spec.epsilon) * largest <= MAX_EPSILON:
         raise InvalidInput(
             f"an epsilon of {float(spec.epsilon):g} times {largest:g}, as the schedule says, is "
             "more than any network can be trained for",
             code="invalid_epsilon",
-            hint=f"at most {MOST_EPSILON:g} in all",
+            hint=f"at most {MAX_EPSILON:g} in all",
             field="epsilon",
         )
     if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:

@@ -48,7 +48,7 @@ REDIS_LOAD_S = 120.0
 #: How long the children may take to stop, by kind, before they are killed.
 PATIENCE_S = {"api": 5.0, "worker": 15.0, "redis": 10.0}
 #: Pause before a restart: doubled from the first to the second value; forgotten after the third.
-RESTART_FIRST_S, RESTART_MOST_S, RESTART_FORGET_S = 0.2, 10.0, 30.0
+RESTART_FIRST_S, RESTART_MAX_S, RESTART_FORGET_S = 0.2, 10.0, 30.0
 
 
 @dataclass
@@ -209,7 +209,7 @@ class Supervisor:
                     continue
                 if now - child.started_at > RESTART_FORGET_S:
                     child.deaths = 0
-                pause = min(RESTART_MOST_S, RESTART_FIRST_S * 2**child.deaths)
+                pause = min(RESTART_MAX_S, RESTART_FIRST_S * 2**child.deaths)
                 child.deaths += 1
                 child.process, child.restart_at = None, now + pause
                 logger.warning("%s ended (status %s), restart in %.1f s", child.name, status, pause)
@@ -218,7 +218,7 @@ class Supervisor:
                     self._launch(child)
                 except (OSError, RedisServerError) as error:
                     child.deaths += 1
-                    child.restart_at = time.monotonic() + RESTART_MOST_S
+                    child.restart_at = time.monotonic() + RESTART_MAX_S
                     logger.error("%s does not start: %s", child.name, error)
 
     def _shut_down(self) -> None:

@@ -21,7 +21,7 @@ def ring_for_help(ledger: Ledger, job_id: str, items: int) -> None:
     Raises RedisError. Too many tickets cost a glance each.
     """
     own = get_current_job()
-    hands = min(items, len(ledger.roster.living())) - 1
+    hands = min(items, len(ledger.worker_registry.living())) - 1
     if own is None or hands < 1:
         return
     queue = Queue(own.origin, connection=own.connection, serializer="json")

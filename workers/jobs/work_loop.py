@@ -104,7 +104,7 @@ class Ticket:
                     return
 
     def _next(self) -> Next:
-        return self.ledger.line.next_job(passed_over=self._passed_over)
+        return self.ledger.scheduler.next_job(passed_over=self._passed_over)
 
     def _turn(self, keeper: Keeper) -> None:
         """One item of the job in hand; a job whose end cannot be written holds up no other."""
@@ -270,7 +270,7 @@ class Ticket:
             return False
         self._asked_at = time.monotonic()
         try:
-            return self.ledger.line.somebody_waits(self.job_id)
+            return self.ledger.scheduler.somebody_waits(self.job_id)
         except redis.RedisError as error:
             logger.info("job %s: nobody knows who waits: %s", self.job_id, error)
             return False

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue
 
 from service.api.auth import Principal
 from service.api.bodies import dataset_fields, json_body, metered, model_fields
-from service.api.responses import Manner, answer
+from service.api.responses import SubmissionOptions, answer
 from service.api.services import Services, UsesServices
 from service.api.uploads.registration import keep_dataset, keep_model, known_dataset, known_model
 from service.contract.schemas.parsing import parse_json, parse_model
@@ -24,7 +24,7 @@ from service.contract.schemas.submissions import (
 )
 from service.contract.schemas.webhook_address import WebhookUrl
 from service.jobs.control import check_fit
-from service.jobs.submit import Order, Prepared
+from service.jobs.submit import PreparedSubmission, SubmissionRequest
 from service.uploads.receive import Form, receive_form
 from service.webhooks.targets import accepted_webhook
 
@@ -112,12 +112,12 @@ async def certify(
     Where an equal job (model, data, spec, version) of the caller has succeeded, that job is the
     answer, unless `force` (query, form field or JSON member).
     """
-    manner = Manner(principal, idempotency_key, force)
+    options = SubmissionOptions(principal, idempotency_key, force)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        prepared = await _from_form(request, services, manner)
+        prepared = await _from_form(request, services, options)
     elif media_type == "application/json":
-        prepared = await _from_json(request, services, manner)
+        prepared = await _from_json(request, services, options)
     else:
         raise Unsupported(
             f"a submission is multipart/form-data or application/json, not {media_type[:100]!r}",
@@ -127,70 +127,76 @@ async def certify(
     return await answer(request, response, services, principal, accepted)
 
 
-async def _from_json(request: Request, services: Services, manner: Manner) -> Prepared:
+async def _from_json(
+    request: Request, services: Services, options: SubmissionOptions
+) -> PreparedSubmission:
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     body = parse_model(_JsonSubmission, value, field="body", code="invalid_request")
     spec = parse_model(Spec, body.spec, field="spec", code="invalid_spec")
     webhook = accepted_webhook(services.settings, body.webhook)
-    manner = manner._replace(force=manner.force or body.force, webhook=webhook)
+    options = options._replace(force=options.force or body.force, webhook=webhook)
     wanted = _only_one(body.dataset, body.dataset_id, "dataset", "dataset_id")
     field = "dataset" if body.dataset else "dataset_id"
 
-    def look() -> Prepared:
-        model = known_model(services, body.model_id, manner.caller)
-        dataset = known_dataset(services, wanted, manner.caller, field=field)
-        return _prepared(services, manner, spec, model, dataset)
+    def look() -> PreparedSubmission:
+        model = known_model(services, body.model_id, options.caller)
+        dataset = known_dataset(services, wanted, options.caller, field=field)
+        return _prepared(services, options, spec, model, dataset)
 
     return await to_thread.run_sync(look)
 
 
 def _prepared(
     services: Services,
-    manner: Manner,
+    options: SubmissionOptions,
     spec: Spec,
     model: ModelSource,
     dataset: DatasetSource,
-) -> Prepared:
+) -> PreparedSubmission:
     check_fit(spec, model, dataset)
-    order = Order(
+    submission_request = SubmissionRequest(
         kind="certify",
         spec=spec,
         model=model,
         dataset=dataset,
-        caller=manner.caller,
-        idempotency_key=manner.idempotency_key,
-        force=manner.force,
-        webhook=manner.webhook,
+        caller=options.caller,
+        idempotency_key=options.idempotency_key,
+        force=options.force,
+        webhook=options.webhook,
     )
-    return services.submissions.prepare(order)
+    return services.submissions.prepare(submission_request)
 
 
-async def _from_form(request: Request, services: Services, manner: Manner) -> Prepared:
+async def _from_form(
+    request: Request, services: Services, options: SubmissionOptions
+) -> PreparedSubmission:
     settings = services.settings
     files = model_fields(settings) | dataset_fields(settings)
     texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
     texts |= {"force": 5, "webhook": 4000}
     async with (
-        metered(request, services, manner.caller) as meter,
+        metered(request, services, options.caller) as meter,
         receive_form(request, services.store, files=files, texts=texts, meter=meter) as form,
     ):
         if "spec" not in form.texts:
             raise InvalidInput("the field spec is missing", code="missing_field", field="spec")
         value = parse_json(form.texts["spec"], field="spec")
         spec = parse_model(Spec, value, field="spec", code="invalid_spec")
-        return await to_thread.run_sync(lambda: _sources(form, spec, services, manner))
+        return await to_thread.run_sync(lambda: _sources(form, spec, services, options))
 
 
-def _sources(form: Form, spec: Spec, services: Services, manner: Manner) -> Prepared:
+def _sources(
+    form: Form, spec: Spec, services: Services, options: SubmissionOptions
+) -> PreparedSubmission:
     """Everything is looked at before anything is kept."""
-    caller = manner.caller
+    caller = options.caller
     force = form.texts.get("force", "false")
     if force not in ("true", "false"):
         raise InvalidInput("force is true or false", code="invalid_request", field="force")
     asked = {"webhook": form.texts.get("webhook") or None}
     url = parse_model(_Webhook, asked, field="body", code="invalid_request").webhook
     webhook = accepted_webhook(services.settings, url)
-    manner = manner._replace(force=manner.force or force == "true", webhook=webhook)
+    options = options._replace(force=options.force or force == "true", webhook=webhook)
     model_file = form.files.get("model")
     model_id = form.texts.get("model_id")
     if (model_file is None) == (model_id is None):
@@ -211,7 +217,7 @@ def _sources(form: Form, spec: Spec, services: Services, manner: Manner) -> Prep
     else:
         assert model_file is not None
         model, _ = keep_model(services, model_file, name=None, owner=caller.name, own=False)
-    return _prepared(services, manner, spec, model, dataset)
+    return _prepared(services, options, spec, model, dataset)
 
 
 def _only_one(first: str | None, second: str | None, *names: str) -> str:

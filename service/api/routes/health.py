@@ -57,7 +57,7 @@ def _checks(services: Services) -> dict[str, dict[str, Any]]:
     try:
         services.probe.memory.ping()
         complete = services.probe.memory.complete()
-        workers = services.probe.roster.living()
+        workers = services.probe.worker_registry.living()
     except RedisError as error:
         checks["redis"] = _check(False, f"no answer ({type(error).__name__})")
         checks["workers"] = _check(False, "unknown without Redis")

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from service.api.auth import Principal
 from service.api.bodies import json_body
-from service.api.responses import Manner, answer
+from service.api.responses import SubmissionOptions, answer
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import own_names
 from service.contract.schemas.parsing import parse_model, problem_of
 from service.contract.schemas.problems import InvalidInput, NotFound, Unsupported
 from service.contract.schemas.submissions import DatasetSource, JobRecord, Spec
 from service.contract.schemas.training_plans import TrainSpec, certification_spec
-from service.jobs.submit import Order, Prepared
+from service.jobs.submit import PreparedSubmission, SubmissionRequest
 from service.recipes.recipes import plan_of
 from service.reports.training_curve import render_training_svg
 from service.uploads.dataset_sources import resolve_dataset
@@ -77,14 +77,16 @@ async def train(
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     spec = parse_model(TrainSpec, value, field="body", code="invalid_request")
     webhook = accepted_webhook(services.settings, spec.webhook)
-    manner = Manner(principal, idempotency_key, spec.force, webhook)
-    prepared = await to_thread.run_sync(lambda: _prepared(services, manner, spec))
+    options = SubmissionOptions(principal, idempotency_key, spec.force, webhook)
+    prepared = await to_thread.run_sync(lambda: _prepared(services, options, spec))
     accepted = await services.submissions.submit(prepared)
     return await answer(request, response, services, principal, accepted)
 
 
-def _prepared(services: Services, manner: Manner, spec: TrainSpec) -> Prepared:
-    source, held_out = _training_data(services, manner, spec)
+def _prepared(
+    services: Services, options: SubmissionOptions, spec: TrainSpec
+) -> PreparedSubmission:
+    source, held_out = _training_data(services, options, spec)
     try:
         plan = plan_of(spec, source.name, held_out=held_out)
         certification = certification_spec(spec)
@@ -97,27 +99,29 @@ def _prepared(services: Services, manner: Manner, spec: TrainSpec) -> Prepared:
             code="unexpected_architecture",
             field="certify.architecture",
         )
-    order = Order(
+    submission_request = SubmissionRequest(
         kind="train",
         spec=certification,
         model=None,
-        dataset=_test_data(services, manner, spec, source, certification),
-        caller=manner.caller,
-        idempotency_key=manner.idempotency_key,
-        force=manner.force,
-        webhook=manner.webhook,
+        dataset=_test_data(services, options, spec, source, certification),
+        caller=options.caller,
+        idempotency_key=options.idempotency_key,
+        force=options.force,
+        webhook=options.webhook,
         training=plan,
         training_dataset=source,
     )
-    return services.submissions.prepare(order)
+    return services.submissions.prepare(submission_request)
 
 
-def _find(services: Services, manner: Manner, text: str, split: str, field: str) -> DatasetSource:
+def _find(
+    services: Services, options: SubmissionOptions, text: str, split: str, field: str
+) -> DatasetSource:
     source = resolve_dataset(
         text,
         services.store,
         services.settings,
-        names=lambda record: own_names(record, manner.caller),
+        names=lambda record: own_names(record, options.caller),
         split="train" if split == "train" else "test",
         field=field,
     )
@@ -127,15 +131,15 @@ def _find(services: Services, manner: Manner, text: str, split: str, field: str)
 
 
 def _training_data(
-    services: Services, manner: Manner, spec: TrainSpec
+    services: Services, options: SubmissionOptions, spec: TrainSpec
 ) -> tuple[DatasetSource, float]:
     """The samples to train on, and the share of them that is held out."""
     held_out = HELD_OUT if spec.certify is not None and spec.test_dataset is None else 0.0
     try:
-        source = _find(services, manner, spec.dataset, "train", "dataset")
+        source = _find(services, options, spec.dataset, "train", "dataset")
     except InvalidInput:
         # An upload under a plain name is nobody's train split, but it can be trained on.
-        source = _uploaded(services, manner, spec.dataset)
+        source = _uploaded(services, options, spec.dataset)
         return source, held_out
     if source.id is None and source.split == "test" and spec.test_dataset is None:
         raise InvalidInput(
@@ -147,20 +151,20 @@ def _training_data(
     return source, 0.0 if source.id is None else held_out
 
 
-def _uploaded(services: Services, manner: Manner, text: str) -> DatasetSource:
+def _uploaded(services: Services, options: SubmissionOptions, text: str) -> DatasetSource:
     try:
-        found = _find(services, manner, text, "test", "dataset") if ":" not in text else None
+        found = _find(services, options, text, "test", "dataset") if ":" not in text else None
     except InvalidInput:
         found = None
     if found is None or found.id is None:
         # Says where the train split was looked for.
-        return _find(services, manner, text, "train", "dataset")
+        return _find(services, options, text, "train", "dataset")
     return found
 
 
 def _test_data(
     services: Services,
-    manner: Manner,
+    options: SubmissionOptions,
     spec: TrainSpec,
     source: DatasetSource,
     certification: Spec | None,
@@ -169,7 +173,7 @@ def _test_data(
     if certification is None:
         return None
     if spec.test_dataset is not None:
-        test = _find(services, manner, spec.test_dataset, "test", "test_dataset")
+        test = _find(services, options, spec.test_dataset, "test", "test_dataset")
         if _content(test) == _content(source):
             raise InvalidInput(
                 "the model would be certified on the samples that it is trained on",
@@ -181,7 +185,7 @@ def _test_data(
         return test
     if source.id is not None:
         return source
-    return _find(services, manner, spec.dataset.partition(":")[0], "test", "test_dataset")
+    return _find(services, options, spec.dataset.partition(":")[0], "test", "test_dataset")
 
 
 def _content(source: DatasetSource) -> tuple[object, ...]:

@@ -32,8 +32,8 @@ from service.contract.ledger.leases import (
 )
 from service.contract.ledger.redis_keys import STATUSES, Keys
 from service.contract.ledger.redis_memory import Memory
-from service.contract.ledger.scheduler import MOST_S, Line, handicap
-from service.contract.ledger.worker_registry import Roster
+from service.contract.ledger.scheduler import MAX_DELAY_S, Scheduler, scheduling_delay
+from service.contract.ledger.worker_registry import WorkerRegistry
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.times import now, seconds
@@ -63,13 +63,13 @@ class Ledger:
         self._keys = Keys(prefix)
         self.totals = Totals(redis, prefix=prefix)
         #: Who comes next.
-        self.line = Line(redis, prefix=prefix)
+        self.scheduler = Scheduler(redis, prefix=prefix)
         #: Which jobs there are.
         self.index = Index(redis, prefix=prefix)
         #: Whether this is the Redis we knew.
         self.memory = Memory(redis, prefix=prefix)
         #: Who works.
-        self.roster = Roster(redis, prefix=prefix, ttl_s=settings.worker_ttl_s)
+        self.worker_registry = WorkerRegistry(redis, prefix=prefix, ttl_s=settings.worker_ttl_s)
         folder = Path(__file__).with_name("lua")
         names = ["create", "reopen", "lease", "renew", "commit", "release", "progress", "finish"]
         names += ["forget", "survey"]
@@ -98,7 +98,11 @@ class Ledger:
         keys = self._keys.job(job)
         keys += [self._keys.of("jobs"), self._keys.of("active"), self._keys.status("queued")]
         keys += [self._keys.of(f"kind:{submission.kind}"), self._keys.of(f"owner:{principal}")]
-        keys += [self._keys.of(f"open:{principal}"), self._keys.of(f"deleted:{job}"), self.line.key]
+        keys += [
+            self._keys.of(f"open:{principal}"),
+            self._keys.of(f"deleted:{job}"),
+            self.scheduler.key,
+        ]
         key = submission.idempotency_key
         keys.append("" if key is None else self._keys.of(f"idempotency:{key}"))
         keys.append(self._keys.of(f"entering:{principal}"))
@@ -114,7 +118,7 @@ class Ledger:
             submission.fingerprint,
             submission.result_key,
             entered,
-            entered + handicap(submission),
+            entered + scheduling_delay(submission),
         ]
         return keys, arguments
 
@@ -123,18 +127,18 @@ class Ledger:
         job = submission.id
         keys = self._keys.job(job)
         keys += [self._keys.of("active"), self._keys.of(f"open:{submission.principal}")]
-        keys.append(self.line.key)
+        keys.append(self.scheduler.key)
         keys += [self._keys.status(status) for status in STATUSES]
         arguments: list[str | float] = [job, submission.model_dump_json()]
         arguments += [_first_item(submission), submission.attempt]
-        arguments += [entered := now(), entered + handicap(submission)]
+        arguments += [entered := now(), entered + scheduling_delay(submission)]
         return bool(self._scripts["reopen"](keys=keys, args=arguments))
 
     def forget(self, job_id: str) -> None:
         """Remove every trace of a job; for an hour it cannot be entered again by mistake."""
         keys = self._keys.job(job_id)
         keys += [self._keys.of("jobs"), self._keys.of("active"), self._keys.of(f"deleted:{job_id}")]
-        keys.append(self.line.key)
+        keys.append(self.scheduler.key)
         self._scripts["forget"](keys=keys, args=[job_id, self._prefix, *STATUSES])
 
     def lease(self, job_id: str, *, worker: str) -> Lease | Busy | Exhausted | NoWork:
@@ -180,9 +184,9 @@ class Ledger:
         ``result`` is a digest or a short text. ``prepare`` passes the shards as ``next_items`` and
         the number of samples as ``total``. ``duplicate``: somebody else was first.
         """
-        behind = "" if total is None or unit != "samples" else min(MOST_S, total)
+        behind = "" if total is None or unit != "samples" else min(MAX_DELAY_S, total)
         answer = self._scripts["commit"](
-            keys=[*self._keys.job(lease.job_id), self.line.key],
+            keys=[*self._keys.job(lease.job_id), self.scheduler.key],
             args=[
                 lease.job_id,
                 lease.item,
@@ -262,7 +266,7 @@ class Ledger:
         """
         keys = self._keys.job(job_id)
         keys += [self._keys.of("active"), self._keys.status("queued"), self._keys.status("running")]
-        keys += [self._keys.status(status), self.line.key]
+        keys += [self._keys.status(status), self.scheduler.key]
         arguments = [
             job_id,
             status,

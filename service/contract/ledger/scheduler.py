@@ -1,8 +1,8 @@
 """Who comes next: small certifications first, and nobody waits for ever.
 
 Every open job has a place in the line: the moment it was entered plus a second per sample, at most
-``MOST_S``. The smallest place is served first. So a small job overtakes a large one, but only
-one that was entered at most ``MOST_S`` before it: after that the large one stands in front.
+``MAX_DELAY_S``. The smallest place is served first. So a small job overtakes a large one, but only
+one that was entered at most ``MAX_DELAY_S`` before it: after that the large one stands in front.
 Training counts as large, and gives way at its checkpoints (``somebody_waits``).
 """
 
@@ -17,25 +17,25 @@ from redis import Redis
 
 from service.contract.schemas.submissions import JobSubmission
 
-__all__ = ["MOST_S", "Line", "Next", "handicap"]
+__all__ = ["MAX_DELAY_S", "Next", "Scheduler", "scheduling_delay"]
 
 #: How much younger a small job may be than a large one that it overtakes.
-MOST_S = 3600.0
+MAX_DELAY_S = 3600.0
 #: A wait for the next free item that is worth staying for.
 SHORT_WAIT_S = 2.0
 
 
-def handicap(submission: JobSubmission) -> float:
+def scheduling_delay(submission: JobSubmission) -> float:
     """Seconds by which the job stands behind one without any work; ``prepare`` knows better."""
     if submission.kind != "certify" or submission.dataset is None:
-        return MOST_S
+        return MAX_DELAY_S
     wanted = submission.spec.get("indices") or submission.spec.get("samples")
     counts = [float(count) for count in (submission.dataset.samples,) if count is not None]
     if isinstance(wanted, list):
         counts.append(float(len(wanted)))
     elif isinstance(wanted, int):
         counts.append(float(wanted))
-    return min([MOST_S, *counts])
+    return min([MAX_DELAY_S, *counts])
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Next:
         return wait_s is not None and wait_s <= SHORT_WAIT_S
 
 
-class Line:
+class Scheduler:
     """``redis`` decodes responses; the ledger's scripts put jobs in and take them out."""
 
     def __init__(self, redis: Redis, *, prefix: str = "certserve") -> None:

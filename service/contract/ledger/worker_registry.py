@@ -9,10 +9,10 @@ from redis import Redis
 
 from service.contract.ledger.redis_keys import Keys
 
-__all__ = ["Roster"]
+__all__ = ["WorkerRegistry"]
 
 
-class Roster:
+class WorkerRegistry:
     """``redis`` decodes responses; who is silent for ``ttl_s`` counts as dead."""
 
     def __init__(self, redis: Redis, *, ttl_s: float, prefix: str = "certserve") -> None:
@@ -29,7 +29,7 @@ class Roster:
         pipeline.sadd(self._keys.of("workers"), worker)
         pipeline.execute()
 
-    def farewell(self, worker: str) -> None:
+    def deregister(self, worker: str) -> None:
         """Forget a worker that stops."""
         self._redis.delete(self._keys.of(f"worker:{worker}"))
         self._redis.srem(self._keys.of("workers"), worker)

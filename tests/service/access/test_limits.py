@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from service.access.keys import Caller
-from service.access.limits import Limits
+from service.access.limits import KeyLimits
 from service.access.quotas import Quotas
 from service.contract.ledger.connection import connect
 from service.contract.ledger.ledger import Ledger
@@ -21,7 +21,7 @@ from service.contract.settings import Settings
 from tests.service.conftest import RedisServer
 
 ANN = Caller("ann")
-Process = Callable[..., Limits]
+Process = Callable[..., KeyLimits]
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def process(settings: Settings) -> Iterator[Process]:
     """The limits of one more API process: a connection of its own, patient on slow machines."""
     clients: list[Redis] = []
 
-    def make(**changes: object) -> Limits:
+    def make(**changes: object) -> KeyLimits:
         clients.append(connect(settings))
-        return Limits(Quotas(clients[-1]), settings.model_copy(update=changes))
+        return KeyLimits(Quotas(clients[-1]), settings.model_copy(update=changes))
 
     yield make
     for client in clients:

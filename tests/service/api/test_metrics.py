@@ -46,7 +46,7 @@ def test_metrics_tell_of_queue_jobs_shards_workers_and_uploads(
     for seconds, samples in ((0.3, 10), (7.0, 20), (9_000.0, 30)):
         ledger.totals.add_shard(seconds, samples)
     facts = {"host": "h", "device": "cuda", "memory_bytes": "1000", "gpu_memory_bytes": "2000"}
-    ledger.roster.heartbeat("w", facts)
+    ledger.worker_registry.heartbeat("w", facts)
     api.post("/models", files={"model": ("n.onnx", bytes([8, 8, 0x3A, 0]))})
     api.get("/nowhere")
     eventually(lambda: scrape(api).get(("certserve_queue_depth",), 0) >= 1)  # the reconciler rings

@@ -114,7 +114,7 @@ def test_jobs_are_listed_in_pages(api: httpx.Client, ledger: Ledger, make_submis
 def test_ready_names_what_is_missing(api: httpx.Client, ledger: Ledger) -> None:
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()["missing"]) == (503, ["workers"])
-    ledger.roster.heartbeat("w1", {"host": "here"})
+    ledger.worker_registry.heartbeat("w1", {"host": "here"})
     assert api.get("/readyz").status_code == 200
 
 

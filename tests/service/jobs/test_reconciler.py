@@ -17,39 +17,39 @@ from service.contract.schemas.problems import InvalidInput, StorageFull
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from service.jobs.idempotency import Repeats
-from service.jobs.notifier import Bell
+from service.jobs.notifier import Notifier
 from service.jobs.reconciler import Reconciler
 from tests.service.conftest import Make, eventually, finish
 
 
-class PromptBell(Bell):
+class PromptNotifier(Notifier):
     """Rings before it returns, so that a test sees every ticket a round asked for."""
 
-    def ring(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         self._enqueue([job_id])
 
 
 @pytest.fixture
-def bell(quick: Settings) -> Iterator[Bell]:
-    bell = PromptBell(connect(quick, text=False), quick)
-    yield bell
-    bell.close()
+def notifier(quick: Settings) -> Iterator[Notifier]:
+    notifier = PromptNotifier(connect(quick, text=False), quick)
+    yield notifier
+    notifier.close()
 
 
 @pytest.fixture
-def reconciler(quick: Settings, store: Store, redis: Redis, bell: Bell) -> Reconciler:
-    return Reconciler(quick, store, Ledger(redis, quick), bell, Repeats(redis))
+def reconciler(quick: Settings, store: Store, redis: Redis, notifier: Notifier) -> Reconciler:
+    return Reconciler(quick, store, Ledger(redis, quick), notifier, Repeats(redis))
 
 
 def test_an_accepted_job_that_redis_does_not_know_is_entered_and_rung(
-    reconciler: Reconciler, ledger: Ledger, bell: Bell, accept: Make
+    reconciler: Reconciler, ledger: Ledger, notifier: Notifier, accept: Make
 ) -> None:
     job = accept()
     reconciler.tick()
     state = ledger.get(job.id)
     assert state is not None
     assert state.submission == job
-    assert bell.waiting() == {job.id: 1}
+    assert notifier.waiting() == {job.id: 1}
 
 
 def test_a_redis_that_lost_everything_is_filled_again_with_open_and_ended_jobs(
@@ -68,15 +68,15 @@ def test_a_redis_that_lost_everything_is_filled_again_with_open_and_ended_jobs(
 
 
 def test_a_lost_ticket_is_rung_again_but_a_waiting_one_is_not_doubled(
-    reconciler: Reconciler, bell: Bell, redis: Redis, accept: Make
+    reconciler: Reconciler, notifier: Notifier, redis: Redis, accept: Make
 ) -> None:
     job = accept()
     for _ in range(5):
         reconciler.tick()
-        assert bell.waiting() == {job.id: 1}
+        assert notifier.waiting() == {job.id: 1}
     redis.delete("rq:queue:certserve")
     reconciler.tick()
-    assert bell.waiting() == {job.id: 1}
+    assert notifier.waiting() == {job.id: 1}
 
 
 def test_a_job_that_ends_every_worker_fails_with_the_reason(
@@ -103,7 +103,7 @@ def test_a_job_whose_end_finds_no_room_holds_up_no_other(
     reconciler: Reconciler,
     redis: Redis,
     store: Store,
-    bell: Bell,
+    notifier: Notifier,
     accept: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_job_whose_end_finds_no_room_holds_up_no_other(
     monkeypatch.setattr(store, "job_dir", _full_for(retried.id, store.job_dir, lambda: full))
     other = accept()
     reconciler.tick()
-    assert bell.waiting()[other.id]
+    assert notifier.waiting()[other.id]
     assert ledger.get(stuck.id).status == "running"  # type: ignore[union-attr]
     assert ledger.get(retried.id) is None
     full = False
@@ -149,33 +149,33 @@ def _full_for(
 
 
 def test_one_ticket_for_every_worker_is_enough(
-    reconciler: Reconciler, ledger: Ledger, bell: Bell, redis: Redis, accept: Make
+    reconciler: Reconciler, ledger: Ledger, notifier: Notifier, redis: Redis, accept: Make
 ) -> None:
     for name in ("a", "b", "c"):
-        ledger.roster.heartbeat(name, {})
+        ledger.worker_registry.heartbeat(name, {})
     for _ in range(20):
         accept()
     reconciler.tick()
-    assert bell.waiting().total() == 20
+    assert notifier.waiting().total() == 20
     redis.delete("rq:queue:certserve")
     for _ in range(3):
         reconciler.tick()
-        assert bell.waiting().total() == 3
+        assert notifier.waiting().total() == 3
 
 
 def test_no_more_tickets_than_can_be_of_use(quick: Settings, redis: Redis) -> None:
-    bell = Bell(connect(quick, text=False), quick)
+    notifier = Notifier(connect(quick, text=False), quick)
     for number in range(300):
-        bell.ring(f"{number:026d}")
-    bell.close()
-    bell._thread.join()  # close() gives up after a while
+        notifier.notify(f"{number:026d}")
+    notifier.close()
+    notifier._thread.join()  # close() gives up after a while
     assert 1 <= redis.llen("rq:queue:certserve") <= 64
 
 
 def test_a_ticket_that_cannot_be_made_ends_no_bell(
     quick: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bell = Bell(connect(quick, text=False), quick)
+    notifier = Notifier(connect(quick, text=False), quick)
     failed: list[object] = []
 
     def broken(tickets: object) -> None:
@@ -183,12 +183,12 @@ def test_a_ticket_that_cannot_be_made_ends_no_bell(
         raise ValueError("no ticket")
 
     with monkeypatch.context() as patched:
-        patched.setattr(bell._queue, "enqueue_many", broken)
-        bell.ring("0" * 26)
+        patched.setattr(notifier._queue, "enqueue_many", broken)
+        notifier.notify("0" * 26)
         eventually(lambda: failed)
-    bell.ring("1" * 26)
-    eventually(lambda: bell.waiting() == {"1" * 26: 1})
-    bell.close()
+    notifier.notify("1" * 26)
+    eventually(lambda: notifier.waiting() == {"1" * 26: 1})
+    notifier.close()
 
 
 def test_jobs_of_an_earlier_release_get_their_place_in_the_line(
@@ -196,10 +196,10 @@ def test_jobs_of_an_earlier_release_get_their_place_in_the_line(
 ) -> None:
     job = accept()
     ledger.create(job)
-    redis.delete(ledger.line.key)
-    assert ledger.line.next_job().job_id is None
+    redis.delete(ledger.scheduler.key)
+    assert ledger.scheduler.next_job().job_id is None
     reconciler.tick()
-    assert ledger.line.next_job().job_id == job.id
+    assert ledger.scheduler.next_job().job_id == job.id
 
 
 def test_an_outcome_on_disk_wins_over_the_ledger_and_over_later_outcomes(

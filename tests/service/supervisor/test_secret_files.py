@@ -94,11 +94,11 @@ def test_a_worker_is_alive_while_its_host_sends_heartbeats(
     ledger: Ledger, url_file: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert health_check.main() == 1
-    ledger.roster.heartbeat("w1", {"host": "elsewhere"})
+    ledger.worker_registry.heartbeat("w1", {"host": "elsewhere"})
     assert health_check.main() == 1
-    ledger.roster.heartbeat("w2", {"host": platform.node()})
+    ledger.worker_registry.heartbeat("w2", {"host": platform.node()})
     assert health_check.main() == 0
-    ledger.roster.farewell("w2")
+    ledger.worker_registry.deregister("w2")
     assert health_check.main() == 1
     assert "no worker" in capsys.readouterr().err
     redis_server.kill()

@@ -19,7 +19,7 @@ def main() -> int:
     """0, or 1 with the reason on stderr."""
     settings = Settings()
     try:
-        workers = Ledger(connect(settings), settings).roster.living()
+        workers = Ledger(connect(settings), settings).worker_registry.living()
     except (Problem, redis.RedisError) as error:
         print(f"cannot ask Redis: {error}", file=sys.stderr)
         return 1

@@ -153,7 +153,7 @@ class CertificationWorker(SpawnWorker):
 
         Horses work on whatever comes next, so most tickets find their work done: then no horse.
         """
-        if self.ledger is not None and not self.ledger.line.next_job().soon:
+        if self.ledger is not None and not self.ledger.scheduler.next_job().soon:
             self._drop(job, queue)
             return
         descriptor = held_lease.create()
@@ -225,7 +225,7 @@ class Heartbeat(threading.Thread):
         while not self._stop_event.is_set():
             try:
                 facts = {**self._facts, **usage(self._facts.get("device", "cpu"))}
-                self._ledger.roster.heartbeat(self._worker, facts)
+                self._ledger.worker_registry.heartbeat(self._worker, facts)
             except redis.RedisError as error:
                 logger.warning("heartbeat not sent: %s", error)
             self._stop_event.wait(self._interval_s)
@@ -234,7 +234,7 @@ class Heartbeat(threading.Thread):
         """End the thread and take this worker off the list."""
         self._stop_event.set()
         try:
-            self._ledger.roster.farewell(self._worker)
+            self._ledger.worker_registry.deregister(self._worker)
         except redis.RedisError as error:
             logger.info("no farewell: %s", error)
 

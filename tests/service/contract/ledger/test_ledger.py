@@ -252,15 +252,15 @@ def test_jobs_are_listed_newest_first_by_kind_and_status_in_pages(
 
 def test_workers_are_forgotten_when_they_fall_silent(redis: Redis, settings: Settings) -> None:
     ledger = Ledger(redis, settings.model_copy(update={"worker_ttl_s": 900.0}))
-    ledger.roster.heartbeat("a", {"host": "h", "device": "cpu"})
-    assert ledger.roster.living() == [{"name": "a", "host": "h", "device": "cpu"}]
+    ledger.worker_registry.heartbeat("a", {"host": "h", "device": "cpu"})
+    assert ledger.worker_registry.living() == [{"name": "a", "host": "h", "device": "cpu"}]
     assert 0 < redis.pttl("certserve:worker:a") <= 900_000
     redis.pexpire("certserve:worker:a", 1)  # as if they were over
     eventually(lambda: not redis.exists("certserve:worker:a"))
-    assert ledger.roster.living() == []
-    ledger.roster.heartbeat("a", {"host": "h"})
-    ledger.roster.farewell("a")
-    assert ledger.roster.living() == []
+    assert ledger.worker_registry.living() == []
+    ledger.worker_registry.heartbeat("a", {"host": "h"})
+    ledger.worker_registry.deregister("a")
+    assert ledger.worker_registry.living() == []
 
 
 def test_a_redis_that_lost_its_data_is_noticed(ledger: Ledger, redis: Redis) -> None:

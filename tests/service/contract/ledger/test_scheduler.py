@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from service.contract.ledger.ledger import Lease, Ledger
-from service.contract.ledger.scheduler import MOST_S, Next, handicap
+from service.contract.ledger.scheduler import MAX_DELAY_S, Next, scheduling_delay
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.times import now, rfc3339
@@ -28,7 +28,7 @@ def certify(make_submission: Make) -> Make:
 
 
 def first(ledger: Ledger) -> str | None:
-    return ledger.line.next_job().job_id
+    return ledger.scheduler.next_job().job_id
 
 
 def lease(ledger: Ledger, job: JobSubmission) -> Lease:
@@ -51,7 +51,7 @@ def test_a_small_job_overtakes_a_large_one_but_not_one_that_waits_for_long(
 
 
 def test_nobody_is_overtaken_for_ever(ledger: Ledger, certify: Make) -> None:
-    huge = certify("all", age_s=MOST_S + 60)
+    huge = certify("all", age_s=MAX_DELAY_S + 60)
     ledger.create(huge)
     for _ in range(5):
         ledger.create(certify(1))
@@ -63,19 +63,19 @@ def test_nobody_is_overtaken_for_ever(ledger: Ledger, certify: Make) -> None:
     [
         ({}, 1000),
         ({"samples": 10}, 10),
-        ({"samples": "all"}, MOST_S),
+        ({"samples": "all"}, MAX_DELAY_S),
         ({"indices": [3, 5]}, 2),
-        ({"samples": 1_000_000}, MOST_S),
+        ({"samples": 1_000_000}, MAX_DELAY_S),
     ],
 )
 def test_a_job_is_as_large_as_its_samples(
     make_submission: Make, changes: dict[str, object], expected: float
 ) -> None:
     spec = Spec.model_validate({"norm": "l2", "epsilons": [0.1], **changes}).normal()
-    assert handicap(make_submission(spec=spec)) == expected
+    assert scheduling_delay(make_submission(spec=spec)) == expected
     short = DatasetSource(kind="npz", name="x", samples=7)
-    assert handicap(make_submission(spec=spec, dataset=short)) == min(7, expected)
-    assert handicap(make_submission(spec=spec, kind="train")) == MOST_S
+    assert scheduling_delay(make_submission(spec=spec, dataset=short)) == min(7, expected)
+    assert scheduling_delay(make_submission(spec=spec, kind="train")) == MAX_DELAY_S
 
 
 def test_what_prepare_finds_out_counts(ledger: Ledger, certify: Make) -> None:
@@ -96,9 +96,9 @@ def test_jobs_without_a_free_item_are_passed_by_until_one_is(
     ledger.create(large)
     lease(ledger, small)
     assert first(ledger) == large.id
-    assert ledger.line.next_job(passed_over=[large.id]).job_id is None
+    assert ledger.scheduler.next_job(passed_over=[large.id]).job_id is None
     held = lease(ledger, large)
-    nobody = ledger.line.next_job()
+    nobody = ledger.scheduler.next_job()
     assert nobody.job_id is None
     assert nobody.retry_s is not None
     assert 0 <= nobody.retry_s <= 900.0
@@ -114,8 +114,8 @@ def test_what_has_ended_leaves_the_line(redis: Redis, ledger: Ledger, certify: M
     ledger.finish(ended.id, "failed")
     ledger.forget(deleted.id)
     redis.delete(f"certserve:job:{forgotten.id}", f"certserve:job:{forgotten.id}:free")
-    assert ledger.line.next_job() == Next(None, None)
-    assert redis.zcard(ledger.line.key) == 0
+    assert ledger.scheduler.next_job() == Next(None, None)
+    assert redis.zcard(ledger.scheduler.key) == 0
     again = ended.model_copy(update={"attempt": 2})
     assert ledger.reopen(again)
     assert first(ledger) == ended.id
@@ -132,7 +132,7 @@ def test_a_long_line_is_walked_to_its_end(redis: Redis, ledger: Ledger, certify:
     last = certify(500)
     ledger.create(last)
     assert first(ledger) == last.id
-    assert redis.zcard(ledger.line.key) == 131
+    assert redis.zcard(ledger.scheduler.key) == 131
 
 
 def test_training_is_told_when_somebody_smaller_waits(
@@ -141,7 +141,7 @@ def test_training_is_told_when_somebody_smaller_waits(
     training = make_submission(kind="train", created_at=rfc3339(now() - 60))
     ledger.create(training)
     held = lease(ledger, training)
-    waits = ledger.line.somebody_waits
+    waits = ledger.scheduler.somebody_waits
     assert not waits(training.id)
     fresh = certify(100)
     ledger.create(fresh)
@@ -163,8 +163,8 @@ def test_training_is_told_when_somebody_smaller_waits(
 def test_training_that_waits_for_long_does_not_give_way(
     ledger: Ledger, make_submission: Make, certify: Make
 ) -> None:
-    training = make_submission(kind="train", created_at=rfc3339(now() - 2 * MOST_S))
+    training = make_submission(kind="train", created_at=rfc3339(now() - 2 * MAX_DELAY_S))
     ledger.create(training)
     lease(ledger, training)
     ledger.create(certify(1, age_s=60))
-    assert not ledger.line.somebody_waits(training.id)
+    assert not ledger.scheduler.somebody_waits(training.id)

@@ -52,7 +52,7 @@ def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
     assert corridor.outcome(job)["status"] == "succeeded"
     assert wait_until(lambda: queue_is_empty(corridor), WAIT_S)
     assert wait_until(lambda: not corridor.redis.keys("rq:job:*"), WAIT_S)
-    (facts,) = corridor.ledger.roster.living()
+    (facts,) = corridor.ledger.worker_registry.living()
     assert facts["device"] == "auto"
 
 
@@ -152,7 +152,7 @@ def test_one_ticket_brings_all_workers_to_a_job(corridor: Corridor, start_worker
     job = corridor.submit(**SLOW)
     start_worker()
     start_worker()
-    assert wait_until(lambda: len(corridor.ledger.roster.living()) == 2, WAIT_S)
+    assert wait_until(lambda: len(corridor.ledger.worker_registry.living()) == 2, WAIT_S)
     ring_job(corridor, job)
     holders = f"certserve:job:{job.id}:holder"
     assert wait_until(lambda: corridor.redis.hlen(holders) == 2, WAIT_S)

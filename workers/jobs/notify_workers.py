@@ -12,10 +12,10 @@ from rq import Queue, get_current_job
 
 from service.contract.ledger.ledger import Ledger
 
-__all__ = ["ring_for_help"]
+__all__ = ["notify_workers"]
 
 
-def ring_for_help(ledger: Ledger, job_id: str, items: int) -> None:
+def notify_workers(ledger: Ledger, job_id: str, items: int) -> None:
     """Ask the other workers for as many hands as there are items; outside of RQ nothing happens.
 
     Raises RedisError. Too many tickets cost a glance each.

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import redis
 
-__all__ = ["patiently"]
+__all__ = ["retry_on_redis_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 PATIENCE_S = 300.0
 
 
-def patiently(call: Callable[[], Answer]) -> Answer:
+def retry_on_redis_errors(call: Callable[[], Answer]) -> Answer:
     """Repeat a Redis call until it succeeds, for minutes: results are on disk, nothing is lost."""
     deadline = time.monotonic() + PATIENCE_S
     while True:

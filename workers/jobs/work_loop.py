@@ -38,13 +38,13 @@ from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from workers.jobs.hardware.device_check import DEVICE_LOST
-from workers.jobs.items.steps import STEPS, Step
+from workers.jobs.items.steps import STEPS, ItemContext
 from workers.jobs.items.training_pace import Pace
-from workers.jobs.redis_retries import patiently
+from workers.jobs.redis_retries import retry_on_redis_errors
 from workers.jobs.runtime import held_lease
-from workers.jobs.runtime.lease_renewer import ItemStopped, Keeper
+from workers.jobs.runtime.lease_renewer import ItemStopped, LeaseRenewer
 
-__all__ = ["Ticket", "run"]
+__all__ = ["WorkLoop", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def run(job_id: str) -> None:
     configure_logging(settings.log_format)
     store = Store.of(settings)
     ledger = Ledger(connect(settings, retries=8), settings)
-    Ticket(settings, store, ledger, job_id).work()
+    WorkLoop(settings, store, ledger, job_id).work()
 
 
 def _warm_up() -> None:
@@ -76,7 +76,7 @@ def _warm_up() -> None:
     import workers.jobs.items.shard  # noqa: F401
 
 
-class Ticket:
+class WorkLoop:
     """One ticket's work; ``job_id`` is the job it was rung for, then the one in hand."""
 
     def __init__(self, settings: Settings, store: Store, ledger: Ledger, job_id: str) -> None:
@@ -92,12 +92,12 @@ class Ticket:
     def work(self) -> None:
         """Lease, do, commit. Raises redis.RedisError when Redis stays away for minutes."""
         self.deadline = time.monotonic() + self.settings.ticket_budget_s
-        with Keeper(self.ledger, self.settings.lease_ttl_s) as keeper:
-            while not keeper.draining and time.monotonic() < self.deadline:
-                following = patiently(self._next)
+        with LeaseRenewer(self.ledger, self.settings.lease_ttl_s) as renewer:
+            while not renewer.draining and time.monotonic() < self.deadline:
+                following = retry_on_redis_errors(self._next)
                 if following.job_id is not None:
                     self.job_id = following.job_id
-                    self._turn(keeper)
+                    self._turn(renewer)
                 elif following.soon and following.retry_s is not None:
                     time.sleep(following.retry_s + 0.05)
                 else:
@@ -106,26 +106,26 @@ class Ticket:
     def _next(self) -> Next:
         return self.ledger.scheduler.next_job(passed_over=self._passed_over)
 
-    def _turn(self, keeper: Keeper) -> None:
+    def _turn(self, renewer: LeaseRenewer) -> None:
         """One item of the job in hand; a job whose end cannot be written holds up no other."""
         try:
-            state = patiently(lambda: self.ledger.get(self.job_id))
-            if state is None or not self._lease(keeper, state.submission):
+            state = retry_on_redis_errors(lambda: self.ledger.get(self.job_id))
+            if state is None or not self._lease(renewer, state.submission):
                 self._passed_over.add(self.job_id)
         except (StorageFull, Unavailable, ValueError):
             # A full disk, or a submission that only a later release can read.
             logger.exception("job %s: passed over", self.job_id)
             self._passed_over.add(self.job_id)
 
-    def _lease(self, keeper: Keeper, submission: JobSubmission) -> bool:
+    def _lease(self, renewer: LeaseRenewer, submission: JobSubmission) -> bool:
         """Do what the ledger gives; whether the job may have more."""
-        answer = patiently(lambda: self.ledger.lease(self.job_id, worker=self.worker))
+        answer = retry_on_redis_errors(lambda: self.ledger.lease(self.job_id, worker=self.worker))
         match answer:
             case Lease():
-                self._do(keeper, submission, answer)
+                self._do(renewer, submission, answer)
             case Exhausted():
                 logger.error("job %s: %s exhausted", self.job_id, answer.item)
-                patiently(lambda: give_up(self.store, self.ledger, submission, answer))
+                retry_on_redis_errors(lambda: give_up(self.store, self.ledger, submission, answer))
             case NoWork(reason=reason):
                 if reason == "cancelled":
                     self._conclude(submission, "cancelled")
@@ -134,21 +134,23 @@ class Ticket:
                 pass  # somebody was faster
         return True
 
-    def _do(self, keeper: Keeper, submission: JobSubmission, lease: Lease) -> None:
+    def _do(self, renewer: LeaseRenewer, submission: JobSubmission, lease: Lease) -> None:
         """One item under its lease. Only here are unexpected exceptions caught."""
         held_lease.write(lease)
         try:
-            with keeper.holding(lease):
-                finish = self._item(keeper, submission, lease)
+            with renewer.holding(lease):
+                finish = self._item(renewer, submission, lease)
             finish()
         except ItemStopped as stopped:
             logger.info("job %s: %s stopped: %s", self.job_id, lease.item, stopped)
             rested = isinstance(stopped, ItemRested)
-            patiently(
+            retry_on_redis_errors(
                 lambda: self.ledger.release(lease, delay_s=0, counts=False, progressed=rested)
             )
         except JobTimeoutException:
-            patiently(lambda: self.ledger.release(lease, error="the ticket ran out of time"))
+            retry_on_redis_errors(
+                lambda: self.ledger.release(lease, error="the ticket ran out of time")
+            )
             raise
         except redis.RedisError:
             raise
@@ -157,7 +159,9 @@ class Ticket:
             text = str(problem)
             self._say(lease.item, None, message=f"waiting: {problem.detail}", now=True)
             # The item is not at fault: it is tried until there is room, or until it is cancelled.
-            patiently(lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False))
+            retry_on_redis_errors(
+                lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False)
+            )
         except Problem as problem:
             self._conclude(submission, "failed", problem)
         except Exception as error:
@@ -192,32 +196,32 @@ class Ticket:
             )
             self._conclude(submission, "failed", problem)
         else:
-            patiently(lambda: self.ledger.release(lease, error=text))
+            retry_on_redis_errors(lambda: self.ledger.release(lease, error=text))
 
     def _item(
-        self, keeper: Keeper, submission: JobSubmission, lease: Lease
+        self, renewer: LeaseRenewer, submission: JobSubmission, lease: Lease
     ) -> Callable[[], object]:
         """Do the item; the answer commits it."""
         kind = lease.item.partition(":")[0]
         if kind == "train":
-            with keeper.gently():
-                return self._training(keeper, submission, lease)
+            with renewer.gently():
+                return self._training(renewer, submission, lease)
         if kind not in STEPS:
             raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
-        step = Step(
+        step = ItemContext(
             self.store,
             self.settings,
             self.ledger,
             submission,
             lease,
-            keeper,
+            renewer,
             self._say,
             self._conclude,
         )
         return STEPS[kind](step)
 
     def _training(
-        self, keeper: Keeper, submission: JobSubmission, lease: Lease
+        self, renewer: LeaseRenewer, submission: JobSubmission, lease: Lease
     ) -> Callable[[], object]:
         """Train until the run ends or the ticket's budget does; the next ticket goes on."""
         from workers.jobs.items.train import train_model
@@ -242,9 +246,9 @@ class Ticket:
                 submission,
                 progress=say,
                 on_checkpoint=lambda: self._progressed(lease),
-                stop=keeper.should_stop,
+                stop=renewer.should_stop,
                 should_pause=lambda: (
-                    keeper.should_stop()
+                    renewer.should_stop()
                     or time.monotonic() > self.deadline
                     or self._somebody_waits()
                 ),
@@ -252,10 +256,12 @@ class Ticket:
         except Paused as paused:
             self._say("train", None, message="waiting: it goes on from its checkpoint", now=True)
             raise ItemRested("the training makes room; its checkpoint is written") from paused
-        keeper.check()
+        renewer.check()
         following = ["prepare"] if plan["certify"] else []
         digest = done["model"]["digest"]
-        return lambda: patiently(lambda: self.ledger.commit(lease, digest, next_items=following))
+        return lambda: retry_on_redis_errors(
+            lambda: self.ledger.commit(lease, digest, next_items=following)
+        )
 
     def _progressed(self, lease: Lease) -> None:
         """A part is done for good: a run of days may lose many workers, and gets on."""
@@ -306,7 +312,7 @@ class Ticket:
         samples: int = 0,
         model_id: str | None = None,
     ) -> None:
-        ended = patiently(
+        ended = retry_on_redis_errors(
             lambda: conclude(
                 self.store,
                 self.ledger,

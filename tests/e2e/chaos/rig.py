@@ -106,7 +106,7 @@ class Rig:
             process.kill()
             process.wait()
 
-    def kill_horse(self, chance: random.Random) -> bool:
+    def kill_work_horse(self, chance: random.Random) -> bool:
         """SIGKILL of a horse or of what horses are forked from, its worker stays.
 
         A template may still import, which takes long beside everything else here. Says whether
@@ -169,7 +169,7 @@ class Monkey:
         chance = self._chance
         kind = chance.choices(["worker", "horse", "api", "redis"], [4, 3, 3, 2])[0]
         if kind == "horse":
-            if self._rig.kill_horse(chance):
+            if self._rig.kill_work_horse(chance):
                 self.killed["horse"] = self.killed.get("horse", 0) + 1
             return
         there = [name for name in self._rig.parts if name.startswith(kind)]

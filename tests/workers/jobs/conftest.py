@@ -122,7 +122,7 @@ class Corridor:
         return outcome
 
 
-def horses(worker: subprocess.Popen[bytes]) -> list[int]:
+def work_horses(worker: subprocess.Popen[bytes]) -> list[int]:
     """The pids of a worker's horses."""
     return horses_of(worker.pid)
 

@@ -18,11 +18,11 @@ from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
 from workers.jobs.hardware.device_check import DEVICE_LOST
-from workers.jobs.work_loop import Ticket
+from workers.jobs.work_loop import WorkLoop
 
 
 def work(corridor: Corridor, job_id: str) -> None:
-    Ticket(corridor.settings, corridor.store, corridor.ledger, job_id).work()
+    WorkLoop(corridor.settings, corridor.store, corridor.ledger, job_id).work()
 
 
 def test_from_upload_to_report(corridor: Corridor) -> None:

@@ -14,7 +14,7 @@ from service.contract.schemas.training_plans import TrainSpec
 from service.contract.times import now, rfc3339
 from service.recipes.recipes import plan_of
 from tests.workers.jobs.conftest import Corridor
-from workers.jobs.work_loop import Ticket
+from workers.jobs.work_loop import WorkLoop
 
 EPOCHS = 30
 
@@ -64,7 +64,7 @@ def test_training_lets_a_small_job_through(
             corridor.redis.hset(f"certserve:job:{small[0].id}", "entered", str(now() - 60))
 
     monkeypatch.setattr(Ledger, "progress", progress)
-    Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    WorkLoop(corridor.settings, corridor.store, corridor.ledger, job.id).work()
     first, last = corridor.outcome(small[0], 0), corridor.outcome(job, 0)
     assert (first["status"], last["status"]) == ("succeeded", "succeeded"), last["error"]
     assert first["finished_at"] < last["finished_at"]

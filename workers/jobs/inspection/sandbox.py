@@ -34,7 +34,7 @@ from workers.jobs.runtime.fork_server import Forked, ForkServer, ForkServerLost
 __all__ = [
     "NO_ROOM",
     "ChildEnded",
-    "Limits",
+    "ChildLimits",
     "enter",
     "fork_from",
     "forked",
@@ -72,7 +72,7 @@ _forks: ForkServer | None = None
 
 
 @dataclass(frozen=True)
-class Limits:
+class ChildLimits:
     """What the child may use."""
 
     memory_bytes: int = 12 * 2**30
@@ -112,7 +112,7 @@ def run_child(
     arguments: Sequence[str],
     *,
     folder: Path,
-    limits: Limits,
+    limits: ChildLimits,
     stop: Callable[[], bool] = lambda: False,
     forks: ForkServer | None = None,
 ) -> ChildEnded:
@@ -146,7 +146,7 @@ def run_child(
 
 
 def _start(
-    module: str, arguments: Sequence[str], folder: Path, limits: Limits
+    module: str, arguments: Sequence[str], folder: Path, limits: ChildLimits
 ) -> subprocess.Popen[bytes]:
     """A fresh interpreter."""
     with (folder / "stderr").open("wb") as errors:
@@ -162,7 +162,7 @@ def _start(
 
 
 def _fork(
-    forks: ForkServer, module: str, arguments: Sequence[str], folder: Path, limits: Limits
+    forks: ForkServer, module: str, arguments: Sequence[str], folder: Path, limits: ChildLimits
 ) -> Forked | None:
     """A child of the fork server; None if it cannot have one."""
     (folder / "stderr").write_bytes(b"")
@@ -213,7 +213,7 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _parameters(parent: int, limits: Limits) -> list[str]:
+def _parameters(parent: int, limits: ChildLimits) -> list[str]:
     """What ``enter`` reads."""
     return [str(parent), *(str(value) for value in asdict(limits).values())]
 

@@ -23,7 +23,7 @@ from service.contract.schemas.submissions import DatasetSource, JobSubmission, S
 from service.contract.settings import Settings
 from service.contract.storage.files import storage_errors, sync_folder
 from service.contract.storage.store import Store
-from workers.jobs.inspection.sandbox import NO_ROOM, ChildEnded, Limits, run_child
+from workers.jobs.inspection.sandbox import NO_ROOM, ChildEnded, ChildLimits, run_child
 from workers.jobs.items.trained_model import certification_samples, model_of
 from workers.verification.results import POOL
 
@@ -76,7 +76,7 @@ def inspect_apart(
     with storage_errors():
         folder.mkdir(mode=0o700)
     try:
-        limits = Limits(
+        limits = ChildLimits(
             memory_bytes=settings.inspection_memory_bytes,
             cpu_s=int(settings.inspection_timeout_s * (os.cpu_count() or 1)),
             wall_s=settings.inspection_timeout_s,
@@ -156,7 +156,7 @@ def _blob(store: Store, digest: str) -> str:
     return str(path)
 
 
-def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: Limits) -> None:
+def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: ChildLimits) -> None:
     """Nothing if the child succeeded; else the problem it stated, or what its end tells."""
     if ended.status == 0 and not ended.timed_out:
         return

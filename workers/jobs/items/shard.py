@@ -37,7 +37,7 @@ WORK_PER_JOB = 2e7
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSamples:
     """What ``prepare`` left, loaded; kept warm from shard to shard."""
 
     network: Network
@@ -136,7 +136,7 @@ def certification_request(spec: Spec) -> CertificationRequest:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path) -> Prepared:
+def _load(folder: Path) -> PreparedSamples:
     """Network, deployed network and samples; the folder never changes once it is there."""
     facts = json.loads((folder / "facts.json").read_text())
     network = Network.load(folder)
@@ -148,7 +148,9 @@ def _load(folder: Path) -> Prepared:
     if facts.get("batch") == 1:
         deployed.one_by_one()
     with np.load(folder / "data.npz", allow_pickle=False) as data:
-        return Prepared(network, deployed, data["x"], data["y"], data["index"], data["logits"])
+        return PreparedSamples(
+            network, deployed, data["x"], data["y"], data["index"], data["logits"]
+        )
 
 
 def _save(results: SampleResults, path: Path) -> None:
@@ -189,7 +191,7 @@ def _seconds_of(path: Path) -> float:
     return sum(SampleResults.load(path).seconds.values())
 
 
-def _undecided(prepared: Prepared, rows: slice, spec: Spec) -> SampleResults:
+def _undecided(prepared: PreparedSamples, rows: slice, spec: Spec) -> SampleResults:
     """Rows of samples that the time budget left no time for."""
     label = prepared.y[rows]
     count = len(label)

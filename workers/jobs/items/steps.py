@@ -18,17 +18,17 @@ from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from workers.jobs.items.trained_model import model_of
-from workers.jobs.notify_workers import ring_for_help
-from workers.jobs.redis_retries import patiently
-from workers.jobs.runtime.lease_renewer import Keeper
+from workers.jobs.notify_workers import notify_workers
+from workers.jobs.redis_retries import retry_on_redis_errors
+from workers.jobs.runtime.lease_renewer import LeaseRenewer
 
-__all__ = ["STEPS", "Step"]
+__all__ = ["STEPS", "ItemContext"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Step:
+class ItemContext:
     """An item under its lease; ``say`` and ``conclude`` are the ticket's."""
 
     store: Store
@@ -36,38 +36,38 @@ class Step:
     ledger: Ledger
     submission: JobSubmission
     lease: Lease
-    keeper: Keeper
+    renewer: LeaseRenewer
     say: Callable[..., None]
     conclude: Callable[..., None]
 
 
-def _prepare(step: Step) -> Callable[[], object]:
+def _prepare(step: ItemContext) -> Callable[[], object]:
     from workers.jobs.items.prepare import facts_of, prepare, shards
 
     job = step.submission.id
 
     def stop() -> bool:
         step.say("prepare", 0, message="reading model and data set")
-        return step.keeper.should_stop()
+        return step.renewer.should_stop()
 
     stop()
     prepare(step.store, step.settings, step.submission, stop=stop)
-    step.keeper.check()
+    step.renewer.check()
     facts = facts_of(step.store, job)
     items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
 
     def commit_prepared() -> None:
-        patiently(
+        retry_on_redis_errors(
             lambda: step.ledger.commit(
                 step.lease, facts["graph_digest"], next_items=items, total=facts["samples"]
             )
         )
-        patiently(lambda: ring_for_help(step.ledger, job, len(items)))
+        retry_on_redis_errors(lambda: notify_workers(step.ledger, job, len(items)))
 
     return commit_prepared
 
 
-def _shard(step: Step) -> Callable[[], object]:
+def _shard(step: ItemContext) -> Callable[[], object]:
     from workers.jobs.items.shard import certify_shard
 
     item = step.lease.item
@@ -75,7 +75,7 @@ def _shard(step: Step) -> Callable[[], object]:
 
     def progress(rows: int, message: str) -> None:
         # Called from inside the bounds: a job that is cancelled ends there.
-        step.keeper.check()
+        step.renewer.check()
         step.say(item, rows, message=message)
 
     done = certify_shard(
@@ -89,14 +89,14 @@ def _shard(step: Step) -> Callable[[], object]:
 
     def commit_shard() -> None:
         step.say(item, done, message="certifying", now=True)
-        answer = patiently(lambda: step.ledger.commit(step.lease, "done"))
+        answer = retry_on_redis_errors(lambda: step.ledger.commit(step.lease, "done"))
         if answer == "committed":
             _count(step, took, done)
 
     return commit_shard
 
 
-def _count(step: Step, seconds: float, samples: int) -> None:
+def _count(step: ItemContext, seconds: float, samples: int) -> None:
     """For /metrics; nothing hangs on it."""
     try:
         step.ledger.totals.add_shard(seconds, samples)
@@ -104,12 +104,12 @@ def _count(step: Step, seconds: float, samples: int) -> None:
         logger.info("job %s: shard not counted: %s", step.submission.id, error)
 
 
-def _merge(step: Step) -> Callable[[], object]:
+def _merge(step: ItemContext) -> Callable[[], object]:
     from workers.jobs.items.merge import merge
 
     submission = step.submission
     step.say("merge", 0, message="writing the report")
-    state = patiently(lambda: step.ledger.get(submission.id))
+    state = retry_on_redis_errors(lambda: step.ledger.get(submission.id))
     started_at = state.started_at if state else None
     samples = merge(step.store, submission, started_at=started_at)
     model_id = None if submission.model else model_of(step.store, submission).digest
@@ -117,7 +117,7 @@ def _merge(step: Step) -> Callable[[], object]:
 
 
 #: Kind of item -> what does it.
-STEPS: Mapping[str, Callable[[Step], Callable[[], object]]] = {
+STEPS: Mapping[str, Callable[[ItemContext], Callable[[], object]]] = {
     "prepare": _prepare,
     "shard": _shard,
     "merge": _merge,

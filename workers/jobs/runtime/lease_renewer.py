@@ -20,7 +20,7 @@ import redis
 from service.contract.ledger.leases import Lease
 from service.contract.ledger.ledger import Ledger
 
-__all__ = ["ItemStopped", "Keeper"]
+__all__ = ["ItemStopped", "LeaseRenewer"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ItemStopped(BaseException):
     """The item in hand is to be given back. No Exception: nobody may swallow it by accident."""
 
 
-class Keeper:
+class LeaseRenewer:
     """A context of the main thread; ``holding`` guards one item."""
 
     def __init__(self, ledger: Ledger, lease_ttl_s: float) -> None:
@@ -48,7 +48,7 @@ class Keeper:
         self._gentle = False
         self.draining = False
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> LeaseRenewer:
         if threading.current_thread() is self._main:
             signal.signal(signal.SIGTERM, self._drain)
             signal.signal(signal.SIGUSR1, self._interrupt)

@@ -21,7 +21,7 @@ from service.contract.ledger.leases import Lease
 from service.contract.ledger.ledger import Ledger
 from workers.jobs.runtime import held_lease
 
-__all__ = ["Warden"]
+__all__ = ["LeaseWatchdog"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 LOOK_S, GRACE_S = 0.5, 3.2
 
 
-class Warden:
+class LeaseWatchdog:
     """Watches one horse for as long as the ``with`` block lasts.
 
     ``horse`` gives the pid of the horse, 0 while there is none; ``note`` is its lease note.
@@ -42,7 +42,7 @@ class Warden:
         self._thread = threading.Thread(target=self._watch, name="warden", daemon=True)
         self.killed: Lease | None = None
 
-    def __enter__(self) -> Warden:
+    def __enter__(self) -> LeaseWatchdog:
         self._thread.start()
         return self
 

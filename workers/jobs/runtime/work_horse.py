@@ -30,8 +30,8 @@ from workers.jobs.runtime.worker import CertificationWorker, rq_connection
 
 __all__ = [
     "ALLOWED_FUNCTIONS",
-    "TicketRefused",
-    "check_ticket",
+    "MessageRefused",
+    "check_message",
     "forked",
     "main",
     "refuse_pickle",
@@ -41,7 +41,7 @@ __all__ = [
 ALLOWED_FUNCTIONS = frozenset({"workers.jobs.ticket.run"})
 
 
-class TicketRefused(RuntimeError):
+class MessageRefused(RuntimeError):
     """A message on the queue that is no ticket of ours."""
 
     code = "ticket_refused"
@@ -51,24 +51,24 @@ def refuse_pickle() -> None:
     """Make RQ's fallback serializer raise: some of its code paths use it silently."""
 
     def loads(data: bytes) -> NoReturn:
-        raise TicketRefused("a pickled value came from Redis; nothing here unpickles")
+        raise MessageRefused("a pickled value came from Redis; nothing here unpickles")
 
     DefaultSerializer.loads = staticmethod(loads)
 
 
-def check_ticket(job: Job) -> None:
+def check_message(job: Job) -> None:
     """Raise TicketRefused unless the message is ``workers.jobs.ticket.run(job_id)``."""
     if job.func_name not in ALLOWED_FUNCTIONS:
-        raise TicketRefused(f"function {job.func_name!r} is not on the list of allowed ones")
+        raise MessageRefused(f"function {job.func_name!r} is not on the list of allowed ones")
     if job.instance is not None or job.kwargs or len(job.args) != 1:
-        raise TicketRefused("a ticket carries one argument, the job id")
+        raise MessageRefused("a ticket carries one argument, the job id")
     if not isinstance(job.args[0], str) or not is_job_id(job.args[0]):
-        raise TicketRefused("a ticket's argument is a job id")
+        raise MessageRefused("a ticket's argument is a job id")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Perform one ticket. Arguments: worker name, ticket id, queue, execution id, parent's pid."""
-    name, ticket_id, queue_name, execution_id, parent = arguments or sys.argv[1:]
+    name, message_id, queue_name, execution_id, parent = arguments or sys.argv[1:]
     die_with_parent(int(parent))
     refuse_pickle()
     connection = rq_connection(Settings())
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     worker = CertificationWorker(
         [queue_name], name=name, connection=connection, prepare_for_work=False
     )
-    job = Job.fetch(ticket_id, connection=connection, serializer=worker.serializer)
-    check_ticket(job)
+    job = Job.fetch(message_id, connection=connection, serializer=worker.serializer)
+    check_message(job)
     queue = Queue(queue_name, connection=connection, serializer=worker.serializer)
     worker.execution = Execution.fetch(execution_id, job.id, connection=connection)
     worker.main_work_horse(job, queue)

@@ -34,7 +34,7 @@ from workers.jobs.hardware.device_check import DEVICE_LOST, out_of_order
 from workers.jobs.hardware.usage import usage
 from workers.jobs.runtime import held_lease, template
 from workers.jobs.runtime.fork_server import Forked, ForkServer, ForkServerLost
-from workers.jobs.runtime.lease_watchdog import Warden
+from workers.jobs.runtime.lease_watchdog import LeaseWatchdog
 
 __all__ = ["CertificationWorker", "Heartbeat", "main", "rq_connection"]
 
@@ -162,7 +162,7 @@ class CertificationWorker(SpawnWorker):
             with ExitStack() as watched:
                 if self.ledger is not None:
                     horse = lambda: self._horse_pid  # noqa: E731 - read when it is needed
-                    watched.enter_context(Warden(self.ledger, descriptor, horse))
+                    watched.enter_context(LeaseWatchdog(self.ledger, descriptor, horse))
                 super().execute_job(job, queue)
         finally:
             held = held_lease.read(descriptor)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from tests.workers.jobs.conftest import Corridor, tiny_npz
 from workers.jobs.inspection.sandbox import found_no_room
 from workers.jobs.inspection.training_data import save_array
-from workers.jobs.work_loop import Ticket
+from workers.jobs.work_loop import WorkLoop
 
 _MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
 
@@ -72,7 +72,7 @@ def test_a_job_waits_for_room_and_then_goes_on(corridor: Corridor) -> None:
     assert state.progress.message == "waiting: the disk that holds the data directory is full"
     # A worker with room takes it, once the pause is over.
     corridor.redis.zadd(f"certserve:job:{job.id}:free", {"prepare": 0})
-    Ticket(settings, corridor.store, corridor.ledger, job.id).work()
+    WorkLoop(settings, corridor.store, corridor.ledger, job.id).work()
     assert corridor.outcome(job, 0)["status"] == "succeeded"
 
 
@@ -107,7 +107,7 @@ def test_a_file_beyond_the_limit_is_too_large(corridor: Corridor) -> None:
     # As bytes 10,800, as float32 four times that.
     job = corridor.submit(data=tiny_npz(corridor.folder / "more.npz", samples=300), samples=300)
     settings = corridor.settings.model_copy(update={"max_inflated_bytes": 20_000})
-    Ticket(settings, corridor.store, corridor.ledger, job.id).work()
+    WorkLoop(settings, corridor.store, corridor.ledger, job.id).work()
     outcome = corridor.outcome(job, 0)
     assert (outcome["status"], outcome["error"]["code"]) == ("failed", "too_large")
     assert "CERTSERVE_MAX_INFLATED_BYTES" in outcome["error"]["hint"]

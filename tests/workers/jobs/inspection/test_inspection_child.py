@@ -13,7 +13,7 @@ from onnx import NodeProto, helper
 
 from service.contract.schemas.problems import InvalidInput
 from tests.models.onnx.graphs import flattened, normal
-from workers.jobs.inspection.sandbox import ChildEnded, Limits, run_child
+from workers.jobs.inspection.sandbox import ChildEnded, ChildLimits, run_child
 from workers.jobs.items.prepare import _raise_problem
 
 node = helper.make_node
@@ -43,7 +43,9 @@ def inspected(
         "samples_per_shard": 32,
     }
     (folder / "child" / "request.json").write_text(json.dumps(request))
-    ended = run_child("workers.jobs.inspection.child", [], folder=folder / "child", limits=Limits())
+    ended = run_child(
+        "workers.jobs.inspection.child", [], folder=folder / "child", limits=ChildLimits()
+    )
     left = "prepared/facts.json" if ended.status == 0 else "problem.json"
     assert (folder / "child" / left).exists(), ended
     return ended, json.loads((folder / "child" / left).read_text())
@@ -79,7 +81,7 @@ def test_refused_by_name(tmp_path: Path, nodes: list[NodeProto], code: str) -> N
 def test_a_crash_says_what_to_send_to_whom(tmp_path: Path) -> None:
     ended = ChildEnded(-signal.SIGSEGV, timed_out=False, stopped=False, tail="")
     with pytest.raises(InvalidInput) as caught:
-        _raise_problem("job", tmp_path, ended, Limits())
+        _raise_problem("job", tmp_path, ended, ChildLimits())
     assert caught.value.code == "inspection_failed"
     assert "signal 11" in caught.value.detail
     assert "send" in (caught.value.hint or "")

@@ -15,7 +15,7 @@ import pytest
 from service.contract.processes import ProcessId, wait_until
 from tests.workers.jobs.conftest import WAIT_S
 from workers.jobs.inspection import sandbox
-from workers.jobs.inspection.sandbox import ChildEnded, Limits, run_child
+from workers.jobs.inspection.sandbox import ChildEnded, ChildLimits, run_child
 from workers.jobs.runtime import template
 from workers.jobs.runtime.fork_server import ForkServer, ForkServerLost
 
@@ -106,7 +106,7 @@ def run(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "if __name__ == '__main__':\n    sys.exit(main())\n"
         )
         return run_child(
-            name, [], folder=folder, limits=Limits(**limits), stop=stop, forks=way
+            name, [], folder=folder, limits=ChildLimits(**limits), stop=stop, forks=way
         ), folder
 
     return run_code

@@ -19,7 +19,7 @@ from tests.workers.jobs.conftest import CLASSES, SIDE, Corridor
 from workers.jobs.datasets.arrays import DataError
 from workers.jobs.inspection.training_data import write_training_data
 from workers.jobs.items.trained_model import held_samples
-from workers.jobs.work_loop import Ticket
+from workers.jobs.work_loop import WorkLoop
 
 NETWORK: dict[str, Any] = {
     "name": "orthogonal-dense",
@@ -202,7 +202,7 @@ def test_what_would_fail_after_the_training_fails_before_it(
     )
     assert corridor.ledger.create(submission)
     settings = corridor.settings.model_copy(update={"max_training_samples": limit})
-    Ticket(settings, corridor.store, corridor.ledger, submission.id).work()
+    WorkLoop(settings, corridor.store, corridor.ledger, submission.id).work()
     outcome = corridor.outcome(submission)
     assert (outcome["error"] or {}).get("code") == code
     assert outcome["status"] == ("succeeded" if code is None else "failed")

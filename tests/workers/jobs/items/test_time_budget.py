@@ -11,7 +11,7 @@ import pytest
 from tests.workers.jobs.conftest import Corridor, tiny_npz
 from workers.jobs.items.prepare import facts_of, prepare
 from workers.jobs.items.shard import allowance, certify_shard
-from workers.jobs.work_loop import Ticket
+from workers.jobs.work_loop import WorkLoop
 from workers.verification.cascade import progress
 from workers.verification.results import SampleResults
 
@@ -22,7 +22,7 @@ LONG = {"attack": {"steps": 300, "restarts": 1, "audit": 1.0, "seed": 0}}
 def certified(corridor: Corridor, **spec: object) -> dict[str, Any]:
     """The report."""
     job = corridor.submit(data=tiny_npz(corridor.folder / "many.npz", samples=100), **spec)
-    Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    WorkLoop(corridor.settings, corridor.store, corridor.ledger, job.id).work()
     assert corridor.outcome(job, 0)["status"] == "succeeded"
     report = corridor.store.read_json(corridor.store.report_path(job.id))
     assert report is not None

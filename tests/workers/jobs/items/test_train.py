@@ -17,8 +17,8 @@ from service.contract.schemas.submissions import JobSubmission
 from tests.workers.jobs.conftest import Corridor
 from tests.workers.jobs.test_yield import EPOCHS, training
 from workers.jobs.items.train import train_model
-from workers.jobs.runtime.lease_renewer import ItemStopped, Keeper
-from workers.jobs.work_loop import Ticket
+from workers.jobs.runtime.lease_renewer import ItemStopped, LeaseRenewer
+from workers.jobs.work_loop import WorkLoop
 from workers.training.loop import Paused
 
 
@@ -75,7 +75,7 @@ def test_a_worker_that_is_told_to_stop_writes_a_checkpoint_first(
 
     with monkeypatch.context() as patched:
         patched.setattr(workers.jobs.items.train._Curve, "show", told)
-        Ticket(settings, corridor.store, corridor.ledger, job.id).work()
+        WorkLoop(settings, corridor.store, corridor.ledger, job.id).work()
     state = corridor.ledger.get(job.id)
     assert state is not None
     assert state.status == "running"
@@ -109,7 +109,7 @@ def test_a_worker_that_is_told_to_stop_while_it_reads_the_data_set_uses_up_no_tr
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(workers.jobs.items.train, "inspect_apart", stopped)
-    Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+    WorkLoop(corridor.settings, corridor.store, corridor.ledger, job.id).work()
     key = f"certserve:job:{job.id}"
     assert corridor.redis.hget(key, "status") == "running"
     assert corridor.redis.hget(key, "last_error") is None
@@ -136,14 +136,14 @@ def test_an_item_that_does_not_stop_is_interrupted(
     job = training(corridor)
     lease = corridor.ledger.lease(job.id, worker="w")
     assert isinstance(lease, Lease)
-    keeper = Keeper(corridor.ledger, corridor.settings.lease_ttl_s)
+    renewer = LeaseRenewer(corridor.ledger, corridor.settings.lease_ttl_s)
 
     def deaf() -> None:
-        with keeper.holding(lease), keeper.gently():
+        with renewer.holding(lease), renewer.gently():
             os.kill(os.getpid(), signal.SIGTERM)
-            assert keeper.should_stop()
+            assert renewer.should_stop()
             while True:
                 time.sleep(0.01)
 
-    with keeper, pytest.raises(ItemStopped):
+    with renewer, pytest.raises(ItemStopped):
         deaf()

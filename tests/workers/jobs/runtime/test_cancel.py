@@ -13,10 +13,10 @@ import pytest
 
 from service.contract.outcomes import cancel
 from service.contract.processes import wait_until
-from tests.workers.jobs.conftest import WAIT_S, Corridor, horses, in_a_shard
-from tests.workers.jobs.runtime.test_worker import ring_job
+from tests.workers.jobs.conftest import WAIT_S, Corridor, in_a_shard, work_horses
+from tests.workers.jobs.runtime.test_worker import wake_up
 from workers.jobs.runtime import lease_renewer, lease_watchdog
-from workers.jobs.work_loop import Ticket
+from workers.jobs.work_loop import WorkLoop
 
 pytestmark = pytest.mark.slow
 
@@ -38,21 +38,21 @@ def test_pauses_leave_room_in_five_seconds() -> None:
 def test_a_running_shard_stops(corridor: Corridor, start_worker: Start, hangs: bool) -> None:
     worker = start_worker()
     job = corridor.submit(**ENDLESS)
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     assert wait_until(lambda: in_a_shard(worker), WAIT_S)
-    (horse,) = horses(worker)
+    (horse,) = work_horses(worker)
     if hangs:
         os.kill(horse, signal.SIGSTOP)
     state = corridor.ledger.get(job.id)
     assert state is not None
     began = time.monotonic()
     assert cancel(corridor.store, corridor.ledger, state) == "cancelled"
-    assert wait_until(lambda: not horses(worker), WAIT_S)
+    assert wait_until(lambda: not work_horses(worker), WAIT_S)
     print(f"horse gone {time.monotonic() - began:.1f} s after the cancel (hangs: {hangs})")
     assert worker.poll() is None
     # The worker is there for the next job at once, and the cancelled one stays as it is.
     following = corridor.submit(attack=None)
-    ring_job(corridor, following)
+    wake_up(corridor, following)
     assert corridor.outcome(following)["status"] == "succeeded"
     assert corridor.outcome(job, 0)["status"] == "cancelled"
 
@@ -76,7 +76,7 @@ def test_a_cancelled_attack_ends_by_itself_where_no_signal_reaches_it(corridor: 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         canceller.start()
-        Ticket(corridor.settings, corridor.store, corridor.ledger, job.id).work()
+        WorkLoop(corridor.settings, corridor.store, corridor.ledger, job.id).work()
     finally:
         # What is pending goes to nobody.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)

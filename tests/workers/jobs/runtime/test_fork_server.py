@@ -18,7 +18,7 @@ from service.contract.processes import ProcessId, wait_until
 from service.contract.schemas.submissions import JobSubmission
 from tests.horses import children_of, horses_of, template_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor
-from tests.workers.jobs.runtime.test_worker import ring_job
+from tests.workers.jobs.runtime.test_worker import wake_up
 from workers.jobs.runtime.fork_server import ForkServer, ForkServerLost, serve
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ class Chain:
         self.blob.unlink()
         os.mkfifo(self.blob)
         self.process = start_worker(SOME_PASSWORD=PASSWORD, CERTSERVE_MAX_ATTEMPTS="3")
-        ring_job(corridor, self.job)
+        wake_up(corridor, self.job)
         assert wait_until(lambda: self.inspection() is not None, WAIT_S)
         template = template_of(self.process.pid)
         assert template is not None
@@ -131,7 +131,7 @@ def test_a_killed_horse_takes_its_inspection_along(chain: Chain) -> None:
     chain.mend()
     os.kill(chain.horse, signal.SIGKILL)
     assert gone(chain.server, chain.child)
-    ring_job(chain.corridor, chain.job)
+    wake_up(chain.corridor, chain.job)
     assert chain.corridor.outcome(chain.job)["status"] == "succeeded"
     assert template_of(chain.process.pid) == chain.template
 
@@ -146,11 +146,11 @@ def test_a_job_survives_its_template(chain: Chain, who: str) -> None:
     chain.mend()
     os.kill(getattr(chain, who), signal.SIGKILL)
     assert gone(chain.child)
-    ring_job(chain.corridor, chain.job)
+    wake_up(chain.corridor, chain.job)
     assert chain.corridor.outcome(chain.job)["status"] == "succeeded"
     # The next ones come from a template again.
     second = chain.corridor.submit(attack=None)
-    ring_job(chain.corridor, second)
+    wake_up(chain.corridor, second)
     assert chain.corridor.outcome(second)["status"] == "succeeded"
     assert wait_until(lambda: template_of(chain.process.pid) is not None, WAIT_S)
     assert chain.process.poll() is None

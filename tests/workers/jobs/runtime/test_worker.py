@@ -20,8 +20,8 @@ from service.contract.ledger.connection import connect
 from service.contract.processes import wait_until
 from service.contract.schemas.submissions import JobSubmission
 from tests.horses import template_of
-from tests.workers.jobs.conftest import WAIT_S, Corridor, held_by, horses, in_a_shard
-from workers.jobs.runtime.work_horse import TicketRefused, check_ticket, refuse_pickle
+from tests.workers.jobs.conftest import WAIT_S, Corridor, held_by, in_a_shard, work_horses
+from workers.jobs.runtime.work_horse import MessageRefused, check_message, refuse_pickle
 
 pytestmark = pytest.mark.slow
 
@@ -30,14 +30,14 @@ Start = Callable[..., subprocess.Popen[bytes]]
 SLOW = {"attack": {"steps": 100_000, "restarts": 100, "audit": 1.0, "seed": 0}}
 
 
-def ring(corridor: Corridor, function: str, *arguments: object) -> Job:
+def enqueue(corridor: Corridor, function: str, *arguments: object) -> Job:
     connection = connect(corridor.settings, text=False)
     queue = Queue(corridor.settings.queue_name, connection=connection, serializer="json")
     return queue.enqueue_call(function, args=arguments, timeout=900, result_ttl=0, failure_ttl=60)
 
 
-def ring_job(corridor: Corridor, job: JobSubmission) -> Job:
-    return ring(corridor, "workers.jobs.ticket.run", job.id)
+def wake_up(corridor: Corridor, job: JobSubmission) -> Job:
+    return enqueue(corridor, "workers.jobs.ticket.run", job.id)
 
 
 def queue_is_empty(corridor: Corridor) -> bool:
@@ -47,7 +47,7 @@ def queue_is_empty(corridor: Corridor) -> bool:
 
 def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
     job = corridor.submit()
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     start_worker()
     assert corridor.outcome(job)["status"] == "succeeded"
     assert wait_until(lambda: queue_is_empty(corridor), WAIT_S)
@@ -59,10 +59,10 @@ def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
 def test_other_functions_are_refused(corridor: Corridor, start_worker: Start) -> None:
     mark = corridor.folder / "mark"
     job = corridor.submit()  # without work in the line a worker drops every ticket unread
-    ring(corridor, "os.system", f"touch {mark}")
-    ring(corridor, "subprocess.call", ["touch", str(mark)])
+    enqueue(corridor, "os.system", f"touch {mark}")
+    enqueue(corridor, "subprocess.call", ["touch", str(mark)])
     worker = start_worker()
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     assert corridor.outcome(job)["status"] == "succeeded"
     assert not mark.exists()
     assert worker.poll() is None
@@ -82,11 +82,11 @@ def test_pickles_are_never_loaded(corridor: Corridor, start_worker: Start) -> No
     mark = corridor.folder / "mark"
     job = corridor.submit()
     poison = pickle.dumps(Touch(mark))
-    ticket = ring(corridor, "workers.jobs.ticket.run", new_job_id())
+    ticket = enqueue(corridor, "workers.jobs.ticket.run", new_job_id())
     raw = connect(corridor.settings, text=False)
     raw.hset(f"rq:job:{ticket.id}", mapping={"data": zlib.compress(poison), "meta": poison})
     start_worker()
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     assert corridor.outcome(job)["status"] == "succeeded"
     assert not mark.exists()
     raw.close()
@@ -96,21 +96,21 @@ def test_a_ticket_without_work_costs_no_horse(corridor: Corridor, start_worker: 
     """One ticket does all jobs there are; the others are forgotten, with all that RQ kept."""
     jobs = [corridor.submit() for _ in range(3)]
     for job in [*jobs, *jobs]:
-        ring_job(corridor, job)
+        wake_up(corridor, job)
     worker = start_worker()
     for job in jobs:
         assert corridor.outcome(job)["status"] == "succeeded"
     assert wait_until(lambda: queue_is_empty(corridor), WAIT_S)
     assert wait_until(lambda: not corridor.redis.keys("rq:job:*"), WAIT_S)
     assert wait_until(lambda: not corridor.redis.keys("rq:executions:*"), WAIT_S)
-    assert wait_until(lambda: not horses(worker), WAIT_S)
+    assert wait_until(lambda: not work_horses(worker), WAIT_S)
     before = corridor.redis.hget(corridor.redis.keys("rq:worker:*")[0], "successful_job_count")
     for _ in range(20):
-        ring_job(corridor, jobs[0])
+        wake_up(corridor, jobs[0])
     seen: list[int] = []
 
     def all_dropped() -> bool:
-        seen.extend(horses(worker))
+        seen.extend(work_horses(worker))
         return not corridor.redis.keys("rq:job:*") and queue_is_empty(corridor)
 
     assert wait_until(all_dropped, WAIT_S, interval_s=0.005)
@@ -122,28 +122,28 @@ def test_a_ticket_without_work_costs_no_horse(corridor: Corridor, start_worker: 
 @pytest.mark.parametrize(
     ("function", "arguments", "options"),
     [
-        ("workers.jobs.work_loop.Ticket", ["01M7YX50S0YE7AHWY9TEVWPVW9"], {}),
+        ("workers.jobs.work_loop.WorkLoop", ["01M7YX50S0YE7AHWY9TEVWPVW9"], {}),
         ("workers.jobs.ticket.run", ["../../etc"], {}),
         ("workers.jobs.ticket.run", [7], {}),
         ("workers.jobs.ticket.run", [], {}),
         ("workers.jobs.ticket.run", ["01M7YX50S0YE7AHWY9TEVWPVW9"], {"x": 1}),
     ],
 )
-def test_check_ticket(
+def test_check_message(
     corridor: Corridor, function: str, arguments: list[object], options: dict[str, object]
 ) -> None:
     connection = connect(corridor.settings, text=False)
     queue = Queue("certserve", connection=connection, serializer="json")
     job = queue.create_job(function, args=arguments, kwargs=options)
-    with pytest.raises(TicketRefused):
-        check_ticket(job)
+    with pytest.raises(MessageRefused):
+        check_message(job)
     connection.close()
 
 
 def test_refuse_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DefaultSerializer, "loads", DefaultSerializer.loads)
     refuse_pickle()
-    with pytest.raises(TicketRefused):
+    with pytest.raises(MessageRefused):
         DefaultSerializer.loads(pickle.dumps(1))
 
 
@@ -153,7 +153,7 @@ def test_one_ticket_brings_all_workers_to_a_job(corridor: Corridor, start_worker
     start_worker()
     start_worker()
     assert wait_until(lambda: len(corridor.ledger.worker_registry.living()) == 2, WAIT_S)
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     holders = f"certserve:job:{job.id}:holder"
     assert wait_until(lambda: corridor.redis.hlen(holders) == 2, WAIT_S)
     # The second worker may come when the first shard is done already.
@@ -162,11 +162,11 @@ def test_one_ticket_brings_all_workers_to_a_job(corridor: Corridor, start_worker
 
 def test_no_secret_in_the_process_list(corridor: Corridor, start_worker: Start) -> None:
     job = corridor.submit(**SLOW)
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     worker = start_worker()
 
     assert wait_until(lambda: in_a_shard(worker), WAIT_S)
-    (horse,) = horses(worker)
+    (horse,) = work_horses(worker)
     template = template_of(worker.pid)
     assert template is not None
     assert Path(f"/proc/{horse}/comm").read_text() == "horse\n"
@@ -178,7 +178,7 @@ def test_no_secret_in_the_process_list(corridor: Corridor, start_worker: Start) 
 
 def test_cancellation_stops_a_running_shard(corridor: Corridor, start_worker: Start) -> None:
     job = corridor.submit(**SLOW)
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     worker = start_worker()
     assert wait_until(lambda: in_a_shard(worker), WAIT_S)
     corridor.redis.hset(f"certserve:job:{job.id}", "cancel", "1")
@@ -197,16 +197,16 @@ def test_a_killed_horse_gives_its_item_back_at_once(
     worker = start_worker()
     holders = f"certserve:job:{job.id}:holder"
     for tries in (1, 2, 3):
-        ring_job(corridor, job)
+        wake_up(corridor, job)
         # Not as soon as the ledger knows: the note for the parent is written after the lease.
         assert wait_until(lambda: in_a_shard(worker), WAIT_S)
         held = held_by(worker)
         assert held is not None
         assert (held.item, held.tries) == ("shard:0", tries)
-        (horse,) = horses(worker)
+        (horse,) = work_horses(worker)
         os.kill(horse, signal.SIGKILL)
         assert wait_until(lambda: "shard:0" not in corridor.redis.hgetall(holders), WAIT_S)
-    ring_job(corridor, job)
+    wake_up(corridor, job)
     error = corridor.outcome(job)["error"]
     assert error["code"] == "attempts_exhausted"
     assert "signal 9" in error["detail"]

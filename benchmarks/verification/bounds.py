@@ -22,7 +22,7 @@ from models.architectures.published import build
 from models.network import Network
 from models.onnx.importer import import_onnx
 from workers.verification.cascade.bound_table import BOUNDS, Verifier
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 128
@@ -47,17 +47,17 @@ def measure(
         logits = network(x)
         forward = least(lambda: network(x))
         start = time.perf_counter()
-        program = Program.compile(network)
-        compiled = time.perf_counter() - start
+        compiled = CompiledNetwork.compile(network)
+        compile_s = time.perf_counter() - start
     margin = logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -1e30).amax(1)
     correct = margin > 0
     print(
         f"\n{title}: forward pass {forward / len(x) * 1e3:.3f} ms per sample (batch {len(x)}), "
-        f"operator norms {compiled:.2f} s once, {norm} {epsilon:.4g}, clean {int(correct.sum())}"
+        f"operator norms {compile_s:.2f} s once, {norm} {epsilon:.4g}, clean {int(correct.sum())}"
     )
     reach = torch.full((len(x),), epsilon, dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
-        verifier = Verifier(program, norm, True, True, torch.device("cpu"), dtype)
+        verifier = Verifier(compiled, norm, True, True, torch.device("cpu"), dtype)
         for bound in BOUNDS.values():
             if norm not in bound.norms:
                 continue

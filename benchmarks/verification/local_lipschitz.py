@@ -24,11 +24,11 @@ import torch
 from models.architectures.published import build
 from models.network import Network
 from models.onnx.importer import import_onnx
-from workers.verification.bounds.local_lipschitz import local_margins, local_margins_by_chance
+from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.cascade.bound_table import BOUNDS, MarginsAt, Verifier
 from workers.verification.cascade.radius import search_radius
-from workers.verification.graph.compiled_network import Program
-from workers.verification.norms.lanczos import Chance
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.norms.lanczos import FailureBudget
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,11 +48,11 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
     with torch.no_grad():
         logits = network(x)
         forward = least(lambda: network(x), 5)
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     margin = logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -1e30).amax(1)
     x, y, margin = x[margin > 0], y[margin > 0], margin[margin > 0].double()
     forward *= len(x) / len(logits)
-    verifier = Verifier(program, "l2", True, True, torch.device("cpu"), torch.float32)
+    verifier = Verifier(compiled, "l2", True, True, torch.device("cpu"), torch.float32)
 
     def proves(margins: MarginsAt, rows: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
         bound = replace(BOUNDS["bcp"], margins=margins)
@@ -75,13 +75,13 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
     for share in (0.98, 1.02, 1.1, 1.5, 4.0):
         epsilon = radius * share
         print(f"  at {share} of BCP's radius:")
-        chance = Chance()
+        failure_budget = FailureBudget()
         tally: Counter[str] = Counter()
         variants: dict[str, MarginsAt] = {
             "bcp": bcp,
             "global, Schur, Frobenius": partial(local_margins, exact=False),
             "and Gram where open": local_margins,
-            "and Lanczos where open": partial(local_margins_by_chance, chance),
+            "and Lanczos where open": partial(randomized_local_margins, failure_budget),
         }
         for name, margins in variants.items():
             found: list[torch.Tensor] = []
@@ -96,7 +96,7 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
                 flush=True,
             )
         proves(partial(local_margins, tally=tally), everything, epsilon)
-        print(f"    {dict(tally)}, failure probability {chance.failure_probability:.2g}")
+        print(f"    {dict(tally)}, failure probability {failure_budget.failure_probability:.2g}")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from benchmarks.verification.published import SETTINGS, Setting, load_images, lo
 from models.network import Network
 from workers.verification.cascade.bound_table import BOUNDS, Verifier
 from workers.verification.cascade.run import certify_samples
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.results import CertificationRequest
 
 #: Bars on the medians, in plain forward passes per image.
@@ -45,8 +45,8 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 def plain_count(network: Network, setting: Setting, x: torch.Tensor, y: torch.Tensor) -> int:
     """How many plain float32 CROWN verifies."""
-    program = Program.compile(network, estimate=True)
-    verifier = Verifier(program, setting.norm, setting.norm == "linf", False, torch.device("cpu"))
+    compiled = CompiledNetwork.compile(network, estimate=True)
+    verifier = Verifier(compiled, setting.norm, setting.norm == "linf", False, torch.device("cpu"))
     reach = torch.full((len(x),), setting.reach, dtype=torch.float64)
     margin = torch.ones_like(reach)
     return int(verifier.proves(BOUNDS["crown"], x, y, reach, margin)[0].sum())
@@ -88,7 +88,9 @@ def measure(setting: Setting, shared: Path, per_class: int) -> dict[str, float]:
     correct = margin > 0
     x, y, margin = x[correct], y[correct], margin[correct].to(torch.float64)
     reach = torch.full((len(x),), setting.reach, dtype=torch.float64)
-    verifier = Verifier(Program.compile(network), setting.norm, True, True, torch.device("cpu"))
+    verifier = Verifier(
+        CompiledNetwork.compile(network), setting.norm, True, True, torch.device("cpu")
+    )
     counts: dict[str, int] = {}
     costs: dict[str, float] = {}
     for name in METHODS:

@@ -31,7 +31,7 @@ from models.network import INPUT, Network
 from models.onnx.importer import import_onnx
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
 SAMPLES = 4
@@ -205,7 +205,7 @@ def main() -> None:
             measure(case, "lipschitz", budget, None)
         print("  the norms above are part of the run; below they are known", flush=True)
         if options.cache is not None:
-            Program.compile(case.network, cache_dir=options.cache)
+            CompiledNetwork.compile(case.network, cache_dir=options.cache)
         for method in options.methods:
             for budget in options.budgets:
                 measure(case, method, budget, options.cache)

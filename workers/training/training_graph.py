@@ -22,7 +22,7 @@ from models.layers.reparametrized import OrthogonalConv2d, OrthogonalLinear
 from models.network import INPUT, Network, Node
 from workers.training.config import TrainingError
 from workers.verification.forward.ball import ball_rule
-from workers.verification.graph.compiled_network import Step, overlap_of
+from workers.verification.graph.compiled_network import GraphStep, overlap_of
 from workers.verification.layers.layer_rules import RULES
 from workers.verification.rounding import Rounding
 
@@ -77,7 +77,7 @@ class Live:
                 self._iterate(name, FIRST_STEPS)
         self._norms = {}
 
-    def _step(self, node: Node) -> Step:
+    def _step(self, node: Node) -> GraphStep:
         """The node for the rules of ``workers.verification``, which are those of training too."""
         layer = self.network.layer(node.name)
         if not isinstance(layer, (*WEIGHTED, Normalize, Shift)) and type(layer) not in RULES:
@@ -89,7 +89,7 @@ class Live:
             )
         shape = self.shapes[node.inputs[0]]
         overlap = overlap_of(layer, shape) if isinstance(layer, MaxPool2d) else 1
-        return Step(node.name, layer, (), node.shape, overlap=overlap)
+        return GraphStep(node.name, layer, (), node.shape, overlap=overlap)
 
     def refresh(self) -> None:
         """Read the weights anew; call it before every step."""

@@ -22,19 +22,19 @@ ODD = 0.04
 def _axis(b: Builder, shape: Shape) -> int:
     """An axis of the sample as ONNX counts it, from either end; the batch is put in later."""
     axis = b.number(1, len(shape))
-    return axis - (len(shape) + 1 if b.chance(0.5) and b.opset >= 11 else 0)
+    return axis - (len(shape) + 1 if b.failure_budget(0.5) and b.opset >= 11 else 0)
 
 
 def _broadcast(b: Builder, shape: Shape, *, positive: bool = False) -> str:
     """A constant that broadcasts to the batch: of any rank, with ones in any place."""
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         sizes: list[int] = [2, *shape]
     else:
         kept = b.number(0, len(shape))
-        sizes = [size if b.chance(0.6) else 1 for size in shape[len(shape) - kept :]]
-        if kept == len(shape) and b.chance(0.5):
+        sizes = [size if b.failure_budget(0.6) else 1 for size in shape[len(shape) - kept :]]
+        if kept == len(shape) and b.failure_budget(0.5):
             sizes = [1, *sizes]
-        if len(sizes) == len(shape) + 1 and b.chance(ODD):
+        if len(sizes) == len(shape) + 1 and b.failure_budget(ODD):
             sizes = [1, *sizes]
     array = b.normal(*sizes)
     return b.constant(np.abs(array) + np.float32(0.5) if positive else array)
@@ -42,7 +42,7 @@ def _broadcast(b: Builder, shape: Shape, *, positive: bool = False) -> str:
 
 def _maybe_batch(b: Builder, axis: int, shape: Shape) -> int:
     """The axis, rarely the batch's in its place."""
-    return int(b.pick([0, -len(shape) - 1])) if b.chance(ODD) else axis
+    return int(b.pick([0, -len(shape) - 1])) if b.failure_budget(ODD) else axis
 
 
 def unary(kind: str) -> Step:
@@ -52,7 +52,7 @@ def unary(kind: str) -> Step:
 def with_constant(kind: str, *, positive: bool = False, right: bool = False) -> Step:
     def step(b: Builder, x: str, shape: Shape) -> str:
         inputs = [x, _broadcast(b, shape, positive=positive)]
-        return b.node(kind, inputs if right or b.chance(0.6) else inputs[::-1])
+        return b.node(kind, inputs if right or b.failure_budget(0.6) else inputs[::-1])
 
     return step
 
@@ -62,10 +62,10 @@ def of_two(kind: str) -> Step:
 
     def step(b: Builder, x: str, shape: Shape) -> str:
         same = [name for name, other in b.shapes.items() if other == shape]
-        if b.chance(ODD):
+        if b.failure_budget(ODD):
             same = [name for name, other in b.shapes.items() if len(other) != len(shape)] or same
         inputs = [x, b.pick(same)]
-        if kind in ("Max", "Min", "Sum") and b.chance(0.5):
+        if kind in ("Max", "Min", "Sum") and b.failure_budget(0.5):
             inputs += [_broadcast(b, shape)]
         order = b.rng.permutation(len(inputs))
         return b.node(kind, [inputs[place] for place in order])
@@ -74,7 +74,7 @@ def of_two(kind: str) -> Step:
 
 
 def leaky_relu(b: Builder, x: str, shape: Shape) -> str:
-    given = {} if b.chance(0.3) else {"alpha": b.pick([0.0, 0.2, 0.5, 1.0])}
+    given = {} if b.failure_budget(0.3) else {"alpha": b.pick([0.0, 0.2, 0.5, 1.0])}
     return b.node("LeakyRelu", [x], **given)
 
 
@@ -86,7 +86,7 @@ def clip(b: Builder, x: str, shape: Shape) -> str:
     inputs = [x]
     for bound in (low, high):
         inputs.append("" if bound is None else b.constant(np.array(bound, np.float32)))
-    while inputs[-1] == "" and b.chance(0.5):
+    while inputs[-1] == "" and b.failure_budget(0.5):
         inputs.pop()
     return b.node("Clip", inputs)
 
@@ -95,7 +95,7 @@ def dropout(b: Builder, x: str, shape: Shape) -> str:
     outputs = b.pick([1, 1, 2])
     if b.opset < 12:
         return b.node("Dropout", [x], outputs, ratio=0.3)
-    inputs = [x, *([b.constant(np.array(0.3, np.float32))] if b.chance(0.5) else [])]
+    inputs = [x, *([b.constant(np.array(0.3, np.float32))] if b.failure_budget(0.5) else [])]
     return b.node("Dropout", inputs, outputs)
 
 
@@ -104,7 +104,7 @@ def cast(b: Builder, x: str, shape: Shape) -> str:
 
 
 def flatten(b: Builder, x: str, shape: Shape) -> str:
-    axis = b.pick([1, 1, 1, 2, 0] if b.chance(0.2) else [1])
+    axis = b.pick([1, 1, 1, 2, 0] if b.failure_budget(0.2) else [1])
     return b.node("Flatten", [x], axis=axis)
 
 
@@ -114,13 +114,13 @@ def reshape(b: Builder, x: str, shape: Shape) -> str:
     first = b.pick(factors)
     rest = b.pick([[total], [first, total // first], [*shape], [total, 1], [1, total]])
     batch = b.pick([0, -1, -1])
-    if b.chance(0.3):
-        rest[b.number(0, len(rest) - 1)] = 0 if b.chance(0.2) else -1
-        batch = 0 if batch == -1 and not b.chance(ODD) else batch
-    if b.chance(ODD):
+    if b.failure_budget(0.3):
+        rest[b.number(0, len(rest) - 1)] = 0 if b.failure_budget(0.2) else -1
+        batch = 0 if batch == -1 and not b.failure_budget(ODD) else batch
+    if b.failure_budget(ODD):
         batch = b.pick([1, 2, 3])
     attributes = {"allowzero": b.pick([0, 0, 1])} if b.opset >= 14 and batch != 0 else {}
-    if b.chance(0.25):
+    if b.failure_budget(0.25):
         target = b.node("Concat", [_batch_size(b, x), b.constant(np.array(rest, np.int64))], axis=0)
     else:
         target = b.constant(np.array([batch, *rest], np.int64))
@@ -129,13 +129,13 @@ def reshape(b: Builder, x: str, shape: Shape) -> str:
 
 def _batch_size(b: Builder, x: str) -> str:
     """[N], computed from the shape of an activation."""
-    if b.opset >= 15 and b.chance(0.5):
+    if b.opset >= 15 and b.failure_budget(0.5):
         return b.node("Shape", [x], start=0, end=1)
     sizes = b.node("Shape", [x])
-    if b.opset >= 10 and b.chance(0.3):
+    if b.opset >= 10 and b.failure_budget(0.3):
         inputs = [b.constant(np.array([number], np.int64)) for number in (0, 1)]
         return b.node("Slice", [sizes, *inputs])
-    if b.chance(0.3):
+    if b.failure_budget(0.3):
         return b.node("Gather", [sizes, b.constant(np.array([0], np.int64))])
     one = b.node("Gather", [sizes, b.constant(np.array(0, np.int64))])
     form, attributes = b.axes_form([0], 13)
@@ -146,9 +146,9 @@ def unsqueeze(b: Builder, x: str, shape: Shape) -> str:
     count = b.pick([1, 1, 2])
     rank = len(shape) + 1 + count
     axes = [int(axis) for axis in b.rng.permutation(np.arange(1, rank))[:count]]
-    if b.opset >= 11 and b.chance(0.3):
+    if b.opset >= 11 and b.failure_budget(0.3):
         axes = [axis - rank for axis in axes]
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         axes[0] = 0
     form, attributes = b.axes_form(axes, 13)
     return b.node("Unsqueeze", [x, *form], **attributes)
@@ -160,10 +160,10 @@ def squeeze(b: Builder, x: str, shape: Shape) -> str:
         x = unsqueeze(b, x, shape)
         shape = b.learn(x) or (1, *shape)
         ones = [axis for axis, size in enumerate(shape, start=1) if size == 1]
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         return b.node("Squeeze", [x])
     axes = [b.pick(ones or [1])]
-    if b.opset >= 11 and b.chance(0.3):
+    if b.opset >= 11 and b.failure_budget(0.3):
         axes = [axis - len(shape) - 1 for axis in axes]
     form, attributes = b.axes_form(axes, 13)
     return b.node("Squeeze", [x, *form], **attributes)
@@ -171,7 +171,7 @@ def squeeze(b: Builder, x: str, shape: Shape) -> str:
 
 def transpose(b: Builder, x: str, shape: Shape) -> str:
     perm = [0, *(int(axis) + 1 for axis in b.rng.permutation(len(shape)))]
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         return b.node("Transpose", [x])
     return b.node("Transpose", [x], perm=perm)
 
@@ -180,7 +180,7 @@ def concat(b: Builder, x: str, shape: Shape) -> str:
     axis = _axis(b, shape)
     same = [name for name, other in b.shapes.items() if other == shape]
     parts = [x, *(b.pick(same) for _ in range(b.number(0, 2)))]
-    if b.chance(0.3):
+    if b.failure_budget(0.3):
         place = (axis - 1) if axis > 0 else axis
         sizes = [*shape]
         sizes[place] = b.pick([0, 1, 2])
@@ -194,37 +194,37 @@ def split(b: Builder, x: str, shape: Shape) -> str:
     count = b.number(1, min(3, size))
     sizes = np.diff([0, *sorted(b.rng.permutation(np.arange(1, size))[: count - 1]), size])
     axis = _maybe_batch(b, axis, shape)
-    if b.chance(0.3 if size % count == 0 else 0.0):
+    if b.failure_budget(0.3 if size % count == 0 else 0.0):
         more: dict[str, Any] = {"num_outputs": count} if b.opset >= 18 else {}
         first = b.node("Split", [x], count, axis=axis, **more)
-    elif b.opset >= 18 and b.chance(0.3):
+    elif b.opset >= 18 and b.failure_budget(0.3):
         first = b.node("Split", [x], count, axis=axis, num_outputs=count)
     elif b.opset >= 13:
         first = b.node("Split", [x, b.constant(sizes.astype(np.int64))], count, axis=axis)
     else:
         first = b.node("Split", [x], count, axis=axis, split=[int(part) for part in sizes])
     outputs = b.nodes[-1].output
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         outputs[len(outputs) - 1] = ""
     return str(b.pick([name for name in outputs if name] or [first]))
 
 
 def cut(b: Builder, x: str, shape: Shape) -> str:
     """Slice; places out of range and from the end, steps, and rarely what is refused."""
-    axes = [_axis(b, shape)] if b.chance(0.7) else [*range(1, len(shape) + 1)]
+    axes = [_axis(b, shape)] if b.failure_budget(0.7) else [*range(1, len(shape) + 1)]
     starts, ends, steps = [], [], []
     for axis in axes:
         size = shape[axis - 1 if axis > 0 else axis]
         starts.append(b.pick([0, 0, -size, -size - 3, 1 % size, -1]))
         ends.append(b.pick([size, size, size + 3, 2**31 - 1, 2**63 - 1, -1 if size > 1 else 1]))
         steps.append(b.pick([1, 1, 2, 3]))
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         steps[0] = b.pick([-1, -2])
     axes[0] = _maybe_batch(b, axes[0], shape)
     if b.opset < 10:
         return b.node("Slice", [x], starts=starts, ends=ends, axes=axes)
     vectors = [starts, ends, axes, steps]
-    if b.chance(0.3):
+    if b.failure_budget(0.3):
         vectors = vectors[:3]
     return b.node("Slice", [x, *(b.constant(np.array(v, np.int64)) for v in vectors)])
 
@@ -234,7 +234,7 @@ def gather(b: Builder, x: str, shape: Shape) -> str:
     size = shape[axis - 1 if axis > 0 else axis]
     start, step = b.number(0, size - 1), b.number(1, 2)
     places: Any = b.pick([[*range(start, size, step)], start, [start], [-1], -1])
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         places = b.pick([[size], [1, 0], [0, 0]])
     return b.node(
         "Gather", [x, b.constant(np.array(places, np.int64))], axis=_maybe_batch(b, axis, shape)
@@ -245,16 +245,18 @@ def reduction(kind: str, since: int) -> Step:
     def step(b: Builder, x: str, shape: Shape) -> str:
         count = b.number(1, len(shape))
         axes = [int(axis) + 1 for axis in b.rng.permutation(len(shape))[:count]]
-        if b.opset >= 11 and b.chance(0.3):
+        if b.opset >= 11 and b.failure_budget(0.3):
             axes = [axis - len(shape) - 1 for axis in axes]
-        if b.chance(ODD):
+        if b.failure_budget(ODD):
             axes[0] = 0
-        attributes: dict[str, Any] = {} if b.chance(0.3) else {"keepdims": b.pick([0, 1, 1])}
-        if b.opset >= since and b.chance(0.2):
+        attributes: dict[str, Any] = (
+            {} if b.failure_budget(0.3) else {"keepdims": b.pick([0, 1, 1])}
+        )
+        if b.opset >= since and b.failure_budget(0.2):
             attributes["noop_with_empty_axes"] = 1
-            if b.chance(0.5):
+            if b.failure_budget(0.5):
                 return b.node(kind, [x], **attributes)
-            axes = [] if b.chance(0.5) else axes
+            axes = [] if b.failure_budget(0.5) else axes
         form, more = b.axes_form(axes, since)
         return b.node(kind, [x, *form], **attributes, **more)
 
@@ -262,15 +264,15 @@ def reduction(kind: str, since: int) -> Step:
 
 
 def matmul(b: Builder, x: str, shape: Shape) -> str:
-    left = len(shape) == 2 and b.chance(0.4)
+    left = len(shape) == 2 and b.failure_budget(0.4)
     size, many = (shape[0] if left else shape[-1]), b.number(1, 5)
     sizes = [many, size] if left else [size, many]
-    sizes = [1] * (b.number(0, len(shape) - 1) if b.chance(0.3) else 0) + sizes
-    if b.chance(ODD):
+    sizes = [1] * (b.number(0, len(shape) - 1) if b.failure_budget(0.3) else 0) + sizes
+    if b.failure_budget(ODD):
         sizes = b.pick([[2, *sizes], [size]])
     matrix = b.constant(b.normal(*sizes))
     result = b.node("MatMul", [matrix, x] if left else [x, matrix])
-    if b.chance(0.4):
+    if b.failure_budget(0.4):
         result = b.node("Add", [result, b.constant(b.normal(*([many, 1] if left else [many])))])
     return result
 
@@ -284,13 +286,13 @@ def gemm(b: Builder, x: str, shape: Shape) -> str:
     if form is None and b.opset < 11:
         form = (many,)
     if form is not None:
-        inputs.append(b.constant(b.normal(*(form if not b.chance(ODD) else (2, many)))))
+        inputs.append(b.constant(b.normal(*(form if not b.failure_budget(ODD) else (2, many)))))
     attributes: dict[str, Any] = {"transB": turned}
-    if b.chance(0.3):
+    if b.failure_budget(0.3):
         attributes["alpha"] = b.pick([1.0, 2.0, 0.5, -4.0, 0.3])
-    if b.chance(0.3):
+    if b.failure_budget(0.3):
         attributes["beta"] = b.pick([1.0, 0.0, 0.7, -2.0])
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         attributes["transA"] = 1
     return b.node("Gemm", inputs, **attributes)
 
@@ -298,7 +300,7 @@ def gemm(b: Builder, x: str, shape: Shape) -> str:
 def batch_normalization(b: Builder, x: str, shape: Shape) -> str:
     tensors = [b.normal(shape[0]) for _ in range(3)]
     names = [b.constant(t) for t in [*tensors, np.abs(b.normal(shape[0])) + np.float32(0.1)]]
-    epsilon = {} if b.chance(0.3) else {"epsilon": b.pick([1e-3, 0.0, 1e-7])}
+    epsilon = {} if b.failure_budget(0.3) else {"epsilon": b.pick([1e-3, 0.0, 1e-7])}
     return b.node("BatchNormalization", [x, *names], **epsilon)
 
 
@@ -307,15 +309,15 @@ def pad(b: Builder, x: str, shape: Shape) -> str:
     amounts = [0] * (2 * rank)
     for axis in b.rng.permutation(np.arange(1, rank))[: b.number(0, 2)]:
         amounts[axis], amounts[rank + axis] = b.number(0, 2), b.number(0, 2)
-    if b.chance(ODD):
+    if b.failure_budget(ODD):
         amounts[b.pick([0, rank, 1])] = b.pick([1, -1])
     value = float(np.float32(b.pick([0.0, 1.5, -0.25])))
     if b.opset < 11:
         return b.node("Pad", [x], pads=amounts, value=value)
     inputs = [x, b.constant(np.array(amounts, np.int64))]
-    if b.chance(0.6):
+    if b.failure_budget(0.6):
         inputs.append(b.constant(np.array(value, np.float32)))
-    if b.opset >= 18 and len(inputs) == 3 and b.chance(0.3):
+    if b.opset >= 18 and len(inputs) == 3 and b.failure_budget(0.3):
         axes = [a for a in range(rank) if amounts[a] or amounts[rank + a]] or [1]
         short = [amounts[a] for a in axes] + [amounts[rank + a] for a in axes]
         inputs[1] = b.constant(np.array(short, np.int64))
@@ -325,14 +327,14 @@ def pad(b: Builder, x: str, shape: Shape) -> str:
 
 def _windows(b: Builder, shape: Shape, *, dilated: bool, named: bool = True) -> dict[str, Any]:
     kernel = [b.number(1, min(3, size)) for size in shape[1:]]
-    attributes: dict[str, Any] = {"kernel_shape": kernel} if named or b.chance(0.5) else {}
-    if b.chance(0.6):
+    attributes: dict[str, Any] = {"kernel_shape": kernel} if named or b.failure_budget(0.5) else {}
+    if b.failure_budget(0.6):
         attributes["strides"] = [b.number(1, 3) for _ in kernel]
-    if dilated and b.chance(0.25):
+    if dilated and b.failure_budget(0.25):
         attributes["dilations"] = [b.number(1, 2) for _ in kernel]
-    if b.chance(0.5):
+    if b.failure_budget(0.5):
         attributes["pads"] = [b.number(0, kernel[place % 2] - 1) for place in range(4)]
-    elif b.chance(0.5):
+    elif b.failure_budget(0.5):
         attributes["auto_pad"] = b.pick(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
     return {"kernel": kernel, **attributes}
 
@@ -342,10 +344,10 @@ def conv(b: Builder, x: str, shape: Shape) -> str:
     kernel = attributes.pop("kernel")
     groups = b.pick([g for g in range(1, shape[0] + 1) if shape[0] % g == 0])
     out = groups * b.number(1, 3)
-    if groups > 1 or b.chance(0.5):
+    if groups > 1 or b.failure_budget(0.5):
         attributes["group"] = groups
     inputs = [x, b.constant(b.normal(out, shape[0] // groups, *kernel))]
-    if b.chance(0.5):
+    if b.failure_budget(0.5):
         inputs.append(b.constant(b.normal(out)))
     return b.node("Conv", inputs, **attributes)
 
@@ -353,7 +355,7 @@ def conv(b: Builder, x: str, shape: Shape) -> str:
 def max_pool(b: Builder, x: str, shape: Shape) -> str:
     attributes = _windows(b, shape, dilated=b.opset >= 10)
     attributes.pop("kernel")
-    if b.opset >= 10 and b.chance(0.3):
+    if b.opset >= 10 and b.failure_budget(0.3):
         attributes["ceil_mode"] = 1
     return b.node("MaxPool", [x], **attributes)
 
@@ -361,9 +363,9 @@ def max_pool(b: Builder, x: str, shape: Shape) -> str:
 def average_pool(b: Builder, x: str, shape: Shape) -> str:
     attributes = _windows(b, shape, dilated=b.opset >= 19)
     attributes.pop("kernel")
-    if b.opset >= 10 and b.chance(0.3):
+    if b.opset >= 10 and b.failure_budget(0.3):
         attributes["ceil_mode"] = 1
-    if b.chance(0.4):
+    if b.failure_budget(0.4):
         attributes["count_include_pad"] = 1
     return b.node("AveragePool", [x], **attributes)
 

@@ -10,7 +10,7 @@ from models.network import Network, NetworkError
 from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
 from workers.verification.forward.propagation import forward_step
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 
 MEAN, STD = [0.1, 0.5, 0.9], [0.2, 0.3, 0.4]
 
@@ -41,11 +41,11 @@ def test_every_layout_is_normalised_alike(shape: tuple[int, ...]) -> None:
     assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
     again = Network.from_description(normalized.description(), normalized.state_dict())
     assert torch.equal(again(given), normalized(given))
-    program = Program.compile(normalized)
+    compiled = CompiledNetwork.compile(normalized)
     value = given.double()
-    for step in program.steps:
+    for step in compiled.steps:
         value = forward_step(step, [value])
-    logits = value.flatten(1) @ program.head.weight.T + program.head.bias
+    logits = value.flatten(1) @ compiled.head.weight.T + compiled.head.bias
     assert torch.allclose(logits.float(), expected, atol=1e-4)
 
 

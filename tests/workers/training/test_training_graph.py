@@ -13,7 +13,7 @@ from models.architectures.published import build
 from workers.training.config import TrainingError
 from workers.training.training_graph import Live
 from workers.verification.bounds.lipschitz import lipschitz_constant
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -60,7 +60,7 @@ def test_estimates_approach_the_sound_norm_from_below() -> None:
     live = live_of([*rows, {"kind": "relu"}, *TAIL], [2, 8, 8], steps=300)
     live.refresh()
     estimate = float(live.lipschitz())
-    sound = lipschitz_constant(Program.compile(live.network))
+    sound = lipschitz_constant(CompiledNetwork.compile(live.network))
     assert estimate <= sound
     assert estimate >= 0.97 * sound
 

@@ -45,7 +45,7 @@ from models.onnx.runtime import OnnxRuntimeModel
 from workers.verification.cascade.bound_table import BOUNDS, Bound, Verifier
 from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.affine import FLOAT32_SAFE
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.results import CertificationRequest
 
 __all__ = ["ASKED", "FALSE", "Case", "Tally", "ask", "find_case"]
@@ -55,7 +55,7 @@ ASKED = (0.01, 0.5, 0.9, 1.0, 1.5, 30.0)
 FALSE = 3
 
 #: Bounds from this cost on are asked less often where not everything is asked.
-DEAR = 5_000
+EXPENSIVE = 5_000
 
 NORMS = ("l2", "linf")
 #: Arithmetics (None: as the cascade runs), and how much more often than ``share`` each is asked.
@@ -607,18 +607,18 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
     """
     random = np.random.default_rng(seed)
     tally.graphs += 1
-    program = Program.compile(case.network)
+    compiled = CompiledNetwork.compile(case.network)
     x, labels = torch.from_numpy(case.x), torch.tensor([case.label])
     others = np.delete(case.logits.astype(np.float64), case.label, axis=1).max()
     margin = torch.tensor([float(case.logits[0, case.label]) - float(others)], dtype=torch.float64)
     for ((norm, clip), (distance, _)), dtype in itertools.product(case.wrong.items(), ASKED_IN):
         if random.random() >= share * ASKED_IN[dtype]:
             continue
-        verifier = Verifier(program, norm, clip, True, CPU, dtype)
+        verifier = Verifier(compiled, norm, clip, True, CPU, dtype)
         epsilons = [portion * distance for portion in ASKED]
         for bound in BOUNDS.values():
             if norm not in bound.norms or (
-                share < 1.0 and bound.cost >= DEAR and random.random() > 0.25
+                share < 1.0 and bound.cost >= EXPENSIVE and random.random() > 0.25
             ):
                 continue
             proved = _proved(verifier, bound, x, labels, epsilons, margin)
@@ -627,7 +627,7 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
     for (norm, clip), (distance, _) in case.wrong.items():
         if random.random() >= share / 4:
             continue
-        cheap = [method for method in BOUNDS if BOUNDS[method].cost < DEAR]
+        cheap = [method for method in BOUNDS if BOUNDS[method].cost < EXPENSIVE]
         methods = ["auto", *BOUNDS] if share >= 1.0 else cheap
         method = methods[int(random.integers(len(methods)))]
         asked = (Fraction(distance), Fraction(1, 10))

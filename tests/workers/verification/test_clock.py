@@ -25,7 +25,7 @@ from workers.verification.cascade import progress as progress_module
 from workers.verification.cascade.bound_table import BLOCK_BYTES, BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.clock import Clock, OutOfTime
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import costliest, forward_cost
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
@@ -138,9 +138,9 @@ def test_between_two_looks_there_is_at_most_one_row_block(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = wide_network()
-    program = Program.compile(network, cache_dir=tmp_path)
+    compiled = CompiledNetwork.compile(network, cache_dir=tmp_path)
     # Eight rows at a time; a block of samples in a forward pass is as large as memory makes it.
-    monkeypatch.setitem(clock_module.PIECE, "cpu", 8.0 * costliest(program))
+    monkeypatch.setitem(clock_module.PIECE, "cpu", 8.0 * costliest(compiled))
     monkeypatch.setitem(BLOCK_BYTES, "cpu", 2**14)
     pieces: list[int] = []
     with FlopCounterMode(display=False) as flops:
@@ -152,7 +152,7 @@ def test_between_two_looks_there_is_at_most_one_row_block(
         pieces.append(flops.get_total_flops())
     largest = max(after - before for before, after in itertools.pairwise(pieces))
     # A row block there and back, in flops: two per multiplication; the deployed network beside it.
-    assert largest <= 2 * 3 * 8 * forward_cost(program), largest / forward_cost(program)
+    assert largest <= 2 * 3 * 8 * forward_cost(compiled), largest / forward_cost(compiled)
     assert len(pieces) > 10
 
 
@@ -163,7 +163,7 @@ def test_who_raises_from_the_progress_ends_every_bound_at_once(method: str, tmp_
 
     network = random_network(8)
     seen: list[int] = []
-    Program.compile(network, cache_dir=tmp_path)
+    CompiledNetwork.compile(network, cache_dir=tmp_path)
     certify(network, method, cache=tmp_path, progress=lambda done, message: seen.append(done))
     for last in {1, 2, len(seen) // 3, len(seen) // 2, len(seen) - 1}:
         told: list[int] = []
@@ -208,14 +208,14 @@ def test_random_starts_end_between_steps_too(tmp_path: Path) -> None:
 def test_norms_that_time_cut_short_go_on_where_they_were(tmp_path: Path) -> None:
     network = wide_network()
     looks = Looks()
-    whole = Program.compile(network, clock=Clock(1e9, now=looks))
+    whole = CompiledNetwork.compile(network, clock=Clock(1e9, now=looks))
     steps = [step.norms for step in whole.steps]
     tries = 0
     while True:
         tries += 1
         try:
             # A bit more each time: one norm cannot be had in parts.
-            made = Program.compile(
+            made = CompiledNetwork.compile(
                 network, cache_dir=tmp_path, clock=Clock(looks.count * 0.8, now=Looks())
             )
             break

@@ -16,10 +16,10 @@ from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
 from models.layers.kinds import Layer, LeakyReLU, Linear, ReLU
 from models.network import Network
 from workers.verification.backward.backward_pass import BackwardPass
-from workers.verification.backward.linear_form import Rows
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.forward.box_ball import quick_maximum
 from workers.verification.forward.propagation import Enclosure, _affine_box
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.clamp import clamp
 from workers.verification.layers.planes import maximum_planes, minimum_planes
 from workers.verification.layers.relaxation import RELAXATIONS
@@ -55,18 +55,20 @@ def boxes(
     return torch.from_numpy(low * ULP).float(), torch.from_numpy((low + width) * ULP).float()
 
 
-def one_layer(rng: np.random.Generator, inputs: int, outputs: int) -> tuple[Program, Tensor]:
+def one_layer(
+    rng: np.random.Generator, inputs: int, outputs: int
+) -> tuple[CompiledNetwork, Tensor]:
     """A dense layer of huge weights as a program (its head is the identity), and the weights."""
     weight = torch.from_numpy(rng.uniform(-1, 1, (outputs, inputs)) * WEIGHT / 2).float()
     layers = [("a", Linear(weight), ("input",)), ("b", ReLU(), ("a",))]
-    return Program.compile(Network((inputs,), layers).eval()), weight
+    return CompiledNetwork.compile(Network((inputs,), layers).eval()), weight
 
 
 def test_images_of_denormal_boxes_hold_every_corner(rng: np.random.Generator) -> None:
     for _ in range(40):
-        program, weight = one_layer(rng, 3, 16)
+        compiled, weight = one_layer(rng, 3, 16)
         low, high = boxes(rng, (8, 3))
-        lower, upper, _ = _affine_box(program.steps[0].op, low, high, SOUND)  # type: ignore[arg-type]
+        lower, upper, _ = _affine_box(compiled.steps[0].op, low, high, SOUND)  # type: ignore[arg-type]
         ends = torch.stack([low.double(), high.double()])
         products = ends[:, :, None, :] * weight.double()
         least_value, most = products.amin(0).sum(2), products.amax(0).sum(2)
@@ -129,15 +131,15 @@ def test_planes_over_denormal_boxes_keep_their_side(make: Any, rng: np.random.Ge
 def test_least_values_over_denormal_regions(norm: str, rng: np.random.Generator) -> None:
     """A region cut by the pixel box a few denormal numbers beside the centre."""
     for _ in range(60):
-        program, _ = one_layer(rng, 3, 2)
+        compiled, _ = one_layer(rng, 3, 2)
         x = torch.from_numpy(np.floor(10.0 ** rng.uniform(0, 1, (1, 3))) * ULP).float()
         epsilon = torch.tensor([float(rng.integers(1, 9)) * ULP], dtype=F64)
         region = Region(x, epsilon, norm, clip=True)
         lower, upper = region.box(F32)
         start = Enclosure(x, region.radius(lower, upper), lower, upper, torch.ones(1).bool())
-        backward = BackwardPass(program, region, [start], SOUND, F32)
+        backward = BackwardPass(compiled, region, [start], SOUND, F32)
         rows = torch.from_numpy(rng.uniform(-1, 1, (16, 3)) * WEIGHT).float()
-        found = backward.lower_bound(0, Rows(rows, (3,), None))
+        found = backward.lower_bound(0, LinearForm(rows, (3,), None))
         low = torch.maximum(x.double() - epsilon, torch.zeros(1).double())
         high = x.double() + epsilon
         corner = torch.minimum(rows.double() * low, rows.double() * high).sum(1)

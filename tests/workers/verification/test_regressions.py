@@ -31,7 +31,7 @@ from tests.workers.verification.test_soundness import certify, evaluate
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.parity import check_parity
 from workers.verification.cascade.run import PixelsOutOfRange
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 
 T = torch.tensor
 METHODS = sorted(BOUNDS)
@@ -343,8 +343,8 @@ def test_logits_that_overflow_are_no_mismatch() -> None:
     network = chain((4,), ReLU(), Linear(T([[0.0] * 4, [2e38, 2e38, -2e38, -2e38]])))
     x = np.full((1, 4), 0.9, dtype=np.float32)
     given = np.array([[0.0, np.inf]], dtype=np.float32)
-    program = Program.compile(network, norms=False)
-    facts = check_parity(program, x, given, lambda rows: evaluate(network, rows), clip=True)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    facts = check_parity(compiled, x, given, lambda rows: evaluate(network, rows), clip=True)
     assert facts["unchecked"] >= 1
 
 

@@ -291,7 +291,7 @@ def test_a_certified_and_broken_sample_fails_loudly(monkeypatch: pytest.MonkeyPa
         ("l2",),
         4,
         2,
-        radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
+        radius=lambda compiled, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
     monkeypatch.setitem(bound_table.BOUNDS, "lipschitz", lie)
     network, x = random_network(0), images(0)
@@ -309,7 +309,7 @@ def test_an_estimate_that_the_attack_breaks_is_taken_back(monkeypatch: pytest.Mo
         ("l2",),
         4,
         2,
-        radius=lambda program, x, labels, **_: torch.full((len(x),), 5.0).double(),
+        radius=lambda compiled, x, labels, **_: torch.full((len(x),), 5.0).double(),
     )
     monkeypatch.setitem(bound_table.BOUNDS, "lipschitz", lie)
     found = certify(

@@ -51,7 +51,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.verification.cascade.parity import check_parity
     from workers.verification.cascade.parity_inputs import BATCH_SIZES
     from workers.verification.clock import Clock, OutOfTime
-    from workers.verification.graph.compiled_network import Program
+    from workers.verification.graph.compiled_network import CompiledNetwork
 
     started, budget = time.monotonic(), request.get("time_budget_s")
     loaded = _load_model(request)
@@ -59,7 +59,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     # No norms: the shards compute them once, and keep them.
-    program = Program.compile(network, norms=False)
+    program = CompiledNetwork.compile(network, norms=False)
     covering_bounds(program, request["method"], request["norm"])
     deployed = DeployedNetwork(loaded.onnx, network.input_shape, outside)
     if loaded.one_row_only:

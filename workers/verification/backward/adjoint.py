@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.verification.backward.linear_form import Rows
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal, Pooling
 from workers.verification.graph.reductions import Reduction
@@ -45,7 +45,7 @@ def _conv_fan_out(op: Convolution) -> int:
     return op.weight.shape[0] // op.geometry.groups * op.weight[0, 0].numel()
 
 
-def adjoint(op: Affine, rows: Rows) -> Rows:
+def adjoint(op: Affine, rows: LinearForm) -> LinearForm:
     """rows . (W x) as rows on x."""
     return ADJOINTS[type(op)](op, rows)
 
@@ -55,22 +55,22 @@ def has_adjoint(op: Affine) -> bool:
     return type(op) in ADJOINTS and type(op) in FAN_OUT
 
 
-def _diagonal_adjoint(op: Diagonal, rows: Rows) -> Rows:
+def _diagonal_adjoint(op: Diagonal, rows: LinearForm) -> LinearForm:
     scale = op.cast("scale", rows.coefficients, lambda: op.scale)
     return rows.with_coefficients(rows.coefficients * rows.pick_constant(scale))
 
 
-def _reduction_adjoint(op: Reduction, rows: Rows) -> Rows:
-    return Rows(op.adjoint(rows.dense().coefficients), op.in_shape, rows.sample)
+def _reduction_adjoint(op: Reduction, rows: LinearForm) -> LinearForm:
+    return LinearForm(op.adjoint(rows.dense().coefficients), op.in_shape, rows.sample)
 
 
-def _dense_adjoint(op: Dense, rows: Rows) -> Rows:
+def _dense_adjoint(op: Dense, rows: LinearForm) -> LinearForm:
     flat = rows.dense().coefficients.flatten(1)
     weight = op.cast("weight", flat, lambda: op.weight)
-    return Rows((flat @ weight).reshape(-1, *op.in_shape), op.in_shape, rows.sample)
+    return LinearForm((flat @ weight).reshape(-1, *op.in_shape), op.in_shape, rows.sample)
 
 
-def _pooling_adjoint(op: Pooling, rows: Rows) -> Rows:
+def _pooling_adjoint(op: Pooling, rows: LinearForm) -> LinearForm:
     rows = rows.dense()
     scaled = rows.coefficients * op.cast("inverse", rows.coefficients, op._inverse)
     channels = op.in_shape[0]
@@ -78,27 +78,29 @@ def _pooling_adjoint(op: Pooling, rows: Rows) -> Rows:
     full = F.conv_transpose2d(
         scaled, ones, None, op.layer.stride, 0, 0, channels, op.layer.dilation
     )
-    return Rows(_framed(full, op.layer.padding, op.in_shape), op.in_shape, rows.sample)
+    return LinearForm(_framed(full, op.layer.padding, op.in_shape), op.in_shape, rows.sample)
 
 
-def _conv_adjoint(op: Convolution, rows: Rows) -> Rows:
+def _conv_adjoint(op: Convolution, rows: LinearForm) -> LinearForm:
     geometry = op.geometry
-    if rows.frame is None:
+    if rows.patch_grid is None:
         place = (geometry.padding[0], geometry.padding[1])
         full = _transposed(op, rows.coefficients, place, op.in_shape[1:])
-        return Rows(full, op.in_shape, rows.sample)
+        return LinearForm(full, op.in_shape, rows.sample)
     kernel = (op.weight.shape[2], op.weight.shape[3])
     size = (op.in_shape[1], op.in_shape[2])
-    frame = rows.frame.moved(geometry.stride, geometry.padding[:2], geometry.dilation, kernel, size)
+    patch_grid = rows.patch_grid.moved(
+        geometry.stride, geometry.padding[:2], geometry.dilation, kernel, size
+    )
     extent = tuple(rows.coefficients.shape[1:])
-    shape = (op.in_shape[0], *frame.extent)
+    shape = (op.in_shape[0], *patch_grid.extent)
     if torch.Size(extent).numel() * torch.Size(shape).numel() <= PATCH_MATRIX:
         # A small dense matrix beats many tiny transposed convolutions.
         matrix = op.cast(f"patch {extent}", rows.coefficients, lambda: _patch_matrix(op, extent))
         full = (rows.coefficients.flatten(1) @ matrix).reshape(-1, *shape)
     else:
-        full = _transposed(op, rows.coefficients, (0, 0), frame.extent)
-    return Rows(full, op.in_shape, rows.sample, frame).masked().compact()
+        full = _transposed(op, rows.coefficients, (0, 0), patch_grid.extent)
+    return LinearForm(full, op.in_shape, rows.sample, patch_grid).masked().compact()
 
 
 def _transposed(
@@ -183,7 +185,7 @@ def _framed(full: Tensor, padding: tuple[int, ...], shape: tuple[int, ...]) -> T
 
 
 #: One row per kind of affine map in each table.
-ADJOINTS: dict[type[Affine], Callable[..., Rows]] = {
+ADJOINTS: dict[type[Affine], Callable[..., LinearForm]] = {
     Diagonal: _diagonal_adjoint,
     Reduction: _reduction_adjoint,
     Dense: _dense_adjoint,

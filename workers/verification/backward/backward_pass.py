@@ -18,14 +18,14 @@ from torch import Tensor
 from models.layers.kinds import Add, Layer, MaxPool2d, Pad, Permute, Reshape
 from workers.verification.backward.adjoint import adjoint, has_adjoint, local_error
 from workers.verification.backward.join_rules import JOINS
-from workers.verification.backward.linear_form import Rows
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.box_ball import quick_maximum
 from workers.verification.forward.propagation import Enclosure, has_forward_rule
 from workers.verification.graph.affine import Affine
-from workers.verification.graph.compiled_network import Program, Step, UnsupportedLayer
+from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
 from workers.verification.layers.planes import Planes
-from workers.verification.layers.relaxation import RELAXATIONS, Envelope
+from workers.verification.layers.relaxation import RELAXATIONS, LinearRelaxation
 from workers.verification.numerics import (
     SUM_ROUNDINGS,
     euclidean_norm,
@@ -45,7 +45,7 @@ from workers.verification.rounding import Rounding, unit_roundoff
 __all__ = ["BACKWARD", "BackwardPass", "LowerSlopes", "has_backward_rule"]
 
 #: (index of the step, rows on its result, its envelope) -> slopes that broadcast to the rows.
-LowerSlopes = Callable[[int, Rows, Envelope], Tensor]
+LowerSlopes = Callable[[int, LinearForm, LinearRelaxation], Tensor]
 
 
 @dataclass
@@ -54,10 +54,11 @@ class BackwardPass:
 
     values: enclosures as ``propagate`` keeps them (value 0 is the input). slopes: the rule for the
     lower slope of unstable neurons, ``crown`` or ``cap``. rounds: of the box-and-ball search.
-    windows: what ``Frame`` keeps for the next rows. clock: looked at before every step of a pass.
+    windows: what ``PatchGrid`` keeps for the next rows. clock: looked at before every step of a
+    pass.
     """
 
-    program: Program
+    compiled: CompiledNetwork
     region: Region
     values: list[Enclosure | None]
     rounding: Rounding
@@ -67,7 +68,7 @@ class BackwardPass:
     planes: dict[int, Planes] = field(default_factory=dict)
     windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
     clock: Clock = UNLIMITED
-    _envelopes: dict[int, Envelope] = field(default_factory=dict)
+    _relaxations: dict[int, LinearRelaxation] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
     _sizes: dict[int, Tensor] = field(default_factory=dict)
     _shares: dict[tuple[int, float], Tensor] = field(default_factory=dict)
@@ -82,22 +83,22 @@ class BackwardPass:
         assert enclosure.upper is not None
         return enclosure.lower, enclosure.upper
 
-    def envelope(self, index: int) -> Envelope:
+    def relaxation(self, index: int) -> LinearRelaxation:
         """Lines below and above the activation of step ``index`` over its input's box."""
-        if index not in self._envelopes:
-            step = self.program.steps[index]
+        if index not in self._relaxations:
+            step = self.compiled.steps[index]
             assert isinstance(step.op, Layer)
             lower, upper = self.box(step.sources[0])
             relax = RELAXATIONS[type(step.op)]
-            self._envelopes[index] = relax(step.op, lower, upper, self.slopes, self.rounding)
-        return self._envelopes[index]
+            self._relaxations[index] = relax(step.op, lower, upper, self.slopes, self.rounding)
+        return self._relaxations[index]
 
     def error(self, index: int) -> Tensor | None:
         """Local error of the affine step ``index``; None where rounding is ignored."""
         if not self.rounding.is_sound:
             return None
         if index not in self._errors:
-            step = self.program.steps[index]
+            step = self.compiled.steps[index]
             assert isinstance(step.op, Affine)
             error = local_error(step.op, *self.box(step.sources[0]), self.rounding)
             # Of the sum of coefficients times biases.
@@ -105,7 +106,9 @@ class BackwardPass:
             self._errors[index] = error + bias * ((SUM_ROUNDINGS + 2) * unit_roundoff(self.dtype))
         return self._errors[index]
 
-    def lower_bound(self, value: int, rows: Rows, *, slopes: LowerSlopes | None = None) -> Tensor:
+    def lower_bound(
+        self, value: int, rows: LinearForm, *, slopes: LowerSlopes | None = None
+    ) -> Tensor:
         """Lower bounds [rows] float64 of rows . value over the region.
 
         slopes: chooses the lower slopes of unstable neurons per row; None: those of the envelopes.
@@ -120,7 +123,7 @@ class BackwardPass:
             if carried is None:
                 continue
             self.clock.check()
-            step = self.program.steps[index]
+            step = self.compiled.steps[index]
             sources, gained, held = self._through(index, step, carried, slopes)
             constant = constant + gained - _of_rows(self._lost(step), carried)
             size = size + held
@@ -139,7 +142,7 @@ class BackwardPass:
         # Only a product that overflowed here is infinite: it says nothing.
         return torch.where(torch.isposinf(result), -torch.inf, result)
 
-    def _lost(self, step: Step) -> Tensor:
+    def _lost(self, step: GraphStep) -> Tensor:
         """What underflow may change in a step, [batch]: in coefficients, a tiny share of the
         inputs; in products of coefficients with what the constant gains, a tiny number.
         """
@@ -156,8 +159,8 @@ class BackwardPass:
         return lost + lost_in_sums(self.dtype)
 
     def _through(
-        self, index: int, step: Step, rows: Rows, slopes: LowerSlopes | None
-    ) -> tuple[list[Rows], Tensor, Tensor]:
+        self, index: int, step: GraphStep, rows: LinearForm, slopes: LowerSlopes | None
+    ) -> tuple[list[LinearForm], Tensor, Tensor]:
         """Coefficients on the step's inputs, and what the constant gains (with its magnitude)."""
         op = step.op
         zero = torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
@@ -179,35 +182,35 @@ class BackwardPass:
 
     def shape_of(self, value: int) -> tuple[int, ...]:
         """Shape of a value, without the batch."""
-        return self.program.input_shape if value == 0 else self.program.steps[value - 1].shape
+        return self.compiled.input_shape if value == 0 else self.compiled.steps[value - 1].shape
 
     def _activation(
-        self, index: int, rows: Rows, slopes: LowerSlopes | None
-    ) -> tuple[list[Rows], Tensor, Tensor]:
-        envelope = self.envelope(index)
+        self, index: int, rows: LinearForm, slopes: LowerSlopes | None
+    ) -> tuple[list[LinearForm], Tensor, Tensor]:
+        relaxation = self.relaxation(index)
         positive = rows.coefficients.clamp_min(0.0)
         negative = rows.coefficients - positive
         if slopes is None:
-            lower_slope = rows.pick(envelope.lower_slope)
+            lower_slope = rows.pick(relaxation.lower_slope)
         else:
-            lower_slope = slopes(index, rows, envelope)
-        parts = negative * rows.pick(envelope.upper_intercept)
-        if envelope.lower_intercept is not None:
-            parts = parts + positive * rows.pick(envelope.lower_intercept)
+            lower_slope = slopes(index, rows, relaxation)
+        parts = negative * rows.pick(relaxation.upper_intercept)
+        if relaxation.lower_intercept is not None:
+            parts = parts + positive * rows.pick(relaxation.lower_intercept)
         gained, size = quick_total(parts), magnitude(parts)
-        carried = torch.addcmul(positive * lower_slope, negative, rows.pick(envelope.upper_slope))
+        carried = torch.addcmul(positive * lower_slope, negative, rows.pick(relaxation.upper_slope))
         # One of the two products is 0; the other was rounded, the sum is float64's.
         unit = (64 + SUM_ROUNDINGS) * unit_roundoff(self.dtype) * self.rounding.is_sound
         gained = gained - size * unit
         result = rows.with_coefficients(carried)
-        source = self.program.steps[index].sources[0]
-        producer = None if source == 0 else self.program.steps[source - 1].op
+        source = self.compiled.steps[index].sources[0]
+        producer = None if source == 0 else self.compiled.steps[source - 1].op
         if not isinstance(producer, Affine | Add):
             # Their own local errors cover the rounding of the products above; others have none.
             gained = gained - self.rounded(source, result)
         return [result], gained, size + gained.abs()
 
-    def rounded(self, value: int, rows: Rows) -> Tensor:
+    def rounded(self, value: int, rows: LinearForm) -> Tensor:
         """What two roundings of each coefficient may change in rows . value, [rows]."""
         if not self.rounding.is_sound:
             return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
@@ -224,7 +227,9 @@ class BackwardPass:
             )
         return self._shares[value, share]
 
-    def _max_pool(self, step: Step, op: MaxPool2d, rows: Rows) -> tuple[list[Rows], Tensor, Tensor]:
+    def _max_pool(
+        self, step: GraphStep, op: MaxPool2d, rows: LinearForm
+    ) -> tuple[list[LinearForm], Tensor, Tensor]:
         """max >= the input with the highest lower bound; max <= that input, or the highest upper
         bound where another input may exceed it."""
         source = self.shape_of(step.sources[0])
@@ -256,7 +261,7 @@ class BackwardPass:
         spread = spread.reshape(-1, source[0], *padded_lower.shape[2:])
         spread = spread[:, :, top : top + source[1], left : left + source[2]]
         size = magnitude(negative * rows.pick(highest)) * 2.0**10
-        result = Rows(spread.contiguous(), source, rows.sample)
+        result = LinearForm(spread.contiguous(), source, rows.sample)
         if self.rounding.is_sound:
             # One input gathers the coefficients of all windows that it won.
             reach = torch.maximum(best.abs(), highest.abs())
@@ -264,7 +269,7 @@ class BackwardPass:
             gained = gained - spread_size * (4 * step.overlap * unit_roundoff(self.dtype))
         return [result], gained, size
 
-    def _concretize(self, rows: Rows) -> Tensor:
+    def _concretize(self, rows: LinearForm) -> Tensor:
         """Least value [rows] float64 of rows . x' over the region."""
         below, above, middle, reach, reach_norm = self._reach()
         flat = rows.coefficients.flatten(1)
@@ -327,7 +332,7 @@ class BackwardPass:
         return self._offsets
 
 
-Through = tuple[list[Rows], Tensor, Tensor]
+Through = tuple[list[LinearForm], Tensor, Tensor]
 
 
 def has_backward_rule(op: Affine | Layer) -> bool:
@@ -337,11 +342,11 @@ def has_backward_rule(op: Affine | Layer) -> bool:
     return has_forward_rule(op) and (type(op) in RELAXATIONS or type(op) in BACKWARD)
 
 
-def _nothing(rows: Rows) -> Tensor:
+def _nothing(rows: LinearForm) -> Tensor:
     return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
 
 
-def _add(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _add(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     size = _nothing(rows)
     if backward.rounding.is_sound:
         both = 3 * (backward.rounding.deployed + backward.rounding.own)
@@ -349,37 +354,37 @@ def _add(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
     return [rows, rows], -size, size
 
 
-def _reshape(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _reshape(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     rows, source = rows.dense(), backward.shape_of(step.sources[0])
-    moved = Rows(rows.coefficients.reshape(-1, *source), source, rows.sample)
+    moved = LinearForm(rows.coefficients.reshape(-1, *source), source, rows.sample)
     return [moved], _nothing(rows), _nothing(rows)
 
 
-def _permute(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _permute(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     op, rows, source = step.op, rows.dense(), backward.shape_of(step.sources[0])
     assert isinstance(op, Permute)
     order = [op.axes.index(axis) + 1 for axis in range(len(op.axes))]
     flat = rows.coefficients.permute(0, *order)
-    moved = Rows(flat.reshape(-1, *source), source, rows.sample)
+    moved = LinearForm(flat.reshape(-1, *source), source, rows.sample)
     return [moved], _nothing(rows), _nothing(rows)
 
 
-def _pad(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _pad(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     op, rows, source = step.op, rows.dense(), backward.shape_of(step.sources[0])
     assert isinstance(op, Pad)
     flat, (top, left, _, _) = rows.coefficients, op.padding
     inner = flat[..., top : top + source[-2], left : left + source[-1]]
     gained = (total(flat) - total(inner)) * op.value
     size = magnitude(flat) * abs(op.value)
-    return [Rows(inner.contiguous(), source, rows.sample)], gained, size
+    return [LinearForm(inner.contiguous(), source, rows.sample)], gained, size
 
 
-def _max_pool(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _max_pool(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     assert isinstance(step.op, MaxPool2d)
     return backward._max_pool(step, step.op, rows.dense())
 
 
-def _of_rows(values: Tensor, rows: Rows) -> Tensor:
+def _of_rows(values: Tensor, rows: LinearForm) -> Tensor:
     """values [batch] for each row, [rows] (or [1] for a single sample)."""
     return values if rows.sample is None else values[rows.sample]
 
@@ -394,7 +399,7 @@ def _window_members(op: MaxPool2d, width: int, grid: tuple[int, ...]) -> Tensor:
 
 
 #: One row per layer that has no lines of its own (``RELAXATIONS``).
-BACKWARD: dict[type[Layer], Callable[[BackwardPass, int, Step, Rows], Through]] = {
+BACKWARD: dict[type[Layer], Callable[[BackwardPass, int, GraphStep, LinearForm], Through]] = {
     Add: _add,
     Reshape: _reshape,
     Permute: _permute,

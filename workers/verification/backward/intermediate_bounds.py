@@ -10,11 +10,11 @@ from torch import Tensor
 from models.layers.kinds import Layer, Permute, Reshape
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.join_rules import open_pairs
-from workers.verification.backward.linear_form import Frame, Rows
+from workers.verification.backward.linear_form import LinearForm, PatchGrid
 from workers.verification.clock import rows_per_piece
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import Program, Step
+from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep
 from workers.verification.layers.relaxation import RELAXATIONS, open_neurons
 from workers.verification.norms.per_sample import costliest
 
@@ -26,7 +26,7 @@ __all__ = [
     "open_places",
     "plain_bound",
     "rows_at_once",
-    "unit_rows",
+    "unit_forms",
     "widest",
 ]
 
@@ -46,10 +46,10 @@ GRADIENT_SHARE = {"cpu": 1, "cuda": 16}
 
 #: solve(backward, value, rows, needed) -> lower bounds [rows] of rows . value; beyond ``needed``
 #: [rows] more is of no use.
-Solve = Callable[[BackwardPass, int, Rows, Tensor], Tensor]
+Solve = Callable[[BackwardPass, int, LinearForm, Tensor], Tensor]
 
 
-def plain_bound(backward: BackwardPass, value: int, rows: Rows, needed: Tensor) -> Tensor:
+def plain_bound(backward: BackwardPass, value: int, rows: LinearForm, needed: Tensor) -> Tensor:
     """One backward pass with the slopes of its own rule."""
     return backward.lower_bound(value, rows)
 
@@ -83,19 +83,19 @@ def neuron_bounds(
     backward.windows.clear()
     lower, upper = backward.box(value)
     numbers = _row_numbers(backward, value)
-    width = rows_at_once(numbers, costliest(backward.program), device, solve)
+    width = rows_at_once(numbers, costliest(backward.compiled), device, solve)
     for start in range(0, places[0].numel(), width):
         chosen = tuple(axis[start : start + width] for axis in places)
         # 1: the lower end first.
         sign = torch.where(lower[chosen] + upper[chosen] > 0, 1.0, -1.0).to(backward.dtype)
-        rows = unit_rows(backward, value, chosen)
+        rows = unit_forms(backward, value, chosen)
         first = _row_bound(backward, _turned(rows, sign), enough, solve)
         second = torch.full_like(first, -torch.inf)
         still = ~(first >= 0) if kink else torch.ones_like(first, dtype=torch.bool)
         if int(still.sum()) < WORTH_CHOOSING * len(first):
             some = tuple(axis[still] for axis in chosen)
             if some[0].numel():
-                part = unit_rows(backward, value, some)
+                part = unit_forms(backward, value, some)
                 second[still] = _row_bound(backward, _turned(part, -sign[still]), enough, solve)
         else:
             both = _row_bound(backward, _turned(rows, -sign), enough, solve)
@@ -106,7 +106,7 @@ def neuron_bounds(
     return torch.cat(low), torch.cat(high)
 
 
-def open_places(backward: BackwardPass, step: Step) -> list[tuple[int, Tensor]]:
+def open_places(backward: BackwardPass, step: GraphStep) -> list[tuple[int, Tensor]]:
     """(value, [batch, *shape] bool): inputs of the step whose boxes are worth a backward pass."""
     layer = step.op
     assert isinstance(layer, Layer)
@@ -121,15 +121,15 @@ def open_places(backward: BackwardPass, step: Step) -> list[tuple[int, Tensor]]:
     return [(source, chosen) for source in dict.fromkeys(step.sources) if source != 0]
 
 
-UnitRows = tuple[int, Rows, Tensor, Tensor]
+UnitForms = tuple[int, LinearForm, Tensor, Tensor]
 
 
-def unit_rows(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -> UnitRows:
+def unit_forms(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -> UnitForms:
     """Rows for single neurons of a value, moved through the affine step that makes them.
 
     Returns (value, rows, constant, slack): neuron = rows . value + constant, up to slack.
     """
-    step = backward.program.steps[value - 1]
+    step = backward.compiled.steps[value - 1]
     sample = None if backward.region.x.shape[0] == 1 else places[0]
     dtype, device = backward.dtype, places[0].device
     op = step.op
@@ -142,7 +142,7 @@ def unit_rows(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) ->
         grid, size = (step.shape[1], step.shape[2]), (op.in_shape[1], op.in_shape[2])
         geometry, extent = op.geometry, (kernel.shape[2], kernel.shape[3])
         origin = (-geometry.padding[0], -geometry.padding[1])
-        frame = Frame(
+        patch_grid = PatchGrid(
             places[2],
             places[3],
             grid,
@@ -155,7 +155,7 @@ def unit_rows(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) ->
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1:]].to(torch.float64)
         slack = zero if error is None else error[places].to(torch.float64) * 1.001
-        patch = Rows(rows, op.in_shape, sample, frame).masked().compact()
+        patch = LinearForm(rows, op.in_shape, sample, patch_grid).masked().compact()
         return step.sources[0], patch, bias, slack
     if isinstance(op, Dense):
         like = torch.empty(0, dtype=dtype, device=device)
@@ -163,20 +163,20 @@ def unit_rows(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) ->
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1]].to(torch.float64)
         slack = zero if error is None else error[places].to(torch.float64) * 1.001
-        return step.sources[0], Rows(rows, op.in_shape, sample), bias, slack
+        return step.sources[0], LinearForm(rows, op.in_shape, sample), bias, slack
     shape = step.shape
     units = torch.zeros(count, *shape, dtype=dtype, device=device)
     units[(torch.arange(count, device=device), *places[1:])] = 1.0
-    return value, Rows(units, shape, sample), zero, zero
+    return value, LinearForm(units, shape, sample), zero, zero
 
 
-def _row_bound(backward: BackwardPass, rows: UnitRows, enough: float, solve: Solve) -> Tensor:
+def _row_bound(backward: BackwardPass, rows: UnitForms, enough: float, solve: Solve) -> Tensor:
     value, coefficients, constant, slack = rows
     gained = constant - slack
     return solve(backward, value, coefficients, enough - gained) + gained
 
 
-def _turned(rows: UnitRows, sign: Tensor) -> UnitRows:
+def _turned(rows: UnitForms, sign: Tensor) -> UnitForms:
     """Each neuron times its sign."""
     value, unit, constant, slack = rows
     turned = unit.with_coefficients(unit.coefficients * _shaped(sign, unit.coefficients))
@@ -191,16 +191,16 @@ def _dilated(op: Convolution) -> Tensor:
     return full
 
 
-def from_input(program: Program, value: int) -> Affine | None:
+def from_input(compiled: CompiledNetwork, value: int) -> Affine | None:
     """The affine map that alone (rearrangements apart) leads from the input to the value."""
-    step = program.steps[value - 1]
+    step = compiled.steps[value - 1]
     while isinstance(step.op, Reshape | Permute) and step.sources[0]:
-        step = program.steps[step.sources[0] - 1]
+        step = compiled.steps[step.sources[0] - 1]
     op = step.op
     if not isinstance(op, Affine):
         return None
-    while step.sources[0] and isinstance(program.steps[step.sources[0] - 1].op, Reshape | Permute):
-        step = program.steps[step.sources[0] - 1]
+    while step.sources[0] and isinstance(compiled.steps[step.sources[0] - 1].op, Reshape | Permute):
+        step = compiled.steps[step.sources[0] - 1]
     return op if step.sources[0] == 0 else None
 
 
@@ -225,18 +225,18 @@ def cut_by_pixels(backward: BackwardPass, op: Dense | Convolution) -> Tensor:
     return cut > CUT_SHARE * (op.row_norms_square() / rows.clamp_min(1e-300)).to(cut)
 
 
-def widest(program: Program) -> int:
+def widest(compiled: CompiledNetwork) -> int:
     """Numbers in the largest value of one sample."""
-    sizes = [torch.Size(step.shape).numel() for step in program.steps]
-    return max([*sizes, torch.Size(program.input_shape).numel()])
+    sizes = [torch.Size(step.shape).numel() for step in compiled.steps]
+    return max([*sizes, torch.Size(compiled.input_shape).numel()])
 
 
 def _row_numbers(backward: BackwardPass, value: int) -> int:
     """Numbers in one row's largest tensor: a guess that only bounds memory."""
-    program = backward.program
-    if isinstance(program.steps[value - 1].op, Convolution):
-        return max(256, widest(program) // 4)
-    return widest(program)
+    compiled = backward.compiled
+    if isinstance(compiled.steps[value - 1].op, Convolution):
+        return max(256, widest(compiled) // 4)
+    return widest(compiled)
 
 
 def _shaped(values: Tensor, like: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 from models.layers.activations import MaxMin
 from models.layers.joins import Concat, Maximum, Minimum, Slice
 from models.layers.kinds import Layer
-from workers.verification.backward.linear_form import Rows
-from workers.verification.graph.compiled_network import Step
+from workers.verification.backward.linear_form import LinearForm
+from workers.verification.graph.compiled_network import GraphStep
 from workers.verification.layers.planes import Planes, maximum_planes, minimum_planes, undecided
 from workers.verification.numerics import total
 from workers.verification.rounding import unit_roundoff
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 __all__ = ["JOINS", "open_pairs"]
 
-Through = tuple[list[Rows], Tensor, Tensor]
+Through = tuple[list[LinearForm], Tensor, Tensor]
 Box = tuple[Tensor, Tensor]
 
 
-def _nothing(rows: Rows) -> Tensor:
+def _nothing(rows: LinearForm) -> Tensor:
     return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
 
 
-def _concat(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _concat(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     """Each input takes its own part of the coefficients."""
     assert isinstance(step.op, Concat)
     rows, axis = rows.dense(), step.op.axis
     shapes = [backward.shape_of(source) for source in step.sources]
     parts = rows.coefficients.split([shape[axis] for shape in shapes], dim=axis + 1)
     split = [
-        Rows(part.contiguous(), shape, rows.sample)
+        LinearForm(part.contiguous(), shape, rows.sample)
         for part, shape in zip(parts, shapes, strict=True)
     ]
     return split, _nothing(rows), _nothing(rows)
 
 
-def _slice(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _slice(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     """The places that are cut away have the coefficient 0."""
     layer = step.op
     assert isinstance(layer, Slice)
@@ -56,10 +56,10 @@ def _slice(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Throug
     full = rows.coefficients.new_zeros(rows.coefficients.shape[0], *shape)
     cuts = [slice(None)] * (layer.axis + 1)
     full[(*cuts, slice(layer.start, layer.stop, layer.step))] = rows.coefficients
-    return [Rows(full, shape, rows.sample)], _nothing(rows), _nothing(rows)
+    return [LinearForm(full, shape, rows.sample)], _nothing(rows), _nothing(rows)
 
 
-def _pair(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _pair(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     """max or min of two values: the plane below for coefficients > 0, the one above for others."""
     planes = _planes(backward, index, step)
     positive = rows.coefficients.clamp_min(0.0)
@@ -77,7 +77,7 @@ def _pair(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through
     return [first, second], -lost, lost
 
 
-def _maxmin(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Through:
+def _maxmin(backward: BackwardPass, index: int, step: GraphStep, rows: LinearForm) -> Through:
     """p max(a, b) + q min(a, b) = q (a + b) + (p - q) max(a, b): one relaxation for each pair."""
     planes = _planes(backward, index, step)
     p, q = rows.coefficients.chunk(2, dim=1)
@@ -97,7 +97,7 @@ def _maxmin(backward: BackwardPass, index: int, step: Step, rows: Rows) -> Throu
 
 
 def _lost(
-    backward: BackwardPass, positive: Tensor, negative: Tensor, rows: Rows, planes: Planes
+    backward: BackwardPass, positive: Tensor, negative: Tensor, rows: LinearForm, planes: Planes
 ) -> Tensor:
     """What the planes' intercepts cost, [rows] >= 0, rounded up."""
     lost = total(-negative * rows.pick(planes.upper_intercept))
@@ -111,7 +111,7 @@ def _halves(box: Box) -> tuple[Box, Box]:
     return (low_a, high_a), (low_b, high_b)
 
 
-def _planes(backward: BackwardPass, index: int, step: Step) -> Planes:
+def _planes(backward: BackwardPass, index: int, step: GraphStep) -> Planes:
     if index not in backward.planes:
         boxes = [backward.box(source) for source in step.sources]
         first, second = _halves(boxes[0]) if isinstance(step.op, MaxMin) else boxes
@@ -135,7 +135,7 @@ def open_pairs(layer: Layer, boxes: list[Box]) -> Tensor | None:
 
 
 #: One row per layer.
-JOINS: dict[type[Layer], Callable[[BackwardPass, int, Step, Rows], Through]] = {
+JOINS: dict[type[Layer], Callable[[BackwardPass, int, GraphStep, LinearForm], Through]] = {
     Concat: _concat,
     Slice: _slice,
     Maximum: _pair,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Frame", "Rows"]
+__all__ = ["LinearForm", "PatchGrid"]
 
 #: Windows of at most so many numbers are kept for the next rows.
 KEPT_WINDOWS = 2**20
@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class PatchGrid:
     """Where patches lie: row r's top left corner is at step * (i[r], j[r]) + origin of the map.
 
     i, j [rows]: the neuron's place on its own map of size ``grid``; size: of the map that the
@@ -40,16 +40,18 @@ class Frame:
     size: Pair
     #: Windows of values already cut out for these rows: both signs of a row use the same ones.
     _picked: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _moved: dict[tuple[object, ...], Frame] = field(default_factory=dict)
+    _moved: dict[tuple[object, ...], PatchGrid] = field(default_factory=dict)
     #: All windows of a value, kept for other frames of the same geometry (other rows).
     windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def moved(self, stride: Pair, padding: Pair, dilation: Pair, kernel: Pair, size: Pair) -> Frame:
+    def moved(
+        self, stride: Pair, padding: Pair, dilation: Pair, kernel: Pair, size: Pair
+    ) -> PatchGrid:
         """The frame on the input of a convolution whose output the patches lie on."""
         key = (stride, padding, dilation, kernel, size)
         if key not in self._moved:
             axes = range(2)
-            self._moved[key] = Frame(
+            self._moved[key] = PatchGrid(
                 self.i,
                 self.j,
                 self.grid,
@@ -120,8 +122,8 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """coefficients [rows, *shape], or [rows, c, h, w] of the patches that ``frame`` places.
+class LinearForm:
+    """coefficients [rows, *shape], or [rows, c, h, w] of the patches that ``patch_grid`` places.
 
     sample [rows]: which sample of the batch each row belongs to; None: the batch has one sample.
     """
@@ -129,48 +131,48 @@ class Rows:
     coefficients: Tensor
     shape: Shape
     sample: Tensor | None
-    frame: Frame | None = None
+    patch_grid: PatchGrid | None = None
 
     @property
     def is_patch(self) -> bool:
         """Whether the coefficients are patches."""
-        return self.frame is not None
+        return self.patch_grid is not None
 
     def pick(self, values: Tensor) -> Tensor:
         """values [batch, *shape] where the coefficients are: broadcastable to them, 0 outside."""
-        if self.frame is not None:
-            return self.frame.pick(values, self.sample)
+        if self.patch_grid is not None:
+            return self.patch_grid.pick(values, self.sample)
         return values if self.sample is None else values.index_select(0, self.sample)
 
     def pick_constant(self, value: Tensor) -> Tensor:
         """The same for one value [*shape] (or broadcastable to it) shared by all samples."""
-        if self.frame is None:
+        if self.patch_grid is None:
             return value.expand(self.shape)
         if value.dim() == 0 or (value.dim() == 3 and value.shape[1:] == (1, 1)):
             return value
-        return self.frame.pick_shared(value, self.shape)
+        return self.patch_grid.pick_shared(value, self.shape)
 
-    def with_coefficients(self, coefficients: Tensor) -> Rows:
+    def with_coefficients(self, coefficients: Tensor) -> LinearForm:
         """The same rows with other coefficients of the same form."""
         return replace(self, coefficients=coefficients)
 
-    def masked(self) -> Rows:
+    def masked(self) -> LinearForm:
         """Coefficients outside the map set to zero."""
-        if self.frame is None or not any(any(pair) for pair in self.frame.overhang()):
+        if self.patch_grid is None or not any(any(pair) for pair in self.patch_grid.overhang()):
             return self
-        return self.with_coefficients(self.coefficients * self.frame.inside(self.coefficients))
+        return self.with_coefficients(self.coefficients * self.patch_grid.inside(self.coefficients))
 
-    def dense(self) -> Rows:
+    def dense(self) -> LinearForm:
         """The same rows over the whole map."""
-        frame = self.frame
-        if frame is None:
+        patch_grid = self.patch_grid
+        if patch_grid is None:
             return self
-        (low_h, high_h), (low_w, high_w) = frame.overhang()
+        (low_h, high_h), (low_w, high_w) = patch_grid.overhang()
         count, channels, height, width = self.coefficients.shape
         full_h, full_w = self.shape[1] + low_h + high_h, self.shape[2] + low_w + high_w
-        device = frame.i.device
-        top = frame.i * frame.step[0] + (frame.origin[0] + low_h)
-        left = frame.j * frame.step[1] + (frame.origin[1] + low_w)
+        device = patch_grid.i.device
+        top = patch_grid.i * patch_grid.step[0] + (patch_grid.origin[0] + low_h)
+        left = patch_grid.j * patch_grid.step[1] + (patch_grid.origin[1] + low_w)
         rows = top[:, None, None] + torch.arange(height, device=device)[:, None]
         columns = left[:, None, None] + torch.arange(width, device=device)
         place = (rows * full_w + columns).reshape(count, 1, -1).expand(-1, channels, -1)
@@ -178,26 +180,30 @@ class Rows:
         full = full.scatter(2, place, self.coefficients.reshape(count, channels, -1))
         full = full.reshape(count, channels, full_h, full_w)
         full = full[:, :, low_h : low_h + self.shape[1], low_w : low_w + self.shape[2]]
-        return Rows(full.contiguous(), self.shape, self.sample)
+        return LinearForm(full.contiguous(), self.shape, self.sample)
 
-    def compact(self) -> Rows:
+    def compact(self) -> LinearForm:
         """Dense where patches would be at least as large as the map."""
-        if self.frame is None:
+        if self.patch_grid is None:
             return self
-        return self.dense() if math.prod(self.frame.extent) >= math.prod(self.shape[1:]) else self
+        return (
+            self.dense() if math.prod(self.patch_grid.extent) >= math.prod(self.shape[1:]) else self
+        )
 
-    def plus(self, other: Rows) -> Rows:
+    def plus(self, other: LinearForm) -> LinearForm:
         """Sum of two sets of rows on the same value."""
-        if self.frame is None and other.frame is None:
+        if self.patch_grid is None and other.patch_grid is None:
             return self.with_coefficients(self.coefficients + other.coefficients)
-        if self.frame is not None and other.frame is not None:
-            merged = _merged(self, self.frame, other, other.frame)
+        if self.patch_grid is not None and other.patch_grid is not None:
+            merged = _merged(self, self.patch_grid, other, other.patch_grid)
             if merged is not None:
                 return merged
         return self.dense().plus(other.dense())
 
 
-def _merged(first: Rows, one: Frame, second: Rows, two: Frame) -> Rows | None:
+def _merged(
+    first: LinearForm, one: PatchGrid, second: LinearForm, two: PatchGrid
+) -> LinearForm | None:
     """Two sets of patches on one frame, where their places differ by the same offset everywhere."""
     if one.step != two.step:
         return None
@@ -207,11 +213,11 @@ def _merged(first: Rows, one: Frame, second: Rows, two: Frame) -> Rows | None:
     bottom, far = max(h1, dy + h2), max(w1, dx + w2)
     padded = F.pad(first.coefficients, (-left, far - w1, -top, bottom - h1))
     other = F.pad(second.coefficients, (dx - left, far - dx - w2, dy - top, bottom - dy - h2))
-    frame = replace(
+    patch_grid = replace(
         one,
         origin=(one.origin[0] + top, one.origin[1] + left),
         extent=(bottom - top, far - left),
         _picked={},
         _moved={},
     )
-    return Rows(padded + other, first.shape, first.sample, frame)
+    return LinearForm(padded + other, first.shape, first.sample, patch_grid)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
-from workers.verification.backward.linear_form import Rows
-from workers.verification.bounds.crown import final_rows, refined_pass
+from workers.verification.backward.linear_form import LinearForm
+from workers.verification.bounds.crown import final_forms, refined_pass
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
-from workers.verification.graph.compiled_network import Program
-from workers.verification.layers.linear_relaxation import Envelope
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.layers.linear_relaxation import LinearRelaxation
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -28,7 +28,7 @@ LEARNING_RATE, DECAY = 0.2, 0.97
 
 
 def alpha_crown_margins(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -37,11 +37,11 @@ def alpha_crown_margins(
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, slopes optimised."""
-    return alpha_pass(program, region, labels, rounding, dtype, clock=clock)[1]
+    return alpha_pass(compiled, region, labels, rounding, dtype, clock=clock)[1]
 
 
 def alpha_pass(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -50,9 +50,9 @@ def alpha_pass(
     clock: Clock = UNLIMITED,
 ) -> tuple[BackwardPass, Tensor]:
     """The pass with CROWN's boxes; margins [batch, classes] with the last slopes optimised."""
-    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown", clock=clock)
-    bounds = final_rows(backward, labels, bounds)
-    return backward, final_rows(backward, labels, bounds, solve=optimized_bound)
+    backward, bounds = refined_pass(compiled, region, labels, rounding, dtype, "crown", clock=clock)
+    bounds = final_forms(backward, labels, bounds)
+    return backward, final_forms(backward, labels, bounds, solve=optimized_bound)
 
 
 class Slopes:
@@ -66,18 +66,18 @@ class Slopes:
         self.tensors: dict[int, Tensor] = {}
         #: Which of them may move, in the same form.
         self.free: dict[int, Tensor] = {}
-        self._least: dict[int, float] = {}
+        self._min_slopes: dict[int, float] = {}
 
-    def __call__(self, index: int, rows: Rows, envelope: Envelope) -> Tensor:
+    def __call__(self, index: int, rows: LinearForm, relaxation: LinearRelaxation) -> Tensor:
         if index in self.tensors:
             return self.tensors[index]
-        slopes = rows.pick(envelope.lower_slope)
-        if not bool(envelope.free.any()):
+        slopes = rows.pick(relaxation.lower_slope)
+        if not bool(relaxation.free.any()):
             return slopes
         slopes = slopes.expand(rows.coefficients.shape).clone().requires_grad_(True)
         self.tensors[index] = slopes
-        self.free[index] = rows.pick(envelope.free).expand(rows.coefficients.shape)
-        self._least[index] = envelope.least_slope
+        self.free[index] = rows.pick(relaxation.free).expand(rows.coefficients.shape)
+        self._min_slopes[index] = relaxation.min_slope
         return slopes
 
     def hold_stable(self) -> None:
@@ -90,14 +90,14 @@ class Slopes:
     def project(self) -> None:
         """Back into [least slope, 1]."""
         with torch.no_grad():
-            for index, least in self._least.items():
+            for index, least in self._min_slopes.items():
                 self.tensors[index].clamp_(least, 1.0)
 
 
 def optimized_bound(
     backward: BackwardPass,
     value: int,
-    rows: Rows,
+    rows: LinearForm,
     needed: Tensor,
     *,
     iterations: int = ITERATIONS,

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.bounds.alpha_crown import alpha_pass, optimized_bound
-from workers.verification.bounds.crown import final_rows, refine_boxes
+from workers.verification.bounds.crown import final_forms, refine_boxes
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.forward.margins import certified
 from workers.verification.forward.propagation import Enclosure
 from workers.verification.graph.affine import Affine
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -32,7 +32,7 @@ BOX_ITERATIONS = 5
 
 
 def alpha_crown_intermediate_margins(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -42,14 +42,14 @@ def alpha_crown_intermediate_margins(
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region: alpha-CROWN's, then, where they
     do not certify a sample, the better of them and those with optimised boxes."""
-    backward, bounds = alpha_pass(program, region, labels, rounding, dtype, clock=clock)
+    backward, bounds = alpha_pass(compiled, region, labels, rounding, dtype, clock=clock)
     # Rows of -inf: what the head itself ruled out (overflow) stays so.
     rows = (~certified(bounds) & ~torch.isneginf(bounds).any(1)).nonzero().flatten()
     if rows.numel():
         # alpha-CROWN's own margins stand, however far these get.
         with contextlib.suppress(OutOfTime):
             tighter = tightened(backward, rows)
-            bounds[rows] = final_rows(tighter, labels[rows], bounds[rows], optimized_bound)
+            bounds[rows] = final_forms(tighter, labels[rows], bounds[rows], optimized_bound)
     return bounds
 
 
@@ -59,7 +59,7 @@ def tightened(
     """The pass for these samples alone, with their boxes optimised layer by layer; the given one's
     stay as they are."""
     part = _samples_of(backward, rows)
-    for index, step in enumerate(part.program.steps):
+    for index, step in enumerate(part.compiled.steps):
         if not isinstance(step.op, Affine):
             refine_boxes(part, index, partial(optimized_bound, iterations=iterations))
     return part
@@ -86,7 +86,7 @@ def _samples_of(backward: BackwardPass, rows: Tensor) -> BackwardPass:
             )
         )
     return BackwardPass(
-        backward.program,
+        backward.compiled,
         replace(region, x=region.x[rows], epsilon=region.epsilon[rows]),
         values,
         backward.rounding,

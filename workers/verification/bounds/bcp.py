@@ -15,7 +15,7 @@ from torch import Tensor
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.forward.margins import certified, margin_lower_bounds
 from workers.verification.forward.propagation import propagate
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -26,7 +26,7 @@ PROBE = 3
 
 
 def bcp_margins(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -44,8 +44,8 @@ def bcp_margins(
         part = region
         if rows.numel() < len(labels):
             part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
-        state = propagate(program, part, rounding=rounding, dtype=dtype, box=box, clock=clock)
-        return margin_lower_bounds(program.head, state, labels[rows], rounding, clock=clock)
+        state = propagate(compiled, part, rounding=rounding, dtype=dtype, box=box, clock=clock)
+        return margin_lower_bounds(compiled.head, state, labels[rows], rounding, clock=clock)
 
     everything = torch.arange(len(labels), device=labels.device)
     if not bool(certified(margins(everything[:PROBE], box=False)).any()):

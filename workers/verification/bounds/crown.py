@@ -22,22 +22,22 @@ from workers.verification.backward.intermediate_bounds import (
     rows_at_once,
     widest,
 )
-from workers.verification.backward.linear_form import Rows
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.forward.margins import margin_lower_bounds
 from workers.verification.forward.propagation import Enclosure, propagate
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import costliest
 from workers.verification.numerics import least, rounded_down, rounded_up
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
-__all__ = ["cap_margins", "crown_margins", "final_rows", "refine_boxes", "refined_pass"]
+__all__ = ["cap_margins", "crown_margins", "final_forms", "refine_boxes", "refined_pass"]
 
 
 def crown_margins(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -46,12 +46,12 @@ def crown_margins(
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes."""
-    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "crown", clock=clock)
-    return final_rows(backward, labels, bounds)
+    backward, bounds = refined_pass(compiled, region, labels, rounding, dtype, "crown", clock=clock)
+    return final_forms(backward, labels, bounds)
 
 
 def cap_margins(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -60,12 +60,12 @@ def cap_margins(
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """The same with the chord's slope below unstable neurons (CAP)."""
-    backward, bounds = refined_pass(program, region, labels, rounding, dtype, "cap", clock=clock)
-    return final_rows(backward, labels, bounds)
+    backward, bounds = refined_pass(compiled, region, labels, rounding, dtype, "cap", clock=clock)
+    return final_forms(backward, labels, bounds)
 
 
 def refined_pass(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -75,14 +75,14 @@ def refined_pass(
     clock: Clock = UNLIMITED,
 ) -> tuple[BackwardPass, Tensor]:
     """Boxes of all values, refined by backward rows, and the margins that they give alone."""
-    backward = BackwardPass(program, region, [], rounding, dtype, slopes, clock=clock)
+    backward = BackwardPass(compiled, region, [], rounding, dtype, slopes, clock=clock)
 
     def refine(index: int, values: list[Enclosure | None]) -> None:
         backward.values = values
         refine_boxes(backward, index)
 
     state = propagate(
-        program,
+        compiled,
         region,
         rounding=rounding,
         dtype=dtype,
@@ -90,14 +90,14 @@ def refined_pass(
         values=backward.values,
         clock=clock,
     )
-    return backward, margin_lower_bounds(program.head, state, labels, rounding, clock=clock)
+    return backward, margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)
 
 
 def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound) -> None:
     """Tighten the boxes of step ``index``'s inputs, in place, where that makes the step tighter."""
-    step, region = backward.program.steps[index], backward.region
+    step, region = backward.compiled.steps[index], backward.region
     for source, unstable in open_places(backward, step):
-        first = from_input(backward.program, source)
+        first = from_input(backward.compiled, source)
         if first is not None and (region.norm == "linf" or solve is not plain_bound):
             # One affine map leads here: intervals are exact for linf, and no slope is in the way.
             continue
@@ -119,18 +119,18 @@ def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound)
         state.upper[places] = rounded_up(torch.fmin(upper, high), backward.dtype)
 
 
-def final_rows(
+def final_forms(
     backward: BackwardPass, labels: Tensor, bounds: Tensor, solve: Solve = plain_bound
 ) -> Tensor:
     """``bounds`` [batch, classes] improved by backward rows for the classes still open.
 
     Where the time is over, those that no row improved yet stay as they were.
     """
-    program = backward.program
-    value = len(program.steps)
+    compiled = backward.compiled
+    value = len(compiled.steps)
     state = backward.values[value]
     assert state is not None
-    head = program.head
+    head = compiled.head
     device = state.centre.device
     # Rows of -inf: what the head itself ruled out (overflow) stays so.
     concluded = ~torch.isneginf(bounds).any(1)
@@ -140,14 +140,14 @@ def final_rows(
         return bounds
     weight = head.weight.to(device)
     shape = tuple(state.centre.shape[1:])
-    width = rows_at_once(widest(program), costliest(program), device, solve)
+    width = rows_at_once(widest(compiled), costliest(compiled), device, solve)
     bounds = bounds.clone()
     slack = head_rounding(backward, state)
     for start in range(0, sample.numel(), width):
         b, j = sample[start : start + width], other[start : start + width]
         y = labels[b]
         coefficients = (weight[y] - weight[j]).to(backward.dtype).reshape(-1, *shape)
-        rows = Rows(coefficients, shape, None if len(labels) == 1 else b)
+        rows = LinearForm(coefficients, shape, None if len(labels) == 1 else b)
         bias = (head.bias[y.cpu()] - head.bias[j.cpu()]).to(device)
         gained = bias - slack[b, y] - slack[b, j]
         try:
@@ -160,7 +160,7 @@ def final_rows(
 
 def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     """[batch, classes]: deployed rounding of the head, and of w_y - w_j in this arithmetic."""
-    head, rounding = backward.program.head, backward.rounding
+    head, rounding = backward.compiled.head, backward.rounding
     assert state.lower is not None
     assert state.upper is not None
     reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
@@ -170,4 +170,4 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)
     lost = reach.sum(1, keepdim=True) * (2.0**16 * least(backward.dtype))
-    return size * (both * 1.001) + head.least_lead(rounding) + lost
+    return size * (both * 1.001) + head.min_lead(rounding) + lost

@@ -8,7 +8,7 @@ from torch import Tensor
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.margins import margin_lower_bounds
 from workers.verification.forward.propagation import propagate
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -16,7 +16,7 @@ __all__ = ["interval_margins"]
 
 
 def interval_margins(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -25,5 +25,5 @@ def interval_margins(
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region's box; label's column inf."""
-    state = propagate(program, region, rounding=rounding, dtype=dtype, ball=False, clock=clock)
-    return margin_lower_bounds(program.head, state, labels, rounding, clock=clock)
+    state = propagate(compiled, region, rounding=rounding, dtype=dtype, ball=False, clock=clock)
+    return margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)

@@ -17,7 +17,7 @@ from workers.verification.forward.ball import ball_rule, joined_radius, joined_s
 from workers.verification.forward.margins import centre_margins
 from workers.verification.forward.propagation import forward_step
 from workers.verification.graph.affine import Affine, Inner
-from workers.verification.graph.compiled_network import Program, Step
+from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep
 from workers.verification.numerics import rough_norm
 from workers.verification.rounding import FLOAT32_MAX, Rounding
 
@@ -28,7 +28,7 @@ LEAST = 1e-290
 
 
 def lipschitz_radius(
-    program: Program,
+    compiled: CompiledNetwork,
     x: Tensor,
     labels: Tensor,
     *,
@@ -46,8 +46,8 @@ def lipschitz_radius(
     slopes: list[float] = [1.0]
     offsets: list[Tensor] = [torch.zeros(batch, dtype=torch.float64, device=x.device)]
     cap = torch.full_like(offsets[0], torch.inf)
-    last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
-    for index, step in enumerate(program.steps):
+    last_use = {source: i for i, step in enumerate(compiled.steps) for source in step.sources}
+    for index, step in enumerate(compiled.steps):
         clock.check()
         inputs = [centres[source] for source in step.sources]
         centre_norm = torch.zeros_like(offsets[0])
@@ -69,21 +69,21 @@ def lipschitz_radius(
                 centres[source] = None
     final = centres[-1]
     assert final is not None
-    at_centre = centre_margins(program.head, final, labels, rounding)
+    at_centre = centre_margins(compiled.head, final, labels, rounding)
     # margin - rounding - slope_j R > 0, strictly: R below this value for every class but the label.
     room = (at_centre.margin - at_centre.rounding) * (1.0 - 1e-12)
     allowed = room / at_centre.slope.clamp_min(1e-300)
     allowed = torch.where((at_centre.slope == 0) & (room > 0), torch.inf, allowed)
     allowed = allowed.scatter(1, labels[:, None], torch.inf).amin(1)
-    if rounding.is_sound and program.head.terms:
-        allowed = torch.minimum(allowed, _head_cap(program, final))
+    if rounding.is_sound and compiled.head.terms:
+        allowed = torch.minimum(allowed, _head_cap(compiled, final))
     if slopes[-1] == 0.0:
         epsilon = torch.where(allowed > offsets[-1], torch.inf, -torch.inf)
     else:
         epsilon = (allowed - offsets[-1]) / slopes[-1]
     if norm == "linf":
-        epsilon = epsilon / math.sqrt(math.prod(program.input_shape))
-        cap = cap / math.sqrt(math.prod(program.input_shape))
+        epsilon = epsilon / math.sqrt(math.prod(compiled.input_shape))
+        cap = cap / math.sqrt(math.prod(compiled.input_shape))
     epsilon = torch.minimum(epsilon * (1.0 - 1e-12), cap)
     finite = torch.isfinite(final.flatten(1).sum(1)) & torch.isfinite(offsets[-1])
     finite = finite & torch.isfinite(at_centre.logits).all(1)
@@ -91,7 +91,7 @@ def lipschitz_radius(
 
 
 def _overflow_cap(
-    step: Step, centre_norm: Tensor, slope: float, offset: Tensor, factor: float
+    step: GraphStep, centre_norm: Tensor, slope: float, offset: Tensor, factor: float
 ) -> Tensor:
     """Largest Euclidean epsilon at which this step cannot overflow float32."""
     op = step.op
@@ -108,9 +108,9 @@ def _overflow_cap(
     return room / max(slope, 1e-300)
 
 
-def _head_cap(program: Program, centre: Tensor) -> Tensor:
+def _head_cap(compiled: CompiledNetwork, centre: Tensor) -> Tensor:
     """Largest radius around ``centre`` at which the head cannot overflow float32, [batch]."""
-    head = program.head.on(centre.device)
+    head = compiled.head.on(centre.device)
     rows = head.row_norms.max().clamp_min(1e-300)
     deployed = Rounding.sound(torch.float64).deployed_gamma(head.terms)
     most = FLOAT32_MAX / (1.02 + deployed)
@@ -118,10 +118,10 @@ def _head_cap(program: Program, centre: Tensor) -> Tensor:
     return room - rough_norm(centre)
 
 
-def lipschitz_constant(program: Program) -> float:
+def lipschitz_constant(compiled: CompiledNetwork) -> float:
     """Upper bound on the l2 Lipschitz constant before the head, rounding included."""
     slopes = [1.0]
-    for step in program.steps:
+    for step in compiled.steps:
         zero = torch.zeros(1, dtype=torch.float64)
         factor, _ = ball_rule(step, zero, Rounding.sound(torch.float64))
         slopes.append(joined_slope(step, [slopes[source] for source in step.sources]) * factor)

@@ -21,12 +21,12 @@ from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.forward.local_pass import Further, LocalPass
 from workers.verification.forward.margins import certified, margin_lower_bounds
 from workers.verification.forward.propagation import Enclosure
-from workers.verification.graph.compiled_network import Program
-from workers.verification.norms.lanczos import Chance
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
-__all__ = ["local_margins", "local_margins_by_chance"]
+__all__ = ["local_margins", "randomized_local_margins"]
 
 #: BCP itself is asked where a local margin lacks at most this share of the centre's margin.
 NEAR = 0.05
@@ -37,7 +37,7 @@ HOPE = {"gram": 2.0, "lanczos": 1.0}
 
 
 def local_margins(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -54,15 +54,15 @@ def local_margins(
     for those still open, where an estimate says that they may decide. Where the time is over, what
     the stages so far have found counts.
     """
-    first = LocalPass(program, region, rounding, dtype, tally=tally, keep=True, clock=clock)
+    first = LocalPass(compiled, region, rounding, dtype, tally=tally, keep=True, clock=clock)
     state = first.run()
-    margins = margin_lower_bounds(program.head, state, labels, rounding, clock=clock)
+    margins = margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)
     if tally is not None:
         tally["decided: cheap norms"] += int(certified(margins).sum())
-    clean = _clean_margin(program, state, labels)
+    clean = _clean_margin(compiled, state, labels)
     with contextlib.suppress(OutOfTime):
         _improve(first, state.valid, labels, margins, clean, exact, further)
-        _at_least_bcp(program, region, labels, rounding, dtype, margins, clean, clock)
+        _at_least_bcp(compiled, region, labels, rounding, dtype, margins, clean, clock)
     return margins
 
 
@@ -76,7 +76,7 @@ def _improve(
     further: Callable[[Region, dict[int, Tensor]], Further] | None,
 ) -> None:
     """Raise ``margins`` in place: Gram matrices, then ``further``, where they may decide."""
-    program, region, rounding, tally = first.program, first.region, first.rounding, first.tally
+    compiled, region, rounding, tally = first.compiled, first.region, first.rounding, first.tally
     for name in ("gram", "lanczos") if further is not None else ("gram",):
         gram = name == "gram"
         if gram and not exact:
@@ -104,17 +104,17 @@ def _improve(
                 continue
             norm = further(part, layers)
         again = LocalPass(
-            program, part, rounding, first.dtype, gram, norm, tally, clock=first.clock
+            compiled, part, rounding, first.dtype, gram, norm, tally, clock=first.clock
         ).run()
-        found = margin_lower_bounds(program.head, again, labels[rows], rounding, clock=first.clock)
+        found = margin_lower_bounds(compiled.head, again, labels[rows], rounding, clock=first.clock)
         margins[rows] = torch.fmax(margins[rows], found)
         if tally is not None:
             tally[f"decided: {name}"] += int(certified(found).sum())
 
 
-def local_margins_by_chance(
-    chance: Chance,
-    program: Program,
+def randomized_local_margins(
+    failure_budget: FailureBudget,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -122,24 +122,26 @@ def local_margins_by_chance(
     *,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
-    """The same with Lanczos norms for what is open after all others: valid up to ``chance``."""
+    """The same with Lanczos norms for what is open after all others: valid up to
+    ``failure_budget``.
+    """
 
     def maker(part: Region, layers: dict[int, Tensor]) -> Further:
-        return partial(chance.norms, program, part, layers, clock=clock)
+        return partial(failure_budget.norms, compiled, part, layers, clock=clock)
 
-    return local_margins(program, region, labels, rounding, dtype, further=maker, clock=clock)
+    return local_margins(compiled, region, labels, rounding, dtype, further=maker, clock=clock)
 
 
-def _clean_margin(program: Program, state: Enclosure, labels: Tensor) -> Tensor:
+def _clean_margin(compiled: CompiledNetwork, state: Enclosure, labels: Tensor) -> Tensor:
     """|least margin| at the centre, [batch] float64: a scale, not a bound."""
-    head = program.head.on(state.centre.device)
+    head = compiled.head.on(state.centre.device)
     logits = state.centre.flatten(1).to(torch.float64) @ head.weight.T + head.bias
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return (logits.gather(1, labels[:, None])[:, 0] - others).abs()
 
 
 def _at_least_bcp(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     labels: Tensor,
     rounding: Rounding,
@@ -154,5 +156,5 @@ def _at_least_bcp(
     rows = (near | torch.isneginf(least)).nonzero().flatten()
     if rows.numel():
         part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
-        found = bcp_margins(program, part, labels[rows], rounding, dtype, clock=clock)
+        found = bcp_margins(compiled, part, labels[rows], rounding, dtype, clock=clock)
         margins[rows] = torch.fmax(margins[rows], found)

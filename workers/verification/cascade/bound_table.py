@@ -19,15 +19,15 @@ from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import cap_margins, crown_margins
 from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.lipschitz import lipschitz_radius
-from workers.verification.bounds.local_lipschitz import local_margins, local_margins_by_chance
+from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.forward.ball import has_ball_rule
 from workers.verification.forward.local_pass import has_local_rule
 from workers.verification.forward.margins import certified, logit_enclosure
 from workers.verification.forward.propagation import has_forward_rule, propagate
 from workers.verification.graph.affine import Affine
-from workers.verification.graph.compiled_network import Program
-from workers.verification.norms.lanczos import Chance
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
 
@@ -47,7 +47,7 @@ RETRY_SHARES, RETRY_ERRORS = (0.5, 0.05), 4.0
 #: (program, region, labels, rounding, dtype, *, clock) -> margins.
 MarginsAt = Callable[..., Tensor]
 #: The same after the chance.
-ByChance = Callable[..., Tensor]
+Randomized = Callable[..., Tensor]
 ClosedForm = Callable[..., Tensor]
 
 
@@ -60,11 +60,11 @@ class Bound:
     both look at the clock between pieces of work, and raise OutOfTime or answer what they have;
     has_rule(op): whether it covers a step, read from the tables of rules that it uses;
     cost: in plain forward passes per sample and epsilon, roughly; orders the cascade.
-    by_chance(chance, program, ...): the same, valid up to the failure probability of ``chance``;
-    kept: numbers held per number of all activations of one sample (memory);
-    dominates: bounds that prove nothing at any epsilon that this one does not prove.
-    within: in a cascade, tried only where the bound before it missed by less than this share of the
-    margin at the centre (None: everywhere).
+    by_chance(chance, program, ...): the same, valid up to the failure probability of
+    ``failure_budget``; kept: numbers held per number of all activations of one sample (memory);
+    dominates: bounds that prove nothing at any epsilon that this one does not prove. within: in a
+    cascade, tried only where the bound before it missed by less than this share of the margin at
+    the centre (None: everywhere).
     """
 
     name: str
@@ -76,7 +76,7 @@ class Bound:
     margins: MarginsAt | None = None
     dominates: tuple[str, ...] = ()
     within: float | None = None
-    by_chance: ByChance | None = None
+    randomized: Randomized | None = None
 
 
 BOUNDS: dict[str, Bound] = {
@@ -100,7 +100,7 @@ BOUNDS: dict[str, Bound] = {
             10,
             20,
             margins=local_margins,
-            by_chance=local_margins_by_chance,
+            randomized=randomized_local_margins,
             dominates=("ibp", "bcp"),
         ),
         Bound("crown", ("l2", "linf"), has_backward_rule, 1_000, 30, margins=crown_margins),
@@ -144,20 +144,20 @@ AUTO: tuple[str, ...] = (
 class Verifier:
     """A program with everything a bound needs: norm, clip, device, sound or estimate.
 
-    ``only``: one arithmetic instead of all that are tried in turn. ``chance``: random starts are
-    allowed and counted there (None: everything is deterministic).
-    memory: bytes that a bound may take for one sample (None: no limit). clock: when all of it must
-    end; what is proved by then is answered.
+    ``only``: one arithmetic instead of all that are tried in turn. ``failure_budget``: random
+    starts are allowed and counted there (None: everything is deterministic). memory: bytes that a
+    bound may take for one sample (None: no limit). clock: when all of it must end; what is proved
+    by then is answered.
     """
 
-    program: Program
+    compiled: CompiledNetwork
     norm: str
     clip: bool
     sound: bool
     device: torch.device
     only: torch.dtype | None = None
     memory: float | None = None
-    chance: Chance | None = None
+    failure_budget: FailureBudget | None = None
     clock: Clock = UNLIMITED
 
     def passes(self) -> list[tuple[Rounding, torch.dtype]]:
@@ -172,16 +172,16 @@ class Verifier:
         if self.only is None and self.device.type == "cpu":
             kinds = [torch.float32, torch.float64]
         # A float32 copy of weights beyond its range proves nothing of the network.
-        safe = self.program.float32_safe
+        safe = self.compiled.float32_safe
         kinds = [kind for kind in kinds if safe or kind == torch.float64]
         return [(Rounding.sound(kind), kind) for kind in kinds]
 
     def fits(self, bound: Bound) -> bool:
         """Whether one sample's activations and the copies of the weights fit into ``memory``."""
-        numbers = sum(math.prod(step.shape) for step in self.program.steps)
+        numbers = sum(math.prod(step.shape) for step in self.compiled.steps)
         weights = sum(
             weight.numel()
-            for step in self.program.steps
+            for step in self.compiled.steps
             if isinstance(step.op, Affine)
             for weight in step.op.weights()
         )
@@ -214,7 +214,7 @@ class Verifier:
             for number, (rounding, dtype) in enumerate(passes, start=1):
                 for rows in self._blocks(x, dtype, hopeful.nonzero().flatten()):
                     found = bound.radius(
-                        self.program,
+                        self.compiled,
                         x[rows].to(self.device),
                         labels[rows].to(self.device),
                         norm=self.norm,
@@ -252,8 +252,8 @@ class Verifier:
         proved, and the least margin -inf, where there was no time.
         """
         margins_at = bound.margins
-        if self.chance is not None and bound.by_chance is not None:
-            margins_at = partial(bound.by_chance, self.chance)
+        if self.failure_budget is not None and bound.randomized is not None:
+            margins_at = partial(bound.randomized, self.failure_budget)
         assert margins_at is not None
         proved = torch.zeros(x.shape[0], dtype=torch.bool)
         hopeful = torch.ones(x.shape[0], dtype=torch.bool)
@@ -268,7 +268,7 @@ class Verifier:
                         x[rows].to(self.device), epsilon[rows].to(self.device), self.norm, self.clip
                     )
                     margins = margins_at(
-                        self.program,
+                        self.compiled,
                         region,
                         labels[rows].to(self.device),
                         rounding,
@@ -288,14 +288,14 @@ class Verifier:
     def _lost(self, bound: Bound, x: Tensor, margin: Tensor) -> Tensor:
         """What a bound may lose of the margin at x, [batch], by computing in float32 itself."""
         lost = torch.full((x.shape[0],), torch.inf, dtype=torch.float64)
-        if not all(has_forward_rule(step.op) for step in self.program.steps):
+        if not all(has_forward_rule(step.op) for step in self.compiled.steps):
             return lost
         rounding, dtype = Rounding.sound(torch.float32), torch.float32
         for rows in self._blocks(x, dtype, torch.arange(x.shape[0])):
             here = x[rows].to(self.device)
             at_x = Region(here, torch.zeros(len(here), dtype=torch.float64), self.norm, self.clip)
-            state = propagate(self.program, at_x, rounding=rounding, dtype=dtype, clock=self.clock)
-            _, error = logit_enclosure(self.program.head, state, rounding)
+            state = propagate(self.compiled, at_x, rounding=rounding, dtype=dtype, clock=self.clock)
+            _, error = logit_enclosure(self.compiled.head, state, rounding)
             # Negative: nothing is known, float32 may overflow.
             lost[rows] = torch.where(error < 0, torch.inf, error).amax(1).cpu()
         share = RETRY_SHARES[bound.cost >= MANY_ROWS]
@@ -304,7 +304,7 @@ class Verifier:
     def _blocks(
         self, x: Tensor, dtype: torch.dtype, rows: Tensor, *, many_rows: bool = False
     ) -> Iterator[Tensor | slice]:
-        largest = max(1, math.prod(x.shape[1:]), *(math.prod(s.shape) for s in self.program.steps))
+        largest = max(1, math.prod(x.shape[1:]), *(math.prod(s.shape) for s in self.compiled.steps))
         room = BLOCK_BYTES[self.device.type] // (MANY_ROWS_SHARE if many_rows else 1)
         size = max(1, room // (largest * dtype.itemsize))
         whole = rows.numel() == x.shape[0]

@@ -7,7 +7,7 @@ Only a method that is left without any bound ends the job, before anything has b
 from __future__ import annotations
 
 from workers.verification.cascade.bound_table import AUTO, BOUNDS, Bound
-from workers.verification.graph.compiled_network import Program, Step, UnsupportedLayer
+from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
 
 __all__ = ["UnknownMethod", "covering_bounds", "uncovered"]
 
@@ -18,7 +18,9 @@ class UnknownMethod(ValueError):
     code = "unknown_method"
 
 
-def covering_bounds(program: Program, method: str, norm: str) -> tuple[list[Bound], dict[str, str]]:
+def covering_bounds(
+    compiled: CompiledNetwork, method: str, norm: str
+) -> tuple[list[Bound], dict[str, str]]:
     """The bounds that ``method`` runs on this network, in order, and why others are passed over.
 
     Raises UnknownMethod; UnsupportedLayer, naming layer and method, where no bound is left.
@@ -30,7 +32,7 @@ def covering_bounds(program: Program, method: str, norm: str) -> tuple[list[Boun
     bounds = [BOUNDS[name] for name in names if norm in BOUNDS[name].norms]
     if not bounds:
         raise UnknownMethod(f"method {method!r} does not cover the norm {norm!r}")
-    missing = {bound.name: uncovered(bound, program) for bound in bounds}
+    missing = {bound.name: uncovered(bound, compiled) for bound in bounds}
     passed_over = {
         name: f"no rule for the layer {_kind(step)!r} ({step.name})"
         for name, step in missing.items()
@@ -46,10 +48,10 @@ def covering_bounds(program: Program, method: str, norm: str) -> tuple[list[Boun
     return covering, passed_over
 
 
-def uncovered(bound: Bound, program: Program) -> Step | None:
+def uncovered(bound: Bound, compiled: CompiledNetwork) -> GraphStep | None:
     """The first step that ``bound`` has no rule for; None: it covers the network."""
-    return next((step for step in program.steps if not bound.has_rule(step.op)), None)
+    return next((step for step in compiled.steps if not bound.has_rule(step.op)), None)
 
 
-def _kind(step: Step) -> str:
+def _kind(step: GraphStep) -> str:
     return str(getattr(step.op, "kind", type(step.op).__name__))

@@ -30,7 +30,7 @@ from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.margins import logit_enclosure
 from workers.verification.forward.propagation import propagate
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import multiplications
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
@@ -71,16 +71,16 @@ class _Compared:
     unchecked: Tensor
 
 
-def extra_inputs(program: Program, samples: int) -> int:
+def extra_inputs(compiled: CompiledNetwork, samples: int) -> int:
     """How many random inputs are tried, and how many changes of one coordinate."""
-    maps = (step.op for step in program.steps if isinstance(step.op, Dense | Convolution))
-    cost = sum(multiplications(op) for op in maps) + program.head.weight.numel()
-    room = min(WORK // max(1, int(cost)), NUMBERS // math.prod(program.input_shape))
+    maps = (step.op for step in compiled.steps if isinstance(step.op, Dense | Convolution))
+    cost = sum(multiplications(op) for op in maps) + compiled.head.weight.numel()
+    room = min(WORK // max(1, int(cost)), NUMBERS // math.prod(compiled.input_shape))
     return max(LEAST, min(PER_SAMPLE * samples, MOST, room))
 
 
 def check_parity(
-    program: Program,
+    compiled: CompiledNetwork,
     x: NDArray[np.float32],
     deployed_logits: NDArray[np.float32],
     deployed: Deployed,
@@ -93,7 +93,7 @@ def check_parity(
     """Differences of the deployed logits from ours, and their budgets, on all kinds of inputs.
 
     x [N, *shape]: the samples; deployed_logits [N, classes] at x; ``clip``: inputs lie in [0, 1];
-    ``batched``: False where the file runs one row at a time. ``program`` needs no norms.
+    ``batched``: False where the file runs one row at a time. ``compiled`` needs no norms.
 
     Returns, of the samples: max_difference, budget and difference_there at worst_index, the sample
     where the difference uses the largest share of its budget; of all inputs: largest_share (<= 1),
@@ -102,17 +102,17 @@ def check_parity(
     exceeds 1, UnsupportedLayer where a layer has no enclosure; OutOfTime.
     """
     rng = np.random.default_rng(seed)
-    count = extra_inputs(program, len(x))
+    count = extra_inputs(compiled, len(x))
     facts: dict[str, Any] = {}
     tried: dict[str, int] = {}
     largest_share, unchecked = 0.0, 0
 
     def compare(kind: str, inputs: Inputs, given: NDArray[np.float32]) -> _Compared:
         nonlocal largest_share, unchecked
-        found = _compare(program, inputs.x, given, clock)
+        found = _compare(compiled, inputs.x, given, clock)
         row = int(found.share.argmax())
         if not float(found.share[row]) <= 1.0:
-            raise _mismatch(program, deployed, inputs, found, row, together=kind == "batches")
+            raise _mismatch(compiled, deployed, inputs, found, row, together=kind == "batches")
         largest_share = max(largest_share, float(found.share[row]))
         unchecked += int(found.unchecked.sum())
         tried[kind] = tried.get(kind, 0) + len(inputs.x)
@@ -136,18 +136,18 @@ def check_parity(
 
 
 def _compare(
-    program: Program,
+    compiled: CompiledNetwork,
     x: NDArray[np.float32],
     given: NDArray[np.float32],
     clock: Clock = UNLIMITED,
 ) -> _Compared:
-    parts = list(_blocks(program, x, given, clock))
+    parts = list(_blocks(compiled, x, given, clock))
     columns = zip(*parts, strict=True)
     return _Compared(*(torch.cat(column) for column in columns))
 
 
 def _blocks(
-    program: Program, x: NDArray[np.float32], given: NDArray[np.float32], clock: Clock
+    compiled: CompiledNetwork, x: NDArray[np.float32], given: NDArray[np.float32], clock: Clock
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     rounding = Rounding.sound(torch.float64)
     with exact_arithmetic(), torch.no_grad():
@@ -156,9 +156,9 @@ def _blocks(
             region = Region(inputs, torch.zeros(len(inputs), dtype=torch.float64), "linf", False)
             # The box alone: at epsilon 0 it is the tighter one, and needs no operator norms.
             state = propagate(
-                program, region, rounding=rounding, dtype=torch.float64, ball=False, clock=clock
+                compiled, region, rounding=rounding, dtype=torch.float64, ball=False, clock=clock
             )
-            logits, budget = logit_enclosure(program.head, state, rounding)
+            logits, budget = logit_enclosure(compiled.head, state, rounding)
             answer = torch.from_numpy(given[start : start + BLOCK]).to(torch.float64)
             difference = (answer - logits).abs()
             share = difference / budget.clamp_min(1e-300)
@@ -174,7 +174,7 @@ def _blocks(
 
 
 def _mismatch(
-    program: Program,
+    compiled: CompiledNetwork,
     deployed: Deployed,
     inputs: Inputs,
     found: _Compared,
@@ -185,7 +185,7 @@ def _mismatch(
     where = inputs.names[row]
     if together and len(inputs.x) > 1:
         alone = inputs.x[row : row + 1]
-        if float(_compare(program, alone, deployed(alone)).share[0]) <= 1.0:
+        if float(_compare(compiled, alone, deployed(alone)).share[0]) <= 1.0:
             where = f"row {row} of a batch of {len(inputs.x)} ({where}; alone it agrees)"
     over = found.difference[row] - found.budget[row]
     column = int(over.nan_to_num(torch.inf).argmax())

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["rounded_down", "search_radius"]
+__all__ = ["radius_rounded_down", "search_radius"]
 
 #: Halvings below the smallest known failure before a sample is left with no radius.
 HALVINGS = 20
 
 
-def rounded_down(radius: Tensor) -> Tensor:
+def radius_rounded_down(radius: Tensor) -> Tensor:
     """Radii with 21 significant bits, rounded down: last bits may depend on the batch."""
     mantissa, exponent = torch.frexp(radius)
     return torch.where(

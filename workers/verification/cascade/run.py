@@ -23,11 +23,11 @@ from workers.verification.cascade.block import Block
 from workers.verification.cascade.bound_table import Verifier
 from workers.verification.cascade.coverage import UnknownMethod, covering_bounds
 from workers.verification.cascade.progress import Progress
-from workers.verification.cascade.radius import rounded_down
+from workers.verification.cascade.radius import radius_rounded_down
 from workers.verification.cascade.stages import SoundnessViolation, Stages, fresh_notes
 from workers.verification.clock import Clock, OutOfTime
-from workers.verification.graph.compiled_network import Program
-from workers.verification.norms.lanczos import Chance
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.region import float_above
 from workers.verification.results import POOL, CertificationRequest, SampleResults
 from workers.verification.rounding import SOFTMAX_GAP
@@ -107,21 +107,23 @@ def certify_samples(
         blocks.append(block)
     began = time.perf_counter()
     try:
-        program = Program.compile(network, cache_dir=cache_dir, estimate=not sound, clock=clock)
+        compiled = CompiledNetwork.compile(
+            network, cache_dir=cache_dir, estimate=not sound, clock=clock
+        )
     except OutOfTime:
         spent = {"bound": time.perf_counter() - began, "attack": 0.0}
         notes = {**fresh_notes(), "budget_spent": True}
         return _results(blocks, indices, labels, prediction, margin, request, spent, notes)
-    bounds, passed_over = covering_bounds(program, request.method, request.norm)
-    chance = None if request.deterministic or not sound else Chance()
+    bounds, passed_over = covering_bounds(compiled, request.method, request.norm)
+    failure_budget = None if request.deterministic or not sound else FailureBudget()
     verifier = Verifier(
-        program,
+        compiled,
         request.norm,
         request.clip,
         sound,
         device,
         memory=memory,
-        chance=chance,
+        failure_budget=failure_budget,
         clock=clock,
     )
     run = Stages(
@@ -133,8 +135,8 @@ def certify_samples(
         run.certify(block, bounds, start=number * BLOCK)
         said.done = number * BLOCK + len(block.x)
         said()
-    if chance is not None:
-        run.notes["failure_probability"] = chance.failure_probability
+    if failure_budget is not None:
+        run.notes["failure_probability"] = failure_budget.failure_probability
     return _results(blocks, indices, labels, prediction, margin, request, run.seconds, run.notes)
 
 
@@ -198,7 +200,7 @@ def _results(
         [float_above(epsilon) for epsilon in request.epsilons], dtype=torch.float64
     )
     largest = torch.where(certified, asked[None, :].expand_as(certified), 0.0)
-    radius = torch.maximum(rounded_down(radius), largest.amax(1) if len(radius) else radius)
+    radius = torch.maximum(radius_rounded_down(radius), largest.amax(1) if len(radius) else radius)
     radius[~torch.cat([block.correct for block in blocks])] = 0.0
     if not request.radius:
         radius = torch.full_like(radius, torch.nan)

@@ -78,7 +78,7 @@ class Stages:
         # The attack comes as soon as the next bound would cost more than it.
         price = math.inf if settings is None else 3.0 * settings.steps * max(1, settings.restarts)
         cheap = [bound for bound in bounds if bound.cost <= price]
-        dear = [bound for bound in bounds if bound.cost > price]
+        expensive = [bound for bound in bounds if bound.cost > price]
         self.cascading = len(bounds) > 1
         with self._timed("bound"):
             for bound in cheap:
@@ -89,13 +89,15 @@ class Stages:
         with self._timed("attack"):
             self._attack(block, audit=False)
         with self._timed("bound"):
-            for bound in dear:
+            for bound in expensive:
                 self._apply(bound, block)
             # Where the cheap bounds have settled everything asked, their radius is left as it is.
-            names = {bound.name for bound in dear}
+            names = {bound.name for bound in expensive}
             unsettled = torch.tensor([by in names or not by for by in block.by])
             unsettled |= block.proved < min(block.epsilons)
-            self._search(dear[:1], block, COARSE if cheap else FINE, unsettled if cheap else None)
+            self._search(
+                expensive[:1], block, COARSE if cheap else FINE, unsettled if cheap else None
+            )
         block.closed.fill_(True)
         with self._timed("attack"):
             self._attack(block, audit=True)
@@ -276,7 +278,7 @@ class Stages:
         if settings is None:
             return
         # A step goes through the network and back.
-        together = rows_per_piece(3 * forward_cost(self.verifier.program), self.verifier.device)
+        together = rows_per_piece(3 * forward_cost(self.verifier.compiled), self.verifier.device)
         limit = 4 * largest_distance(tuple(block.x.shape[1:]), self.request.norm, True)
         for position in np.argsort(block.epsilons, kind="stable").tolist():
             epsilon = block.epsilons[position]
@@ -317,7 +319,7 @@ class Stages:
                 norm=self.request.norm,
                 clip=self.request.clip,
                 settings=settings,
-                gap=self.verifier.program.head.gap,
+                gap=self.verifier.compiled.head.gap,
                 clock=self.clock,
             )
         whole = bool(found.all()) or not self.spent()

@@ -14,9 +14,9 @@ from models.layers.activations import MaxMin
 from models.layers.joins import Concat, Maximum, Minimum, Slice
 from models.layers.kinds import Add, Layer, LeakyReLU, MaxPool2d, Pad, Permute, ReLU, Reshape
 from workers.verification.graph.affine import Affine
-from workers.verification.graph.compiled_network import Step, UnsupportedLayer
+from workers.verification.graph.compiled_network import GraphStep, UnsupportedLayer
 from workers.verification.layers.clamp import LIMITS
-from workers.verification.layers.s_shaped import SMOOTH, smooth_error
+from workers.verification.layers.s_shaped import S_SHAPED, s_shaped_error
 from workers.verification.numerics import euclidean_norm
 from workers.verification.rounding import Rounding, unit_roundoff
 
@@ -61,10 +61,12 @@ class Enclosure:
     round: bool = False
 
 
-BallRule = Callable[[Step, Tensor, Rounding], tuple[float, Tensor | float]]
+BallRule = Callable[[GraphStep, Tensor, Rounding], tuple[float, Tensor | float]]
 
 
-def _affine(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+def _affine(
+    step: GraphStep, centre_norm: Tensor, rounding: Rounding
+) -> tuple[float, Tensor | float]:
     """The operator norm of W plus the roundings of both evaluations, bounded by the norm of |W|.
 
     factor |W|_2 + g | |W| |_2, offset (g + g_own) (| |W| |_2 |c| + |b|).
@@ -81,24 +83,32 @@ def _affine(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float,
     return factor * (1.0 + 1e-14), offset * (1.0 + 1e-10)
 
 
-def _max_pool(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+def _max_pool(
+    step: GraphStep, centre_norm: Tensor, rounding: Rounding
+) -> tuple[float, Tensor | float]:
     return step.overlap**0.5 * (1.0 + 1e-12), 0.0
 
 
-def _rounded(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+def _rounded(
+    step: GraphStep, centre_norm: Tensor, rounding: Rounding
+) -> tuple[float, Tensor | float]:
     """1-Lipschitz with one rounding: LeakyReLU, sums."""
     both = 3 * (rounding.deployed + rounding.own)
     size = torch.Size(step.shape).numel() ** 0.5
     return 1.0 + both, both * centre_norm + 4 * rounding.underflow * size
 
 
-def _smooth(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+def _s_shaped(
+    step: GraphStep, centre_norm: Tensor, rounding: Rounding
+) -> tuple[float, Tensor | float]:
     assert not isinstance(step.op, Affine)
     size = torch.Size(step.shape).numel() ** 0.5
-    return SMOOTH[type(step.op)].steepest, smooth_error(rounding) * size * (1.0 + 1e-12)
+    return S_SHAPED[type(step.op)].steepest, s_shaped_error(rounding) * size * (1.0 + 1e-12)
 
 
-def _exact(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+def _exact(
+    step: GraphStep, centre_norm: Tensor, rounding: Rounding
+) -> tuple[float, Tensor | float]:
     """Exact in float32 and 1-Lipschitz."""
     return 1.0, 0.0
 
@@ -108,13 +118,15 @@ def _exact(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, 
 BALL_RULES: dict[type[Layer], BallRule] = {
     MaxPool2d: _max_pool,
     **dict.fromkeys((LeakyReLU, Add), _rounded),
-    **dict.fromkeys(SMOOTH, _smooth),
+    **dict.fromkeys(S_SHAPED, _s_shaped),
     **dict.fromkeys((ReLU, MaxMin, Maximum, Minimum, *LIMITS), _exact),
     **dict.fromkeys((Concat, Slice, Reshape, Permute, Pad), _exact),
 }
 
 
-def ball_rule(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+def ball_rule(
+    step: GraphStep, centre_norm: Tensor, rounding: Rounding
+) -> tuple[float, Tensor | float]:
     """(factor, offset): the radius after a step is at most factor * (joined radii) + offset.
 
     Joined: ``joined_radius`` of the inputs' radii. centre_norm: [batch], sum of the norms of the
@@ -129,7 +141,7 @@ def ball_rule(step: Step, centre_norm: Tensor, rounding: Rounding) -> tuple[floa
 
 
 #: Rules that do not read the centre's norm, so that it need not be computed. They cannot overflow.
-NORMLESS = (_max_pool, _smooth, _exact)
+NORMLESS = (_max_pool, _s_shaped, _exact)
 
 
 def reads_norm(op: Affine | Layer) -> bool:
@@ -142,21 +154,21 @@ def has_ball_rule(op: Affine | Layer) -> bool:
     return isinstance(op, Affine) or type(op) in BALL_RULES
 
 
-def joined_radius(step: Step, radii: Sequence[Tensor]) -> Tensor:
+def joined_radius(step: GraphStep, radii: Sequence[Tensor]) -> Tensor:
     """How far all inputs together may be from their centres, as ``ball_rule`` needs it, [batch]."""
     if isinstance(step.op, ROOT_OF_SQUARES):
         return functools.reduce(torch.hypot, radii) * (1.0 + 1e-14 * len(radii))
     return torch.stack(list(radii)).sum(0)
 
 
-def joined_slope(step: Step, slopes: Sequence[float]) -> float:
+def joined_slope(step: GraphStep, slopes: Sequence[float]) -> float:
     """The same for radii slope * epsilon + offset: joined offsets may be added (Minkowski)."""
     if isinstance(step.op, ROOT_OF_SQUARES):
         return math.hypot(*slopes) * (1.0 + 1e-14)
     return sum(slopes)
 
 
-def grown(step: Step, radius: Tensor, centre_norm: Tensor, rounding: Rounding) -> Tensor:
+def grown(step: GraphStep, radius: Tensor, centre_norm: Tensor, rounding: Rounding) -> Tensor:
     """The radius after a step, [batch] float64, from the joined radius before it."""
     factor, offset = ball_rule(step, centre_norm, rounding)
     result = (factor * radius + offset) * (1.0 + 1e-14)

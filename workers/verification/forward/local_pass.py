@@ -42,13 +42,13 @@ from workers.verification.forward.propagation import (
 )
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import Program, Step
+from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep
 from workers.verification.layers.slopes import SLOPES, anchored_slopes
 from workers.verification.norms.per_sample import (
     MaskedMap,
     forward_cost,
     multiplications,
-    tally_least,
+    tally_min,
 )
 from workers.verification.numerics import per_sample, rough_norm
 from workers.verification.region import Region
@@ -57,7 +57,7 @@ from workers.verification.rounding import Rounding, unit_roundoff
 __all__ = ["Further", "LocalPass", "has_local_rule"]
 
 #: Gram matrices may cost this many plain forward passes per sample, or this many multiplications.
-GRAM_PASSES, GRAM_LEAST = 80.0, 2.0**27
+GRAM_PASSES, GRAM_MIN = 80.0, 2.0**27
 #: Power steps of the estimates that say whether dear norms are worth it.
 GRAM_GUESS, LANCZOS_GUESS = 12, 5
 #: Lanczos may work on layers that make up this share of a forward pass (a step on each of them
@@ -81,7 +81,7 @@ class LocalPass:
     ``keep``: maps and slopes are kept too, for ``potentials``. ``clock``: looked at
     before every step and every Gram matrix."""
 
-    program: Program
+    compiled: CompiledNetwork
     region: Region
     rounding: Rounding
     dtype: torch.dtype
@@ -94,12 +94,12 @@ class LocalPass:
     clock: Clock = UNLIMITED
 
     def __post_init__(self) -> None:
-        budget = max(GRAM_PASSES * forward_cost(self.program), GRAM_LEAST)
+        budget = max(GRAM_PASSES * forward_cost(self.compiled), GRAM_MIN)
         self._budget = [budget] * self.region.x.shape[0]
 
     def run(self) -> Enclosure:
         """The enclosure before the head."""
-        steps = self.program.steps
+        steps = self.compiled.steps
         values: list[Enclosure | None] = [self._start()]
         maps: dict[int, MaskedMap] = {}
         last_use = {source: i for i, step in enumerate(steps) for source in step.sources}
@@ -143,19 +143,21 @@ class LocalPass:
             if last_use.get(source, -1) > index:
                 continue
             maps.pop(source, None)
-            producers = (value for value in maps if source in self.program.steps[value - 1].sources)
+            producers = (
+                value for value in maps if source in self.compiled.steps[value - 1].sources
+            )
             if next(producers, None) is None:
                 values[source] = None
 
     def _only_activated(self) -> set[int]:
         """Values that are read by activations with slopes alone (and by at least one)."""
         readers: dict[int, list[bool]] = {}
-        for step in self.program.steps:
+        for step in self.compiled.steps:
             for source in step.sources:
                 readers.setdefault(source, []).append(type(step.op) in SLOPES)
         return {value for value, kinds in readers.items() if all(kinds)}
 
-    def _grown(self, step: Step, norm: Tensor, before: Enclosure) -> Tensor:
+    def _grown(self, step: GraphStep, norm: Tensor, before: Enclosure) -> Tensor:
         """Radius after an affine map whose norm is at most ``norm`` [batch], roundings included."""
         assert isinstance(step.op, Affine)
         assert step.norms is not None
@@ -169,7 +171,7 @@ class LocalPass:
         self, index: int, masked: MaskedMap, before: Enclosure, result: Enclosure, activated: bool
     ) -> None:
         """Tighten radius and box after W diag(m)."""
-        step = self.program.steps[index]
+        step = self.compiled.steps[index]
         if not activated:
             ones = torch.ones_like(result.centre)
             norm = self._norm(index, masked, ones)
@@ -207,7 +209,7 @@ class LocalPass:
         source: Enclosure | None,
     ) -> None:
         """Tighten the radius after an activation by its anchored slopes."""
-        step = self.program.steps[index]
+        step = self.compiled.steps[index]
         if before.lower is None or before.upper is None:
             return
         assert not isinstance(step.op, Affine)
@@ -220,7 +222,7 @@ class LocalPass:
         if masked is not None and source is not None:
             affine = step.sources[0] - 1
             norm = self._norm(affine, masked, slopes)
-            grown = self._grown(self.program.steps[affine], norm, source)
+            grown = self._grown(self.compiled.steps[affine], norm, source)
             radius = torch.minimum(radius, grown)
         # What rounding adds beyond the slopes; an activation that only shrinks adds nothing.
         extra = max(factor - 1.0, 0.0)
@@ -230,7 +232,7 @@ class LocalPass:
 
     def _norm(self, index: int, masked: MaskedMap, slopes: Tensor) -> Tensor:
         """Upper bound on |diag(s) W diag(m)| for every sample, [batch] float64."""
-        norms = self.program.steps[index].norms
+        norms = self.compiled.steps[index].norms
         assert norms is not None
         steepest = slopes.flatten(1).amax(1).to(torch.float64)
         names = ["global", "frobenius"]
@@ -244,7 +246,7 @@ class LocalPass:
             least = torch.stack(bounds).amin(0)
             names.append("lanczos")
             bounds.append(self.further(index, masked, slopes, least))
-        self.norms[index] = tally_least(names, bounds, self.tally)
+        self.norms[index] = tally_min(names, bounds, self.tally)
         if self.keep:
             self.parts[index] = (masked, slopes)
         return self.norms[index]

@@ -61,7 +61,7 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     size = size + size.gather(1, labels[:, None])
     rows = head.row_norms
     slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
-    floor = head.least_lead(rounding)
+    floor = head.min_lead(rounding)
     return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
 
 
@@ -92,7 +92,7 @@ def margin_lower_bounds(
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
         centre_size = centre.abs() @ head.absolute + head.bias_magnitude
         both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
-        slack = both * 1.01 + head.least_lead(rounding)
+        slack = both * 1.01 + head.min_lead(rounding)
         open_pairs = ~(bound > 0) & state.valid[:, None]
         open_pairs.scatter_(1, labels[:, None], False)
         bound = bound.scatter(1, labels[:, None], torch.inf)

@@ -19,7 +19,7 @@ from models.layers.kinds import Layer
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.ball import Enclosure, ball_rule, grown
 from workers.verification.graph.affine import Affine
-from workers.verification.graph.compiled_network import Program, Step, UnsupportedLayer
+from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
 from workers.verification.layers.layer_rules import RULES, Rule, apply_layer
 from workers.verification.numerics import floor, per_sample, rough_norm
 from workers.verification.region import Region
@@ -39,7 +39,7 @@ ROUND_TERMS = 16
 
 
 def propagate(
-    program: Program,
+    compiled: CompiledNetwork,
     region: Region,
     *,
     rounding: Rounding,
@@ -73,8 +73,8 @@ def propagate(
             round=ball and box and region.norm == "l2",
         )
     )
-    last_use = {source: i for i, step in enumerate(program.steps) for source in step.sources}
-    for index, step in enumerate(program.steps):
+    last_use = {source: i for i, step in enumerate(compiled.steps) for source in step.sources}
+    for index, step in enumerate(compiled.steps):
         clock.check()
         if refine is not None and not isinstance(step.op, Affine):
             refine(index, values)
@@ -103,14 +103,14 @@ def has_forward_rule(op: Affine | Layer) -> bool:
     return isinstance(op, Affine) or type(op) in RULES
 
 
-def forward_step(step: Step, inputs: list[Tensor]) -> Tensor:
+def forward_step(step: GraphStep, inputs: list[Tensor]) -> Tensor:
     """The step's plain value at the centres."""
     if isinstance(step.op, Affine):
         return step.op.apply(inputs[0])
     return apply_layer(step.op, *inputs)
 
 
-def deployed_size(step: Step, centre_norm: Tensor, radius: Tensor) -> Tensor:
+def deployed_size(step: GraphStep, centre_norm: Tensor, radius: Tensor) -> Tensor:
     """Largest number that the deployed step holds, [batch] float64 (an upper bound)."""
     op, norms = step.op, step.norms
     assert isinstance(op, Affine)
@@ -122,7 +122,7 @@ def deployed_size(step: Step, centre_norm: Tensor, radius: Tensor) -> Tensor:
     return torch.maximum(result, between) * (1.01 + gamma)
 
 
-def _affine(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _affine(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     (state,) = inputs
     op = step.op
     assert isinstance(op, Affine)

@@ -32,14 +32,14 @@ from workers.verification.graph.translation import AFFINE, UnsupportedLayer
 from workers.verification.norms.spectral import ConvGeometry
 from workers.verification.rounding import SOFTMAX_GAP, Rounding
 
-__all__ = ["Head", "Program", "Step", "UnsupportedLayer", "overlap_of"]
+__all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer", "overlap_of"]
 
 #: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
 NORMS_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Step:
+class GraphStep:
     """One step: ``op`` (an affine map or an exact layer) applied to earlier values.
 
     sources: positions of earlier values, 0 is the input; value i + 1 is step i's result.
@@ -75,7 +75,7 @@ class Head:
         """What underflow may change in one logit, in units of ``rounding.UNDERFLOW``."""
         return self.terms + 1.0 + self.inner.lost
 
-    def least_lead(self, rounding: Rounding) -> float:
+    def min_lead(self, rounding: Rounding) -> float:
         """What a margin loses beside relative errors: by underflow, and behind the logits."""
         return rounding.underflow * self.floor + self.gap if rounding.is_sound else 0.0
 
@@ -119,14 +119,14 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Program:
+class CompiledNetwork:
     """Steps in order, the head on the last value, and facts about the input.
 
     digest: of the network (``Network.graph_digest``).
     """
 
     input_shape: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[GraphStep, ...]
     head: Head
     float32_safe: bool
     digest: str
@@ -140,7 +140,7 @@ class Program:
         estimate: bool = False,
         norms: bool = True,
         clock: Clock = UNLIMITED,
-    ) -> Program:
+    ) -> CompiledNetwork:
         """Steps of ``network``, with operator norms from ``cache_dir`` or computed once.
 
         ``estimate`` takes the papers' power-iteration norms; without ``norms`` all are infinite,
@@ -167,10 +167,10 @@ def _without_scalars(layer: Layer, shape: tuple[int, ...]) -> Layer:
     return Reshape(shape=(1,)) if shape == () and isinstance(layer, Reshape | Permute) else layer
 
 
-def _translate(network: Network) -> list[Step]:
+def _translate(network: Network) -> list[GraphStep]:
     positions = {INPUT: 0}
     shapes = {INPUT: network.input_shape}
-    steps: list[Step] = []
+    steps: list[GraphStep] = []
     for node in network.nodes:
         layer = _without_scalars(network.layer(node.name), node.shape)
         shape = node.shape or (1,)
@@ -183,7 +183,7 @@ def _translate(network: Network) -> list[Step]:
         overlap = 1
         if isinstance(layer, MaxPool2d):
             overlap = overlap_of(layer, shapes[node.inputs[0]])
-        steps.append(Step(node.name, op, sources, shape, overlap=overlap))
+        steps.append(GraphStep(node.name, op, sources, shape, overlap=overlap))
         positions[node.name] = len(steps)
         shapes[node.name] = shape
     return steps
@@ -200,7 +200,7 @@ def overlap_of(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
     return max(1, int(counts.max()))
 
 
-def _merge(first: Step, second: Step) -> Affine | None:
+def _merge(first: GraphStep, second: GraphStep) -> Affine | None:
     """second o first as one affine map, where it keeps its form."""
     before, after = first.op, second.op
     for op in (before, after):
@@ -236,7 +236,7 @@ def _padded(pad: Pad, conv: Convolution) -> Convolution:
     )
 
 
-def _fuse(input_shape: tuple[int, ...], steps: list[Step]) -> list[Step]:
+def _fuse(input_shape: tuple[int, ...], steps: list[GraphStep]) -> list[GraphStep]:
     """Merge each step into its only consumer's predecessor where the product keeps its form."""
     while True:
         uses = [0] * (len(steps) + 1)
@@ -252,14 +252,14 @@ def _fuse(input_shape: tuple[int, ...], steps: list[Step]) -> list[Step]:
                 break
             merged = _merge(before, step)
             if merged is not None:
-                fused = Step(f"{before.name}+{step.name}", merged, before.sources, step.shape)
+                fused = GraphStep(f"{before.name}+{step.name}", merged, before.sources, step.shape)
                 steps = _replace(steps, step.sources[0] - 1, index, fused)
                 break
         else:
             return steps
 
 
-def _replace(steps: list[Step], first: int, second: int, fused: Step) -> list[Step]:
+def _replace(steps: list[GraphStep], first: int, second: int, fused: GraphStep) -> list[GraphStep]:
     """Steps without ``first``, with ``fused`` in the place of ``second``."""
 
     def moved(source: int) -> int:
@@ -271,11 +271,13 @@ def _replace(steps: list[Step], first: int, second: int, fused: Step) -> list[St
             continue
         chosen = fused if index == second else step
         sources = tuple(moved(source) for source in chosen.sources)
-        result.append(Step(chosen.name, chosen.op, sources, chosen.shape, overlap=chosen.overlap))
+        result.append(
+            GraphStep(chosen.name, chosen.op, sources, chosen.shape, overlap=chosen.overlap)
+        )
     return result
 
 
-def _swapped(steps: list[Step], first: int, second: int) -> list[Step]:
+def _swapped(steps: list[GraphStep], first: int, second: int) -> list[GraphStep]:
     """A diagonal map after a permutation of indices instead of before it."""
     diagonal, moved = steps[first].op, steps[second].op
     assert isinstance(diagonal, Diagonal)
@@ -296,12 +298,12 @@ def _swapped(steps: list[Step], first: int, second: int) -> list[Step]:
         inner=diagonal.inner,
     )
     result = list(steps)
-    result[first] = Step(steps[second].name, moved, steps[first].sources, shape)
-    result[second] = Step(steps[first].name, after, steps[second].sources, shape)
+    result[first] = GraphStep(steps[second].name, moved, steps[first].sources, shape)
+    result[second] = GraphStep(steps[first].name, after, steps[second].sources, shape)
     return result
 
 
-def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
+def _split_head(network: Network, steps: list[GraphStep]) -> tuple[list[GraphStep], Head]:
     last = steps[-1]
     classes = network.classes
     if isinstance(last.op, Dense) and last.sources == (len(steps) - 1,):
@@ -313,7 +315,7 @@ def _split_head(network: Network, steps: list[Step]) -> tuple[list[Step], Head]:
     return steps, Head(identity, zeros, zeros, 0.0)
 
 
-def _unbounded(step: Step) -> Step:
+def _unbounded(step: GraphStep) -> GraphStep:
     return replace(step, norms=Norms(math.inf, math.inf)) if isinstance(step.op, Affine) else step
 
 
@@ -327,8 +329,8 @@ def _stored_norms(path: Path) -> dict[str, list[float]]:
 
 
 def _with_norms(
-    steps: list[Step], digest: str, cache_dir: Path | None, estimate: bool, clock: Clock
-) -> list[Step]:
+    steps: list[GraphStep], digest: str, cache_dir: Path | None, estimate: bool, clock: Clock
+) -> list[GraphStep]:
     path = None
     stored: dict[str, list[float]] = {}
     if cache_dir is not None and not estimate:
@@ -345,7 +347,9 @@ def _with_norms(
                     made = step.op.estimated_norms(clock) if estimate else step.op.norms(clock)
                     stored[key] = [made.spectral, made.absolute]
                 norms = Norms(*stored[key])
-            result.append(Step(step.name, step.op, step.sources, step.shape, norms, step.overlap))
+            result.append(
+                GraphStep(step.name, step.op, step.sources, step.shape, norms, step.overlap)
+            )
     finally:
         # Where the time ran out, the next compilation goes on from here.
         if path is not None and len(stored) > known:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
 from models.layers.kinds import Layer
-from workers.verification.layers.linear_relaxation import Envelope
+from workers.verification.layers.linear_relaxation import LinearRelaxation
 from workers.verification.numerics import slack
 from workers.verification.rounding import Rounding
 
@@ -81,7 +81,7 @@ def clamp_kinks(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
 
 def clamp_lines(
     layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
-) -> Envelope:
+) -> LinearRelaxation:
     """Sound lines for every box.
 
     A slope is chosen first (any would do); its intercepts are the extremes of layer(z) - slope z
@@ -115,7 +115,7 @@ def clamp_lines(
     lost = torch.where(bent, slack(size, 6 * rounding.own, rounding), zero)
     highest = torch.where(straight, zero, highest + lost)
     lowest = torch.where(straight, zero, lowest - lost)
-    return Envelope(below, lowest, above, highest, torch.zeros_like(bent), 0.0)
+    return LinearRelaxation(below, lowest, above, highest, torch.zeros_like(bent), 0.0)
 
 
 def _slope(rise: Tensor, run: Tensor) -> Tensor:

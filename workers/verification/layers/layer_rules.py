@@ -21,9 +21,9 @@ from workers.verification.forward.ball import (
     grown,
     joined_radius,
 )
-from workers.verification.graph.compiled_network import Step
+from workers.verification.graph.compiled_network import GraphStep
 from workers.verification.layers.clamp import LIMITS, clamp
-from workers.verification.layers.s_shaped import SMOOTH, smooth, smooth_error
+from workers.verification.layers.s_shaped import S_SHAPED, s_shaped, s_shaped_error
 from workers.verification.numerics import rough_norm
 from workers.verification.rounding import FLOAT32_MAX, Rounding
 
@@ -34,13 +34,13 @@ def apply_layer(layer: Layer, *inputs: Tensor) -> Tensor:
     """The layer's value in the inputs' dtype, on their device."""
     if type(layer) in LIMITS:
         return clamp(layer, *inputs)
-    if type(layer) in SMOOTH:
-        return smooth(layer, *inputs)
+    if type(layer) in S_SHAPED:
+        return s_shaped(layer, *inputs)
     result: Tensor = layer(*inputs)
     return result
 
 
-def _relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _relu(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     (state,) = inputs
     if state.lower is None or state.upper is None:
         return Enclosure(torch.relu(state.centre), state.radius, None, None, state.valid)
@@ -54,7 +54,7 @@ def _relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     return box_to_ball(result)
 
 
-def _leaky_relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _leaky_relu(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     (state,) = inputs
     layer = step.op
     assert isinstance(layer, LeakyReLU)
@@ -70,7 +70,7 @@ def _leaky_relu(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Encl
     return box_to_ball(Enclosure(centre, radius, lower, upper, state.valid))
 
 
-def _max_pool(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _max_pool(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     (state,) = inputs
     layer = step.op
     assert isinstance(layer, MaxPool2d)
@@ -81,7 +81,7 @@ def _max_pool(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclos
     return box_to_ball(result)
 
 
-def _add(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _add(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     first, second = inputs
     both = 3 * (rounding.deployed + rounding.own)
     centre = first.centre + second.centre
@@ -107,7 +107,7 @@ def _add(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     return Enclosure(centre, radius, lower, upper, valid)
 
 
-def _exact(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _exact(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """Reshape, permutation, slices, padding with a constant: the same numbers elsewhere."""
     (state,) = inputs
     layer = step.op
@@ -122,7 +122,7 @@ def _exact(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure
     )
 
 
-def _monotone(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _monotone(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """Exact in float32 and monotone in every input: clamps, MaxMin, maxima, joins and cuts."""
     layer = step.op
     assert isinstance(layer, Layer)
@@ -140,19 +140,19 @@ def _monotone(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclos
     return box_to_ball(result)
 
 
-def _smooth(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _s_shaped(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """Sigmoid, tanh: monotone in real arithmetic, the kernel's error and ours on top."""
     (state,) = inputs
     layer = step.op
     assert isinstance(layer, Layer)
-    error = smooth_error(rounding)
-    lower = None if state.lower is None else smooth(layer, state.lower) - error
-    upper = None if state.upper is None else smooth(layer, state.upper) + error
+    error = s_shaped_error(rounding)
+    lower = None if state.lower is None else s_shaped(layer, state.lower) - error
+    upper = None if state.upper is None else s_shaped(layer, state.upper) + error
     radius = grown(step, state.radius, state.radius, rounding)
-    return box_to_ball(Enclosure(smooth(layer, state.centre), radius, lower, upper, state.valid))
+    return box_to_ball(Enclosure(s_shaped(layer, state.centre), radius, lower, upper, state.valid))
 
 
-Rule = Callable[[Step, list[Enclosure], Rounding], Enclosure]
+Rule = Callable[[GraphStep, list[Enclosure], Rounding], Enclosure]
 
 #: One rule per layer; a new layer is one rule and one row.
 RULES: dict[type[Layer], Rule] = {
@@ -168,7 +168,7 @@ RULES: dict[type[Layer], Rule] = {
     Maximum: _monotone,
     Minimum: _monotone,
     MaxMin: _monotone,
-    Sigmoid: _smooth,
-    Tanh: _smooth,
+    Sigmoid: _s_shaped,
+    Tanh: _s_shaped,
     **dict.fromkeys(LIMITS, _monotone),
 }

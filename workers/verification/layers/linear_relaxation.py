@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Envelope"]
+__all__ = ["LinearRelaxation"]
 
 
 @dataclass
-class Envelope:
+class LinearRelaxation:
     """Elementwise lines over a box, [batch, *shape] each:
 
     lower_slope z + lower_intercept <= layer(z) <= upper_slope z + upper_intercept.
@@ -22,4 +22,4 @@ class Envelope:
     upper_slope: Tensor
     upper_intercept: Tensor
     free: Tensor
-    least_slope: float
+    min_slope: float

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from models.layers.kinds import Layer, LeakyReLU, ReLU
 from workers.verification.layers.clamp import LIMITS, clamp_kinks, clamp_lines
-from workers.verification.layers.linear_relaxation import Envelope
-from workers.verification.layers.s_shaped import SMOOTH, smooth_lines, smooth_moves
+from workers.verification.layers.linear_relaxation import LinearRelaxation
+from workers.verification.layers.s_shaped import S_SHAPED, s_shaped_lines, s_shaped_moves
 from workers.verification.numerics import slack
 from workers.verification.rounding import Rounding
 
-__all__ = ["RELAXATIONS", "Envelope", "lower_slopes", "open_neurons"]
+__all__ = ["RELAXATIONS", "LinearRelaxation", "lower_slopes", "open_neurons"]
 
 
 def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tensor:
@@ -36,7 +36,7 @@ def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tenso
 
 def _piecewise(
     lower: Tensor, upper: Tensor, least: float, rule: str, rounding: Rounding
-) -> Envelope:
+) -> LinearRelaxation:
     """max(z, least z) for 0 <= least < 1."""
     one = torch.ones_like(upper)
     unstable = (lower < 0) & (upper > 0)
@@ -61,26 +61,30 @@ def _piecewise(
         lost = lost + 4 * rounding.underflow
         upper_intercept = upper_intercept + torch.where(lower < 0, lost, zero)
         lower_intercept = -torch.where(lower < 0, lost, zero)
-    return Envelope(low, lower_intercept, slope, upper_intercept, unstable, least)
+    return LinearRelaxation(low, lower_intercept, slope, upper_intercept, unstable, least)
 
 
-def _relu(layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding) -> Envelope:
+def _relu(
+    layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
+) -> LinearRelaxation:
     return _piecewise(lower, upper, 0.0, rule, rounding)
 
 
-def _leaky(layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding) -> Envelope:
+def _leaky(
+    layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
+) -> LinearRelaxation:
     assert isinstance(layer, LeakyReLU)
     return _piecewise(lower, upper, layer.slope, rule, rounding)
 
 
-Relax = Callable[[Layer, Tensor, Tensor, str, Rounding], Envelope]
+Relax = Callable[[Layer, Tensor, Tensor, str, Rounding], LinearRelaxation]
 
 #: One row per elementwise activation.
 RELAXATIONS: dict[type[Layer], Relax] = {
     ReLU: _relu,
     LeakyReLU: _leaky,
     **dict.fromkeys(LIMITS, clamp_lines),
-    **dict.fromkeys(SMOOTH, smooth_lines),
+    **dict.fromkeys(S_SHAPED, s_shaped_lines),
 }
 
 
@@ -88,6 +92,6 @@ def open_neurons(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
     """Where a tighter box of the layer's input would make its lines tighter, bool."""
     if type(layer) in LIMITS:
         return clamp_kinks(layer, lower, upper)
-    if type(layer) in SMOOTH:
-        return smooth_moves(layer, lower, upper)
+    if type(layer) in S_SHAPED:
+        return s_shaped_moves(layer, lower, upper)
     return (lower < 0) & (upper > 0)

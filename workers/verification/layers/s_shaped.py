@@ -14,11 +14,18 @@ from torch import Tensor
 
 from models.layers.activations import Sigmoid, Tanh
 from models.layers.kinds import Layer
-from workers.verification.layers.linear_relaxation import Envelope
+from workers.verification.layers.linear_relaxation import LinearRelaxation
 from workers.verification.numerics import rounded_down, rounded_up
 from workers.verification.rounding import Rounding
 
-__all__ = ["KERNEL_ERROR", "SMOOTH", "smooth", "smooth_error", "smooth_lines", "smooth_moves"]
+__all__ = [
+    "KERNEL_ERROR",
+    "S_SHAPED",
+    "s_shaped",
+    "s_shaped_error",
+    "s_shaped_lines",
+    "s_shaped_moves",
+]
 
 #: Largest absolute error of a deployed float32 sigmoid or tanh at any finite float32 input. A
 #: STATED bound of the runtime's kernels, not a proved one: ONNX Runtime 1.31 on x86 is off by at
@@ -34,7 +41,7 @@ _FLAT = 64.0
 
 
 @dataclass(frozen=True)
-class Curve:
+class SShapedFunction:
     """f(z) = middle + height tanh(z / width); its largest slope is height / width."""
 
     middle: float
@@ -64,50 +71,50 @@ class Curve:
 
 
 #: One row per smooth activation.
-SMOOTH: dict[type[Layer], Curve] = {
-    Sigmoid: Curve(0.5, 0.5, 2.0),
-    Tanh: Curve(0.0, 1.0, 1.0),
+S_SHAPED: dict[type[Layer], SShapedFunction] = {
+    Sigmoid: SShapedFunction(0.5, 0.5, 2.0),
+    Tanh: SShapedFunction(0.0, 1.0, 1.0),
 }
 
 
-def smooth(layer: Layer, z: Tensor) -> Tensor:
+def s_shaped(layer: Layer, z: Tensor) -> Tensor:
     """The layer's value, evaluated in float64 and rounded to z's dtype."""
-    return SMOOTH[type(layer)].value(z.to(torch.float64)).to(z.dtype)
+    return S_SHAPED[type(layer)].value(z.to(torch.float64)).to(z.dtype)
 
 
-def smooth_error(rounding: Rounding) -> float:
-    """How far a deployed value may be from ``smooth`` at the same z (values are at most 1)."""
+def s_shaped_error(rounding: Rounding) -> float:
+    """How far a deployed value may be from ``s_shaped`` at the same z (values are at most 1)."""
     if not rounding.is_sound:
         return 0.0
     return (KERNEL_ERROR + 2 * rounding.own + _OWN_ERROR) * (1.0 + 1e-9)
 
 
-def smooth_moves(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
+def s_shaped_moves(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
     """Where the layer changes enough over the box for its bounds to matter."""
-    return smooth(layer, upper) - smooth(layer, lower) > 1e-4
+    return s_shaped(layer, upper) - s_shaped(layer, lower) > 1e-4
 
 
-def smooth_lines(
+def s_shaped_lines(
     layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
-) -> Envelope:
+) -> LinearRelaxation:
     """Sound lines for every box (CROWN, Zhang et al. 2018, section 3.3, for the slopes).
 
     A slope is chosen first (any would do) and rounded to the dtype; its intercepts are the extremes
     of f(z) - slope z over the box: at its ends or where f' is the slope, once per side of 0.
     A place that is off by 1e-13 moves such an extreme by less than 1e-25.
     """
-    curve, dtype = SMOOTH[type(layer)], lower.dtype
+    curve, dtype = S_SHAPED[type(layer)], lower.dtype
     low, high = lower.to(torch.float64), upper.to(torch.float64)
     above = _upper_slope(curve, low, high).to(dtype)
     below = _upper_slope(curve, -high, -low).to(dtype)
     highest = _extreme(curve, above.to(torch.float64), low, high, 1.0)
     lowest = _extreme(curve, below.to(torch.float64), low, high, -1.0)
     reach = torch.maximum(low.abs(), high.abs())
-    error = smooth_error(rounding)
+    error = s_shaped_error(rounding)
     unit = 2.0**-50 * rounding.is_sound
     highest = highest + (unit * above.to(torch.float64) * reach + error)
     lowest = lowest - (unit * below.to(torch.float64) * reach + error)
-    return Envelope(
+    return LinearRelaxation(
         below,
         rounded_down(lowest, dtype),
         above,
@@ -117,7 +124,9 @@ def smooth_lines(
     )
 
 
-def _extreme(curve: Curve, slope: Tensor, low: Tensor, high: Tensor, side: float) -> Tensor:
+def _extreme(
+    curve: SShapedFunction, slope: Tensor, low: Tensor, high: Tensor, side: float
+) -> Tensor:
     """Largest (``side`` 1) or least (-1) value of f(z) - slope z over the box.
 
     Its only inner maximum is where f is concave (z > 0), its only inner minimum at the mirrored z.
@@ -128,7 +137,7 @@ def _extreme(curve: Curve, slope: Tensor, low: Tensor, high: Tensor, side: float
     return stacked.amax(0) if side > 0 else stacked.amin(0)
 
 
-def _upper_slope(curve: Curve, low: Tensor, high: Tensor) -> Tensor:
+def _upper_slope(curve: SShapedFunction, low: Tensor, high: Tensor) -> Tensor:
     """Slope of a good line above f: tangent at the middle where f is concave, chord where convex.
 
     Across 0 it is the tangent through (low, f(low)), found by bisection, or the chord where that

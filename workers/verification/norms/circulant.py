@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 
-__all__ = ["root", "torus_norm"]
+__all__ = ["circulant_norm", "root"]
 
 #: Shifts of the grid, in grid steps.
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
@@ -30,7 +30,7 @@ ENTRIES = 2**21
 _U64 = 2.0**-53
 
 
-def torus_norm(
+def circulant_norm(
     blocks: Tensor,
     grid: tuple[int, int],
     *,

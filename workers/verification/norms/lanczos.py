@@ -28,12 +28,12 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import MaskedMap
 from workers.verification.region import Region
 from workers.verification.rounding import gamma
 
-__all__ = ["Chance", "Tridiagonal", "lanczos_norms", "largest_root", "tridiagonal"]
+__all__ = ["FailureBudget", "Tridiagonal", "lanczos_norms", "largest_root", "tridiagonal"]
 
 STARTS, STEPS = 2, 32
 #: Norms that one sample may ask for, per layer: epsilons and bisection steps in all arithmetic.
@@ -51,7 +51,7 @@ _GRID = 64
 
 
 @dataclass
-class Chance:
+class FailureBudget:
     """Random starts and what they may fail with: ``per_sample`` for each sample that used any.
 
     Starts are hashed from ``key``, the whole network, sample, norm, epsilon, layer and arithmetic:
@@ -71,7 +71,7 @@ class Chance:
 
     def norms(
         self,
-        program: Program,
+        compiled: CompiledNetwork,
         region: Region,
         layers: dict[int, Tensor],
         index: int,
@@ -86,9 +86,9 @@ class Chance:
         layers: step index -> samples [batch] bool for which it may be tried at all.
         """
         result = torch.full_like(least, torch.inf)
-        norms = program.steps[index].norms
+        norms = compiled.steps[index].norms
         assert norms is not None
-        maps = sum(isinstance(step.op, Dense | Convolution) for step in program.steps)
+        maps = sum(isinstance(step.op, Dense | Convolution) for step in compiled.steps)
         wanted = layers[index].to(least.device) & (least > 0) & torch.isfinite(least)
         rows, starts = [], []
         for row in wanted.nonzero().flatten().tolist():
@@ -97,7 +97,7 @@ class Chance:
                 continue
             self.used[sample] = self.used.get(sample, 0) + 1
             rows.append(row)
-            starts.append(self._seed(program, region, sample, row, index, slopes))
+            starts.append(self._seed(compiled, region, sample, row, index, slopes))
         if not rows:
             return result
         picked = torch.tensor(rows, device=slopes.device)
@@ -115,10 +115,16 @@ class Chance:
         return result
 
     def _seed(
-        self, program: Program, region: Region, sample: bytes, row: int, index: int, like: Tensor
+        self,
+        compiled: CompiledNetwork,
+        region: Region,
+        sample: bytes,
+        row: int,
+        index: int,
+        like: Tensor,
     ) -> bytes:
         """Of everything that mask and slopes depend on: no network can be fitted to its starts."""
-        names = f"{program.digest} {region.norm} {region.clip} ".encode()
+        names = f"{compiled.digest} {region.norm} {region.clip} ".encode()
         text = struct.pack("<dqq", float(region.epsilon[row]), index, like.element_size())
         return hashlib.blake2b(sample + text + names, key=self.key[:64], digest_size=32).digest()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workers.verification.forward.propagation import Enclosure
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.spectral import materialize
 from workers.verification.numerics import euclidean_norm, lost_in_sums
 from workers.verification.rounding import gamma, unit_roundoff
@@ -51,15 +51,15 @@ def multiplications(op: Linear) -> int:
     return op.weight.numel() * op.out_shape[1] * op.out_shape[2]
 
 
-def forward_cost(program: Program) -> int:
+def forward_cost(compiled: CompiledNetwork) -> int:
     """Multiplications of one sample's forward pass."""
-    ops = [step.op for step in program.steps]
+    ops = [step.op for step in compiled.steps]
     return sum(multiplications(op) for op in ops if isinstance(op, Dense | Convolution))
 
 
-def costliest(program: Program) -> int:
+def costliest(compiled: CompiledNetwork) -> int:
     """Multiplications of one row in the dearest step."""
-    ops = [step.op for step in program.steps]
+    ops = [step.op for step in compiled.steps]
     return max([multiplications(op) for op in ops if isinstance(op, Dense | Convolution)] or [1])
 
 
@@ -229,7 +229,7 @@ def _matrix(op: Linear) -> Tensor:
     return materialize(op.linear, op.in_shape).T
 
 
-def tally_least(names: list[str], bounds: list[Tensor], tally: Counter[str] | None) -> Tensor:
+def tally_min(names: list[str], bounds: list[Tensor], tally: Counter[str] | None) -> Tensor:
     """The least of the bounds, [batch] (NaN stays), counting which one it was."""
     stacked = torch.stack(bounds)
     if tally is not None:

@@ -20,7 +20,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.norms.circulant import root, torus_norm
+from workers.verification.norms.circulant import circulant_norm, root
 
 __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_iteration_norm"]
 
@@ -219,14 +219,14 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, clock: Clock, *, floor:
     if min(inputs, outputs) <= EXACT_SIDE:
         # Of many groups most are ruled out without their matrix.
         if floor > 0.0 and min(inputs, outputs) > SMALL_SIDE:
-            bound = torus_norm(blocks, grid, floor=floor, clock=clock)
+            bound = circulant_norm(blocks, grid, floor=floor, clock=clock)
             if bound <= floor:
                 return bound
         return _exact_norm(kernel, geometry, (out_channels, height, width), clock)
     bound = absolute_norm(lambda x: geometry.apply(x, kernel.abs()), shape, clock)
     if bound <= floor:
         return bound
-    bound = torus_norm(blocks, grid, ceiling=bound, floor=floor, clock=clock)
+    bound = circulant_norm(blocks, grid, ceiling=bound, floor=floor, clock=clock)
     if bound <= floor:
         return bound
     wide = any((t - 1) / n > WIDE for t, n in zip(blocks.shape[2:], grid, strict=True))

@@ -20,15 +20,15 @@ from tests.workers.verification.networks import (
     random_network,
 )
 from workers.verification.backward.backward_pass import BackwardPass
-from workers.verification.backward.intermediate_bounds import neuron_bounds, unit_rows
+from workers.verification.backward.intermediate_bounds import neuron_bounds, unit_forms
 from workers.verification.bounds.alpha_crown import Slopes, alpha_crown_margins, optimized_bound
 from workers.verification.bounds.alpha_crown_intermediate import (
     alpha_crown_intermediate_margins,
     tightened,
 )
-from workers.verification.bounds.crown import final_rows, refined_pass
+from workers.verification.bounds.crown import final_forms, refined_pass
 from workers.verification.forward.propagation import forward_step
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -69,9 +69,9 @@ def residual(seed: int) -> Network:
     return b.build()
 
 
-def passes(program: Program, region: Region) -> tuple[BackwardPass, BackwardPass]:
+def passes(compiled: CompiledNetwork, region: Region) -> tuple[BackwardPass, BackwardPass]:
     """CROWN's pass, and the one with boxes optimised in a few steps."""
-    before, _ = refined_pass(program, region, LABELS[: len(region.x)], *DOUBLE, "crown")
+    before, _ = refined_pass(compiled, region, LABELS[: len(region.x)], *DOUBLE, "crown")
     return before, tightened(before, torch.arange(len(region.x)), 3)
 
 
@@ -91,9 +91,9 @@ def test_margins_hold_for_every_float32_evaluation_and_grow_from_one_bound_to_th
     generator = torch.Generator().manual_seed(seed)
     region = Region(images(seed), reach(epsilon, 2 * epsilon, epsilon / 3), norm, clip)
     arithmetic = (Rounding.sound(dtype), dtype)
-    program = Program.compile(network)
-    last = alpha_crown_margins(program, region, LABELS, *arithmetic)
-    all_layers = alpha_crown_intermediate_margins(program, region, LABELS, *arithmetic)
+    compiled = CompiledNetwork.compile(network)
+    last = alpha_crown_margins(compiled, region, LABELS, *arithmetic)
+    all_layers = alpha_crown_intermediate_margins(compiled, region, LABELS, *arithmetic)
     assert bool((all_layers >= last).all())
     for point in points_of(region, generator, 4):
         for value in (adversarial_float32(network, point, generator), network(point).double()):
@@ -110,11 +110,11 @@ def test_boxes_only_shrink_and_hold_every_value(build: object, norm: str) -> Non
         network = build(seed)  # type: ignore[operator]
         epsilon = (0.02, 0.05, 0.1) if norm == "linf" else (0.2, 0.5, 1.0)
         region = Region(images(seed), reach(*epsilon), norm, True)
-        before, after = passes(Program.compile(network), region)
+        before, after = passes(CompiledNetwork.compile(network), region)
         generator = torch.Generator().manual_seed(seed)
         for point in points_of(region, generator, 6):
             values = [point.double()]
-            for step in before.program.steps:
+            for step in before.compiled.steps:
                 values.append(forward_step(step, [values[source] for source in step.sources]))
             for number, value in enumerate(values):
                 lower, upper = after.box(number)
@@ -135,9 +135,9 @@ def test_optimised_boxes_certify_what_the_last_slopes_alone_do_not(
     x = torch.full((1, 2), 0.5)
     labels = network(x).argmax(1)
     region = Region(x, reach(epsilon), "linf", True)
-    program = Program.compile(network)
-    last = alpha_crown_margins(program, region, labels, *DOUBLE).amin()
-    all_layers = alpha_crown_intermediate_margins(program, region, labels, *DOUBLE).amin()
+    compiled = CompiledNetwork.compile(network)
+    last = alpha_crown_margins(compiled, region, labels, *DOUBLE).amin()
+    all_layers = alpha_crown_intermediate_margins(compiled, region, labels, *DOUBLE).amin()
     side = torch.linspace(0.5 - epsilon, 0.5 + epsilon, 201)
     logits = network(torch.cartesian_prod(side, side))
     others = logits.clone()
@@ -152,27 +152,27 @@ def test_a_sample_alone_or_in_a_batch_gets_the_same_boxes_and_margins(
     build: object, norm: str
 ) -> None:
     for seed in range(2):
-        program = Program.compile(build(seed))  # type: ignore[operator]
+        compiled = CompiledNetwork.compile(build(seed))  # type: ignore[operator]
         x = images(seed)
         epsilon = reach(0.01, 0.1, 0.05) * (1.0 if norm == "linf" else 6.0)
-        _, together = passes(program, Region(x, epsilon, norm, True))
+        _, together = passes(compiled, Region(x, epsilon, norm, True))
         bounds = torch.full((3, 4), -1e300, dtype=torch.float64)
-        margins = final_rows(together, LABELS, bounds, optimized_bound)
+        margins = final_forms(together, LABELS, bounds, optimized_bound)
         for row in range(3):
             one = slice(row, row + 1)
-            _, alone = passes(program, Region(x[one], epsilon[one], norm, True))
+            _, alone = passes(compiled, Region(x[one], epsilon[one], norm, True))
             for number in range(len(alone.values)):
                 for mine, theirs in zip(alone.box(number), together.box(number), strict=True):
                     assert torch.allclose(mine[0], theirs[row], rtol=1e-7, atol=1e-7)
-            found = final_rows(alone, LABELS[one], bounds[one], optimized_bound)
+            found = final_forms(alone, LABELS[one], bounds[one], optimized_bound)
             assert torch.allclose(found[0], margins[row], rtol=1e-7, atol=1e-7)
 
 
 def unit_neurons(network: Network, count: int) -> tuple[BackwardPass, int, tuple[Tensor, ...]]:
     """CROWN's pass at one radius; the value before the last ReLU, and some of its neurons."""
     region = Region(images(0), reach(0.1, 0.05, 0.1), "linf", True)
-    backward, _ = refined_pass(Program.compile(network), region, LABELS, *DOUBLE, "crown")
-    steps = backward.program.steps
+    backward, _ = refined_pass(CompiledNetwork.compile(network), region, LABELS, *DOUBLE, "crown")
+    steps = backward.compiled.steps
     value = max(step.sources[0] for step in steps if isinstance(step.op, ReLU))
     lower, upper = backward.box(value)
     places = ((lower < 0) & (upper > 0)).nonzero(as_tuple=True)
@@ -182,7 +182,7 @@ def unit_neurons(network: Network, count: int) -> tuple[BackwardPass, int, tuple
 
 def test_a_row_that_stops_keeps_what_it_had_however_long_the_others_go_on() -> None:
     backward, value, places = unit_neurons(residual(0), 8)
-    start, rows, _, _ = unit_rows(backward, value, places)
+    start, rows, _, _ = unit_forms(backward, value, places)
     plain = backward.lower_bound(start, rows)
     best = optimized_bound(backward, start, rows, torch.full_like(plain, torch.inf))
     assert bool((best >= plain).all())
@@ -200,7 +200,7 @@ def test_a_row_that_stops_keeps_what_it_had_however_long_the_others_go_on() -> N
 
 def test_only_slopes_of_unstable_neurons_move() -> None:
     backward, value, places = unit_neurons(residual(0), 8)
-    start, rows, _, _ = unit_rows(backward, value, places)
+    start, rows, _, _ = unit_forms(backward, value, places)
     slopes = Slopes()
     with torch.enable_grad():
         backward.lower_bound(start, rows, slopes=slopes)
@@ -221,7 +221,7 @@ def test_only_slopes_of_unstable_neurons_move() -> None:
 
 def test_slopes_of_patches_give_what_slopes_of_whole_maps_give() -> None:
     backward, value, places = unit_neurons(residual(0), 8)
-    start, rows, _, _ = unit_rows(backward, value, places)
+    start, rows, _, _ = unit_forms(backward, value, places)
     assert rows.is_patch
     needed = torch.full((8,), torch.inf, dtype=torch.float64)
     patches = optimized_bound(backward, start, rows, needed)

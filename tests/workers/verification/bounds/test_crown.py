@@ -12,12 +12,12 @@ from models.layers.kinds import ReLU
 from tests.workers.verification.forward.test_propagation import points_of
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from workers.verification.backward.adjoint import adjoint
-from workers.verification.backward.linear_form import Rows
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import cap_margins, crown_margins
 from workers.verification.forward.box_ball import ball_box_maximum, quick_maximum
 from workers.verification.graph.affine_maps import Convolution
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -46,10 +46,10 @@ def test_margins_hold_for_every_float32_evaluation(
     x = torch.rand(3, 2, 8, 8, generator=generator)
     reach = torch.tensor([epsilon, 2 * epsilon, epsilon / 3], dtype=torch.float64)
     region = Region(x, reach, norm, clip)
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     labels = torch.tensor([0, 1, 2])
     with torch.no_grad():
-        lowest = margins(program, region, labels, Rounding.sound(dtype), dtype)  # type: ignore[operator]
+        lowest = margins(compiled, region, labels, Rounding.sound(dtype), dtype)  # type: ignore[operator]
         for point in points_of(region, generator, 4):
             for value in (adversarial_float32(network, point, generator), network(point).double()):
                 found = value.gather(1, labels[:, None]) - value
@@ -63,12 +63,12 @@ def test_crown_decides_at_least_what_ball_and_box_decide() -> None:
         generator = torch.Generator().manual_seed(seed)
         x = torch.rand(3, 2, 8, 8, generator=generator)
         region = Region(x, torch.full((3,), 0.05, dtype=torch.float64), "l2", True)
-        program = Program.compile(network)
+        compiled = CompiledNetwork.compile(network)
         arithmetic = (Rounding.sound(torch.float64), torch.float64)
         labels = torch.tensor([0, 1, 2])
         with torch.no_grad():
-            before = bcp_margins(program, region, labels, *arithmetic)
-            after = crown_margins(program, region, labels, *arithmetic)
+            before = bcp_margins(compiled, region, labels, *arithmetic)
+            after = crown_margins(compiled, region, labels, *arithmetic)
         assert bool(((after > 0) >= (before > 0)).all())
 
 
@@ -78,15 +78,17 @@ def test_rows_alone_or_in_a_batch_give_the_same_bounds() -> None:
         generator = torch.Generator().manual_seed(seed)
         x = torch.rand(3, 2, 8, 8, generator=generator)
         epsilon = torch.tensor([0.2, 0.03, 0.5], dtype=torch.float64)
-        program = Program.compile(network)
+        compiled = CompiledNetwork.compile(network)
         arithmetic = (Rounding.sound(torch.float64), torch.float64)
         labels = torch.tensor([0, 1, 2])
         with torch.no_grad():
-            together = crown_margins(program, Region(x, epsilon, "linf", True), labels, *arithmetic)
+            together = crown_margins(
+                compiled, Region(x, epsilon, "linf", True), labels, *arithmetic
+            )
             for row in range(3):
                 one = slice(row, row + 1)
                 alone = crown_margins(
-                    program, Region(x[one], epsilon[one], "linf", True), labels[one], *arithmetic
+                    compiled, Region(x[one], epsilon[one], "linf", True), labels[one], *arithmetic
                 )
                 assert torch.allclose(alone[0], together[row], rtol=1e-9, atol=1e-9)
 
@@ -134,10 +136,10 @@ def test_rows_go_back_through_the_transpose_of_every_convolution(
     )
     b.add(ReLU())
     b.flatten()
-    op = Program.compile(b.build()).steps[0].op
+    op = CompiledNetwork.compile(b.build()).steps[0].op
     assert isinstance(op, Convolution)
     x = torch.zeros(4, *op.in_shape, dtype=torch.float64, requires_grad=True)
     y = torch.from_numpy(random.standard_normal((4, *op.out_shape)))
     (exact,) = torch.autograd.grad(op.linear(x), x, y)
-    found = adjoint(op, Rows(y.to(dtype), op.out_shape, None)).coefficients
+    found = adjoint(op, LinearForm(y.to(dtype), op.out_shape, None)).coefficients
     assert torch.allclose(found.double(), exact, atol=1e-5 if dtype == torch.float32 else 1e-12)

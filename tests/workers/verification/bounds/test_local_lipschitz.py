@@ -24,7 +24,7 @@ from workers.verification.bounds.local_lipschitz import local_margins
 from workers.verification.forward.local_pass import LocalPass
 from workers.verification.forward.propagation import Enclosure
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.slopes import anchored_slopes, paired_slopes
 from workers.verification.norms.per_sample import MaskedMap
 from workers.verification.norms.spectral import materialize
@@ -39,7 +39,7 @@ def only_map(layer: Layer, shape: tuple[int, ...]) -> Dense | Convolution:
     size = math.prod(layer.output_shape(shape))
     rows = [("a", layer, ("input",)), ("r", ReLU(), ("a",)), ("f", Reshape(shape=(size,)), ("r",))]
     network = Network(shape, rows)
-    op = Program.compile(network).steps[0].op
+    op = CompiledNetwork.compile(network).steps[0].op
     assert isinstance(op, Dense | Convolution)
     return op
 
@@ -190,10 +190,10 @@ def test_margins_hold_for_every_float32_evaluation(
     x = torch.rand(3, 2, 8, 8, generator=generator)
     reach = torch.tensor([epsilon, 2 * epsilon, epsilon / 3], dtype=torch.float64)
     region = Region(x, reach, norm, clip)
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     labels = torch.tensor([0, 1, 2])
     with torch.no_grad():
-        lowest = local_margins(program, region, labels, Rounding.sound(dtype), dtype)
+        lowest = local_margins(compiled, region, labels, Rounding.sound(dtype), dtype)
         for point in points_of(region, generator, 4):
             for value in (adversarial_float32(network, point, generator), network(point).double()):
                 found = value.gather(1, labels[:, None]) - value
@@ -275,9 +275,9 @@ def test_hidden_values_lie_in_the_local_ball_and_box(dtype: torch.dtype, activat
         generator = torch.Generator().manual_seed(seed)
         x = torch.rand(3, 2, 8, 8, generator=generator)
         region = Region(x, torch.tensor([0.3, 0.01, 1e-6], dtype=torch.float64), "l2", True)
-        program = Program.compile(body)
+        compiled = CompiledNetwork.compile(body)
         with torch.no_grad():
-            run = LocalPass(program, region, Rounding.sound(dtype), dtype, exact=True)
+            run = LocalPass(compiled, region, Rounding.sound(dtype), dtype, exact=True)
             state = run.run()
             assert state.lower is not None
             assert state.upper is not None
@@ -293,16 +293,16 @@ def test_hidden_values_lie_in_the_local_ball_and_box(dtype: torch.dtype, activat
 def test_local_norms_are_never_above_the_global_ones_and_often_below(activation: Layer) -> None:
     below = 0
     for seed in range(8):
-        program = Program.compile(saturated_network(seed, activation))
+        compiled = CompiledNetwork.compile(saturated_network(seed, activation))
         x = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
         region = Region(x, torch.full((3,), 0.1, dtype=torch.float64), "l2", True)
         rounding = Rounding.sound(torch.float64)
         with torch.no_grad():
-            run = LocalPass(program, region, rounding, torch.float64, exact=True)
+            run = LocalPass(compiled, region, rounding, torch.float64, exact=True)
             run.run()
         assert len(run.norms) == 3
         for index, norm in run.norms.items():
-            norms = program.steps[index].norms
+            norms = compiled.steps[index].norms
             assert norms is not None
             assert bool((norm <= norms.spectral).all())
             below += int((norm < 0.9 * norms.spectral).sum())
@@ -314,15 +314,15 @@ def test_clamped_sorting_masks_what_lies_beyond_its_thresholds() -> None:
     better = 0
     for seed in range(6):
         clamped = MaxMin(), AtMost(torch.tensor(0.05)), AtLeast(torch.tensor(-0.3))
-        program = Program.compile(saturated_network(seed, *clamped))
+        compiled = CompiledNetwork.compile(saturated_network(seed, *clamped))
         x = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
         region = Region(x, torch.full((3,), 0.05, dtype=torch.float64), "l2", True)
         rounding = Rounding.sound(torch.float64)
         with torch.no_grad():
-            run = LocalPass(program, region, rounding, torch.float64, exact=True)
+            run = LocalPass(compiled, region, rounding, torch.float64, exact=True)
             run.run()
         for index, norm in run.norms.items():
-            norms = program.steps[index].norms
+            norms = compiled.steps[index].norms
             assert norms is not None
             assert bool((norm <= norms.spectral).all())
             better += int((norm < 0.9 * norms.spectral).sum())
@@ -339,7 +339,7 @@ def test_everything_that_bcp_decides_is_decided_and_more(dtype: torch.dtype, nor
     more = 0
     for seed in range(20):
         network = random_network(seed) if seed % 2 else saturated_network(seed, ReLU())
-        program = Program.compile(network)
+        compiled = CompiledNetwork.compile(network)
         generator = torch.Generator().manual_seed(seed)
         x = torch.rand(1, 2, 8, 8, generator=generator).expand(12, -1, -1, -1)
         label = network(x[:1]).argmax(1).expand(12)
@@ -348,8 +348,8 @@ def test_everything_that_bcp_decides_is_decided_and_more(dtype: torch.dtype, nor
             epsilon = epsilon / 10
         region = Region(x, epsilon, norm, True)
         with torch.no_grad():
-            before = bcp_margins(program, region, label, *arithmetic(dtype)) > 0
-            after = local_margins(program, region, label, *arithmetic(dtype)) > 0
+            before = bcp_margins(compiled, region, label, *arithmetic(dtype)) > 0
+            after = local_margins(compiled, region, label, *arithmetic(dtype)) > 0
         assert bool((after >= before).all())
         more += int(after.all(1).sum() - before.all(1).sum())
     assert more > 0
@@ -358,17 +358,17 @@ def test_everything_that_bcp_decides_is_decided_and_more(dtype: torch.dtype, nor
 def test_a_sample_alone_or_in_a_batch_gets_the_same_bounds() -> None:
     for seed in range(10):
         network = random_network(seed) if seed % 2 else saturated_network(seed, ReLU())
-        program = Program.compile(network)
+        compiled = CompiledNetwork.compile(network)
         x = torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
         epsilon = torch.tensor([0.2, 0.03, 0.5, 0.001], dtype=torch.float64)
         labels = torch.tensor([0, 1, 2, 3])
         with torch.no_grad():
             region = Region(x, epsilon, "l2", True)
-            together = local_margins(program, region, labels, *arithmetic(torch.float64))
+            together = local_margins(compiled, region, labels, *arithmetic(torch.float64))
             for row in range(4):
                 one = slice(row, row + 1)
                 alone = local_margins(
-                    program,
+                    compiled,
                     Region(x[one], epsilon[one], "l2", True),
                     labels[one],
                     *arithmetic(torch.float64),
@@ -381,9 +381,9 @@ def test_weights_that_are_not_finite_prove_nothing() -> None:
         network = dense_network([4, 5, 3], 0)
         with torch.no_grad():
             network.layer("n0").weight[0, 0] = value
-        program = Program.compile(network)
+        compiled = CompiledNetwork.compile(network)
         region = Region(torch.rand(2, 4), torch.full((2,), 0.01, dtype=torch.float64), "l2", True)
         for dtype in DTYPES:
             with torch.no_grad():
-                found = local_margins(program, region, torch.tensor([0, 1]), *arithmetic(dtype))
+                found = local_margins(compiled, region, torch.tensor([0, 1]), *arithmetic(dtype))
             assert not bool((found > 0).all(1).any())

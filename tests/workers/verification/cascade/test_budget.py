@@ -27,7 +27,7 @@ from workers.verification.results import (
 )
 
 CPU = torch.device("cpu")
-DEAR = ("crown", "alpha-crown", "alpha-crown-intermediate")
+EXPENSIVE = ("crown", "alpha-crown", "alpha-crown-intermediate")
 SAMPLES = 3 * POOL
 #: Per sample: nothing, cheap bounds alone, some dear bounds, all that is ever asked.
 WORKS = (0.0, 50.0, 500.0, 2500.0, 1e9)
@@ -121,8 +121,8 @@ def test_more_work_decides_more(case: tuple[Network, NDArray[np.float32]]) -> No
         assert less.radius.sum() <= more.radius.sum()
     names = [Counter(by for row in result.decided_by for by in row) for result in found]
     assert set(names[0]) <= {"lipschitz", "attack", "undecided"}
-    assert not set(names[1]) & set(DEAR)
-    dear = [sum(count[name] for name in DEAR) for count in names]
-    assert 0 < dear[2] < dear[3] <= dear[4]
+    assert not set(names[1]) & set(EXPENSIVE)
+    expensive = [sum(count[name] for name in EXPENSIVE) for count in names]
+    assert 0 < expensive[2] < expensive[3] <= expensive[4]
     assert [result.notes["work_spent"] for result in found] == [True] * 4 + [False] * 2
     assert BOUNDS["crown"].cost > WORKS[2]

@@ -23,9 +23,9 @@ from workers.verification.cascade.coverage import covering_bounds
 from workers.verification.forward.ball import BALL_RULES, Enclosure, ball_rule
 from workers.verification.forward.propagation import has_forward_rule
 from workers.verification.graph.affine_maps import Dense
-from workers.verification.graph.compiled_network import Program, Step, UnsupportedLayer
+from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
 from workers.verification.layers.layer_rules import RULES
-from workers.verification.layers.linear_relaxation import Envelope
+from workers.verification.layers.linear_relaxation import LinearRelaxation
 from workers.verification.layers.relaxation import RELAXATIONS
 from workers.verification.layers.slopes import SLOPES
 from workers.verification.results import AttackSettings, SampleResults
@@ -41,7 +41,7 @@ class Fold(Layer):
         return x.abs()
 
 
-def _forward(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     (state,) = inputs
     lower = upper = None
     if state.lower is not None and state.upper is not None:
@@ -52,7 +52,9 @@ def _forward(step: Step, inputs: list[Enclosure], rounding: Rounding) -> Enclosu
     return Enclosure(state.centre.abs(), state.radius, lower, upper, state.valid)
 
 
-def _lines(layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding) -> Envelope:
+def _lines(
+    layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
+) -> LinearRelaxation:
     one = torch.ones_like(lower)
     crosses = (lower < 0) & (upper > 0)
     side = torch.where(lower >= 0, one, -one)
@@ -61,10 +63,10 @@ def _lines(layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Roun
     top = torch.maximum(-lower - chord * lower, upper - chord * upper)
     top = top + 4 * rounding.own * (lower.abs() + upper.abs())
     below = torch.where(crosses, torch.where(upper > -lower, one, -one), side)
-    return Envelope(below, None, chord, torch.where(crosses, top, 0 * one), crosses, -1.0)
+    return LinearRelaxation(below, None, chord, torch.where(crosses, top, 0 * one), crosses, -1.0)
 
 
-def _ball(step: Step, norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+def _ball(step: GraphStep, norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
     return 1.0, 0.0
 
 
@@ -167,26 +169,26 @@ def test_every_method_is_right_or_refuses_the_layer(
 
 
 def test_what_a_bound_needs_follows_from_the_tables(register: Any) -> None:
-    program = Program.compile(network(), norms=False)
+    compiled = CompiledNetwork.compile(network(), norms=False)
     with pytest.raises(UnsupportedLayer):
-        covering_bounds(program, "auto", "l2")
+        covering_bounds(compiled, "auto", "l2")
     register(["ball"])
-    assert [bound.name for bound in covering_bounds(program, "auto", "l2")[0]] == ["lipschitz"]
+    assert [bound.name for bound in covering_bounds(compiled, "auto", "l2")[0]] == ["lipschitz"]
     register(["forward"])
-    bounds, passed_over = covering_bounds(program, "auto", "l2")
+    bounds, passed_over = covering_bounds(compiled, "auto", "l2")
     assert {bound.name for bound in bounds} == {
         name for name in AUTO if BOUNDS[name].has_rule is not has_backward_rule
     }
     assert set(passed_over) == {name for name in AUTO if BOUNDS[name].has_rule is has_backward_rule}
     register(["lines"])
-    assert covering_bounds(program, "auto", "l2")[1] == {}
+    assert covering_bounds(compiled, "auto", "l2")[1] == {}
 
 
 @pytest.mark.parametrize("method", BOUNDS)
 def test_every_bound_says_that_it_does_not_cover_an_unknown_layer(method: str) -> None:
     assert not BOUNDS[method].has_rule(Fold())
     with pytest.raises(UnsupportedLayer, match=f"'{method}'.*'fold'"):
-        covering_bounds(Program.compile(network(), norms=False), method, "l2")
+        covering_bounds(CompiledNetwork.compile(network(), norms=False), method, "l2")
 
 
 def test_an_affine_map_without_an_adjoint_is_passed_over_by_backward_bounds(
@@ -210,7 +212,7 @@ def test_an_affine_map_without_an_adjoint_is_passed_over_by_backward_bounds(
 
 def test_nothing_is_assumed_of_an_unknown_layer() -> None:
     """A layer without a row once moved a ball as if it were exact and 1-Lipschitz."""
-    step = Step("n", Fold(), (0,), (5,))
+    step = GraphStep("n", Fold(), (0,), (5,))
     assert not has_forward_rule(step.op)
     with pytest.raises(UnsupportedLayer):
         ball_rule(step, torch.zeros(1), Rounding.sound(torch.float64))
@@ -220,7 +222,7 @@ def test_a_rule_that_depends_on_the_norm_is_given_it(monkeypatch: pytest.MonkeyP
     """The global bound once computed centre norms for a list of layers written by hand."""
     seen = []
 
-    def rule(step: Step, norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
+    def rule(step: GraphStep, norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
         seen.append(float(norm.min()))
         return 1.0, 1e-3 * norm
 

@@ -18,7 +18,7 @@ from tests.workers.verification.networks import random_network
 from tests.workers.verification.test_soundness import evaluate
 from workers.verification.cascade.bound_table import BOUNDS, Verifier
 from workers.verification.cascade.run import certify_samples
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.results import AttackSettings, CertificationRequest
 from workers.verification.rounding import Rounding
 
@@ -152,11 +152,11 @@ def test_the_device_changes_nothing(method: str, tmp_path: Path) -> None:
 )
 def test_damaged_norms_in_the_cache_are_made_anew(tmp_path: Path, damaged: str) -> None:
     network = random_network(0)
-    made = Program.compile(network, cache_dir=tmp_path)
+    made = CompiledNetwork.compile(network, cache_dir=tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_text(damaged)
-    again = Program.compile(network, cache_dir=tmp_path)
+    again = CompiledNetwork.compile(network, cache_dir=tmp_path)
     assert [step.norms for step in again.steps] == [step.norms for step in made.steps]
-    assert [step.norms for step in Program.compile(network, cache_dir=tmp_path).steps] == [
+    assert [step.norms for step in CompiledNetwork.compile(network, cache_dir=tmp_path).steps] == [
         step.norms for step in made.steps
     ]

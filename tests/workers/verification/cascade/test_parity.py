@@ -27,30 +27,32 @@ from workers.verification.cascade.parity_inputs import (
     coordinate_changes,
     random_inputs,
 )
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 
-Rows = NDArray[np.float32]
+LinearForm = NDArray[np.float32]
 FEATURES = 40
 NETWORK = dense_network([FEATURES, 8, 3], 0)
 SAMPLES = np.random.default_rng(1).uniform(0.2, 0.8, (5, FEATURES)).astype(np.float32)
 
 
 def check(
-    deviates: Callable[[Rows], NDArray[np.bool_]] = lambda x: np.zeros(len(x), dtype=np.bool_),
+    deviates: Callable[[LinearForm], NDArray[np.bool_]] = lambda x: np.zeros(
+        len(x), dtype=np.bool_
+    ),
     *,
     network: Network = NETWORK,
-    x: Rows = SAMPLES,
+    x: LinearForm = SAMPLES,
     **options: Any,
 ) -> dict[str, Any]:
     """The check on a file that computes the network, but something else where it ``deviates``."""
 
-    def deployed(rows: Rows) -> Rows:
+    def deployed(rows: LinearForm) -> LinearForm:
         logits = evaluate(network, rows)
         return np.where(deviates(rows)[:, None], logits[:, ::-1] + 0.25, logits)
 
     options.setdefault("clip", True)
-    program = Program.compile(network, norms=False)
-    return check_parity(program, x, deployed(x), deployed, **options)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    return check_parity(compiled, x, deployed(x), deployed, **options)
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -65,7 +67,7 @@ def test_a_network_agrees_with_itself_on_every_kind_of_input(seed: int, clip: bo
 
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_what_differs_in_batches_of_one_size_alone_is_found(size: int) -> None:
-    def mixes(x: Rows) -> NDArray[np.bool_]:
+    def mixes(x: LinearForm) -> NDArray[np.bool_]:
         return (np.arange(len(x)) == size - 1) & (len(x) == size)
 
     with pytest.raises(DeploymentMismatch, match=f"row {size - 1} of a batch of {size} .*alone"):
@@ -84,7 +86,7 @@ def test_one_pixel_at_one_end_of_its_range_is_found(place: int, value: float) ->
 def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) -> None:
     """The rest of the image must be that of a sample: no random input can show it."""
 
-    def deviates(x: Rows) -> NDArray[np.bool_]:
+    def deviates(x: LinearForm) -> NDArray[np.bool_]:
         same = (x[:, None] == SAMPLES[None]).sum(2) == FEATURES - 1
         return same.any(1) & ((x[:, place] == 0) | (x[:, place] == 1))
 
@@ -104,7 +106,7 @@ def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) ->
     ],
 )
 def test_what_differs_on_unusual_inputs_alone_is_found(
-    where: Callable[[Rows], NDArray[np.bool_]], named: str
+    where: Callable[[LinearForm], NDArray[np.bool_]], named: str
 ) -> None:
     with pytest.raises(DeploymentMismatch, match=named):
         check(where)
@@ -112,7 +114,7 @@ def test_what_differs_on_unusual_inputs_alone_is_found(
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_without_clip_inputs_far_beyond_the_data_are_compared(sign: int) -> None:
-    def far(x: Rows) -> NDArray[np.bool_]:
+    def far(x: LinearForm) -> NDArray[np.bool_]:
         return (sign * x > 50.0).any(1)
 
     with pytest.raises(DeploymentMismatch, match=r"random input|coordinate"):
@@ -129,9 +131,9 @@ def test_a_sample_that_differs_is_named() -> None:
 def test_logits_that_are_no_numbers_are_a_mismatch(wrong: float) -> None:
     logits = evaluate(NETWORK, SAMPLES)
     logits[2, 1] = wrong
-    program = Program.compile(NETWORK, norms=False)
+    compiled = CompiledNetwork.compile(NETWORK, norms=False)
     with pytest.raises(DeploymentMismatch, match="on sample 2,"):
-        check_parity(program, SAMPLES, logits, lambda x: evaluate(NETWORK, x), clip=True)
+        check_parity(compiled, SAMPLES, logits, lambda x: evaluate(NETWORK, x), clip=True)
 
 
 def test_the_same_seed_compares_the_same_inputs() -> None:
@@ -165,14 +167,14 @@ def test_inputs_are_as_promised(clip: bool) -> None:
 
 
 def test_numbers_of_extra_inputs_grow_with_the_samples_and_shrink_with_the_cost() -> None:
-    small = Program.compile(NETWORK, norms=False)
+    small = CompiledNetwork.compile(NETWORK, norms=False)
     assert [extra_inputs(small, n) for n in (1, 200, 10**6)] == [LEAST, 400, MOST]
     large = Builder((3, 64, 64), 0)
     large.conv(64, 3, padding=1)
     large.conv(64, 3, padding=1)
     large.flatten()
     large.linear(2)
-    assert extra_inputs(Program.compile(large.build(), norms=False), 500) == LEAST
+    assert extra_inputs(CompiledNetwork.compile(large.build(), norms=False), 500) == LEAST
 
 
 def test_the_box_alone_needs_no_norms() -> None:
@@ -182,7 +184,7 @@ def test_the_box_alone_needs_no_norms() -> None:
     given = evaluate(network, x)
     found = [
         check_parity(
-            Program.compile(network, norms=norms),
+            CompiledNetwork.compile(network, norms=norms),
             x,
             given,
             lambda x: evaluate(network, x),

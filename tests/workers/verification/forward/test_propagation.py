@@ -12,7 +12,7 @@ from tests.workers.verification.networks import adversarial_float32, random_netw
 from workers.verification.attacks.pgd import project
 from workers.verification.forward.margins import logit_enclosure, margin_lower_bounds
 from workers.verification.forward.propagation import propagate
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -55,17 +55,17 @@ def test_every_float32_evaluation_lies_in_ball_box_and_margins(
     x = torch.rand(3, 2, 8, 8, generator=generator)
     reach = torch.tensor([epsilon, 2 * epsilon, epsilon / 3], dtype=torch.float64)
     region = Region(x, reach, norm, clip)
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     rounding = Rounding.sound(dtype)
     with torch.no_grad():
         state = propagate(
-            program, region, rounding=rounding, dtype=dtype, ball=parts[0], box=parts[1]
+            compiled, region, rounding=rounding, dtype=dtype, ball=parts[0], box=parts[1]
         )
         # float32 may give up (not valid) on such scales; float64 may not.
         assert bool(state.valid.all()) or dtype == torch.float32
         labels = torch.tensor([0, 1, 2])
-        lowest = margin_lower_bounds(program.head, state, labels, rounding)
-        logits, room = logit_enclosure(program.head, state, rounding)
+        lowest = margin_lower_bounds(compiled.head, state, labels, rounding)
+        logits, room = logit_enclosure(compiled.head, state, rounding)
         for point in points_of(region, generator, 4):
             evaluations = [adversarial_float32(network, point, generator) for _ in range(2)]
             evaluations.append(network(point).double())
@@ -93,11 +93,11 @@ def test_hidden_values_lie_in_ball_and_box(dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(seed)
         x = torch.rand(2, 2, 8, 8, generator=generator)
         region = Region(x, torch.tensor([0.3, 0.01], dtype=torch.float64), "l2", True)
-        program = Program.compile(body)
+        compiled = CompiledNetwork.compile(body)
         with torch.no_grad():
             rounding = Rounding.sound(dtype)
-            state = propagate(program, region, rounding=rounding, dtype=dtype)
-            if program.head.terms:
+            state = propagate(compiled, region, rounding=rounding, dtype=dtype)
+            if compiled.head.terms:
                 continue
             assert state.lower is not None
             assert state.upper is not None
@@ -114,14 +114,14 @@ def test_ball_and_box_together_are_never_looser_than_either() -> None:
         network = random_network(seed)
         x = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
         region = Region(x, torch.full((2,), 0.1, dtype=torch.float64), "l2", True)
-        program = Program.compile(network)
+        compiled = CompiledNetwork.compile(network)
         rounding, labels = Rounding.sound(torch.float64), torch.tensor([0, 1])
         with torch.no_grad():
             bounds = [
                 margin_lower_bounds(
-                    program.head,
+                    compiled.head,
                     propagate(
-                        program, region, rounding=rounding, dtype=torch.float64, ball=ball, box=box
+                        compiled, region, rounding=rounding, dtype=torch.float64, ball=ball, box=box
                     ),
                     labels,
                     rounding,
@@ -137,7 +137,7 @@ def test_ball_and_box_together_are_never_looser_than_either() -> None:
 def test_what_is_not_finite_proves_nothing() -> None:
     network = random_network(3)
     x = torch.rand(1, 2, 8, 8)
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     rounding = Rounding.sound(torch.float64)
     labels = torch.tensor([0])
     for value in (float("nan"), float("inf")):
@@ -145,8 +145,8 @@ def test_what_is_not_finite_proves_nothing() -> None:
         broken[0, 0, 0, 0] = value
         region = Region(broken, torch.tensor([0.1], dtype=torch.float64), "l2", False)
         with torch.no_grad():
-            state = propagate(program, region, rounding=rounding, dtype=torch.float64)
-            bounds = margin_lower_bounds(program.head, state, labels, rounding)
+            state = propagate(compiled, region, rounding=rounding, dtype=torch.float64)
+            bounds = margin_lower_bounds(compiled.head, state, labels, rounding)
         assert not bool((bounds[:, 1:] > 0).any())
 
 
@@ -163,11 +163,11 @@ def test_float32_overflow_inside_the_region_proves_nothing() -> None:
             ("d", Shift(torch.tensor([1.0, 0.0])), ("c",)),
         ],
     )
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     region = Region(torch.tensor([[0.5]]), torch.tensor([0.1], dtype=torch.float64), "l2", True)
     for dtype in (torch.float32, torch.float64):
         rounding = Rounding.sound(dtype)
         with torch.no_grad():
-            state = propagate(program, region, rounding=rounding, dtype=dtype)
-            bounds = margin_lower_bounds(program.head, state, torch.tensor([0]), rounding)
+            state = propagate(compiled, region, rounding=rounding, dtype=dtype)
+            bounds = margin_lower_bounds(compiled.head, state, torch.tensor([0]), rounding)
         assert float(bounds[0, 1]) == -torch.inf

@@ -17,7 +17,7 @@ from models.layers.reparametrized import REPARAMETRIZED
 from models.network import Network
 from tests.workers.verification.networks import Builder
 from workers.verification.backward.backward_pass import BACKWARD, BackwardPass
-from workers.verification.backward.linear_form import Rows
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import crown_margins
 from workers.verification.bounds.interval import interval_margins
@@ -26,7 +26,7 @@ from workers.verification.forward.ball import BALL_RULES
 from workers.verification.forward.margins import logit_enclosure
 from workers.verification.forward.propagation import Enclosure, forward_step, propagate
 from workers.verification.graph.affine_maps import Dense
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.reductions import Reduction
 from workers.verification.graph.translation import AFFINE
 from workers.verification.layers.layer_rules import RULES
@@ -113,15 +113,15 @@ def shape_of(rows: Branches) -> tuple[int, ...]:
     return shapes["z"]
 
 
-def backward_of(program: Program, region: Region, rounding: Rounding) -> BackwardPass:
+def backward_of(compiled: CompiledNetwork, region: Region, rounding: Rounding) -> BackwardPass:
     """A backward pass over the boxes of ball and box alone."""
-    backward = BackwardPass(program, region, [], rounding, F64)
+    backward = BackwardPass(compiled, region, [], rounding, F64)
 
     def keep(index: int, values: list[Enclosure | None]) -> None:
         backward.values = values
 
-    propagate(program, region, rounding=rounding, dtype=F64, refine=keep)
-    assert len(backward.values) == len(program.steps) + 1
+    propagate(compiled, region, rounding=rounding, dtype=F64, refine=keep)
+    assert len(backward.values) == len(compiled.steps) + 1
     return backward
 
 
@@ -144,14 +144,14 @@ def test_at_a_single_point_all_bounds_are_the_margins(case: str) -> None:
     """Nothing is lost or left out on the way: at epsilon 0 the margins are those of float64."""
     network = headed(CASES[case]())
     x, labels = images(4), torch.tensor([0, 1, 2, 0])
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     region = Region(x, torch.zeros(4, dtype=F64), "l2", False)
     logits = network.double()(x.double())
     margins = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], torch.inf)
     for bound in (bcp_margins, crown_margins):
-        found = bound(program, region, labels, Rounding.ignored(), F64)
+        found = bound(compiled, region, labels, Rounding.ignored(), F64)
         assert torch.allclose(found, margins, rtol=1e-9, atol=1e-9)
-        sound = bound(program, region, labels, Rounding.sound(F64), F64)
+        sound = bound(compiled, region, labels, Rounding.sound(F64), F64)
         assert bool((sound <= margins).all())
         assert torch.allclose(sound, margins, rtol=1e-4, atol=1e-4)
 
@@ -161,15 +161,15 @@ def test_at_a_single_point_all_bounds_are_the_margins(case: str) -> None:
 def test_backward_rows_bound_the_value_from_below(case: str) -> None:
     """Random linear functions of the layer's output, against points of the region."""
     network = headed(CASES[case]())
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     generator = torch.Generator().manual_seed(1)
     x = images(2)
     for epsilon, norm in ((0.05, "linf"), (0.4, "linf"), (0.7, "l2")):
         region = Region(x, torch.full((2,), epsilon, dtype=F64), norm, False)
         rounding = Rounding.sound(F64)
-        backward = backward_of(program, region, rounding)
-        value = len(program.steps)
-        shape = program.steps[-1].shape
+        backward = backward_of(compiled, region, rounding)
+        value = len(compiled.steps)
+        shape = compiled.steps[-1].shape
         coefficients = torch.randn(60, *shape, generator=generator, dtype=F64)
         # Most rows on one or two numbers: there random corners come close to the least value.
         size = coefficients[0].numel()
@@ -179,7 +179,7 @@ def test_backward_rows_bound_the_value_from_below(case: str) -> None:
         near[torch.arange(60), (first + size // 2) % size] = 1.0
         coefficients[6:] *= near.reshape(coefficients.shape)[6:]
         sample = torch.arange(60) % 2
-        found = backward.lower_bound(value, Rows(coefficients, shape, sample))
+        found = backward.lower_bound(value, LinearForm(coefficients, shape, sample))
         for _ in range(200):
             noise = torch.randn(x.shape, generator=generator, dtype=F64)
             if norm == "linf":
@@ -188,7 +188,7 @@ def test_backward_rows_bound_the_value_from_below(case: str) -> None:
                 noise = noise / noise.flatten(1).norm(dim=1)[:, None, None, None]
             point = x.double() + epsilon * noise * (1 - 1e-12)
             values = [point]
-            for step in program.steps:
+            for step in compiled.steps:
                 inputs = [values[source] for source in step.sources]
                 values.append(forward_step(step, inputs))
             reached = (coefficients * values[-1][sample]).flatten(1).sum(1)
@@ -202,7 +202,7 @@ def test_the_lipschitz_constant_holds_between_points(case: str) -> None:
     body = Network(
         SHAPE, [(n.name, network.layer(n.name), n.inputs) for n in network.nodes[:-1]]
     ).double()
-    constant = lipschitz_constant(Program.compile(network))
+    constant = lipschitz_constant(CompiledNetwork.compile(network))
     for seed in range(20):
         x = images(8, seed).double() * 4 - 2
         step = 10.0 ** (-seed / 4) * torch.randn(x.shape, dtype=F64)
@@ -236,23 +236,25 @@ def test_a_sum_in_the_worst_order_lies_in_the_enclosure() -> None:
     for layer, share in ((ReduceSum, 1.0), (ReduceMean, 1 / 4096)):
         network = Network((4096,), [("s", layer(axes=(0,), keepdims=True), ("input",))])
         region = Region(x, torch.zeros(1, dtype=F64), "l2", False)
-        program = Program.compile(network)
+        compiled = CompiledNetwork.compile(network)
         for ball, box in ((True, False), (False, True)):
             state = propagate(
-                program, region, rounding=Rounding.sound(F64), dtype=F64, ball=ball, box=box
+                compiled, region, rounding=Rounding.sound(F64), dtype=F64, ball=ball, box=box
             )
-            logits, room = logit_enclosure(program.head, state, Rounding.sound(F64))
+            logits, room = logit_enclosure(compiled.head, state, Rounding.sound(F64))
             assert abs(share - float(logits)) <= float(room)
 
 
 def test_joins_take_the_root_of_the_sum_of_squares() -> None:
     for layer, expected in ((Concat(axis=0), math.sqrt(2)), (Maximum(), math.sqrt(2))):
-        assert lipschitz_constant(Program.compile(headed(two(layer)))) == pytest.approx(expected)
+        assert lipschitz_constant(CompiledNetwork.compile(headed(two(layer)))) == pytest.approx(
+            expected
+        )
     twice: Branches = [("z", Concat(axis=0), ("input", "input"))]
     region = Region(images(1), torch.ones(1, dtype=F64), "l2", False)
     with torch.no_grad():
         state = propagate(
-            Program.compile(headed(twice)),
+            CompiledNetwork.compile(headed(twice)),
             region,
             rounding=Rounding.sound(F64),
             dtype=F64,
@@ -260,19 +262,21 @@ def test_joins_take_the_root_of_the_sum_of_squares() -> None:
         )
     # Both copies move together: this distance is reached.
     assert math.sqrt(2) <= float(state.radius) <= math.sqrt(2) * (1 + 1e-9)
-    assert lipschitz_constant(Program.compile(headed(one(MaxMin())))) == pytest.approx(1.0)
-    assert lipschitz_constant(Program.compile(headed(one(Sigmoid())))) == pytest.approx(0.25)
+    assert lipschitz_constant(CompiledNetwork.compile(headed(one(MaxMin())))) == pytest.approx(1.0)
+    assert lipschitz_constant(CompiledNetwork.compile(headed(one(Sigmoid())))) == pytest.approx(
+        0.25
+    )
 
 
 @torch.no_grad()
 def test_maxmin_loses_nothing_where_both_halves_count_alike() -> None:
     """max + min = a + b: equal coefficients on a pair pass through as on the pair itself."""
-    program = Program.compile(headed(one(MaxMin())))
+    compiled = CompiledNetwork.compile(headed(one(MaxMin())))
     region = Region(images(1), torch.tensor([0.5], dtype=F64), "linf", False)
-    backward = backward_of(program, region, Rounding.ignored())
+    backward = backward_of(compiled, region, Rounding.ignored())
     half = torch.randn(1, 2, 3, 5, dtype=F64)
     alike = torch.cat([half, half], 1)
-    found = backward.lower_bound(1, Rows(alike, SHAPE, None))
+    found = backward.lower_bound(1, LinearForm(alike, SHAPE, None))
     assert float(found) == pytest.approx(
         float((alike * region.x.double()).sum() - 0.5 * alike.abs().sum()), rel=1e-9
     )
@@ -302,11 +306,11 @@ def test_a_sigmoid_whose_margin_is_its_kernel_error_is_not_certified() -> None:
     )
     x = torch.full((1, 2), 0.25)
     region = Region(x, torch.zeros(1, dtype=F64), "l2", False)
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     for bound in (interval_margins, bcp_margins, crown_margins):
         with torch.no_grad():
-            sound = bound(program, region, torch.tensor([0]), Rounding.sound(F64), F64)
-            guess = bound(program, region, torch.tensor([0]), Rounding.ignored(), F64)
+            sound = bound(compiled, region, torch.tensor([0]), Rounding.sound(F64), F64)
+            guess = bound(compiled, region, torch.tensor([0]), Rounding.ignored(), F64)
         assert float(sound[0, 1]) < 0.0 < float(guess[0, 1])
 
 
@@ -318,8 +322,8 @@ def test_relu_theta_and_the_clip_it_stands_for_get_the_same_bounds() -> None:
     found = []
     both: Branches = [("r", ReLU(), ("input",)), ("z", AtMost(torch.tensor(0.5)), ("r",))]
     for rows in (one(ReLUTheta(torch.tensor(0.5))), one(Clip(low=0.0, high=0.5)), both):
-        program = Program.compile(headed(rows, seed=7))
+        compiled = CompiledNetwork.compile(headed(rows, seed=7))
         with torch.no_grad():
-            found.append(bcp_margins(program, region, labels, Rounding.sound(F64), F64))
+            found.append(bcp_margins(compiled, region, labels, Rounding.sound(F64), F64))
     assert torch.equal(found[0], found[1])
     assert torch.allclose(found[0], found[2])

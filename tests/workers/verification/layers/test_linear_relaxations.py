@@ -20,7 +20,7 @@ from models.layers.kinds import Layer, LeakyReLU, ReLU
 from workers.verification.layers.layer_rules import apply_layer
 from workers.verification.layers.planes import maximum_planes, minimum_planes
 from workers.verification.layers.relaxation import RELAXATIONS
-from workers.verification.layers.s_shaped import KERNEL_ERROR, SMOOTH, smooth
+from workers.verification.layers.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
 from workers.verification.rounding import Rounding
 
 DTYPES = [torch.float32, torch.float64]
@@ -87,11 +87,11 @@ def test_the_runtime_keeps_the_stated_kernel_error(kind: str) -> None:
 def test_our_own_curves_are_exact_enough(kind: str, dtype: torch.dtype) -> None:
     x = np.concatenate([np.linspace(-40, 40, 20_001), np.logspace(-30, 30, 999)]).astype(np.float32)
     layer = Sigmoid() if kind == "Sigmoid" else Tanh()
-    found = smooth(layer, torch.from_numpy(x).to(dtype)).double().numpy()
+    found = s_shaped(layer, torch.from_numpy(x).to(dtype)).double().numpy()
     room = 2.0**-24 if dtype == torch.float32 else 1e-14
     assert np.abs(found - exact(kind, x)).max() <= room
     steepest = np.abs(np.diff(exact(kind, x[:20_001])) / np.diff(x[:20_001].astype(np.float64)))
-    assert steepest.max() <= SMOOTH[type(layer)].steepest
+    assert steepest.max() <= S_SHAPED[type(layer)].steepest
 
 
 def boxes(random: np.random.Generator, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ def test_lines_hold_over_the_whole_box(
         # The line at z is evaluated here with an error of a few units in float64.
         noise = 2.0**-50 * (1.0 + values.abs() + z.abs())
         error = 0.0
-        if type(layer) in SMOOTH:
+        if type(layer) in S_SHAPED:
             error = KERNEL_ERROR if rounding.is_sound else -1e-15
         if not rounding.is_sound:
             noise = noise + 2.0**-18 * (1.0 + values.abs() + z.abs())
@@ -188,7 +188,7 @@ def test_lines_are_tight() -> None:
         assert gap(layer, 0.4, 0.41) < 1e-4
         assert gap(layer, -0.41, -0.4) < 1e-4
         assert gap(layer, -0.01, 0.01) < 1e-4
-        assert gap(layer, -1e3, 1e3) < 2.1 * SMOOTH[type(layer)].height
+        assert gap(layer, -1e3, 1e3) < 2.1 * S_SHAPED[type(layer)].height
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,12 +18,17 @@ from tests.workers.verification.bounds.test_local_lipschitz import (
 )
 from tests.workers.verification.test_soundness import certify, images
 from workers.verification.bounds import local_lipschitz
-from workers.verification.bounds.local_lipschitz import local_margins, local_margins_by_chance
+from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.forward.local_pass import LocalPass
 from workers.verification.graph.affine_maps import Dense
-from workers.verification.graph.compiled_network import Program
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms import lanczos
-from workers.verification.norms.lanczos import Chance, lanczos_norms, largest_root, tridiagonal
+from workers.verification.norms.lanczos import (
+    FailureBudget,
+    lanczos_norms,
+    largest_root,
+    tridiagonal,
+)
 from workers.verification.region import Region
 
 
@@ -133,26 +138,30 @@ def test_starts_depend_on_the_sample_and_not_on_its_batch_and_failures_add_up(
 ) -> None:
     try_everywhere(monkeypatch)
     network = saturated_network(1, ReLU())
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     x = torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = network(x).argmax(1)
     epsilon = torch.full((4,), 0.8, dtype=torch.float64)
-    chance = Chance()
+    failure_budget = FailureBudget()
     with torch.no_grad():
         plain = local_margins(
-            program, Region(x, epsilon, "l2", True), labels, *arithmetic(torch.float64)
+            compiled, Region(x, epsilon, "l2", True), labels, *arithmetic(torch.float64)
         )
-        together = local_margins_by_chance(
-            chance, program, Region(x, epsilon, "l2", True), labels, *arithmetic(torch.float64)
+        together = randomized_local_margins(
+            failure_budget,
+            compiled,
+            Region(x, epsilon, "l2", True),
+            labels,
+            *arithmetic(torch.float64),
         )
         open_rows = ~(plain > 0).all(1)
         assert int(open_rows.sum()) > 0
-        assert chance.failure_probability == pytest.approx(1e-10 * int(open_rows.sum()))
+        assert failure_budget.failure_probability == pytest.approx(1e-10 * int(open_rows.sum()))
         for row in range(4):
             one = slice(row, row + 1)
-            alone = local_margins_by_chance(
-                Chance(),
-                program,
+            alone = randomized_local_margins(
+                FailureBudget(),
+                compiled,
                 Region(x[one], epsilon[one], "l2", True),
                 labels[one],
                 *arithmetic(torch.float64),
@@ -181,9 +190,9 @@ def test_starts_depend_on_everything_that_slopes_depend_on(
         biases[0] += bias
         seen.append([])
         with torch.no_grad():
-            local_margins_by_chance(
-                Chance(),
-                Program.compile(network),
+            randomized_local_margins(
+                FailureBudget(),
+                CompiledNetwork.compile(network),
                 Region(x, epsilon, "l2", clip),
                 network(x).argmax(1),
                 *arithmetic(torch.float64),
@@ -198,13 +207,13 @@ def test_what_is_deterministic_takes_no_chances(monkeypatch: pytest.MonkeyPatch)
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(Chance, "norms", never)
+    monkeypatch.setattr(FailureBudget, "norms", never)
     network = saturated_network(2, ReLU())
-    program = Program.compile(network)
+    compiled = CompiledNetwork.compile(network)
     x = torch.rand(4, 2, 8, 8)
     region = Region(x, torch.full((4,), 0.8, dtype=torch.float64), "l2", True)
     with torch.no_grad():
-        local_margins(program, region, network(x).argmax(1), *arithmetic(torch.float64))
+        local_margins(compiled, region, network(x).argmax(1), *arithmetic(torch.float64))
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -67,7 +67,7 @@ def test_convolution_bound_is_never_below_the_materialised_norm(
         assert bound <= norm * (1 + 1e-6) + 1e-12
 
 
-def shifted_torus_norm(
+def shifted_circulant_norm(
     blocks: torch.Tensor, grid: tuple[int, int], shift: tuple[float, float]
 ) -> float:
     """Largest singular value over every frequency, symbol by symbol."""
@@ -88,7 +88,9 @@ def shifted_torus_norm(
 @pytest.mark.parametrize(
     ("out", "into", "kernel"), [(3, 5, 3), (1, 1, 5), (40, 33, 3), (65, 65, 1), (9, 12, 6)]
 )
-def test_a_torus_norm_is_that_of_its_symbols(kind: str, out: int, into: int, kernel: int) -> None:
+def test_a_circulant_norm_is_that_of_its_symbols(
+    kind: str, out: int, into: int, kernel: int
+) -> None:
     """Peaks at one frequency, equal norms at all of them, zeros: wherever the largest lies."""
     rng = torch.Generator().manual_seed(kernel)
     mixed = torch.randn(out, into, 1, 1, generator=rng, dtype=torch.float64)
@@ -99,19 +101,21 @@ def test_a_torus_norm_is_that_of_its_symbols(kind: str, out: int, into: int, ker
     random = torch.randn(out, into, kernel, kernel, generator=rng, dtype=torch.float64)
     blocks = {
         "random": random,
-        "smooth": mixed * torch.exp(-(line[:, None] ** 2 + line**2)),
+        "s_shaped": mixed * torch.exp(-(line[:, None] ** 2 + line**2)),
         "orthogonal": torch.eye(out, into, dtype=torch.float64)[:, :, None, None] * tap,
         "one tap": mixed * tap,
         "rank one": column * random[:1],
         "tiny": random * 1e-8,
     }[kind]
     for grid in ((9, 10), (6, 7)):
-        plain, twisted, *others = (shifted_torus_norm(blocks, grid, s) for s in circulant.SHIFTS)
-        found = circulant.torus_norm(blocks, grid)
+        plain, twisted, *others = (
+            shifted_circulant_norm(blocks, grid, s) for s in circulant.SHIFTS
+        )
+        found = circulant.circulant_norm(blocks, grid)
         # The last two shifts are tried only where the second gained something.
         assert found >= min(plain, twisted, *others) * (1 - 1e-12)
         assert found <= min(plain, twisted) * (1 + 1e-6)
-        assert circulant.torus_norm(blocks, grid, ceiling=0.5 * found) == 0.5 * found
+        assert circulant.circulant_norm(blocks, grid, ceiling=0.5 * found) == 0.5 * found
 
 
 @pytest.mark.parametrize("kind", ["random", "ones", "smooth", "wave"])
@@ -143,7 +147,7 @@ def test_convolution_bound_is_within_two_percent_on_larger_maps(
     weight = {
         "random": torch.randn(4, 3, kernel, kernel, generator=generator),
         "ones": torch.ones(4, 3, kernel, kernel),
-        "smooth": channels * torch.exp(-(line[:, None] ** 2 + line**2)),
+        "s_shaped": channels * torch.exp(-(line[:, None] ** 2 + line**2)),
         "wave": channels * torch.cos(1.3 * line[:, None] + 0.7 * line),
     }[kind]
     geometry = ConvGeometry((size, size), (stride,) * 2, (padding,) * 4, (dilation,) * 2)

@@ -30,7 +30,7 @@ from models.onnx.exporter.export import export_onnx
 from service.contract.version import engine_version
 from workers.jobs.datasets.layout import as_network_input, to_pixels
 from workers.jobs.hardware.device import device_name, device_of
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.data import TrainingData
 from workers.training.loop import Paused, train
 from workers.verification.cascade.bound_table import BOUNDS
@@ -57,7 +57,7 @@ def trained(
     if (folder / "model" / "network.json").exists():
         return Network.load(folder / "model"), json.loads((folder / "trained.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run.of_plan(row["plan"])
+    run = TrainingConfig.of_plan(row["plan"])
     shape = blueprint(run.architecture, activation=run.activation).skeleton.input_shape
     data = load(options.data, row["dataset"], "train", shape)
     if options.samples:

@@ -40,11 +40,11 @@ def training() -> Work:
     """One step of BCP on MNIST's shape, in the middle of its schedules."""
     import torch
 
-    from workers.training.config import Run
+    from workers.training.config import TrainingConfig
     from workers.training.trainer import Trainer, build_network
 
-    run = Run(method="bcp", activation="relu", batch_size=BATCH, seed=2020, **TRAINED)  # type: ignore[arg-type]
-    trainer = Trainer(run, build_network(run))
+    config = TrainingConfig(method="bcp", activation="relu", batch_size=BATCH, seed=2020, **TRAINED)  # type: ignore[arg-type]
+    trainer = Trainer(config, build_network(config))
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, 1, 28, 28, generator=generator)
     y = torch.randint(0, 10, (BATCH,), generator=generator)

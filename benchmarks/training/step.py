@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from workers.jobs.hardware.device import device_of
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.precision import BFLOAT16
 from workers.training.step import COMPARED
 from workers.training.trainer import Trainer, build_network
@@ -53,7 +53,7 @@ def trainer_of(
     compiled: str = "false",
 ) -> Trainer:
     """A run in the middle of its schedules: robust loss alone."""
-    run = Run(
+    config = TrainingConfig(
         method=method,
         architecture=options.architecture,
         epsilon=36 / 255,
@@ -64,7 +64,7 @@ def trainer_of(
         compiled={"auto": "auto", "true": True, "false": False}[compiled],
     )
     device = device_of("auto")
-    return Trainer(run, build_network(run).to(device))
+    return Trainer(config, build_network(config).to(device))
 
 
 def measure(method: str, activation: str, options: argparse.Namespace) -> dict[str, Any]:

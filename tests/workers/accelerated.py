@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tests.workers.accelerator import DEVICE
-from tests.workers.training.test_loop import images, run_of
+from tests.workers.training.test_loop import config_of, images
 from tests.workers.verification.cascade.test_invariance import answers
 from tests.workers.verification.networks import random_network
 from workers.training.loop import train
@@ -61,7 +61,7 @@ def learn() -> int:
     different = 0
     for method in OBJECTIVES:
         for activation in ("relu-theta", "maxmin"):
-            run = run_of(method, activation=activation, epochs=2)
+            run = config_of(method, activation=activation, epochs=2)
             ended = []
             for device in (CPU, DEVICE):
                 network, history = train(run, images(40), device=device)

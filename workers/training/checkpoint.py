@@ -30,13 +30,13 @@ class Checkpoint:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def save(self, path: Path, run: str) -> None:
-        """Durably; ``run`` is a digest of the run, which ``load`` wants again.
+    def save(self, path: Path, digest: str) -> None:
+        """Durably; ``digest`` is a digest of the run, which ``load`` wants again.
 
         Raises OSError, also of a full disk (safetensors' own writer has an error of its own); the
         checkpoint that was there stays.
         """
-        facts = {"step": self.step, "history": self.history, "seconds": self.seconds, "run": run}
+        facts = {"step": self.step, "history": self.history, "seconds": self.seconds, "run": digest}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
         content = safetensors.torch.save(tensors, metadata={"facts": json.dumps(facts)})
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -56,7 +56,7 @@ class Checkpoint:
             os.close(folder)
 
     @classmethod
-    def load(cls, path: Path, run: str, device: torch.device) -> Checkpoint | None:
+    def load(cls, path: Path, digest: str, device: torch.device) -> Checkpoint | None:
         """The checkpoint in ``path``, or None where there is none. Raises TrainingError."""
         if not path.exists():
             return None
@@ -66,6 +66,6 @@ class Checkpoint:
             tensors = safetensors.torch.load_file(path, device=str(device))
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError("bad_checkpoint", f"{path.name} is no checkpoint") from error
-        if facts["run"] != run:
+        if facts["run"] != digest:
             raise TrainingError("bad_checkpoint", f"{path.name} belongs to another run")
         return cls(int(facts["step"]), tensors, list(facts["history"]), float(facts["seconds"]))

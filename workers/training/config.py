@@ -9,7 +9,7 @@ from typing import Any
 
 from workers.training.schedules import Schedule
 
-__all__ = ["Run", "TrainingError"]
+__all__ = ["TrainingConfig", "TrainingError"]
 
 
 class TrainingError(ValueError):
@@ -26,7 +26,7 @@ class TrainingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingConfig:
     """One run, complete. epsilon is in pixel units of ``norm``; the schedules multiply.
 
     power_steps: of the global norms, per training step. rounds: of clip and rescale in the last
@@ -66,7 +66,7 @@ class Run:
     compiled: bool | str = False
 
     @classmethod
-    def of_plan(cls, plan: Mapping[str, Any]) -> Run:
+    def of_plan(cls, plan: Mapping[str, Any]) -> TrainingConfig:
         """The run of a plan's JSON
         (``service.contract.schemas.training_plans.TrainingPlan.normal()``).
         """

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.network import Network
 from workers.training.checkpoint import Checkpoint
-from workers.training.config import Run, TrainingError
+from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import TrainingData, pixels, split
 from workers.training.objectives import BOUNDS
 from workers.training.trainer import Trainer, build_network
@@ -47,9 +47,9 @@ class Paused(Exception):
     """The run was asked to stop; its checkpoint is written."""
 
 
-def run_digest(run: Run, samples: int) -> str:
+def run_digest(config: TrainingConfig, samples: int) -> str:
     """Names a run and its data's size: a checkpoint goes on with the same run only."""
-    text = json.dumps([asdict(run), samples], sort_keys=True, default=list)
+    text = json.dumps([asdict(config), samples], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -73,7 +73,7 @@ def check_data(network: Network, data: TrainingData) -> None:
 
 
 def train(
-    run: Run,
+    config: TrainingConfig,
     data: TrainingData,
     *,
     device: torch.device,
@@ -95,7 +95,7 @@ def train(
     """
     kept = _Kept(checkpoint, checkpoint_s, on_checkpoint)
     with _arithmetic(device):
-        return _train(run, data, device, kept, progress, on_epoch, should_pause)
+        return _train(config, data, device, kept, progress, on_epoch, should_pause)
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ class _Kept:
 
 
 def _train(
-    run: Run,
+    config: TrainingConfig,
     data: TrainingData,
     device: torch.device,
     kept_at: _Kept,
@@ -144,18 +144,18 @@ def _train(
     on_epoch: Callable[[History], None],
     should_pause: Callable[[], bool],
 ) -> tuple[Network, History]:
-    network = build_network(run).to(device)
+    network = build_network(config).to(device)
     check_data(network, data)
-    kept, held = split(data, run.validation_samples, run.seed)
+    kept, held = split(data, config.validation_samples, config.seed)
     kept, held = kept.to(device), held.to(device)
-    trainer = Trainer(run, network)
-    digest = run_digest(run, len(data.x))
+    trainer = Trainer(config, network)
+    digest = run_digest(config, len(data.x))
     at = Checkpoint()
     if kept_at.path is not None:
         at = Checkpoint.load(kept_at.path, digest, device) or at
         if at.step:
             trainer.restore(at.tensors)
-    loop = _Loop(run, trainer, kept, held, at)
+    loop = _Loop(config, trainer, kept, held, at)
     began, saved = time.monotonic() - at.seconds, time.monotonic()
     while loop.step < loop.total:
         if loop.advance(progress):
@@ -180,12 +180,17 @@ class _Loop:
     """Where a run stands: the step, the epoch's order and its sums (loss, correct, robust)."""
 
     def __init__(
-        self, run: Run, trainer: Trainer, data: TrainingData, held: TrainingData, at: Checkpoint
+        self,
+        config: TrainingConfig,
+        trainer: Trainer,
+        data: TrainingData,
+        held: TrainingData,
+        at: Checkpoint,
     ) -> None:
-        self.run, self.trainer, self.data, self.held = run, trainer, data, held
-        self.batch_size = min(run.batch_size, len(data.x))
+        self.config, self.trainer, self.data, self.held = config, trainer, data, held
+        self.batch_size = min(config.batch_size, len(data.x))
         self.per_epoch = data.steps(self.batch_size)
-        self.total = run.epochs * self.per_epoch
+        self.total = config.epochs * self.per_epoch
         self.step = at.step
         self.history: History = list(at.history)
         sums = at.tensors.get("loop.sums")
@@ -200,7 +205,7 @@ class _Loop:
         """Some steps of the epoch in hand; whether it ended, with its row of the curve."""
         epoch, first = divmod(self.step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self.data.order(self.run.seed, epoch))
+            self._order = (epoch, self.data.order(self.config.seed, epoch))
         order = self._order[1]
         last = min(self.per_epoch, (first // LOOK_EVERY + 1) * LOOK_EVERY)
         due = time.monotonic() + LOOK_AFTER_S
@@ -216,7 +221,7 @@ class _Loop:
         sums = self.sums.tolist()
         if not all(map(math.isfinite, sums)):
             raise self.diverged()
-        standing = f"epoch {epoch + 1} of {self.run.epochs}"
+        standing = f"epoch {epoch + 1} of {self.config.epochs}"
         ended = self.step % self.per_epoch == 0
         if ended:
             self.trainer.end_epoch()
@@ -229,7 +234,7 @@ class _Loop:
     def _step(self, order: Tensor, index: int) -> None:
         """Train on the batch at ``index`` of the epoch."""
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-        x, y = self.data.batch(rows, self.run.augmentation, self.run.seed, self.step)
+        x, y = self.data.batch(rows, self.config.augmentation, self.config.seed, self.step)
         self.sums = self.sums + self.trainer.train_on(x, y, self.step / self.total)
         self.step += 1
 
@@ -245,8 +250,8 @@ class _Loop:
             "loss": loss / self.per_epoch,
             "accuracy": correct / seen,
             "robust": robust / seen,
-            "epsilon": self.run.epsilon * self.run.epsilon_schedule.at(share),
-            "learning_rate": self.run.rate((self.step - 1) / self.total),
+            "epsilon": self.config.epsilon * self.config.epsilon_schedule.at(share),
+            "learning_rate": self.config.rate((self.step - 1) / self.total),
             "precision": str(self.trainer.dtype).removeprefix("torch."),
             "compiled": self.trainer.step.compiled,
         }
@@ -256,14 +261,14 @@ class _Loop:
 
     @torch.no_grad()
     def _validate(self, validating: Callable[[], None]) -> tuple[float, float]:
-        live, run = self.trainer.live, self.run
-        live.refresh()
+        graph, config = self.trainer.graph, self.config
+        graph.refresh()
         correct = robust = 0
         for x, y in zip(
             self.held.x.split(VALIDATION_BATCH), self.held.y.split(VALIDATION_BATCH), strict=True
         ):
             validating()
-            found = BOUNDS[run.method](live, pixels(x), y, run.epsilon, run)
+            found = BOUNDS[config.method](graph, pixels(x), y, config.epsilon, config)
             right = label_leads(found.logits, y)
             correct += int(right.sum())
             robust += int((right & label_leads(found.worst, y)).sum())

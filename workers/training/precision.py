@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from workers.training.config import Run, TrainingError
+from workers.training.config import TrainingConfig, TrainingError
 
 __all__ = ["BFLOAT16", "COMPILED", "dtype_of", "wants_compilation"]
 
@@ -21,23 +21,23 @@ COMPILED = frozenset(
 )
 
 
-def dtype_of(run: Run, device: torch.device) -> torch.dtype:
+def dtype_of(config: TrainingConfig, device: torch.device) -> torch.dtype:
     """What the forward pass multiplies in. ``auto``: bfloat16 on a GPU that has it, where the
     method bears it. Raises TrainingError where it does not, and it was asked for."""
-    if run.precision == "bfloat16" and run.method not in BFLOAT16:
+    if config.precision == "bfloat16" and config.method not in BFLOAT16:
         raise TrainingError(
             "unsupported_precision",
-            f"{run.method} carries boxes, which bfloat16 would lose",
+            f"{config.method} carries boxes, which bfloat16 would lose",
             hint='"precision": "auto"',
         )
-    if run.precision == "auto":
+    if config.precision == "auto":
         able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if able and run.method in BFLOAT16 else torch.float32
-    return torch.bfloat16 if run.precision == "bfloat16" else torch.float32
+        return torch.bfloat16 if able and config.method in BFLOAT16 else torch.float32
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
-def wants_compilation(run: Run, device: torch.device) -> bool:
+def wants_compilation(config: TrainingConfig, device: torch.device) -> bool:
     """Whether to try. ``auto``: on a GPU, where the method is on the list."""
-    if isinstance(run.compiled, bool):
-        return run.compiled
-    return device.type == "cuda" and run.method in COMPILED
+    if isinstance(config.compiled, bool):
+        return config.compiled
+    return device.type == "cuda" and config.method in COMPILED

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from workers.training.config import Run
-from workers.training.objectives.scheduled_weights import Weighed
-from workers.training.training_graph import Live
+from workers.training.config import TrainingConfig
+from workers.training.objectives.scheduled_weights import ScheduledWeights
+from workers.training.training_graph import TrainingGraph
 from workers.verification.answers import label_leads
 
 if TYPE_CHECKING:
     from workers.training.objectives import Objective
 
-__all__ = ["BACKENDS", "Backend", "Step"]
+__all__ = ["BACKENDS", "Backend", "TrainingStep"]
 
 logger = logging.getLogger(__name__)
 
 Vectors = dict[str, Tensor]
 #: (x, y, where the schedules stand) -> (loss, [correct, robust], vectors of the power steps).
-Function = Callable[[Tensor, Tensor, Weighed], tuple[Tensor, Tensor, Vectors]]
+Function = Callable[[Tensor, Tensor, ScheduledWeights], tuple[Tensor, Tensor, Vectors]]
 
 #: Compiled steps per phase that are compared: a CUDA graph is captured at the second call.
 COMPARED = 4
@@ -43,7 +43,7 @@ TOLERANCE = {
     ("cuda", torch.bfloat16): 0.2,
 }
 #: Gradients of less than this share of the whole count as so large.
-LEAST_SHARE = 0.01
+MIN_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,14 @@ class _Differs(RuntimeError):
     """The compiled step is not the step."""
 
 
-class Step:
+class TrainingStep:
     """One objective on one network. ``compiled``: the backend in use, None where there is none."""
 
-    def __init__(self, live: Live, objective: Objective, run: Run, *, compiles: bool) -> None:
-        self.live, self.objective, self.run = live, objective, run
-        self.parameters = [p for p in live.network.parameters() if p.requires_grad]
+    def __init__(
+        self, graph: TrainingGraph, objective: Objective, config: TrainingConfig, *, compiles: bool
+    ) -> None:
+        self.graph, self.objective, self.config = graph, objective, config
+        self.parameters = [p for p in graph.network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self._backends = list(BACKENDS.get(self.device.type, ())) if compiles else []
         #: How many backends failed or differed.
@@ -88,7 +90,7 @@ class Step:
         del self._backends[:given_up]
         self.given_up = given_up
 
-    def __call__(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, y: Tensor, at: ScheduledWeights) -> tuple[Tensor, Tensor]:
         """(loss, [correct, robust]) of the batch; the gradients are the parameters'."""
         while self._backends:
             try:
@@ -100,47 +102,51 @@ class Step:
                 torch.zeros((), device=self.device).item()
         return self._run(self._function, x, y, at)
 
-    def _function(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor, Vectors]:
-        """Pure but for ``live.vectors`` and what ``live`` remembers of the step."""
-        live = self.live
-        live.vectors = dict(live.vectors)
-        loss, found = self.objective(live, x, y, at, self.run)
+    def _function(
+        self, x: Tensor, y: Tensor, at: ScheduledWeights
+    ) -> tuple[Tensor, Tensor, Vectors]:
+        """Pure but for ``graph.vectors`` and what ``graph`` remembers of the step."""
+        graph = self.graph
+        graph.vectors = dict(graph.vectors)
+        loss, found = self.objective(graph, x, y, at, self.config)
         with torch.no_grad():
             right = label_leads(found.logits, y)
             robust = right & label_leads(found.worst, y)
             counts = torch.stack([right.float().sum(), robust.float().sum()])
-        live.forget()
-        return loss, counts, live.vectors
+        graph.forget()
+        return loss, counts, graph.vectors
 
-    def _run(self, function: Function, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor]:
-        live = self.live
+    def _run(
+        self, function: Function, x: Tensor, y: Tensor, at: ScheduledWeights
+    ) -> tuple[Tensor, Tensor]:
+        graph = self.graph
         for parameter in self.parameters:
             parameter.grad = None
-        live.refresh()
+        graph.refresh()
         loss, counts, vectors = function(x, y, at)
         loss.backward()
-        live.vectors = vectors
+        graph.vectors = vectors
         return loss.detach(), counts
 
-    def _by_compiler(self, x: Tensor, y: Tensor, at: Weighed) -> tuple[Tensor, Tensor]:
+    def _by_compiler(self, x: Tensor, y: Tensor, at: ScheduledWeights) -> tuple[Tensor, Tensor]:
         if self._compiled is None:
             self._compiled = _compile(self._function, self._backends[0])
-        before = self.live.vectors
+        before = self.graph.vectors
         expected = None
         if self._compared[at.phase] < COMPARED:
             loss, _ = self._run(self._function, x, y, at)
             expected = loss, _gradients(self.parameters)
-            self.live.vectors = before
+            self.graph.vectors = before
         try:
             torch.compiler.cudagraph_mark_step_begin()
             loss, counts = self._run(self._compiled, x, y, at.on(self.device))
             # What a captured graph returns lies where its next run writes.
-            self.live.vectors = {name: v.clone() for name, v in self.live.vectors.items()}
+            self.graph.vectors = {name: v.clone() for name, v in self.graph.vectors.items()}
             if expected is not None:
                 self._compared[at.phase] += 1
                 self._compare(*expected, loss)
         except BaseException:
-            self.live.vectors = before
+            self.graph.vectors = before
             raise
         return loss.clone(), counts.clone()
 
@@ -152,8 +158,8 @@ class Step:
         sizes = torch.stack([gradient.norm() for gradient in gradients])
         pairs = zip(_gradients(self.parameters), gradients, strict=True)
         turned = torch.stack([(mine - theirs).norm() for mine, theirs in pairs])
-        turned = (turned / (sizes + LEAST_SHARE * sizes.norm()).clamp_min(1e-9)).max()
-        if not bool(torch.maximum(off, turned) <= TOLERANCE[self.device.type, self.live.dtype]):
+        turned = (turned / (sizes + MIN_SHARE * sizes.norm()).clamp_min(1e-9)).max()
+        if not bool(torch.maximum(off, turned) <= TOLERANCE[self.device.type, self.graph.dtype]):
             raise _Differs(f"loss off by {float(off):.1e}, a gradient by {float(turned):.1e}")
 
     def _give_up(self, error: Exception) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from models.architectures.published import build
 from models.network import Network
-from workers.training.config import Run, TrainingError
+from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import seeded
 from workers.training.lookahead import Lookahead
-from workers.training.objectives import OBJECTIVES, Weighed
+from workers.training.objectives import OBJECTIVES, ScheduledWeights
 from workers.training.precision import dtype_of, wants_compilation
-from workers.training.step import Step
-from workers.training.training_graph import Live
+from workers.training.step import TrainingStep
+from workers.training.training_graph import TrainingGraph
 
 __all__ = ["Trainer", "build_network"]
 
@@ -32,16 +32,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def build_network(run: Run) -> Network:
+def build_network(config: TrainingConfig) -> Network:
     """The run's network with its first weights. Raises ModelError."""
-    generator = seeded(run.seed, 3, 0)
+    generator = seeded(config.seed, 3, 0)
     initial: dict[str, Any] = {}
-    if run.theta is not None:
-        initial["theta"] = run.theta
-    if run.init is not None:
-        initial["init"] = run.init
+    if config.theta is not None:
+        initial["theta"] = config.theta
+    if config.init is not None:
+        initial["init"] = config.init
     network = build(
-        run.architecture, activation=run.activation, generator=generator, initial=initial
+        config.architecture, activation=config.activation, generator=generator, initial=initial
     )
     for parameter in network.parameters():
         parameter.requires_grad_(True)
@@ -51,33 +51,38 @@ def build_network(run: Run) -> Network:
 class Trainer:
     """Trains ``network`` in place, on its own device."""
 
-    def __init__(self, run: Run, network: Network) -> None:
-        if run.method not in OBJECTIVES:
-            raise TrainingError("unknown_method", f"there is no training method {run.method!r}")
-        self.run = run
+    def __init__(self, config: TrainingConfig, network: Network) -> None:
+        if config.method not in OBJECTIVES:
+            raise TrainingError("unknown_method", f"there is no training method {config.method!r}")
+        self.config = config
         self.network = network
         # Refuses what cannot be trained: after it there are parameters.
-        self.live = Live(network, power_steps=run.power_steps, generator=seeded(run.seed, 4, 0))
-        self.device = self.live.head.weight.device
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = OPTIMIZERS[run.optimizer](
-            self.parameters, lr=run.learning_rate, weight_decay=run.weight_decay
+        self.graph = TrainingGraph(
+            network, power_steps=config.power_steps, generator=seeded(config.seed, 4, 0)
         )
-        self.lookahead = Lookahead(self.parameters, run.lookahead) if run.lookahead else None
-        self.dtype = dtype_of(run, self.device)
-        self.step = Step(
-            self.live, OBJECTIVES[run.method], run, compiles=wants_compilation(run, self.device)
+        self.device = self.graph.head.weight.device
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.lookahead = Lookahead(self.parameters, config.lookahead) if config.lookahead else None
+        self.dtype = dtype_of(config, self.device)
+        self.step = TrainingStep(
+            self.graph,
+            OBJECTIVES[config.method],
+            config,
+            compiles=wants_compilation(config, self.device),
         )
 
     def train_on(self, x: Tensor, y: Tensor, share: float) -> Tensor:
         """One step after ``share`` of the run; (loss, correct, robust) as float32 [3], on the
         device: nothing waits for it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.run.rate(share)
-        with self.live.computing_in(self.dtype):
-            loss, counts = self.step(x, y, Weighed.at(self.run, share))
-        if self.run.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.run.clip_norm)
+            group["lr"] = self.config.rate(share)
+        with self.graph.computing_in(self.dtype):
+            loss, counts = self.step(x, y, ScheduledWeights.at(self.config, share))
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         if self.lookahead is not None:
             self.lookahead.step()
@@ -94,7 +99,7 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the rest of the run depends on."""
         tensors = {f"network.{k}": v.detach() for k, v in self.network.state_dict().items()}
-        tensors |= {f"vectors.{name}": vector for name, vector in self.live.vectors.items()}
+        tensors |= {f"vectors.{name}": vector for name, vector in self.graph.vectors.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 if value is not None:
@@ -113,8 +118,8 @@ class Trainer:
             part, _, name = key.partition(".")
             if part == "network":
                 network[name] = tensor
-            elif part == "vectors" and name in self.live.vectors:
-                self.live.vectors[name] = tensor.to(self.device)
+            elif part == "vectors" and name in self.graph.vectors:
+                self.graph.vectors[name] = tensor.to(self.device)
             elif part == "optimizer":
                 index, _, field = name.partition(".")
                 # Counters of steps are read by the host: on a GPU each read would wait for it.
@@ -136,4 +141,4 @@ class Trainer:
             raise TrainingError(
                 "bad_checkpoint", f"the checkpoint does not fit: {error}"
             ) from error
-        self.live.refresh()
+        self.graph.refresh()

@@ -26,7 +26,7 @@ from workers.verification.graph.compiled_network import GraphStep, overlap_of
 from workers.verification.layers.layer_rules import RULES
 from workers.verification.rounding import Rounding
 
-__all__ = ["Live"]
+__all__ = ["TrainingGraph"]
 
 #: Power steps before the first training step.
 FIRST_STEPS = 30
@@ -36,7 +36,7 @@ WEIGHTED = (Conv2d, Linear)
 _TINY = 1e-12
 
 
-class Live:
+class TrainingGraph:
     """``network`` in training; ``vectors`` (name -> [1, *input of the layer]) belong to its state.
 
     Raises TrainingError where a layer cannot be trained with certificates.

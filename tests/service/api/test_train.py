@@ -22,7 +22,7 @@ from service.contract.schemas.training_plans import TRAINING_METHODS, TrainingPl
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from service.recipes.recipes import RECIPES, plan_of, recipe_of
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.objectives import OBJECTIVES
 
 DIGITS: dict[str, Any] = {
@@ -320,7 +320,7 @@ def test_every_recipe_is_a_complete_run(row: Any, name: str) -> None:
     assert name != row.name or recipe == row
     plan = plan_of(spec, row.dataset, held_out=0.0)
     assert TrainingPlan.model_validate(json.loads(json.dumps(plan.normal()))) == plan
-    run = Run.of_plan(plan.normal())
+    run = TrainingConfig.of_plan(plan.normal())
     assert run.epochs == recipe.settings["epochs"]
     epsilons = [run.epsilon_schedule.at(k / 100) for k in range(101)]
     assert max(epsilons) == epsilons[-1] <= 3.0
@@ -331,7 +331,7 @@ def test_the_published_schedule_of_bcp_on_cifar() -> None:
     spec = TrainSpec.model_validate(
         {"method": "bcp", "dataset": "cifar10", "epsilon": "36/255", "recipe": "paper"}
     )
-    run = Run.of_plan(plan_of(spec, "cifar10", held_out=0.0).normal())
+    run = TrainingConfig.of_plan(plan_of(spec, "cifar10", held_out=0.0).normal())
     assert (run.epochs, run.batch_size, run.architecture) == (200, 128, "cifar-6c2f")
     assert run.rate(139 / 200) == pytest.approx(1e-3)
     assert run.rate(141 / 200) == pytest.approx(5e-4)
@@ -346,7 +346,7 @@ def test_the_published_runs_of_gloro_on_tiny_imagenet_differ() -> None:
         spec = TrainSpec.model_validate(
             {"method": method, "dataset": "tiny-imagenet", "epsilon": "36/255", "recipe": "paper"}
         )
-        runs[method] = Run.of_plan(plan_of(spec, "tiny-imagenet", held_out=0.0).normal())
+        runs[method] = TrainingConfig.of_plan(plan_of(spec, "tiny-imagenet", held_out=0.0).normal())
     plain, trades = runs["gloro"], runs["gloro-trades"]
     assert (plain.epochs, plain.power_steps) == (250, 5)
     assert (trades.epochs, trades.power_steps) == (500, 1)

@@ -13,7 +13,7 @@ import torch
 from models.errors import ModelError
 from models.network import Network
 from workers.training import checkpoint, loop
-from workers.training.config import Run, TrainingError
+from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import AUGMENTATIONS, TrainingData, seeded, split
 from workers.training.lookahead import Lookahead
 from workers.training.loop import Paused, train
@@ -35,8 +35,8 @@ def images(count: int = 60, *, classes: int = 10) -> TrainingData:
     return TrainingData(x, y)
 
 
-def run_of(method: str = "emma", **changes: object) -> Run:
-    run = Run(
+def config_of(method: str = "emma", **changes: object) -> TrainingConfig:
+    config = TrainingConfig(
         method=method,
         architecture="mnist-small",
         epsilon=0.3,
@@ -48,7 +48,7 @@ def run_of(method: str = "emma", **changes: object) -> Run:
         augmentation="shift",
         validation_samples=10,
     )
-    return replace(run, **changes)  # type: ignore[arg-type]
+    return replace(config, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", OBJECTIVES)
@@ -57,15 +57,15 @@ def test_a_resumed_run_ends_in_the_same_bits(
 ) -> None:
     monkeypatch.setattr(loop, "LOOK_EVERY", 2)
     optimizer = "nadam" if method == "emma" else "adam"
-    run, data = run_of(method, optimizer=optimizer), images()
-    whole, history = train(run, data, device=CPU)
+    config, data = config_of(method, optimizer=optimizer), images()
+    whole, history = train(config, data, device=CPU)
     path = tmp_path / "checkpoint.safetensors"
     pauses = 0
     for _ in range(20):
         asked = iter([False, True])
         try:
             again, resumed = train(
-                run,
+                config,
                 data,
                 device=CPU,
                 checkpoint=path,
@@ -76,7 +76,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
             pauses += 1
     assert pauses >= 1
     assert resumed == history
-    assert len(history) == run.epochs
+    assert len(history) == config.epochs
     first, second = whole.state_dict(), again.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -84,7 +84,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
 def test_seeds_make_a_run_repeatable_and_another_seed_another_run() -> None:
     data = images()
     (first, _), (same, _), (other, _) = (
-        train(run_of(seed=seed), data, device=CPU) for seed in (1, 1, 2)
+        train(config_of(seed=seed), data, device=CPU) for seed in (1, 1, 2)
     )
     weights = [torch.cat([p.flatten() for p in n.parameters()]) for n in (first, same, other)]
     assert torch.equal(weights[0], weights[1])
@@ -93,8 +93,8 @@ def test_seeds_make_a_run_repeatable_and_another_seed_another_run() -> None:
 
 @pytest.mark.parametrize(("method", "epochs"), [("standard", 12), ("emma", 25), ("bcp", 20)])
 def test_training_learns(method: str, epochs: int) -> None:
-    run = run_of(method, epochs=epochs, learning_rate=5e-3, augmentation="none")
-    _, history = train(run, images(120), device=CPU)
+    config = config_of(method, epochs=epochs, learning_rate=5e-3, augmentation="none")
+    _, history = train(config, images(120), device=CPU)
     assert history[-1]["validation_accuracy"] >= 0.9
     if method != "standard":
         assert history[-1]["validation_robust"] >= 0.5
@@ -102,9 +102,9 @@ def test_training_learns(method: str, epochs: int) -> None:
 
 def test_a_diverging_run_is_an_error_and_no_model(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    run = run_of("standard", optimizer="sgd", learning_rate=100.0, epochs=20)
+    config = config_of("standard", optimizer="sgd", learning_rate=100.0, epochs=20)
     with pytest.raises(TrainingError) as caught:
-        train(run, images(), device=CPU, checkpoint=path, checkpoint_s=0.0)
+        train(config, images(), device=CPU, checkpoint=path, checkpoint_s=0.0)
     assert caught.value.code == "training_diverged"
     assert caught.value.hint
 
@@ -113,7 +113,7 @@ def test_weights_that_no_factorisation_takes_are_divergence_too() -> None:
     """Orthogonal layers raise on the first weight that is no number, before a loss is seen."""
     for method in ("emma", "lmt"):
         orthogonal = {"name": "orthogonal-dense", "input": [1, 28, 28], "widths": [16]}
-        run = run_of(
+        config = config_of(
             method,
             architecture=orthogonal if method == "emma" else "mnist-small",
             activation="maxmin",
@@ -122,7 +122,7 @@ def test_weights_that_no_factorisation_takes_are_divergence_too() -> None:
             epochs=9,
         )
         with pytest.raises(TrainingError) as caught:
-            train(run, images(), device=CPU)
+            train(config, images(), device=CPU)
         assert caught.value.code == "training_diverged"
 
 
@@ -130,9 +130,9 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    run, data = run_of(epochs=3), images()
+    config, data = config_of(epochs=3), images()
     with pytest.raises(Paused):
-        train(run, data, device=CPU, checkpoint=path, should_pause=lambda: True)
+        train(config, data, device=CPU, checkpoint=path, should_pause=lambda: True)
     before = path.read_bytes()
 
     def full(descriptor: int) -> None:
@@ -141,11 +141,11 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.os, "fsync", full)
         with pytest.raises(OSError, match="no space"):
-            train(run, data, device=CPU, checkpoint=path)
+            train(config, data, device=CPU, checkpoint=path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-    whole, _ = train(run, data, device=CPU)
-    resumed, _ = train(run, data, device=CPU, checkpoint=path)
+    whole, _ = train(config, data, device=CPU)
+    resumed, _ = train(config, data, device=CPU, checkpoint=path)
     assert _same(whole, resumed)
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(
 def test_every_optimizer_and_augmentation_resumes_exactly(
     optimizer: str, lookahead: int, augmentation: str, tmp_path: Path
 ) -> None:
-    run = run_of(
+    config = config_of(
         "bcp",
         optimizer=optimizer,
         lookahead=lookahead,
@@ -165,10 +165,10 @@ def test_every_optimizer_and_augmentation_resumes_exactly(
         warm_up=0.3,
     )
     data, path = images(), tmp_path / "checkpoint.safetensors"
-    whole, history = train(run, data, device=CPU)
+    whole, history = train(config, data, device=CPU)
     with pytest.raises(Paused):
-        train(run, data, device=CPU, checkpoint=path, should_pause=lambda: True)
-    resumed, again = train(run, data, device=CPU, checkpoint=path)
+        train(config, data, device=CPU, checkpoint=path, should_pause=lambda: True)
+    resumed, again = train(config, data, device=CPU, checkpoint=path)
     assert again == history
     assert _same(whole, resumed)
 
@@ -196,11 +196,11 @@ def _same(first: Network, second: Network) -> bool:
 
 def test_slow_steps_do_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether to pause is asked after seconds, not only after so many steps: same bits."""
-    whole, history = train(run_of(), images(), device=CPU)
+    whole, history = train(config_of(), images(), device=CPU)
     monkeypatch.setattr(loop, "LOOK_AFTER_S", 0.0)
     asked: list[None] = []
     again, same = train(
-        run_of(), images(), device=CPU, should_pause=lambda: bool(asked.append(None))
+        config_of(), images(), device=CPU, should_pause=lambda: bool(asked.append(None))
     )
     assert len(asked) == 2 * (50 // 16) - 1
     assert same == history
@@ -213,12 +213,12 @@ def test_progress_counts_steps_and_says_where_the_run_stands(
     """Three steps an epoch, told after each of them and while the epoch is validated; a resumed
     run counts on from where it was."""
     monkeypatch.setattr(loop, "LOOK_AFTER_S", 0.0)
-    run, data, path = run_of(), images(), tmp_path / "checkpoint.safetensors"
+    config, data, path = config_of(), images(), tmp_path / "checkpoint.safetensors"
     told: list[tuple[int, int, str]] = []
 
     def paused_at(step: int) -> None:
         train(
-            run,
+            config,
             data,
             device=CPU,
             checkpoint=path,
@@ -243,7 +243,10 @@ def test_the_message_is_of_the_epoch_in_hand(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(loop, "LOOK_AFTER_S", 0.0)
     told: dict[int, str] = {}
     _, history = train(
-        run_of(), images(), device=CPU, progress=lambda done, total, text: told.update({done: text})
+        config_of(),
+        images(),
+        device=CPU,
+        progress=lambda done, total, text: told.update({done: text}),
     )
     for row in history:
         robust = 100 * row["validation_robust"]
@@ -253,7 +256,10 @@ def test_the_message_is_of_the_epoch_in_hand(monkeypatch: pytest.MonkeyPatch) ->
     one: dict[int, float] = {}
     monkeypatch.setattr(loop.Trainer, "train_on", _remember(one, loop.Trainer.train_on))
     train(
-        run_of(), images(), device=CPU, progress=lambda done, total, text: told.update({done: text})
+        config_of(),
+        images(),
+        device=CPU,
+        progress=lambda done, total, text: told.update({done: text}),
     )
     assert told[4].startswith(f"epoch 2 of 2, loss {one[4]:.3f}, ")
 
@@ -268,7 +274,7 @@ def _remember(losses: dict[int, float], step: Callable[..., torch.Tensor]) -> Ca
 
 
 def test_plain_training_claims_no_robustness() -> None:
-    _, history = train(run_of("standard", validation_samples=0), images(), device=CPU)
+    _, history = train(config_of("standard", validation_samples=0), images(), device=CPU)
     assert history[-1]["accuracy"] > 0
     assert [row["robust"] for row in history] == [0.0, 0.0]
 
@@ -276,37 +282,37 @@ def test_plain_training_claims_no_robustness() -> None:
 def test_data_that_do_not_fit_are_refused() -> None:
     data = images()
     cases = {
-        "shape_mismatch": (run_of(architecture="cifar-small"), data),
-        "label_out_of_range": (run_of(), TrainingData(data.x, data.y + 1)),
-        "too_few_samples": (run_of(validation_samples=60), data),
+        "shape_mismatch": (config_of(architecture="cifar-small"), data),
+        "label_out_of_range": (config_of(), TrainingData(data.x, data.y + 1)),
+        "too_few_samples": (config_of(validation_samples=60), data),
     }
     # Nothing that could be trained, whatever the last layer is.
     nothing = {"input": list(data.x.shape[1:]), "layers": [{"kind": "flatten"}, {"kind": "relu"}]}
-    cases["unsupported_architecture"] = (run_of(architecture=nothing), data)
-    for code, (run, given) in cases.items():
+    cases["unsupported_architecture"] = (config_of(architecture=nothing), data)
+    for code, (config, given) in cases.items():
         with pytest.raises(TrainingError) as caught:
-            train(run, given, device=CPU)
+            train(config, given, device=CPU)
         assert caught.value.code == code
         assert caught.value.field or code == "label_out_of_range"
     with pytest.raises(ModelError):
-        train(run_of(architecture="no-such-net"), data, device=CPU)
+        train(config_of(architecture="no-such-net"), data, device=CPU)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    train(run_of(epochs=1), images(), device=CPU, checkpoint=path)
+    train(config_of(epochs=1), images(), device=CPU, checkpoint=path)
     with pytest.raises(TrainingError) as caught:
-        train(run_of(epochs=1, seed=5), images(), device=CPU, checkpoint=path)
+        train(config_of(epochs=1, seed=5), images(), device=CPU, checkpoint=path)
     assert caught.value.code == "bad_checkpoint"
     path.write_bytes(b"no checkpoint at all")
     with pytest.raises(TrainingError) as caught:
-        train(run_of(epochs=1), images(), device=CPU, checkpoint=path)
+        train(config_of(epochs=1), images(), device=CPU, checkpoint=path)
     assert caught.value.code == "bad_checkpoint"
 
 
 def test_thresholds_stay_at_least_zero() -> None:
-    run = run_of("local-lip-b", theta=1e-4, learning_rate=0.05, epochs=3)
-    network, _ = train(run, images(), device=CPU)
+    config = config_of("local-lip-b", theta=1e-4, learning_rate=0.05, epochs=3)
+    network, _ = train(config, images(), device=CPU)
     thresholds = [p for name, p in network.named_parameters() if name.endswith("theta")]
     assert thresholds
     assert all(theta.min().item() >= 0.0 for theta in thresholds)

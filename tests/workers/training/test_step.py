@@ -16,12 +16,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from service.contract.schemas.training_plans import TRAINING_METHODS
-from tests.workers.training.test_loop import CPU, images, run_of
+from tests.workers.training.test_loop import CPU, config_of, images
 from workers.training import loop, step
 from workers.training.bounds.last_layer import ball_logits
-from workers.training.config import Run, TrainingError
+from workers.training.config import TrainingConfig, TrainingError
 from workers.training.loop import Paused, train
-from workers.training.objectives import OBJECTIVES, Weighed
+from workers.training.objectives import OBJECTIVES, ScheduledWeights
 from workers.training.precision import BFLOAT16, COMPILED, dtype_of, wants_compilation
 from workers.training.schedules import Schedule
 from workers.training.step import Backend
@@ -40,17 +40,17 @@ SMALL = {
 }
 
 
-def small(method: str, **changes: object) -> Run:
+def small(method: str, **changes: object) -> TrainingConfig:
     """Weights move far in a few steps; every schedule changes with every step."""
     settings = {"architecture": SMALL, "optimizer": "sgd", "learning_rate": 0.02, **changes}
     kappa = Schedule(((0.3, 1.0), (0.6, 0.0)))
     epsilon = Schedule(((0.2, 0.0), (0.8, 1.0)))
-    return run_of(method, kappa_schedule=kappa, epsilon_schedule=epsilon, **settings)
+    return config_of(method, kappa_schedule=kappa, epsilon_schedule=epsilon, **settings)
 
 
-def steps_of(run: Run, count: int = 12) -> tuple[Trainer, Tensor]:
+def steps_of(config: TrainingConfig, count: int = 12) -> tuple[Trainer, Tensor]:
     """The trainer after some steps, and what they gave."""
-    trainer, data = Trainer(run, build_network(run)), images(64)
+    trainer, data = Trainer(config, build_network(config)), images(64)
     rows = []
     for index in range(count):
         taken = torch.arange(16) + 16 * (index % 4)
@@ -73,12 +73,12 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once_a_phase(
     compiled, found = steps_of(small(method, compiled=True))
     assert compiled.step.compiled == "aot_eager"
     # epsilon, kappa and learning rate are others at every step, and nothing is compiled for them.
-    phases = len({Weighed.at(compiled.run, index / 12).phase for index in range(12)})
+    phases = len({ScheduledWeights.at(compiled.config, index / 12).phase for index in range(12)})
     assert counters["stats"]["unique_graphs"] <= phases
     torch.testing.assert_close(found, rows, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weights(compiled), weights(expected), rtol=1e-5, atol=1e-5)
-    for name, vector in expected.live.vectors.items():
-        torch.testing.assert_close(compiled.live.vectors[name], vector, rtol=1e-4, atol=1e-5)
+    for name, vector in expected.graph.vectors.items():
+        torch.testing.assert_close(compiled.graph.vectors[name], vector, rtol=1e-4, atol=1e-5)
 
 
 #: Half a minute of compiling each, whatever is compiled.
@@ -182,12 +182,12 @@ def test_a_resumed_bfloat16_run_ends_in_the_same_bits(
 ) -> None:
     monkeypatch.setattr(step, "BACKENDS", PLAIN)
     monkeypatch.setattr(loop, "LOOK_EVERY", 2)
-    run = small("emma", precision="bfloat16", compiled=compiled, optimizer="nadam")
-    whole, history = train(run, images(), device=CPU)
+    config = small("emma", precision="bfloat16", compiled=compiled, optimizer="nadam")
+    whole, history = train(config, images(), device=CPU)
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Paused):
-        train(run, images(), device=CPU, checkpoint=path, should_pause=lambda: True)
-    resumed, again = train(run, images(), device=CPU, checkpoint=path)
+        train(config, images(), device=CPU, checkpoint=path, should_pause=lambda: True)
+    resumed, again = train(config, images(), device=CPU, checkpoint=path)
     assert again == history
     used = {(row["precision"], row["compiled"]) for row in history}
     assert used == {("bfloat16", "aot_eager" if compiled else None)}
@@ -202,12 +202,12 @@ def test_a_resumed_run_does_not_compile_again_what_differed(
     monkeypatch.setattr(step, "BACKENDS", PLAIN)
     monkeypatch.setattr(loop, "LOOK_EVERY", 2)
     path = tmp_path / "checkpoint.safetensors"
-    run = small("emma", compiled=True)
+    config = small("emma", compiled=True)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "compile", _no_compiler)
         with pytest.raises(Paused):
-            train(run, images(), device=CPU, checkpoint=path, should_pause=lambda: True)
-    _, history = train(run, images(), device=CPU, checkpoint=path)
+            train(config, images(), device=CPU, checkpoint=path, should_pause=lambda: True)
+    _, history = train(config, images(), device=CPU, checkpoint=path)
     assert {row["compiled"] for row in history} == {None}
 
 
@@ -217,16 +217,16 @@ def test_bfloat16_is_for_the_forward_pass_alone() -> None:
     assert not torch.equal(rows, exact)
     torch.testing.assert_close(rows[:, 0], exact[:, 0], rtol=0.05, atol=0.01)
     assert {tensor.dtype for tensor in trainer.state().values()} == {torch.float32}
-    live, x = trainer.live, images(8).x.float() / 255
+    graph, x = trainer.graph, images(8).x.float() / 255
     # Norms and what a validation sees are the same as ever.
-    with torch.no_grad(), live.computing_in(torch.bfloat16):
-        live.refresh()
-        coarse, norm = live.features(x), live.lipschitz()
+    with torch.no_grad(), graph.computing_in(torch.bfloat16):
+        graph.refresh()
+        coarse, norm = graph.features(x), graph.lipschitz()
     with torch.no_grad():
-        fine = live.features(x)
-        live.power_steps = 0
-        live.refresh()
-        assert torch.equal(live.lipschitz(), norm)
+        fine = graph.features(x)
+        graph.power_steps = 0
+        graph.refresh()
+        assert torch.equal(graph.lipschitz(), norm)
     assert coarse.dtype == fine.dtype == torch.float32
     assert not torch.equal(coarse, fine)
     torch.testing.assert_close(coarse, fine, rtol=0.05, atol=0.05)
@@ -236,7 +236,7 @@ def test_bfloat16_is_for_the_forward_pass_alone() -> None:
 def test_bfloat16_learns_what_float32_learns(method: str) -> None:
     shares = []
     for precision in ("float32", "bfloat16"):
-        run = run_of(
+        config = config_of(
             method,
             epochs=15,
             learning_rate=5e-3,
@@ -244,7 +244,7 @@ def test_bfloat16_learns_what_float32_learns(method: str) -> None:
             epsilon=0.1,
             precision=precision,
         )
-        _, history = train(run, images(120), device=CPU)
+        _, history = train(config, images(120), device=CPU)
         shares.append((history[-1]["validation_accuracy"], history[-1]["validation_robust"]))
     assert shares[1][0] >= shares[0][0] - 0.1
     assert shares[1][1] >= shares[0][1] - 0.1
@@ -256,11 +256,11 @@ def test_what_bears_bfloat16_is_one_list() -> None:
     assert set(OBJECTIVES) >= COMPILED
     gpu = torch.device("cuda")
     for method in OBJECTIVES:
-        run = run_of(method, precision="auto", compiled="auto")
-        assert dtype_of(run, CPU) == torch.float32
-        assert not wants_compilation(run, CPU)
-        assert wants_compilation(run, gpu) == (method in COMPILED)
-        forced = run_of(method, precision="bfloat16")
+        config = config_of(method, precision="auto", compiled="auto")
+        assert dtype_of(config, CPU) == torch.float32
+        assert not wants_compilation(config, CPU)
+        assert wants_compilation(config, gpu) == (method in COMPILED)
+        forced = config_of(method, precision="bfloat16")
         if method in BFLOAT16:
             assert dtype_of(forced, CPU) == torch.bfloat16
         else:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.architectures.published import build
 from workers.training.config import TrainingError
-from workers.training.training_graph import Live
+from workers.training.training_graph import TrainingGraph
 from workers.verification.bounds.lipschitz import lipschitz_constant
 from workers.verification.graph.compiled_network import CompiledNetwork
 
@@ -20,9 +20,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def live_of(layers: list[dict[str, Any]], shape: list[int], *, steps: int = 1) -> Live:
+def graph_of(layers: list[dict[str, Any]], shape: list[int], *, steps: int = 1) -> TrainingGraph:
     description = {"input": shape, "layers": layers}
-    return Live(
+    return TrainingGraph(
         build(description, generator=generator(3)), power_steps=steps, generator=generator()
     )
 
@@ -45,22 +45,22 @@ def test_the_adjoint_is_the_adjoint(
     kernel: int, stride: int, padding: list[int], size: int
 ) -> None:
     row = conv(4, kernel=kernel, stride=stride, padding=padding)
-    live = live_of([row, {"kind": "relu"}, *TAIL], [2, size, size + 1])
-    name = live.body[0].name
+    graph = graph_of([row, {"kind": "relu"}, *TAIL], [2, size, size + 1])
+    name = graph.body[0].name
     x = torch.randn(2, 2, size, size + 1, generator=generator(1))
-    y = torch.randn(2, *live.shapes[name], generator=generator(2))
-    left = (live.apply(name, x) * y).sum()
-    right = (x * live.adjoint(name, y)).sum()
+    y = torch.randn(2, *graph.shapes[name], generator=generator(2))
+    left = (graph.apply(name, x) * y).sum()
+    right = (x * graph.adjoint(name, y)).sum()
     assert left.item() == pytest.approx(right.item(), rel=1e-4, abs=1e-4)
 
 
 @torch.no_grad()
 def test_estimates_approach_the_sound_norm_from_below() -> None:
     rows = [conv(6, kernel=3, padding=1), {"kind": "relu"}, conv(4, kernel=4, stride=2, padding=1)]
-    live = live_of([*rows, {"kind": "relu"}, *TAIL], [2, 8, 8], steps=300)
-    live.refresh()
-    estimate = float(live.lipschitz())
-    sound = lipschitz_constant(CompiledNetwork.compile(live.network))
+    graph = graph_of([*rows, {"kind": "relu"}, *TAIL], [2, 8, 8], steps=300)
+    graph.refresh()
+    estimate = float(graph.lipschitz())
+    sound = lipschitz_constant(CompiledNetwork.compile(graph.network))
     assert estimate <= sound
     assert estimate >= 0.97 * sound
 
@@ -73,21 +73,21 @@ def test_residual_branches_add_and_pools_count_their_windows() -> None:
         {"kind": "add", "from": "input"},
         {"kind": "max-pool2d", "kernel": 3, "stride": 2},
     ]
-    live = live_of([*rows, *TAIL], [2, 7, 7], steps=100)
-    live.refresh()
-    inner = float(live.norm(live.body[0].name))
+    graph = graph_of([*rows, *TAIL], [2, 7, 7], steps=100)
+    graph.refresh()
+    inner = float(graph.norm(graph.body[0].name))
     # A pixel lies in up to 2 x 2 windows of 3 with stride 2: a factor of sqrt(4).
-    assert float(live.lipschitz()) == pytest.approx((1 + inner) * 2, rel=1e-5)
+    assert float(graph.lipschitz()) == pytest.approx((1 + inner) * 2, rel=1e-5)
 
 
 def test_a_weight_of_zero_makes_no_nan() -> None:
-    live = live_of([conv(2, kernel=3), {"kind": "relu"}, *TAIL], [1, 6, 6])
+    graph = graph_of([conv(2, kernel=3), {"kind": "relu"}, *TAIL], [1, 6, 6])
     with torch.no_grad():
-        live.network.layer(live.body[0].name).weight.zero_()
-    live.refresh()
-    live.lipschitz().backward()
-    assert live.lipschitz().item() == 0.0
-    assert all(bool(torch.isfinite(vector).all()) for vector in live.vectors.values())
+        graph.network.layer(graph.body[0].name).weight.zero_()
+    graph.refresh()
+    graph.lipschitz().backward()
+    assert graph.lipschitz().item() == 0.0
+    assert all(bool(torch.isfinite(vector).all()) for vector in graph.vectors.values())
 
 
 @pytest.mark.parametrize(
@@ -99,5 +99,5 @@ def test_a_weight_of_zero_makes_no_nan() -> None:
 )
 def test_what_cannot_be_trained_is_refused(rows: list[dict[str, Any]]) -> None:
     with pytest.raises(TrainingError) as caught:
-        live_of(rows, [1, 6, 6])
+        graph_of(rows, [1, 6, 6])
     assert caught.value.code == "unsupported_architecture"

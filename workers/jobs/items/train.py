@@ -28,7 +28,7 @@ from workers.jobs.inspection.training_data import FILES
 from workers.jobs.items.prepare import files_of, inspect_apart
 from workers.jobs.items.trained_model import held_samples, trained, trained_path
 from workers.jobs.runtime.lease_renewer import ItemStopped
-from workers.training.config import Run, TrainingError
+from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import TrainingData
 from workers.training.loop import History, Report, train
 
@@ -81,7 +81,7 @@ def train_model(
 
     def run() -> tuple[Network, History]:
         return train(
-            Run.of_plan(plan),
+            TrainingConfig.of_plan(plan),
             data,
             device=device_of(settings.device),
             checkpoint=checkpoint,
@@ -128,7 +128,7 @@ def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any])
     """Refuse before the training what would fail after it, or take for ever."""
     plan = submission.training
     assert plan is not None
-    epochs = Run.of_plan(plan).epochs
+    epochs = TrainingConfig.of_plan(plan).epochs
     if epochs * facts["samples"] > settings.max_training_samples:
         raise TooLarge(
             f"{epochs} epochs of {facts['samples']} samples are more than a training may take "

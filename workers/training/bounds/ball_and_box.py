@@ -1,9 +1,9 @@
 """Ball and box through a network in training, with gradients (BCP, Lee et al. 2020).
 
 The rules are those of ``workers.verification`` in the papers' arithmetic: norms are the running
-estimates of ``Live`` and rounding is left out, so nothing here is a certificate. Layers that are
-not affine are monotone and 1-Lipschitz up to their factor: centre and both ends of the box go
-through the layer itself, so that thresholds learn from all three (methods-lipschitz 1.2, 2.1).
+estimates of ``TrainingGraph`` and rounding is left out, so nothing here is a certificate. Layers
+that are not affine are monotone and 1-Lipschitz up to their factor: centre and both ends of the box
+go through the layer itself, so that thresholds learn from all three (methods-lipschitz 1.2, 2.1).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.layers.kinds import Normalize, Permute, Reshape, Shift
 from models.network import INPUT, Node
-from workers.training.training_graph import WEIGHTED, Live
+from workers.training.training_graph import WEIGHTED, TrainingGraph
 from workers.verification.forward.ball import CORNER_SIZE, Enclosure, joined_radius
 
 __all__ = ["Intersection", "Propagation", "start"]
@@ -37,34 +37,34 @@ def start(x: Tensor, epsilon: float | Tensor, norm: str) -> Enclosure:
 class Propagation:
     """One pass; ``Local`` (workers.training.bounds.local_norms) tightens it per sample."""
 
-    def __init__(self, live: Live) -> None:
-        self.live = live
+    def __init__(self, graph: TrainingGraph) -> None:
+        self.graph = graph
 
     def run(self, state: Enclosure) -> Enclosure:
         """The enclosure of what the last layer takes."""
         values = {INPUT: state}
-        for node in self.live.body:
+        for node in self.graph.body:
             inputs = [values[source] for source in node.inputs]
-            if isinstance(self.live.layer(node), WEIGHTED):
+            if isinstance(self.graph.layer(node), WEIGHTED):
                 values[node.name] = self.affine(node, inputs[0])
             else:
                 values[node.name] = self.monotone(node, inputs)
-        return values[self.live.body[-1].name] if self.live.body else state
+        return values[self.graph.body[-1].name] if self.graph.body else state
 
     def affine(self, node: Node, state: Enclosure) -> Enclosure:
         """A convolution or dense layer: box of the interval and of the ball, intersected."""
-        live = self.live
-        weight, bias = live.weights[node.name]
-        centre = live.run(node, state.centre)
+        graph = self.graph
+        weight, bias = graph.weights[node.name]
+        centre = graph.run(node, state.centre)
         per_channel = [1, -1] + [1] * (centre.dim() - 2)
         rows = torch.linalg.vector_norm(weight.flatten(1), dim=1).reshape(per_channel)
         reach = _shaped(state.radius, centre) * rows
-        radius = live.norm(node.name).to(torch.float64) * state.radius
+        radius = graph.norm(node.name).to(torch.float64) * state.radius
         if state.round:
             return Enclosure(centre, radius, centre - reach, centre + reach, state.valid)
         assert state.lower is not None
         assert state.upper is not None
-        layer = live.layer(node)
+        layer = graph.layer(node)
         assert isinstance(layer, WEIGHTED)
         # Half the weights instead of half the box: the same numbers, and far fewer to halve.
         half = weight * 0.5
@@ -75,11 +75,11 @@ class Propagation:
 
     def monotone(self, node: Node, inputs: list[Enclosure]) -> Enclosure:
         """Every other layer."""
-        layer, live = self.live.layer(node), self.live
+        layer, graph = self.graph.layer(node), self.graph
         lower = [state.lower for state in inputs if state.lower is not None]
         upper = [state.upper for state in inputs if state.upper is not None]
-        factor = live.factor(node)
-        radius = joined_radius(live.steps[node.name], [state.radius for state in inputs])
+        factor = graph.factor(node)
+        radius = joined_radius(graph.steps[node.name], [state.radius for state in inputs])
         result = Enclosure(
             layer(*(state.centre for state in inputs)),
             radius if factor == 1.0 else factor * radius,

@@ -16,7 +16,7 @@ from models.layers.activations import AtLeast, AtMost, ReLUTheta
 from models.layers.kinds import ReLU
 from models.network import Node
 from workers.training.bounds.ball_and_box import Propagation
-from workers.training.training_graph import WEIGHTED, Live
+from workers.training.training_graph import WEIGHTED, TrainingGraph
 from workers.verification.forward.ball import Enclosure
 
 __all__ = ["Local", "clamp_slopes"]
@@ -29,20 +29,20 @@ class Local(Propagation):
     which is small where most units are constant over their box (methods-lipschitz 2.3); not counted
     where ``sparsity_margin`` is None."""
 
-    def __init__(self, live: Live, *, sparsity_margin: float | None = 0.1) -> None:
-        super().__init__(live)
+    def __init__(self, graph: TrainingGraph, *, sparsity_margin: float | None = 0.1) -> None:
+        super().__init__(graph)
         self.margin = sparsity_margin
-        self.sparsity = live.head_weight.new_zeros(())
+        self.sparsity = graph.head_weight.new_zeros(())
         self._pending: dict[str, tuple[Node, Enclosure]] = {}
         readers: dict[str, list[Node]] = {}
-        for node in live.body:
+        for node in graph.body:
             for source in node.inputs:
                 readers.setdefault(source, []).append(node)
         # An affine map that one sloped activation reads alone: its norm waits for the slopes.
         self._awaits = {
             name: nodes[0].name
             for name, nodes in readers.items()
-            if len(nodes) == 1 and isinstance(live.layer(nodes[0]), ReLU | ReLUTheta)
+            if len(nodes) == 1 and isinstance(graph.layer(nodes[0]), ReLU | ReLUTheta)
         }
 
     def affine(self, node: Node, state: Enclosure) -> Enclosure:
@@ -66,7 +66,7 @@ class Local(Propagation):
         self, node: Node, state: Enclosure, result: Enclosure, slopes: Tensor | None
     ) -> Enclosure:
         """The result with the radius that the norm of diag(slopes) W diag(m) allows."""
-        if not isinstance(self.live.layer(node), WEIGHTED) or node.name not in self.live.vectors:
+        if not isinstance(self.graph.layer(node), WEIGHTED) or node.name not in self.graph.vectors:
             return result
         assert state.lower is not None
         assert state.upper is not None
@@ -81,23 +81,23 @@ class Local(Propagation):
 
     def _norm(self, name: str, mask: Tensor | None, slopes: Tensor | None, batch: int) -> Tensor:
         """Estimate of |diag(slopes) W diag(mask)| for every sample, [batch]."""
-        live = self.live
+        graph = self.graph
         with torch.no_grad():
-            start = live.vectors[name]
-            image = live.apply(name, start if mask is None else start * mask)
+            start = graph.vectors[name]
+            image = graph.apply(name, start if mask is None else start * mask)
             image = image if slopes is None else image * slopes * slopes
-            found = live.adjoint(name, image)
+            found = graph.adjoint(name, image)
             found = found if mask is None else found.mul_(mask)
             length = torch.linalg.vector_norm(found.flatten(1), dim=1).clamp_min(_TINY)
             found = found.div_(length.reshape(-1, *([1] * (found.dim() - 1))))
-        last = live.apply(name, found)
+        last = graph.apply(name, found)
         last = last if slopes is None else last * slopes
         norm = torch.linalg.vector_norm(last.flatten(1), dim=1)
         return norm.expand(batch)
 
     def _count(self, node: Node, before: Enclosure) -> None:
         """Add the layer's part of the sparsity loss."""
-        layer = self.live.layer(node)
+        layer = self.graph.layer(node)
         if before.lower is None or before.upper is None or self.margin is None:
             return
         if isinstance(layer, ReLU | ReLUTheta):

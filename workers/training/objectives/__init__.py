@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import (
     Bound,
     Bounded,
@@ -20,14 +20,16 @@ from workers.training.objectives.lipschitz.emma import emma
 from workers.training.objectives.lipschitz.gloro import gloro, gloro_trades
 from workers.training.objectives.lipschitz.lmt import lmt
 from workers.training.objectives.lipschitz.local_lip import local_lip_b, local_lip_g
-from workers.training.objectives.scheduled_weights import Weighed
+from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.objectives.standard import standard
-from workers.training.training_graph import Live
+from workers.training.training_graph import TrainingGraph
 
-__all__ = ["BOUNDS", "OBJECTIVES", "Bounded", "Objective", "Weighed"]
+__all__ = ["BOUNDS", "OBJECTIVES", "Bounded", "Objective", "ScheduledWeights"]
 
 #: (network, x [batch, *shape], y [batch], schedules' values, run) -> (loss, what was bounded).
-Objective = Callable[[Live, Tensor, Tensor, Weighed, Run], tuple[Tensor, Bounded]]
+Objective = Callable[
+    [TrainingGraph, Tensor, Tensor, ScheduledWeights, TrainingConfig], tuple[Tensor, Bounded]
+]
 
 #: Methods by the name POST /train takes: a new one is one file and one row.
 OBJECTIVES: dict[str, Objective] = {

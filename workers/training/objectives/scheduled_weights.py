@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 
-__all__ = ["Weighed"]
+__all__ = ["ScheduledWeights"]
 
 
 @dataclass(frozen=True)
-class Weighed:
+class ScheduledWeights:
     """epsilon in pixel units; kappa weighs clean loss, trades robust divergence.
 
     ``clean`` and ``robust``: kappa is 1 or 0, so that one of both losses is all; ``no_ball``:
@@ -29,20 +29,20 @@ class Weighed:
     no_ball: bool
 
     @classmethod
-    def of(cls, epsilon: float, kappa: float, trades: float) -> Weighed:
+    def of(cls, epsilon: float, kappa: float, trades: float) -> ScheduledWeights:
         """These values."""
         return cls(epsilon, kappa, trades, kappa == 1.0, kappa == 0.0, epsilon == 0.0)
 
     @classmethod
-    def at(cls, run: Run, share: float) -> Weighed:
+    def at(cls, config: TrainingConfig, share: float) -> ScheduledWeights:
         """The schedules' values after ``share`` of the run."""
         return cls.of(
-            run.epsilon * run.epsilon_schedule.at(share),
-            run.kappa_schedule.at(share),
-            run.trades_schedule.at(share),
+            config.epsilon * config.epsilon_schedule.at(share),
+            config.kappa_schedule.at(share),
+            config.trades_schedule.at(share),
         )
 
-    def on(self, device: torch.device) -> Weighed:
+    def on(self, device: torch.device) -> ScheduledWeights:
         """The values as float32 tensors on a device: numbers would be compiled in."""
         values = torch.tensor([self.epsilon, self.kappa, self.trades], dtype=torch.float32)
         epsilon, kappa, trades = values.to(device, non_blocking=True).unbind()

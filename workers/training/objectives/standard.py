@@ -6,17 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded
-from workers.training.objectives.scheduled_weights import Weighed
-from workers.training.training_graph import Live
+from workers.training.objectives.scheduled_weights import ScheduledWeights
+from workers.training.training_graph import TrainingGraph
 
 __all__ = ["standard"]
 
 
-def standard(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
+def standard(
+    graph: TrainingGraph, x: Tensor, y: Tensor, at: ScheduledWeights, config: TrainingConfig
+) -> tuple[Tensor, Bounded]:
     """(loss, logits). Nothing is bounded: unless epsilon is 0, no sample counts as robust."""
-    logits = live.logits(live.features(x))
+    logits = graph.logits(graph.features(x))
     loss = F.cross_entropy(logits, y)
     if at.no_ball:
         return loss, Bounded(logits, logits)

@@ -19,8 +19,8 @@ from models.network import Network
 from workers.training.bounds.ball_and_box import Intersection
 from workers.training.bounds.last_layer import ball_logits, worst_logits
 from workers.training.bounds.local_norms import clamp_slopes
-from workers.training.config import Run
-from workers.training.objectives import BOUNDS, OBJECTIVES, Weighed
+from workers.training.config import TrainingConfig
+from workers.training.objectives import BOUNDS, OBJECTIVES, ScheduledWeights
 from workers.training.objectives.bounded import (
     Bound,
     ball_and_box,
@@ -28,13 +28,13 @@ from workers.training.objectives.bounded import (
     local_ball_and_box,
     whole_network,
 )
-from workers.training.training_graph import Live
+from workers.training.training_graph import TrainingGraph
 from workers.verification.forward.ball import Enclosure
 from workers.verification.forward.box_ball import ball_box_maximum
 from workers.verification.layers.slopes import anchored_slopes
 
 ACTIVATIONS = ["relu", "relu-theta", "maxmin", "clamped-maxmin"]
-RUN = Run(method="bcp", architecture="mnist-small", epsilon=0.3, rounds=10)
+CONFIG = TrainingConfig(method="bcp", architecture="mnist-small", epsilon=0.3, rounds=10)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -61,10 +61,10 @@ def small(activation: str, seed: int = 0) -> Network:
     return network
 
 
-def live_of(network: Network, steps: int = 200) -> Live:
-    live = Live(network, power_steps=steps, generator=generator(7))
-    live.refresh()
-    return live
+def graph_of(network: Network, steps: int = 200) -> TrainingGraph:
+    graph = TrainingGraph(network, power_steps=steps, generator=generator(7))
+    graph.refresh()
+    return graph
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -76,11 +76,11 @@ def live_of(network: Network, steps: int = 200) -> Live:
 @torch.no_grad()
 def test_no_point_of_the_ball_is_beyond_the_worst_logits(bound: Bound, activation: str) -> None:
     network = small(activation)
-    live = live_of(network)
+    graph = graph_of(network)
     x = torch.rand(16, 1, 6, 6, generator=generator(1))
     y = torch.arange(16) % 4
     epsilon = 0.3
-    found = bound(live, x, y, epsilon, RUN)
+    found = bound(graph, x, y, epsilon, CONFIG)
     assert torch.allclose(found.logits, network(x), atol=1e-5)
     reach = (found.worst - found.worst.gather(1, y[:, None])).to(torch.float64)
     for seed in range(30):
@@ -95,11 +95,11 @@ def test_no_point_of_the_ball_is_beyond_the_worst_logits(bound: Bound, activatio
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @torch.no_grad()
 def test_each_bound_is_at_least_as_tight_as_the_one_it_refines(activation: str) -> None:
-    live = live_of(small(activation))
+    graph = graph_of(small(activation))
     x, y = torch.rand(16, 1, 6, 6, generator=generator(1)), torch.arange(16) % 4
     for epsilon in (0.05, 0.5, 5.0):
         whole, ball, box, local = (
-            bound(live, x, y, epsilon, RUN).worst
+            bound(graph, x, y, epsilon, CONFIG).worst
             for bound in (whole_network, global_ball, ball_and_box, local_ball_and_box)
         )
         assert bool((ball <= whole + 1e-4 * (1 + whole.abs())).all())
@@ -171,10 +171,10 @@ def test_pairs_of_the_ball_are_the_norms_of_differences() -> None:
 def test_every_method_has_a_finite_loss_with_gradients(method: str) -> None:
     assert set(BOUNDS) == set(OBJECTIVES)
     network = small("clamped-maxmin")
-    live = live_of(network, steps=1)
+    graph = graph_of(network, steps=1)
     x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
-    run = Run(method=method, architecture="mnist-small", epsilon=0.3, sparsity=0.01)
-    loss, found = OBJECTIVES[method](live, x, y, Weighed.of(0.3, 0.5, 1.0), run)
+    config = TrainingConfig(method=method, architecture="mnist-small", epsilon=0.3, sparsity=0.01)
+    loss, found = OBJECTIVES[method](graph, x, y, ScheduledWeights.of(0.3, 0.5, 1.0), config)
     loss.backward()
     gradients = [p.grad for p in network.parameters()]
     assert math.isfinite(loss.item())
@@ -184,34 +184,36 @@ def test_every_method_has_a_finite_loss_with_gradients(method: str) -> None:
 
 def test_trades_with_weight_one_is_the_plain_loss() -> None:
     """CE(f, y) + KL(softmax f || softmax [f, bottom]) = CE([f, bottom], y)."""
-    live = live_of(small("maxmin"))
+    graph = graph_of(small("maxmin"))
     x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
-    at = Weighed.of(0.3, 0.0, 1.0)
-    plain, _ = OBJECTIVES["gloro"](live, x, y, at, RUN)
-    trades, _ = OBJECTIVES["gloro-trades"](live, x, y, at, RUN)
+    at = ScheduledWeights.of(0.3, 0.0, 1.0)
+    plain, _ = OBJECTIVES["gloro"](graph, x, y, at, CONFIG)
+    trades, _ = OBJECTIVES["gloro-trades"](graph, x, y, at, CONFIG)
     assert plain.item() == pytest.approx(trades.item(), rel=1e-5)
 
 
 def test_emma_asks_of_each_class_what_it_can_bear() -> None:
     """Where no class is robust at all, e_j is the least share; where all are, it is 1."""
-    live = live_of(small("maxmin"))
+    graph = graph_of(small("maxmin"))
     x = torch.rand(8, 1, 6, 6, generator=generator(1))
-    run = Run(method="emma", architecture="mnist-small", epsilon=0.3, least_share=0.25)
+    config = TrainingConfig(
+        method="emma", architecture="mnist-small", epsilon=0.3, least_share=0.25
+    )
     with torch.no_grad():
-        right, wrong = live.network(x).argmax(1), live.network(x).argmin(1)
+        right, wrong = graph.network(x).argmax(1), graph.network(x).argmin(1)
         for y, epsilon, share in ((right, 1e-6, 1.0), (wrong, 10.0, 0.25)):
-            at = Weighed.of(epsilon, 0.0, 1.0)
-            loss, found = OBJECTIVES["emma"](live, x, y, at, run)
+            at = ScheduledWeights.of(epsilon, 0.0, 1.0)
+            loss, found = OBJECTIVES["emma"](graph, x, y, at, config)
             asked = found.logits + share * (found.worst - found.logits)
             assert loss.item() == pytest.approx(F.cross_entropy(asked, y).item(), rel=1e-4)
 
 
 def test_without_an_epsilon_local_lip_g_is_plain_training() -> None:
     """The published warm-up; GloRo's further class would double the largest wrong logit."""
-    live = live_of(small("relu-theta"))
+    graph = graph_of(small("relu-theta"))
     x, y = torch.rand(8, 1, 6, 6, generator=generator(1)), torch.arange(8) % 4
-    at = Weighed.of(0.0, 1.0, 1.0)
-    loss, found = OBJECTIVES["local-lip-g"](live, x, y, at, RUN)
+    at = ScheduledWeights.of(0.0, 1.0, 1.0)
+    loss, found = OBJECTIVES["local-lip-g"](graph, x, y, at, CONFIG)
     assert loss.item() == pytest.approx(F.cross_entropy(found.logits, y).item())
 
 
@@ -221,14 +223,14 @@ def test_gradients_are_those_of_the_loss(method: str, activation: str) -> None:
     """Along random directions, weights, biases and thresholds alike, with norms converged. EMMA's
     e_j and Local-Lip's masks and slopes are without gradient on purpose."""
     network = small(activation).double()
-    live = live_of(network, steps=400)
+    graph = graph_of(network, steps=400)
     rng = generator(1)
     x = torch.rand(12, 1, 6, 6, generator=rng, dtype=torch.float64)
-    y, run = torch.arange(12) % 4, replace(RUN, rounds=40)
+    y, config = torch.arange(12) % 4, replace(CONFIG, rounds=40)
 
     def loss() -> Tensor:
-        live.refresh()
-        return OBJECTIVES[method](live, x, y, Weighed.of(0.2, 0.4, 0.7), run)[0]
+        graph.refresh()
+        return OBJECTIVES[method](graph, x, y, ScheduledWeights.of(0.2, 0.4, 0.7), config)[0]
 
     loss().backward()
     for name, parameter in network.named_parameters():

@@ -6,23 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, global_ball
-from workers.training.objectives.scheduled_weights import Weighed
-from workers.training.training_graph import Live
+from workers.training.objectives.scheduled_weights import ScheduledWeights
+from workers.training.training_graph import TrainingGraph
 
 __all__ = ["emma"]
 
 
-def emma(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
+def emma(
+    graph: TrainingGraph, x: Tensor, y: Tensor, at: ScheduledWeights, config: TrainingConfig
+) -> tuple[Tensor, Bounded]:
     """Cross-entropy over f_j + e_j epsilon K_j, K_j = Lip |w_y - w_j| (section 4.2).
 
     e_j = clip((f_y - f_j) / (epsilon K_j), least_share, 1), without gradient: each class gets the
     share of epsilon at which it would just win.
     """
-    found = global_ball(live, x, y, at.epsilon, run)
+    found = global_ball(graph, x, y, at.epsilon, config)
     added = found.worst - found.logits
     with torch.no_grad():
         margins = found.logits.gather(1, y[:, None]) - found.logits
-        share = (margins / added.clamp_min(1e-9)).clamp(run.least_share, 1.0)
+        share = (margins / added.clamp_min(1e-9)).clamp(config.least_share, 1.0)
     return F.cross_entropy(found.logits + share * added, y), found

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, whole_network
-from workers.training.objectives.scheduled_weights import Weighed
-from workers.training.training_graph import Live
+from workers.training.objectives.scheduled_weights import ScheduledWeights
+from workers.training.training_graph import TrainingGraph
 
 __all__ = ["lmt"]
 
 
-def lmt(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
+def lmt(
+    graph: TrainingGraph, x: Tensor, y: Tensor, at: ScheduledWeights, config: TrainingConfig
+) -> tuple[Tensor, Bounded]:
     """Cross-entropy of the logits with sqrt(2) epsilon L added to all but the label's."""
-    found = whole_network(live, x, y, at.epsilon, run)
+    found = whole_network(graph, x, y, at.epsilon, config)
     robust = F.cross_entropy(found.worst, y)
     if at.robust:
         return robust, found

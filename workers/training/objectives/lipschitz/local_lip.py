@@ -6,35 +6,39 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.training.config import Run
+from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, local_ball_and_box
-from workers.training.objectives.lipschitz.bcp import weighed_loss
+from workers.training.objectives.lipschitz.bcp import scheduled_loss
 from workers.training.objectives.lipschitz.gloro import with_bottom
-from workers.training.objectives.scheduled_weights import Weighed
+from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.objectives.standard import standard
-from workers.training.training_graph import Live
+from workers.training.training_graph import TrainingGraph
 
 __all__ = ["local_lip_b", "local_lip_g"]
 
 
-def local_lip_b(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
+def local_lip_b(
+    graph: TrainingGraph, x: Tensor, y: Tensor, at: ScheduledWeights, config: TrainingConfig
+) -> tuple[Tensor, Bounded]:
     """BCP's loss ("-B")."""
     if at.clean:
-        return standard(live, x, y, at, run)
-    found = local_ball_and_box(live, x, y, at.epsilon, run)
-    return weighed_loss(found, y, at, run), found
+        return standard(graph, x, y, at, config)
+    found = local_ball_and_box(graph, x, y, at.epsilon, config)
+    return scheduled_loss(found, y, at, config), found
 
 
-def local_lip_g(live: Live, x: Tensor, y: Tensor, at: Weighed, run: Run) -> tuple[Tensor, Bounded]:
+def local_lip_g(
+    graph: TrainingGraph, x: Tensor, y: Tensor, at: ScheduledWeights, config: TrainingConfig
+) -> tuple[Tensor, Bounded]:
     """GloRo's loss ("-G"): cross-entropy with the largest wrong worst logit as one more class.
 
     While epsilon is 0 (the published warm-up) plain cross-entropy: with nothing added, the further
     class would only double the largest wrong one.
     """
     if at.no_ball:
-        return standard(live, x, y, at, run)
-    found = local_ball_and_box(live, x, y, at.epsilon, run)
+        return standard(graph, x, y, at, config)
+    found = local_ball_and_box(graph, x, y, at.epsilon, config)
     loss = F.cross_entropy(with_bottom(found, y), y)
-    if found.sparsity is not None and run.sparsity > 0.0:
-        loss = loss + run.sparsity * found.sparsity
+    if found.sparsity is not None and config.sparsity > 0.0:
+        loss = loss + config.sparsity * found.sparsity
     return loss, found

@@ -65,7 +65,8 @@ class Blueprint:
 
     skeleton: Network
     init: str
-    #: Tensors that the list itself gives (normalisation), by their name in the state dict.
+    #: Tensors that the list itself gives (normalisation, constants of what is deployed), by their
+    #: name in the state dict.
     given: Mapping[str, Tensor]
     #: The request's own names of layers, by node.
     names: Mapping[str, str]
@@ -80,7 +81,11 @@ class Blueprint:
 
     def deployed(self) -> Blueprint:
         """The same for the layers that are deployed: what a checkpoint holds."""
-        return replace(self, skeleton=self.skeleton.deployed())
+        skeleton = self.skeleton.deployed()
+        tensors = skeleton.stored_tensors()
+        trained = {key.rpartition(".")[0] for key, tensor in tensors.items() if tensor.is_meta}
+        given = {k: t for k, t in tensors.items() if k.rpartition(".")[0] not in trained}
+        return replace(self, skeleton=skeleton, given=given)
 
 
 def _meta(*shape: int) -> Tensor:

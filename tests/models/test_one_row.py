@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.architectures.layer_lists import KINDS
+from models.architectures.layer_makers import KINDS
 from models.architectures.published import build
 from models.checkpoints.state_dict import load_checkpoint, weights_of
 from models.errors import ModelError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.architectures import initial_values
-from models.architectures.layer_lists import KINDS
+from models.architectures.layer_makers import KINDS
 from models.architectures.layer_rows import LayerRow
 from models.layers.affine import Linear
 from models.layers.base import DeployedLayer, Layer, Shape

@@ -21,7 +21,7 @@ from models.network import Network, NetworkError
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
-from tests.models.layers.series import ARCHITECTURE, Series, known_series
+from tests.models.layers.series import ARCHITECTURE, Series, convolutional, known_series
 
 __all__ = ["known_series"]
 
@@ -122,6 +122,23 @@ def test_export_runtime_and_import_agree(degree: int) -> None:
     kinds = [deployed.layer(node.name).kind for node in deployed.nodes]
     assert [again.layer(node.name).kind for node in again.nodes] == kinds
     assert import_onnx_bytes(export_onnx(again)).graph_digest() == again.graph_digest()
+
+
+def test_skew_convolutions_with_strides_and_changing_channels_are_exported_whole() -> None:
+    network = convolutional()
+    x = torch.rand(4, 2, 8, 8, generator=generator())
+    with pytest.raises(ModelError, match="has no ONNX form"):
+        export_onnx(network)
+    deployed = network.deployed()
+    data = export_onnx(deployed)
+    kernels = [c for c in onnx.load_from_string(data).graph.initializer if len(c.dims) == 4]
+    assert [tuple(kernel.dims) for kernel in kernels] == [(12, 12, 3, 3), (48, 48, 3, 3)]
+    with torch.no_grad():
+        again = import_onnx_bytes(data)(x)
+        assert torch.allclose(deployed(x), network(x), rtol=0, atol=1e-5)
+        assert torch.equal(again, deployed(x))
+    found = OnnxRuntimeModel(data, (2, 8, 8))(x.numpy())
+    np.testing.assert_allclose(found, again.numpy(), rtol=0, atol=1e-5)
 
 
 def test_weights_of_ours_are_loaded_by_their_own_names(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from models.network import Network
 from models.onnx.deployed import DeployedNetwork
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
-from tests.models.layers.series import ARCHITECTURE, Series, known_series, register
+from tests.models.layers.series import ARCHITECTURE, Series, convolutional, known_series, register
 from workers.training.config import TrainingConfig
 from workers.training.data import TrainingData
 from workers.training.loop import train
@@ -104,5 +104,15 @@ def test_all_forms_get_the_same_radii(trained: Network, method: str, norm: str) 
     x = images(1).x.numpy().astype(np.float32) / 255
     ours = radii(deployed, data, x, norm=norm, method=method)
     again = radii(import_onnx_bytes(data), data, x, norm=norm, method=method)
+    assert (ours > 0).all()
+    np.testing.assert_allclose(again, ours, rtol=0, atol=1e-5)
+
+
+def test_skew_convolutions_are_certified_in_both_forms() -> None:
+    deployed = convolutional(degree=4).deployed()
+    data = export_onnx(deployed)
+    x = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(2)).numpy()
+    ours = radii(deployed, data, x, norm="l2", method="lipschitz")
+    again = radii(import_onnx_bytes(data), data, x, norm="l2", method="lipschitz")
     assert (ours > 0).all()
     np.testing.assert_allclose(again, ours, rtol=0, atol=1e-5)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.layers.base import DeployedLayer
 from models.layers.kinds import LAYER_KINDS, Layer, Normalize, Shape, ShapeError
 
 __all__ = ["INPUT", "Network", "NetworkError", "Node", "per_channel"]
@@ -30,6 +31,10 @@ class NetworkError(ModelError):
     """A graph that cannot be a network: unknown layer, missing input, wrong shape, not finite."""
 
     code = "invalid_network"
+
+
+#: Name of a node, its layer, names of its inputs.
+Row = tuple[str, Layer, Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,15 @@ class Network(nn.Module):
     ``layers`` is a list of (name, layer, names of inputs); the name ``input`` is the input,
     of shape ``input_shape``. Every node but the last must be used. ``dropped_output`` names the
     operator (Softmax, LogSoftmax) that the deployed file applies to the logits and that is left
-    out here: it keeps the order of logits that differ by more than its rounding.
+    out here: it keeps the order of logits that differ by more than its rounding. One layer object
+    may stand at several nodes: its weights are shared, and stored once.
     Raises NetworkError.
     """
 
     def __init__(
         self,
         input_shape: Iterable[int],
-        layers: Iterable[tuple[str, Layer, Iterable[str]]],
+        layers: Iterable[Row],
         *,
         dropped_output: str | None = None,
     ) -> None:
@@ -89,6 +95,9 @@ class Network(nn.Module):
         self.input_shape: Shape = tuple(int(size) for size in input_shape)
         self.layers = nn.ModuleDict()
         self.nodes: list[Node] = []
+        #: Of nodes whose layer stands at an earlier node too: the first such node.
+        self.shared: dict[str, str] = {}
+        first: dict[Layer, str] = {}
         shapes: dict[str, Shape] = {INPUT: self.input_shape}
         used: set[str] = set()
         for name, layer, inputs in layers:
@@ -105,6 +114,8 @@ class Network(nn.Module):
             shapes[name] = tuple(shape)
             used.update(inputs)
             self.layers[name] = layer
+            if first.setdefault(layer, name) != name:
+                self.shared[name] = first[layer]
             self.nodes.append(Node(name, inputs, tuple(shape)))
         if not self.nodes:
             raise NetworkError("a network needs at least one layer")
@@ -122,7 +133,7 @@ class Network(nn.Module):
     @property
     def parameter_count(self) -> int:
         """Number of stored values, frozen ones (batch norm statistics) included."""
-        return sum(tensor.numel() for tensor in self.state_dict().values())
+        return sum(tensor.numel() for tensor in self.stored_tensors().values())
 
     def layer(self, name: str) -> Layer:
         """The layer of the node ``name``."""
@@ -145,10 +156,35 @@ class Network(nn.Module):
         return {source: index for index, node in enumerate(self.nodes) for source in node.inputs}
 
     def deployed(self) -> Network:
-        """The same network as it is deployed: every layer's weight as it acts (no gradients)."""
+        """The same network as it is deployed: every layer's weight as it acts (no gradients).
+
+        Where a layer becomes several, its node's name stands for the last of them, and the others
+        are ``node/name``: names and digest depend on nothing else in the network.
+        """
+        shapes = {INPUT: self.input_shape, **{node.name: node.shape for node in self.nodes}}
+        subgraphs: dict[tuple[Layer, tuple[Shape, ...]], tuple[DeployedLayer, ...]] = {}
+        rows: list[Row] = []
+
+        def lay_down(name: str, layer: Layer, inputs: tuple[str, ...]) -> None:
+            key = (layer, tuple(shapes[source] for source in inputs))
+            if key not in subgraphs:
+                subgraphs[key] = layer.deployed(*key[1])
+            if subgraphs[key] == (DeployedLayer(layer),):
+                rows.append((name, layer, inputs))
+                shapes[name] = layer.output_shape(*key[1])
+                return
+            for part in subgraphs[key]:
+                wanted = range(len(inputs)) if part.inputs is None else part.inputs
+                lay_down(
+                    f"{name}/{part.name}" if part.name else name,
+                    part.layer,
+                    tuple(inputs[s] if isinstance(s, int) else f"{name}/{s}" for s in wanted),
+                )
+
         with torch.no_grad():
-            layers = [(n.name, self.layer(n.name).deployed(), n.inputs) for n in self.nodes]
-        return Network(self.input_shape, layers, dropped_output=self.dropped_output).eval()
+            for node in self.nodes:
+                lay_down(node.name, self.layer(node.name), node.inputs)
+        return Network(self.input_shape, rows, dropped_output=self.dropped_output).eval()
 
     def normalized(self, mean: Iterable[float], std: Iterable[float]) -> Network:
         """The same network behind (x - mean) / std, so that its input is raw pixels.
@@ -162,7 +198,7 @@ class Network(nn.Module):
         name = "normalization"
         while name in self.layers:
             name += "_"
-        rows: list[tuple[str, Layer, Iterable[str]]] = [(name, normalize, (INPUT,))]
+        rows: list[Row] = [(name, normalize, (INPUT,))]
         rows += [
             (
                 node.name,
@@ -177,11 +213,20 @@ class Network(nn.Module):
         """Names of the tensors that hold a NaN or an infinity."""
         return [n for n, t in self.state_dict().items() if not bool(torch.isfinite(t).all())]
 
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The state dict with the tensors of a shared layer once, under its first node's name."""
+        return {
+            key: tensor.contiguous()
+            for key, tensor in self.state_dict().items()
+            if key.split(".", 2)[1] not in self.shared
+        }
+
     def description(self) -> dict[str, Any]:
-        """Input shape, layers and dropped operator as JSON-able values (no tensors)."""
+        """Input shape, layers, what is shared and dropped, as JSON-able values (no tensors)."""
         dropped = {} if self.dropped_output is None else {"dropped_output": self.dropped_output}
         return {
             **dropped,
+            **({"shared": dict(self.shared)} if self.shared else {}),
             "input_shape": list(self.input_shape),
             "layers": [
                 {
@@ -198,25 +243,31 @@ class Network(nn.Module):
     def from_description(
         cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> Network:
-        """The network of ``description()`` and ``state_dict()``'s tensors. Raises NetworkError."""
+        """The network of ``description()`` and ``stored_tensors()``. Raises NetworkError."""
         grouped: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             _, name, parameter = key.split(".", 2)
             grouped.setdefault(name, {})[parameter] = tensor
-        rows = []
+        shared = description.get("shared", {})
+        layers: dict[str, Layer] = {}
+        rows: list[Row] = []
         for row in description["layers"]:
+            name = row["name"]
             layer_class = LAYER_KINDS.get(row["kind"])
             if layer_class is None:
                 raise NetworkError(f"unknown layer kind {row['kind']!r}")
-            layer = layer_class.build(row["config"], grouped.get(row["name"], {}))
-            rows.append((row["name"], layer, tuple(row["inputs"])))
+            layers[name] = (
+                layers[shared[name]]
+                if name in shared
+                else layer_class.build(row["config"], grouped.get(name, {}))
+            )
+            rows.append((name, layers[name], tuple(row["inputs"])))
         dropped = description.get("dropped_output")
         return cls(description["input_shape"], rows, dropped_output=dropped)
 
     def save(self, folder: Path) -> None:
         """Write ``network.json`` and ``weights.safetensors`` into an existing folder."""
-        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        safetensors.torch.save_file(tensors, folder / "weights.safetensors")
+        safetensors.torch.save_file(self.stored_tensors(), folder / "weights.safetensors")
         (folder / "network.json").write_text(json.dumps(self.description(), indent=1))
 
     @classmethod
@@ -227,8 +278,12 @@ class Network(nn.Module):
         return cls.from_description(description, tensors).eval()
 
     def graph_digest(self) -> str:
-        """``sha256:...`` over architecture, normalisation and every weight's bytes."""
-        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+        """``sha256:...`` over architecture, normalisation and every weight's bytes.
+
+        Weights of a shared layer count at each of its nodes: how they are stored is no matter.
+        """
+        description = {k: v for k, v in self.description().items() if k != "shared"}
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
         for key, tensor in sorted(self.state_dict().items()):
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from models.onnx.constants import CONSTANT_OPERATORS
+from models.onnx.constant_rules import CONSTANT_OPERATORS
 from models.onnx.importer import SUPPORTED_OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]

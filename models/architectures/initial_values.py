@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.architectures.layer_lists import THETA, Blueprint
+from models.architectures.layer_lists import Blueprint
+from models.architectures.layer_makers import THETA
 from models.layers.activations import AtLeast, AtMost, ReLUTheta
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import Layer

@@ -2,9 +2,9 @@
 
 Tensors whose shapes fit are no proof: two layers of equal shape may be taken for each other, and
 the network is then another one than the one trained. So modules are paired by the layers' names
-where the layer list gives them; else kind by kind in order, where numbers in the names tell the
-order (``fc2`` before ``fc10``) against the order in the file; and what neither names nor shapes
-decide is told.
+where the layer list gives them, and by our own where the file is ours; else kind by kind in order,
+where numbers in the names tell the order (``fc2`` before ``fc10``) against the order in the file;
+and what neither names nor shapes decide is told.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from models.architectures.layer_lists import Blueprint
 from models.errors import ModelError
 from models.layers.activations import AtLeast, AtMost, ReLUTheta
-from models.layers.kinds import BatchNorm, Conv2d, Linear
+from models.layers.kinds import BatchNorm, Conv2d, Linear, Multiply, Shift
 
 __all__ = ["TENSOR_NAMES", "Group", "Pairing", "kind_of", "mismatch", "natural", "pair_modules"]
 
@@ -37,6 +37,9 @@ TENSOR_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     ReLUTheta.kind: {"theta": ("theta", "threshold")},
     AtMost.kind: {"value": ("value",)},
     AtLeast.kind: {"value": ("value",)},
+    # In deployed sub-graphs only, by the names in our own files.
+    Multiply.kind: {"value": ("value",)},
+    Shift.kind: {"value": ("value",)},
 }
 
 
@@ -57,6 +60,10 @@ def pair_modules(
     (safetensors sorts by name). Raises ModelError ``architecture_mismatch``.
     """
     named = _by_name(groups, wanted, plan)
+    if named is None and not ordered and set(groups) == {f"layers.{node}" for node in wanted}:
+        # Our own file: it calls the modules by their nodes.
+        named = {node: f"layers.{node}" for node in wanted}
+        _check_names(named, groups, plan)
     return Pairing(named) if named is not None else _by_order(groups, wanted, plan, ordered=ordered)
 
 

@@ -32,6 +32,8 @@ __all__ = [
 #: Tensors beside the weights, by the last part of their name, that inference does not use:
 #: batch norm's counter, COLT's slopes, and power iteration's vectors.
 IGNORED_TENSORS = ("num_batches_tracked", "deepz_lambda", "u", "u_train", "u_test")
+#: The tensors of a normalisation.
+_NORMALIZATION = {"mean", "std"}
 #: Keys under which training scripts keep the state dict, and what may stand beside it.
 _WRAPPERS = ("state_dict", "model_state_dict")
 _BESIDE = (
@@ -101,7 +103,7 @@ def layers_text(network: Network) -> str:
 
 def weights_of(network: Network) -> bytes:
     """A safetensors file of the network's state dict that says what its layers are."""
-    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    tensors = network.stored_tensors()
     return safetensors.torch.save(tensors, metadata={LAYERS: layers_text(network)})
 
 
@@ -113,13 +115,16 @@ def network_of_state_dict(
     ``ordered``: the tensors stand in the order of the layers (safetensors sorts them by name).
     Raises ModelError (architecture_mismatch, unsupported_dtype, non_finite_weights).
     """
-    groups = _without_normalization(_groups(tensors), plan)
+    groups = _without_constants(_without_normalization(_groups(tensors), plan), plan)
     if not ordered:
         groups = dict(sorted(groups.items(), key=lambda item: natural(item[0])))
+    constant = {prefix.removeprefix("layers.") for prefix in _given(plan)}
     wanted = {
         node.name: plan.skeleton.layer(node.name).kind
         for node in plan.skeleton.nodes
         if plan.skeleton.layer(node.name).kind in TENSOR_NAMES
+        and node.name not in constant
+        and node.name not in plan.skeleton.shared
     }
     found = pair_modules(groups, wanted, plan, ordered=ordered)
     parameters: dict[str, Tensor] = {}
@@ -188,17 +193,39 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, Group]:
     return groups
 
 
+def _given(plan: Blueprint) -> dict[str, Group]:
+    """The tensors that the architecture itself gives, by module."""
+    given: dict[str, Group] = {}
+    for key, tensor in plan.given.items():
+        prefix, _, name = key.rpartition(".")
+        given.setdefault(prefix, {})[name] = tensor
+    return given
+
+
 def _without_normalization(groups: dict[str, Group], plan: Blueprint) -> dict[str, Group]:
     """Drop the normalisation that our own state dicts hold, once it is the plan's."""
-    stored = [prefix for prefix, group in groups.items() if group.keys() == {"mean", "std"}]
+    stored = [prefix for prefix, group in groups.items() if group.keys() == _NORMALIZATION]
     if not stored:
         return groups
-    given = list(plan.given.values())
-    found = [groups[prefix][key] for prefix in stored for key in ("mean", "std")]
-    same = len(given) == len(found)
-    if not same or not all(torch.equal(a, b) for a, b in zip(given, found, strict=True)):
+    ours = [group for group in _given(plan).values() if group.keys() == _NORMALIZATION]
+    if len(ours) != len(stored) or not all(
+        _same(group, groups[prefix]) for group, prefix in zip(ours, stored, strict=True)
+    ):
         mismatch(f"the normalisation in {stored} is not the architecture's")
     return {prefix: group for prefix, group in groups.items() if prefix not in stored}
+
+
+def _without_constants(groups: dict[str, Group], plan: Blueprint) -> dict[str, Group]:
+    """Drop the constants of deployed sub-graphs that our own state dicts hold, once they agree."""
+    stored = {prefix: group for prefix, group in _given(plan).items() if prefix in groups}
+    for prefix, group in stored.items():
+        if not _same(group, groups[prefix]):
+            mismatch(f"the constants in {prefix!r} are not the architecture's")
+    return {prefix: group for prefix, group in groups.items() if prefix not in stored}
+
+
+def _same(ours: Group, theirs: Group) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def _fitted(

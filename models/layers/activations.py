@@ -1,4 +1,4 @@
-"""Activations beside ReLU: clipped, smooth and sorting ones, all of them monotone."""
+"""Activations: rectified, clipped, smooth and sorting ones, all of them monotone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import ModelError
-from models.layers.base import ConstantLayer, Layer, Shape, ShapeError, parameter, require_broadcast
+from models.layers.base import (
+    ConstantLayer,
+    Layer,
+    Shape,
+    ShapeError,
+    as_float32,
+    parameter,
+    require_broadcast,
+)
 
-__all__ = ["AtLeast", "AtMost", "Clip", "MaxMin", "ReLUTheta", "Sigmoid", "Tanh"]
+__all__ = [
+    "AtLeast",
+    "AtMost",
+    "Clip",
+    "LeakyReLU",
+    "MaxMin",
+    "ReLU",
+    "ReLUTheta",
+    "Sigmoid",
+    "Tanh",
+]
+
+
+class ReLU(Layer):
+    """max(x, 0), elementwise."""
+
+    kind = "relu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class LeakyReLU(Layer):
+    """x where x >= 0, slope * x elsewhere; 0 <= slope <= 1."""
+
+    kind = "leaky-relu"
+
+    def __init__(self, *, slope: float = 0.01) -> None:
+        super().__init__()
+        self.slope = as_float32(slope)
+        if not 0.0 <= self.slope <= 1.0:
+            raise ModelError(
+                f"leaky-relu with slope {slope}: only 0 to 1 is supported", code="invalid_network"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope)
+
+    def config(self) -> dict[str, Any]:
+        return {"slope": self.slope}
 
 
 class Clip(Layer):

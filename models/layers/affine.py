@@ -1,4 +1,4 @@
-"""Convolutions and dense layers, and the geometry of windows on an image."""
+"""Convolutions, dense layers, elementwise constants, and the geometry of windows on an image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from typing import Any, ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers.base import Layer, Shape, ShapeError, parameter
+from models.layers.base import ConstantLayer, Layer, Shape, ShapeError, parameter
 
-__all__ = ["Conv2d", "Linear", "four_sides", "pair", "window_grid"]
+__all__ = [
+    "Conv2d",
+    "Divide",
+    "Linear",
+    "Multiply",
+    "Shift",
+    "four_sides",
+    "pair",
+    "window_grid",
+]
 
 
 class Windows(Protocol):
@@ -140,3 +149,30 @@ class Linear(Layer):
                 f"linear with weight {tuple(self.weight.shape)} cannot take shape {shape}"
             )
         return (self.weight.shape[0],)
+
+
+class Multiply(ConstantLayer):
+    """x * value, elementwise (value broadcasts to the input's shape)."""
+
+    kind = "multiply"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.value
+
+
+class Divide(ConstantLayer):
+    """x / value, elementwise (value broadcasts to the input's shape, no zero in it)."""
+
+    kind = "divide"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.value
+
+
+class Shift(ConstantLayer):
+    """x + value, elementwise (value broadcasts to the input's shape)."""
+
+    kind = "shift"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.value

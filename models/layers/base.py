@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
 
-__all__ = ["ConstantLayer", "Layer", "Shape", "ShapeError", "parameter", "require_broadcast"]
+__all__ = [
+    "ConstantLayer",
+    "DeployedLayer",
+    "Layer",
+    "Shape",
+    "ShapeError",
+    "parameter",
+    "require_broadcast",
+]
 
 #: A shape without the batch.
 Shape = tuple[int, ...]
@@ -42,9 +50,15 @@ class Layer(nn.Module):
         """Everything but the tensors, as JSON-able values; ``build`` takes it back."""
         return {}
 
-    def deployed(self) -> Layer:
-        """The layer that is deployed and certified in this one's place, usually itself."""
-        return self
+    def deployed(self, *shapes: Shape) -> tuple[DeployedLayer, ...]:
+        """The sub-graph that is deployed and certified in this layer's place, usually itself.
+
+        For inputs of these shapes, in topological order; the last layer gives the output. A layer
+        object that stands there several times is stored once. Layers on torch's ``meta`` device
+        are asked too: which layers there are follows from shapes and ``config()`` alone, weights
+        stay on ``meta``, and constants that nothing trained goes into are real, on the CPU.
+        """
+        return (DeployedLayer(self),)
 
     def project(self) -> None:
         """Bring the parameters back into their range, in place, after a training step."""
@@ -53,6 +67,19 @@ class Layer(nn.Module):
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
         """The layer from ``config()`` and its tensors by name (as in ``state_dict``)."""
         return cls(**tensors, **config)
+
+
+class DeployedLayer(NamedTuple):
+    """One layer of what is deployed in another one's place (``Layer.deployed``).
+
+    inputs: positions among the inputs of the layer that is replaced, and names of earlier layers of
+    the sub-graph; None: all inputs of the layer that is replaced, in order.
+    name: unique in the sub-graph, without a dot; the last layer has none and takes the node's.
+    """
+
+    layer: Layer
+    inputs: tuple[int | str, ...] | None = None
+    name: str = ""
 
 
 def as_float32(value: float) -> float:

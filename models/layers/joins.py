@@ -1,4 +1,4 @@
-"""Layers that join, cut and reduce axes: concatenation, slices, maxima of nodes, sums and means.
+"""Layers that join nodes, cut and reduce axes: sums, maxima and concatenation, slices, means.
 
 Axes count from 0 without the batch axis.
 """
@@ -12,7 +12,23 @@ from torch import Tensor
 
 from models.layers.base import Layer, Shape, ShapeError
 
-__all__ = ["Concat", "Maximum", "Minimum", "ReduceMean", "ReduceSum", "Slice"]
+__all__ = ["Add", "Concat", "Maximum", "Minimum", "ReduceMean", "ReduceSum", "Slice"]
+
+
+class Add(Layer):
+    """x + y of two earlier nodes of the same shape (a residual connection)."""
+
+    kind = "add"
+    arity = 2
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        first, second = shapes
+        if first != second:
+            raise ShapeError(f"add of shapes {first} and {second}")
+        return first
 
 
 class Concat(Layer):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.affine import Conv2d, Linear
-from models.layers.base import Layer, Shape, ShapeError
+from models.layers.base import DeployedLayer, Shape, ShapeError
 
 __all__ = [
     "REPARAMETRIZED",
@@ -56,8 +56,8 @@ class OrthogonalLinear(Linear):
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         return orthogonalized(self.weight), self.bias
 
-    def deployed(self) -> Layer:
-        return Linear(*self.tensors())
+    def deployed(self, *shapes: Shape) -> tuple[DeployedLayer, ...]:
+        return (DeployedLayer(Linear(*self.tensors())),)
 
 
 class ResidualOrthogonalLinear(OrthogonalLinear):
@@ -98,8 +98,8 @@ class NormalizedLinear(Linear):
         norms = torch.linalg.vector_norm(self.weight, dim=1, keepdim=True)
         return self.weight / norms.clamp_min(1e-12), self.bias
 
-    def deployed(self) -> Layer:
-        return Linear(*self.tensors())
+    def deployed(self, *shapes: Shape) -> tuple[DeployedLayer, ...]:
+        return (DeployedLayer(Linear(*self.tensors())),)
 
 
 class OrthogonalConv2d(Conv2d):
@@ -116,8 +116,8 @@ class OrthogonalConv2d(Conv2d):
             raise ShapeError(f"{self.kind} needs stride = kernel, no groups and no dilation")
         return super().output_shape(*shapes)
 
-    def deployed(self) -> Layer:
-        return _plain_conv(self)
+    def deployed(self, *shapes: Shape) -> tuple[DeployedLayer, ...]:
+        return (DeployedLayer(_plain_conv(self)),)
 
 
 class ResidualConv2d(Conv2d):
@@ -157,8 +157,8 @@ class ResidualConv2d(Conv2d):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "scale": self.scale}
 
-    def deployed(self) -> Layer:
-        return _plain_conv(self)
+    def deployed(self, *shapes: Shape) -> tuple[DeployedLayer, ...]:
+        return (DeployedLayer(_plain_conv(self)),)
 
 
 def _plain_conv(layer: Conv2d) -> Conv2d:

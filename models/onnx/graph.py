@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import AttributeProto, NodeProto, helper
+from onnx import NodeProto
 from torch import Tensor
 
 from models.errors import ModelError
 from models.layers.kinds import AvgPool2d, Conv2d, Layer, Linear, MaxPool2d, Shape, ShapeError
+from models.onnx.attributes import checked_attributes
 from models.onnx.safety import OnnxLimits, node_label
 
 __all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
@@ -30,17 +30,6 @@ __all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
 #: Batch sizes that stand for a symbolic one: primes that no layer size is likely to equal both of.
 SYMBOLIC_BATCH = (99_991, 99_989)
 FIXED_BATCH = (1, 1)
-#: Attributes that are 0 or 1: runtimes do not agree on what another number means.
-_SWITCHES = (
-    "allowzero",
-    "ceil_mode",
-    "count_include_pad",
-    "keepdims",
-    "noop_with_empty_axes",
-    "training_mode",
-    "transA",
-    "transB",
-)
 
 
 @dataclass(frozen=True)
@@ -116,7 +105,7 @@ class Operation:
             node.op_type,
             label,
             opset,
-            _attributes(node, label, opset),
+            checked_attributes(node, label, opset),
             tuple(known[name] if name else None for name in node.input),
             tuple(node.input),
             tuple(node.output),
@@ -267,60 +256,3 @@ def _work(layer: Layer, shape: Shape) -> int:
     if isinstance(layer, AvgPool2d | MaxPool2d):
         return math.prod(layer.kernel) * math.prod(shape)
     return math.prod(shape)
-
-
-def _attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any]:
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError as error:
-        raise ModelError(
-            f"{label}: opset {opset} has no such operator", code="unsupported_operator"
-        ) from error
-    least, most = schema.min_input, schema.max_input
-    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
-    if schema.inputs and schema.inputs[-1].option == variadic:
-        least = max(least, len(node.input))
-    if not least <= len(node.input) <= most or any(not name for name in node.input[:least]):
-        raise ModelError(
-            f"{label} has {len(node.input)} inputs, or one without a name", code="invalid_onnx"
-        )
-    if not schema.min_output <= len(node.output) <= schema.max_output:
-        raise ModelError(f"{label} has {len(node.output)} outputs", code="invalid_onnx")
-    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    for place, name in enumerate(node.output):
-        formal = schema.outputs[min(place, len(schema.outputs) - 1)]
-        if not name and (place == 0 or formal.option != optional):
-            # ONNX Runtime takes a Split with such an output, then dies of it.
-            raise ModelError(
-                f"{label}: output {place} has no name",
-                code="invalid_onnx",
-                hint="give every output a name, also one that nothing uses",
-            )
-    values: dict[str, Any] = {}
-    for name, declared in schema.attributes.items():
-        if declared.default_value.type != AttributeProto.UNDEFINED:
-            values[name] = helper.get_attribute_value(declared.default_value)
-    seen: set[str] = set()
-    for attribute in node.attribute:
-        declared_type = schema.attributes.get(attribute.name)
-        if declared_type is None or attribute.name in seen:
-            raise ModelError(
-                f"{label}: attribute {attribute.name!r} is unknown in opset {opset} or given twice",
-                code="invalid_onnx",
-            )
-        if int(declared_type.type.value) != attribute.type:
-            raise ModelError(
-                f"{label}: attribute {attribute.name!r} has the wrong type", code="invalid_onnx"
-            )
-        seen.add(attribute.name)
-        value = helper.get_attribute_value(attribute)
-        if attribute.name in _SWITCHES and value not in (0, 1):
-            raise ModelError(
-                f"{label}: attribute {attribute.name!r} is {value}, not 0 or 1",
-                code="invalid_onnx",
-            )
-        values[attribute.name] = value
-    lacking = [n for n, a in schema.attributes.items() if a.required and n not in values]
-    if lacking:
-        raise ModelError(f"{label} lacks the attribute {lacking[0]!r}", code="invalid_onnx")
-    return values

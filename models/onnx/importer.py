@@ -13,7 +13,8 @@ from onnx import GraphProto, TensorProto, TypeProto
 from models.errors import ModelError
 from models.layers.kinds import Layer, Reshape, Shape
 from models.network import INPUT, Network
-from models.onnx.constants import CONSTANT_OPERATORS, evaluate, read_tensor, shape_of
+from models.onnx.constant_rules import CONSTANT_OPERATORS
+from models.onnx.constants import evaluate, read_tensor, shape_of
 from models.onnx.graph import (
     FIXED_BATCH,
     SYMBOLIC_BATCH,

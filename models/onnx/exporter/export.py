@@ -56,6 +56,12 @@ def export_onnx(network: Network, *, opset: int = 17) -> bytes:
         layer = network.layer(node.name)
         inputs = [names.get(source, source) for source in node.inputs]
         output = names.setdefault(node.name, node.name if node.name != "logits" else "_logits")
+        if layer.kind not in EXPORTERS:
+            raise ModelError(
+                f"the layer {node.name} ({layer.kind}) has no ONNX form",
+                code="unsupported_operator",
+                hint="export what is deployed: network.deployed()",
+            )
         EXPORTERS[layer.kind](graph, layer, inputs, output, shapes[node.inputs[0]])
     made = helper.make_graph(
         graph.nodes,

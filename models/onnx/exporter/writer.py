@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.layers.base import ConstantLayer, Layer, Shape
 
@@ -22,9 +22,20 @@ class GraphWriter:
         self.opset = opset
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
+        self._parameters: dict[nn.Parameter, str] = {}
 
     def constant(self, value: Tensor | list[int]) -> str:
-        """A constant of the graph, by name: a float32 tensor or a vector of integers."""
+        """A constant of the graph, by name: a float32 tensor or a vector of integers.
+
+        A parameter that several nodes share is written once.
+        """
+        if isinstance(value, nn.Parameter):
+            if value not in self._parameters:
+                self._parameters[value] = self._written(value)
+            return self._parameters[value]
+        return self._written(value)
+
+    def _written(self, value: Tensor | list[int]) -> str:
         array = (
             np.array(value, dtype=np.int64)
             if isinstance(value, list)

@@ -1,0 +1,219 @@
+"""Which operators may compute constants, and how large the result can get: known before the run.
+
+Taken are operators whose result no order of summation can change. One row in
+``CONSTANT_OPERATORS`` each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from models.onnx.graph import Operation
+
+__all__ = ["CONSTANT_OPERATORS", "DTYPES", "Array", "Arrays", "ConstantRule"]
+
+Array = NDArray[Any]
+Arrays = Sequence[Array | None]
+
+#: Element types that a Cast may give: those that ``parse_onnx`` reads.
+DTYPES: dict[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype(np.float32),
+    TensorProto.INT64: np.dtype(np.int64),
+    TensorProto.INT32: np.dtype(np.int32),
+    TensorProto.BOOL: np.dtype(np.bool_),
+}
+#: Axes that an array of numpy can have.
+_MAX_RANK = 64
+#: Integers beyond are no size, place or step of any network; sums of a few do not overflow.
+_LARGEST_STEP = 1 << 53
+#: ONNX writes "to the end" as the largest or smallest number of its type.
+_SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class ConstantRule:
+    """What must be known of an operator on constants before ONNX Runtime may run it.
+
+    elements: how many elements its outputs can have together, at most; raises ValueError or
+    ModelError for inputs that must not run at all.
+    moves: it only moves the elements of its first input to where the other inputs say.
+    """
+
+    elements: Callable[[Operation, Arrays], int]
+    moves: bool = False
+
+
+def _at(arrays: Arrays, index: int) -> Array:
+    array = arrays[index] if index < len(arrays) else None
+    if array is None:
+        raise ValueError(f"input {index} is missing")
+    return array
+
+
+def _sizes(array: Array) -> tuple[int, ...]:
+    """A shape that an input holds."""
+    if array.dtype.kind != "i" or array.ndim != 1 or array.size > _MAX_RANK:
+        raise ValueError("a shape must be a vector of integers")
+    sizes = tuple(int(size) for size in array)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"shape {sizes} is impossible")
+    return sizes
+
+
+def _as_many(operation: Operation, arrays: Arrays) -> int:
+    """At most as many elements as the first input has."""
+    return _at(arrays, 0).size
+
+
+def _all_together(operation: Operation, arrays: Arrays) -> int:
+    return sum(array.size for array in arrays if array is not None)
+
+
+def _broadcast(operation: Operation, arrays: Arrays) -> int:
+    shapes = [_at(arrays, index).shape for index in range(len(arrays))]
+    if any(array is not None and array.dtype.kind not in "fi" for array in arrays):
+        operation.refuse("element types are not numbers", code="unsupported_dtype")
+    return math.prod(np.broadcast_shapes(*shapes))
+
+
+def _quotient(operation: Operation, arrays: Arrays) -> int:
+    dividend, divisor = _at(arrays, 0), _at(arrays, 1)
+    if dividend.dtype.kind == divisor.dtype.kind == "i":
+        # The processor's own exception would end the process.
+        smallest = bool((dividend == np.iinfo(dividend.dtype).min).any())
+        if (divisor == 0).any() or (smallest and (divisor == -1).any()):
+            raise ValueError("an integer is divided by zero, or the smallest one by -1")
+    return _broadcast(operation, arrays)
+
+
+def _constant_of_shape(operation: Operation, arrays: Arrays) -> int:
+    value = operation.attributes.get("value")
+    if value is not None and math.prod(value.dims) != 1:
+        raise ValueError("the fill value must be one number")
+    return math.prod(_sizes(_at(arrays, 0)))
+
+
+def _expanded(operation: Operation, arrays: Arrays) -> int:
+    return math.prod(np.broadcast_shapes(_at(arrays, 0).shape, _sizes(_at(arrays, 1))))
+
+
+def _gathered(operation: Operation, arrays: Arrays) -> int:
+    data, indices = _at(arrays, 0), _at(arrays, 1)
+    axis = operation.axis(operation.attributes.get("axis", 0), data.ndim)
+    _check_rank(data.ndim + indices.ndim - 1)
+    return math.prod(data.shape[:axis]) * math.prod(data.shape[axis + 1 :]) * indices.size
+
+
+def _unsqueezed(operation: Operation, arrays: Arrays) -> int:
+    axes = operation.attributes["axes"] if operation.opset < 13 else _at(arrays, 1).reshape(-1)
+    _check_rank(_at(arrays, 0).ndim + len(axes))
+    return _at(arrays, 0).size
+
+
+def _reshaped(operation: Operation, arrays: Arrays) -> int:
+    _check_rank(_at(arrays, 1).size)
+    return _at(arrays, 0).size
+
+
+def _check_rank(rank: int) -> None:
+    if rank > _MAX_RANK:
+        raise ValueError(f"a rank of {rank}")
+
+
+def _sliced(operation: Operation, arrays: Arrays) -> int:
+    """Places and steps are clamped to the axis by ONNX Runtime, if they do not overflow there."""
+    numbers = [
+        int(number)
+        for array in arrays[1:]
+        if array is not None
+        for number in array.reshape(-1).tolist()
+    ]
+    numbers += [
+        number
+        for name in ("starts", "ends", "axes")
+        for number in operation.attributes.get(name, ())
+    ]
+    if any(abs(n) > _LARGEST_STEP and n not in (_SMALLEST, _LARGEST) for n in numbers):
+        raise ValueError("a place or a step is too large")
+    steps = arrays[4] if len(arrays) > 4 else None
+    if steps is not None and any(abs(int(step)) > _LARGEST_STEP for step in steps.reshape(-1)):
+        raise ValueError("a step is too large")
+    return _at(arrays, 0).size
+
+
+def _counted(operation: Operation, arrays: Arrays) -> int:
+    """Numbers of a Range: integers only, sums of floats round."""
+    given = [_at(arrays, index) for index in range(3)]
+    if any(array.dtype.kind != "i" for array in given):
+        operation.refuse("only integers are supported", code="unsupported_dtype")
+    start, limit, step = (int(array.reshape(())) for array in given)
+    if step == 0 or max(abs(start), abs(limit), abs(step)) > _LARGEST_STEP:
+        raise ValueError("an endless range, or one of numbers that are too large")
+    return len(range(start, limit, step))
+
+
+def _cast(operation: Operation, arrays: Arrays) -> int:
+    data, code = _at(arrays, 0), operation.attributes["to"]
+    if code not in DTYPES:
+        operation.refuse(f"element type {code} is not supported", code="unsupported_dtype")
+    if data.dtype.kind == "f" and DTYPES[code].kind == "i":
+        # What does not fit is another number on every processor.
+        limit = 2.0 ** (8 * DTYPES[code].itemsize - 1)
+        if not (np.abs(data.astype(np.float64)) < limit).all():
+            operation.refuse(
+                "NaN, infinity or a number that is too large is cast to an integer",
+                code="non_finite_weights",
+            )
+    return data.size
+
+
+def _product(operation: Operation, arrays: Arrays) -> int:
+    data = _at(arrays, 0)
+    if data.dtype.kind != "i":
+        operation.refuse("only integers are supported", code="unsupported_dtype")
+    # Axes of size 0 leave the others' places behind when they are reduced.
+    return math.prod(max(size, 1) for size in data.shape)
+
+
+def _rank(operation: Operation, arrays: Arrays) -> int:
+    return _at(arrays, 0).ndim
+
+
+def _no_inputs(operation: Operation, arrays: Arrays) -> NoReturn:
+    raise ValueError("it takes no inputs")
+
+
+#: Operators that may compute constants: a new one is one row here.
+CONSTANT_OPERATORS: dict[str, ConstantRule] = {
+    "Add": ConstantRule(_broadcast),
+    "Cast": ConstantRule(_cast, moves=True),
+    "Concat": ConstantRule(_all_together),
+    "Constant": ConstantRule(_no_inputs),
+    "ConstantOfShape": ConstantRule(_constant_of_shape),
+    "Div": ConstantRule(_quotient),
+    "Expand": ConstantRule(_expanded, moves=True),
+    "Gather": ConstantRule(_gathered, moves=True),
+    "Identity": ConstantRule(_as_many, moves=True),
+    "Max": ConstantRule(_broadcast),
+    "Min": ConstantRule(_broadcast),
+    "Mul": ConstantRule(_broadcast),
+    "Neg": ConstantRule(_broadcast),
+    "Range": ConstantRule(_counted),
+    "ReduceProd": ConstantRule(_product),
+    "Reshape": ConstantRule(_reshaped, moves=True),
+    "Shape": ConstantRule(_rank),
+    "Slice": ConstantRule(_sliced, moves=True),
+    "Split": ConstantRule(_as_many, moves=True),
+    "Sqrt": ConstantRule(_broadcast),
+    "Squeeze": ConstantRule(_as_many, moves=True),
+    "Sub": ConstantRule(_broadcast),
+    "Transpose": ConstantRule(_as_many, moves=True),
+    "Unsqueeze": ConstantRule(_unsqueezed, moves=True),
+}

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from tests.workers.accelerator import DEVICE
-from tests.workers.training.test_loop import config_of, images
-from tests.workers.verification.cascade.test_invariance import answers
+from tests.workers.training.runs import config_of, images
+from tests.workers.verification.cascade.answers import answers
 from tests.workers.verification.networks import random_network
 from workers.training.loop import train
 from workers.training.objectives import OBJECTIVES

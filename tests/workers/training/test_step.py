@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from service.contract.schemas.training_plans import TRAINING_METHODS
-from tests.workers.training.test_loop import CPU, config_of, images
+from tests.workers.training.runs import CPU, config_of, images
 from workers.training import loop, step
 from workers.training.bounds.last_layer import ball_logits
 from workers.training.config import TrainingConfig, TrainingError

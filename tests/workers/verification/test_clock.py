@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.layers.kinds import ReLU
 from models.network import Network
 from models.onnx.importer import import_onnx
+from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import Builder, random_network
-from tests.workers.verification.test_soundness import evaluate
 from workers.verification import clock as clock_module
 from workers.verification.cascade import progress as progress_module
 from workers.verification.cascade.bound_table import BLOCK_BYTES, BOUNDS

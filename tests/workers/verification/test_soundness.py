@@ -14,47 +14,12 @@ from hypothesis import strategies as st
 
 from models.layers.kinds import Conv2d, Layer, Linear, ReLU, Reshape, Shift
 from models.network import Network
+from tests.workers.verification.certification import certify, evaluate, images
 from tests.workers.verification.networks import dense_network, random_network
 from workers.verification.attacks.pgd import attack, inside, project
 from workers.verification.cascade.bound_table import BOUNDS
-from workers.verification.cascade.run import SoundnessViolation, UnknownMethod, certify_samples
-from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
-
-CPU = torch.device("cpu")
-
-
-def evaluate(network: Network, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    with torch.no_grad():
-        return network(torch.from_numpy(x)).numpy()
-
-
-def certify(
-    network: Network,
-    x: np.ndarray[Any, Any],
-    epsilons: tuple[Any, ...] = ("1/10",),
-    labels: np.ndarray[Any, Any] | None = None,
-    **options: Any,
-) -> SampleResults:
-    """The cascade with the network itself as the deployed one."""
-    options.setdefault("norm", "l2")
-    memory = options.pop("memory", None)
-    logits = evaluate(network, x)
-    request = CertificationRequest(epsilons=tuple(map(Fraction, epsilons)), **options)
-    return certify_samples(
-        network,
-        x,
-        logits.argmax(1).astype(np.int64) if labels is None else labels,
-        np.arange(len(x)),
-        request,
-        deployed=lambda batch: evaluate(network, batch),
-        deployed_logits=logits,
-        device=CPU,
-        memory=memory,
-    )
-
-
-def images(seed: int, count: int = 6) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).random((count, 2, 8, 8)).astype(np.float32)
+from workers.verification.cascade.run import SoundnessViolation, UnknownMethod
+from workers.verification.results import AttackSettings, SampleResults
 
 
 @given(

@@ -2,91 +2,33 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta
-from models.layers.kinds import Conv2d, Layer, LeakyReLU, Linear, ReLU, Reshape
+from models.layers.kinds import Layer, LeakyReLU, ReLU
 from models.network import Network
-from tests.workers.verification.forward.test_propagation import points_of
+from tests.workers.verification.bounds.masked_maps import masked_case, random_map
+from tests.workers.verification.certification import arithmetic
 from tests.workers.verification.networks import (
-    Builder,
     adversarial_float32,
     dense_network,
     random_network,
+    saturated_network,
 )
+from tests.workers.verification.regions import points_of
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.local_lipschitz import local_margins
 from workers.verification.forward.local_pass import LocalPass
-from workers.verification.forward.propagation import Enclosure
-from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.slopes import anchored_slopes, paired_slopes
-from workers.verification.norms.per_sample import MaskedMap
 from workers.verification.norms.spectral import materialize
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 DTYPES = [torch.float32, torch.float64]
-
-
-def only_map(layer: Layer, shape: tuple[int, ...]) -> Dense | Convolution:
-    """The affine map of one layer."""
-    size = math.prod(layer.output_shape(shape))
-    rows = [("a", layer, ("input",)), ("r", ReLU(), ("a",)), ("f", Reshape(shape=(size,)), ("r",))]
-    network = Network(shape, rows)
-    op = CompiledNetwork.compile(network).steps[0].op
-    assert isinstance(op, Dense | Convolution)
-    return op
-
-
-def random_map(seed: int, scale: float) -> Dense | Convolution:
-    b = Builder((3, 6, 5) if seed % 2 else (20,), seed)
-    if seed % 2:
-        groups = 3 if seed % 3 == 0 else 1
-        b.conv(6, 3, stride=1 + seed % 4 // 2, padding=(1, 0, 2, 1), groups=groups)
-    else:
-        b.linear(15)
-    layer = b.rows[0][1]
-    assert isinstance(layer, Linear | Conv2d)
-    with torch.no_grad():
-        layer.weight.mul_(scale)
-    return only_map(layer, b.input_shape)
-
-
-def masked_case(
-    op: Dense | Convolution, seed: int, dtype: torch.dtype
-) -> tuple[MaskedMap, torch.Tensor, torch.Tensor]:
-    """(map, slopes, true norms) for random masks of very different density."""
-    generator = torch.Generator().manual_seed(seed)
-    count = 5
-    share = torch.tensor([1.0, 0.5, 0.1, 0.02, 0.0]).reshape(-1, *([1] * len(op.in_shape)))
-    mask = torch.rand(count, *op.in_shape, generator=generator) < share
-    centre = torch.rand(count, *op.in_shape, generator=generator).to(dtype)
-    state = Enclosure(
-        centre,
-        torch.ones(count, dtype=torch.float64),
-        torch.where(mask, centre - 1, centre),
-        torch.where(mask, centre + 1, centre),
-        torch.ones(count, dtype=torch.bool),
-    )
-    masked = MaskedMap.of(op, state)
-    assert torch.equal(masked.mask, mask.to(dtype))
-    share = share.reshape(-1, *([1] * len(op.out_shape)))
-    slopes = torch.rand(count, *op.out_shape, generator=generator).to(dtype)
-    slopes = slopes * (torch.rand(count, *op.out_shape, generator=generator) < share.flip(0) + 0.1)
-    matrix = materialize(op.linear, op.in_shape).T
-    exact = [
-        torch.linalg.matrix_norm(
-            slopes[row].double().flatten()[:, None] * matrix * mask[row].double().flatten(), 2
-        )
-        for row in range(count)
-    ]
-    return masked, slopes, torch.stack(exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -238,29 +180,6 @@ def test_slopes_of_sorted_pairs_bound_how_far_a_pair_moves(
         assert bool((moved <= slopes[:, :2].double() * away + room).all())
 
 
-def saturated_network(seed: int, *activation: Layer) -> Network:
-    """Most neurons are off: what the masks are for. Several layers act one after the other."""
-    b = Builder((2, 8, 8), seed)
-
-    def activate() -> None:
-        for layer in activation:
-            b.add(layer)
-
-    b.conv(6, 3, padding=1)
-    activate()
-    b.conv(6, 4, stride=2, padding=1)
-    activate()
-    b.flatten()
-    b.linear(30)
-    activate()
-    b.linear(4)
-    with torch.no_grad():
-        for _, layer, _ in b.rows[:-1]:
-            if isinstance(layer, Linear | Conv2d):
-                layer.bias.sub_(0.5)
-    return b.build()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "activation", [ReLU(), LeakyReLU(slope=0.1), MaxMin(), ReLUTheta(torch.tensor(0.4))]
@@ -327,10 +246,6 @@ def test_clamped_sorting_masks_what_lies_beyond_its_thresholds() -> None:
             assert bool((norm <= norms.spectral).all())
             better += int((norm < 0.9 * norms.spectral).sum())
     assert better > 0
-
-
-def arithmetic(dtype: torch.dtype) -> tuple[Rounding, torch.dtype]:
-    return Rounding.sound(dtype), dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

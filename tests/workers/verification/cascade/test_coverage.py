@@ -13,8 +13,8 @@ from torch import Tensor
 
 from models.layers.kinds import Layer, LeakyReLU, Linear, ReLU
 from models.network import Network
+from tests.workers.verification.certification import certify, evaluate
 from tests.workers.verification.networks import Builder
-from tests.workers.verification.test_soundness import certify, evaluate
 from workers.verification.attacks.pgd import attack
 from workers.verification.backward.adjoint import ADJOINTS
 from workers.verification.backward.backward_pass import has_backward_rule

@@ -10,13 +10,9 @@ import pytest
 import torch
 
 from models.layers.kinds import ReLU
-from tests.workers.verification.bounds.test_local_lipschitz import (
-    arithmetic,
-    masked_case,
-    random_map,
-    saturated_network,
-)
-from tests.workers.verification.test_soundness import certify, images
+from tests.workers.verification.bounds.masked_maps import masked_case, random_map
+from tests.workers.verification.certification import arithmetic, certify, images
+from tests.workers.verification.networks import saturated_network
 from workers.verification.bounds import local_lipschitz
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.forward.local_pass import LocalPass

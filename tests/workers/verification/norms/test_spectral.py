@@ -101,7 +101,7 @@ def test_a_circulant_norm_is_that_of_its_symbols(
     random = torch.randn(out, into, kernel, kernel, generator=rng, dtype=torch.float64)
     blocks = {
         "random": random,
-        "s_shaped": mixed * torch.exp(-(line[:, None] ** 2 + line**2)),
+        "smooth": mixed * torch.exp(-(line[:, None] ** 2 + line**2)),
         "orthogonal": torch.eye(out, into, dtype=torch.float64)[:, :, None, None] * tap,
         "one tap": mixed * tap,
         "rank one": column * random[:1],
@@ -147,7 +147,7 @@ def test_convolution_bound_is_within_two_percent_on_larger_maps(
     weight = {
         "random": torch.randn(4, 3, kernel, kernel, generator=generator),
         "ones": torch.ones(4, 3, kernel, kernel),
-        "s_shaped": channels * torch.exp(-(line[:, None] ** 2 + line**2)),
+        "smooth": channels * torch.exp(-(line[:, None] ** 2 + line**2)),
         "wave": channels * torch.cos(1.3 * line[:, None] + 0.7 * line),
     }[kind]
     geometry = ConvGeometry((size, size), (stride,) * 2, (padding,) * 4, (dilation,) * 2)

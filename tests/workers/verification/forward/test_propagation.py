@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.network import Network
+from tests.extent import examples
 from tests.workers.verification.networks import adversarial_float32, random_network
 from tests.workers.verification.regions import points_of
 from workers.verification.forward.margins import logit_enclosure, margin_lower_bounds
@@ -17,8 +18,8 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "linf"]),
     clip=st.booleans(),
@@ -26,7 +27,7 @@ from workers.verification.rounding import Rounding
     scale=st.sampled_from([1.0, 1e-4, 1e4, 1e-6, 1e6]),
     parts=st.sampled_from([(True, True), (True, False), (False, True)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_every_float32_evaluation_lies_in_ball_box_and_margins(
     dtype: torch.dtype,
     seed: int,

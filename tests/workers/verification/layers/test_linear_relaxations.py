@@ -199,10 +199,10 @@ def test_lines_are_tight() -> None:
 def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
     random = np.random.default_rng(seed)
     first, second = boxes(random, 64, dtype), boxes(random, 64, dtype)
-    own = Rounding.sound(dtype).own
+    rounding = Rounding.sound(dtype)
     shares = [0.0, 1.0, *random.random(6)]
     for make, function in ((maximum_planes, torch.maximum), (minimum_planes, torch.minimum)):
-        planes = make(*first, *second, own)
+        planes = make(*first, *second, rounding)
         assert bool((planes.lower_intercept <= 0).all())
         assert bool((planes.upper_intercept >= 0).all())
         for one in shares:

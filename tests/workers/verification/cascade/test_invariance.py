@@ -8,17 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from models.network import Network
+from tests.extent import ALL
 from tests.workers.verification.cascade.answers import answers
-from tests.workers.verification.networks import random_network
+from tests.workers.verification.networks import dense_network, random_network
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.results import AttackSettings, CertificationRequest
 
+METHODS = ["auto", *BOUNDS]
+NORMS = ["l2", "linf"]
 
-@pytest.mark.parametrize("method", ["auto", *BOUNDS])
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_shards_and_threads_change_nothing(method: str, norm: str, tmp_path: Path) -> None:
+
+def shards_change_nothing(
+    network: Network, x: NDArray[np.float32], method: str, norm: str, cache: Path
+) -> None:
     request = CertificationRequest(
         norm,
         (Fraction(1, 50), Fraction(1, 10), Fraction(3, 10)),
@@ -26,20 +32,39 @@ def test_shards_and_threads_change_nothing(method: str, norm: str, tmp_path: Pat
         attack=AttackSettings(steps=5) if method == "auto" else None,
         radius=method in ("lipschitz", "ibp", "bcp"),
     )
-    network = random_network(8)
-    x = np.random.default_rng(8).random((12, 2, 8, 8)).astype(np.float32)
-    whole = answers(network, x, request, tmp_path, shard=12)
-    for shard, threads in ((1, 1), (7, 1), (12, 2)):
-        other = answers(network, x, request, tmp_path, shard=shard, threads=threads)
+    whole = answers(network, x, request, cache, shard=len(x))
+    for shard, threads in ((1, 1), (len(x) - 2, 1), (len(x), 2)):
+        other = answers(network, x, request, cache, shard=shard, threads=threads)
         assert whole.differences(other) == (0, 0), (shard, threads)
 
 
-#: Networks on which float32's own rounding hides what float64 proves.
-HARD_FOR_FLOAT32 = (1, 2)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_shards_and_threads_change_nothing_of_a_dense_network(
+    method: str, norm: str, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(8).random((5, 8)).astype(np.float32)
+    shards_change_nothing(dense_network([8, 20, 12, 4], 8), x, method, norm, tmp_path)
 
 
-@pytest.mark.parametrize("method", ["auto", *BOUNDS])
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("method", METHODS if ALL else ["auto"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_shards_and_threads_change_nothing_of_convolutions(
+    method: str, norm: str, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(8).random((12 if ALL else 6, 2, 8, 8)).astype(np.float32)
+    shards_change_nothing(random_network(8), x, method, norm, tmp_path)
+
+
+#: Seeds of a network and 30 samples on which float32's own rounding hides what float64 proves,
+#: for some bound and epsilon; and those of the samples where it does.
+HARD_FOR_FLOAT32 = {2: (1, 13, 17, 18, 24, 27)}
+if ALL:
+    HARD_FOR_FLOAT32 = {seed: tuple(range(30)) for seed in (1, 2)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_float64_alone_as_on_a_gpu_changes_nothing(method: str, norm: str, tmp_path: Path) -> None:
     shares = (1, 2, 5, 10, 20, 40, 70, 100, 200, 400, 800, 2000)
     request = CertificationRequest(
@@ -49,11 +74,11 @@ def test_float64_alone_as_on_a_gpu_changes_nothing(method: str, norm: str, tmp_p
         attack=None,
         radius=method in ("lipschitz", "ibp", "bcp", "local-lip"),
     )
-    for seed in HARD_FOR_FLOAT32:
+    for seed, rows in HARD_FOR_FLOAT32.items():
         network = random_network(seed)
-        x = np.random.default_rng(seed).random((30, 2, 8, 8)).astype(np.float32)
-        usual = answers(network, x, request, tmp_path, shard=30)
-        alone = answers(network, x, request, tmp_path, shard=30, float64_alone=True)
+        x = np.random.default_rng(seed).random((30, 2, 8, 8)).astype(np.float32)[list(rows)]
+        usual = answers(network, x, request, tmp_path, shard=len(x))
+        alone = answers(network, x, request, tmp_path, shard=len(x), float64_alone=True)
         assert usual.differences(alone) == (0, 0), seed
 
 

@@ -10,8 +10,10 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?=
-# Processes that tests run in, a file of them at a time.
-TEST_PROCESSES ?= 2
+# Processes that tests run in, a file of them at a time: one more than cores, as some tests wait for
+# services. Folders in their order (end to end first), or the longest files would come last.
+TEST_PROCESSES ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: install demo serve test lint type format pytest hostile schemathesis chaos nightly clean
@@ -44,13 +46,13 @@ type: install
 	$(BIN)/mypy
 
 pytest: install
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(PYTEST)
 
 # The whole corpus of hostile uploads; "make test" leaves out what unit tests refuse too.
 hostile: install
 	CERTSERVE_TEST_ALL=1 $(BIN)/python -m pytest tests/e2e/test_hostile.py --timeout 900
 
-# Five minutes without a key and five with one; "make test" takes 20 seconds for each.
+# Five minutes without a key and five with one; "make test" takes 20 seconds with one.
 schemathesis: install
 	CERTSERVE_TEST_SCHEMATHESIS_S=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
 
@@ -58,10 +60,14 @@ schemathesis: install
 chaos: install
 	CERTSERVE_CHAOS_S=120 $(BIN)/python -m pytest -s tests/e2e/chaos
 
-# What looks for wrong certificates at length: random graphs against ONNX Runtime.
+# All of what "make test" takes a slice of (docs/testing.md), then what looks for wrong certificates
+# at length: random graphs against ONNX Runtime, known wrong inputs, shards and threads.
 nightly: install
+	CERTSERVE_TEST_ALL=1 CERTSERVE_TEST_SCHEMATHESIS_S=300 CERTSERVE_CHAOS_S=120 \
+		$(PYTEST) --timeout 7200
 	$(BIN)/python -m benchmarks.verification.differential --graphs 5000 --mutants 5000
 	$(BIN)/python -m benchmarks.verification.adversary --graphs 3000
+	$(BIN)/python -m benchmarks.verification.invariance --decisions 100000
 
 format: install
 	$(BIN)/ruff format .

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.extent import ALL, examples
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # How long an example takes says more of the machine than of the code.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("slice", PATIENT)
+settings.register_profile("nightly", PATIENT, max_examples=examples(PATIENT.max_examples))
+settings.load_profile("nightly" if ALL else "slice")
 
 
 @pytest.fixture(autouse=True)

@@ -44,13 +44,18 @@ def cases(draw: st.DrawFn) -> tuple[JobSubmission, dict[str, Any], SampleResults
         "input_shape": [1, 2, 2],
         "classes": 3,
         "dropped_output": draw(st.sampled_from([None, "Softmax"])),
-        "batch": draw(st.sampled_from([None, "any", 1])),
         "graph_digest": DIGEST,
         "labelled": labelled,
         "total": draw(st.sampled_from([None, count, count + 7])),
         "parity": {"max_difference": draw(st.sampled_from([0.0, 1e-7, math.nan])), "budget": 1e-5},
     }
-    return _submission(spec, draw(NAMES)), facts, draw(_results(spec, count, labelled, attacked))
+    # Jobs that an older version prepared do not say.
+    batch = draw(st.sampled_from([{}, {"batch": "any"}, {"batch": 1}]))
+    return (
+        _submission(spec, draw(NAMES)),
+        facts | batch,
+        draw(_results(spec, count, labelled, attacked)),
+    )
 
 
 def _submission(spec: Spec, name: str) -> JobSubmission:

@@ -168,3 +168,11 @@ def test_resources_lie_beside_the_module_that_reads_them() -> None:
             file for file in path.parents[1].glob("*.py") if f'"{path.stem}' in file.read_text()
         ]
         assert readers, f"nobody in {path.parents[1]} runs {path.name}"
+
+
+def test_no_test_is_imported() -> None:
+    """What tests share lies in harness files beside them."""
+    for folder in ("tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for target, _ in imports(path):
+                assert ".test_" not in target, f"{path.relative_to(ROOT)} imports {target}"

@@ -25,7 +25,7 @@ import torch
 
 from models.network import Network
 from models.onnx.importer import import_onnx
-from tests.workers.verification.cascade.test_invariance import answers
+from tests.workers.verification.cascade.answers import answers
 from tests.workers.verification.networks import random_network
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.results import CertificationRequest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,10 +21,10 @@ from tests.e2e.hostile.graphs import graphs, overflowing
 from tests.e2e.hostile.samples import samples
 from tests.e2e.hostile.weights import MARK, weights
 from tests.e2e.memory import MemoryWatch, peak_bytes
+from tests.extent import ALL
 
 GiB = 2**30
 INSPECTION_BYTES = 4 * GiB
-ALL = "CERTSERVE_TEST_ALL" in os.environ
 CASES = [case for case in (*bodies(), *samples(), *weights(), *graphs()) if ALL or not case.deep]
 
 

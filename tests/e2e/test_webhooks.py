@@ -10,8 +10,7 @@ from service.client import Client
 from service.contract.processes import ProcessId, wait_until
 from tests.e2e.conftest import JOB_S, START_S, LiveService
 from tests.e2e.hostile.case import SPEC
-from tests.service.webhooks.receiver import Receiver
-from tests.service.webhooks.test_webhooks import SECRET, check_signature
+from tests.service.webhooks.receiver import SECRET, Receiver, check_signature
 
 
 def test_a_killed_api_tells_of_the_job_later(

@@ -70,3 +70,32 @@ def idx_pair(images: int = 3, labels: int = 3) -> tuple[bytes, bytes]:
     pixels = b"\0\0\x08\x03" + struct.pack(">III", images, 2, 2) + b"\0" * (4 * images)
     classes = b"\0\0\x08\x01" + struct.pack(">I", labels) + b"\0" * labels
     return gzip.compress(pixels), gzip.compress(classes)
+
+
+def npy_claim(shape: str, kind: str = "<f4") -> bytes:
+    """The header of an array file that claims this shape and type."""
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+def labels_npy(count: int = 5, kind: Any = np.int64) -> bytes:
+    """An array file of zeros."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(count, kind))
+    return file.getvalue()
+
+
+def npz_bomb(size: int = 200_000_000) -> bytes:
+    """A small npz of so many zero bytes."""
+    members = {"x.npy": npy_claim(f"({size // 4}, 1)") + bytes(size), "y.npy": labels_npy(1)}
+    return zipped(members, compression=zipfile.ZIP_DEFLATED)
+
+
+def zip_with_link() -> bytes:
+    """A zip whose image is a link out of it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        member = zipfile.ZipInfo("cat/1.png")
+        member.external_attr = 0o120777 << 16
+        archive.writestr(member, "/etc/passwd")
+    return file.getvalue()

@@ -8,8 +8,8 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from tests.e2e.hostile.case import Case, Part
+from tests.models.onnx.external_data import good, in_function, in_initializer, in_sparse_indices
 from tests.models.onnx.graphs import graph_of, normal
-from tests.models.onnx.test_onnx_hostile import good, in_function, in_initializer, in_sparse_indices
 from tests.service.uploads_by_hand import npz, onnx_model
 
 __all__ = ["graphs", "overflowing"]

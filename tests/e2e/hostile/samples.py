@@ -14,8 +14,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from tests.e2e.hostile.case import SPEC, Case, Part
-from tests.service.uploads.test_uploads import _bomb, _link, _npy_claim
-from tests.service.uploads_by_hand import idx_pair, images_zip, npz, zipped
+from tests.service.uploads_by_hand import (
+    idx_pair,
+    images_zip,
+    npy_claim,
+    npz,
+    npz_bomb,
+    zip_with_link,
+    zipped,
+)
 
 __all__ = ["samples"]
 
@@ -54,14 +61,14 @@ Row = tuple[str, set[str], str, bytes]
 
 def _npz() -> Iterator[Row]:
     bomb, broken, wrong = {"decompression_bomb"}, {"invalid_npz"}, {"invalid_dataset"}
-    yield "npz bomb", bomb, "a.npz", _bomb()
-    claim = _npy_claim("(1000000, 1000000)")
+    yield "npz bomb", bomb, "a.npz", npz_bomb()
+    claim = npy_claim("(1000000, 1000000)")
     yield "npz of 4 TB", wrong, "a.npz", zipped({"x.npy": claim})
     yield "npz in an npz", wrong, "a.npz", zipped({"a.npz": npz(x=X, y=Y)})
-    yield "npz of a negative shape", wrong, "a.npz", zipped({"x.npy": _npy_claim("(-1, 4)")})
-    code = _npy_claim("__import__('os').mkdir('certserve-was-here')")
+    yield "npz of a negative shape", wrong, "a.npz", zipped({"x.npy": npy_claim("(-1, 4)")})
+    code = npy_claim("__import__('os').mkdir('certserve-was-here')")
     yield "npz with code for a shape", broken, "a.npz", zipped({"x.npy": code})
-    deep = _npy_claim("(" * 5000)
+    deep = npy_claim("(" * 5000)
     yield "npz with a nested header", broken, "a.npz", zipped({"x.npy": deep})
     objects = npz(x=np.array([[print]], dtype=object))
     yield "npz of objects", {"pickle_refused"}, "a.npz", objects
@@ -99,7 +106,7 @@ def _corrupt() -> bytes:
 
 def _false_size() -> bytes:
     """The directory says 4 KB of zeros, the stream goes on for 16 MB."""
-    claim = _npy_claim("(1024, 4)", "|u1")
+    claim = npy_claim("(1024, 4)", "|u1")
     data = zipped({"x.npy": claim + bytes(16_000_000)}, compression=zipfile.ZIP_DEFLATED)
     real, lie = (struct.pack("<I", len(claim) + count) for count in (16_000_000, 4096))
     return data.replace(real, lie)
@@ -121,7 +128,7 @@ def _images() -> Iterator[Row]:
         "a.zip",
         zipped({f"a/{n}.png": b"" for n in range(301)}),
     )
-    yield "zip with a link", {"invalid_zip"}, "a.zip", _link()
+    yield "zip with a link", {"invalid_zip"}, "a.zip", zip_with_link()
     yield "zip upwards", {"invalid_zip"}, "a.zip", zipped({"a/../../1.png": b""})
     yield "zip to /etc", {"invalid_zip"}, "a.zip", zipped({"/etc/1.png": b""})
     yield "zip by backslashes", {"invalid_zip"}, "a.zip", zipped({"a\\..\\1.png": b""})

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tests.e2e.hostile.case import SPEC, Case, Part
-from tests.models.checkpoints.test_checkpoints_hostile import rewritten, saved, state
+from tests.models.checkpoints.files import rewritten, saved, state
 from tests.service.uploads_by_hand import checkpoint, safetensors, zipped
 
 __all__ = ["MARK", "weights"]

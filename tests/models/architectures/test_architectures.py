@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from models.architectures.published import ARCHITECTURES, blueprint, build
 from models.errors import ModelError
 from models.layers.kinds import Conv2d, Linear
+from tests.extent import examples
 
 PARAMETERS = {
     "mnist-4c3f": 1_974_762,
@@ -154,7 +155,7 @@ JSON = st.recursive(
 KEYS = ["out", "kernel", "stride", "padding", "groups", "from", "name", "mean", "std", "slope"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

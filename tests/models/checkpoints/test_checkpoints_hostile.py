@@ -8,7 +8,6 @@ import pickle
 import resource
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,9 @@ from torch import nn
 
 from models.checkpoints.state_dict import load_checkpoint
 from models.errors import ModelError
+from tests.models.checkpoints.files import rewritten, saved, state
 
 LIST: dict[str, Any] = {"input": [4], "layers": [{"kind": "linear", "out": 3}]}
-
-
-def saved(content: Any, *, legacy: bool = False) -> bytes:
-    stream = io.BytesIO()
-    torch.save(content, stream, _use_new_zipfile_serialization=not legacy)
-    return stream.getvalue()
-
-
-def state() -> dict[str, torch.Tensor]:
-    return {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
-
-
-def rewritten(
-    data: bytes,
-    change: Callable[[str, bytes], tuple[str, bytes]] = lambda name, content: (name, content),
-    *,
-    compression: int = zipfile.ZIP_STORED,
-    more: dict[str, bytes] | None = None,
-) -> bytes:
-    result = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(data)) as source,
-        zipfile.ZipFile(result, "w", compression) as target,
-    ):
-        for member in source.infolist():
-            target.writestr(*change(member.filename, source.read(member)))
-        for name, content in (more or {}).items():
-            target.writestr(name, content)
-    return result.getvalue()
 
 
 def code_of(tmp_path: Path, data: bytes, format: str = "pt") -> str:

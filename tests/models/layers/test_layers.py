@@ -14,38 +14,14 @@ from torch import Tensor
 from models.architectures.published import blueprint, build
 from models.checkpoints.state_dict import network_of_state_dict
 from models.errors import ModelError
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import LAYER_KINDS, Layer, ReLU, Reshape, ShapeError
 from models.network import Network, NetworkError
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
-
-
-def t(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def every_new_layer() -> Network:
-    rows: list[Any] = [
-        ("theta", ReLUTheta(t(4, 3, 5).abs()), ("input",)),
-        ("tanh", Tanh(), ("input",)),
-        ("join", Concat(axis=0), ("theta", "tanh", "input")),
-        ("pairs", MaxMin(), ("join",)),
-        ("part", Slice(axis=0, start=1, stop=12, step=3), ("pairs",)),
-        ("floor", AtLeast(t(4, 1, 1)), ("part",)),
-        ("roof", AtMost(t(4, 3, 5)), ("input",)),
-        ("high", Maximum(), ("floor", "roof")),
-        ("low", Minimum(), ("floor", "tanh")),
-        ("wide", Concat(axis=2), ("high", "low")),
-        ("clip", Clip(low=-0.7, high=0.9), ("wide",)),
-        ("upper", Clip(high=0.8), ("clip",)),
-        ("sum", ReduceSum(axes=(1,), keepdims=True), ("upper",)),
-        ("mean", ReduceMean(axes=(0, 1)), ("sum",)),
-        ("sigmoid", Sigmoid(), ("mean",)),
-    ]
-    return Network((4, 3, 5), rows).eval()
+from tests.models.layers.every_layer import every_new_layer, normal
 
 
 def reference(x: Tensor, network: Network) -> Tensor:
@@ -61,7 +37,7 @@ def reference(x: Tensor, network: Network) -> Tensor:
 
 
 def test_forward_is_plain_torch() -> None:
-    network, x = every_new_layer(), t(7, 4, 3, 5)
+    network, x = every_new_layer(), normal(7, 4, 3, 5)
     assert torch.allclose(network(x), reference(x, network), atol=1e-6)
     assert [row.shape for row in network.nodes][:5] == [
         (4, 3, 5), (4, 3, 5), (12, 3, 5), (12, 3, 5), (4, 3, 5)
@@ -71,7 +47,7 @@ def test_forward_is_plain_torch() -> None:
 def test_gradients() -> None:
     """Finite differences agree, thresholds included."""
     network = every_new_layer().double()
-    x = (2 * t(2, 4, 3, 5)).double().requires_grad_()
+    x = (2 * normal(2, 4, 3, 5)).double().requires_grad_()
     assert torch.autograd.gradcheck(network, (x,))
     theta: Any = network.layer("theta")
     network(x).sum().backward()
@@ -83,7 +59,7 @@ def test_round_trip(opset: int) -> None:
     """Export, ONNX Runtime, import: the same logits; the description says the same, too."""
     network = every_new_layer()
     data = export_onnx(network, opset=opset)
-    x = t(6, 4, 3, 5)
+    x = normal(6, 4, 3, 5)
     again = import_onnx_bytes(data)
     with torch.no_grad():
         assert torch.allclose(again(x), network(x), atol=1e-6)
@@ -118,9 +94,9 @@ def test_round_trip(opset: int) -> None:
         (ReduceMean(axes=(1, 1)), [(3, 4)]),
         (MaxMin(), [(3, 4)]),
         (MaxMin(), [()]),
-        (ReLUTheta(t(2, 3)), [(3,)]),
-        (AtMost(t(4)), [(3,)]),
-        (AtLeast(t(3)), [(1,)]),
+        (ReLUTheta(normal(2, 3)), [(3,)]),
+        (AtMost(normal(4)), [(3,)]),
+        (AtLeast(normal(3)), [(1,)]),
     ],
 )
 def test_shapes_that_do_not_fit(layer: Layer, shapes: list[tuple[int, ...]]) -> None:
@@ -193,7 +169,7 @@ def test_layer_lists() -> None:
     assert [row.shape for row in network.nodes][-5:] == [
         (16, 4, 4), (16, 4, 4), (16, 4, 4), (16,), (5,)
     ]  # fmt: skip
-    x = t(2, 3, 6, 6)
+    x = normal(2, 3, 6, 6)
     again = import_onnx_bytes(export_onnx(network))
     assert torch.allclose(again(x), network(x), atol=1e-6)
     plan = blueprint(rows)
@@ -256,7 +232,7 @@ def test_a_view_of_everything_reduced() -> None:
         ("two", Concat(), ("one", "one")),
     ]
     network = Network((2, 3), rows)
-    x = t(3, 2, 3)
+    x = normal(3, 2, 3)
     assert torch.allclose(network(x), x.sum((1, 2))[:, None].expand(3, 2))
     again = import_onnx_bytes(export_onnx(network))
     assert torch.allclose(again(x), network(x))

@@ -35,6 +35,7 @@ from models.network import Network
 from models.onnx.exporter.export import EXPORTERS, export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
+from tests.extent import examples
 
 OPSETS = [13, 15, 17, 18, 19, 21]
 
@@ -104,7 +105,7 @@ def test_named_architectures(name: str) -> None:
                                          * network.input_shape[0]))  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.sampled_from(["max", "avg", "avg-include"]),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),

@@ -13,7 +13,7 @@ from models.errors import ModelError
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
-from tests.models.layers.test_layers import every_new_layer
+from tests.models.layers.every_layer import every_new_layer
 from tests.models.onnx.graphs import graph_of, normal
 
 NUMBERS = [-(2**63), -4, -1, 0, 1, 2, 3, 6, 2**31, 2**63 - 1]

@@ -19,6 +19,7 @@ from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
+from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, graph_of, normal
 
 node = helper.make_node
@@ -42,7 +43,7 @@ def deployed_output(data: bytes, x: Any) -> Any:
     return session.run(None, {"x": x})[0]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.sampled_from(range(9, 22)),
     st.sampled_from(["Softmax", "LogSoftmax"]),

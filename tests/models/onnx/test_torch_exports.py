@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import NodeProto, helper
 from torch import Tensor, nn
 
+from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, normal
 
 
@@ -134,7 +135,7 @@ def several(step: str, last: str, earlier: str, name: str, opset: int) -> list[N
     return [reduced, make("Concat", parts[:1] * 4, [name], axis=1)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.sampled_from(STEPS), min_size=2, max_size=12), st.sampled_from([11, 13, 17]))
 def test_random_compositions(steps: list[str], opset: int) -> None:
     """Operators one after another, joined with any earlier value of the same shape."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 
 from service.reports import render_csv, render_html, render_svg
 from tests.report_cases import cases, finished
+from workers.jobs.report.statement import statement
 
 Case = tuple[Any, dict[str, Any], Any]
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -83,10 +84,6 @@ def test_the_table_reads_back_with_the_contracts_columns(case: Case) -> None:
 
 
 def test_an_estimate_says_so_in_capitals() -> None:
-    from tests.report_cases import DIGEST
-    from tests.workers.jobs.report.test_report import statement
-
-    assert DIGEST
     text = statement(
         norm="l2", soundness="estimate", clip=True, labelled=True, failure_probability=0.0
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
 import pickle
-import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,12 @@ from tests.service.uploads_by_hand import (
     checkpoint,
     idx_pair,
     images_zip,
+    npy_claim,
     npz,
+    npz_bomb,
     onnx_model,
     safetensors,
+    zip_with_link,
     zipped,
 )
 
@@ -41,33 +42,8 @@ def _legacy(obj: bytes) -> bytes:
     return magic + b"".join(rest) + obj + pickle.dumps([], 2) + b"raw storages"
 
 
-def _npy_claim(shape: str, kind: str = "<f4") -> bytes:
-    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
-
-
-def _y(count: int = 5, kind: Any = np.int64) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.zeros(count, kind))
-    return file.getvalue()
-
-
 def _many() -> bytes:
     return zipped({f"a/{number}.png": b"" for number in range(101)})
-
-
-def _bomb(size: int = 200_000_000) -> bytes:
-    members = {"x.npy": _npy_claim(f"({size // 4}, 1)") + bytes(size), "y.npy": _y(1)}
-    return zipped(members, compression=zipfile.ZIP_DEFLATED)
-
-
-def _link() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        member = zipfile.ZipInfo("cat/1.png")
-        member.external_attr = 0o120777 << 16
-        archive.writestr(member, "/etc/passwd")
-    return file.getvalue()
 
 
 X = np.zeros((5, 1, 4, 4), np.uint8)
@@ -127,14 +103,14 @@ DATASETS: list[tuple[str, str, bytes]] = [
     ("invalid_npz", "a.npz", npz()[: len(npz()) // 2]),
     ("invalid_npz", "a.npz", b"garbage" * 100),
     ("invalid_npz", "a.npz", zipped({"x.npy": b"\x93NUMPY\x01\x00\xff\xff{"})),
-    ("invalid_npz", "a.npz", zipped({"x.npy": _npy_claim("__import__('os').system('true')")})),
-    ("invalid_npz", "a.npz", zipped({"x.npy": _npy_claim("(" * 5000)})),
-    ("invalid_npz", "a.npz", zipped({"x.npy": _npy_claim("(4,)", "'<f4',")})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": npy_claim("__import__('os').system('true')")})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": npy_claim("(" * 5000)})),
+    ("invalid_npz", "a.npz", zipped({"x.npy": npy_claim("(4,)", "'<f4',")})),
     ("invalid_npz", "a.npz", zipped({"x.npy": b"", "../y.npy": b""})),
     ("invalid_npz", "a.npz", zipped({"x.npy": b"1"}, compression=zipfile.ZIP_LZMA)),
     ("invalid_dataset", "a.npz", npz(images=X)),
-    ("invalid_dataset", "a.npz", zipped({"x.npy": _npy_claim("(1000000, 1000000)")})),
-    ("invalid_dataset", "a.npz", zipped({"x.npy": _npy_claim("(-1, 4)")})),
+    ("invalid_dataset", "a.npz", zipped({"x.npy": npy_claim("(1000000, 1000000)")})),
+    ("invalid_dataset", "a.npz", zipped({"x.npy": npy_claim("(-1, 4)")})),
     ("invalid_dataset", "a.npz", npz(x=X.astype(np.complex64), y=np.arange(5))),
     ("invalid_dataset", "a.npz", npz(x=X.astype(np.int64), y=np.arange(5))),
     ("invalid_dataset", "a.npz", npz(x=np.zeros(5, np.float32), y=np.arange(5))),
@@ -146,12 +122,12 @@ DATASETS: list[tuple[str, str, bytes]] = [
     ("empty_dataset", "a.npz", npz(x=X[:0], y=np.arange(0))),
     ("length_mismatch", "a.npz", npz(x=X, y=np.arange(4))),
     ("invalid_labels", "a.npz", npz(x=X, y=np.array([0, 1, 2, 3, -1]))),
-    ("decompression_bomb", "a.npz", _bomb()),
+    ("decompression_bomb", "a.npz", npz_bomb()),
     ("empty_dataset", "a.zip", zipped({"readme.txt": b""})),
     ("invalid_dataset", "a.zip", zipped({"1.png": b""})),
     ("invalid_zip", "a.zip", zipped({"/etc/1.png": b""})),
     ("invalid_zip", "a.zip", zipped({"a/../../1.png": b""})),
-    ("invalid_zip", "a.zip", _link()),
+    ("invalid_zip", "a.zip", zip_with_link()),
     ("decompression_bomb", "a.zip", _many()),
     ("invalid_idx", "a.gz", gzip.compress(b"text")),
     ("invalid_idx", "a.gz", b"text"),

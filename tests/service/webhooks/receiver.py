@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import http.server
 import ssl
 import threading
@@ -10,7 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-__all__ = ["Received", "Receiver"]
+__all__ = ["SECRET", "Received", "Receiver", "check_signature"]
+
+KEY = b"0123456789abcdef0123456789abcdef"
+SECRET = "whsec_" + base64.b64encode(KEY).decode()
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,12 @@ class Receiver:
         self._closing.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+def check_signature(message: Received) -> None:
+    """By hand, as the Standard Webhooks specification says."""
+    timestamp = message.headers["webhook-timestamp"]
+    signed = f"{message.headers['webhook-id']}.{timestamp}.".encode() + message.body
+    expected = base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
+    assert message.headers["webhook-signature"] == f"v1,{expected}"
+    assert abs(int(timestamp) - message.at) < 60

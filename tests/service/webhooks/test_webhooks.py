@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import ipaddress
 import json
 import shutil
@@ -22,11 +19,9 @@ from service.contract.settings import Settings
 from service.webhooks.sending import signature
 from tests.service.conftest import RedisServer, Serving, eventually
 from tests.service.uploads_by_hand import onnx_model
-from tests.service.webhooks.receiver import Received, Receiver
+from tests.service.webhooks.receiver import SECRET, Receiver, check_signature
 from tests.workers.jobs.conftest import tiny_npz
 
-KEY = b"0123456789abcdef0123456789abcdef"
-SECRET = "whsec_" + base64.b64encode(KEY).decode()
 SPEC = {"norm": "l2", "epsilons": ["36/255"]}
 ARCHITECTURE = {"input": [1, 6, 6], "layers": [{"kind": "flatten"}, {"kind": "linear", "out": 3}]}
 
@@ -65,14 +60,6 @@ def ended(api: httpx.Client, url: str) -> str:
 def state_of(settings: Settings, job_id: str) -> dict[str, Any]:
     path = settings.data_dir / "jobs" / job_id / "webhook.json"
     return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
-
-
-def check_signature(message: Received) -> None:
-    timestamp = message.headers["webhook-timestamp"]
-    signed = f"{message.headers['webhook-id']}.{timestamp}.".encode() + message.body
-    expected = base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
-    assert message.headers["webhook-signature"] == f"v1,{expected}"
-    assert abs(int(timestamp) - message.at) < 60
 
 
 def test_the_signature_is_that_of_the_standard() -> None:

@@ -17,12 +17,8 @@ from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
+from tests.workers.jobs.work import work
 from workers.jobs.hardware.device_check import DEVICE_LOST
-from workers.jobs.work_loop import WorkLoop
-
-
-def work(corridor: Corridor, job_id: str) -> None:
-    WorkLoop(corridor.settings, corridor.store, corridor.ledger, job_id).work()
 
 
 def test_from_upload_to_report(corridor: Corridor) -> None:

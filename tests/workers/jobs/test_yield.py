@@ -7,40 +7,12 @@ from typing import Any
 import pytest
 
 import workers.jobs.work_loop
-from service.contract.ids import new_job_id
 from service.contract.ledger.ledger import Ledger
-from service.contract.schemas.submissions import DatasetSource, JobSubmission
-from service.contract.schemas.training_plans import TrainSpec
-from service.contract.times import now, rfc3339
-from service.recipes.recipes import plan_of
+from service.contract.schemas.submissions import JobSubmission
+from service.contract.times import now
 from tests.workers.jobs.conftest import Corridor
+from tests.workers.jobs.work import EPOCHS, training
 from workers.jobs.work_loop import WorkLoop
-
-EPOCHS = 30
-
-
-def training(corridor: Corridor) -> JobSubmission:
-    spec = TrainSpec(
-        method="standard",
-        dataset="digits",
-        epsilon="0.1",  # type: ignore[arg-type]
-        architecture={"name": "orthogonal-dense", "input": [1, 8, 8], "widths": [16]},
-        recipe={"activation": "maxmin"},
-        epochs=EPOCHS,
-        certify=None,
-    )
-    submission = JobSubmission(
-        id=new_job_id(),
-        kind="train",
-        spec={},
-        model=None,
-        dataset=None,
-        training=plan_of(spec, "digits", held_out=0.0).normal(),
-        training_dataset=DatasetSource(kind="digits", name="digits", split="train"),
-        created_at=rfc3339(now()),
-    )
-    assert corridor.ledger.create(submission)
-    return submission
 
 
 def test_training_lets_a_small_job_through(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from service.contract.schemas.training_plans import TRAINING_METHODS
-from tests.workers.training.test_loop import CPU, config_of, images
+from tests.extent import ALL
+from tests.workers.training.runs import CPU, config_of, images
 from workers.training import loop, step
 from workers.training.bounds.last_layer import ball_logits
 from workers.training.config import TrainingConfig, TrainingError
@@ -83,7 +83,7 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once_a_phase(
 
 #: Half a minute of compiling each, whatever is compiled.
 needs_compiler = pytest.mark.skipif(
-    "CERTSERVE_TEST_ALL" not in os.environ or shutil.which("g++") is None,
+    not ALL or shutil.which("g++") is None,
     reason="takes a C++ compiler, and time: CERTSERVE_TEST_ALL",
 )
 

@@ -261,3 +261,26 @@ def _magnitude(layer: Layer, inputs: list[Tensor], unit: float) -> tuple[Tensor,
     if isinstance(layer, LeakyReLU):
         return layer(inputs[0]).abs() * (inputs[0] < 0), 1
     return torch.zeros(1, dtype=torch.float64), 0
+
+
+def saturated_network(seed: int, *activation: Layer) -> Network:
+    """Most neurons are off: what the masks are for. Several layers act one after the other."""
+    b = Builder((2, 8, 8), seed)
+
+    def activate() -> None:
+        for layer in activation:
+            b.add(layer)
+
+    b.conv(6, 3, padding=1)
+    activate()
+    b.conv(6, 4, stride=2, padding=1)
+    activate()
+    b.flatten()
+    b.linear(30)
+    activate()
+    b.linear(4)
+    with torch.no_grad():
+        for _, layer, _ in b.rows[:-1]:
+            if isinstance(layer, Linear | Conv2d):
+                layer.bias.sub_(0.5)
+    return b.build()

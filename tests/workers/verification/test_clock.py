@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.layers.kinds import ReLU
 from models.network import Network
 from models.onnx.importer import import_onnx
+from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import Builder, random_network
-from tests.workers.verification.test_soundness import evaluate
 from workers.verification import clock as clock_module
 from workers.verification.cascade import progress as progress_module
 from workers.verification.cascade.bound_table import BLOCK_BYTES, BOUNDS
@@ -29,7 +29,7 @@ from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import costliest, forward_cost
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
-SAMPLES = 5
+SAMPLES = 3
 EPSILONS = (Fraction(1, 100), Fraction(1, 25))
 METHODS = ["auto", *BOUNDS]
 
@@ -81,6 +81,26 @@ def certify(
     )
 
 
+@pytest.fixture(scope="module")
+def norms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where operator norms are kept: each network's are computed once."""
+    return tmp_path_factory.mktemp("norms")
+
+
+def small_network() -> Network:
+    """Two convolutions and a dense layer: every kind of piece, few of each."""
+    b = Builder((1, 6, 6), 5)
+    b.conv(3, 3, padding=1)
+    b.add(ReLU())
+    b.conv(4, 3, stride=2)
+    b.add(ReLU())
+    b.flatten()
+    b.linear(10)
+    b.add(ReLU())
+    b.linear(3)
+    return b.build()
+
+
 def same(one: SampleResults, other: SampleResults) -> bool:
     return (
         np.array_equal(one.certified, other.certified)
@@ -92,20 +112,20 @@ def same(one: SampleResults, other: SampleResults) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_whenever_time_runs_out_what_is_proved_stands_and_the_rest_is_undecided(
-    method: str, tmp_path: Path
+    method: str, norms: Path
 ) -> None:
-    network = random_network(8)
+    network = small_network()
     radius = method in ("auto", "bcp", "local-lip")
-    whole = certify(network, method, cache=tmp_path, radius=radius)
+    whole = certify(network, method, cache=norms, radius=radius)
     looks = Looks()
-    timed = certify(network, method, cache=tmp_path, radius=radius, deadline=1e9, now=looks)
+    timed = certify(network, method, cache=norms, radius=radius, deadline=1e9, now=looks)
     assert same(whole, timed)
     assert not whole.notes["budget_spent"]
     assert not timed.notes["budget_spent"]
     decided = []
     for after in sorted({0, 1, 2, 5, 20, 100, looks.count // 2, looks.count - 2}):
         ended = Looks()
-        part = certify(network, method, cache=tmp_path, radius=radius, deadline=after, now=ended)
+        part = certify(network, method, cache=norms, radius=radius, deadline=after, now=ended)
         assert not (part.certified & ~whole.certified).any()
         # An attack that is cut short answers with what it has met so far.
         assert not (part.falsified & whole.certified).any()
@@ -135,10 +155,10 @@ def wide_network() -> Network:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_between_two_looks_there_is_at_most_one_row_block(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, norms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = wide_network()
-    compiled = CompiledNetwork.compile(network, cache_dir=tmp_path)
+    compiled = CompiledNetwork.compile(network, cache_dir=norms)
     # Eight rows at a time; a block of samples in a forward pass is as large as memory makes it.
     monkeypatch.setitem(clock_module.PIECE, "cpu", 8.0 * costliest(compiled))
     monkeypatch.setitem(BLOCK_BYTES, "cpu", 2**14)
@@ -148,7 +168,7 @@ def test_between_two_looks_there_is_at_most_one_row_block(
         def tell(done: int, message: str) -> None:
             pieces.append(flops.get_total_flops())
 
-        certify(network, method, cache=tmp_path, deadline=150.0, progress=tell)
+        certify(network, method, cache=norms, deadline=150.0, progress=tell)
         pieces.append(flops.get_total_flops())
     largest = max(after - before for before, after in itertools.pairwise(pieces))
     # A row block there and back, in flops: two per multiplication; the deployed network beside it.
@@ -157,14 +177,14 @@ def test_between_two_looks_there_is_at_most_one_row_block(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_who_raises_from_the_progress_ends_every_bound_at_once(method: str, tmp_path: Path) -> None:
+def test_who_raises_from_the_progress_ends_every_bound_at_once(method: str, norms: Path) -> None:
     class Cancelled(BaseException):
         pass
 
-    network = random_network(8)
+    network = small_network()
     seen: list[int] = []
-    CompiledNetwork.compile(network, cache_dir=tmp_path)
-    certify(network, method, cache=tmp_path, progress=lambda done, message: seen.append(done))
+    CompiledNetwork.compile(network, cache_dir=norms)
+    certify(network, method, cache=norms, progress=lambda done, message: seen.append(done))
     for last in {1, 2, len(seen) // 3, len(seen) // 2, len(seen) - 1}:
         told: list[int] = []
 
@@ -174,18 +194,18 @@ def test_who_raises_from_the_progress_ends_every_bound_at_once(method: str, tmp_
                 raise Cancelled
 
         with pytest.raises(Cancelled):
-            certify(network, method, cache=tmp_path, progress=tell)
+            certify(network, method, cache=norms, progress=tell)
         assert len(told) == last
 
 
-def test_random_starts_end_between_steps_too(tmp_path: Path) -> None:
+def test_random_starts_end_between_steps_too(norms: Path) -> None:
     network = random_network(3)
-    whole = certify(network, "local-lip", cache=tmp_path, radius=True, deterministic=False)
+    whole = certify(network, "local-lip", cache=norms, radius=True, deterministic=False)
     looks = Looks()
     certify(
         network,
         "local-lip",
-        cache=tmp_path,
+        cache=norms,
         radius=True,
         deterministic=False,
         deadline=1e9,
@@ -195,7 +215,7 @@ def test_random_starts_end_between_steps_too(tmp_path: Path) -> None:
         part = certify(
             network,
             "local-lip",
-            cache=tmp_path,
+            cache=norms,
             radius=True,
             deterministic=False,
             deadline=after,
@@ -234,14 +254,14 @@ def test_no_time_for_norms_leaves_everything_undecided() -> None:
 
 
 def test_progress_names_the_bound_and_the_open_samples_and_only_grows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    norms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress_module, "EVERY_S", 0.0)
     said: list[tuple[int, str]] = []
     result = certify(
         random_network(8),
         "crown",
-        cache=tmp_path,
+        cache=norms,
         progress=lambda done, message: said.append((done, message)),
     )
     messages = [message for _, message in said]

@@ -27,7 +27,7 @@ from models.layers.kinds import (
     Shift,
 )
 from models.network import Network
-from tests.workers.verification.test_soundness import certify, evaluate
+from tests.workers.verification.certification import certify, evaluate
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.parity import check_parity
 from workers.verification.cascade.run import PixelsOutOfRange

@@ -14,47 +14,13 @@ from hypothesis import strategies as st
 
 from models.layers.kinds import Conv2d, Layer, Linear, ReLU, Reshape, Shift
 from models.network import Network
+from tests.extent import examples
+from tests.workers.verification.certification import certify, evaluate, images
 from tests.workers.verification.networks import dense_network, random_network
 from workers.verification.attacks.pgd import attack, inside, project
 from workers.verification.cascade.bound_table import BOUNDS
-from workers.verification.cascade.run import SoundnessViolation, UnknownMethod, certify_samples
-from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
-
-CPU = torch.device("cpu")
-
-
-def evaluate(network: Network, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    with torch.no_grad():
-        return network(torch.from_numpy(x)).numpy()
-
-
-def certify(
-    network: Network,
-    x: np.ndarray[Any, Any],
-    epsilons: tuple[Any, ...] = ("1/10",),
-    labels: np.ndarray[Any, Any] | None = None,
-    **options: Any,
-) -> SampleResults:
-    """The cascade with the network itself as the deployed one."""
-    options.setdefault("norm", "l2")
-    memory = options.pop("memory", None)
-    logits = evaluate(network, x)
-    request = CertificationRequest(epsilons=tuple(map(Fraction, epsilons)), **options)
-    return certify_samples(
-        network,
-        x,
-        logits.argmax(1).astype(np.int64) if labels is None else labels,
-        np.arange(len(x)),
-        request,
-        deployed=lambda batch: evaluate(network, batch),
-        deployed_logits=logits,
-        device=CPU,
-        memory=memory,
-    )
-
-
-def images(seed: int, count: int = 6) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).random((count, 2, 8, 8)).astype(np.float32)
+from workers.verification.cascade.run import SoundnessViolation, UnknownMethod
+from workers.verification.results import AttackSettings, SampleResults
 
 
 @given(
@@ -64,7 +30,7 @@ def images(seed: int, count: int = 6) -> np.ndarray[Any, Any]:
     clip=st.booleans(),
     scale=st.sampled_from([1.0, 1e4, 1e-4]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_no_attack_succeeds_inside_the_certified_radius(
     seed: int, norm: str, method: str, clip: bool, scale: float
 ) -> None:
@@ -92,7 +58,7 @@ def test_no_attack_succeeds_inside_the_certified_radius(
 
 
 @given(seed=st.integers(0, 10**6), norm=st.sampled_from(["l2", "linf"]), clip=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_brute_force_on_two_inputs_finds_nothing_inside_the_radius(
     seed: int, norm: str, clip: bool
 ) -> None:
@@ -121,7 +87,7 @@ def test_brute_force_on_two_inputs_finds_nothing_inside_the_radius(
 
 
 @given(seed=st.integers(0, 10**6), norm=st.sampled_from(["l2", "linf"]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 def test_nested_epsilons_are_monotone_and_bracketed(seed: int, norm: str) -> None:
     network = random_network(seed)
     x = images(seed)
@@ -138,9 +104,9 @@ def test_nested_epsilons_are_monotone_and_bracketed(seed: int, norm: str) -> Non
 
 @given(
     seed=st.integers(0, 10**6),
-    method=st.sampled_from(["auto", "lipschitz", "bcp", "local-lip", "crown"]),
+    method=st.sampled_from(["auto", *BOUNDS]),
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 def test_batch_size_does_not_change_a_certificate(seed: int, method: str) -> None:
     network = random_network(seed)
     x = images(seed, 5)
@@ -215,7 +181,7 @@ def test_weights_that_are_not_finite_certify_nothing(value: float, layer: str) -
         target.weight[0, 0] = value
     x = np.random.default_rng(0).random((5, 4)).astype(np.float32)
     labels = np.zeros(5, dtype=np.int64)
-    for method in ("auto", "lipschitz", "ibp", "bcp", "local-lip", "crown", "cap"):
+    for method in ("auto", *BOUNDS):
         assert not certify(network, x, labels=labels, method=method).certified.any()
 
 
@@ -224,7 +190,7 @@ def test_ties_are_never_certified() -> None:
     equal = Linear(torch.ones(3, 4), torch.zeros(3))
     network = Network((4,), [("o", equal, ("input",))])
     x = np.random.default_rng(0).random((5, 4)).astype(np.float32)
-    for method in ("auto", "lipschitz", "ibp", "bcp", "local-lip", "crown", "cap"):
+    for method in ("auto", *BOUNDS):
         found = certify(network, x, ("1/1000000",), method=method)
         assert not found.certified.any()
         assert (found.radius == 0).all()

@@ -15,6 +15,7 @@ from models.errors import ModelError
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
+from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, normal
 
 node = helper.make_node
@@ -45,7 +46,7 @@ def clip_node(
     return node("Clip", [source, *names], [target]), constants
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(OPSETS, BOUND, BOUND, BATCHES, st.sampled_from([(7,), (2, 3, 4)]))
 def test_clip(
     opset: int, low: float | None, high: float | None, batch: int | str, shape: tuple[int, ...]
@@ -64,7 +65,7 @@ def test_clip(
         assert first.config() == {"low": low, "high": high}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(OPSETS, st.lists(st.tuples(st.sampled_from(["clip", "max", "min", "relu"]), BOUND, BOUND),
                         min_size=2, max_size=4))  # fmt: skip
 def test_bounds_in_a_row_are_one_layer(
@@ -98,7 +99,7 @@ def test_smooth_activations(op: str, opset: int, scale: float) -> None:
     assert_agrees(data, samples=8, scale=scale)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     OPSETS,
     st.sampled_from(["Max", "Min"]),
@@ -180,7 +181,7 @@ def test_maxmin_is_recognised_and_only_where_it_is(opset: int, form: str) -> Non
     assert "maxmin" not in kinds(same)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([13, 17, 18, 21]))
 def test_round_trip_of_recognised_layers(seed: int, opset: int) -> None:
     """Import, export, import: the same layers and, bit for bit, the same logits."""

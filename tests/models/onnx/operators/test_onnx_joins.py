@@ -13,6 +13,7 @@ from onnx import helper
 from models.errors import ModelError
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.safety import OnnxLimits
+from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, normal
 
 node = helper.make_node
@@ -21,7 +22,7 @@ BATCHES = st.sampled_from(["N", 1])
 INT64_MAX = 2**63 - 1
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     OPSETS,
     st.integers(1, 3),
@@ -62,7 +63,7 @@ def split_node(
     return node("Split", ["x", "sizes"], names, axis=axis), constants
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     OPSETS,
     st.integers(1, 3),
@@ -89,7 +90,7 @@ def test_split(
     assert_agrees(flattened(nodes, shape, constants, opset=opset), samples=3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(OPSETS, st.data(), BATCHES)
 def test_slice(opset: int, data: st.DataObject, batch: int | str) -> None:
     shape = (5, 6, 3)
@@ -133,7 +134,7 @@ def test_slices_that_leave_the_batch_whole() -> None:
     assert_agrees(data, samples=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(OPSETS, st.sampled_from([0, 2, -1, [1], [0, 1], [1, 3], [-4, -2], [0, 1, 2, 3]]), BATCHES)
 def test_gather_of_places(opset: int, places: Any, batch: int | str) -> None:
     constants = {"i": np.array(places, np.int64)}
@@ -141,7 +142,7 @@ def test_gather_of_places(opset: int, places: Any, batch: int | str) -> None:
     assert_agrees(flattened([made], (3, 4, 2), constants, opset=opset, batch=batch), samples=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     OPSETS,
     st.sampled_from(["ReduceMean", "ReduceSum"]),
@@ -194,7 +195,7 @@ def test_the_mean_of_an_image_is_average_pooling(keepdims: int) -> None:
     assert network.layer(network.nodes[0].name).kind == "avg-pool2d"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(OPSETS, st.lists(st.sampled_from(["x", "r", "c", "n"]), min_size=1, max_size=5))
 def test_sums_and_negation(opset: int, sources: list[str]) -> None:
     if "c" in sources:

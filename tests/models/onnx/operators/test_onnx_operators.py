@@ -15,13 +15,14 @@ from models.errors import ModelError
 from models.layers.kinds import Linear
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
+from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
 OPSETS = st.sampled_from([9, 11, 13, 15, 17, 19, 20, 21])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     OPSETS,
     st.booleans(),
@@ -76,7 +77,7 @@ def test_gemm_with_an_inexact_factor() -> None:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.booleans(),
     st.sampled_from([(6,), (1, 6), (3, 6), (6, 1), (6, 4)]),
@@ -116,7 +117,7 @@ def test_matmul_used_twice_keeps_its_addition_apart() -> None:
     assert "shift" in [network.layer(n.name).kind for n in network.nodes]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.sampled_from(["Add", "Sub", "Mul", "Div"]),
     st.booleans(),
@@ -147,7 +148,7 @@ def test_two_activations(op: str) -> None:
     assert_agrees(flattened([node("Relu", ["x"], ["r"]), node(op, ["r", "r"], ["y"])], (2, 3)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.sampled_from([9, 13, 14, 15, 21]), st.sampled_from([(3,), (3, 4, 5), (3, 6)]))
 def test_batch_normalization(opset: int, shape: tuple[int, ...]) -> None:
     constants = {name: normal(i, 3) for i, name in enumerate("wbm")}

@@ -12,13 +12,14 @@ from onnx import NodeProto, TensorProto, helper
 
 from models.errors import ModelError
 from models.onnx.importer import import_onnx_bytes, read_onnx_bytes
+from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
 OPSETS = st.sampled_from([9, 11, 13, 15, 17, 19, 20, 21])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.permutations([1, 2, 3]), st.permutations([1, 2, 3]), OPSETS, st.sampled_from(["N", 1]))
 def test_transposes(first: list[int], second: list[int], opset: int, batch: int | str) -> None:
     nodes = [
@@ -29,7 +30,7 @@ def test_transposes(first: list[int], second: list[int], opset: int, batch: int 
     assert_agrees(flattened(nodes, (2, 3, 4), opset=opset, batch=batch))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.sampled_from([(0, -1), (-1, 24), (0, 4, 6), (0, 0, -1), (0, 2, 3, 4, 1), (-1, 0, 12)]),
     st.sampled_from([9, 13, 14, 19, 21]),

@@ -13,6 +13,7 @@ from onnx import helper
 from models.errors import ModelError
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
+from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, normal
 
 OPSETS = st.sampled_from([9, 10, 11, 12, 13, 14, 16, 18, 19, 21])
@@ -69,7 +70,7 @@ def may_be_refused(attributes: dict[str, Any], size: tuple[int, int]) -> bool:
     return False
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     windows(dilated=True), OPSETS, SIZES, SIZES, st.booleans(), st.tuples(*[st.integers(4, 9)] * 2)
 )
@@ -93,7 +94,7 @@ def test_conv(
         assert_agrees(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(windows(dilated=True), OPSETS, st.booleans(), st.tuples(*[st.integers(4, 9)] * 2))
 def test_max_pool(
     attributes: dict[str, Any], opset: int, ceil: bool, size: tuple[int, int]
@@ -111,7 +112,7 @@ def test_max_pool(
         assert_agrees(data)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(70), deadline=None)
 @given(
     windows(dilated=True),
     OPSETS,
@@ -137,7 +138,7 @@ def test_average_pool(
         assert_agrees(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.integers(1, 4), st.data())
 def test_pad(rank: int, data: st.DataObject) -> None:
     """Any two axes of a sample, in the attribute's form and in the inputs'."""

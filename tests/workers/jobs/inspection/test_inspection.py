@@ -15,7 +15,7 @@ from models.layers.kinds import ReLU
 from models.onnx.deployed import DeployedNetwork
 from tests.models.onnx.graphs import graph_of, normal
 from tests.workers.jobs.conftest import CLASSES, SIDE, Corridor, tiny_npz, tiny_onnx
-from tests.workers.jobs.test_work_loop import work
+from tests.workers.jobs.work import work
 from workers.jobs.inspection.child import inspect
 from workers.jobs.report.statement import statement
 from workers.verification.cascade.parity import DeploymentMismatch

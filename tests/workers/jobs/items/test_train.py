@@ -15,7 +15,7 @@ import workers.jobs.runtime.lease_renewer
 from service.contract.ledger.leases import Lease
 from service.contract.schemas.submissions import JobSubmission
 from tests.workers.jobs.conftest import Corridor
-from tests.workers.jobs.test_yield import EPOCHS, training
+from tests.workers.jobs.work import EPOCHS, training
 from workers.jobs.items.train import train_model
 from workers.jobs.runtime.lease_renewer import ItemStopped, LeaseRenewer
 from workers.jobs.work_loop import WorkLoop

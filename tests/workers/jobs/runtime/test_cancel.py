@@ -14,7 +14,7 @@ import pytest
 from service.contract.outcomes import cancel
 from service.contract.processes import wait_until
 from tests.workers.jobs.conftest import WAIT_S, Corridor, in_a_shard, work_horses
-from tests.workers.jobs.runtime.test_worker import wake_up
+from tests.workers.jobs.runtime.wake_up_jobs import wake_up
 from workers.jobs.runtime import lease_renewer, lease_watchdog
 from workers.jobs.work_loop import WorkLoop
 

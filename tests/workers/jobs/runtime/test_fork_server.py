@@ -18,7 +18,7 @@ from service.contract.processes import ProcessId, wait_until
 from service.contract.schemas.submissions import JobSubmission
 from tests.horses import children_of, horses_of, template_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor
-from tests.workers.jobs.runtime.test_worker import wake_up
+from tests.workers.jobs.runtime.wake_up_jobs import wake_up
 from workers.jobs.runtime.fork_server import ForkServer, ForkServerLost, serve
 
 pytestmark = pytest.mark.slow

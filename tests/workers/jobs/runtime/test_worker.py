@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 from rq import Queue
-from rq.job import Job
 from rq.serializers import DefaultSerializer
 
 from service.contract.ids import new_job_id
 from service.contract.ledger.connection import connect
 from service.contract.processes import wait_until
-from service.contract.schemas.submissions import JobSubmission
 from tests.horses import template_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor, held_by, in_a_shard, work_horses
+from tests.workers.jobs.runtime.wake_up_jobs import enqueue, wake_up
 from workers.jobs.runtime.work_horse import MessageRefused, check_message, refuse_pickle
 
 pytestmark = pytest.mark.slow
@@ -28,16 +27,6 @@ pytestmark = pytest.mark.slow
 Start = Callable[..., subprocess.Popen[bytes]]
 
 SLOW = {"attack": {"steps": 100_000, "restarts": 100, "audit": 1.0, "seed": 0}}
-
-
-def enqueue(corridor: Corridor, function: str, *arguments: object) -> Job:
-    connection = connect(corridor.settings, text=False)
-    queue = Queue(corridor.settings.queue_name, connection=connection, serializer="json")
-    return queue.enqueue_call(function, args=arguments, timeout=900, result_ttl=0, failure_ttl=60)
-
-
-def wake_up(corridor: Corridor, job: JobSubmission) -> Job:
-    return enqueue(corridor, "workers.jobs.ticket.run", job.id)
 
 
 def queue_is_empty(corridor: Corridor) -> bool:

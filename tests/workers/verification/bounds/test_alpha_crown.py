@@ -12,13 +12,13 @@ from torch import Tensor
 
 from models.layers.kinds import Add, LeakyReLU, ReLU
 from models.network import Network
-from tests.workers.verification.forward.test_propagation import points_of
 from tests.workers.verification.networks import (
     Builder,
     adversarial_float32,
     dense_network,
     random_network,
 )
+from tests.workers.verification.regions import points_of
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.intermediate_bounds import neuron_bounds, unit_forms
 from workers.verification.bounds.alpha_crown import Slopes, alpha_crown_margins, optimized_bound

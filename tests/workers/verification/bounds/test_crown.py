@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.kinds import ReLU
-from tests.workers.verification.forward.test_propagation import points_of
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
+from tests.workers.verification.regions import points_of
 from workers.verification.backward.adjoint import adjoint
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.bounds.bcp import bcp_margins

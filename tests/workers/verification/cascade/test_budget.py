@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.network import Network
+from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import random_network
-from tests.workers.verification.test_soundness import evaluate
 from workers.verification.cascade.block import Block
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import BLOCK, certify_samples

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from models.layers.kinds import Layer, LeakyReLU, Linear, ReLU
 from models.network import Network
+from tests.extent import part
+from tests.workers.verification.certification import certify, evaluate
 from tests.workers.verification.networks import Builder
-from tests.workers.verification.test_soundness import certify, evaluate
 from workers.verification.attacks.pgd import attack
 from workers.verification.backward.adjoint import ADJOINTS
 from workers.verification.backward.backward_pass import has_backward_rule
@@ -135,8 +136,15 @@ def assert_holds(model: Network, found: SampleResults, norm: str) -> None:
     assert not bool(broken.any())
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("names", REGISTERED, ids="+".join)
+#: Every set of rules with both norms; the slice has each with one of them in turn.
+CASES = [(names, norm) for names in REGISTERED for norm in ("l2", "linf")]
+
+
+@pytest.mark.parametrize(
+    ("names", "norm"),
+    part(CASES, *(2 * index + index % 2 for index in range(len(REGISTERED)))),
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
 def test_every_method_is_right_or_refuses_the_layer(
     register: Any, names: tuple[str, ...], norm: str
 ) -> None:

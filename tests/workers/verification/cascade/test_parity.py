@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.network import Network
+from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import Builder, dense_network, random_network
-from tests.workers.verification.test_soundness import evaluate
 from workers.verification.cascade.parity import (
     LEAST,
     MOST,

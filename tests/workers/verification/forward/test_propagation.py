@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.network import Network
+from tests.extent import examples
 from tests.workers.verification.networks import adversarial_float32, random_network
-from workers.verification.attacks.pgd import project
+from tests.workers.verification.regions import points_of
 from workers.verification.forward.margins import logit_enclosure, margin_lower_bounds
 from workers.verification.forward.propagation import propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -17,22 +18,8 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 
-def points_of(region: Region, generator: torch.Generator, count: int) -> list[torch.Tensor]:
-    """Float32 points of the region: its centre, corners of the box, and random ones on its edge."""
-    found = [region.x]
-    for kind in range(count):
-        noise = torch.randn(region.x.shape, generator=generator)
-        if kind % 2:
-            noise = noise.sign()
-        if kind % 3 == 0:
-            noise = noise * (torch.rand(region.x.shape, generator=generator) < 0.1)
-        far = region.x + 100 * noise * region.epsilon.float().max()
-        found.append(project(far, region.x, region.epsilon, norm=region.norm, clip=region.clip))
-    return found
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "linf"]),
     clip=st.booleans(),
@@ -40,7 +27,7 @@ def points_of(region: Region, generator: torch.Generator, count: int) -> list[to
     scale=st.sampled_from([1.0, 1e-4, 1e4, 1e-6, 1e6]),
     parts=st.sampled_from([(True, True), (True, False), (False, True)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_every_float32_evaluation_lies_in_ball_box_and_margins(
     dtype: torch.dtype,
     seed: int,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
 from models.layers.kinds import Layer, LeakyReLU, ReLU
+from tests.extent import examples
 from workers.verification.layers.layer_rules import apply_layer
 from workers.verification.layers.planes import maximum_planes, minimum_planes
 from workers.verification.layers.relaxation import RELAXATIONS
@@ -118,11 +119,13 @@ def grid(lower: Tensor, upper: Tensor) -> Tensor:
     return torch.clamp(torch.cat(points).float().double(), low, high)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", ["crown", "cap"])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.kind}{layer.config()}")
-@given(seed=st.integers(0, 10**6))
-@settings(max_examples=12, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    rule=st.sampled_from(["crown", "cap"]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=examples(20), deadline=None)
 @torch.no_grad()
 def test_lines_hold_over_the_whole_box(
     layer: Layer, rule: str, dtype: torch.dtype, seed: int
@@ -191,9 +194,8 @@ def test_lines_are_tight() -> None:
         assert gap(layer, -1e3, 1e3) < 2.1 * S_SHAPED[type(layer)].height
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@given(seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@given(dtype=st.sampled_from(DTYPES), seed=st.integers(0, 10**6))
+@settings(max_examples=examples(50), deadline=None)
 def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
     random = np.random.default_rng(seed)
     first, second = boxes(random, 64, dtype), boxes(random, 64, dtype)

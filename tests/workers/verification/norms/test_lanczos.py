@@ -10,13 +10,10 @@ import pytest
 import torch
 
 from models.layers.kinds import ReLU
-from tests.workers.verification.bounds.test_local_lipschitz import (
-    arithmetic,
-    masked_case,
-    random_map,
-    saturated_network,
-)
-from tests.workers.verification.test_soundness import certify, images
+from tests.extent import examples
+from tests.workers.verification.bounds.masked_maps import masked_case, random_map
+from tests.workers.verification.certification import arithmetic, certify, images
+from tests.workers.verification.networks import saturated_network
 from workers.verification.bounds import local_lipschitz
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.forward.local_pass import LocalPass
@@ -99,7 +96,7 @@ def test_a_start_without_the_top_vector_is_what_may_go_wrong() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-10, 1e10])
 def test_masked_norms_hold_and_converge_on_random_maps(scale: float) -> None:
-    for seed in range(12):
+    for seed in range(examples(6)):
         op = random_map(seed, scale)
         masked, slopes, exact = masked_case(op, seed, torch.float64)
         least = masked.frobenius(slopes)
@@ -221,7 +218,7 @@ def test_the_cascade_reports_the_failure_probability(
     deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     try_everywhere(monkeypatch)
-    network, x = saturated_network(1, ReLU()), images(1)
+    network, x = saturated_network(1, ReLU()), images(1, 2)
     found = certify(
         network, x, ("1/2",), method="local-lip", deterministic=deterministic, attack=None
     )

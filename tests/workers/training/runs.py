@@ -1,0 +1,42 @@
+"""Small training runs: images that are easy to learn, and a config per method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from workers.training.config import TrainingConfig
+from workers.training.data import TrainingData
+from workers.training.schedules import Schedule
+
+CPU = torch.device("cpu")
+ACTIVATION = {"emma": "maxmin", "local-lip-b": "relu-theta", "local-lip-g": "clamped-maxmin"}
+
+
+def images(count: int = 60, *, classes: int = 10) -> TrainingData:
+    """Bright squares at ten places: easy to learn."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % classes
+    x = (torch.rand(count, 1, 28, 28, generator=generator) * 60).to(torch.uint8)
+    for row, label in enumerate(y.tolist()):
+        top, left = 3 + 5 * (label % 5), 5 + 12 * (label // 5)
+        x[row, 0, top : top + 4, left : left + 8] = 255
+    return TrainingData(x, y)
+
+
+def config_of(method: str = "emma", **changes: object) -> TrainingConfig:
+    """Two epochs of ``method`` on ``images``."""
+    config = TrainingConfig(
+        method=method,
+        architecture="mnist-small",
+        epsilon=0.3,
+        epochs=2,
+        batch_size=16,
+        activation=ACTIVATION.get(method, "relu"),
+        epsilon_schedule=Schedule(((0.0, 0.1), (1.0, 1.0))),
+        kappa_schedule=Schedule(((0.0, 1.0), (0.5, 0.0))),
+        augmentation="shift",
+        validation_samples=10,
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]

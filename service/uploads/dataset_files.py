@@ -161,14 +161,14 @@ def _npy_header(
 
 def _check_labels(file: IO[bytes], member: zipfile.ZipInfo, samples: int) -> None:
     dtype, shape = _npy_header(file, member, "y")
-    if dtype.kind not in "iu":
-        raise _invalid(
-            f"y has type {dtype}; class numbers are needed", hint="y.astype(numpy.int64)"
-        )
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)):
         raise _invalid(
             f"y has shape {shape}; one class number per sample is needed",
             hint="one-hot rows: y.argmax(1)",
+        )
+    if dtype.kind not in "iu":
+        raise _invalid(
+            f"y has type {dtype}; class numbers are needed", hint="y.astype(numpy.int64)"
         )
     if shape[0] != samples:
         raise _invalid(f"x holds {samples} samples and y {shape[0]} labels", code="length_mismatch")

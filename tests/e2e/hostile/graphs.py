@@ -84,7 +84,8 @@ def _large() -> Iterator[Row]:
     doubling = [node("Concat", [f"c{i}"] * 2, [f"c{i + 1}"], axis=0) for i in range(60)]
     yield "Concat doubled 60 times", too_large, folded(*doubling)
     reshaped = graph_of([node("Reshape", ["x", "s"], ["r"]), RELU], (4,), constants)
-    yield "Reshape to 2^60", {"shape_mismatch", "invalid_onnx", *too_large}, reshaped
+    sizes = {"batch_dependent", "shape_mismatch", "invalid_onnx", *too_large}
+    yield "Reshape to 2^60", sizes, reshaped
     yield "input of 2^40", {"model_too_large"}, graph_of([RELU], (2**40,))
     weight = {"w": normal(0, 2, 3, 3, 3)}
     padded = [node("Conv", ["x", "w"], ["y"], pads=[10**9] * 4)]

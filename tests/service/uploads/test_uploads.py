@@ -163,6 +163,15 @@ def test_a_bad_data_set_is_refused(tmp_path: Path, code: str, name: str, data: b
     assert caught.value.field is not None
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_])
+def test_one_hot_labels_of_any_type_are_told_what_to_do(tmp_path: Path, dtype: type) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(npz(x=X, y=np.eye(len(X), dtype=dtype)))
+    with pytest.raises(InvalidInput) as caught:
+        inspect_dataset(path, "a.npz", SETTINGS)
+    assert "argmax" in (caught.value.hint or "")
+
+
 def test_a_swapped_or_uneven_idx_pair_is_refused(tmp_path: Path) -> None:
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.write_bytes(idx_pair(images=4)[0])

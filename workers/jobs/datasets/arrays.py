@@ -210,11 +210,17 @@ def _open_idx(path: Path, bounds: Bounds) -> tuple[int, Callable[[int], NDArray[
         return tuple(int(size) for size in sizes)
 
     def rows(stop: int) -> NDArray[np.uint8]:
+        size = shape[0]
         try:
             with stream() as file:
-                shape = (stop, *header(file)[1:])
-                raw = read_exactly(file, int(np.prod(shape, dtype=object)))
-                return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
+                wanted = (stop, *header(file)[1:])
+                raw = read_exactly(file, int(np.prod(wanted, dtype=object)))
+                # At the end gzip compares its checksum too.
+                if stop == size and file.read(1):
+                    raise DataError(
+                        "invalid_dataset", f"the idx file goes on after the {size} rows it declares"
+                    )
+                return np.frombuffer(raw, dtype=np.uint8).reshape(wanted)
         except DataError:
             raise
         except UNREADABLE as error:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from workers.jobs.datasets.arrays import UNREADABLE, DataError
+from workers.jobs.datasets.damage import damage
 
 __all__ = ["LOSSY", "MAX_PIXELS", "decode_image", "decoder"]
 
@@ -41,6 +42,9 @@ def decode_image(name: str, raw: bytes) -> tuple[NDArray[Any], str]:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError("too_large", f"{name} has {image.width} x {image.height} pixels")
             _check(name, image)
+            damaged = damage(image, raw)
+            if damaged is not None:
+                raise DataError("invalid_dataset", f"{name} {damaged}: the file is damaged")
             return _pixels(name, image), str(image.format)
     except DataError:
         raise
@@ -76,6 +80,9 @@ def _check_depth(name: str, image: Image.Image, layout: Any) -> None:
     bits = str(raw).partition(";")[2].rstrip("BLNR")
     if image.format == "PNG" and bits == "16" and not image.mode.startswith("I"):
         _refuse(name, "has 16 bits per colour", hint)
+    if image.format == "PNG" and bits in ("2", "4") and "transparency" in image.info:
+        # Pillow compares its value with pixels that have been scaled to 255, and finds none.
+        _refuse(name, "may be transparent in places, in 2 or 4 bits per pixel", hint)
     if image.format == "BMP" and bits in ("15", "16"):
         _refuse(name, "has 5 or 6 bits per colour", hint)
     if image.format == "PPM" and image.mode in ("L", "RGB", "I") and isinstance(layout, tuple):

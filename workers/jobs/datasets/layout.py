@@ -33,8 +33,8 @@ def as_network_input(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The samples [N, ...] in the network's input shape [N, *shape].
 
     Same shape: as it is. Else NHWC <-> NCHW. Else the same number of elements, flattened in NCHW
-    order. Raises DataError ``ambiguous_layout`` where two orders are possible, ``shape_mismatch``
-    where none is.
+    order. Raises DataError ``ambiguous_layout`` where two orders are possible (also where the sizes
+    are the network's in another order: turned images), ``shape_mismatch`` where none is.
     """
     sample = x.shape[1:]
     if sample == shape:
@@ -46,11 +46,20 @@ def as_network_input(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         channels, height, width = sample
         if (height, width, channels) == shape:
             return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    if len(sample) == 2 and shape in ((1, *sample), (*sample, 1)):
+        return x.reshape(len(x), *shape)
     if _count(sample) != _count(shape):
         raise DataError(
             "shape_mismatch",
             f"samples of shape {list(sample)} do not fit the network's input {list(shape)}",
             hint="the data set must hold as many values per sample as the network takes",
+        )
+    if _bare(sample) != _bare(shape) and sorted(_bare(sample)) == sorted(_bare(shape)):
+        raise DataError(
+            "ambiguous_layout",
+            f"samples of shape {list(sample)} have the sizes of the network's input {list(shape)} "
+            "in another order: are they turned?",
+            hint="store the samples in the network's own input shape",
         )
     flat = _channels_first(x, "the data set's samples").reshape(len(x), -1)
     return _from_channels_first(flat, shape)
@@ -83,6 +92,10 @@ def _channels_last(sample: tuple[int, ...], what: str) -> bool:
             hint="store the samples in the network's own input shape",
         )
     return last
+
+
+def _bare(sample: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in sample if size != 1)
 
 
 def _count(sample: tuple[int, ...]) -> int:

@@ -31,6 +31,13 @@ __all__ = ["inspect", "main"]
 PARITY_SAMPLES = 1000
 
 
+#: What the report of a job says whose time was over before the first bound.
+_NO_TIME = (
+    "The time budget was spent before any bound ran: the deployed file's answers were still being "
+    "compared with the certified network's. A larger time_budget_s leaves time to certify."
+)
+
+
 def inspect(request: Mapping[str, Any], folder: Path) -> None:
     """Write network.json, weights.safetensors, deployed.onnx, data.npz and facts.json.
 
@@ -101,6 +108,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     except OutOfTime:
         # Then no shard has time to certify anything.
         parity = {"max_difference": 0.0, "budget": 0.0, "unchecked": len(x)}
+        doubt.append(_NO_TIME)
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
         "layers": [

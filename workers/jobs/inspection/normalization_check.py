@@ -1,9 +1,10 @@
 """Whether another normalisation fits the network far better than the one it was given.
 
 A wrong mean or standard deviation (in units of 0 to 255, another data set's, none at all, channels
-in the order blue, green, red) leaves a valid network and a true certificate of the wrong thing. So
-the common conventions are tried on a few labelled samples: one that answers far better is named.
-It costs at most 2,000 or so forward passes, and none where the accuracy is high already.
+in the order blue, green, red, or pixel by pixel) leaves a valid network and a true certificate of
+the wrong thing. So the common conventions are tried on a few labelled samples: one that answers far
+better is named. It costs at most 2,000 or so forward passes, and none where the accuracy is high
+already.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Convention:
-    """What a network may expect: (x - mean) / std per channel, channels turned round or not."""
+    """What a network may expect: (x - mean) / std per channel, channels turned round or not.
+
+    interleaved: flat inputs hold the colours of one pixel after another, not colour by colour.
+    """
 
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     reverse: bool = False
+    interleaved: bool = False
 
 
 _GREY = (
@@ -77,11 +82,20 @@ def conventions(
 ) -> Iterator[Convention]:
     """What is tried for inputs of ``shape`` that are normalised as ``given``."""
     colour = _channels(shape) == 3
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
     if given is not None:
         mean, std = (tuple(float(v) for v in given[key]) for key in ("mean", "std"))
+        smaller = tuple(v / 255 for v in mean), tuple(v / 255 for v in std)
+        if max(mean) > 1.0 >= max(std):
+            yield Convention("the given mean divided by 255", smaller[0], std)
+        if max(std) > 1.0 >= max(mean):
+            yield Convention("the given std divided by 255", mean, smaller[1])
         if max(*mean, *std) > 1.0:
-            smaller = tuple(v / 255 for v in mean), tuple(v / 255 for v in std)
             yield Convention("the given values divided by 255", *smaller)
+    if colour and len(shape) == 1:
+        yield Convention("[N, height, width, channels] flattened", mean, std, interleaved=True)
+    if given is not None:
         if colour:
             yield Convention("the given values, blue first", mean, std, reverse=True)
     elif colour:
@@ -147,11 +161,11 @@ def _sentence(
 ) -> str:
     was = "the given normalization" if given is not None else "no normalization in the spec"
     values = f'"mean": {_rounded(convention.mean)}, "std": {_rounded(convention.std)}'
-    turned = (
-        " and the channels of the data in the order blue, green, red"
-        if (convention.reverse)
-        else ""
-    )
+    turned = ""
+    if convention.reverse:
+        turned = " and the channels of the data in the order blue, green, red"
+    if convention.interleaved:
+        turned = " and the red, green and blue of each pixel side by side"
     return (
         f"The normalization looks wrong: with {was}, {now:.1%} of {samples} samples are classified "
         f"correctly; with {{{values}}}{turned} ({convention.name}) {then:.1%} are. What is "
@@ -191,6 +205,8 @@ def _answered(
     except ModelError:
         return None
     shown = ((_reversed(x) if convention.reverse else x).astype(np.float64) - mean) / std
+    if convention.interleaved:
+        shown = shown.reshape(len(x), 3, -1).swapaxes(1, 2).reshape(shown.shape)
     if own is not None:
         shown = shown * own[1] + own[0]
     with np.errstate(over="ignore"):

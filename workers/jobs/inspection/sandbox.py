@@ -171,7 +171,7 @@ def _fork(
             raise ForkServerLost("it is not ready")
         own = [module, *_parameters(forks.pid, limits), *arguments]
         environment = json.dumps(dict(_environment(folder)))
-        return forks.fork(module.rpartition(".")[2], __name__, [str(folder), environment, *own])
+        return forks.fork("inspection", __name__, [str(folder), environment, *own])
     except ForkServerLost as error:
         logger.warning("the inspection starts afresh: %s", error)
         return None

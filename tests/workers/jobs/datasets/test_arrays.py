@@ -129,6 +129,21 @@ def test_idx_pair(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None
     assert data.y.tolist() == y[[6, 0]].tolist()
 
 
+def test_idx_files_end_where_they_say(tmp_path: Path) -> None:
+    array = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    whole = idx(tmp_path / "x.gz", array).read_bytes()
+    path = tmp_path / "y.gz"
+    path.write_bytes(whole)
+    assert (read_idx(path, None, "all", BOUNDS).x == array).all()
+    broken = bytearray(whole)
+    broken[-8] ^= 1  # in the checksum
+    for content in (gzip.compress(gzip.decompress(whole) + b"\0"), whole[:-6], bytes(broken)):
+        path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read_idx(path, None, "all", BOUNDS)
+        assert caught.value.code == "invalid_dataset"
+
+
 @pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"\x1f\x8bgarbage", b"\0\0\x0d\1\0\0\0\1\0"])
 def test_broken_idx(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"

@@ -33,15 +33,24 @@ def image(size: tuple[int, int], mode: str = "L") -> bytes:
     return saved(Image.new(mode, size, 7 if mode == "L" else (1, 2, 3)))
 
 
-def png(depth: int, colour: int, width: int, rows: list[bytes], *, more: bytes = b"") -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    depth: int,
+    colour: int,
+    width: int,
+    rows: list[bytes],
+    *,
+    more: bytes = b"",
+    height: int | None = None,
+    interlaced: int = 0,
+) -> bytes:
     """A PNG by hand: what no library writes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    height = len(rows) if height is None else height
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + more + chunk(b"IDAT", pixels)
@@ -140,6 +149,8 @@ DEEP = struct.pack(">3H", 1, 2, 3)
         (seen_through("RGBA"), "transparent"),
         (saved(Image.fromarray(GREY), transparency=7), "transparent"),
         (saved(Image.fromarray(COLOUR).quantize(4), transparency=0), "transparent"),
+        (png(2, 0, 4, [b"\x1b"], more=chunk(b"tRNS", b"\0\1")), "transparent"),
+        (png(4, 0, 2, [b"\x0f"], more=chunk(b"tRNS", b"\0\x0f")), "transparent"),
         (apng(), "several frames"),
         (turned(), "EXIF orientation"),
         (saved(Image.new("CMYK", (2, 2)), "JPEG"), "colour mode CMYK"),
@@ -150,6 +161,49 @@ def test_what_cannot_be_read_exactly_is_refused(content: bytes, words: str) -> N
         decode_image("a.png", content)
     assert caught.value.code == "unsupported_image"
     assert caught.value.hint
+
+
+PALETTE = chunk(b"PLTE", bytes(range(12)))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (png(8, 0, 4, [b"\1\2\3\4"], height=2), "fewer pixels"),
+        (png(1, 0, 9, [b"\xff\xff"], height=3), "fewer pixels"),
+        (png(8, 2, 2, [b"\1\2\3\4\5"]), "no readable image"),
+        (png(8, 0, 3, [b"\1", b"\2"], height=2, interlaced=1), "fewer pixels"),
+        (png(8, 3, 2, [b"\0\4"], more=PALETTE), "beyond the 4 of its palette"),
+        (png(4, 3, 2, [b"\x0f"], more=PALETTE), "beyond the 4 of its palette"),
+        (png(8, 3, 2, [b"\0\0"]), "beyond the 0 of its palette"),
+        (b"P5 2 1 15\n\x00\x10", "largest"),
+        (b"P6 1 1 51\n\x00\x34\x00", "largest"),
+        (b"P5 1 1 21845\n\xff\x00", "largest"),
+    ],
+)
+def test_pixels_that_are_missing_are_not_filled_in(content: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        decode_image("a.png", content)
+    assert caught.value.code == "invalid_dataset"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (4, 5), (5, 4), (9, 9)])
+def test_interlaced_images_are_read_as_plain_ones(depth: int, width: int, height: int) -> None:
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+    values = np.random.default_rng(depth).integers(0, 1 << depth, (height, width), np.uint8)
+
+    def rows(part: Any) -> list[bytes]:
+        bits = (part[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+        return [np.packbits(row).tobytes() for row in bits.reshape(len(part), -1)]
+
+    cut = [values[y::down, x::across] for x, y, across, down in [*passes, (0, 1, 1, 2)]]
+    whole = [row for part in cut if part.size for row in rows(part)]
+    interlaced = png(depth, 0, width, whole, height=height, interlaced=1)
+    plain = png(depth, 0, width, rows(values))
+    assert (decode_image("a", interlaced)[0] == decode_image("b", plain)[0]).all()
+    with pytest.raises(DataError, match=r"fewer pixels|no readable image"):
+        decode_image("c", png(depth, 0, width, whole[:-1], height=height, interlaced=1))
 
 
 def test_one_colour_image_makes_all_of_them_colour(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def test_images_without_channel_axis() -> None:
     x = numbered(28, 28)
     assert (as_network_input(x, (1, 28, 28)) == x[:, None]).all()
     assert (as_network_input(x, (784,)) == x.reshape(2, 784)).all()
+    small = numbered(4, 4)  # 4 is no number of channels here: the images have no axis of them
+    assert (as_network_input(small, (1, 4, 4)) == small[:, None]).all()
+    assert (as_network_input(small, (4, 4, 1)) == small[..., None]).all()
 
 
 def test_flat_samples_are_nchw() -> None:
@@ -46,7 +49,16 @@ def test_flat_samples_are_nchw() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sample", "shape"), [((3, 8, 3), (72,)), ((8, 8, 8), (512,)), ((72,), (3, 8, 3))]
+    ("sample", "shape"),
+    [
+        ((3, 8, 3), (72,)),
+        ((8, 8, 8), (512,)),
+        ((72,), (3, 8, 3)),
+        ((2, 8), (1, 8, 2)),
+        ((2, 8, 1), (8, 2)),
+        ((3, 2, 8), (3, 8, 2)),
+        ((2, 8, 3), (3, 8, 2)),
+    ],
 )
 def test_two_readings(sample: tuple[int, ...], shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError) as caught:

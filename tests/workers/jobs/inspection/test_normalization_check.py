@@ -66,6 +66,9 @@ def doubt(net: nn.Module, data: Any, given: Given) -> str | None:
 BYTES: Given = {key: [255 * v for v in values] for key, values in CIFAR.items()}
 HALF: Given = {"mean": [0.5], "std": [0.5]}
 RAW: Given = {"mean": [0.0], "std": [1 / 255]}
+OWN: Given = {"mean": [0.3, 0.33, 0.36], "std": [0.11, 0.12, 0.1]}
+OWN_MEAN: Given = {"mean": [255 * v for v in OWN["mean"]], "std": OWN["std"]}
+OWN_STD: Given = {"mean": OWN["mean"], "std": [255 * v for v in OWN["std"]]}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,8 @@ RAW: Given = {"mean": [0.0], "std": [1 / 255]}
         (CIFAR, BYTES, "divided by 255"),
         (HALF, None, '"mean": [0.5], "std": [0.5]'),
         (RAW, CIFAR, "pixels in [0, 255]"),
+        (OWN, OWN_MEAN, "the given mean divided by 255"),
+        (OWN, OWN_STD, "the given std divided by 255"),
     ],
 )
 def test_the_normalization_of_the_training_is_named(
@@ -91,6 +96,34 @@ def test_channels_in_the_wrong_order_are_named(data: Any) -> None:
     said = doubt(net, data, CIFAR)
     assert said is not None
     assert "blue, green, red" in said
+
+
+@pytest.mark.parametrize("given", [None, HALF, {"mean": [0.3, 0.4, 0.5], "std": [0.1, 0.2, 0.3]}])
+def test_flat_colour_images_that_a_network_wants_pixel_by_pixel_are_named(given: Given) -> None:
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, 120)
+    images = rng.uniform(0, 0.9, (120, 3, 8, 8))
+    images[np.arange(120), y] += 0.1
+    mean, std = (0.0, 1.0) if given is None else (np.array(given[k]) for k in ("mean", "std"))
+
+    def network(flat: Any) -> NDArray[np.float32]:
+        """It sees normalised images [8, 8, 3] and names the brightest colour."""
+        shown = flat.reshape(-1, 64, 3).astype(np.float64) * std + mean
+        return np.asarray(shown.mean(1), np.float32)
+
+    def normalized_flat(flat: Any) -> Any:
+        """As the service feeds it: channel by channel."""
+        if given is None:
+            return flat
+        return (flat - per_channel(given["mean"], (192,)).numpy()) / per_channel(
+            given["std"], (192,)
+        ).numpy()
+
+    x = images.reshape(120, 192).astype(np.float32)
+    found = network(normalized_flat(x))
+    said = normalization_doubt(lambda p: network(normalized_flat(p)), x, y, found, given)
+    assert said is not None
+    assert "side by side" in said
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -41,6 +41,8 @@ def inspected(
             "split": None,
         },
         "selection": samples,
+        "norm": spec["norm"],
+        "method": spec.get("method", "auto"),
         "clip": True,
         "bounds": BOUNDS,
         "samples_per_shard": 50,

@@ -50,6 +50,7 @@ def test_preparing_counts_and_where_it_takes_all_the_rest_is_undecided(corridor:
     # Nothing was compared with the deployed network, so nothing may be certified.
     assert facts["parity"]["unchecked"] == facts["samples"]
     assert facts["prepare_s"] > 1e-6
+    assert any("before any bound ran" in sentence for sentence in facts["warnings"])
     assert allowance(corridor.store, job, facts, 0) == 0.0
     job = corridor.submit(time_budget_s=10.0)
     facts = {"samples": 20, "samples_per_shard": 10, "prepare_s": 4.0}

@@ -108,11 +108,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(most: int) -> Callable[[str], int]:
-    """A number from 0 to ``most``, as argparse wants it."""
+    """An argparse type: a number from 0 to ``most``."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) > most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {most}")
         return int(text)
 
     return parse
@@ -141,7 +141,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 
 
 def _worker(options: argparse.Namespace, console: Console) -> int:
-    """Become a worker: of CERTSERVE_REDIS_URL, else of the service on the data directory."""
+    """Run a worker of CERTSERVE_REDIS_URL, else of the service on the data directory."""
     environment = {**os.environ, "CERTSERVE_DATA_DIR": str(options.data_dir.absolute())}
     if Settings().redis_url is None:
         running = running_service(options.data_dir)
@@ -174,7 +174,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
             with progress_bar(console) as show:
                 client.wait(job["id"], on_progress=show)
         except KeyboardInterrupt:
-            # Nobody waits for it any more; left alone it would go on, here or with the next start.
+            # The user no longer waits: without this the job would go on, now or after a restart.
             client.cancel(job["id"])
             console.print(f"job {job['id']} is cancelled", highlight=False)
             raise

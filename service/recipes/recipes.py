@@ -125,7 +125,8 @@ _GLORO_MNIST: Settings = {
 _GLORO_CIFAR: Settings = {
     "epochs": 800,
     "learning_rate_schedule": _falling(0.5, 1e-3),
-    # The published "logarithmic" ramp is log of a line between exp's: straight to 2 % down here.
+    # The published "logarithmic" ramp is the log of a line between two exponentials; within these
+    # bounds it is straight to 2 %.
     "epsilon_schedule": _ramp(20 / 800, 0.5, 0.01 * 0.1551 * 255 / 36, 0.1551 * 255 / 36),
     "trades_schedule": {"points": [[0.0, 1.2]]},
     "power_steps": 5,
@@ -231,7 +232,7 @@ _ROWS = (
     Recipe("emma", _M, "fast", _FLAT_MNIST, _M_EPS, "ours", _EMMA_FAST),
 )
 
-#: Largest epsilon at any time of a run: beyond, float32 has no numbers for what a ball reaches.
+#: Largest epsilon at any time of a run: float32 overflows beyond it.
 MAX_EPSILON = 1e30
 
 #: All recipes. Of several for one method and data set the one counts whose activation is asked for,
@@ -328,16 +329,16 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     if not float(spec.epsilon) * largest <= MAX_EPSILON:
         raise InvalidInput(
             f"an epsilon of {float(spec.epsilon):g} times {largest:g}, as the schedule says, is "
-            "more than any network can be trained for",
+            "more than any network can be trained for (float32 overflows)",
             code="invalid_epsilon",
             hint=f"at most {MAX_EPSILON:g} in all",
             field="epsilon",
         )
     if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:
         raise InvalidInput(
-            f"{spec.method} carries boxes, which bfloat16 would lose",
+            f"{spec.method} computes boxes, for which bfloat16 is too coarse",
             code="unsupported_precision",
-            hint='leave "precision" out: "auto" is bfloat16 where the method bears it',
+            hint='leave "precision" out: "auto" uses bfloat16 where the method supports it',
             field="recipe.precision",
         )
     return TrainingPlan(
@@ -354,7 +355,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
 
 
 def _recipe(spec: TrainSpec, dataset: str, name: str, given: object = None) -> Recipe | None:
-    # Every published epsilon is one of l2.
+    # All published epsilons are for l2.
     epsilon = Fraction(spec.epsilon) if spec.norm == "l2" else None
     activation = spec.activation or (given if isinstance(given, str) else None)
     return recipe_of(spec.method, dataset, name, epsilon=epsilon, activation=activation)

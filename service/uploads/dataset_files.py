@@ -34,7 +34,7 @@ _MAX_NPY_HEADER = 10_000
 _CHUNK = 1024 * 1024
 #: Large files are looked at one by one: the directory of a zip may take a hundred MB.
 _LARGE = threading.Lock()
-#: What NumPy, and Python's parser below it, raise on a header that is none.
+#: What NumPy, and Python's parser below it, raise on an invalid header.
 _UNREADABLE_HEADER = (
     ArithmeticError,
     LookupError,
@@ -62,7 +62,7 @@ def dataset_format(filename: str) -> DatasetFormat:
     found = DATASET_SUFFIXES.get(Path(filename).suffix.lower())
     if found is None:
         raise Unsupported(
-            f"no data set format is known by the name {filename[:200]!r}",
+            f"the suffix of {filename[:200]!r} names no known data set format",
             hint=f"known suffixes: {', '.join(DATASET_SUFFIXES)}",
             field="dataset",
         )

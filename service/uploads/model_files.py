@@ -42,7 +42,7 @@ def model_format(filename: str) -> ModelFormat:
     found = MODEL_SUFFIXES.get(Path(filename).suffix.lower())
     if found is None:
         raise Unsupported(
-            f"no model format is known by the name {filename[:200]!r}",
+            f"the suffix of {filename[:200]!r} names no known model format",
             hint=f"known suffixes: {', '.join(MODEL_SUFFIXES)}",
             field="model",
         )

@@ -1,4 +1,4 @@
-"""POST /datasets and what is known of a data set."""
+"""POST /datasets, and the records of uploaded data sets."""
 
 from __future__ import annotations
 

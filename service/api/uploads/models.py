@@ -1,4 +1,4 @@
-"""POST /models and what is known of a model: record, ONNX file, weights."""
+"""POST /models, and what a model has: record, ONNX file, weights."""
 
 from __future__ import annotations
 

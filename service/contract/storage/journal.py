@@ -1,9 +1,9 @@
-"""Accepted submissions, retries and deletions as append-only JSON lines; never lost.
+"""Accepted submissions, retries and deletions as append-only JSON lines on disk.
 
-Every process appends to files of its own, so several API processes need no lock. One thread per
-journal writes: all lines that wait are written and fsynced together (group commit), and only then
-are their callers told. Reading takes every file of the folder and skips a torn last line, whose
-submission was never acknowledged.
+Every process appends to its own files, so several API processes need no lock. One thread per
+journal writes: all waiting lines are written and fsynced together (group commit) before their
+callers are answered. The reader takes every file of the folder and skips a torn last line, because
+its submission was never acknowledged.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class Journal:
         return self._append(f'{{"op":"{op}","job":{submission.model_dump_json()}}}'.encode())
 
     def delete(self, job_id: str) -> Future[None]:
-        """Queue the note that a job is to be forgotten: a rebuilt Redis must not run it again."""
+        """Queue the line that a job is deleted, so that a rebuilt Redis does not run it again."""
         return self._append(_dump({"op": "delete", "id": job_id}))
 
     def bind(self, binding: Binding) -> Future[None]:
-        """Queue the note that an idempotency key means an earlier job, whose result is re-used."""
+        """Queue the line that binds an idempotency key to the earlier job that answers it."""
         return self._append(_dump({"op": "bind", **asdict(binding)}))
 
     def _append(self, line: bytes) -> Future[None]:
@@ -118,8 +118,8 @@ class Journal:
                 self._write(b"".join(line for line, _ in entries))
         except Exception as error:  # noqa: BLE001 - every waiting caller must be told
             _log.exception("the journal could not be written")
-            # After a failed write or fsync nobody knows what the file holds: begin a new one.
-            # Whole lines that did reach the disk only mean that a refused job runs anyway.
+            # After a failed write or fsync the file's content is unknown: begin a new file.
+            # A complete line that did reach the disk only means that a refused job runs.
             self._close_file()
             failure = (
                 error

@@ -1,8 +1,8 @@
 """The limited child: parses model and data set, checks them, and writes what the shards need.
 
 Run by ``prepare`` only, through ``sandbox.run_child``. It reads ``request.json`` in its
-own folder and leaves ``prepared/`` there, or ``problem.json`` that says what is wrong with the
-upload. It sees no Redis, no store and no other job.
+own folder and writes ``prepared/`` there, or ``problem.json``, which says what is wrong with the
+upload. It has no access to Redis, the store or other jobs.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
             clock=Clock(None if budget is None else started + budget),
         )
     except OutOfTime:
-        # Then no shard has time to certify anything.
+        # The time budget is spent: no shard can certify anything.
         parity = {"max_difference": 0.0, "budget": 0.0, "unchecked": len(x)}
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
@@ -196,8 +196,8 @@ def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def main() -> int:
-    """Take on the limits, then inspect; 0, 3 (``problem.json`` says what is wrong with the upload)
-    or ``sandbox.NO_ROOM``: nothing is, but the disk is full."""
+    """Take on the limits, then inspect. Returns 0, 3 (``problem.json`` says what is wrong with the
+    upload) or ``sandbox.NO_ROOM`` (the disk is full)."""
     sandbox.enter(sys.argv[1:])
     try:
         return _inspect_and_state()
@@ -225,13 +225,13 @@ def _inspect_and_state() -> int:
         problem = {
             "code": "too_large",
             "detail": "what is made of model and data set is larger than a file may be",
-            "hint": "fewer samples, or a larger CERTSERVE_MAX_INFLATED_BYTES",
+            "hint": "send fewer samples, or raise CERTSERVE_MAX_INFLATED_BYTES",
         }
     except MemoryError:
         problem = {
             "code": "too_large",
             "detail": "model and data set need more memory than an inspection may take",
-            "hint": "fewer samples, or a larger CERTSERVE_INSPECTION_MEMORY_BYTES",
+            "hint": "send fewer samples, or raise CERTSERVE_INSPECTION_MEMORY_BYTES",
         }
     except Exception as error:
         code = getattr(error, "code", None)

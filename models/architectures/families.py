@@ -67,7 +67,7 @@ def family_layers(description: Mapping[str, Any], activation: Sequence[Row]) -> 
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise ModelError(
-            f"there is no family of architectures named {str(name)[:60]!r}",
+            f"{str(name)[:60]!r} is not a known family of architectures",
             code="unknown_architecture",
             hint="known: " + ", ".join(FAMILIES),
         )

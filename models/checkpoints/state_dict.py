@@ -1,4 +1,4 @@
-"""State dicts as networks: tensors are given to the layers of a stated architecture."""
+"""State dicts as networks: assigns tensors to the layers of a given architecture."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _BESIDE = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A state dict's network; tensor -> layer and parameter; what is not certain about that."""
+    """A state dict's network; tensor -> layer and parameter; warnings about that pairing."""
 
     network: Network
     pairing: Mapping[str, str]
@@ -65,7 +65,7 @@ class Loaded:
 def load_checkpoint(
     path: Path, format: str, architecture: str | Mapping[str, Any], *, activation: str = "relu"
 ) -> Network:
-    """The network alone of what ``read_network`` reads."""
+    """The network that ``read_network`` reads, alone."""
     return read_network(path, format, architecture, activation=activation).network
 
 
@@ -84,7 +84,7 @@ def read_network(
     network = loaded.network
     stated = stated_layers(path) if format == "safetensors" else None
     if stated is not None and stated != layers_text(network):
-        # The weights fit all the same: it would be certified, and is not what was trained.
+        # The weights would fit, but the certified network would not be the one that was trained.
         raise ModelError(
             f"the file says that its layers are {stated[:500]!r}, the architecture's are "
             f"{layers_text(network)[:500]!r}",
@@ -157,7 +157,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         if len(content) != 1:
             mismatch(
                 f"the checkpoint is a cascade of {len(content)} networks",
-                hint="upload each stage on its own",
+                hint="upload each stage as a model of its own",
             )
         (content,) = content
     if not isinstance(content, dict) or not content:

@@ -1,9 +1,10 @@
 """Which module of a state dict is which layer of an architecture, and how sure that is.
 
-Fitting shapes are not enough: two layers of equal shape may be exchanged, and the network is then
-not the one that was trained. So modules are paired by the layers' names where the layer list gives
-them. Otherwise they are paired kind by kind in order, where numbers in the names (``fc2`` before
-``fc10``) win over the order in the file. What neither names nor shapes decide becomes a warning.
+Tensors whose shapes fit are no proof: two layers of equal shape may be taken for each other, and
+the network is then another one than the one trained. So modules are paired by the layers' names
+where the layer list gives them; else kind by kind in order, where numbers in the names tell the
+order (``fc2`` before ``fc10``) against the order in the file; and what neither names nor shapes
+decide is told.
 """
 
 from __future__ import annotations

@@ -125,8 +125,7 @@ _GLORO_MNIST: Settings = {
 _GLORO_CIFAR: Settings = {
     "epochs": 800,
     "learning_rate_schedule": _falling(0.5, 1e-3),
-    # The published "logarithmic" ramp is the log of a line between two exponentials; within these
-    # bounds it is straight to 2 %.
+    # The published "logarithmic" ramp is log of a line between exp's: straight to 2 % down here.
     "epsilon_schedule": _ramp(20 / 800, 0.5, 0.01 * 0.1551 * 255 / 36, 0.1551 * 255 / 36),
     "trades_schedule": {"points": [[0.0, 1.2]]},
     "power_steps": 5,
@@ -232,7 +231,7 @@ _ROWS = (
     Recipe("emma", _M, "fast", _FLAT_MNIST, _M_EPS, "ours", _EMMA_FAST),
 )
 
-#: Largest epsilon at any time of a run: float32 overflows beyond it.
+#: Largest epsilon at any time of a run: beyond, float32 has no numbers for what a ball reaches.
 MAX_EPSILON = 1e30
 
 #: All recipes. Of several for one method and data set the one counts whose activation is asked for,
@@ -329,16 +328,16 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     if not float(spec.epsilon) * largest <= MAX_EPSILON:
         raise InvalidInput(
             f"an epsilon of {float(spec.epsilon):g} times {largest:g}, as the schedule says, is "
-            "more than any network can be trained for (float32 overflows)",
+            "more than any network can be trained for",
             code="invalid_epsilon",
             hint=f"at most {MAX_EPSILON:g} in all",
             field="epsilon",
         )
     if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:
         raise InvalidInput(
-            f"{spec.method} computes boxes, for which bfloat16 is too coarse",
+            f"{spec.method} carries boxes, which bfloat16 would lose",
             code="unsupported_precision",
-            hint='leave "precision" out: "auto" uses bfloat16 where the method supports it',
+            hint='leave "precision" out: "auto" is bfloat16 where the method bears it',
             field="recipe.precision",
         )
     return TrainingPlan(
@@ -355,7 +354,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
 
 
 def _recipe(spec: TrainSpec, dataset: str, name: str, given: object = None) -> Recipe | None:
-    # All published epsilons are for l2.
+    # Every published epsilon is one of l2.
     epsilon = Fraction(spec.epsilon) if spec.norm == "l2" else None
     activation = spec.activation or (given if isinstance(given, str) else None)
     return recipe_of(spec.method, dataset, name, epsilon=epsilon, activation=activation)

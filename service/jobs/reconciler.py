@@ -87,7 +87,7 @@ class Reconciler:
             if memory != self._memory:
                 # This Redis is new to us, or it lost its data: go through everything accepted.
                 self._rewind()
-                self._line_up()
+                self._schedule_missing()
             self._enter_accepted()
             self._memory = memory
             if not (self._complete or self._left):
@@ -149,10 +149,10 @@ class Reconciler:
             return False
         return self._ledger.create(submission)
 
-    def _line_up(self) -> None:
+    def _schedule_missing(self) -> None:
         """Schedule the open jobs that an earlier release entered without the scheduler."""
         for job_id in self._ledger.scheduler.missing(self._ledger.index.active()):
-            self._ledger.scheduler.stand(job_id, time.time())
+            self._ledger.scheduler.add(job_id, time.time())
 
     def _attend_active(self) -> None:
         # Any wake-up job serves any job: one for every worker is enough.

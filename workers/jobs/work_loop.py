@@ -86,7 +86,7 @@ class WorkLoop:
         self._progress_at = 0.0
         self._asked_at = 0.0
         self.deadline = 0.0
-        #: Jobs that failed here for a passing reason (a full disk): skipped until the next wake-up.
+        #: Jobs without work, or whose outcome cannot be written now (a full disk): skipped.
         self._passed_over: set[str] = set()
 
     def work(self) -> None:
@@ -297,7 +297,7 @@ class WorkLoop:
         eta_s: float | None = None,
         now: bool = False,
     ) -> None:
-        """Report progress, at most every few seconds; the work goes on without Redis."""
+        """Report progress, at most twice a second; the work goes on without Redis."""
         if not now and time.monotonic() - self._progress_at < PROGRESS_S:
             return
         self._progress_at = time.monotonic()

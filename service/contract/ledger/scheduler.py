@@ -75,7 +75,7 @@ class Scheduler:
         return Next(None, max(0.0, float(wait)) if wait else None)
 
     def somebody_waits(self, job_id: str, *, waited_s: float = 5.0) -> bool:
-        """Whether a job before this one has waited ``after_s`` seconds and no worker has it.
+        """Whether a job before this one has waited ``waited_s`` seconds and no worker has it.
 
         For long items: ask at a checkpoint, and where the answer is yes give the item back
         (``ItemStopped``); the worker then takes that job, and comes back to this one after it.
@@ -86,6 +86,6 @@ class Scheduler:
         """The open jobs without a priority time (entered by an earlier release)."""
         return sorted(set(job_ids) - set(self._redis.zrange(self.key, 0, -1)))
 
-    def stand(self, job_id: str, place: float) -> None:
+    def add(self, job_id: str, place: float) -> None:
         """Schedule a job that has no priority time."""
         self._redis.zadd(self.key, {job_id: place}, nx=True)

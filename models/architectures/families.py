@@ -48,7 +48,7 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     return [*layers, {"kind": "normalized-linear", "out": classes}]
 
 
-#: Most layers of one kind in a family member.
+#: Largest number of layers of one kind in a family member.
 MOST = 200
 
 #: A further family is one function and one row here.

@@ -128,7 +128,7 @@ def _by_order(
 def _by_number(
     groups: Mapping[str, Group], modules: list[str], shapes: list[tuple[int, ...]]
 ) -> tuple[list[str], list[str]]:
-    """Modules whose names differ by numbers alone stand in the order of the numbers.
+    """Sort modules whose names differ by numbers alone by these numbers.
 
     A file whose keys were sorted as text holds ``10`` before ``2``. Only modules of equal shape
     change places with each other; where all modules are named alike, all of them are sorted.

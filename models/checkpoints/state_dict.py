@@ -32,7 +32,7 @@ __all__ = [
 #: Tensors beside the weights, by the last part of their name, that inference does not use:
 #: batch norm's counter, COLT's slopes, and power iteration's vectors.
 IGNORED_TENSORS = ("num_batches_tracked", "deepz_lambda", "u", "u_train", "u_test")
-#: Keys under which training scripts keep the state dict, and what may stand beside it.
+#: Keys under which training scripts store the state dict, and keys that may be beside it.
 _WRAPPERS = ("state_dict", "model_state_dict")
 _BESIDE = (
     "acc",
@@ -151,7 +151,10 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         if len(wrapped) == 1:
             beside = [str(k)[:60] for k in content if k not in wrapped and k not in _BESIDE]
             if beside:
-                mismatch(f"{beside[:8]} stand beside {wrapped[0]!r}: which is the network?")
+                mismatch(
+                    f"the file holds {beside[:8]} beside {wrapped[0]!r}: it is unclear which of "
+                    "them is the network"
+                )
             content = content[wrapped[0]]
     if isinstance(content, list):
         if len(content) != 1:

@@ -27,7 +27,7 @@ from models.onnx.safety import OnnxLimits, node_label
 
 __all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
 
-#: Batch sizes that stand for a symbolic one: primes that no layer size is likely to equal both of.
+#: Batch sizes used for a symbolic one: two primes, which hardly any layer has both as its sizes.
 SYMBOLIC_BATCH = (99_991, 99_989)
 FIXED_BATCH = (1, 1)
 #: Attributes that must be 0 or 1, because runtimes differ on other numbers.

@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as an HMAC; and the caller that a key stands for.
+"""API keys: created and shown once, stored as an HMAC; and the caller that a key belongs to.
 
 A key reads ``crt_<id>_<secret>``. The id finds the record, the secret is compared in constant time
 with what is stored: ``keys/<id>.json`` holds the HMAC-SHA256 of the key under ``keys/pepper``, a

@@ -1,4 +1,4 @@
-"""Every error as ``application/problem+json``, whoever raised it."""
+"""Every error as ``application/problem+json``, from whichever layer it comes."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="certserve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the service until it is told to stop")
+    serve = commands.add_parser("serve", help="run the service until SIGTERM or SIGINT")
     serve.add_argument("--host", default=settings.host)
     serve.add_argument(
         "--port", type=_count(65535), default=settings.port, help="0 takes a free one"
@@ -127,7 +127,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
         logger.warning("%s", warning)
     if not is_loopback(options.host) and not ring.configured:
         raise StartError(
-            f"{options.host} is no loopback address and no API key is configured; "
+            f"{options.host} is not a loopback address and no API key is configured; "
             f"certserve keys create NAME --data-dir {options.data_dir}, or bind 127.0.0.1"
         )
     supervisor = Supervisor(

@@ -13,7 +13,7 @@ from service.contract.settings import Settings
 __all__ = ["explain", "unknown_settings"]
 
 _PREFIX = "CERTSERVE_"
-#: Variables with the prefix that are none of the service's settings.
+#: Variables with the prefix that are not settings of the service.
 _OTHERS = ("URL", "KEY", "TEST_", "CHAOS_", "LEASE_NOTE")
 
 

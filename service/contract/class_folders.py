@@ -134,8 +134,7 @@ def _refuse_depths(images: list[tuple[str, PurePosixPath]], below: list[tuple[st
     for (name, _), parts in zip(images, below, strict=True):
         if parts[1:-1] != first:
             _refuse(
-                f"{images[0][0]!r} and {name!r}: it cannot be told which level of folders is the "
-                "class",
+                f"{images[0][0]!r} and {name!r}: it is unclear which level of folders is the class",
                 "ambiguous_classes",
                 "images directly in the class folders (cat/1.png), or in a subfolder of the same "
                 "name in each (cat/images/1.png)",

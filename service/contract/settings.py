@@ -52,9 +52,6 @@ class Settings(BaseSettings):
         default=(),
         description="Colon-separated folders that hold data sets in their public layouts.",
     )
-    allow_download: bool = Field(
-        default=False, description="Whether public data sets may be fetched."
-    )
 
     max_model_bytes: int = Field(default=512 * MiB, gt=0, description="Largest model upload.")
     max_dataset_bytes: int = Field(default=2 * GiB, gt=0, description="Largest data set upload.")

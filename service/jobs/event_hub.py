@@ -26,7 +26,7 @@ __all__ = ["EventHub"]
 
 _log = logging.getLogger(__name__)
 
-#: How often Redis is asked for new events while anybody watches.
+#: Seconds between two reads of new events while there are viewers.
 _LOOK_S = 0.25
 #: A viewer with so many unread events is disconnected; it may return with its Last-Event-ID.
 _BACKLOG = 2000

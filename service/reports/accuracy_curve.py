@@ -16,7 +16,7 @@ _PERCENT = [(step / 5, f"{step * 20} %") for step in range(6)]
 def render_svg(report: Mapping[str, Any]) -> str:
     """A standalone SVG document: certified, attacked and clean accuracy over epsilon.
 
-    The certified curve is a staircase that never stands higher than what is proved: between two
+    The certified curve is a staircase that is never higher than what is proved: between two
     epsilons of the curve it takes the value of the larger one.
     """
     epsilons: Sequence[float] = report["curve"]["epsilon"]

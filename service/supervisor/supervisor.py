@@ -64,7 +64,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs one service on one data directory until it is told to stop."""
+    """Runs one service on one data directory until it is asked to stop."""
 
     def __init__(
         self, *, data_dir: Path, host: str, port: int, workers: int, settings: Settings

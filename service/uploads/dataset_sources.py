@@ -1,6 +1,6 @@
 """Which data a submission means: an uploaded data set, or a registered name in a public layout.
 
-Only file names are looked at here; a worker reads the images.
+Only file names are checked here; a worker reads the images.
 """
 
 from __future__ import annotations

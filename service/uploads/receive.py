@@ -65,7 +65,7 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Receive a body with these file fields and text fields (name -> most bytes) and no others.
 
-    ``meter`` is told of every block of a file, in a thread, and may raise. A field that may be
+    ``meter`` is called with every block of a file, in a thread, and may raise. A field that may be
     both is a file where it comes with a file name.
 
     Files not published when the block ends are removed. Raises Malformed (no multipart, cut
@@ -205,7 +205,7 @@ class _Receiver:
         if name in self._files and (filename or name not in self._texts):
             if not filename:
                 raise InvalidInput(
-                    f"{name} must be a file with a name, whose suffix tells the format",
+                    f"{name} must be a file with a name whose suffix gives the format",
                     code="missing_filename",
                     field=name,
                 )

@@ -48,7 +48,7 @@ async def list_jobs(
     return Page(items=items, next_cursor=following)
 
 
-@router.get("/jobs/{job_id}", summary="Look at a job")
+@router.get("/jobs/{job_id}", summary="Get a job")
 async def get_job(
     job_id: str,
     services: UsesServices,

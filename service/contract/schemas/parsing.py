@@ -45,7 +45,7 @@ def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         where = "the body" if field is None else field
         raise Malformed(
-            f"{where} is no JSON: {reason[:200]}", code="invalid_json", field=field
+            f"{where} is not valid JSON: {reason[:200]}", code="invalid_json", field=field
         ) from error
     return value
 
@@ -103,4 +103,4 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -107,7 +107,7 @@ class BlobWriter:
         target = self._place(self.digest)
         with storage_errors():
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Also over the same content: a fresh file is nobody's leftover
+            # Also over the same content: a fresh file is not removed as unused
             # (``service.jobs.retention``).
             os.replace(self.path, target)
             sync_folder(target.parent)

@@ -68,7 +68,7 @@ class Journal:
         It fails with StorageFull or Unavailable; then the submission was not accepted. ``retry``
         lines carry the submission with its new ``attempt``.
         """
-        # Put together by hand around pydantic's own JSON: this is done for every submission.
+        # Built as text around pydantic's JSON, because this runs for every submission.
         return self._append(f'{{"op":"{op}","job":{submission.model_dump_json()}}}'.encode())
 
     def delete(self, job_id: str) -> Future[None]:
@@ -116,7 +116,7 @@ class Journal:
         try:
             with storage_errors():
                 self._write(b"".join(line for line, _ in entries))
-        except Exception as error:  # noqa: BLE001 - every waiting caller must be told
+        except Exception as error:  # noqa: BLE001 - every waiting caller must get the error
             _log.exception("the journal could not be written")
             # After a failed write or fsync the file's content is unknown: begin a new file.
             # A complete line that did reach the disk only means that a refused job runs.
@@ -226,7 +226,7 @@ class JournalReader:
             entry = json.loads(line)
             self._bindings.append(Binding(entry["key"], entry["job_id"], entry["fingerprint"]))
         except (ValueError, KeyError):
-            _log.error("%s holds a line that is no binding", path.name)
+            _log.error("%s holds a line that is not a binding", path.name)
 
 
 def _dump(entry: dict[str, Any]) -> bytes:
@@ -261,5 +261,5 @@ def _parse(line: bytes, path: Path) -> JobSubmission | None:
         return JobSubmission.model_validate(entry["job"]) if known else None
     except (ValueError, KeyError, TypeError):
         # A line damaged after the fact must not hide the ones behind it.
-        _log.error("%s holds a line that is no submission", path.name)
+        _log.error("%s holds a line that is not a submission", path.name)
         return None

@@ -119,7 +119,7 @@ class Store:
         """Where the bytes of ``sha256:<hex>`` are, or would be. Raises NotFound on a non-digest."""
         text = digest_hex(digest)
         if text is None:
-            raise NotFound("this is no digest (sha256:...)", code="invalid_id")
+            raise NotFound("this is not a digest (sha256:...)", code="invalid_id")
         return self.data_dir / "blobs" / "sha256" / text[:2] / text[2:4] / text
 
     def writer(self, *, limit: int) -> BlobWriter:
@@ -242,7 +242,7 @@ class Store:
                 (folder / name).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
-        """Remove a job's folder: gone at once, however long it takes to delete its files."""
+        """Remove a job's folder: it is renamed away at once, then its files are deleted."""
         with storage_errors():
             self.unshare(self._job_path(job_id))
             self._trash(self._job_path(job_id))

@@ -155,7 +155,7 @@ class _Header:
                 hint="x: uint8, or floats in [0, 1]; y: whole numbers",
             )
         if len(shape) > 5 or any(size < 0 for size in shape):
-            raise DataError("bad_shape", f"an array of shape {shape} is no data set")
+            raise DataError("bad_shape", f"an array of shape {shape} is not a data set")
         bounds.check(f"an array of shape {shape}", header.size, shape[0] if shape else 0)
         return header
 

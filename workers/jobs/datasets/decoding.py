@@ -20,7 +20,7 @@ from workers.jobs.datasets.arrays import UNREADABLE, DataError
 
 __all__ = ["LOSSY", "MAX_PIXELS", "decode_image", "decoder"]
 
-#: Most pixels of one image.
+#: Largest number of pixels of one image.
 MAX_PIXELS = 4096 * 4096
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 #: Formats whose pixels depend on the decoder.

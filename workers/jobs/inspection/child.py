@@ -123,7 +123,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "normalization_outside": outside,
         "pairing": loaded.pairing,
         "classes_of_folders": data.classes,
-        "warnings": [*loaded.told, *data_doubts(data, x, network.classes), *doubt],
+        "warnings": [*loaded.warnings, *data_doubts(data, x, network.classes), *doubt],
     }
     (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -132,8 +132,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
 class _Loaded:
     """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
 
-    one_row_only: the file runs at batch 1 only. pairing, told: of a state dict, which tensor went
-    into which layer, and what is doubtful about that.
+    one_row_only: the file runs at batch 1 only. pairing, warnings: of a state dict, which tensor
+    went into which layer, and what is doubtful about that.
     """
 
     network: Network
@@ -141,7 +141,7 @@ class _Loaded:
     outside: Mapping[str, Any] | None
     one_row_only: bool = False
     pairing: dict[str, str] | None = None
-    told: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 def _load_model(request: Mapping[str, Any]) -> _Loaded:
@@ -154,7 +154,7 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
     path = Path(model["path"])
     uploaded_onnx = model["format"] == "onnx"
     pairing: dict[str, str] | None = None
-    told: list[str] = []
+    warnings: list[str] = []
     one_row_only = False
     if uploaded_onnx:
         imported = read_onnx(path)
@@ -167,7 +167,7 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
         )
     else:
         loaded = read_network(path, model["format"], model["architecture"])
-        network, pairing, told = loaded.network, dict(loaded.pairing), list(loaded.warnings)
+        network, pairing, warnings = loaded.network, dict(loaded.pairing), list(loaded.warnings)
     if normalization is not None:
         network = network.normalized(normalization["mean"], normalization["std"])
     broken = network.non_finite()
@@ -180,7 +180,7 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
         raise ModelError("a classifier needs at least two logits", code="too_few_classes")
     if uploaded_onnx:
         return _Loaded(network, path.read_bytes(), normalization, one_row_only)
-    return _Loaded(network, export_onnx(network), None, pairing=pairing, told=told)
+    return _Loaded(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
 
 
 def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ __all__ = ["Convention", "conventions", "normalization_doubt"]
 FIRST, MOST = 50, 200
 #: An accuracy that no other convention could improve by much.
 HIGH = 0.95
-#: Least difference of accuracies that is told, beside its significance.
+#: Smallest difference of accuracies that gives a warning, if it is significant.
 LEAST_GAIN = 0.05
 #: Gains must exceed losses by so many standard deviations of a fair coin.
 SIGMAS = 3.0

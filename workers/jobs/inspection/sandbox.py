@@ -120,7 +120,7 @@ def run_child(
 
     ``main`` must call ``enter`` first. Error output goes to ``folder/stderr``. Forked from
     ``forks`` (or what ``fork_from`` named) if that answers, else ``python -m module``. Raises
-    ForkServerLost when it dies under the child: nobody knows what the child would have done.
+    ForkServerLost when it dies under the child: the child's result is then unknown.
     """
     forks = forks or _forks
     child: Forked | subprocess.Popen[bytes] = (

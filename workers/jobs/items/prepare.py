@@ -181,7 +181,7 @@ def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: ChildLi
         + (f": {said}" if said else ""),
         code="inspection_failed",
         hint="this is a fault of the service: send the id of this job, the two files (or their "
-        "ids) and this message to whoever runs it; running the job again will not help",
+        "ids) and this message to its operator; running the job again will not help",
     )
 
 

@@ -58,7 +58,7 @@ def certify_shard(
 ) -> int:
     """Write ``shards/<k>.npz`` and return its number of samples.
 
-    progress(done, message) is told all the while, and may raise to abort.
+    progress(done, message) is called repeatedly, and may raise to abort.
 
     A result that is there already is kept: same input, same seed, same answer.
     """

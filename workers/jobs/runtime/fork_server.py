@@ -186,7 +186,7 @@ class Forked:
     def raw(self, timeout_s: float | None) -> int | None:
         """The wait status as os.wait4 tells it; None while the child runs. Raises ForkServerLost.
 
-        An exception out of a signal handler loses nothing: the message is only looked at.
+        An exception from a signal handler loses nothing: the message is only peeked at.
         """
         if self._raw is None:
             try:

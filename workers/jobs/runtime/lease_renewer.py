@@ -3,7 +3,7 @@
 The item runs in the main thread; a second thread renews the lease. Where the lease is lost, the job
 is cancelled or the worker is asked to drain (SIGTERM), the main thread is interrupted by a signal
 whose handler raises ItemStopped: between two bytecodes, and only while an item is held. An item
-that can stop in good order (``gently``) is only told to drain, and interrupted some seconds later.
+that can stop in order (``gently``) is only asked to stop, and interrupted some seconds later.
 """
 
 from __future__ import annotations

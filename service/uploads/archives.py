@@ -25,9 +25,9 @@ _SMALL = 64 * 1024 * 1024
 def zip_directory(path: Path, settings: Settings, *, code: str) -> list[zipfile.ZipInfo]:
     """The members of the zip at ``path``, folders left out; they may be inflated within limits.
 
-    Refused as ``code``: what is no zip or is cut off, names that lead outside, doubled names,
-    links, encrypted or exotically compressed members. Refused as ``decompression_bomb``: too much,
-    too many.
+    Refused as ``code``: files that are not zips or are cut off, names that lead outside, doubled
+    names, links, encrypted or exotically compressed members. Refused as ``decompression_bomb``:
+    too many bytes or files.
     """
     _check_directory_size(path, settings, code)
     try:

@@ -73,7 +73,7 @@ class Blueprint:
     rows: Mapping[str, Mapping[str, Any]]
 
     def network(self, tensors: Mapping[str, Tensor]) -> Network:
-        """The network with these tensors, named as in the skeleton's state dict."""
+        """The network with these tensors (by their names in the skeleton's state dict)."""
         return Network.from_description(
             self.skeleton.description(), {**tensors, **self.given}
         ).eval()
@@ -147,7 +147,7 @@ def _residual_linear(row: LayerRow, shape: Shape) -> Layer:
 
 
 def _limit(kind: type[AtLeast | AtMost]) -> Callable[[LayerRow, Shape], Layer]:
-    """A trained threshold per unit; with ``half`` only for that half of the channels."""
+    """A trained threshold per unit; ``half`` leaves the other half of the channels alone."""
 
     def maker(row: LayerRow, shape: Shape) -> Layer:
         row.number("value", 0.0, -1e6, 1e6)
@@ -311,7 +311,7 @@ def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
 
 
 class _Plan:
-    """The layers built so far, by node, with their shapes and the request's names."""
+    """The layers laid down so far, by node, with their shapes and the request's names."""
 
     def __init__(self, input_shape: Shape) -> None:
         self.input_shape = input_shape

@@ -1,4 +1,4 @@
-"""State dicts as networks: assigns tensors to the layers of a given architecture."""
+"""State dicts as networks: tensors are given to the layers of a stated architecture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 #: Tensors beside the weights, by the last part of their name, that inference does not use:
 #: batch norm's counter, COLT's slopes, and power iteration's vectors.
 IGNORED_TENSORS = ("num_batches_tracked", "deepz_lambda", "u", "u_train", "u_test")
-#: Keys under which training scripts store the state dict, and keys that may be beside it.
+#: Keys under which training scripts keep the state dict, and what may stand beside it.
 _WRAPPERS = ("state_dict", "model_state_dict")
 _BESIDE = (
     "acc",
@@ -55,7 +55,7 @@ _BESIDE = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A state dict's network; tensor -> layer and parameter; warnings about that pairing."""
+    """A state dict's network; tensor -> layer and parameter; what is not certain about that."""
 
     network: Network
     pairing: Mapping[str, str]
@@ -65,7 +65,7 @@ class Loaded:
 def load_checkpoint(
     path: Path, format: str, architecture: str | Mapping[str, Any], *, activation: str = "relu"
 ) -> Network:
-    """The network that ``read_network`` reads, alone."""
+    """The network alone of what ``read_network`` reads."""
     return read_network(path, format, architecture, activation=activation).network
 
 
@@ -84,7 +84,7 @@ def read_network(
     network = loaded.network
     stated = stated_layers(path) if format == "safetensors" else None
     if stated is not None and stated != layers_text(network):
-        # The weights would fit, but the certified network would not be the one that was trained.
+        # The weights fit all the same: it would be certified, and is not what was trained.
         raise ModelError(
             f"the file says that its layers are {stated[:500]!r}, the architecture's are "
             f"{layers_text(network)[:500]!r}",
@@ -151,16 +151,13 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         if len(wrapped) == 1:
             beside = [str(k)[:60] for k in content if k not in wrapped and k not in _BESIDE]
             if beside:
-                mismatch(
-                    f"the file holds {beside[:8]} beside {wrapped[0]!r}: it is unclear which of "
-                    "them is the network"
-                )
+                mismatch(f"{beside[:8]} stand beside {wrapped[0]!r}: which is the network?")
             content = content[wrapped[0]]
     if isinstance(content, list):
         if len(content) != 1:
             mismatch(
                 f"the checkpoint is a cascade of {len(content)} networks",
-                hint="upload each stage as a model of its own",
+                hint="upload each stage on its own",
             )
         (content,) = content
     if not isinstance(content, dict) or not content:

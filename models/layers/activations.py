@@ -1,4 +1,4 @@
-"""Activations beside ReLU: clipped, s-shaped and sorting ones, all of them monotone."""
+"""Activations beside ReLU: clipped, smooth and sorting ones, all of them monotone."""
 
 from __future__ import annotations
 

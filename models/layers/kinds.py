@@ -1,4 +1,4 @@
-"""Layers of the network graph: each has ``forward``, an output shape and a serialised form.
+"""Layers of the network graph: each knows how to run, what shape it gives, how it is written down.
 
 A layer is the operator as it is DEPLOYED (one layer, one float32 operator or one fused affine
 operator such as MatMul + Add); verification reads the layer's exact parameters, training

@@ -1,9 +1,9 @@
-"""Constants that a graph computes: ONNX Runtime computes them here too, not our own code.
+"""Constants that a graph computes: ONNX Runtime computes them here too, nothing of our own does.
 
 Each node on constants alone runs in ONNX Runtime by itself, with the inputs that it has in the
-graph, so that the certified network holds the very numbers that the deployed file computes. Only
-operators whose result does not depend on the order of summation are supported, and the size of the
-result is bounded before the run. Each has one row in ``CONSTANT_OPERATORS``.
+graph, so that what is certified holds the very numbers that the deployed file computes. Taken are
+operators whose result no order of summation can change; how large it gets is bounded before the
+run. One row in ``CONSTANT_OPERATORS`` each.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     TensorProto.BOOL: np.dtype(np.bool_),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-#: Sessions kept for further nodes of the same form.
+#: Sessions that wait for another node of the same form.
 _KEPT_SESSIONS = 64
 #: Axes that an array of numpy can have.
 _MAX_RANK = 64
-#: Largest integer taken as a size, index or step; sums of a few such numbers do not overflow.
+#: Integers beyond are no size, place or step of any network; sums of a few do not overflow.
 _LARGEST_STEP = 1 << 53
 #: ONNX writes "to the end" as the largest or smallest number of its type.
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
@@ -51,7 +51,7 @@ def read_tensor(tensor: TensorProto) -> Array:
 
 @dataclass(frozen=True)
 class ConstantRule:
-    """What is checked of an operator on constants before ONNX Runtime runs it.
+    """What must be known of an operator on constants before ONNX Runtime may run it.
 
     elements: how many elements its outputs can have together, at most; raises ValueError or
     ModelError for inputs that must not run at all.
@@ -82,7 +82,7 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
 def _moves(
     operation: Operation, constants: Sequence[Constant | None], dtype: np.dtype[Any]
 ) -> bool:
-    """Whether the batch size is only moved to another place of the result."""
+    """Whether the batch size is but moved to another place of the result."""
     if operation.op_type == "Concat":
         steered: Sequence[Constant | None] = ()
     elif CONSTANT_OPERATORS[operation.op_type].moves and dtype.kind in "fi":
@@ -212,7 +212,7 @@ def _broadcast(operation: Operation, arrays: Arrays) -> int:
 def _quotient(operation: Operation, arrays: Arrays) -> int:
     dividend, divisor = _at(arrays, 0), _at(arrays, 1)
     if dividend.dtype.kind == divisor.dtype.kind == "i":
-        # The processor would raise a signal that ends the process.
+        # The processor's own exception would end the process.
         smallest = bool((dividend == np.iinfo(dividend.dtype).min).any())
         if (divisor == 0).any() or (smallest and (divisor == -1).any()):
             raise ValueError("an integer is divided by zero, or the smallest one by -1")

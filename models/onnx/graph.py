@@ -1,4 +1,4 @@
-"""What the importer works with: ONNX values, nodes, and the rows of the network being built.
+"""What the importer works with: ONNX values, nodes, and the network's rows as they are laid down.
 
 An ONNX value is either an ``Activation`` (depends on the input; a node of our graph) or a
 ``Constant``. The batch axis is axis 0 of every activation and stays there. Shape arithmetic in the
@@ -27,10 +27,10 @@ from models.onnx.safety import OnnxLimits, node_label
 
 __all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
 
-#: Batch sizes used for a symbolic one: two primes, which hardly any layer has both as its sizes.
+#: Batch sizes that stand for a symbolic one: primes that no layer size is likely to equal both of.
 SYMBOLIC_BATCH = (99_991, 99_989)
 FIXED_BATCH = (1, 1)
-#: Attributes that must be 0 or 1, because runtimes differ on other numbers.
+#: Attributes that are 0 or 1: runtimes do not agree on what another number means.
 _SWITCHES = (
     "allowzero",
     "ceil_mode",
@@ -60,8 +60,8 @@ class Activation:
 class Constant:
     """An ONNX value known beforehand, under either of two batch sizes.
 
-    computed: the batch size was used in a computation, not only moved. Then its value at a third
-    batch size is unknown, even where these two agree (such as min(batch size, 5)).
+    computed: the batch size went into it otherwise than by being moved, so that at a third batch
+    size it may be anything, even where these two agree (the least of batch size and 5).
     """
 
     value: NDArray[Any]
@@ -70,7 +70,7 @@ class Constant:
 
     @classmethod
     def of(cls, value: NDArray[Any]) -> Constant:
-        """A constant that does not depend on the batch."""
+        """A constant that knows nothing of the batch."""
         return cls(value, value)
 
     @property
@@ -184,7 +184,7 @@ class Operation:
 
 @dataclass
 class Translation:
-    """The rows of the network being built, under the limits on weights and activations."""
+    """The network's rows as they grow, under the limits on weights and activations."""
 
     batch: tuple[int, int]
     limits: OnnxLimits
@@ -234,7 +234,7 @@ class Translation:
             )
 
     def emit(self, operation: Operation, layer: Layer, *inputs: Activation) -> Activation:
-        """Add one row to the network."""
+        """Lay down one row of the network."""
         try:
             shape = layer.output_shape(*(value.shape for value in inputs))
         except ShapeError as error:
@@ -290,7 +290,7 @@ def _attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any]:
     for place, name in enumerate(node.output):
         formal = schema.outputs[min(place, len(schema.outputs) - 1)]
         if not name and (place == 0 or formal.option != optional):
-            # ONNX Runtime accepts a Split with such an output, then crashes.
+            # ONNX Runtime takes a Split with such an output, then dies of it.
             raise ModelError(
                 f"{label}: output {place} has no name",
                 code="invalid_onnx",

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="certserve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the service until SIGTERM or SIGINT")
+    serve = commands.add_parser("serve", help="run the service until it is told to stop")
     serve.add_argument("--host", default=settings.host)
     serve.add_argument(
         "--port", type=_count(65535), default=settings.port, help="0 takes a free one"
@@ -108,11 +108,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(most: int) -> Callable[[str], int]:
-    """An argparse type: a number from 0 to ``most``."""
+    """A number from 0 to ``most``, as argparse wants it."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) > most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {most}")
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
         return int(text)
 
     return parse
@@ -127,7 +127,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
         logger.warning("%s", warning)
     if not is_loopback(options.host) and not ring.configured:
         raise StartError(
-            f"{options.host} is not a loopback address and no API key is configured; "
+            f"{options.host} is no loopback address and no API key is configured; "
             f"certserve keys create NAME --data-dir {options.data_dir}, or bind 127.0.0.1"
         )
     supervisor = Supervisor(
@@ -141,7 +141,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 
 
 def _worker(options: argparse.Namespace, console: Console) -> int:
-    """Run a worker of CERTSERVE_REDIS_URL, else of the service on the data directory."""
+    """Become a worker: of CERTSERVE_REDIS_URL, else of the service on the data directory."""
     environment = {**os.environ, "CERTSERVE_DATA_DIR": str(options.data_dir.absolute())}
     if Settings().redis_url is None:
         running = running_service(options.data_dir)
@@ -174,7 +174,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
             with progress_bar(console) as show:
                 client.wait(job["id"], on_progress=show)
         except KeyboardInterrupt:
-            # The user no longer waits: without this the job would go on, now or after a restart.
+            # Nobody waits for it any more; left alone it would go on, here or with the next start.
             client.cancel(job["id"])
             console.print(f"job {job['id']} is cancelled", highlight=False)
             raise

@@ -2,7 +2,7 @@
 
 import os
 
-# ONNX Runtime starts a thread when it is imported, keeps a data base under $HOME and sends figures
-# about its use to its maker. What is certified here is nobody else's business, and a process that
-# forks must have one thread.
+# ONNX Runtime's telemetry starts a thread at import, keeps a data base under $HOME and sends usage
+# figures to its maker. It is switched off: uploads are private, and a process that forks must have
+# one thread.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""What can be wrong with a model somebody hands in.
+"""Errors of uploaded models.
 
     ModelError                       a code for machines, a sentence for people, what to do about it
     +-- layers.ShapeError            shape_mismatch

@@ -1,6 +1,6 @@
-"""The network: an explicit graph of layers, one and the same for verification and training.
+"""The network: an explicit graph of layers, the same for verification and training.
 
-It is written down as a JSON description plus one safetensors file; ``graph_digest`` names what was
+It is stored as a JSON description and one safetensors file. ``graph_digest`` identifies what was
 certified: architecture, weights and normalisation.
 """
 
@@ -121,7 +121,7 @@ class Network(nn.Module):
             raise NetworkError("a network needs at least one layer")
         idle = [node.name for node in self.nodes[:-1] if node.name not in used]
         if idle:
-            raise NetworkError(f"nodes {idle} lead nowhere")
+            raise NetworkError(f"the outputs of nodes {idle} are not used")
         if len(self.nodes[-1].shape) != 1:
             raise NetworkError(f"the output must be [classes], not {self.nodes[-1].shape}")
 

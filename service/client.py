@@ -17,7 +17,7 @@ __all__ = ["Client", "JobFailed", "ServiceError"]
 #: States that a job never leaves.
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
-#: How long a service that restarts is waited for.
+#: How long to wait for a service that restarts.
 PATIENCE_S = 60.0
 
 
@@ -86,8 +86,8 @@ class Client:
         """Submit a certification; the job record.
 
         A ``Path`` is uploaded, a text is the id of an earlier upload or a registered name.
-        ``force`` computes although an equal result is there; the same ``idempotency_key`` is the
-        same job, so that a lost answer may be asked for again. ``webhook`` is told of the end.
+        ``force`` computes even where an equal result exists. The same ``idempotency_key`` gives the
+        same job, so that a submission may be repeated. ``webhook`` is notified of the end.
         """
         fields: dict[str, str] = {"spec": json.dumps(spec)}
         if force:
@@ -135,9 +135,9 @@ class Client:
         interval_s: float = 0.3,
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """Follow a job to its end and return its record. Raises JobFailed, TimeoutError.
+        """Follow a job to its end and return its record, also through a restart of the service.
 
-        A service that is away for a moment (a restart) does not matter.
+        Raises JobFailed, TimeoutError.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         last_answer = time.monotonic()

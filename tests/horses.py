@@ -1,4 +1,4 @@
-"""Finding the processes that perform tickets, among what a worker has started."""
+"""Finds the work horses among what a worker has started."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Starts the whole service (supervisor, Redis, API, workers of one compute thread each) anew for every
 run, one worker and two in turn, and submits a certification of 16 shards through HTTP. The attack's
 steps are chosen so that a shard takes about --shard-s seconds. The time runs from the submission
-to the report, start of the first horse, preparation and merge included.
+to the report, start of the first work horse, preparation and merge included.
 
     python benchmarks/service/scale_out.py [--shard-s 11] [--runs 3]
 """

@@ -48,7 +48,7 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     return [*layers, {"kind": "normalized-linear", "out": classes}]
 
 
-#: Most layers of one kind in a family member.
+#: Largest number of layers of one kind in a family member.
 MOST = 200
 
 #: A further family is one function and one row here.
@@ -67,7 +67,7 @@ def family_layers(description: Mapping[str, Any], activation: Sequence[Row]) -> 
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise ModelError(
-            f"there is no family of architectures named {str(name)[:60]!r}",
+            f"{str(name)[:60]!r} is not a known family of architectures",
             code="unknown_architecture",
             hint="known: " + ", ".join(FAMILIES),
         )

@@ -95,7 +95,7 @@ def _residual(
     generator: torch.Generator | None,
 ) -> Tensors:
     shape = layer.weight.shape
-    # As published: next to the identity, however deep the network is.
+    # As published: close to the identity at any depth.
     weight = torch.empty(shape).normal_(0, 1 / math.prod(shape[1:]), generator=generator)
     return {"weight": weight, "gain": torch.ones(layer.gain.shape), "bias": torch.zeros(shape[0])}
 

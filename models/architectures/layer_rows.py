@@ -1,4 +1,4 @@
-"""One row of a layer list, read value by value with a clear refusal for each."""
+"""One row of a layer list, read value by value, with an error that names the value."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class LayerRow:
         value = self.get(key, default)
         if type(value) not in (int, float) or not low <= value <= high:
             self.refuse(f'needs "{key}", a number from {low} to {high}')
-        # Stored as ONNX stores it: what is verified is the float32 number that is deployed.
+        # Rounded as ONNX stores it: the float32 number that is deployed is verified.
         return torch.tensor(float(value), dtype=torch.float32).item()
 
     def finish(self) -> None:

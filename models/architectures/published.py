@@ -129,7 +129,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def blueprint(architecture: str | Mapping[str, Any], *, activation: str = "relu") -> Blueprint:
     """Layers and shapes of an architecture, without weights and without their memory.
 
-    Its own ``activation`` counts: ``{"name": "mnist-4c3f", "activation": "maxmin"}``. Raises
+    An ``activation`` in it is used: ``{"name": "mnist-4c3f", "activation": "maxmin"}``. Raises
     ModelError (unknown_architecture, invalid_architecture, model_too_large).
     """
     if isinstance(architecture, str):

@@ -1,1 +1,1 @@
-"""State dicts of other people, read without trusting them."""
+"""Uploaded state dicts, read without trusting them."""

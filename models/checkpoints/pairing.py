@@ -45,7 +45,7 @@ TENSOR_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Pairing:
-    """Layer -> module's prefix in the state dict; sentences on what is not certain about it."""
+    """Layer -> module's prefix in the state dict; warnings about what is uncertain."""
 
     modules: dict[str, str]
     warnings: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ def pair_modules(
 def kind_of(prefix: str, group: Group) -> str:
     """Which kind of layer a module is, by its tensors; empty when it is none of ours.
 
-    Thresholds that do not tell upper from lower are told by the name (as we write it).
+    Upper and lower thresholds of equal shape are told apart by the name (as we write it).
     """
     if group.keys() == {"value"}:
         return next((kind for kind in (AtMost.kind, AtLeast.kind) if kind in prefix), "")
@@ -85,7 +85,7 @@ def kind_of(prefix: str, group: Group) -> str:
 def _by_name(
     groups: Mapping[str, Group], wanted: Mapping[str, str], plan: Blueprint
 ) -> dict[str, str] | None:
-    """Modules by the layers' names, when every layer with weights has one that is a module's."""
+    """Modules by the layers' names, if every layer with weights has the name of a module."""
     pairs: dict[str, str] = {}
     for node in wanted:
         name = plan.names.get(node)
@@ -135,10 +135,10 @@ def _by_order(
 def _by_number(
     groups: Mapping[str, Group], modules: list[str], shapes: list[tuple[int, ...]]
 ) -> tuple[list[str], list[str]]:
-    """Modules whose names differ by numbers alone stand in the order of the numbers.
+    """Sort modules whose names differ by numbers alone by these numbers.
 
-    A file whose keys were sorted as text holds ``10`` before ``2``. Modules that can be taken for
-    each other change places with each other only; all of them move where all are named alike.
+    A file whose keys were sorted as text holds ``10`` before ``2``. Only modules of equal shape
+    change places with each other; where all modules are named alike, all of them are sorted.
     """
     found = list(modules)
     alike: dict[object, list[int]] = {}
@@ -162,7 +162,7 @@ def _by_number(
 
 
 def _undecided(groups: Mapping[str, Group], modules: list[str]) -> list[list[str]]:
-    """Modules of equal shape whose names do not say which comes first."""
+    """Modules of equal shape whose names do not determine their order."""
     same: dict[object, list[str]] = {}
     for prefix in modules:
         same.setdefault(_shape(groups[prefix]), []).append(prefix)
@@ -175,7 +175,7 @@ def _each_after_its_own(
     groups: Mapping[str, Group],
     wanted: Mapping[str, str],
 ) -> bool:
-    """Whether each module (a batch norm) follows in the file the module of the layer before it."""
+    """Whether each batch norm directly follows, in the file, the module of the layer before it."""
     nodes, files = list(wanted), list(groups)
     for node, prefix in found.items():
         layer, module = nodes.index(node), files.index(prefix)
@@ -185,7 +185,7 @@ def _each_after_its_own(
 
 
 def _check_names(pairs: Mapping[str, str], groups: Mapping[str, Group], plan: Blueprint) -> None:
-    """Refuse an order that contradicts the names that the layer list gives to some layers."""
+    """Refuse an order that contradicts the names of the layers that have one."""
     for node, prefix in pairs.items():
         name = plan.names.get(node)
         called = [p for p in groups if name and (p == name or p.endswith("." + name))]

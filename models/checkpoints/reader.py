@@ -1,9 +1,9 @@
 """Checkpoint files read without trusting them: bytes in, named tensors out.
 
-safetensors is read by its library. A ``.pt`` file is looked through first (zip directory, pickle
-opcodes; nothing is run), then read by ``torch.load(weights_only=True)`` and by nothing else, and
-every tensor must own what it claims. Older files without a zip container are read the same way;
-they must hold exactly the data their pickle speaks of.
+safetensors is read by its library. A ``.pt`` file is checked first (zip directory, pickle opcodes;
+nothing is run), then read by ``torch.load(weights_only=True)`` and by nothing else, and every
+tensor must own the bytes it claims. Older files without a zip container are read the same way; they
+must hold exactly the data that their pickle declares.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from models.errors import ModelError
 
 __all__ = ["LAYERS", "MAX_CHECKPOINT_BYTES", "read_checkpoint", "stated_layers"]
 
-#: Under this name the metadata of our own safetensors files say what the layers are.
+#: Metadata key under which our own safetensors files list their layers.
 LAYERS = "certserve.layers"
 
 MAX_CHECKPOINT_BYTES = 512 << 20
@@ -54,7 +54,7 @@ _IMPORTING = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"
 
 
 def stated_layers(path: Path) -> str | None:
-    """What a safetensors file of ours says its layers are; None where it says nothing."""
+    """The layers that the metadata of our own safetensors files list; None where they do not."""
     with safetensors.safe_open(path, framework="pt") as file:
         stated: str | None = (file.metadata() or {}).get(LAYERS)
     return stated
@@ -103,7 +103,7 @@ def read_checkpoint(path: Path, format: str) -> Any:
 
 
 def _load(data: bytes, *, meta: bool = False) -> Any:
-    """torch's own reader of tensors alone; ``meta`` reads what is claimed, without the data."""
+    """torch's reader for tensors only; with ``meta`` it reads the declarations without the data."""
     try:
         return torch.load(
             io.BytesIO(data), weights_only=True, map_location="meta" if meta else "cpu"
@@ -125,9 +125,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _stored_members(data: bytes) -> bytes:
-    """The same archive written anew, once its directory is in order.
-
-    The reader then sees exactly the members that were looked at here.
+    """The same archive, checked and written again, so that torch reads exactly the members that
+    were checked here.
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -169,7 +168,7 @@ def _stored_members(data: bytes) -> bytes:
 def _scan_pickle(
     data: bytes, start: int = 0, *, largest: int | None = None
 ) -> tuple[int, list[Any]]:
-    """Look at one pickle without running it: where it ends, and the arguments of its opcodes."""
+    """Check one pickle without running it: where it ends, and the arguments of its opcodes."""
     stream = io.BytesIO(data)
     stream.seek(start)
     arguments = []
@@ -182,7 +181,7 @@ def _scan_pickle(
                     hint="save model.state_dict() alone, or use .safetensors",
                 )
             if largest is not None and type(argument) is int and abs(argument) > largest:
-                _unsafe(f"it speaks of {argument} elements, more than it can hold")
+                _unsafe(f"it declares {argument} elements, more than it can hold")
             arguments.append(argument)
     except ModelError:
         raise
@@ -204,12 +203,13 @@ def _scan_legacy(data: bytes) -> tuple[list[str], int]:
 
 
 def _check_legacy_storages(tensors: list[Tensor], keys: list[str], rest: int) -> None:
-    """Every storage was filled from the file: none twice, none left with what was in memory."""
+    """Check that every storage was filled from the file, exactly once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     filled = len(set(keys)) == len(keys) == len(storages)
     if not filled or sum(storages.values()) + 8 * len(keys) != rest:
         raise ModelError(
-            "the checkpoint's data do not fit what its pickle speaks of", code="invalid_checkpoint"
+            "the checkpoint's data do not match the sizes that its pickle declares",
+            code="invalid_checkpoint",
         )
 
 

@@ -108,7 +108,7 @@ class Conv2d(Layer):
 
 
 def window_grid(shape: Shape, kernel: tuple[int, int], layer: Windows) -> tuple[int, int]:
-    """(h, w) of the windows' grid; raises ShapeError when not one window fits."""
+    """(h, w) of the grid of windows; raises ShapeError when no window fits."""
     top, left, bottom, right = layer.padding
     sizes = []
     for size, pad, k, s, d in zip(

@@ -1,4 +1,4 @@
-"""What every layer of the graph is: ``forward``, the shape it gives, and how it is written down."""
+"""The base class of layers: ``forward``, output shape, and serialised form."""
 
 from __future__ import annotations
 

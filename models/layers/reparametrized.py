@@ -34,9 +34,9 @@ _RIDGE = 1e-6
 def orthogonalized(weight: Tensor) -> Tensor:
     """A matrix [out, in] with orthonormal rows (columns, if there are fewer) from any matrix.
 
-    L^-1 W with L L^T = W W^T (Cholesky), in the weight's dtype: orthonormal up to rounding, a
-    little less where W is nearly singular. NaN where a weight is not finite: nothing here waits
-    for a device, as raising would.
+    L^-1 W with L L^T = W W^T (Cholesky), in the weight's dtype: orthonormal up to rounding, less
+    exactly where W is nearly singular. NaN where a weight is not finite: raising would have to wait
+    for the device.
     """
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
     gram = wide @ wide.T

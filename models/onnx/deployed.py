@@ -42,7 +42,7 @@ class DeployedNetwork:
 
     def settle_batch(self, sizes: Sequence[int]) -> Batch:
         """Which batches the file takes: one row at a time where its batch is fixed to 1 or it
-        refuses a batch of one of these sizes. All later calls keep to the answer.
+        refuses a batch of one of these sizes. All later calls use the result.
 
         Some files declare a batch of any size and then view everything as [1, ...].
         """

@@ -1,4 +1,4 @@
-"""ONNX files as networks: every operator is either one of ours, exactly, or refused by name."""
+"""ONNX files as networks: an operator is translated exactly, or refused by its name."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def _up_to(rows: Rows, name: str) -> Rows:
 
 
 def _leading_to(rows: Rows) -> Rows:
-    """The rows that the last one depends on (a row may have served its shape alone)."""
+    """The rows that the last one depends on (some rows were used only for their shape)."""
     needed = {rows[-1][0]}
     kept: Rows = []
     for row in reversed(rows):

@@ -1,7 +1,7 @@
-"""The end of an ONNX graph: a Softmax or LogSoftmax there is cut off, so that its input is read.
+"""The end of an ONNX graph: a Softmax or LogSoftmax there is cut off, so that the output is logits.
 
-Neither changes the order of logits that are further apart than its own rounding (the verifier asks
-for that); margins, radii and the comparison with ONNX Runtime are then in units of the logits.
+Neither changes the order of logits that differ by more than its own rounding (the verifier requires
+that). Margins, radii and the comparison with ONNX Runtime are then in units of the logits.
 """
 
 from __future__ import annotations

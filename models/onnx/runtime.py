@@ -68,7 +68,7 @@ class OnnxRuntimeModel:
         return np.concatenate(rows) if rows else np.empty((0, 0), dtype=np.float32)
 
     def _together(self, x: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """All at once; None where a graph with a symbolic batch only works one by one after all.
+        """All at once; None where a graph with a symbolic batch runs only one by one.
 
         Some files declare a symbolic batch and then view everything as [1, ...].
         """
@@ -89,7 +89,7 @@ class OnnxRuntimeModel:
 
 
 def _same_order(first: Shape, second: Shape) -> bool:
-    """Whether both shapes name the same numbers in the same row-major order, without a doubt."""
+    """Whether both shapes certainly hold the same numbers in the same row-major order."""
 
     def bare(shape: Shape) -> Shape:
         return tuple(size for size in shape if size != 1)

@@ -1,9 +1,9 @@
-"""An uploaded ONNX file, parsed from bytes and searched before anything else looks at it.
+"""An uploaded ONNX file, parsed from bytes and checked before any other code reads it.
 
-Nothing outside the file is ever opened: external data is refused wherever it may stand
-(initializers, attributes, nested graphs, functions, training information), and so is everything
-that can make a small file cost much: subgraphs, functions, sparse tensors, tensors whose declared
-size their bytes do not have.
+No other file is ever opened: external data is refused wherever it may occur (initializers,
+attributes, nested graphs, functions, training information). So is everything by which a small file
+could be expensive: subgraphs, functions, sparse tensors, and tensors whose bytes are fewer than
+their declared size.
 """
 
 from __future__ import annotations

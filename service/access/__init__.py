@@ -1,1 +1,1 @@
-"""Who may do how much: keys, rate limits, quotas."""
+"""API keys, rate limits and quotas."""

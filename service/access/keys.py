@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as an HMAC; and the caller that a key stands for.
+"""API keys: created and shown once, stored as an HMAC; and the caller that a key belongs to.
 
 A key reads ``crt_<id>_<secret>``. The id finds the record, the secret is compared in constant time
 with what is stored: ``keys/<id>.json`` holds the HMAC-SHA256 of the key under ``keys/pepper``, a
@@ -32,17 +32,17 @@ _MIN_SECRET = 16
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: ``name`` owns what it makes; an admin sees what everybody made."""
+    """The caller of a request: ``name`` owns what it makes; an admin sees everything."""
 
     name: str
     admin: bool = False
 
     def sees(self, owner: str) -> bool:
-        """Whether things of ``owner`` are this caller's business."""
+        """Whether the caller may see what ``owner`` made."""
         return self.admin or owner == self.name
 
 
-#: The caller while no keys are configured: whoever can reach a loopback address.
+#: The caller while no keys are configured: anybody who reaches a loopback address.
 NOBODY = Caller("", admin=True)
 
 
@@ -58,11 +58,12 @@ class KeyRing:
 
     @property
     def configured(self) -> bool:
-        """Whether callers need a key. A revoked key still counts: nothing opens by revoking."""
+        """Whether callers need a key. Revoked keys count too, so that revoking the last key does
+        not open the service."""
         return bool(self._given) or bool(self._load())
 
     def find(self, token: str) -> Caller | None:
-        """The caller behind a key, or None: which part of it is wrong makes no difference."""
+        """The caller behind a key, or None whatever is wrong with the key."""
         found: Caller | None = None
         digest = hashlib.sha256(token.encode()).digest()
         for caller, known in self._given:
@@ -78,7 +79,8 @@ class KeyRing:
         return found
 
     def create(self, name: str, *, admin: bool = False) -> tuple[str, dict[str, Any]]:
-        """A new key, which is shown here and never again, and its record. Raises InvalidInput."""
+        """A new key and its record. The key is not stored and cannot be shown again. Raises
+        InvalidInput."""
         if _NAME.fullmatch(name) is None:
             raise InvalidInput(
                 "a key's name has 1 to 100 letters, digits, spaces and . _ @ -", code="invalid_name"
@@ -102,12 +104,12 @@ class KeyRing:
         return key, record
 
     def records(self) -> list[dict[str, Any]]:
-        """What is known of the keys, oldest first, without the HMAC."""
+        """The records of the keys, oldest first, without the HMAC."""
         found = sorted(self._load().values(), key=lambda record: str(record["created_at"]))
         return [{k: v for k, v in record.items() if k != "hmac"} for record in found]
 
     def revoke(self, key_id: str) -> None:
-        """Make a key worthless from now on. Raises NotFound."""
+        """Revoke a key, effective at once. Raises NotFound."""
         record = self._load().get(key_id)
         if record is None:
             raise NotFound(f"there is no key {key_id[:100]!r}", code="unknown_key")

@@ -1,8 +1,8 @@
 """What one key may use: requests per second, open jobs, bytes uploaded per day.
 
 Without keys, and for admins, nothing is limited here. All API processes count together, in Redis.
-While it is away requests are counted per process, open jobs and bytes not at all: a promise to
-accept work does not hang on it.
+While Redis is away, requests are counted per process, and open jobs and bytes are not counted, so
+that the service still accepts work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STEP = 16 * 1024 * 1024
 
 
 class UploadMeter:
-    """Counts the bytes of one request as they come, against what was granted before."""
+    """Counts the bytes of one request as they arrive, against the bytes granted before."""
 
     def __init__(self, quotas: Quotas, owner: str, most: int | None) -> None:
         self._quotas = quotas
@@ -44,7 +44,7 @@ class UploadMeter:
         self.taken = 0
 
     def announce(self, count: int) -> None:
-        """So many bytes will come. Raises TooManyRequests before any of them is kept."""
+        """Announce the size of the request. Raises TooManyRequests before any byte is kept."""
         self._grant(count, count)
 
     def take(self, count: int) -> None:
@@ -55,7 +55,7 @@ class UploadMeter:
             self._grant(max(missing, _STEP), missing)
 
     def settle(self) -> None:
-        """The request is over: what was granted and did not come is given back."""
+        """End the request: give back the bytes that were granted and did not arrive."""
         difference = self.taken - self._granted
         if self._most is None or difference == 0:
             return
@@ -77,7 +77,7 @@ class UploadMeter:
             return
         if granted is None:
             raise TooManyRequests(
-                "this key has uploaded as much as it may in a day",
+                "this key has reached its upload quota for today (UTC)",
                 retry_after_s=_DAY_S - now() % _DAY_S,
                 code="upload_quota",
             )
@@ -96,7 +96,7 @@ class KeyLimits:
         self.uploaded_bytes = 0
 
     async def count_request(self, caller: Caller) -> None:
-        """Raises TooManyRequests where the caller asks faster than it may."""
+        """Raises TooManyRequests where the caller is over its request rate."""
         if not caller.admin:
             await self._rates.count(caller.name)
 
@@ -116,7 +116,7 @@ class KeyLimits:
         try:
             yield
         except Exception:
-            # Not where the request is cancelled: its job may be in the journal all the same.
+            # Not on cancellation: the job of a cancelled request may be journalled already.
             await to_thread.run_sync(self._drop, caller, job_id)
             raise
 
@@ -144,4 +144,4 @@ class KeyLimits:
         try:
             self._quotas.drop_job(caller.name, job_id)
         except RedisError as error:
-            _log.info("job %s counts for a minute although it was refused: %s", job_id, error)
+            _log.info("job %s was refused but counts as open for another minute: %s", job_id, error)

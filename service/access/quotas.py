@@ -1,4 +1,4 @@
-"""What keys have used, counted in Redis, so that all API processes count as one.
+"""What each key has used, counted in Redis for all API processes together.
 
 Every change is one Lua script (see ``lua/``) and one round trip. All methods raise RedisError.
 """
@@ -12,13 +12,13 @@ from redis import Redis
 
 __all__ = ["Quotas"]
 
-#: A job that was let in but not entered is void after this time: its API process died.
+#: A job that was counted but not entered within this time is dropped: its API process died.
 _ENTERING_S = 60
 _UPLOADS_KEPT_S = 2 * 86_400
 
 
 class Quotas:
-    """``redis`` decodes responses, and gives up soon: a request waits for it."""
+    """``redis`` decodes responses and has a short time-out: a request waits for it."""
 
     def __init__(self, redis: Redis, *, prefix: str = "certserve") -> None:
         self._redis: Any = redis
@@ -32,17 +32,17 @@ class Quotas:
     def take_requests(
         self, owner: str, *, per_s: float, burst: float, most: int
     ) -> tuple[int, float]:
-        """Up to ``most`` requests that the owner may make now; where none: seconds until one."""
+        """Take up to ``most`` requests from the owner's bucket; if empty: seconds until one."""
         taken, wait_s = self._take(keys=[self._key("rate", owner)], args=[per_s, burst, most])
         return int(taken), float(wait_s)
 
     def admit_job(self, owner: str, job_id: str, *, most: int) -> bool:
-        """Whether the owner may have one more open job; then ``job_id`` counts as one already."""
+        """Whether the owner may have one more open job; if so, ``job_id`` is counted."""
         keys = [self._key("open", owner), self._key("entering", owner)]
         return bool(self._admit(keys=keys, args=[job_id, most, _ENTERING_S]))
 
     def drop_job(self, owner: str, job_id: str) -> None:
-        """The job was not accepted after all."""
+        """Take back the count of a job that was not accepted."""
         self._redis.zrem(self._key("entering", owner), job_id)
 
     def grant_bytes(self, owner: str, day: int, *, wish: int, least: int, most: int) -> int | None:

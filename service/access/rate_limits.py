@@ -1,8 +1,8 @@
-"""How often a key may ask: one bucket in Redis for all API processes.
+"""Rate limit per key: one token bucket in Redis for all API processes.
 
-A process takes several requests at once from the bucket (a tenth of a second's worth, void after a
-second), so most requests cost no round trip, and all processes together never let more through than
-the bucket holds. While Redis is away each process counts by itself.
+A process takes several tokens at once from the bucket (a tenth of a second's worth, which expire
+after a second). So most requests need no round trip, and all processes together never admit more
+than the bucket holds. While Redis is away each process counts by itself.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["Rates"]
 
 _log = logging.getLogger(__name__)
 
-#: Share of a second's requests that are taken at once, and how long they may lie here.
+#: Share of a second's tokens that are taken at once, and how long they stay valid here.
 _AT_ONCE_S = 0.1
 _KEPT_S = 1.0
-#: After a failure Redis is not asked for so long.
+#: Seconds without asking Redis after a failure.
 _AWAY_S = 5.0
 
 
@@ -64,7 +64,7 @@ class Rates:
         if pocket.spend(self._open(pocket)):
             return
         async with pocket.lock:
-            # Whoever had the lock before may have filled the pocket, or found nothing.
+            # The holder of the lock before may have taken tokens, or found none.
             if pocket.spend(self._open(pocket)):
                 return
             await self._fill(owner, pocket)
@@ -72,7 +72,7 @@ class Rates:
                 raise self._refusal(0.0)
 
     def _open(self, pocket: _Pocket) -> float:
-        """This moment, unless it is known that nothing is left yet."""
+        """The present time; raises while the bucket is known to be empty."""
         moment = time.monotonic()
         if moment < pocket.empty_until:
             raise self._refusal(pocket.empty_until - moment)
@@ -111,7 +111,7 @@ class Rates:
 
     def _refusal(self, wait_s: float) -> TooManyRequests:
         return TooManyRequests(
-            f"this key may ask {self._per_s:g} times a second",
+            f"this key may make {self._per_s:g} requests per second",
             retry_after_s=wait_s,
             code="rate_limited",
         )

@@ -1,4 +1,4 @@
-"""Who asks: the one place where requests get their caller. Keys are never logged nor answered.
+"""Authentication: the one place where a request gets its caller. Keys are never logged or returned.
 
 Every endpoint that touches jobs, models or data sets asks for its ``Principal``; /healthz, /readyz
 and the documentation do not.
@@ -40,7 +40,7 @@ def _identify(request: Request, services: Services) -> Caller:
 
 
 def _only_from_here(request: Request) -> None:
-    """Without keys the service answers on loopback alone, and to no other site's pages."""
+    """Without keys, serve only loopback addresses, and refuse requests of other sites' pages."""
     server = request.scope.get("server")
     if server is not None and server[1] is not None and not _is_loopback(str(server[0])):
         raise Forbidden(
@@ -48,16 +48,18 @@ def _only_from_here(request: Request) -> None:
             code="key_required",
             hint="certserve keys create NAME, or CERTSERVE_KEYS",
         )
-    # A foreign name that leads here is another site's page reading what it may not (DNS rebinding).
+    # A foreign host name that resolves to loopback is an attack by a web page (DNS rebinding).
     if not _is_loopback(request.url.hostname or ""):
         raise Forbidden(
             f"no API key is configured, so nothing is served under the name {request.url.hostname}",
             code="key_required",
             hint="ask for localhost or 127.0.0.1; or certserve keys create NAME",
         )
-    # A browser says so where another site's page sends a form here.
+    # Browsers send this header with a form that another site's page posts here.
     if request.method in _UNSAFE and request.headers.get("sec-fetch-site") == "cross-site":
-        raise Forbidden("another site's page may not do that", code="cross_site")
+        raise Forbidden(
+            "the request comes from another site's page, which is refused", code="cross_site"
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -77,5 +79,5 @@ async def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
 
 #: The caller, as an endpoint's parameter.
 Principal = Annotated[Caller, Depends(_caller)]
-#: A caller that may see what everybody does.
+#: A caller that is an admin.
 Admin = Annotated[Caller, Depends(_admin)]

@@ -46,7 +46,7 @@ def dataset_fields(settings: Settings) -> dict[str, FileRule]:
 async def metered(
     request: Request, services: Services, caller: Caller
 ) -> AsyncIterator[Callable[[int], None]]:
-    """What is told of every block received inside; raises TooManyRequests over the quota."""
+    """A meter of the bytes received inside the block; it raises TooManyRequests over the quota."""
     announced = request.headers.get("content-length", "")
     counting = services.limits.upload(
         caller, int(announced[:18]) if announced.isdecimal() else None

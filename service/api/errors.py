@@ -1,4 +1,4 @@
-"""Every error as ``application/problem+json``, whoever raised it."""
+"""Every error as ``application/problem+json``, from whichever layer it comes."""
 
 from __future__ import annotations
 
@@ -114,17 +114,17 @@ def install_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         _log.warning("Redis is away: %s", error)
         return problem_response(
             Unavailable(
-                "the job ledger (Redis) is away",
+                "the job ledger (Redis) does not answer",
                 code="redis_unavailable",
-                hint="nothing accepted is lost; ask again",
+                hint="accepted jobs are safe; send the request again in a few seconds",
             )
         )
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # nobody is there to read it
+        return Response(status_code=400)  # the client has gone
 
     @app.exception_handler(Exception)
     async def _unexpected(_request: Request, _error: Exception) -> Response:
         # Starlette raises it again after this answer, so that the server logs the traceback.
-        return problem_response(InternalError("something went wrong here; the log says what"))
+        return problem_response(InternalError("internal error; the service's log has the details"))

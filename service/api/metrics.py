@@ -1,4 +1,4 @@
-"""What Prometheus is told: the queue, the jobs, the workers, and this process' own traffic."""
+"""Metrics for Prometheus: the queue, the jobs, the workers, and this process' own traffic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ __all__ = ["Metrics"]
 
 #: Facts of a worker's heartbeat that are numbers: fact -> metric, description.
 _WORKER_FACTS = {
-    "memory_bytes": ("certserve_worker_memory_bytes", "Resident memory of a worker and its horse"),
+    "memory_bytes": (
+        "certserve_worker_memory_bytes",
+        "Resident memory of a worker and its work horse",
+    ),
     "gpu_memory_bytes": ("certserve_worker_gpu_memory_bytes", "Used memory of the worker's GPU"),
 }
 
@@ -37,17 +40,17 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
         self._seconds = Histogram(
-            "certserve_http_request_seconds", "Time until the answer begins",
+            "certserve_http_request_seconds", "Time until the response begins",
             registry=self._registry,
         )  # fmt: skip
 
     def count_answer(self, method: str, status: int, seconds: float) -> None:
-        """An answer was begun."""
+        """Count a response when it begins."""
         self._requests.labels(method, str(status)).inc()
         self._seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format; while Redis is away only what is known here."""
+        """All metrics in Prometheus' text format; without Redis only those of this process."""
         return generate_latest(self._registry)
 
 
@@ -82,7 +85,7 @@ class _Ledger(Collector):
         free = sum(seen.free for seen in self._ledger.survey(sorted(running)))
         yield GaugeMetricFamily(
             "certserve_queue_depth",
-            "Work items that no worker has taken yet (a queued job is one)",
+            "Work items that no worker has taken yet (a queued job counts as one)",
             value=len(queued) + free,
         )
 
@@ -96,15 +99,19 @@ class _Ledger(Collector):
         shards.add_metric([], buckets, sum_value=done.seconds)
         yield shards
         yield CounterMetricFamily(
-            "certserve_samples", "Samples that shards have answered", value=done.samples
+            "certserve_samples", "Samples certified in shards", value=done.samples
         )
         yield GaugeMetricFamily(
-            "certserve_samples_per_second", "Over the last minute", value=done.recent_samples / 60
+            "certserve_samples_per_second",
+            "Samples per second over the last minute",
+            value=done.recent_samples / 60,
         )
 
     def _workers(self) -> Iterator[Metric]:
         workers = self._ledger.worker_registry.living()
-        yield GaugeMetricFamily("certserve_workers", "Workers that live", value=len(workers))
+        yield GaugeMetricFamily(
+            "certserve_workers", "Workers with a recent heartbeat", value=len(workers)
+        )
         for fact, (name, description) in _WORKER_FACTS.items():
             gauge = GaugeMetricFamily(name, description, labels=["worker", "host", "device"])
             for worker in workers:

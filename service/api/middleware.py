@@ -1,4 +1,4 @@
-"""Headers that every answer carries, and the count of answers: one ASGI layer around the app."""
+"""Headers of every response, and the count of responses: one ASGI layer around the app."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["SecurityHeaders"]
 
-#: What an answer says unless its endpoint said something else.
+#: Headers of a response unless its endpoint set them.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -26,7 +26,7 @@ _DOCS_POLICY = (
 
 
 def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    """As ASGI wants them, once and not for every answer; names are in lower case there."""
+    """The headers in ASGI's form (lower-case names), encoded once."""
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
@@ -35,7 +35,7 @@ _DOCS = _raw({**_HEADERS, "Content-Security-Policy": _DOCS_POLICY})
 
 
 class SecurityHeaders:
-    """Adds the headers and counts the answer; streams pass through untouched."""
+    """Adds the headers and counts the response; streamed bodies pass through unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

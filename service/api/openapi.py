@@ -1,4 +1,4 @@
-"""The OpenAPI page, which asks for a key where the service does."""
+"""The OpenAPI description; it names the API key once the service needs one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.api.services import Services
 
 __all__ = ["describe"]
 
-#: What answers without a key.
+#: Paths that need no key.
 _OPEN = frozenset({"/healthz", "/readyz", "/methods", "/architectures"})
 _SCHEME = {
     "type": "http",
@@ -46,7 +46,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _with_definitions(schema: dict[str, Any]) -> dict[str, Any]:
-    """The page with what bodies written by hand define moved to where their references look."""
+    """Move the definitions of hand-written bodies to where their references point."""
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     for operations in schema["paths"].values():
         for operation in operations.values():

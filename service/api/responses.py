@@ -1,4 +1,4 @@
-"""How a submission is answered: with the job, after as long a wait as the client prefers."""
+"""The response to a submission: the job, after the wait that the client prefers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SubmissionOptions", "answer"]
 
 
 class SubmissionOptions(NamedTuple):
-    """Who submits, and what the headers and the query say about how."""
+    """The caller of a submission, and the options of its headers and query."""
 
     caller: Caller
     idempotency_key: str | None
@@ -29,7 +29,7 @@ class SubmissionOptions(NamedTuple):
 async def answer(
     request: Request, response: Response, services: Services, caller: Caller, accepted: Accepted
 ) -> JobRecord:
-    """The job, after as long a wait as the client prefers."""
+    """The job, after the wait that the client prefers."""
     job = record(accepted.state)
     response.headers["Location"] = f"/jobs/{job.id}"
     if accepted.how != "new":
@@ -40,7 +40,7 @@ async def answer(
         try:
             job = record(await services.jobs.wait(job.id, wait_s, caller))
         except (RedisError, Unavailable):
-            pass  # the job is accepted all the same
+            pass  # the job was accepted nevertheless
         if job.status in TERMINAL:
             response.status_code = 200
             return job

@@ -37,7 +37,7 @@ class Services:
     settings: Settings
     store: Store
     ledger: Ledger
-    #: The same, for who must know soon whether Redis answers.
+    #: The same with a short time-out, for endpoints that must answer soon.
     probe: Ledger
     journal: Journal
     intake: Intake
@@ -53,9 +53,9 @@ class Services:
 
     @classmethod
     def start(cls, settings: Settings) -> Services:
-        """Open the store and begin the journal, the bell and the reconciler.
+        """Open the store and start the journal, the notifier and the reconciler.
 
-        Redis may still be away: that is the reconciler's business, and /readyz says so.
+        Redis may still be away: the reconciler waits for it, and /readyz says so.
         """
         store = Store.of(settings)
         store.sweep()
@@ -112,7 +112,7 @@ class Services:
         )
 
     def close(self) -> None:
-        """Write what waits, ring what waits, stop."""
+        """Write the waiting journal lines, send the waiting wake-up jobs, stop."""
         self.reconciler.close()
         self.webhooks.close()
         self.journal.close()

@@ -1,4 +1,4 @@
-"""``certserve demo``: the whole service once through, on the example network and real images."""
+"""``certserve demo``: runs the whole service once, on the example network and real images."""
 
 from __future__ import annotations
 

@@ -25,11 +25,13 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="make a key; it is printed once")
     create.add_argument("name", help="whose key it is, for people")
-    create.add_argument("--admin", action="store_true", help="it sees what every key made")
+    create.add_argument(
+        "--admin", action="store_true", help="an admin's key: it sees what every key made"
+    )
     create.set_defaults(run=_create)
     listing = actions.add_parser("list", help="list the keys, without their secrets")
     listing.set_defaults(run=_list)
-    revoke = actions.add_parser("revoke", help="make a key worthless from now on")
+    revoke = actions.add_parser("revoke", help="revoke a key, effective at once")
     revoke.add_argument("id", help="the id that keys list shows")
     revoke.set_defaults(run=_revoke)
     for action in (create, listing, revoke):

@@ -1,4 +1,4 @@
-"""What is wrong with the settings, in a sentence: the one who set them reads it in a terminal."""
+"""What is wrong with the settings, in one sentence for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.contract.settings import Settings
 __all__ = ["explain", "unknown_settings"]
 
 _PREFIX = "CERTSERVE_"
-#: Variables with the prefix that are none of the service's settings.
+#: Variables with the prefix that are not settings of the service.
 _OTHERS = ("URL", "KEY", "TEST_", "CHAOS_", "LEASE_NOTE")
 
 
@@ -28,7 +28,7 @@ def explain(error: ValidationError) -> str:
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A warning for every variable that looks like a setting and is none: a slip of the pen."""
+    """A warning for every variable that looks like a setting but is not one (a typo)."""
     known = [_PREFIX + name.upper() for name in Settings.model_fields]
     return [_warning(name, known) for name in sorted(environment) if _is_unknown(name, known)]
 
@@ -42,5 +42,5 @@ def _is_unknown(name: str, known: Iterable[str]) -> bool:
 def _warning(name: str, known: list[str]) -> str:
     rests = [other.removeprefix(_PREFIX) for other in known]
     near = difflib.get_close_matches(name.removeprefix(_PREFIX), rests, n=1, cutoff=0.7)
-    meant = f"; is {_PREFIX}{near[0]} meant?" if near else ""
-    return f"{name} is no setting and changes nothing{meant}"
+    meant = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
+    return f"{name} is not a setting and has no effect{meant}"

@@ -21,7 +21,7 @@ from rich.table import Table
 
 __all__ = ["print_summary", "progress_bar"]
 
-#: Least seconds between two plain lines of a job whose status stays.
+#: Seconds between two plain lines of a job whose status does not change.
 PLAIN_EVERY_S = 2.0
 
 
@@ -37,7 +37,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        # The service's estimate: whoever begins to watch a job late has seen nothing of its rate.
+        # The service's estimate: a viewer that connects late has not seen the job's rate.
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, transient=False) as progress:
@@ -66,7 +66,7 @@ def _plain(console: Console) -> Callable[[dict[str, Any]], None]:
         total = state.get("total")
         counted = f" {state.get('done') or 0}/{total} {state.get('unit') or ''}" if total else ""
         line = f"{job['status']}: {state.get('message') or ''}{counted}"
-        # Steps are done all the time: a line for each would be a log of millions.
+        # A training has millions of steps: do not print a line for each.
         if line == last or (job["status"] == status and time.monotonic() < due):
             return
         left = _left(state)

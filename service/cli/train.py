@@ -61,7 +61,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         except JobFailed as failure:
             if failure.job["model_id"] is None:
                 raise
-            # What failed is the certification; the model took its time, and it is there.
+            # The certification failed, but the trained model exists: keep it.
             _keep_model(client, failure.job, options.out)
             console.print(
                 f"trained, but not certified; model and curve: {options.out}", soft_wrap=True
@@ -113,4 +113,4 @@ def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise StartError(f"{what}: this is no JSON: {error}") from error
+        raise StartError(f"{what} is not JSON: {error}") from error

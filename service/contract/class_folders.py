@@ -1,7 +1,7 @@
-"""Which class an image of an archive or a folder tree belongs to, told by its path alone.
+"""Which class an image of an archive or a folder tree belongs to, by its path alone.
 
-Both the API (names in a zip's directory) and the workers (zips and trees on disk) ask here, so that
-an upload is refused at once where its layout can be read in two ways. The rule is the public one
+Both the API (names in a zip's directory) and the workers (zips and trees on disk) use this module,
+so that an upload with an ambiguous layout is refused at once. The rule is the public one
 (torchvision's ``ImageFolder``): the first level below the common root is the class. Classes are
 numbered by their place among the sorted names; where all names are numbers, by the number.
 """
@@ -20,7 +20,7 @@ __all__ = ["IMAGE_SUFFIXES", "ClassFolders", "class_folders"]
 
 #: Image files that are read.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".pbm"})
-#: Image files that are not: left out without a word, their classes would be smaller than sent.
+#: Image files that cannot be read. They are refused: skipping them would shrink their classes.
 _UNREAD_IMAGES = frozenset(
     {".avif", ".exr", ".gif", ".hdr", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".pfm", ".pnm"}
     | {".svg", ".tga", ".tif", ".tiff", ".apng", ".jfif", ".dng", ".ico"}
@@ -58,7 +58,7 @@ def class_folders(files: Iterable[str], folders: Iterable[str] = ()) -> ClassFol
             _refuse(
                 f"{name!r}: images of this format are not read",
                 "unsupported_image",
-                f"save it as PNG; read are {', '.join(sorted(IMAGE_SUFFIXES))}",
+                f"save it as PNG; the readable formats are {', '.join(sorted(IMAGE_SUFFIXES))}",
             )
     images = [(name, path) for name, path in seen if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
@@ -78,7 +78,7 @@ def class_folders(files: Iterable[str], folders: Iterable[str] = ()) -> ClassFol
     others = [name for name, path in seen if path.suffix.lower() not in IMAGE_SUFFIXES]
     if others:
         warnings.append(
-            f"{len(others)} files of the data set are no images and were left out: "
+            f"{len(others)} files of the data set are not images and were left out: "
             f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}."
         )
     return ClassFolders(
@@ -134,8 +134,7 @@ def _refuse_depths(images: list[tuple[str, PurePosixPath]], below: list[tuple[st
     for (name, _), parts in zip(images, below, strict=True):
         if parts[1:-1] != first:
             _refuse(
-                f"{images[0][0]!r} and {name!r}: it cannot be told which level of folders is the "
-                "class",
+                f"{images[0][0]!r} and {name!r}: it is unclear which level of folders is the class",
                 "ambiguous_classes",
                 "images directly in the class folders (cat/1.png), or in a subfolder of the same "
                 "name in each (cat/images/1.png)",
@@ -156,7 +155,7 @@ def _refuse_empty(paths: list[PurePosixPath], root: tuple[str, ...], names: set[
 
 
 def _numbered(names: list[str]) -> tuple[dict[str, int], list[str]]:
-    """Label of each class, by number or by place, and what should be said of it."""
+    """Label of each class, by number or by position, and a warning where loaders differ."""
     alike: dict[str, str] = {}
     for name in names:
         key = unicodedata.normalize("NFC", name).casefold().strip()

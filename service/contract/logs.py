@@ -1,7 +1,7 @@
 """How every process logs: text, or one JSON object per line (CERTSERVE_LOG_FORMAT).
 
-The job that a line is about is found among its arguments; what looks like a key or a password is
-struck out, whoever wrote it there.
+The ``job_id`` of a line is found among its arguments. Anything that looks like a key or a password
+is masked in every line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Json(logging.Formatter):
 
 
 def configure_logging(style: Literal["text", "json"], *, level: int = logging.INFO) -> None:
-    """Log to stderr from now on, and so do uvicorn and RQ, which are told to be brief."""
+    """Log to stderr from now on, uvicorn and RQ included, with their chatter reduced."""
     handler = logging.StreamHandler(sys.stderr)
     text = _Text("%(asctime)s %(name)s %(levelname)s %(message)s")
     handler.setFormatter(_Json() if style == "json" else text)
@@ -57,7 +57,7 @@ def configure_logging(style: Literal["text", "json"], *, level: int = logging.IN
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    # RQ is chatty, and httpx logs whole addresses: those of webhooks may hold secrets.
+    # RQ logs too much, and httpx logs whole addresses: those of webhooks may hold secrets.
     for name in ("rq.worker", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
@@ -70,7 +70,7 @@ def configure_logging(style: Literal["text", "json"], *, level: int = logging.IN
 def _job_of(record: logging.LogRecord) -> str | None:
     arguments = record.args if isinstance(record.args, tuple) else ()
     for argument in arguments:
-        # A ticket's id begins with its job's.
+        # The id of a wake-up job begins with the job's id.
         if isinstance(argument, str) and is_job_id(argument[:26]):
             return argument[:26]
     return None

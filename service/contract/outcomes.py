@@ -1,4 +1,4 @@
-"""How a job ends: ``outcome.json`` on disk first, created once, then the ledger follows it."""
+"""How a job ends: ``outcome.json`` is created on disk, once; then the ledger is updated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
     "trained_model",
 ]
 
-#: Code of a job one of whose items ended too many workers.
+#: Code of a job that failed because workers died in one of its items too often.
 EXHAUSTED = "attempts_exhausted"
 
 
@@ -56,7 +56,7 @@ def conclude(
     if model_id is None:
         outcome["model_id"] = trained_model(store, submission)
     store.job_dir(submission.id)
-    # A straggler of an earlier attempt finds its own outcome there, and changes nothing.
+    # A late worker of an earlier attempt finds that attempt's outcome, and changes nothing.
     path = store.outcome_path(submission.id, attempt=submission.attempt)
     store.create_json(path, outcome)
     return follow(store, ledger, submission.id)
@@ -92,21 +92,24 @@ def follow(store: Store, ledger: Ledger, job_id: str) -> str:
 
 
 def give_up(store: Store, ledger: Ledger, submission: JobSubmission, exhausted: Exhausted) -> str:
-    """Fail a job one of whose items has ended too many workers."""
-    reason = exhausted.last_error or "the worker died without a word (killed, or out of memory)"
+    """Fail a job because one of its items has used up its tries."""
+    reason = (
+        exhausted.last_error
+        or "the worker died without reporting a reason (killed, or out of memory)"
+    )
     error = InternalError(
         f"{exhausted.item} was tried {exhausted.tries} times without success: {reason}",
         code=EXHAUSTED,
-        hint="the worker's log says more",
+        hint="look at the worker's log for the reason, then retry the job",
     )
     return conclude(store, ledger, submission, "failed", error=error)
 
 
 def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
-    """End a job as cancelled, now; the status it ended with. Who works on it is told to stop.
+    """End a job as cancelled, now; the status it ended with.
 
-    The lease of every item in hand is gone with the job, which workers notice within two seconds
-    (``workers.jobs.runtime.lease_renewer``); what they do not let go of is killed
+    The leases of its items end with it. Workers notice this within two seconds and stop
+    (``workers.jobs.runtime.lease_renewer``); a work horse that does not stop is killed
     (``workers.jobs.runtime.lease_watchdog``).
     """
     return conclude(
@@ -123,10 +126,9 @@ def cancel(store: Store, ledger: Ledger, state: JobState) -> str:
 def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
     """Begin the attempt that ``submission`` names, journalled before; whether it was new.
 
-    A cancelled attempt's results are taken over; of a failed one nothing is trusted but a model
-    that was trained to its end (it would be the same again), and the checkpoint of a training whose
-    workers died, which nothing was said against. Every step may be repeated: the
-    reconciler does so after a crash.
+    The results of a cancelled attempt are kept. Of a failed one only two things are kept: a model
+    that was trained to its end (training again would give the same), and the checkpoint of a
+    training whose workers died. Every step may be repeated: the reconciler does so after a crash.
     """
     if store.attempt(submission.id) < submission.attempt:
         before = store.read_json(store.outcome_path(submission.id))

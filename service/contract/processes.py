@@ -1,6 +1,6 @@
-"""Child processes that die with their parent, and process ids that survive a reboot of the number.
+"""Child processes that die with their parent, and pid files that identify a process for certain.
 
-A pid file holds the start time beside the pid: a pid alone may by now belong to somebody else.
+A pid file holds the process' start time beside its pid, because the system reuses pids.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ProcessId:
 
     @classmethod
     def read(cls, path: Path) -> ProcessId | None:
-        """What a pid file says, whether the process still lives or not."""
+        """The content of a pid file, whether the process is alive or not."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):

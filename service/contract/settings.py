@@ -50,21 +50,19 @@ class Settings(BaseSettings):
     )
     data_sources: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
-        description="Colon-separated folders that hold data sets in their public layouts.",
-    )
-    allow_download: bool = Field(
-        default=False, description="Whether public data sets may be fetched."
+        description="Colon-separated folders that hold data sets in their public layouts; "
+        "nothing is ever downloaded.",
     )
 
     max_model_bytes: int = Field(default=512 * MiB, gt=0, description="Largest model upload.")
     max_dataset_bytes: int = Field(default=2 * GiB, gt=0, description="Largest data set upload.")
     max_inflated_bytes: int = Field(
-        default=8 * GiB, gt=0, description="Largest data set after decompression."
+        default=8 * GiB, gt=0, description="Largest data set after decompression, in bytes."
     )
     max_compression_ratio: float = Field(
         default=100.0,
         gt=1,
-        description="Compression beyond this ratio is a bomb, once over 64 MiB.",
+        description="Largest compression ratio of an archive that inflates to over 64 MiB.",
     )
     max_samples: int = Field(default=1_000_000, gt=0, description="Most samples in a data set.")
     max_archive_members: int = Field(default=150_000, gt=0, description="Most files in a zip.")
@@ -74,35 +72,39 @@ class Settings(BaseSettings):
         default=100, gt=0, description="Samples of one work item, rounded up to tens."
     )
     lease_ttl_s: float = Field(
-        default=60.0, gt=0, description="A lease not renewed for so long is free again."
+        default=60.0,
+        gt=0,
+        description="Seconds after which a lease that is not renewed is free again.",
     )
     max_attempts: int = Field(
-        default=3, gt=0, description="An item that ended so many workers fails its job."
+        default=3, gt=0, description="Tries of one item; after that its job fails."
     )
     retry_delay_s: float = Field(
-        default=1.0, ge=0, description="Pause before a failed item is tried again."
+        default=1.0, ge=0, description="Seconds before a failed item is tried again."
     )
     ticket_budget_s: float = Field(
-        default=600.0, gt=0, description="A ticket works so long, then makes room for other jobs."
+        default=600.0, gt=0, description="Seconds that a worker serves one wake-up job."
     )
     queue_name: str = Field(
-        default="certserve", min_length=1, description="RQ queue of the tickets."
+        default="certserve", min_length=1, description="RQ queue of the wake-up jobs."
     )
     reconcile_interval_s: float = Field(
-        default=3.0, gt=0, description="How often lost jobs and tickets are looked for."
+        default=3.0, gt=0, description="Seconds between two rounds of the reconciler."
     )
     worker_ttl_s: float = Field(
-        default=20.0, gt=0, description="A worker silent for so long counts as dead."
+        default=20.0, gt=0, description="Seconds after which a worker without a heartbeat is dead."
     )
     worker_threads: int = Field(default=1, gt=0, description="Compute threads of one worker.")
     training_threads: int | None = Field(
         default=None, gt=0, description="Compute threads of a training; default: all processors."
     )
     max_training_samples: int = Field(
-        default=1_000_000_000, gt=0, description="Most samples, times epochs, of one training."
+        default=1_000_000_000,
+        gt=0,
+        description="Largest product of samples and epochs of one training.",
     )
     checkpoint_interval_s: float = Field(
-        default=30.0, gt=0, description="How often a training writes its checkpoint."
+        default=30.0, gt=0, description="Seconds between two checkpoints of a training."
     )
     memory_fraction: float = Field(
         default=0.5,
@@ -111,13 +113,15 @@ class Settings(BaseSettings):
         description="Share of the container's, host's or GPU's memory that one bound may use.",
     )
     inspection_memory_bytes: int = Field(
-        default=6 * GiB, gt=0, description="Address space of the child that parses an upload."
+        default=6 * GiB,
+        gt=0,
+        description="Address space, in bytes, of the child that parses an upload.",
     )
     inspection_timeout_s: float = Field(
-        default=300.0, gt=0, description="Longest time that parsing an upload may take."
+        default=300.0, gt=0, description="Seconds that parsing an upload may take."
     )
     max_wait_s: float = Field(
-        default=60.0, gt=0, description="Longest wait of ?wait= and Prefer: wait."
+        default=60.0, gt=0, description="Longest wait, in seconds, of ?wait= and Prefer: wait."
     )
     keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
@@ -130,33 +134,37 @@ class Settings(BaseSettings):
     key_requests_per_s: float = Field(
         default=500.0, gt=0, description="Requests per second of one key, twice that in a burst."
     )
-    key_open_jobs: int = Field(
-        default=10_000, gt=0, description="Jobs of one key that have not ended."
-    )
+    key_open_jobs: int = Field(default=10_000, gt=0, description="Open jobs that one key may have.")
     key_upload_bytes_per_day: int = Field(
         default=256 * GiB, gt=0, description="Bytes that one key may upload per day (UTC)."
     )
     reuse_results: bool = Field(
         default=True,
-        description="Whether an equal earlier result answers a submission without force.",
+        description="Whether an equal earlier result answers a submission (unless forced).",
     )
     retention_days: float | None = Field(
-        default=None, gt=0, description="Ended jobs and unused uploads older than that are removed."
+        default=None,
+        gt=0,
+        description="Days after which ended jobs and unused uploads are removed.",
     )
     upload_grace_s: float = Field(
-        default=3600.0, ge=0, description="An upload that no job needs stays at least so long."
+        default=3600.0, ge=0, description="Seconds that an upload is kept although no job needs it."
     )
     sweep_interval_s: float = Field(
-        default=3600.0, gt=0, description="How often is looked for what can be removed."
+        default=3600.0, gt=0, description="Seconds between two sweeps of the retention."
     )
     min_free_bytes: int = Field(
-        default=64 * MiB, ge=0, description="With less disk left the service is not ready."
+        default=64 * MiB,
+        ge=0,
+        description="Free bytes on the disk below which the service is not ready.",
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Log lines for people, or one JSON object each."
     )
     keep_alive_s: float = Field(
-        default=10.0, gt=0, description="A quiet stream of events says so often that it lives."
+        default=10.0,
+        gt=0,
+        description="Seconds between two keep-alive comments of an event stream.",
     )
     max_event_streams: int = Field(
         default=2000, gt=0, description="Streams of events open at a time, per API process."
@@ -180,11 +188,15 @@ class Settings(BaseSettings):
         default=None, description="Certificates to trust instead of the system's."
     )
     webhook_timeout_s: float = Field(
-        default=10.0, gt=0, description="A delivery is over after that time."
+        default=10.0, gt=0, description="Time limit of one delivery, in seconds."
     )
-    webhook_tries: int = Field(default=10, gt=0, description="Then a receiver is given up.")
+    webhook_tries: int = Field(
+        default=10, gt=0, description="Tries after which a delivery is given up."
+    )
     webhook_pause_s: float = Field(
-        default=5.0, gt=0, description="Pause before the second try; each is four times the last."
+        default=5.0,
+        gt=0,
+        description="Seconds before the second try; each later pause is four times as long.",
     )
 
     @model_validator(mode="before")

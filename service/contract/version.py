@@ -23,7 +23,7 @@ def release() -> str:
 
 @cache
 def engine_version() -> str:
-    """Results of equal jobs are equal while this is."""
+    """The program version: equal jobs have equal results while it stays the same."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for folder in _SOURCES:

@@ -74,14 +74,14 @@ class Jobs:
         self._limits = limits
 
     def visible(self, job_id: str, caller: Caller) -> JobState:
-        """The job if it is the caller's; others' jobs are as unknown as none at all."""
+        """The job if it is the caller's. Jobs of others are answered like unknown ones."""
         state = self.state(job_id)
         if not caller.sees(state.submission.principal):
             raise _unknown(job_id)
         return state
 
     def state(self, job_id: str) -> JobState:
-        """The job; what disk says of its end wins over Redis. Raises NotFound, RedisError."""
+        """The job. An outcome on disk wins over Redis. Raises NotFound, RedisError."""
         if not is_job_id(job_id):
             raise _unknown(job_id)
         ended = outcome_state(self._store, job_id)
@@ -89,7 +89,7 @@ class Jobs:
             return ended
         state = self._ledger.get(job_id)
         if state is None and not self._ledger.memory.complete():
-            # Redis lost its data: what was accepted is about to be entered again.
+            # Redis lost its data: accepted jobs are about to be entered again.
             raise Unavailable(
                 "the jobs are being read back from the journal",
                 code="recovering",
@@ -109,10 +109,10 @@ class Jobs:
             try:
                 cancel(self._store, self._ledger, state)
             except RedisError as error:
-                # The outcome is on disk, and it wins: the reconciler tells Redis.
-                _log.warning("job %s is cancelled; Redis learns it later: %s", job_id, error)
+                # The outcome is on disk, and it wins: the reconciler updates Redis.
+                _log.warning("job %s is cancelled; Redis is updated later: %s", job_id, error)
             state = self.state(job_id)
-            _log.info("job %s: cancel was asked for, it %s", job_id, state.status)
+            _log.info("job %s: cancellation requested, status %s", job_id, state.status)
         return state
 
     async def retry(self, job_id: str, caller: Caller) -> JobState:
@@ -148,7 +148,7 @@ class Jobs:
         try:
             await to_thread.run_sync(erase, self._store, self._ledger, job_id)
         except RedisError as error:
-            _log.warning("job %s is deleted; Redis learns it later: %s", job_id, error)
+            _log.warning("job %s is deleted; Redis is updated later: %s", job_id, error)
         _log.info("job %s deleted", job_id)
         return None
 
@@ -173,7 +173,11 @@ class Jobs:
     ) -> tuple[list[JobRecord], str | None]:
         """Jobs, newest first, and the cursor of the next page. Raises RedisError."""
         if cursor is not None and not is_job_id(cursor):
-            raise InvalidInput("this cursor is none of ours", code="invalid_cursor", field="cursor")
+            raise InvalidInput(
+                "the cursor is not valid: give the next_cursor of an earlier page",
+                code="invalid_cursor",
+                field="cursor",
+            )
         owner = None if caller.admin else caller.name
         ids = self._ledger.index.ids(
             kind=kind, status=status, owner=owner, before=cursor, limit=limit + 1
@@ -183,7 +187,7 @@ class Jobs:
 
 
 def new_state(submission: JobSubmission) -> JobState:
-    """The state of a job that was accepted this moment."""
+    """The state of a job that was just accepted."""
     return JobState(
         submission=submission,
         status="queued",

@@ -1,7 +1,7 @@
 """Following jobs: one reader per process asks Redis for all of its viewers.
 
-However many viewers there are, there is one round trip at a time; a viewer only waits on a queue
-in memory. What it missed (``Last-Event-ID``) is read from the job's stream when it comes.
+The number of viewers does not change the number of round trips; each viewer waits on a queue in
+memory. The events behind its ``Last-Event-ID`` are read from the job's stream when it connects.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["EventHub"]
 
 _log = logging.getLogger(__name__)
 
-#: How often Redis is asked for new events while anybody watches.
+#: Seconds between two reads of new events while there are viewers.
 _LOOK_S = 0.25
-#: A viewer that reads so slowly is let go; it may come back with its Last-Event-ID.
+#: A viewer with so many unread events is disconnected; it may return with its Last-Event-ID.
 _BACKLOG = 2000
 
 _Queue = asyncio.Queue[JobEvent | None]
@@ -57,8 +57,8 @@ class EventHub:
     async def follow(self, state: JobState, after: str) -> AsyncGenerator[JobEvent | None] | None:
         """Events of the job behind the id ``after``, until it has ended.
 
-        None stands for a quiet while (send a keep-alive). The answer is None where the job has
-        ended and there is nothing more to say. Raises RedisError, TooManyRequests.
+        None stands for a pause without events (send a keep-alive). Returns None where the job has
+        ended and no event follows. Raises RedisError, TooManyRequests.
         """
         if self.viewers >= self._max_viewers:
             raise TooManyRequests("too many streams of events are open", retry_after_s=5)
@@ -71,7 +71,7 @@ class EventHub:
 
     async def _events(self, job_id: str, after: str) -> AsyncGenerator[JobEvent | None]:
         queue: _Queue = asyncio.Queue(_BACKLOG)
-        # First listen, then read what was before: nothing falls between the two.
+        # Subscribe first, then read the earlier events: none is lost between the two.
         watch = self._watches.setdefault(job_id, _Watch())
         watch.queues.add(queue)
         self.viewers += 1
@@ -121,12 +121,12 @@ class EventHub:
             return []  # the shared reader begins at the same place
 
     async def _ended(self, job_id: str) -> JobEvent | None:
-        """The end of a job whose stream is lost: the disk knows, Redis need not be asked."""
+        """The last event of a job whose stream is lost, from its outcome on disk."""
         state = await to_thread.run_sync(outcome_state, self._store, job_id)
         return None if state is None else _ending(state)
 
     async def _read(self) -> None:
-        """The shared reader: ends with the last viewer."""
+        """The shared reader; it ends when the last viewer leaves."""
         while self._watches:
             after = {job: watch.last for job, watch in self._watches.items() if watch.last}
             try:
@@ -155,7 +155,7 @@ class EventHub:
             queue.put_nowait(None)
 
     async def close(self) -> None:
-        """Send every viewer home."""
+        """Disconnect every viewer."""
         for watch in self._watches.values():
             for queue in watch.queues:
                 if queue.full():

@@ -27,7 +27,7 @@ _RESERVED_MS = 30_000
 
 
 def key_of(principal: str, header: str) -> str:
-    """What stands for an Idempotency-Key: its owner's own, and of bounded length."""
+    """The Redis name of an Idempotency-Key: separate per owner, and of bounded length."""
     return hashlib.sha256(f"{principal}\n{header}".encode()).hexdigest()
 
 
@@ -39,7 +39,7 @@ def fingerprint(
     training: Mapping[str, Any] | None = None,
     training_dataset: DatasetSource | None = None,
 ) -> str:
-    """A digest of what a submission asks for; what files are called is no part of it.
+    """A digest of what a submission asks for. File names are no part of it.
 
     ``spec`` is ``Spec.normal()``, ``training`` a ``TrainingPlan.normal()``.
     """
@@ -60,9 +60,9 @@ def _data(dataset: DatasetSource | None) -> list[Any] | None:
 def result_key(
     principal: str, content: str, datasets: Iterable[DatasetSource | None], version: str
 ) -> str:
-    """What the result of a submission is found by: same owner, content and version.
+    """The key under which an equal result is found: same owner, content and program version.
 
-    Data in folders of the host counts as the same while size and time of the files are.
+    Data in folders of the host counts as equal while the files keep their size and time.
     """
     marks: dict[str, list[int]] = {}
     for place, dataset in enumerate(datasets):
@@ -103,7 +103,7 @@ class Repeats:
         self._reserve: Any = self._redis.register_script(script.read_text())
 
     def reserve(self, key: str, job_id: str, content: str) -> Known | None:
-        """None where the key is ``job_id``'s now, else whose it is.
+        """Reserve the key for ``job_id``: None on success, else the job that has it.
 
         Raises Unavailable while Redis is being filled again, RedisError.
         """
@@ -115,7 +115,7 @@ class Repeats:
         return None if answer[0] == "reserved" else Known(answer[1], answer[2])
 
     def bind(self, binding: Binding) -> None:
-        """Let a key, reserved or lost with Redis, mean an earlier job; the journal says so."""
+        """Bind the key to an earlier job, as the journal says."""
         pipeline = self._redis.pipeline()
         mapping = {"job": binding.job_id, "fingerprint": binding.fingerprint}
         pipeline.hset(self._key(binding.key), mapping=mapping)
@@ -123,7 +123,7 @@ class Repeats:
         pipeline.execute()
 
     def release(self, key: str) -> None:
-        """Give up a reservation whose job was not accepted."""
+        """Release a reservation whose job was not accepted."""
         self._redis.delete(self._key(key))
 
     def result(self, key: str) -> str | None:

@@ -1,7 +1,7 @@
-"""From an accepted submission to a job in the ledger: the journal, then Redis, then the bell.
+"""From an accepted submission to a job in the ledger: the journal, then Redis, then the notifier.
 
-All submissions that wait are entered in one round trip by one thread, and the event loop is woken
-once for all of them: with many clients at a time that is what a submission costs.
+One thread enters all waiting submissions into Redis in one round trip, and wakes the event loop
+once for all of them. This keeps a submission cheap when many clients submit at the same time.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Intake:
         self._ledger = ledger
         self._notifier = notifier
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="entrance", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._thread.start()
 
     async def accept(self, submission: JobSubmission) -> None:
-        """On disk before this returns, and in the ledger unless Redis is away.
+        """Write the submission to disk, then enter it into the ledger unless Redis is away.
 
-        Raises StorageFull, Unavailable: then the submission was not accepted.
+        It is on disk when this returns. Raises StorageFull, Unavailable: then it was not accepted.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -59,7 +59,7 @@ class Intake:
         await done
 
     def close(self) -> None:
-        """Enter what waits and stop; the journal is closed by now."""
+        """Enter the waiting submissions and stop. Close the journal first."""
         self._waiting.put(None)
         self._thread.join(timeout=10)
 
@@ -79,7 +79,7 @@ class Intake:
         try:
             self._ledger.create_all(submissions)
         except RedisError as error:
-            # Accepted is accepted: the reconciler enters the jobs once Redis is back.
+            # They are in the journal: the reconciler enters them once Redis is back.
             names = ", ".join(submission.id for submission in submissions)
             _log.warning("%d jobs wait for Redis (%s): %s", len(batch), names, error)
         except Exception:  # noqa: BLE001 - an outermost loop, and the reconciler will try again
@@ -88,13 +88,13 @@ class Intake:
             for submission in submissions:
                 self._notifier.notify(submission.id)
         done = [future for _, future in batch]
-        with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+        with suppress(RuntimeError):  # the event loop has ended: no request waits
             done[0].get_loop().call_soon_threadsafe(_succeed, done)
 
 
 def _succeed(done: list[asyncio.Future[None]]) -> None:
     for future in done:
-        if not future.done():  # its request was given up
+        if not future.done():  # the request was cancelled
             future.set_result(None)
 
 

@@ -1,7 +1,7 @@
-"""The doorbell: RQ tickets that ask for a worker. The only module of the API that imports rq.
+"""Wake-up jobs: RQ messages that ask for a worker. The only module of the API that imports rq.
 
-A ticket says "work is waiting for job J" and nothing else; losing one costs seconds (the
-reconciler rings again), doubling one costs a glance at the ledger.
+A wake-up job says "work is waiting for job J" and nothing else. If one is lost, the reconciler
+sends another within seconds; if one is doubled, a worker looks at the ledger once too often.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ __all__ = ["WAKE_UP", "Notifier"]
 
 _log = logging.getLogger(__name__)
 
-#: The one function a worker runs, by name: the API never imports it.
+#: The one function that a wake-up job names. It is a text, because the API cannot import workers;
+#: it is never renamed, because queues of earlier releases hold it.
 WAKE_UP = "workers.jobs.ticket.run"
 
 _JOB_ID_LENGTH = 26
-#: A ticket ends by itself after ticket_budget_s, but not in the middle of an item, and one item
-#: may take hours on a CPU. Leases tell of lost workers; RQ's clock is only a last resort.
+#: A wake-up job ends by itself after ticket_budget_s, but not in the middle of an item, and one
+#: item may take hours on a CPU. Lost workers are found by their leases; RQ's time-out is only the
+#: last resort.
 _GRACE_S = 6 * 3600
 _AT_ONCE = 500
-#: Any ticket serves any job: where so many wait, one more brings nobody. More workers than that are
-#: the reconciler's business.
+#: Stop notifying once so many wake-up jobs are queued: any of them serves any job, so one more
+#: would not bring another worker. Where there are more workers, the reconciler sends more.
 _PLENTY = 64
-#: Tickets of so long go out together.
+#: Wake-up jobs that are asked for within this time are sent together.
 _PAUSE_S = 0.02
 
 
 class Notifier:
-    """Rings from a thread of its own, many tickets in one round trip.
+    """Sends wake-up jobs from a thread of its own, many in one round trip.
 
-    ``redis`` must not decode responses and must be nobody else's: RQ changes its pool.
+    ``redis`` must not decode responses and must be used for nothing else: RQ changes its pool.
     """
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
@@ -58,12 +60,12 @@ class Notifier:
         self._wanted.put(job_id)
 
     def waiting(self) -> Counter[str]:
-        """How many tickets of each job nobody has taken yet. Raises RedisError."""
-        tickets = cast(list[bytes], self._redis.lrange(self._queue.key, 0, -1))
-        return Counter(ticket.decode()[:_JOB_ID_LENGTH] for ticket in tickets)
+        """How many queued wake-up jobs there are for each job. Raises RedisError."""
+        queued = cast(list[bytes], self._redis.lrange(self._queue.key, 0, -1))
+        return Counter(message.decode()[:_JOB_ID_LENGTH] for message in queued)
 
     def close(self) -> None:
-        """Ring what waits and stop."""
+        """Send the wake-up jobs that wait, and stop."""
         self._wanted.put(None)
         self._thread.join(timeout=5)
 
@@ -75,9 +77,9 @@ class Notifier:
             try:
                 self._enqueue([job for job in jobs if job is not None])
             except RedisError as error:
-                _log.warning("%d tickets were not rung: %s", len(jobs), error)
-            except Exception:  # noqa: BLE001 - an outermost loop, and the reconciler rings again
-                _log.exception("%d tickets were not rung", len(jobs))
+                _log.warning("%d wake-up jobs were not sent: %s", len(jobs), error)
+            except Exception:  # noqa: BLE001 - an outermost loop; the reconciler notifies again
+                _log.exception("%d wake-up jobs were not sent", len(jobs))
             if None in jobs:
                 return
             time.sleep(_PAUSE_S)
@@ -85,9 +87,9 @@ class Notifier:
     def _enqueue(self, job_ids: list[str]) -> None:
         if not job_ids:
             return
-        # The jobs are in the ledger by now, so every ticket that waits will find them.
+        # The jobs are in the ledger by now, so every wake-up job in the queue will find them.
         room = max(0, _PLENTY - int(self._redis.llen(self._queue.key)))
-        tickets = [
+        wake_ups = [
             Queue.prepare_data(
                 WAKE_UP,
                 args=[job_id],
@@ -99,5 +101,5 @@ class Notifier:
             )
             for job_id in job_ids[:room]
         ]
-        if tickets:
-            self._queue.enqueue_many(tickets)
+        if wake_ups:
+            self._queue.enqueue_many(wake_ups)

@@ -1,7 +1,7 @@
-"""Mends what was lost: jobs Redis forgot, tickets nobody rang, items that end every worker.
+"""Repairs what was lost: jobs that Redis forgot, missing wake-up jobs, items that kill workers.
 
-Runs in every API process, at the start and every few seconds; every step is idempotent, so any
-number of them at once is safe.
+Runs in every API process, at the start and every few seconds. Every step is idempotent, so several
+processes may run it at the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PAUSE_S = 0.002
 
 
 class Reconciler:
-    """``start`` begins the thread; ``tick`` is one round, for tests and impatient callers."""
+    """``start`` begins the thread; ``tick`` runs one round at once."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Reconciler:
         self._repeats = repeats
         self._swept_at = time.monotonic()
         self._memory: str | None = None
-        #: What a full disk kept from being entered or erased: tried again every round.
+        #: Jobs that could not be entered or erased because the disk was full: tried each round.
         self._left: list[JobSubmission] = []
         self._not_erased: list[str] = []
         self._complete = False
@@ -77,17 +77,17 @@ class Reconciler:
 
     @property
     def caught_up(self) -> bool:
-        """Whether all that was accepted before this process began is in the ledger."""
+        """Whether every job accepted before this process began is in the ledger."""
         return self._caught_up
 
     def tick(self) -> None:
-        """One round. Raises RedisError while Redis is away; then nothing was skipped."""
+        """One round. Raises RedisError while Redis is away; the next round then does the rest."""
         try:
             memory = self._ledger.memory.name()
             if memory != self._memory:
                 # This Redis is new to us, or it lost its data: go through everything accepted.
                 self._rewind()
-                self._line_up()
+                self._schedule_missing()
             self._enter_accepted()
             self._memory = memory
             if not (self._complete or self._left):
@@ -118,7 +118,7 @@ class Reconciler:
             for submission, is_known in zip(batch, known, strict=True):
                 if not is_known or submission.attempt > 1:
                     self._enter(submission)
-            # Requests run in the same interpreter: they are not to wait for a thousand lines.
+            # Requests run in the same interpreter: do not hold it for a thousand lines.
             self._stop.wait(_PAUSE_S)
         for binding in self._journal.take_bindings():
             self._repeats.bind(binding)
@@ -149,18 +149,18 @@ class Reconciler:
             return False
         return self._ledger.create(submission)
 
-    def _line_up(self) -> None:
-        """Open jobs that an earlier release entered have no place in the line: give them one."""
+    def _schedule_missing(self) -> None:
+        """Schedule the open jobs that an earlier release entered without the scheduler."""
         for job_id in self._ledger.scheduler.missing(self._ledger.index.active()):
-            self._ledger.scheduler.stand(job_id, time.time())
+            self._ledger.scheduler.add(job_id, time.time())
 
     def _attend_active(self) -> None:
-        # Any ticket serves any job: one for every worker is enough.
+        # Any wake-up job serves any job: one for every worker is enough.
         wanted = (
             max(1, len(self._ledger.worker_registry.living())) - self._notifier.waiting().total()
         )
         queued, running = self._ledger.index.open_jobs()
-        # While there are, queued jobs need nothing, however many they be.
+        # While there are enough of them, queued jobs need no more.
         active = sorted(running | queued if wanted > 0 else running)
         for start in range(0, len(active), _BATCH):
             batch = active[start : start + _BATCH]
@@ -168,15 +168,15 @@ class Reconciler:
                 try:
                     free = self._attend(job_id, seen)
                 except Problem as problem:
-                    # E.g. a full disk: this job's end cannot be written, others need no room.
-                    _log.warning("job %s cannot be attended to: %s", job_id, problem)
+                    # E.g. a full disk: this job's outcome cannot be written, but others may go on.
+                    _log.warning("job %s cannot be reconciled: %s", job_id, problem)
                     continue
                 for _ in range(min(free, wanted)):
                     self._notifier.notify(job_id)
                 wanted -= min(free, max(0, wanted))
 
     def _attend(self, job_id: str, seen: Survey) -> int:
-        """Bring the job on; how many of its items wait for a worker."""
+        """Reconcile one job; the number of its items that wait for a worker."""
         if self._store.has(self._store.outcome_path(job_id)):
             # Its worker died between the outcome and the ledger.
             follow(self._store, self._ledger, job_id)

@@ -1,7 +1,7 @@
-"""What is kept no longer: jobs past their days, uploads that no job needs, traces of deleted jobs.
+"""Removes expired jobs, uploads that no job needs, and the journal lines of deleted jobs.
 
-Runs now and then in the reconciler's thread, only once every accepted job is in the ledger: else
-nobody could say that an upload is needed no more. Nothing that an active job needs is touched.
+Runs now and then in the reconciler's thread, and only once every accepted job is in the ledger:
+before that it is unknown which uploads are needed. What an active job needs is never removed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Retention:
             if self._expired(state):
                 self._journal.delete(state.submission.id).result()
                 erase(self._store, self._ledger, state.submission.id)
-                _log.info("job %s is past its days and was deleted", state.submission.id)
+                _log.info("job %s is past its retention time and was deleted", state.submission.id)
                 continue
             known.add(state.submission.id)
             needed |= _uploads(state) | self._trained(state)
@@ -78,27 +78,27 @@ class Retention:
         return seconds(state.finished_at) < now() - days * _DAY_S
 
     def _trained(self, state: JobState) -> set[str]:
-        """The model of a training whose certification goes on; the job names it once it ended."""
+        """The model of a training whose certification still runs: the job does not name it yet."""
         if state.status in TERMINAL:
             return set()
         model = trained_model(self._store, state.submission)
         return set() if model is None else {model}
 
     def _remove_folders(self, known: set[str]) -> None:
-        """Folders of jobs that nobody knows: stragglers wrote into them after the deletion."""
+        """Remove folders of unknown jobs: a worker may write into one after its deletion."""
         for folder in (self._store.data_dir / "jobs").iterdir():
             if is_job_id(folder.name) and folder.name not in known and self._is_old(folder):
                 self._store.remove_job(folder.name)
                 _log.info("job %s is unknown; its folder was removed", folder.name)
 
     def _remove_records(self, collection: Collection, needed: set[str]) -> set[str]:
-        """Forget uploads that no job needs; the digests of those that stay."""
+        """Remove uploads that no job needs; the digests of those that stay."""
         kept: set[str] = set()
         days = self._settings.retention_days
         for record in list(self._store.records(collection)):
             digests = _digests(record)
             path = self._store.data_dir / collection / f"{digest_hex(record['id'])}.json"
-            # What came along with a job goes with it; what was uploaded for itself has its days.
+            # An upload that came with a job goes with it; one made on its own has a retention time.
             own = record.get("own", True)
             age_s = self._settings.upload_grace_s if not own else (days or 0) * _DAY_S
             lasting = own and days is None
@@ -108,7 +108,7 @@ class Retention:
             with suppress(FileNotFoundError):
                 path.unlink()
                 self._store.unshare(path)
-            _log.info("upload %s is needed no more", record["id"])
+            _log.info("upload %s is no longer needed and was removed", record["id"])
         return kept
 
     def _remove_blobs(self, kept: set[str]) -> None:

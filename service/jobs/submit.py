@@ -1,4 +1,4 @@
-"""Accepting jobs: recognise what was asked for before, then let it in."""
+"""Accepting jobs: find an equal earlier submission, else journal a new one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PATIENCE_S = 5.0
 
 @dataclass(frozen=True)
 class SubmissionRequest:
-    """What is asked for, and how: ``force`` computes it although an equal result is there."""
+    """What a caller submits. ``force``: compute even where an equal result exists."""
 
     kind: Literal["certify", "train"]
     spec: Spec | None
@@ -54,7 +54,7 @@ class SubmissionRequest:
 
 @dataclass(frozen=True)
 class PreparedSubmission:
-    """An order, looked at: what would be journalled, and an equal result that is there already."""
+    """A checked request: the submission to journal, and a finished job with the same result."""
 
     caller: Caller
     submission: JobSubmission
@@ -63,7 +63,7 @@ class PreparedSubmission:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The job of an order: ``new``, ``replayed`` (same Idempotency-Key) or ``reused`` (result)."""
+    """The job that answers: ``new``, ``replayed`` (same Idempotency-Key) or ``reused`` (result)."""
 
     state: JobState
     how: Literal["new", "replayed", "reused"]
@@ -94,16 +94,16 @@ class Submissions:
         self._caught_up = caught_up
 
     def prepare(self, submission_request: SubmissionRequest) -> PreparedSubmission:
-        """Everything that needs a thread and may come before the journal, in one.
+        """Build the submission and look for an equal result. Blocks: call it from a thread.
 
-        Raises InvalidInput (an idempotency key that is none).
+        Raises InvalidInput where the idempotency key is malformed.
         """
         submission = self._submission(submission_request)
         earlier = None if submission_request.force else self._earlier(submission)
         return PreparedSubmission(submission_request.caller, submission, earlier)
 
     async def submit(self, prepared: PreparedSubmission) -> Accepted:
-        """Accept an order: on disk before this returns, or known from before.
+        """Accept a prepared submission: a new job on disk, or the earlier job that answers it.
 
         Raises StorageFull, Unavailable, Conflict (the key was used for something else),
         TooManyRequests.
@@ -124,7 +124,7 @@ class Submissions:
             async with self._limits.entering_job(prepared.caller, submission.id):
                 await self._intake.accept(submission)
         except Exception:
-            # Not where the request is cancelled: its job may be in the journal all the same.
+            # Not on cancellation: the job of a cancelled request may be in the journal already.
             if key is not None:
                 await self._release(key)
             raise
@@ -144,7 +144,7 @@ class Submissions:
             submission_request.training_dataset,
         )
         owner = submission_request.caller.name
-        # What a clock decides is not the same twice.
+        # A result under a time budget depends on the clock, so it is never reused.
         repeatable = self._reuse and spec.get("time_budget_s") is None
         datasets = (submission_request.dataset, submission_request.training_dataset)
         return JobSubmission(
@@ -164,12 +164,16 @@ class Submissions:
         )
 
     async def _replayed(self, key: str, submission: JobSubmission) -> JobState | None:
-        """The job that the key was used for; None: the key is this submission's now."""
+        """The job that the key was used for; None where the key now belongs to this submission."""
         deadline = now() + _PATIENCE_S
-        # Journalled by a process that died before Redis heard of it: its reservation may be void.
+        # A process may have died between the journal and Redis, and its reservation may be void.
         while not self._caught_up():
             if now() > deadline:
-                raise Unavailable("the journal is being read", code="recovering", hint="ask again")
+                raise Unavailable(
+                    "the service is still reading its journal",
+                    code="recovering",
+                    hint="send the request again in a few seconds",
+                )
             await asyncio.sleep(0.02)
         while True:
             known = await to_thread.run_sync(
@@ -181,7 +185,7 @@ class Submissions:
                 raise Conflict(
                     "this Idempotency-Key was used for another submission",
                     code="idempotency_conflict",
-                    hint="a new submission needs a new key",
+                    hint="send a new submission with a new key",
                     field="Idempotency-Key",
                 )
             try:
@@ -189,14 +193,14 @@ class Submissions:
             except NotFound:
                 if now() > deadline:
                     raise Unavailable(
-                        "the first submission with this Idempotency-Key is not through yet",
+                        "the first submission with this Idempotency-Key is still being accepted",
                         code="submission_in_progress",
-                        hint="ask again",
+                        hint="send the request again in a few seconds",
                     ) from None
             await asyncio.sleep(0.05)
 
     def _earlier(self, submission: JobSubmission) -> JobState | None:
-        """An equal job that succeeded, with what it left still there."""
+        """An equal job that succeeded and whose files still exist."""
         if not submission.result_key:
             return None
         try:
@@ -209,7 +213,7 @@ class Submissions:
         return state if all(map(self._store.has, self._left_by(state))) else None
 
     def _left_by(self, state: JobState) -> list[Path]:
-        """The files that a job's result stands on: a report, where one was asked for, a model."""
+        """The files that make up a job's result: the report if one was asked for, and the model."""
         submission = state.submission
         files = [self._store.report_path(submission.id)] if submission.spec else []
         if submission.kind == "train" and state.model_id is not None:
@@ -220,7 +224,7 @@ class Submissions:
         try:
             await to_thread.run_sync(self._repeats.release, key)
         except RedisError as error:
-            _log.info("a reserved idempotency key runs out by itself: %s", error)
+            _log.info("an idempotency key was not released and expires by itself: %s", error)
 
 
 def _checked_key(principal: str, header: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The report's chart: accuracy that is proved, and that an attack left over, against epsilon."""
+"""The report's chart: certified accuracy and accuracy under attack, against epsilon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PERCENT = [(step / 5, f"{step * 20} %") for step in range(6)]
 def render_svg(report: Mapping[str, Any]) -> str:
     """A standalone SVG document: certified, attacked and clean accuracy over epsilon.
 
-    The certified curve is a staircase that never stands higher than what is proved: between two
+    The certified curve is a staircase that is never higher than what is proved: between two
     epsilons of the curve it takes the value of the larger one.
     """
     epsilons: Sequence[float] = report["curve"]["epsilon"]
@@ -37,9 +37,9 @@ def render_svg(report: Mapping[str, Any]) -> str:
 
 
 def _axis_end(report: Mapping[str, Any]) -> float:
-    """Where the axis ends: past everything certified and asked, but never at a far-off epsilon.
+    """Where the axis ends: beyond all certified radii and asked epsilons, outliers excepted.
 
-    An epsilon ten times beyond all that is certified would squeeze the curve into a corner.
+    An epsilon ten times beyond everything certified would squeeze the curve into a corner.
     """
     curve = report["curve"]
     reach = max(
@@ -132,7 +132,7 @@ def _legend(plot: Plot, report: Mapping[str, Any]) -> str:
 
 
 def _in_words(report: Mapping[str, Any]) -> str:
-    """The chart for somebody who does not see it."""
+    """The chart in words, for screen readers."""
     clean = report["clean_accuracy"]
     sentences = [] if clean is None else [f"Clean accuracy {clean:.2%}."]
     for row in report["results"]:

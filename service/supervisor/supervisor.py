@@ -1,8 +1,8 @@
 """The supervisor behind ``certserve serve``: Redis, API and workers as children kept alive.
 
-Whatever dies is restarted with a growing pause; SIGTERM or SIGINT stops everything in order. One
-supervisor owns a data directory (flock): a new start ends the one before it and what it left
-behind. With CERTSERVE_REDIS_URL set no Redis is started; nothing else differs.
+A child that dies is restarted after a pause that grows; SIGTERM or SIGINT stops everything in
+order. One supervisor owns a data directory (flock): a new one ends the one before it and its
+children. With CERTSERVE_REDIS_URL set no Redis is started; nothing else differs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs one service on one data directory until it is told to stop."""
+    """Runs one service on one data directory until it is asked to stop."""
 
     def __init__(
         self, *, data_dir: Path, host: str, port: int, workers: int, settings: Settings
@@ -160,7 +160,7 @@ class Supervisor:
     def _start_redis(
         self, binary: Path, configuration: Path, path: Path
     ) -> subprocess.Popen[bytes]:
-        """Start Redis and wait until it has loaded; mend a damaged append-only file once."""
+        """Start Redis and wait until it has loaded; repair a damaged append-only file once."""
         for attempt in range(2):
             path.unlink(missing_ok=True)
             (self.data_dir / "redis").mkdir(mode=0o700, exist_ok=True)
@@ -222,7 +222,7 @@ class Supervisor:
                     logger.error("%s does not start: %s", child.name, error)
 
     def _shut_down(self) -> None:
-        """Stop taking requests, hand back the work, close Redis: in this order."""
+        """Stop the API, then the workers (which give their items back), then Redis."""
         (self.run_dir / "service.json").unlink(missing_ok=True)
         for kind in ("api", "worker", "redis"):
             stopping = [

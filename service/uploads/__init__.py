@@ -1,1 +1,1 @@
-"""Receiving uploads and looking at their bytes; nothing here parses a model or inflates data."""
+"""Receiving uploads and checking their bytes; nothing here parses a model or inflates data."""

@@ -1,4 +1,4 @@
-"""The directory of a zip, looked at before anything is inflated."""
+"""Checks the directory of a zip before anything is inflated."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _END_64 = b"PK\x06\x06"
 _TAIL = 22 + 65_535
 #: Bytes of the directory per file that it may hold: 46 and a name of sane length.
 _ENTRY = 200
-#: Below this size compression is nobody's problem: a constant array may shrink a thousandfold.
+#: Below this size any compression ratio is allowed: a constant array may shrink a thousandfold.
 _SMALL = 64 * 1024 * 1024
 
 
 def zip_directory(path: Path, settings: Settings, *, code: str) -> list[zipfile.ZipInfo]:
     """The members of the zip at ``path``, folders left out; they may be inflated within limits.
 
-    Refused as ``code``: what is no zip or is cut off, names that lead outside, doubled names,
-    links, encrypted or exotically compressed members. Refused as ``decompression_bomb``: too much,
-    too many.
+    Refused as ``code``: files that are not zips or are cut off, names that lead outside, doubled
+    names, links, encrypted or exotically compressed members. Refused as ``decompression_bomb``:
+    too many bytes or files.
     """
     _check_directory_size(path, settings, code)
     try:
@@ -35,7 +35,7 @@ def zip_directory(path: Path, settings: Settings, *, code: str) -> list[zipfile.
             members = [member for member in archive.infolist() if not member.is_dir()]
             size_of_names = archive.start_dir
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
-        raise InvalidInput(f"the file is no complete zip archive: {error}", code=code) from error
+        raise InvalidInput(f"the file is not a complete zip archive: {error}", code=code) from error
     seen: set[str] = set()
     for member in members:
         _check_member(member, code)
@@ -88,7 +88,7 @@ def _check_directory_size(path: Path, settings: Settings, code: str) -> None:
         tail = file.read()
     position = tail.rfind(_END)
     if position < 0 or len(tail) - position < 22:
-        raise InvalidInput("the file is no zip archive, or its end is missing", code=code)
+        raise InvalidInput("the file is not a zip archive, or its end is missing", code=code)
     count, directory_bytes = struct.unpack_from("<HI", tail, position + 10)
     if count == 0xFFFF or directory_bytes == 0xFFFFFFFF:
         position = tail.rfind(_END_64, 0, position)

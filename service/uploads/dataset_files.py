@@ -32,9 +32,9 @@ DATASET_SUFFIXES: dict[str, DatasetFormat] = {".npz": "npz", ".zip": "images_zip
 _X_TYPES = frozenset({"u1", "f2", "f4", "f8"})
 _MAX_NPY_HEADER = 10_000
 _CHUNK = 1024 * 1024
-#: Large files are looked at one by one: the directory of a zip may take a hundred MB.
+#: Large files are checked one at a time: the directory of a zip may take a hundred MB.
 _LARGE = threading.Lock()
-#: What NumPy, and Python's parser below it, raise on a header that is none.
+#: What NumPy, and Python's parser below it, raise on an invalid header.
 _UNREADABLE_HEADER = (
     ArithmeticError,
     LookupError,
@@ -62,7 +62,7 @@ def dataset_format(filename: str) -> DatasetFormat:
     found = DATASET_SUFFIXES.get(Path(filename).suffix.lower())
     if found is None:
         raise Unsupported(
-            f"no data set format is known by the name {filename[:200]!r}",
+            f"the suffix of {filename[:200]!r} names no known data set format",
             hint=f"known suffixes: {', '.join(DATASET_SUFFIXES)}",
             field="dataset",
         )
@@ -205,14 +205,14 @@ def _idx_header(path: Path, ranks: tuple[int, ...], field: str) -> list[int]:
             sizes = file.read(4 * rank)
             if rank not in ranks or len(sizes) != 4 * rank:
                 raise InvalidInput(
-                    f"{field} is no idx file of bytes with {' or '.join(map(str, ranks))} axes",
+                    f"{field} is not an idx file of bytes with {' or '.join(map(str, ranks))} axes",
                     code="invalid_idx",
                     field=field,
                 )
             return list(struct.unpack(f">{rank}I", sizes))
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidInput(
-            f"{field} is no gzip file: {error}", code="invalid_idx", field=field
+            f"{field} is not a gzip file: {error}", code="invalid_idx", field=field
         ) from error
 
 

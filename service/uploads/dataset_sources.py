@@ -1,6 +1,6 @@
 """Which data a submission means: an uploaded data set, or a registered name in a public layout.
 
-Only file names are looked at here; a worker reads the images.
+Only file names are checked here; a worker reads the images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def resolve_dataset(
             raise InvalidInput(
                 f"there is no data set {text}",
                 code="unknown_dataset",
-                hint="POST /datasets first, or send the file as dataset",
+                hint="upload it first (POST /datasets), or send the file in the field dataset",
                 field=field,
             )
         return uploaded_source(record)
@@ -51,7 +51,7 @@ def resolve_dataset(
     if named_split:
         if named_split not in ("test", "train"):
             raise InvalidInput(
-                f"a data set has the splits test and train, not {named_split[:50]!r}",
+                f"the split must be test or train, not {named_split[:50]!r}",
                 code="unknown_dataset",
                 field=field,
             )

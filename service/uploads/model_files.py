@@ -42,7 +42,7 @@ def model_format(filename: str) -> ModelFormat:
     found = MODEL_SUFFIXES.get(Path(filename).suffix.lower())
     if found is None:
         raise Unsupported(
-            f"no model format is known by the name {filename[:200]!r}",
+            f"the suffix of {filename[:200]!r} names no known model format",
             hint=f"known suffixes: {', '.join(MODEL_SUFFIXES)}",
             field="model",
         )
@@ -74,7 +74,7 @@ def _inspect_onnx(path: Path, _settings: Settings) -> None:
             number, wire = tag >> 3, tag & 7
             if _MODEL_FIELDS.get(number) != wire:
                 raise InvalidInput(
-                    "the file is no ONNX model: not a ModelProto", code="invalid_onnx"
+                    "the file is not an ONNX model: not a ModelProto", code="invalid_onnx"
                 )
             value = _varint(file)
             if wire == 2:
@@ -100,7 +100,7 @@ def _varint(file: IO[bytes]) -> int:
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise InvalidInput("the file is no ONNX model: a number never ends", code="invalid_onnx")
+    raise InvalidInput("the file is not an ONNX model: a number never ends", code="invalid_onnx")
 
 
 def _inspect_safetensors(path: Path, _settings: Settings) -> None:
@@ -115,7 +115,7 @@ def _inspect_safetensors(path: Path, _settings: Settings) -> None:
         except Malformed as error:
             raise _no_safetensors(error.detail) from error
     if not isinstance(header, dict):
-        raise _no_safetensors("its header is no JSON object")
+        raise _no_safetensors("its header is not a JSON object")
     header.pop("__metadata__", None)
     if not header:
         raise _no_safetensors("it holds no tensor")
@@ -142,7 +142,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _no_safetensors(reason: str) -> InvalidInput:
-    return InvalidInput(f"the file is no safetensors file: {reason}", code="invalid_safetensors")
+    return InvalidInput(f"the file is not a safetensors file: {reason}", code="invalid_safetensors")
 
 
 _INSPECTORS: dict[ModelFormat, Callable[[Path, Settings], None]] = {

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints: which callables their pickles name, without ever unpickling one.
+"""PyTorch checkpoints: checks which callables their pickles name, without unpickling.
 
 Two containers exist: a zip of stored members (torch >= 1.6) and the older sequence of five pickles
 with raw storages behind them, which published checkpoints still come in. Both are read opcode by
@@ -71,7 +71,7 @@ def _inspect_zip(path: Path, settings: Settings) -> None:
             )
         if _MEMBER.fullmatch(name) is None:
             raise InvalidInput(
-                f"member {member.filename!r} has no place in a state dict",
+                f"member {member.filename!r} does not belong in a state dict",
                 code="invalid_checkpoint",
             )
         if name == "data.pkl":
@@ -86,7 +86,7 @@ def _inspect_zip(path: Path, settings: Settings) -> None:
 
 
 class _Limited:
-    """A file of which at most ``_MAX_PICKLE_BYTES`` are read, whatever a pickle claims."""
+    """A file of which at most ``_MAX_PICKLE_BYTES`` can be read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

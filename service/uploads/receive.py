@@ -25,7 +25,7 @@ __all__ = ["FileRule", "Form", "Upload", "receive_form"]
 
 #: Bytes gathered before a thread hashes and writes them.
 _BLOCK = 1024 * 1024
-#: A refused body is read so far, so that clients that send before they listen get the answer.
+#: Bytes of a refused body that are read on, so that a client that sends first gets the response.
 _DRAIN = 64 * 1024 * 1024
 _MAX_HEADER = 8192
 
@@ -65,7 +65,7 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Receive a body with these file fields and text fields (name -> most bytes) and no others.
 
-    ``meter`` is told of every block of a file, in a thread, and may raise. A field that may be
+    ``meter`` is called with every block of a file, in a thread, and may raise. A field that may be
     both is a file where it comes with a file name.
 
     Files not published when the block ends are removed. Raises Malformed (no multipart, cut
@@ -95,7 +95,7 @@ async def _drain(request: Request) -> None:
 
 
 class _Receiver:
-    """Turns the parser's callbacks, which cannot wait, into writes, which must."""
+    """Queues what the parser's synchronous callbacks report, and writes it asynchronously."""
 
     def __init__(
         self,
@@ -121,13 +121,13 @@ class _Receiver:
         self._ended = False
 
     async def run(self, request: Request) -> None:
-        """Read the whole body. Nothing is being written any more when this returns or raises."""
+        """Read the whole body. No write is pending when this returns or raises."""
         try:
             await self._read(request)
         finally:
             if self._writing is not None:
                 await asyncio.wait({self._writing})
-                self._writing.exception()  # what was wrong first is being raised already
+                self._writing.exception()  # an earlier error is being raised already
 
     async def _read(self, request: Request) -> None:
         parser = self._parser(request)
@@ -180,7 +180,7 @@ class _Receiver:
             case "value":
                 value = self._headers.get(self._header, b"") + data
                 if len(value) > _MAX_HEADER or len(self._headers) > 16:
-                    raise Malformed("a part has endless headers", code="invalid_multipart")
+                    raise Malformed("a part's headers are too long", code="invalid_multipart")
                 self._headers[self._header] = value
             case "headers":
                 await self._begin_field()
@@ -197,7 +197,7 @@ class _Receiver:
             name = options.get(b"name", b"").decode()
             filename = options.get(b"filename", b"").decode()
         except UnicodeDecodeError as error:
-            raise Malformed("a field's name is no UTF-8", code="invalid_multipart") from error
+            raise Malformed("a field's name is not UTF-8", code="invalid_multipart") from error
         self._name = name
         self._data = bytearray()
         if name in self._form.texts or name in self._form.files:
@@ -205,7 +205,7 @@ class _Receiver:
         if name in self._files and (filename or name not in self._texts):
             if not filename:
                 raise InvalidInput(
-                    f"{name} must be a file with a name, whose suffix tells the format",
+                    f"{name} must be a file with a name whose suffix gives the format",
                     code="missing_filename",
                     field=name,
                 )
@@ -258,4 +258,4 @@ class _Receiver:
         try:
             self._form.texts[self._name] = self._data.decode()
         except UnicodeDecodeError as error:
-            raise Malformed(f"{self._name} is no UTF-8", code="invalid_multipart") from error
+            raise Malformed(f"{self._name} is not UTF-8", code="invalid_multipart") from error

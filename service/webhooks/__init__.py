@@ -1,1 +1,1 @@
-"""Telling somebody's server that a job has ended: whom, signed how, sent when."""
+"""Webhooks: signed messages to a user's server when a job has ended."""

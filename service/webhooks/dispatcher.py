@@ -1,8 +1,8 @@
-"""Tells receivers that jobs have ended, at least once each, however often anything restarts.
+"""Delivers webhooks: every receiver is notified at least once, also across restarts.
 
-Nothing is noted when a job is accepted or ends: the journal says which jobs have a webhook, the
-outcome on disk says that one has ended, and ``webhook.json`` beside it how far its delivery is. So
-a job never waits for a receiver, and what was not delivered when a process died is found again.
+No extra record is written when a job is accepted or ends: the journal says which jobs have a
+webhook, the outcome on disk says that a job has ended, and ``webhook.json`` beside it how far the
+delivery is. So a job never waits for a receiver, and a pending delivery is found after a crash.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _AT_ONCE = 16
 
 
 class Webhooks:
-    """``watch`` is told of every accepted job; a thread of its own sends."""
+    """``watch`` gets every accepted job; a thread of its own sends."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
         self._watched: dict[str, JobSubmission] = {}
         self._lock = threading.Lock()
-        #: Job -> moment before which there is nothing to do.
+        #: Job -> time of its next try.
         self._due: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stop = threading.Event()
@@ -56,13 +56,13 @@ class Webhooks:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop; what is under way is sent again by whoever comes next."""
+        """Stop; deliveries under way are sent again by the next process."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
     def watch(self, submission: JobSubmission) -> None:
-        """Remember an accepted submission, or a retry of one, if somebody wants to be told."""
+        """Remember an accepted submission, or a retry of one, if it names a webhook."""
         if submission.webhook is None:
             return
         with self._lock:
@@ -78,7 +78,7 @@ class Webhooks:
     def _run(self) -> None:
         with ExitStack() as held:
             lock = self._store.data_dir / "jobs" / ".webhooks.lock"
-            # One process of a host sends; the others stand by.
+            # Only one process of a host sends; the others wait for its lock.
             while not held.enter_context(try_locked(lock)):
                 if self._stop.wait(_TICK_S):
                     return
@@ -100,7 +100,7 @@ class Webhooks:
             task.cancel()
 
     def _begin(self, sender: Sender, submission: JobSubmission) -> None:
-        """Send in the background, if the job has ended and was not told of."""
+        """Send in the background if the job has ended and its delivery is not finished."""
         try:
             state = outcome_state(self._store, submission.id)
             if state is None or state.submission.attempt != submission.attempt:
@@ -158,7 +158,7 @@ class Webhooks:
         except FileNotFoundError:
             ended = "deleted"
         except Problem as problem:
-            # It may be told twice after a restart, which the same id gives away.
+            # After a restart it may be sent twice; the receiver sees the same id.
             _log.warning("job %s: its webhook's state was not written: %s", submission.id, problem)
         if ended:
             self._done(submission)

@@ -24,19 +24,19 @@ _PREFIX = "whsec_"
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a try: the status, or why there is none."""
+    """The result of a try: the HTTP status, or why there is none."""
 
     status: int | None
     reason: str
 
     @property
     def delivered(self) -> bool:
-        """Whether the receiver took it."""
+        """Whether the receiver accepted the message."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def unwanted(self) -> bool:
-        """Whether the receiver asks never to be told again (410 Gone)."""
+        """Whether the receiver asks for no further messages (410 Gone)."""
         return self.status == 410
 
 
@@ -73,7 +73,7 @@ class Sender:
         )
 
     async def send(self, url: str, message_id: str, timestamp: int, body: bytes) -> Answer:
-        """One POST, over within the time limit whatever the receiver does; never raises."""
+        """One POST within the time limit, whatever the receiver does; never raises."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._post(url, message_id, timestamp, body)
@@ -109,7 +109,7 @@ class Sender:
                     if address == addresses[-1]:
                         raise
                     continue
-                # Only the status is read: what else a receiver has to say is its own business.
+                # Only the status is read; the body is ignored.
                 await answer.aclose()
                 return Answer(answer.status_code, f"status {answer.status_code}")
         raise TargetRefused("there is no address to connect to")

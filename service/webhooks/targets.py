@@ -30,7 +30,7 @@ class TargetRefused(RuntimeError):
 
 
 def accepted_webhook(settings: Settings, url: str | None) -> str | None:
-    """The ``WebhookUrl`` of a submission, once it is clear that it may be used.
+    """The ``WebhookUrl`` of a submission after a check that it may be used.
 
     Names are looked up when something is sent. Raises InvalidInput.
     """
@@ -38,9 +38,9 @@ def accepted_webhook(settings: Settings, url: str | None) -> str | None:
         return None
     if settings.webhook_secret is None:
         raise InvalidInput(
-            "this service sends no webhooks",
+            "this service sends no webhooks, because it has no secret to sign them with",
             code="webhooks_disabled",
-            hint="whoever runs it sets CERTSERVE_WEBHOOK_SECRET",
+            hint="leave webhook out; or the operator sets CERTSERVE_WEBHOOK_SECRET",
             field="webhook",
         )
     host = urlsplit(url).hostname
@@ -48,9 +48,9 @@ def accepted_webhook(settings: Settings, url: str | None) -> str | None:
     address = _literal(host)
     if address is not None and not _allowed(address, settings.webhook_allow):
         raise InvalidInput(
-            f"nothing is sent to {host}",
+            f"webhooks are not sent to {host}: the address is private or reserved",
             code="webhook_target_refused",
-            hint="CERTSERVE_WEBHOOK_ALLOW names private networks that may be told",
+            hint="use a public address, or have its network added to CERTSERVE_WEBHOOK_ALLOW",
             field="webhook",
         )
     return url

@@ -1,7 +1,6 @@
-"""A horse that has just cut a job into shards rings for the other workers itself.
+"""A work horse that has cut a job into shards notifies the other workers itself.
 
-The reconciler would do so within seconds; a worker that could have begun meanwhile is what makes
-two workers less than twice as fast as one.
+The reconciler would do so some seconds later, and the other workers would be idle until then.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ __all__ = ["notify_workers"]
 
 
 def notify_workers(ledger: Ledger, job_id: str, items: int) -> None:
-    """Ask the other workers for as many hands as there are items; outside of RQ nothing happens.
+    """Send a wake-up job to each other worker, at most one per item; does nothing outside of RQ.
 
-    Raises RedisError. Too many tickets cost a glance each.
+    Raises RedisError. A superfluous wake-up job costs one look at the ledger.
     """
     own = get_current_job()
-    hands = min(items, len(ledger.worker_registry.living())) - 1
-    if own is None or hands < 1:
+    wanted = min(items, len(ledger.worker_registry.living())) - 1
+    if own is None or wanted < 1:
         return
     queue = Queue(own.origin, connection=own.connection, serializer="json")
-    tickets = [
+    wake_ups = [
         Queue.prepare_data(
             own.func_name,
             args=[job_id],
@@ -35,6 +34,6 @@ def notify_workers(ledger: Ledger, job_id: str, items: int) -> None:
             description="",
             job_id=f"{job_id}-{secrets.token_hex(4)}",
         )
-        for _ in range(hands)
+        for _ in range(wanted)
     ]
-    queue.enqueue_many(tickets)
+    queue.enqueue_many(wake_ups)

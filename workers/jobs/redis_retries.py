@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-#: How long a worker goes on asking a Redis that is away before it gives up its ticket.
+#: How long a worker retries while Redis is away, before it ends its wake-up job.
 PATIENCE_S = 300.0
 
 
 def retry_on_redis_errors(call: Callable[[], Answer]) -> Answer:
-    """Repeat a Redis call until it succeeds, for minutes: results are on disk, nothing is lost."""
+    """Repeat a Redis call until it succeeds, for minutes. Results are on disk meanwhile."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -1,7 +1,7 @@
 """The name of RQ's message, ``workers.jobs.ticket.run``: part of the data in Redis, never renamed.
 
-APIs and queues of every version ask for work by this name; what it does is in
-``workers.jobs.work_loop``.
+The API and the queues of every release send wake-up jobs with this name;
+``workers.jobs.work_loop`` does the work.
 """
 
 from workers.jobs.work_loop import run

@@ -1,12 +1,12 @@
-"""What a ticket does: lease the item that comes next, do it, commit it, until nothing is free.
+"""What a wake-up job does: lease the next item, do it, commit it, until no item is free.
 
-A ticket is rung for one job, but it works on whatever the line names
-(``service.contract.ledger.scheduler``), looking again after every item: so small jobs overtake, and
-torch is loaded once for many of them.
+A wake-up job names one job, but it works on whatever the scheduler
+(``service.contract.ledger.scheduler``) names next, and asks it again after every item. So small
+jobs overtake large ones, and torch is loaded once for many jobs.
 
-Everything here may happen twice, be killed at any point, or run beside another worker's ticket for
-the same job; only the ledger's commit and the creation of ``outcome.json`` count, and both happen
-once. What is wrong with the upload ends the job; what is wrong with us is a try of the item.
+Everything here may run twice, may be killed at any point, and may run beside another worker on the
+same job: only the ledger's commit and the creation of ``outcome.json`` count, and both happen once.
+An error in the upload ends the job; an error of the service counts as a try of the item.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ __all__ = ["WorkLoop", "run"]
 
 logger = logging.getLogger(__name__)
 
-#: Pause of an item that found the disk full, or the store away.
+#: Seconds before an item is tried again that found the disk full or the store away.
 AWAY_S = 5.0
-#: Least pause between two progress messages.
+#: Seconds between two progress messages.
 PROGRESS_S = 0.5
-#: Least pause between two looks at who waits.
+#: Seconds between two questions whether a smaller job waits.
 YIELD_S = 2.0
 
 
 class ItemRested(ItemStopped):
-    """The item is given back with what was done kept: a run of days may lose many workers."""
+    """The item is given back and its finished part is kept (a training stops at a checkpoint)."""
 
 
 def run(job_id: str) -> None:
-    """Work on what comes next, for as long as items are free and the ticket's budget lasts."""
+    """Work on the next items while any are free and the time budget of the wake-up job lasts."""
     # torch takes seconds to import: begin while the inspection child, which needs it too, runs.
     threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
     settings = Settings()
@@ -77,7 +77,7 @@ def _warm_up() -> None:
 
 
 class WorkLoop:
-    """One ticket's work; ``job_id`` is the job it was rung for, then the one in hand."""
+    """The work of one wake-up job; ``job_id`` is the job it names, then the one in hand."""
 
     def __init__(self, settings: Settings, store: Store, ledger: Ledger, job_id: str) -> None:
         self.settings, self.store, self.ledger = settings, store, ledger
@@ -86,7 +86,7 @@ class WorkLoop:
         self._progress_at = 0.0
         self._asked_at = 0.0
         self.deadline = 0.0
-        #: Jobs that this ticket can do nothing for.
+        #: Jobs without work, or whose outcome cannot be written now (a full disk): skipped.
         self._passed_over: set[str] = set()
 
     def work(self) -> None:
@@ -107,18 +107,18 @@ class WorkLoop:
         return self.ledger.scheduler.next_job(passed_over=self._passed_over)
 
     def _turn(self, renewer: LeaseRenewer) -> None:
-        """One item of the job in hand; a job whose end cannot be written holds up no other."""
+        """One item of the job in hand. A job whose outcome cannot be written is skipped."""
         try:
             state = retry_on_redis_errors(lambda: self.ledger.get(self.job_id))
             if state is None or not self._lease(renewer, state.submission):
                 self._passed_over.add(self.job_id)
         except (StorageFull, Unavailable, ValueError):
             # A full disk, or a submission that only a later release can read.
-            logger.exception("job %s: passed over", self.job_id)
+            logger.exception("job %s: skipped", self.job_id)
             self._passed_over.add(self.job_id)
 
     def _lease(self, renewer: LeaseRenewer, submission: JobSubmission) -> bool:
-        """Do what the ledger gives; whether the job may have more."""
+        """Lease and do one item; whether the job may have more."""
         answer = retry_on_redis_errors(lambda: self.ledger.lease(self.job_id, worker=self.worker))
         match answer:
             case Lease():
@@ -131,7 +131,7 @@ class WorkLoop:
                     self._conclude(submission, "cancelled")
                 return False
             case Busy():
-                pass  # somebody was faster
+                pass  # another worker was faster
         return True
 
     def _do(self, renewer: LeaseRenewer, submission: JobSubmission, lease: Lease) -> None:
@@ -149,7 +149,9 @@ class WorkLoop:
             )
         except JobTimeoutException:
             retry_on_redis_errors(
-                lambda: self.ledger.release(lease, error="the ticket ran out of time")
+                lambda: self.ledger.release(
+                    lease, error="the time budget of the wake-up job ran out"
+                )
             )
             raise
         except redis.RedisError:
@@ -158,7 +160,7 @@ class WorkLoop:
             logger.warning("job %s: %s: %s", self.job_id, lease.item, problem)
             text = str(problem)
             self._say(lease.item, None, message=f"waiting: {problem.detail}", now=True)
-            # The item is not at fault: it is tried until there is room, or until it is cancelled.
+            # The item is not at fault: it is tried again until there is room or it is cancelled.
             retry_on_redis_errors(
                 lambda: self.ledger.release(lease, error=text, delay_s=AWAY_S, counts=False)
             )
@@ -167,7 +169,7 @@ class WorkLoop:
         except Exception as error:
             if type(error).__name__ == "AcceleratorError":  # torch's, which need not be imported
                 logger.critical("job %s: the GPU failed", self.job_id, exc_info=error)
-                # The parent gives back the item that the note names, and looks at the GPU.
+                # The worker process gives back the held lease's item, and checks the GPU.
                 os._exit(DEVICE_LOST)
             self._fault(submission, lease, error)
         finally:
@@ -176,8 +178,8 @@ class WorkLoop:
     def _fault(self, submission: JobSubmission, lease: Lease, error: Exception) -> None:
         """An exception with a code states a problem; any other counts as a try of the item.
 
-        A RuntimeError with a code is a broken promise of ours (a certified sample that an attack
-        breaks, a report that contradicts itself): the job fails loudly and is not tried again.
+        A RuntimeError with a code is a soundness error of ours (an attack breaks a certified
+        sample, a report contradicts itself): the job fails and is not tried again.
         """
         code = getattr(error, "code", None)
         logger.error("job %s: %s failed", self.job_id, lease.item, exc_info=error)
@@ -192,7 +194,7 @@ class WorkLoop:
             problem = InternalError(
                 f"{lease.item} failed {lease.tries} times: {text[:1000]}",
                 code="internal_error",
-                hint="the worker's log says more",
+                hint="look at the worker's log for the reason, then retry the job",
             )
             self._conclude(submission, "failed", problem)
         else:
@@ -201,13 +203,15 @@ class WorkLoop:
     def _item(
         self, renewer: LeaseRenewer, submission: JobSubmission, lease: Lease
     ) -> Callable[[], object]:
-        """Do the item; the answer commits it."""
+        """Do the item; the function returned commits it."""
         kind = lease.item.partition(":")[0]
         if kind == "train":
             with renewer.gently():
                 return self._training(renewer, submission, lease)
         if kind not in STEPS:
-            raise InternalError(f"nobody here knows the item {lease.item!r}", code="unknown_item")
+            raise InternalError(
+                f"this release does not know the item {lease.item!r}", code="unknown_item"
+            )
         step = ItemContext(
             self.store,
             self.settings,
@@ -223,13 +227,13 @@ class WorkLoop:
     def _training(
         self, renewer: LeaseRenewer, submission: JobSubmission, lease: Lease
     ) -> Callable[[], object]:
-        """Train until the run ends or the ticket's budget does; the next ticket goes on."""
+        """Train until the run or the wake-up job's time budget ends; the next one continues."""
         from workers.jobs.items.train import train_model
         from workers.training.loop import Paused
 
         plan = submission.training
         assert plan is not None
-        # What an earlier stretch has done stays done.
+        # Keep the progress of earlier stretches of this run.
         self._say("train", None, message="reading the data set", unit="steps", now=True)
         pace = Pace()
         say = lambda done, total, message: self._say(  # noqa: E731
@@ -255,7 +259,7 @@ class WorkLoop:
             )
         except Paused as paused:
             self._say("train", None, message="waiting: it goes on from its checkpoint", now=True)
-            raise ItemRested("the training makes room; its checkpoint is written") from paused
+            raise ItemRested("the training gives way; its checkpoint is written") from paused
         renewer.check()
         following = ["prepare"] if plan["certify"] else []
         digest = done["model"]["digest"]
@@ -264,21 +268,22 @@ class WorkLoop:
         )
 
     def _progressed(self, lease: Lease) -> None:
-        """A part is done for good: a run of days may lose many workers, and gets on."""
+        """A checkpoint is written: earlier tries no longer count, so a long run may lose many
+        workers."""
         try:
             self.ledger.renew(lease, progressed=True)
         except redis.RedisError as error:
             logger.info("job %s: its earlier tries still count: %s", self.job_id, error)
 
     def _somebody_waits(self) -> bool:
-        """Whether a smaller job wants this worker; asked as often as every step, looked up less."""
+        """Whether a smaller job waits for a worker; called every step, asks Redis less often."""
         if time.monotonic() - self._asked_at < YIELD_S:
             return False
         self._asked_at = time.monotonic()
         try:
             return self.ledger.scheduler.somebody_waits(self.job_id)
         except redis.RedisError as error:
-            logger.info("job %s: nobody knows who waits: %s", self.job_id, error)
+            logger.info("job %s: it is unknown whether a smaller job waits: %s", self.job_id, error)
             return False
 
     def _say(
@@ -292,7 +297,7 @@ class WorkLoop:
         eta_s: float | None = None,
         now: bool = False,
     ) -> None:
-        """Report progress, now and then; a Redis that is away does not stop the work."""
+        """Report progress, at most twice a second; the work goes on without Redis."""
         if not now and time.monotonic() - self._progress_at < PROGRESS_S:
             return
         self._progress_at = time.monotonic()

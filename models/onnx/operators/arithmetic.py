@@ -26,7 +26,7 @@ MINUS_ONE = np.array(-1, dtype=np.float32)
 
 
 def _one_constant(operation: Operation, translation: Translation, kind: type[Layer]) -> Activation:
-    """An operator with one constant: which of the two inputs it is, the caller has settled."""
+    """An operator with one constant; the caller has decided which input that is."""
     at = 0 if isinstance(operation.input(0), Constant) else 1
     array = operation.constant(at)
     assert array is not None

@@ -13,7 +13,7 @@ from models.onnx.graph import Activation, Constant, Operation, Translation
 
 __all__ = ["gemm", "matmul"]
 
-#: What underflow in a sum may cost is multiplied by alpha: up to here far below 2^-120.
+#: Largest alpha: it multiplies the error of underflow in a sum, which stays far below 2^-120.
 LARGEST_ALPHA = 2.0**20
 
 

@@ -88,7 +88,7 @@ def _without(shape: Shape, axis: int) -> Shape:
 
 
 def _pairs(translation: Translation, axis: int, parts: list[Activation]) -> Activation | None:
-    """What MaxMin is applied to, where the parts are maxima and minima of its two halves."""
+    """The input of a MaxMin, if the parts are maxima and minima of that input's two halves."""
     if axis != 0 or len(parts) != 2:
         return None
     (high, of_high), (low, of_low) = (

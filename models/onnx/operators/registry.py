@@ -1,7 +1,7 @@
 """ONNX operators on activations, one function each, and the table that names them all.
 
-A translator lays down the layers that compute the operator exactly as ONNX Runtime runs it and
-returns the activation they end in. Nothing is folded into a neighbour but MatMul + Add.
+A translator adds the layers that compute the operator exactly as ONNX Runtime does, and returns the
+activation they end in. Only MatMul + Add are fused.
 """
 
 from __future__ import annotations

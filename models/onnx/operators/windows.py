@@ -18,7 +18,7 @@ from models.onnx.graph import Activation, Operation, Translation
 __all__ = ["average_pool", "conv", "global_average_pool", "max_pool", "pad", "pad_axes"]
 
 
-#: More windows than this start in the padding of no network.
+#: Largest number of windows that may start in the padding.
 MAX_EARLY_WINDOWS = 10_000
 #: Larger strides and dilations than any image; the runtimes' integers overflow far above it.
 MAX_STEP = 1 << 24

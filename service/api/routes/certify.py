@@ -74,7 +74,7 @@ _BODY: dict[str, Any] = {
 
 
 class _JsonSubmission(Strict):
-    """The body of a submission of things that are here already."""
+    """The JSON body of a submission: model and data set are here already, named by their ids."""
 
     model_id: Annotated[str, Field(max_length=200)]
     dataset: Annotated[str | None, Field(max_length=200)] = None
@@ -103,8 +103,10 @@ async def certify(
     response: Response,
     services: UsesServices,
     principal: Principal,
-    force: Annotated[bool, Query(description="Compute although an equal result is there")] = False,
-    idempotency_key: Annotated[str | None, Header(description="Same key, same job")] = None,
+    force: Annotated[bool, Query(description="Compute even where an equal result exists")] = False,
+    idempotency_key: Annotated[
+        str | None, Header(description="The same key with the same content gives the same job")
+    ] = None,
 ) -> JobRecord:
     """Multipart with files or ids, or JSON with ids. The job is on disk before the answer.
 
@@ -188,11 +190,11 @@ async def _from_form(
 def _sources(
     form: Form, spec: Spec, services: Services, options: SubmissionOptions
 ) -> PreparedSubmission:
-    """Everything is looked at before anything is kept."""
+    """Check the whole form before any upload is kept."""
     caller = options.caller
     force = form.texts.get("force", "false")
     if force not in ("true", "false"):
-        raise InvalidInput("force is true or false", code="invalid_request", field="force")
+        raise InvalidInput("force must be true or false", code="invalid_request", field="force")
     asked = {"webhook": form.texts.get("webhook") or None}
     url = parse_model(_Webhook, asked, field="body", code="invalid_request").webhook
     webhook = accepted_webhook(services.settings, url)
@@ -231,8 +233,12 @@ def _only_one(first: str | None, second: str | None, *names: str) -> str:
 def _one_of(missing: bool, *names: str) -> InvalidInput:
     if missing:
         return InvalidInput(
-            f"one of {' and '.join(names)} is needed", code="missing_field", field=names[0]
+            f"one of the fields {' and '.join(names)} is needed",
+            code="missing_field",
+            field=names[0],
         )
     return InvalidInput(
-        f"{' and '.join(names)} exclude each other", code="conflicting_fields", field=names[-1]
+        f"give only one of the fields {' and '.join(names)}",
+        code="conflicting_fields",
+        field=names[-1],
     )

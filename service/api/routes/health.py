@@ -23,7 +23,7 @@ router = APIRouter(tags=["health"])
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process is up")
 async def healthz() -> dict[str, str]:
-    """Touches nothing but this process."""
+    """Answers without asking Redis or the disk."""
     return {"status": "ok"}
 
 
@@ -47,7 +47,7 @@ async def readyz(services: UsesServices) -> Response:
     summary="Measurements for Prometheus",
 )
 async def metrics(services: UsesServices, principal: Admin) -> Response:
-    """Needs an admin's key once keys are configured: it tells of everybody's jobs."""
+    """Needs an admin's key once keys are configured, because it counts everybody's jobs."""
     text = await to_thread.run_sync(services.metrics.text)
     return Response(text, media_type="text/plain; version=0.0.4")
 

@@ -48,7 +48,7 @@ async def list_jobs(
     return Page(items=items, next_cursor=following)
 
 
-@router.get("/jobs/{job_id}", summary="Look at a job")
+@router.get("/jobs/{job_id}", summary="Get a job")
 async def get_job(
     job_id: str,
     services: UsesServices,
@@ -67,8 +67,8 @@ async def get_job(
     summary="Cancel a job",
 )
 async def cancel_job(job_id: str, services: UsesServices, principal: Principal) -> JobRecord:
-    """It is `cancelled` at once; workers let go of it within five seconds. A job that has ended
-    stays as it is, so that cancelling twice does no harm."""
+    """It is `cancelled` at once; its workers stop within five seconds. A job that has ended does
+    not change, so cancelling twice is safe."""
     return record(await services.jobs.cancel(job_id, principal))
 
 
@@ -82,10 +82,10 @@ async def cancel_job(job_id: str, services: UsesServices, principal: Principal) 
 async def retry_job(
     job_id: str, response: Response, services: UsesServices, principal: Principal
 ) -> JobRecord:
-    """The same id, a new attempt; on disk before the answer. What a cancelled attempt finished is
-    taken over, a failed one is begun anew."""
+    """The same id, a new attempt; on disk before the answer. Finished shards of a cancelled attempt
+    are kept; a failed attempt starts over."""
     job = record(await services.jobs.retry(job_id, principal))
-    # Only now: what is no id at all may hold what no header can.
+    # Set after the look-up: a malformed id may hold characters that no header can.
     response.headers["Location"] = f"/jobs/{job.id}"
     return job
 
@@ -95,8 +95,8 @@ async def retry_job(
     status_code=204,
     response_class=Response,
     responses={
-        202: {"model": JobRecord, "description": "It was active and is cancelled now"},
-        204: {"description": "It had ended and is gone, with all that it left"},
+        202: {"model": JobRecord, "description": "The job was active and is cancelled now"},
+        204: {"description": "The job had ended and is removed with all its files"},
     },
     summary="Cancel an active job, remove one that has ended",
 )

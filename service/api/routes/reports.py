@@ -1,4 +1,4 @@
-"""What a finished job leaves: the report in four forms, sample rows, counterexamples."""
+"""Results of a finished job: the report in four forms, sample rows, counterexamples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MEDIA_TYPES: dict[str, Form] = {
     "text/csv": "csv",
     "image/svg+xml": "svg",
 }
-#: A report holds names that users chose; whatever they are, no browser runs or fetches anything.
+#: A report holds names that users chose: forbid browsers to run or fetch anything.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Vary": "Accept",
@@ -132,7 +132,7 @@ def negotiate(accept: str) -> Form:
                     best = candidate
     if best is None:
         raise NotAcceptable(
-            f"a report comes as {', '.join(_MEDIA_TYPES)}", hint="or by suffix: report.json"
+            f"a report is available as {', '.join(_MEDIA_TYPES)}", hint="or by suffix: report.json"
         )
     return best[2]
 
@@ -162,7 +162,7 @@ def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Resp
     rows = _finished(services, job_id, caller)
     path = services.store.report_path(job_id)
     if not services.store.has(path):
-        raise NotFound("this job left no report", code="no_report")
+        raise NotFound("this job has no report", code="no_report")
     if form == "json":
         return FileResponse(path, media_type="application/json", headers=_HEADERS)
     report = json.loads(path.read_bytes())
@@ -191,7 +191,9 @@ def _sample_page(path: Path, cursor: int, limit: int) -> Page[SampleRow]:
             file.seek(min(cursor, size) - 1)
             if cursor > size or file.read(1) != b"\n":
                 raise InvalidInput(
-                    "this cursor is none of ours", code="invalid_cursor", field="cursor"
+                    "the cursor is not valid: give the next_cursor of an earlier page",
+                    code="invalid_cursor",
+                    field="cursor",
                 )
         file.seek(cursor)
         items: list[SampleRow] = []

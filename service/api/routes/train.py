@@ -61,7 +61,9 @@ async def train(
     response: Response,
     services: UsesServices,
     principal: Principal,
-    idempotency_key: Annotated[str | None, Header(description="Same key, same job")] = None,
+    idempotency_key: Annotated[
+        str | None, Header(description="The same key with the same content gives the same job")
+    ] = None,
 ) -> JobRecord:
     """JSON. What the recipe names may be left out; the job is on disk before the answer.
 
@@ -138,7 +140,7 @@ def _training_data(
     try:
         source = _find(services, options, spec.dataset, "train", "dataset")
     except InvalidInput:
-        # An upload under a plain name is nobody's train split, but it can be trained on.
+        # An upload under a plain name has no train split, but it can be trained on.
         source = _uploaded(services, options, spec.dataset)
         return source, held_out
     if source.id is None and source.split == "test" and spec.test_dataset is None:
@@ -157,7 +159,7 @@ def _uploaded(services: Services, options: SubmissionOptions, text: str) -> Data
     except InvalidInput:
         found = None
     if found is None or found.id is None:
-        # Says where the train split was looked for.
+        # Its message names the places where the train split was looked for.
         return _find(services, options, text, "train", "dataset")
     return found
 
@@ -189,7 +191,7 @@ def _test_data(
 
 
 def _content(source: DatasetSource) -> tuple[object, ...]:
-    """What the samples follow from."""
+    """The digests or files that determine the samples."""
     return source.kind, source.blobs, source.paths, source.split
 
 
@@ -221,7 +223,7 @@ def _training(job_id: str, services: Services, principal: Principal) -> dict[str
     state = services.jobs.visible(job_id, principal)
     plan = state.submission.training
     if plan is None:
-        raise NotFound("this job is no training", code="no_training")
+        raise NotFound("this job is not a training", code="no_training")
     rows = services.store.read_json(services.store.training_dir(job_id) / "history.json")
     history = [] if rows is None else rows["history"]
     if history:

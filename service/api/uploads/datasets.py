@@ -1,4 +1,4 @@
-"""POST /datasets and what is known of a data set."""
+"""POST /datasets, and the records of uploaded data sets."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def list_datasets(
     return Page(items=[_shown(record) for record in records], next_cursor=following)
 
 
-@router.get("/datasets/{dataset_id}", summary="Look at a data set")
+@router.get("/datasets/{dataset_id}", summary="Get a data set")
 async def get_dataset(
     dataset_id: str, services: UsesServices, principal: Principal
 ) -> DatasetRecord:

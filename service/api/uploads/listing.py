@@ -15,7 +15,7 @@ _NOUNS = {"models": ("model", "unknown_model"), "datasets": ("data set", "unknow
 
 
 def owners_of(record: dict[str, Any]) -> dict[str, list[str]]:
-    """Who uploaded it, and under which names; from before there were keys: nobody in particular."""
+    """Owners of an upload and the names each gave it; uploads without keys have owner ''."""
     found: dict[str, list[str]] = record.get("owners") or {"": record["names"]}
     return found
 
@@ -26,7 +26,7 @@ def visible_to(record: dict[str, Any], caller: Caller) -> bool:
 
 
 def own_names(record: dict[str, Any], caller: Caller) -> list[str]:
-    """The names that the caller gave it, for an admin all of them; none: it is not the caller's."""
+    """The names that the caller gave it (an admin: all names); none where it may not see it."""
     found = [names for owner, names in owners_of(record).items() if caller.sees(owner)]
     return list(dict.fromkeys(name for names in found for name in names))
 
@@ -51,7 +51,11 @@ def record_page(
     if cursor is not None:
         places = [place for place, record in enumerate(records) if record["id"] == cursor]
         if not places:
-            raise InvalidInput("this cursor is none of ours", code="invalid_cursor", field="cursor")
+            raise InvalidInput(
+                "the cursor is not valid: give the next_cursor of an earlier page",
+                code="invalid_cursor",
+                field="cursor",
+            )
         start = places[0] + 1
     page = [_seen(record, caller) for record in records[start : start + limit]]
     return page, page[-1]["id"] if start + limit < len(records) else None
@@ -59,6 +63,6 @@ def record_page(
 
 def _seen(record: dict[str, Any], caller: Caller) -> dict[str, Any]:
     names = own_names(record, caller)
-    # Names are other people's words: only one's own are shown.
+    # Names that other users gave are not shown.
     name = record["name"] if record["name"] in names else names[0]
     return {**record, "name": name, "names": names}

@@ -1,4 +1,4 @@
-"""POST /models and what is known of a model: record, ONNX file, weights."""
+"""POST /models, and what a model has: record, ONNX file, weights."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def list_models(
     return Page(items=[_shown(record) for record in records], next_cursor=following)
 
 
-@router.get("/models/{model_id}", summary="Look at a model")
+@router.get("/models/{model_id}", summary="Get a model")
 async def get_model(model_id: str, services: UsesServices, principal: Principal) -> ModelRecord:
     """What is known of it."""
     return _shown(await to_thread.run_sync(find_record, services, "models", model_id, principal))

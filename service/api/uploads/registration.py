@@ -1,4 +1,4 @@
-"""From an upload or an id to a source a job can name; uploads are looked at, then kept."""
+"""From an upload or an id to a source that a job can name; uploads are checked, then kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_name(name: str | None) -> str | None:
 def keep_model(
     services: Services, upload: Upload, *, name: str | None, owner: str, own: bool
 ) -> tuple[ModelSource, bool]:
-    """Look at a model file and keep it; whether it is new to its owner.
+    """Check a model file and keep it; whether it is new to its owner.
 
     ``own``: it was uploaded for its own sake. Raises InvalidInput, StorageFull.
     """
@@ -61,7 +61,7 @@ def keep_model(
 def keep_dataset(
     services: Services, form: Form, *, name: str | None, owner: str, own: bool
 ) -> tuple[DatasetSource, bool]:
-    """Look at the form's data set and keep it; whether it is new to its owner.
+    """Check the form's data set and keep it; whether it is new to its owner.
 
     Its id is the file's digest; that of a pair is the digest of both digests.
     """
@@ -88,7 +88,7 @@ def keep_dataset(
         {
             "id": identity,
             "format": facts.format,
-            # A file name always has a suffix, so it never takes a registered name by accident.
+            # A file name has a suffix, so it never equals a registered name by accident.
             "name": name or data.filename,
             "size": size,
             "samples": facts.samples,
@@ -110,7 +110,7 @@ def known_model(services: Services, model_id: str, caller: Caller) -> ModelSourc
         raise InvalidInput(
             f"there is no model {model_id[:100]!r}",
             code="unknown_model",
-            hint="POST /models first, or send the file as model",
+            hint="upload it first (POST /models), or send the file in the field model",
             field="model_id",
         )
     services.store.touch("models", model_id)

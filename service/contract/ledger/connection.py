@@ -18,9 +18,9 @@ def connect(
 ) -> Redis:
     """A client of its own pool; ``text=False`` for RQ, which wants bytes (and its own client).
 
-    Workers pass more ``retries`` (8: about half a minute), so that a restart of Redis costs them
-    nothing; the API keeps few, so that an answer never takes long. ``timeout_s`` is for what can do
-    without Redis. Raises Unavailable where no address is set.
+    Workers pass more ``retries`` (8: about half a minute) and so survive a restart of Redis. The
+    API makes few, so that it answers soon. ``timeout_s`` is for callers that can go on without
+    Redis. Raises Unavailable where no address is set.
     """
     if settings.redis_url is None:
         raise Unavailable("CERTSERVE_REDIS_URL is not set", code="redis_unavailable")

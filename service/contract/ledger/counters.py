@@ -1,4 +1,4 @@
-"""What all workers together have done, in Redis: counters that /metrics shows."""
+"""Counters of the work of all workers together, in Redis, for /metrics."""
 
 from __future__ import annotations
 

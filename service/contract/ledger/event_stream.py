@@ -1,4 +1,4 @@
-"""Events of jobs, as the ledger's scripts leave them in a Redis stream per job; reading only."""
+"""Reads the events of jobs: one Redis stream per job, which the ledger's scripts write."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EventLog:
 
     @staticmethod
     def order(event_id: str) -> tuple[int, int]:
-        """An id as numbers; (0, 0), which is before all, for what is no id."""
+        """An id as numbers; (0, 0), which is before all others, for anything that is no id."""
         match = _ID.fullmatch(event_id)
         return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -57,7 +57,7 @@ class EventLog:
         return [_event(event_id, fields) for event_id, fields in entries]
 
     def read(self, after: Mapping[str, str]) -> dict[str, list[JobEvent]]:
-        """What came since: job -> last id known -> new events, in one call. Raises RedisError."""
+        """New events of several jobs (job -> last id read), in one call. Raises RedisError."""
         streams = {self._key(job_id): event_id for job_id, event_id in after.items()}
         if not streams:
             return {}

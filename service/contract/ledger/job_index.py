@@ -37,7 +37,7 @@ class Index:
         owner: str | None = None,
     ) -> list[str]:
         """Ids of jobs, newest first, older than ``before``; at most ``limit``."""
-        # The rarest wish has an index; the others are looked up, page by page.
+        # Read the index of the most selective filter; check the others page by page.
         wishes = {"principal": owner, "status": status, "kind": kind}
         asked = {name: value for name, value in wishes.items() if value is not None}
         first = next(iter(asked), None)

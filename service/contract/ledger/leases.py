@@ -1,4 +1,4 @@
-"""What the ledger answers: leases and why there is none, surveys, and jobs as it knows them."""
+"""What the ledger returns: leases, or why there is none; surveys; and the state of jobs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Busy:
 
 @dataclass(frozen=True)
 class Exhausted:
-    """An item has ended as many workers as it may: the job must be failed (outcomes.give_up)."""
+    """The item has used up its tries: the caller must fail the job (outcomes.give_up)."""
 
     item: str
     tries: int
@@ -54,14 +54,14 @@ class Exhausted:
 
 @dataclass(frozen=True)
 class NoWork:
-    """The job needs nobody any more."""
+    """The job has ended, so it needs no worker."""
 
     reason: Literal["cancelled", "finished", "unknown"]
 
 
 @dataclass(frozen=True)
 class Renewal:
-    """``valid``: the lease is still the caller's; ``cancel``: stop at the next chance."""
+    """``valid``: the caller still holds the lease. ``cancel``: stop as soon as possible."""
 
     valid: bool
     cancel: bool

@@ -1,10 +1,10 @@
 """The state of jobs in Redis: items, leases, commits, progress, events, indexes.
 
-Redis is the dispatcher, not the truth: the journal says what was accepted, ``outcome.json`` says
-how a job ended, and all that is in here can be rebuilt from them. Every change is one Lua script
-(see ``lua/``), so that no two processes can see half of one.
+Redis dispatches; it is not the record. The journal says what was accepted, ``outcome.json`` says
+how a job ended, and everything in Redis can be rebuilt from them. Every change is one Lua script
+(see ``lua/``), so that no process sees half of a change.
 
-A job is worked off in items. ``prepare`` comes first (of a training, ``train``, then ``prepare``);
+A job is divided into items. ``prepare`` comes first (of a training, ``train``, then ``prepare``);
 its commit names the next items, usually ``shard:0`` ... ``shard:n-1``; when nothing is open any
 more, ``merge`` is the last one.
 """
@@ -62,13 +62,13 @@ class Ledger:
         self._prefix = prefix
         self._keys = Keys(prefix)
         self.totals = Totals(redis, prefix=prefix)
-        #: Who comes next.
+        #: Which job is served next.
         self.scheduler = Scheduler(redis, prefix=prefix)
         #: Which jobs there are.
         self.index = Index(redis, prefix=prefix)
-        #: Whether this is the Redis we knew.
+        #: Whether this Redis has kept its data.
         self.memory = Memory(redis, prefix=prefix)
-        #: Who works.
+        #: Which workers are alive.
         self.worker_registry = WorkerRegistry(redis, prefix=prefix, ttl_s=settings.worker_ttl_s)
         folder = Path(__file__).with_name("lua")
         names = ["create", "reopen", "lease", "renew", "commit", "release", "progress", "finish"]
@@ -81,7 +81,8 @@ class Ledger:
     # a job's life
 
     def create(self, submission: JobSubmission) -> bool:
-        """Enter a job as queued; whether it was unknown. Safe to repeat; deleted jobs stay so."""
+        """Enter a job as queued; True where it was unknown. May be repeated; a deleted job stays
+        deleted."""
         keys, arguments = self._entry(submission)
         return bool(self._scripts["create"](keys=keys, args=arguments))
 
@@ -106,7 +107,8 @@ class Ledger:
         key = submission.idempotency_key
         keys.append("" if key is None else self._keys.of(f"idempotency:{key}"))
         keys.append(self._keys.of(f"entering:{principal}"))
-        # Not this moment: jobs entered again after a loss of data stand where they stood.
+        # The time of submission, not now: jobs that are entered again after a loss of data keep
+        # their places.
         entered = seconds(submission.created_at)
         arguments: list[str | float] = [
             job,
@@ -123,7 +125,7 @@ class Ledger:
         return keys, arguments
 
     def reopen(self, submission: JobSubmission) -> bool:
-        """Begin a later attempt of a job; whether it is new. Tokens of leases go on counting."""
+        """Begin a later attempt of a job; whether it is new. Fencing tokens keep increasing."""
         job = submission.id
         keys = self._keys.job(job)
         keys += [self._keys.of("active"), self._keys.of(f"open:{submission.principal}")]
@@ -162,7 +164,7 @@ class Ledger:
     def renew(self, lease: Lease, *, progressed: bool = False) -> Renewal:
         """Keep the lease for another ``lease_ttl_s``; call it about every third of that.
 
-        ``progressed``: a part of it is done for good, so earlier tries do not count any more.
+        ``progressed``: a part is saved (a checkpoint), so that earlier tries no longer count.
         """
         valid, cancel = self._scripts["renew"](
             keys=self._keys.job(lease.job_id)[:4],
@@ -182,7 +184,7 @@ class Ledger:
         """Commit an item whose result is on disk already; the first commit of an item wins.
 
         ``result`` is a digest or a short text. ``prepare`` passes the shards as ``next_items`` and
-        the number of samples as ``total``. ``duplicate``: somebody else was first.
+        the number of samples as ``total``. ``duplicate``: another worker was first.
         """
         behind = "" if total is None or unit != "samples" else min(MAX_DELAY_S, total)
         answer = self._scripts["commit"](
@@ -209,10 +211,11 @@ class Ledger:
         counts: bool = True,
         progressed: bool = False,
     ) -> bool:
-        """Give the item back, e.g. after an unexpected exception (``error``); whether it was ours.
+        """Give the item back, e.g. after an unexpected exception (``error``); whether the lease
+        was still valid.
 
-        ``counts=False`` is for a worker that drains: the try is not held against the item.
-        ``progressed``: a part of it is done for good, so earlier tries do not count any more.
+        ``counts=False`` is for a worker that stops in order: this try does not count.
+        ``progressed``: a part is saved (a checkpoint), so that earlier tries no longer count.
         """
         delay = self._settings.retry_delay_s if delay_s is None else delay_s
         mark = "2" if progressed else "0" if counts else "1"
@@ -233,8 +236,8 @@ class Ledger:
         message: str = "",
         eta_s: float | None = None,
     ) -> None:
-        """Say how much of ``item`` is done in all (None: as much as before); the job shows the sum
-        over its items. ``eta_s``: seconds to the end, for what the job's rate does not tell."""
+        """Set how much of ``item`` is done (None: unchanged); the job shows the sum over its items.
+        ``eta_s``: seconds to the end, where the job's own rate is no estimate."""
         self._scripts["progress"](
             keys=self._keys.job(job_id),
             args=[
@@ -293,7 +296,7 @@ class Ledger:
         return dict(self._redis.hgetall(self._keys.of(f"job:{job_id}:done")))
 
     def holds(self, lease: Lease) -> bool:
-        """Whether the lease is still its holder's; looks only."""
+        """Whether the lease is still valid; changes nothing."""
         held = self._redis.hget(self._keys.of(f"job:{lease.job_id}:holder"), lease.item)
         return bool(held == str(lease.token))
 

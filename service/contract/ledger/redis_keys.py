@@ -1,4 +1,4 @@
-"""Names of what lies in Redis, and the states of jobs that some of them name."""
+"""Names of the keys in Redis, and the states of jobs that some of them name."""
 
 from __future__ import annotations
 

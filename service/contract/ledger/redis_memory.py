@@ -1,4 +1,4 @@
-"""Whether Redis answers, is the one we knew, and knows every accepted job."""
+"""Whether Redis answers, has kept its data, and holds every accepted job."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Memory:
         self._redis.ping()
 
     def name(self) -> str:
-        """A name that this Redis keeps as long as it keeps its data: a new one means it forgot."""
+        """A random name that Redis keeps while it keeps its data: a new one means a data loss."""
         key = self._keys.of("memory")
         self._redis.set(key, f"{now()!r}", nx=True)
         return str(self._redis.get(key))
 
     def set_complete(self, memory: str) -> None:
-        """Say that every accepted job has been entered since this Redis got its ``memory``."""
+        """Record that every accepted job has been entered since Redis got this ``memory``."""
         self._redis.set(self._keys.of("complete"), memory)
 
     def complete(self) -> bool:

@@ -1,9 +1,9 @@
-"""Who comes next: small certifications first, and nobody waits for ever.
+"""Which job is served next: small certifications first, and no job waits for ever.
 
-Every open job has a place in the line: the moment it was entered plus a second per sample, at most
-``MAX_DELAY_S``. The smallest place is served first. So a small job overtakes a large one, but only
-one that was entered at most ``MAX_DELAY_S`` before it: after that the large one stands in front.
-Training counts as large, and gives way at its checkpoints (``somebody_waits``).
+Every open job has a priority time: the moment it was entered plus a delay of one second per sample,
+at most ``MAX_DELAY_S``. The job with the earliest priority time is served first. So a small job
+overtakes a large one, but only if the large one was entered less than ``MAX_DELAY_S`` earlier.
+A training has the largest delay, and gives way between two steps (``somebody_waits``).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["MAX_DELAY_S", "Next", "Scheduler", "scheduling_delay"]
 
 #: How much younger a small job may be than a large one that it overtakes.
 MAX_DELAY_S = 3600.0
-#: A wait for the next free item that is worth staying for.
+#: A worker waits this long for the next free item before it ends its wake-up job.
 SHORT_WAIT_S = 2.0
 
 
 def scheduling_delay(submission: JobSubmission) -> float:
-    """Seconds by which the job stands behind one without any work; ``prepare`` knows better."""
+    """The job's delay in seconds. ``prepare`` corrects it once the samples are counted."""
     if submission.kind != "certify" or submission.dataset is None:
         return MAX_DELAY_S
     wanted = submission.spec.get("indices") or submission.spec.get("samples")
@@ -40,7 +40,7 @@ def scheduling_delay(submission: JobSubmission) -> float:
 
 @dataclass(frozen=True)
 class Next:
-    """The job to work on; without one, ``retry_s`` until an item may be free (None: nothing is)."""
+    """The job to work on; without one, ``retry_s`` until an item may be free (None: none will)."""
 
     job_id: str | None
     retry_s: float | None = None
@@ -64,18 +64,18 @@ class Scheduler:
 
     @property
     def key(self) -> str:
-        """The sorted set: job id by place."""
+        """The sorted set of job ids by priority time."""
         return f"{self._prefix}:line"
 
     def next_job(self, *, passed_over: Collection[str] = ()) -> Next:
-        """The first job with a free item. Looks only: lease it, and somebody may be faster."""
+        """The first job with a free item. It is not reserved: another worker may lease it first."""
         job_id, wait = self._next(keys=[self.key], args=[self._prefix, *passed_over])
         if job_id:
             return Next(str(job_id))
         return Next(None, max(0.0, float(wait)) if wait else None)
 
     def somebody_waits(self, job_id: str, *, waited_s: float = 5.0) -> bool:
-        """Whether a job that comes before this one has waited so long, and nobody works on it.
+        """Whether a job before this one has waited ``waited_s`` seconds and no worker has it.
 
         For long items: ask at a checkpoint, and where the answer is yes give the item back
         (``ItemStopped``); the worker then takes that job, and comes back to this one after it.
@@ -83,9 +83,9 @@ class Scheduler:
         return bool(self._waits(keys=[self.key], args=[self._prefix, job_id, waited_s]))
 
     def missing(self, job_ids: Iterable[str]) -> list[str]:
-        """Those of the open jobs that have no place (entered by an earlier release)."""
+        """The open jobs without a priority time (entered by an earlier release)."""
         return sorted(set(job_ids) - set(self._redis.zrange(self.key, 0, -1)))
 
-    def stand(self, job_id: str, place: float) -> None:
-        """Give a job a place that has none."""
+    def add(self, job_id: str, place: float) -> None:
+        """Schedule a job that has no priority time."""
         self._redis.zadd(self.key, {job_id: place}, nx=True)

@@ -1,4 +1,4 @@
-"""Who works: what living workers say of themselves, until they fall silent."""
+"""The workers that are alive, with the facts of their last heartbeat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["WorkerRegistry"]
 
 
 class WorkerRegistry:
-    """``redis`` decodes responses; who is silent for ``ttl_s`` counts as dead."""
+    """``redis`` decodes responses; after ``ttl_s`` without a heartbeat a worker is dead."""
 
     def __init__(self, redis: Redis, *, ttl_s: float, prefix: str = "certserve") -> None:
         self._redis: Any = redis
@@ -21,7 +21,7 @@ class WorkerRegistry:
         self._ttl_s = ttl_s
 
     def heartbeat(self, worker: str, facts: Mapping[str, str]) -> None:
-        """Say that ``worker`` lives (host, device, ... in ``facts``), for ``ttl_s``."""
+        """Record a heartbeat of ``worker`` with its ``facts`` (host, device, ...) for ``ttl_s``."""
         key = self._keys.of(f"worker:{worker}")
         pipeline = self._redis.pipeline()
         pipeline.hset(key, mapping={"name": worker, **facts})
@@ -30,12 +30,12 @@ class WorkerRegistry:
         pipeline.execute()
 
     def deregister(self, worker: str) -> None:
-        """Forget a worker that stops."""
+        """Remove a worker that stops."""
         self._redis.delete(self._keys.of(f"worker:{worker}"))
         self._redis.srem(self._keys.of("workers"), worker)
 
     def living(self) -> list[dict[str, str]]:
-        """What the living workers say of themselves."""
+        """The facts of all workers that are alive."""
         names = sorted(self._redis.smembers(self._keys.of("workers")))
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:

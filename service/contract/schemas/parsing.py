@@ -1,4 +1,4 @@
-"""From JSON text to values that cannot be wrong, or a problem that names the field at fault."""
+"""From JSON text to checked values, or a problem that names the field at fault."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         where = "the body" if field is None else field
         raise Malformed(
-            f"{where} is no JSON: {reason[:200]}", code="invalid_json", field=field
+            f"{where} is not valid JSON: {reason[:200]}", code="invalid_json", field=field
         ) from error
     return value
 
@@ -61,7 +61,7 @@ def parse_model(kind: type[Parsed], value: Any, *, field: str, code: str) -> Par
 def problem_of(error: ValidationError, *, field: str, code: str) -> Problem:
     """The problem of the first error; the others are listed in the hint."""
     rows = error.errors(include_url=False, include_input=False, include_context=False)
-    # What is unknown or missing explains more than what follows from it.
+    # Report an unknown or missing field first: it explains the other errors best.
     rows.sort(key=lambda row: row["type"] not in _CODES)
     said: dict[str, list[str]] = {}
     for row in rows:
@@ -94,7 +94,7 @@ def _either(messages: list[str]) -> str:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What the writer meant by a name that comes twice is anybody's guess."""
+    """Refuse a name that comes twice in one object: which value is meant is unknown."""
     value = dict(pairs)
     if len(value) != len(pairs):
         twice = next(name for name in value if sum(name == other for other, _ in pairs) > 1)
@@ -103,4 +103,4 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

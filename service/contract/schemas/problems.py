@@ -7,11 +7,11 @@
       NotAcceptable  406  no representation of the kind asked for
       Conflict       409  not in this state
       TooLarge       413  over a limit
-      Unsupported    415  a format or media type nobody here reads
+      Unsupported    415  a format or media type that is not supported
       Unauthorized   401  no key, or none that is valid
       Forbidden      403  this key may not do that
       TooManyRequests 429  over a limit of the caller's; later it may work
-      InternalError  500  our own fault, a broken promise included
+      InternalError  500  a fault of the service itself
       Unavailable    503  something the service needs is away; the same request may work later
       StorageFull    507  the disk is full
 
@@ -149,7 +149,7 @@ class TooLarge(Problem):
 
 
 class Unsupported(Problem):
-    """A file format or media type that nobody here reads."""
+    """A file format or media type that is not supported."""
 
     status = 415
     title = "Unsupported format"
@@ -193,7 +193,7 @@ class TooManyRequests(Problem):
 
 
 class InternalError(Problem):
-    """Our own fault; the log says more than the answer."""
+    """A fault of the service itself; the log has the details."""
 
 
 class Unavailable(Problem):

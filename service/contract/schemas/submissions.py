@@ -109,7 +109,7 @@ class Spec(Strict):
         if value not in METHODS:
             raise PydanticCustomError(
                 "unknown_method",
-                "{given} is none of the known methods: {known}",
+                "{given} is not a known method; the known methods are {known}",
                 {"given": repr(value), "known": ", ".join(METHODS)},
             )
         return value
@@ -122,7 +122,7 @@ class Spec(Strict):
         if (isinstance(value, str) or named) and name not in (*ARCHITECTURES, *FAMILIES):
             raise PydanticCustomError(
                 "unknown_architecture",
-                "{given} is none of the known architectures: {known}",
+                "{given} is not a known architecture; the known ones are {known}",
                 {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
             )
         return {"name": name} if isinstance(value, str) and value in FAMILIES else value
@@ -131,7 +131,7 @@ class Spec(Strict):
     @classmethod
     def _distinct(cls, value: list[int] | None) -> list[int] | None:
         if value is not None and len(set(value)) != len(value):
-            raise PydanticCustomError("invalid_indices", "every index may be named once", {})
+            raise PydanticCustomError("invalid_indices", "every index may be given only once", {})
         return value
 
     @model_validator(mode="after")
@@ -140,7 +140,7 @@ class Spec(Strict):
         if self.norm not in norms:
             raise PydanticCustomError(
                 "unsupported_norm",
-                "method {method} answers for {norms}, not for {norm}",
+                "method {method} supports {norms}, not {norm}",
                 {"method": self.method, "norms": ", ".join(norms), "norm": self.norm},
             )
         return self
@@ -194,9 +194,9 @@ class JobSubmission(Strict):
 
     ``spec`` is ``Spec.normal()`` (read it with ``Spec.model_validate``); ``principal`` is whose it
     is, empty while no keys are configured. ``attempt`` counts the retries that were asked for.
-    ``fingerprint`` is a digest of what is to be computed, ``idempotency_key`` one of the header,
-    ``result_key`` names the result for those who ask for the same again (empty: nobody may).
-    ``webhook`` is who is told of the end; it is no part of what is computed.
+    ``fingerprint`` is a digest of what is computed, ``idempotency_key`` a digest of the header.
+    Under ``result_key`` an equal later submission finds the result (empty: it is never reused).
+    ``webhook`` is the address that is notified of the end; it does not change what is computed.
     """
 
     id: str
@@ -219,7 +219,7 @@ class JobSubmission(Strict):
 
 class Progress(Strict):
     """How far a job is, in ``steps`` of a training, then in ``samples``; ``total`` and ``eta_s``
-    are null while nobody knows."""
+    are null while they are unknown."""
 
     done: int = 0
     total: int | None = None
@@ -229,7 +229,7 @@ class Progress(Strict):
 
 
 class JobLinks(Strict):
-    """Where a job's things are; null while there is no such thing."""
+    """Addresses of a job's results; null while there is no such result."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 

@@ -197,7 +197,7 @@ class TrainSpec(Strict):
         if value not in TRAINING_METHODS:
             raise PydanticCustomError(
                 "unknown_method",
-                "{given} is none of the training methods: {known}",
+                "{given} is not a training method; the known ones are {known}",
                 {"given": repr(value[:60]), "known": ", ".join(TRAINING_METHODS)},
             )
         return value
@@ -229,7 +229,7 @@ class TrainSpec(Strict):
             )
         raise PydanticCustomError(
             "unknown_architecture",
-            "{given} is none of the known architectures: {known}",
+            "{given} is not a known architecture; the known ones are {known}",
             {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
         )
 

@@ -37,6 +37,6 @@ def _checked(url: str) -> str:
 #: Where to say that a job has ended: a field of submissions.
 WebhookUrl = Annotated[
     str,
-    Field(max_length=_MAX_URL, description="Told, signed, when the job has ended"),
+    Field(max_length=_MAX_URL, description="Gets a signed message when the job has ended"),
     AfterValidator(_checked),
 ]

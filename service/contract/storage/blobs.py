@@ -47,7 +47,7 @@ class BlobWriter:
         self._share = share
         self._limit = limit
         self._hash = hashlib.sha256()
-        #: A request that is cancelled must not close the file under a thread that writes to it.
+        #: Keeps a cancelled request from closing the file while a thread writes to it.
         self._lock = threading.Lock()
         with storage_errors():
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -79,7 +79,7 @@ class BlobWriter:
         self.size += len(data)
         if self.size > self._limit:
             raise TooLarge(
-                f"the upload is larger than {self._limit} bytes",
+                f"the upload is larger than the limit of {self._limit} bytes",
                 code="upload_too_large",
                 hint="the limits are CERTSERVE_MAX_MODEL_BYTES and CERTSERVE_MAX_DATASET_BYTES",
             )
@@ -90,7 +90,7 @@ class BlobWriter:
                 view = view[os.write(self._file, view) :]
 
     def close(self) -> None:
-        """Bring all bytes to the disk."""
+        """Write all bytes to disk (fsync)."""
         with self._lock:  # not while the bytes go to the disk: the event loop may discard
             file, self._file = self._file, None
         if file is None:
@@ -107,7 +107,7 @@ class BlobWriter:
         target = self._place(self.digest)
         with storage_errors():
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Also over the same content: a fresh file is nobody's leftover
+            # Also over the same content: a fresh file is not removed as unused
             # (``service.jobs.retention``).
             os.replace(self.path, target)
             sync_folder(target.parent)
@@ -116,7 +116,7 @@ class BlobWriter:
         return Blob(self.digest, self.size)
 
     def discard(self) -> None:
-        """Forget what was not published."""
+        """Remove the file unless it was published."""
         with self._lock:
             if self._file is not None:
                 file, self._file = self._file, None

@@ -1,8 +1,8 @@
 """The journal without the lines of deleted jobs.
 
-Only files that nobody writes any more are looked at: their writer held a lock while it lived. A
-file is replaced as a whole or not at all, and the note of a deletion goes last, once no line of its
-job is left in any file; so whatever is killed when, no deleted job comes back.
+Only files without a living writer are compacted: a writer holds a lock on its file. A file is
+replaced as a whole or not at all, and the line that records a deletion is removed last, once no
+other line of its job is left in any file. So a deleted job never comes back, even after a crash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["compact"]
 
 _log = logging.getLogger(__name__)
 
-#: A file written to lately is left alone, whoever holds it.
+#: A file that was written to within this time is left alone.
 _REST_S = 3600.0
 #: Rewriting is worth it from this share of a file on.
 _WORTH = 0.25

@@ -24,7 +24,7 @@ __all__ = [
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn a full or read-only disk into the problem that says so."""
+    """Turn the errors of a full or read-only disk into StorageFull or Unavailable."""
     try:
         yield
     except OSError as error:
@@ -69,7 +69,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Alone among all processes of this host that lock ``path``, which is made if missing."""
+    """Hold an exclusive lock on ``path`` among the processes of this host; makes the file."""
     with storage_errors():
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -1,9 +1,9 @@
-"""Accepted submissions, retries and deletions as append-only JSON lines; never lost.
+"""Accepted submissions, retries and deletions as append-only JSON lines on disk.
 
-Every process appends to files of its own, so several API processes need no lock. One thread per
-journal writes: all lines that wait are written and fsynced together (group commit), and only then
-are their callers told. Reading takes every file of the folder and skips a torn last line, whose
-submission was never acknowledged.
+Every process appends to its own files, so several API processes need no lock. One thread per
+journal writes: all waiting lines are written and fsynced together (group commit) before their
+callers are answered. The reader takes every file of the folder and skips a torn last line, because
+its submission was never acknowledged.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ class Journal:
         It fails with StorageFull or Unavailable; then the submission was not accepted. ``retry``
         lines carry the submission with its new ``attempt``.
         """
-        # Put together by hand around pydantic's own JSON: this is done for every submission.
+        # Built as text around pydantic's JSON, because this runs for every submission.
         return self._append(f'{{"op":"{op}","job":{submission.model_dump_json()}}}'.encode())
 
     def delete(self, job_id: str) -> Future[None]:
-        """Queue the note that a job is to be forgotten: a rebuilt Redis must not run it again."""
+        """Queue the line that a job is deleted, so that a rebuilt Redis does not run it again."""
         return self._append(_dump({"op": "delete", "id": job_id}))
 
     def bind(self, binding: Binding) -> Future[None]:
-        """Queue the note that an idempotency key means an earlier job, whose result is re-used."""
+        """Queue the line that binds an idempotency key to the earlier job that answers it."""
         return self._append(_dump({"op": "bind", **asdict(binding)}))
 
     def _append(self, line: bytes) -> Future[None]:
@@ -116,10 +116,10 @@ class Journal:
         try:
             with storage_errors():
                 self._write(b"".join(line for line, _ in entries))
-        except Exception as error:  # noqa: BLE001 - every waiting caller must be told
+        except Exception as error:  # noqa: BLE001 - every waiting caller must get the error
             _log.exception("the journal could not be written")
-            # After a failed write or fsync nobody knows what the file holds: begin a new one.
-            # Whole lines that did reach the disk only mean that a refused job runs anyway.
+            # After a failed write or fsync the file's content is unknown: begin a new file.
+            # A complete line that did reach the disk only means that a refused job runs.
             self._close_file()
             failure = (
                 error
@@ -226,7 +226,7 @@ class JournalReader:
             entry = json.loads(line)
             self._bindings.append(Binding(entry["key"], entry["job_id"], entry["fingerprint"]))
         except (ValueError, KeyError):
-            _log.error("%s holds a line that is no binding", path.name)
+            _log.error("%s holds a line that is not a binding", path.name)
 
 
 def _dump(entry: dict[str, Any]) -> bytes:
@@ -261,5 +261,5 @@ def _parse(line: bytes, path: Path) -> JobSubmission | None:
         return JobSubmission.model_validate(entry["job"]) if known else None
     except (ValueError, KeyError, TypeError):
         # A line damaged after the fact must not hide the ones behind it.
-        _log.error("%s holds a line that is no submission", path.name)
+        _log.error("%s holds a line that is not a submission", path.name)
         return None

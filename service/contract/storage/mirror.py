@@ -1,8 +1,8 @@
 """The files that hosts share, in an S3-compatible store, by their paths under the data directory.
 
-The data directory stays what everybody reads and writes: here is what makes a file that one host
-wrote appear on another. An object is there as a whole or not at all, and ``push_once`` is a
-conditional put (``If-None-Match: *``): what is created once is created once among all hosts.
+All code reads and writes the data directory; the mirror makes a file that one host wrote appear on
+the others. An object exists as a whole or not at all, and ``push_once`` is a conditional put
+(``If-None-Match: *``), so that a file that must be created once is created once among all hosts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.contract.storage.files import storage_errors, sync_folder
 
 __all__ = ["Mirror"]
 
-#: So long is believed that an object is missing, lest every look at a running job asks the store.
+#: How long "no such object" is remembered, so that not every look at a running job asks the store.
 _MISSING_S = 1.0
 _CHUNK = 1024 * 1024
 
@@ -31,7 +31,7 @@ class Mirror:
     environment variables. Every method raises Unavailable while the store is away."""
 
     def __init__(self, url: str, root: Path) -> None:
-        # Here, and not above: only those who share a store need fsspec and s3fs.
+        # Imported here, because only installations with an object store need fsspec and s3fs.
         from fsspec.core import url_to_fs
 
         self._root = root
@@ -41,13 +41,13 @@ class Mirror:
         self._fs, self._base = found
 
     def push(self, path: Path) -> None:
-        """Make the object what the file is."""
+        """Write the file to the object."""
         with _remote_errors():
             self._fs.put_file(str(path), self._key(path))
         self._missing.pop(path, None)
 
     def push_once(self, path: Path, data: bytes) -> bool:
-        """Make the object ``data`` unless there is one; whether this call made it."""
+        """Create the object with ``data`` unless it exists; whether this call created it."""
         with _remote_errors():
             try:
                 self._fs.pipe_file(self._key(path), data, mode="create")
@@ -61,7 +61,7 @@ class Mirror:
         return self._size(path) is not None
 
     def fetch(self, path: Path, *, sha256: str | None = None) -> bool:
-        """Make the file what the object is; False where there is none. Checks the digest."""
+        """Write the object to the file; False where there is none. Checks the digest."""
         missed = self._missing.get(path)
         if missed is not None and time.monotonic() - missed < _MISSING_S:
             return False
@@ -87,7 +87,7 @@ class Mirror:
         return True
 
     def refresh(self, path: Path) -> bool:
-        """The same where the file may be an old one: what the store has not is removed here too."""
+        """The same where the file may be outdated: it is removed if the object does not exist."""
         size = self._size(path)
         if size is None:
             path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The data directory: content-addressed blobs, what is known of them, and job folders.
 
-Everything that becomes visible was written to a temporary file, fsynced and renamed, and its
-folder fsynced; so a reader sees all of a file or none of it, whatever is killed when. Paths are
-made of digests and job ids only, never of a user's text.
+Every file is written to a temporary name, fsynced and renamed, and its folder is fsynced. So a
+reader sees all of a file or none of it, even after a crash. Paths are made of digests and job ids
+only, never of a user's text.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ class Store:
     # what other hosts have
 
     def share(self, path: Path) -> None:
-        """Let other hosts have a file that is complete. Raises Unavailable."""
+        """Share a complete file with the other hosts. Raises Unavailable."""
         if self._mirror is not None:
             self._mirror.push(path)
 
     def unshare(self, path: Path) -> None:
-        """Other hosts are not to get it any more."""
+        """Stop sharing a file with the other hosts."""
         if self._mirror is not None:
             self._mirror.remove(path)
 
     def has(self, path: Path) -> bool:
-        """Whether there is such a file, wherever it was written; then it is here, too."""
+        """Whether the file exists on any host; if so, it is fetched to this one."""
         if self._mirror is None:
             return path.exists()
         if path.parent.name in ("shards", "training"):
@@ -119,7 +119,7 @@ class Store:
         """Where the bytes of ``sha256:<hex>`` are, or would be. Raises NotFound on a non-digest."""
         text = digest_hex(digest)
         if text is None:
-            raise NotFound("this is no digest (sha256:...)", code="invalid_id")
+            raise NotFound("this is not a digest (sha256:...)", code="invalid_id")
         return self.data_dir / "blobs" / "sha256" / text[:2] / text[2:4] / text
 
     def writer(self, *, limit: int) -> BlobWriter:
@@ -151,7 +151,7 @@ class Store:
         text = digest_hex(identity)
         assert text is not None, identity
         folder = self.data_dir / collection
-        # Two uploads of the same bytes must not forget each other's owner.
+        # Two simultaneous uploads of the same bytes must both keep their owner.
         with locked(folder / ".lock"):
             known = self.record(collection, identity)
             merged = with_owner(known, record, owner=owner, own=own)
@@ -163,7 +163,7 @@ class Store:
         return merged
 
     def touch(self, collection: Collection, identity: str) -> None:
-        """Say that an upload is being used, so that it is not taken for forgotten."""
+        """Mark an upload as in use, so that retention does not remove it."""
         text = digest_hex(identity)
         with suppress(FileNotFoundError):
             os.utime(self.data_dir / collection / f"{text}.json")
@@ -186,7 +186,7 @@ class Store:
         return self._job_path(job_id) / "prepared"
 
     def training_dir(self, job_id: str) -> Path:
-        """Where a training keeps its data, its checkpoint and what came of it."""
+        """Where a training keeps its data, its checkpoint and its result."""
         return self._job_path(job_id) / "training"
 
     def shards_dir(self, job_id: str) -> Path:
@@ -242,7 +242,7 @@ class Store:
                 (folder / name).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
-        """Remove a job's folder: gone at once, however long it takes to delete its files."""
+        """Remove a job's folder: it is renamed away at once, then its files are deleted."""
         with storage_errors():
             self.unshare(self._job_path(job_id))
             self._trash(self._job_path(job_id))
@@ -269,7 +269,7 @@ class Store:
         return read_object(path) if self.has(path) else None
 
     def sweep(self, *, older_than_s: float = 3600.0) -> None:
-        """Remove uploads and folders whose process died: nobody wrote to them for so long."""
+        """Remove temporary files and folders of dead processes: those unchanged for so long."""
         for path in self.folder("tmp").iterdir():
             with suppress(FileNotFoundError):
                 old = path.stat().st_mtime < now() - older_than_s

@@ -14,7 +14,7 @@ __all__ = ["Listing", "read_object", "with_owner"]
 def with_owner(
     known: dict[str, Any] | None, record: dict[str, Any], *, owner: str, own: bool
 ) -> dict[str, Any]:
-    """``record`` (with ``name``) as ``owner``'s; what is ``known`` already only gains by it."""
+    """``record`` (with ``name``) merged into the ``known`` one: owners and names are added."""
     name = record["name"]
     merged = {"names": [], "owners": {}, "own": False, **(known or record)}
     owners = {who: list(names) for who, names in merged["owners"].items()}

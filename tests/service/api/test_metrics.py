@@ -49,7 +49,9 @@ def test_metrics_tell_of_queue_jobs_shards_workers_and_uploads(
     ledger.worker_registry.heartbeat("w", facts)
     api.post("/models", files={"model": ("n.onnx", bytes([8, 8, 0x3A, 0]))})
     api.get("/nowhere")
-    eventually(lambda: scrape(api).get(("certserve_queue_depth",), 0) >= 1)  # the reconciler rings
+    eventually(
+        lambda: scrape(api).get(("certserve_queue_depth",), 0) >= 1
+    )  # the reconciler notifies
     found = scrape(api)
     assert found["certserve_redis_up",] == 1
     assert found["certserve_jobs", "queued"] == 1

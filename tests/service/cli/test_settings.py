@@ -38,7 +38,7 @@ def test_what_is_wrong_is_said_and_no_value(
 def test_a_setting_that_is_none_is_pointed_out() -> None:
     environment = {"CERTSERVE_LEASE_TTL": "5", "CERTSERVE_PORT": "1", "CERTSERVE_TEST_DATA": "x"}
     (warning,) = unknown_settings(environment)
-    assert warning.startswith("CERTSERVE_LEASE_TTL is no setting")
+    assert warning.startswith("CERTSERVE_LEASE_TTL is not a setting")
     assert "CERTSERVE_LEASE_TTL_S" in warning
 
 

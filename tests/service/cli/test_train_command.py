@@ -48,7 +48,7 @@ def test_every_option_arrives_as_the_service_takes_it() -> None:
 
 
 def test_json_that_is_none_is_refused() -> None:
-    with pytest.raises(StartError, match="no JSON"):
+    with pytest.raises(StartError, match="not JSON"):
         request("--recipe", "{epochs: 3}")
 
 

@@ -44,7 +44,7 @@ def test_what_is_hidden_is_no_image_and_other_files_are_told() -> None:
     assert found.images == ["cat/1.png", "dog/2.PNG"]
     assert found.classes == {"cat": 0, "dog": 1}
     assert found.warnings == [
-        "2 files of the data set are no images and were left out: cat/notes.json, readme.txt."
+        "2 files of the data set are not images and were left out: cat/notes.json, readme.txt."
     ]
 
 

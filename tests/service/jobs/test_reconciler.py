@@ -1,4 +1,4 @@
-"""Jobs survive a lost Redis, lost tickets and dying workers."""
+"""Jobs survive a lost Redis, lost wake-up jobs and dying workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.service.conftest import Make, eventually, finish
 
 
 class PromptNotifier(Notifier):
-    """Rings before it returns, so that a test sees every ticket a round asked for."""
+    """Notifies before it returns, so that a test sees every wake-up job a round asked for."""
 
     def notify(self, job_id: str) -> None:
         self._enqueue([job_id])
@@ -41,7 +41,7 @@ def reconciler(quick: Settings, store: Store, redis: Redis, notifier: Notifier) 
     return Reconciler(quick, store, Ledger(redis, quick), notifier, Repeats(redis))
 
 
-def test_an_accepted_job_that_redis_does_not_know_is_entered_and_rung(
+def test_an_accepted_job_that_redis_does_not_know_is_entered_and_notified(
     reconciler: Reconciler, ledger: Ledger, notifier: Notifier, accept: Make
 ) -> None:
     job = accept()
@@ -67,7 +67,7 @@ def test_a_redis_that_lost_everything_is_filled_again_with_open_and_ended_jobs(
     assert isinstance(ledger.lease(opened.id, worker="w"), Lease)
 
 
-def test_a_lost_ticket_is_rung_again_but_a_waiting_one_is_not_doubled(
+def test_a_lost_wake_up_job_is_sent_again_but_a_waiting_one_is_not_doubled(
     reconciler: Reconciler, notifier: Notifier, redis: Redis, accept: Make
 ) -> None:
     job = accept()
@@ -163,7 +163,7 @@ def test_one_ticket_for_every_worker_is_enough(
         assert notifier.waiting().total() == 3
 
 
-def test_no_more_tickets_than_can_be_of_use(quick: Settings, redis: Redis) -> None:
+def test_no_more_wake_up_jobs_than_can_be_of_use(quick: Settings, redis: Redis) -> None:
     notifier = Notifier(connect(quick, text=False), quick)
     for number in range(300):
         notifier.notify(f"{number:026d}")
@@ -178,9 +178,9 @@ def test_a_ticket_that_cannot_be_made_ends_no_bell(
     notifier = Notifier(connect(quick, text=False), quick)
     failed: list[object] = []
 
-    def broken(tickets: object) -> None:
-        failed.append(tickets)
-        raise ValueError("no ticket")
+    def broken(wake_ups: object) -> None:
+        failed.append(wake_ups)
+        raise ValueError("no wake-up job")
 
     with monkeypatch.context() as patched:
         patched.setattr(notifier._queue, "enqueue_many", broken)

@@ -34,7 +34,7 @@ __all__ = [
     "read_npz",
 ]
 
-#: What the readers of archives, arrays and pictures raise on bytes that are none.
+#: What the readers of archives, arrays and images raise on invalid bytes.
 UNREADABLE = (
     ArithmeticError,
     EOFError,
@@ -67,7 +67,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a data set may take: bytes in memory once inflated, and samples."""
+    """Limits on a data set: bytes in memory once inflated, and samples."""
 
     max_bytes: int = 2 * 2**30
     max_samples: int = 1_000_000
@@ -124,7 +124,7 @@ def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
 
 
 def _unread(names: set[str]) -> tuple[str, ...]:
-    """Arrays beside x and y: labels under another name would be left out without a word."""
+    """A warning of arrays beside x and y: they may be labels under another name."""
     others = sorted(names - {"x", "y"})
     if not others:
         return ()
@@ -155,7 +155,7 @@ class _Header:
                 hint="x: uint8, or floats in [0, 1]; y: whole numbers",
             )
         if len(shape) > 5 or any(size < 0 for size in shape):
-            raise DataError("bad_shape", f"an array of shape {shape} is no data set")
+            raise DataError("bad_shape", f"an array of shape {shape} is not a data set")
         bounds.check(f"an array of shape {shape}", header.size, shape[0] if shape else 0)
         return header
 
@@ -238,7 +238,7 @@ def _open_idx(path: Path, bounds: Bounds) -> tuple[int, Callable[[int], NDArray[
 
 
 def check_labels(data: DataSet, classes: int, *, of: str) -> None:
-    """Raise DataError where a label is none of the network's or architecture's (``of``) classes."""
+    """Raise DataError where a label is not a class of the network or architecture (``of``)."""
     if data.y is None:
         return
     wrong = (data.y < 0) | (data.y >= classes)
@@ -248,7 +248,7 @@ def check_labels(data: DataSet, classes: int, *, of: str) -> None:
             "label_out_of_range",
             f"sample {int(data.indices[place])} has label {int(data.y[place])}; the {of} has "
             f"classes 0 to {classes - 1}",
-            hint=f"a data set with the classes of the {of}, numbered from 0",
+            hint=f"send a data set with the classes of the {of}, numbered from 0",
         )
 
 

@@ -1,7 +1,7 @@
 """One image file -> its pixels, exactly, or a refusal that says what to do.
 
 Pixels are what the file stores, as the public loaders see them: colour profiles and gamma are not
-applied. What no array of 8-bit (or 16-bit grey) values can hold exactly is refused: nothing is
+applied. An image that 8-bit (or 16-bit grey) values cannot hold exactly is refused: nothing is
 clamped, blended, averaged to grey or rounded. JPEG and lossy WEBP are decoded by the libraries that
 ``decoder`` names; another decoder may differ by a few of 255.
 """
@@ -21,7 +21,7 @@ from workers.jobs.datasets.damage import damage
 
 __all__ = ["LOSSY", "MAX_PIXELS", "decode_image", "decoder"]
 
-#: Most pixels of one image.
+#: Largest number of pixels of one image.
 MAX_PIXELS = 4096 * 4096
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 #: Formats whose pixels depend on the decoder.
@@ -49,7 +49,7 @@ def decode_image(name: str, raw: bytes) -> tuple[NDArray[Any], str]:
     except DataError:
         raise
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise DataError("invalid_dataset", f"{name} is no readable image") from error
+        raise DataError("invalid_dataset", f"{name} is not a readable image") from error
 
 
 def decoder() -> str:
@@ -104,7 +104,7 @@ def _pixels(name: str, image: Image.Image) -> NDArray[Any]:
         whole = image.convert("RGBA")
         _refuse_transparency(name, whole.getchannel("A").getextrema() != (255, 255))
         grey = mode in ("1", "L", "LA")
-        # The colour of a grey pixel is that grey three times: nothing is averaged.
+        # A grey pixel becomes three equal channels: nothing is averaged.
         return np.asarray(whole.getchannel("R") if grey else whole.convert("RGB"), dtype=np.uint8)
     if mode in ("1", "L"):
         return np.asarray(image.convert("L"), dtype=np.uint8)

@@ -81,7 +81,7 @@ def _cifar_binary(files: SourceFiles, split: str, selection: Selection, bounds: 
 def _binary_rows(path: Path, row: int) -> NDArray[np.uint8]:
     size = path.stat().st_size
     if size % row or size > 200 * 2**20:
-        raise DataError("invalid_dataset", f"{path.name} is no CIFAR binary batch")
+        raise DataError("invalid_dataset", f"{path.name} is not a CIFAR binary batch")
     with path.open("rb") as file:
         return np.frombuffer(read_exactly(file, size), dtype=np.uint8).reshape(-1, row)
 
@@ -97,7 +97,9 @@ def _cifar_python(files: SourceFiles, split: str, selection: Selection, bounds: 
             data.append(np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
             labels += batch[b"fine_labels" if b"fine_labels" in batch else b"labels"]
         except (pickle.UnpicklingError, KeyError, ValueError, EOFError) as error:
-            raise DataError("invalid_dataset", f"{path.name} is no CIFAR batch: {error}") from error
+            raise DataError(
+                "invalid_dataset", f"{path.name} is not a CIFAR batch: {error}"
+            ) from error
     return _subset(np.concatenate(data), np.asarray(labels, dtype=np.int64), selection)
 
 

@@ -1,1 +1,1 @@
-"""What this machine has for a job: device, memory, compute threads."""
+"""The machine's resources for a job: device, memory, compute threads."""

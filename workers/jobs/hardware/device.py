@@ -33,7 +33,7 @@ def device_of(wanted: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """As in a report."""
+    """The device's name as a report shows it."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type

@@ -1,6 +1,6 @@
-"""Whether a worker's GPU works, asked before it takes a job that only another worker could do.
+"""Checks a worker's GPU before the worker takes a job that it could not do.
 
-CUDA is not to be touched by a process that lives long, nor torch imported there: a child does both.
+A long-lived process must not touch CUDA or import torch, so a child does both.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from service.contract.processes import python_module
 
 __all__ = ["DEVICE_LOST", "out_of_order"]
 
-#: Exit status of a horse whose GPU failed: nothing that it would do after that would work.
+#: Exit status of a work horse whose GPU failed: CUDA is unusable in that process afterwards.
 DEVICE_LOST = 75
 
-#: A driver that has not answered by then is out of order.
+#: Seconds after which a driver that has not answered counts as broken.
 CHECK_S = 120.0
 
 

@@ -12,8 +12,8 @@ __all__ = ["total_memory"]
 def total_memory(root: Path = Path("/")) -> int:
     """Bytes: the smallest limit of this process' control groups (v1 or v2), at most the host's.
 
-    ``root`` is where ``proc`` and ``sys`` lie. What is in use is not looked at, so that the same
-    job gives the same report.
+    ``root`` is where ``proc`` and ``sys`` lie. Memory in use is ignored, so that the same job gives
+    the same report.
     """
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([host, *_limits(root)])

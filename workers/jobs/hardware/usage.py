@@ -1,4 +1,4 @@
-"""How much memory a worker uses, its horse included, and how much of its GPU's is in use."""
+"""How much memory a worker uses, its work horse included, and how much of its GPU's is in use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _resident(pid: int) -> int:
 def _own_part(pid: int) -> int:
     """Resident bytes, each page divided by the number of processes that have it.
 
-    Where the kernel does not tell: as if nothing were shared.
+    Where the kernel does not report that, nothing is taken as shared.
     """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -1,8 +1,8 @@
 """The limited child: parses model and data set, checks them, and writes what the shards need.
 
 Run by ``prepare`` only, through ``sandbox.run_child``. It reads ``request.json`` in its
-own folder and leaves ``prepared/`` there, or ``problem.json`` that says what is wrong with the
-upload. It sees no Redis, no store and no other job.
+own folder and writes ``prepared/`` there, or ``problem.json``, which says what is wrong with the
+upload. It has no access to Redis, the store or other jobs.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
             clock=Clock(None if budget is None else started + budget),
         )
     except OutOfTime:
-        # Then no shard has time to certify anything.
+        # The time budget is spent: no shard can certify anything.
         parity = {"max_difference": 0.0, "budget": 0.0, "unchecked": len(x)}
         doubt.append(_NO_TIME)
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
@@ -131,7 +131,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "normalization_outside": outside,
         "pairing": loaded.pairing,
         "classes_of_folders": data.classes,
-        "warnings": [*loaded.told, *data_doubts(data, x, network.classes), *doubt],
+        "warnings": [*loaded.warnings, *data_doubts(data, x, network.classes), *doubt],
     }
     (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -140,8 +140,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
 class _Loaded:
     """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
 
-    one_row_only: the file runs at batch 1 only. pairing, told: of a state dict, which tensor went
-    into which layer, and what is doubtful about that.
+    one_row_only: the file runs at batch 1 only. pairing, warnings: of a state dict, which tensor
+    went into which layer, and what is doubtful about that.
     """
 
     network: Network
@@ -149,7 +149,7 @@ class _Loaded:
     outside: Mapping[str, Any] | None
     one_row_only: bool = False
     pairing: dict[str, str] | None = None
-    told: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 def _load_model(request: Mapping[str, Any]) -> _Loaded:
@@ -162,7 +162,7 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
     path = Path(model["path"])
     uploaded_onnx = model["format"] == "onnx"
     pairing: dict[str, str] | None = None
-    told: list[str] = []
+    warnings: list[str] = []
     one_row_only = False
     if uploaded_onnx:
         imported = read_onnx(path)
@@ -175,7 +175,7 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
         )
     else:
         loaded = read_network(path, model["format"], model["architecture"])
-        network, pairing, told = loaded.network, dict(loaded.pairing), list(loaded.warnings)
+        network, pairing, warnings = loaded.network, dict(loaded.pairing), list(loaded.warnings)
     if normalization is not None:
         network = network.normalized(normalization["mean"], normalization["std"])
     broken = network.non_finite()
@@ -188,7 +188,7 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
         raise ModelError("a classifier needs at least two logits", code="too_few_classes")
     if uploaded_onnx:
         return _Loaded(network, path.read_bytes(), normalization, one_row_only)
-    return _Loaded(network, export_onnx(network), None, pairing=pairing, told=told)
+    return _Loaded(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
 
 
 def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -204,8 +204,8 @@ def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def main() -> int:
-    """Take on the limits, then inspect; 0, 3 (``problem.json`` says what is wrong with the upload)
-    or ``sandbox.NO_ROOM``: nothing is, but the disk is full."""
+    """Take on the limits, then inspect. Returns 0, 3 (``problem.json`` says what is wrong with the
+    upload) or ``sandbox.NO_ROOM`` (the disk is full)."""
     sandbox.enter(sys.argv[1:])
     try:
         return _inspect_and_state()
@@ -233,13 +233,13 @@ def _inspect_and_state() -> int:
         problem = {
             "code": "too_large",
             "detail": "what is made of model and data set is larger than a file may be",
-            "hint": "fewer samples, or a larger CERTSERVE_MAX_INFLATED_BYTES",
+            "hint": "send fewer samples, or raise CERTSERVE_MAX_INFLATED_BYTES",
         }
     except MemoryError:
         problem = {
             "code": "too_large",
             "detail": "model and data set need more memory than an inspection may take",
-            "hint": "fewer samples, or a larger CERTSERVE_INSPECTION_MEMORY_BYTES",
+            "hint": "send fewer samples, or raise CERTSERVE_INSPECTION_MEMORY_BYTES",
         }
     except Exception as error:
         code = getattr(error, "code", None)

@@ -1,10 +1,10 @@
 """Whether another normalisation fits the network far better than the one it was given.
 
-A wrong mean or standard deviation (in units of 0 to 255, another data set's, none at all, channels
-in the order blue, green, red, or pixel by pixel) leaves a valid network and a true certificate of
-the wrong thing. So the common conventions are tried on a few labelled samples: one that answers far
-better is named. It costs at most 2,000 or so forward passes, and none where the accuracy is high
-already.
+With a wrong mean or standard deviation (in units of 0 to 255, another data set's, none at all,
+channels in the order blue, green, red, or pixel by pixel) the network is still valid and the
+certificate true, but of the wrong network. So the common conventions are tried on a few labelled
+samples, and one that is far more accurate is named in a warning. It costs at most about 2,000
+forward passes, and none where the accuracy is high already.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from workers.verification.answers import answers
 
 __all__ = ["Convention", "conventions", "normalization_doubt"]
 
-#: Samples that every convention is tried on, and those that are left are compared on.
+#: Samples of the first round over all conventions, and of the second over the remaining ones.
 FIRST, MOST = 50, 200
 #: An accuracy that no other convention could improve by much.
 HIGH = 0.95
-#: Least difference of accuracies that is told, beside its significance.
+#: Smallest difference of accuracies that gives a warning, if it is significant.
 LEAST_GAIN = 0.05
 #: Gains must exceed losses by so many standard deviations of a fair coin.
 SIGMAS = 3.0
@@ -192,7 +192,7 @@ def _answered(
     convention: Convention,
     given: Mapping[str, Sequence[float]] | None,
 ) -> NDArray[np.bool_] | None:
-    """Which samples are right under a convention; None where it fits no axis of the input.
+    """Which samples are classified correctly under a convention; None where it does not fit.
 
     The network's own (p - mean) / std is undone by the pixels p that it is shown.
     """

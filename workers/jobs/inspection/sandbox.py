@@ -1,12 +1,12 @@
-"""Running the inspection of an upload in a child process that can hurt nobody but itself.
+"""Runs the inspection of an upload in a limited child process.
 
-The child gets its own empty folder, a scrubbed environment without the Redis address, limits on
-address space, processor time, file size and open files, and no way to new privileges. It limits
-itself before it touches an upload: our own code up to that point needs no guard.
+The child gets its own empty folder, a cleaned environment without the Redis address, limits on
+address space, processor time, file size and open files, and cannot gain privileges. It sets the
+limits itself before it opens an upload; up to then only our own code runs.
 
-It is forked from a process that has imported everything and knows nothing (``fork_server``); where
-there is none, or it does not answer, it is started as a fresh interpreter. Both ways lead through
-the same ``enter`` with the same limits.
+It is forked from a process that has imported everything and holds no secret (``fork_server``).
+Where there is none, or it does not answer, it is started as a fresh interpreter. Both ways call the
+same ``enter`` with the same limits.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ TAIL_BYTES = 4096
 #: What Python, C++, torch and the loader say when the address space is used up.
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "allocate memory", "failed to map segment")
 
-#: With this status a child says that the disk is full: a file that says so would find no room.
+#: Exit status of a child that found the disk full: it could not write a file that says so.
 NO_ROOM = 4
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
-#: What the child sees of the parent's environment: where and how, and its compute threads.
+#: Variables of the parent's environment that the child gets: paths, locale, compute threads.
 _KEPT = (
     *("PATH", "LANG", "LC_ALL", "TZ"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
@@ -84,7 +84,7 @@ class ChildLimits:
 
 @dataclass(frozen=True)
 class ChildEnded:
-    """How the child ended: exit status (negative: signal), time over, tail of its error output."""
+    """How the child ended: exit status (negative: signal), time-out, tail of its error output."""
 
     status: int
     timed_out: bool
@@ -93,7 +93,7 @@ class ChildEnded:
 
     @property
     def out_of_limits(self) -> bool:
-        """Whether a limit ended it rather than a fault."""
+        """Whether a limit ended it, and not a fault."""
         return (
             self.timed_out
             or self.status in (-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGKILL)
@@ -120,7 +120,7 @@ def run_child(
 
     ``main`` must call ``enter`` first. Error output goes to ``folder/stderr``. Forked from
     ``forks`` (or what ``fork_from`` named) if that answers, else ``python -m module``. Raises
-    ForkServerLost when it dies under the child: nobody knows what the child would have done.
+    ForkServerLost when it dies under the child: the child's result is then unknown.
     """
     forks = forks or _forks
     child: Forked | subprocess.Popen[bytes] = (
@@ -173,12 +173,12 @@ def _fork(
         environment = json.dumps(dict(_environment(folder)))
         return forks.fork("inspection", __name__, [str(folder), environment, *own])
     except ForkServerLost as error:
-        logger.warning("the inspection starts afresh: %s", error)
+        logger.warning("the inspection starts as a fresh interpreter: %s", error)
         return None
 
 
 def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
-    """In a new child of the fork server: make it what a fresh interpreter would be, then ``main``.
+    """In a new child of the fork server: set it up like a fresh interpreter, then call ``main``.
 
     It is alone in its session already, with nothing open but the standard descriptors.
     """
@@ -200,7 +200,7 @@ def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
 
 
 def _use_threads(threads: int) -> None:
-    """The template has one; a child may have more once it is forked."""
+    """Set the child's compute threads; the template itself has one."""
     if threads > 1 and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
 
@@ -244,8 +244,8 @@ def found_no_room(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
             return True
-        # safetensors writes in Rust, whose errors arrive as text. No other text counts: it may
-        # be the upload's, whose job would wait for room for ever.
+        # safetensors writes in Rust, whose errors arrive as text. No other text counts: an upload
+        # could provoke it, and its job would wait for ever.
         rust = type(seen).__name__ == "SafetensorError"
         if rust and str(seen).endswith(tuple(f"(os error {number})" for number in _NO_ROOM)):
             return True

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FILES", "save_array", "write_training_data"]
 
-#: What the child leaves.
+#: The files that the child writes.
 FILES = ("x.npy", "y.npy", "facts.json")
 
 
@@ -80,7 +80,7 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
 def _check_report(
     report: Mapping[str, Any], shape: tuple[int, ...], classes: int, bounds: Bounds
 ) -> None:
-    """Refuse before the training, which may take hours, what the certification would refuse."""
+    """Refuse now what the certification would refuse hours later, after the training."""
     from models.errors import ModelError
     from models.network import per_channel
     from workers.jobs.datasets.arrays import DataError, check_labels
@@ -123,8 +123,8 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def _held_out(count: int, share: float) -> NDArray[np.int64]:
-    """Rows, in order, that are not trained on: random ones, for a file may be sorted by class, and
-    the same ones in every training, whatever its seed."""
+    """Rows, in order, that are not trained on. They are random, because a file may be sorted by
+    class, and the same in every training, whatever its seed."""
     import numpy as np
 
     order = np.random.default_rng(0).permutation(count)

@@ -24,7 +24,7 @@ __all__ = ["concatenate", "merge", "merge_notes"]
 def merge(store: Store, submission: JobSubmission, *, started_at: str | None) -> int:
     """Write report, sample rows and counterexamples; the number of samples.
 
-    Each file is created once: a merge that is done twice changes nothing that could be read.
+    Each file is created once, so a merge that runs twice changes nothing.
     """
     if not submission.spec:
         return 0
@@ -40,7 +40,7 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     device = ", ".join(devices) if isinstance(devices, list) else str(devices)
     wall_s = 0.0 if started_at is None else max(0.0, now() - seconds(started_at))
     submission = submission.model_copy(update={"model": model_of(store, submission)})
-    # The deployed network answers once, in ``prepare``.
+    # ``prepare`` computed the deployed network's predictions.
     forward_s = float(facts.get("forward_s", 0.0)) + results.seconds.get("forward", 0.0)
     timing = {"wall_s": wall_s, "forward_s": forward_s}
     report = build_report(submission, facts, results, timing=timing, device=device or "cpu")

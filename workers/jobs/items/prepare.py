@@ -42,9 +42,9 @@ def prepare(
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Leave ``jobs/<id>/prepared`` behind. Raises the Problem that is wrong with the upload.
+    """Write ``jobs/<id>/prepared``. Raises the Problem that is wrong with the upload.
 
-    Done already, by an earlier try or by another worker: nothing to do.
+    Does nothing where an earlier try or another worker has written it.
     """
     target = store.prepared_dir(submission.id)
     if not store.bring(target, FILES):
@@ -138,7 +138,7 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
             "max_bytes": settings.max_inflated_bytes,
             "max_samples": settings.max_samples,
         },
-        # Whole pools: samples that share what work is allowed to them.
+        # Never cut a pool: samples that share a work budget stay in one shard.
         "samples_per_shard": POOL * math.ceil(settings.samples_per_shard / POOL),
     }
 
@@ -157,7 +157,7 @@ def _blob(store: Store, digest: str) -> str:
 
 
 def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: ChildLimits) -> None:
-    """Nothing if the child succeeded; else the problem it stated, or what its end tells."""
+    """Nothing if the child succeeded; else raises its stated problem, or one for how it ended."""
     if ended.status == 0 and not ended.timed_out:
         return
     if ended.status == NO_ROOM:
@@ -171,8 +171,8 @@ def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: ChildLi
             "reading model and data set took more than an inspection may take "
             f"({limits.wall_s:.0f} s, {limits.memory_bytes // 2**20} MiB)",
             code="too_large",
-            hint="a smaller model or fewer samples; the limits are CERTSERVE_INSPECTION_TIMEOUT_S "
-            "and CERTSERVE_INSPECTION_MEMORY_BYTES",
+            hint="send a smaller model or fewer samples; the limits are "
+            "CERTSERVE_INSPECTION_TIMEOUT_S and CERTSERVE_INSPECTION_MEMORY_BYTES",
         )
     end = f"signal {-ended.status}" if ended.status < 0 else f"status {ended.status}"
     said = _last_line(ended.tail)
@@ -181,7 +181,7 @@ def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: ChildLi
         + (f": {said}" if said else ""),
         code="inspection_failed",
         hint="this is a fault of the service: send the id of this job, the two files (or their "
-        "ids) and this message to whoever runs it; running the job again will not help",
+        "ids) and this message to its operator; running the job again will not help",
     )
 
 
@@ -201,7 +201,7 @@ def _last_line(tail: str) -> str | None:
 
 
 def _publish(folder: Path, target: Path, files: tuple[str, ...]) -> None:
-    """Bring the files to the disk, then show them all at once under their final name."""
+    """Fsync the files, then publish them all at once under their final name."""
     for name in files:
         path = folder / name
         if path.is_symlink() or not path.is_file():

@@ -38,7 +38,7 @@ WORK_PER_JOB = 2e7
 
 @dataclass(frozen=True)
 class PreparedSamples:
-    """What ``prepare`` left, loaded; kept warm from shard to shard."""
+    """The prepared files, loaded; reused from shard to shard."""
 
     network: Network
     deployed: DeployedNetwork
@@ -58,7 +58,7 @@ def certify_shard(
 ) -> int:
     """Write ``shards/<k>.npz`` and return its number of samples.
 
-    progress(done, message) is told all the while, and may raise to abort.
+    progress(done, message) is called repeatedly, and may raise to abort.
 
     A result that is there already is kept: same input, same seed, same answer.
     """
@@ -120,7 +120,7 @@ def _work(spec: Spec, samples: int) -> float | None:
 
 
 def certification_request(spec: Spec) -> CertificationRequest:
-    """The verifier's own form of a spec."""
+    """The spec as the verifier's configuration."""
     attack = None if spec.attack is None else AttackSettings(**spec.attack.model_dump())
     return CertificationRequest(
         norm=spec.norm,
@@ -154,7 +154,7 @@ def _load(folder: Path) -> PreparedSamples:
 
 
 def _save(results: SampleResults, path: Path) -> None:
-    """Whole or not at all: aside, fsync, rename."""
+    """Write a file atomically: temporary name, fsync, rename."""
     with storage_errors():
         path.parent.mkdir(exist_ok=True)
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -168,9 +168,9 @@ def _save(results: SampleResults, path: Path) -> None:
 def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], shard: int) -> float:
     """Seconds that a shard may take of the job's time budget, of which ``prepare`` took its part.
 
-    What finished shards left is divided among all others by their samples, those in progress
-    included. The share per sample never shrinks from one shard to the next, so shards that run at
-    the same time cannot spend together more than there is, and what one leaves the next ones get.
+    The unspent time of finished shards is divided among all others by their samples, those in
+    progress included. The share per sample never shrinks from one shard to the next, so shards that
+    run at the same time cannot spend more than the budget together.
     """
     budget = submission.spec["time_budget_s"]
     assert isinstance(budget, int | float)
@@ -192,7 +192,7 @@ def _seconds_of(path: Path) -> float:
 
 
 def _undecided(prepared: PreparedSamples, rows: slice, spec: Spec) -> SampleResults:
-    """Rows of samples that the time budget left no time for."""
+    """Rows of the samples for which no time was left."""
     label = prepared.y[rows]
     count = len(label)
     gap = 0.0 if prepared.network.dropped_output is None else SOFTMAX_GAP

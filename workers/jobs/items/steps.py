@@ -1,4 +1,5 @@
-"""The items of a certification: prepare, shard, merge. Each is done, then answers what commits it.
+"""The items of a certification: prepare, shard, merge. Each does its work and returns the function
+that commits it.
 
 torch is imported by the items that need it.
 """
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ItemContext:
-    """An item under its lease; ``say`` and ``conclude`` are the ticket's."""
+    """An item under its lease; ``say`` and ``conclude`` belong to the work loop."""
 
     store: Store
     settings: Settings
@@ -74,7 +75,7 @@ def _shard(step: ItemContext) -> Callable[[], object]:
     began = time.monotonic()
 
     def progress(rows: int, message: str) -> None:
-        # Called from inside the bounds: a job that is cancelled ends there.
+        # Called from inside the bounds, so that a cancelled job stops there.
         step.renewer.check()
         step.say(item, rows, message=message)
 
@@ -97,7 +98,7 @@ def _shard(step: ItemContext) -> Callable[[], object]:
 
 
 def _count(step: ItemContext, seconds: float, samples: int) -> None:
-    """For /metrics; nothing hangs on it."""
+    """Count the shard for /metrics; an error is only logged."""
     try:
         step.ledger.totals.add_shard(seconds, samples)
     except redis.RedisError as error:

@@ -36,10 +36,10 @@ __all__ = ["train_model"]
 
 logger = logging.getLogger(__name__)
 
-#: Least seconds between two looks at the curve.
+#: Seconds between two writes of the curve.
 SHOWN_EVERY_S = 1.0
 
-#: Where compilers keep what they make, relative to the job's folder; an operator's choice counts.
+#: Folders of the compilers' caches, relative to the job's folder, unless the operator set them.
 _COMPILED = {
     name: place
     for name, place in (
@@ -60,11 +60,11 @@ def train_model(
     stop: Callable[[], bool],
     should_pause: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Train, keep the model, and say what came of it (``trained.json``).
+    """Train, store the model, and write ``trained.json``.
 
-    ``progress(steps done, of how many, message)``; ``on_checkpoint()`` after each is written. Done
-    already, by an earlier try: nothing to do. Raises TrainingError and Problem where the run cannot
-    be made or went wrong, Paused.
+    ``progress(steps done, steps in all, message)``; ``on_checkpoint()`` is called after each
+    checkpoint. Does nothing where an earlier try has finished. Raises TrainingError and Problem
+    where the run is impossible or failed, Paused where it was stopped.
     """
     done = trained(store, submission.id)
     if done is not None:
@@ -99,8 +99,8 @@ def train_model(
         except TrainingError as error:
             if error.code != "bad_checkpoint":
                 raise
-            # It is ours, of a damaged disk or another release; the run itself is as good as ever.
-            logger.warning("job %s begins anew: %s", submission.id, error)
+            # A checkpoint of a damaged disk or of another release: start the run over.
+            logger.warning("job %s starts over: %s", submission.id, error)
             checkpoint.unlink()
             network, history = run()
         curve.write(history)
@@ -117,15 +117,15 @@ def train_model(
 
 
 def _compile_in(folder: Path) -> None:
-    """Machine code of a compiled step is written to, and loaded from, the job's own folder: the
-    compiler's would be in /tmp, under a name that anybody can guess. A ticket may train several
-    jobs: each has its own, or what is left of the first one would come to life again."""
+    """Keep the machine code of a compiled step in the job's own folder. The compiler's default is
+    in /tmp under a name that anybody can guess; and one process may train several jobs, which must
+    not load each other's code."""
     for name, place in _COMPILED.items():
         os.environ[name] = str(folder / place)
 
 
 def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any]) -> None:
-    """Refuse before the training what would fail after it, or take for ever."""
+    """Refuse before the training what would fail after it or would take too long."""
     plan = submission.training
     assert plan is not None
     epochs = TrainingConfig.of_plan(plan).epochs
@@ -134,7 +134,7 @@ def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any])
             f"{epochs} epochs of {facts['samples']} samples are more than a training may take "
             f"({settings.max_training_samples} samples in all)",
             code="training_too_long",
-            hint="fewer epochs; the limit is CERTSERVE_MAX_TRAINING_SAMPLES",
+            hint="train fewer epochs; the limit is CERTSERVE_MAX_TRAINING_SAMPLES",
             field="epochs",
         )
     if plan["held_out"] and submission.spec:
@@ -142,15 +142,16 @@ def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any])
 
 
 class _Curve:
-    """Lets readers have the epochs so far, once a second at most: the file is written as a whole,
-    and durably."""
+    """Writes the epochs so far, at most once a second: the file is written as a whole and
+    durably."""
 
     def __init__(self, store: Store, path: Path) -> None:
         self._store, self._path = store, path
         self._due = 0.0
 
     def show(self, rows: History) -> None:
-        """Of many rows in short time the first, and those at the end by ``write``."""
+        """Add a row; of many rows in a short time only the first is written at once, the others by
+        ``write`` at the end."""
         if time.monotonic() >= self._due:
             self.write(rows)
 
@@ -193,17 +194,17 @@ def _data(
         }
         inspect_apart(store, settings, submission.id, request, folder, FILES, stop=stop)
         if not (folder / "facts.json").exists():
-            # Stopped, and told so gently: no try of the item.
+            # The worker was asked to stop: this does not count as a try.
             raise ItemStopped("the worker stops while the data set is read")
     facts = json.loads((folder / "facts.json").read_text())
-    # Mapped: what the loop does not keep need not stay in memory.
+    # Memory-mapped: parts that are not used need not stay in memory.
     x = torch.from_numpy(np.load(folder / "x.npy", mmap_mode="c", allow_pickle=False))
     y = torch.from_numpy(np.load(folder / "y.npy", allow_pickle=False))
     return TrainingData(x, y), facts
 
 
 def _report_of(store: Store, submission: JobSubmission) -> dict[str, Any] | None:
-    """What the certification after the training will read."""
+    """The request of the certification that follows the training."""
     plan = submission.training
     assert plan is not None
     if submission.spec is None or not plan["certify"]:
@@ -246,7 +247,7 @@ def _blob(store: Store, content: bytes) -> tuple[str, int]:
 
 
 def _forget(folder: Path) -> None:
-    """Remove what only the training needed, and what killed processes left of it."""
+    """Remove what only the training needed, and the temporary files of killed processes."""
     for name in ("data", "compiled"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob("*checkpoint.safetensors*"):

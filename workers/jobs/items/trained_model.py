@@ -1,4 +1,4 @@
-"""What came of a training, as the items after it need it."""
+"""The result of a training, as the items after it need it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["certification_samples", "held_samples", "model_of", "trained", "trai
 
 
 def trained_path(store: Store, job_id: str) -> Any:
-    """``trained.json``: written last, so that all it names is there."""
+    """``trained.json``: written last, so that everything it names exists."""
     return store.training_dir(job_id) / "trained.json"
 
 
@@ -47,16 +47,17 @@ def certification_samples(
 def held_samples(held: list[int], spec: Spec) -> list[int]:
     """The spec's choice among the rows that were not trained on.
 
-    Raises InvalidInput where it names another one: what the model has seen is no test.
+    Raises InvalidInput where it names a row that the model was trained on.
     """
     if spec.indices is None:
         return held if spec.samples == "all" else held[: int(spec.samples)]
     seen = sorted({*spec.indices} - {*held})
     if seen:
         raise InvalidInput(
-            f"sample {seen[0]} is none of the {len(held)} that are held out from training",
+            f"sample {seen[0]} is not among the {len(held)} that are held out from training",
             code="invalid_indices",
-            hint=f"held out are {', '.join(map(str, held[:20]))}{', ...' if held[20:] else ''}; "
+            hint="choose among the held-out samples "
+            f"{', '.join(map(str, held[:20]))}{', ...' if held[20:] else ''}; "
             'or name a "test_dataset"',
             field="certify.indices",
         )

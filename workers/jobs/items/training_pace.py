@@ -1,7 +1,7 @@
-"""How long a training will take: by the steps of this process alone, the latest counting most.
+"""How long a training will take: from the steps of this process, the latest weighted most.
 
-A run is done in many stretches, by workers of which each may find another neighbour, with hours
-between them that were no work. So the clock starts with the first step that this process reports.
+A run is done in many stretches, by workers of different speed, with idle hours between them. So the
+clock starts with the first step that this process reports.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _epsilon_result(spec: Spec, found: Verdicts, place: int, *, subset: bool) ->
 
 
 def _check_bracket(rows: list[dict[str, Any]], clean: float) -> None:
-    """certified <= attacked <= clean at every epsilon; anything else is our error."""
+    """Raise unless certified <= attacked <= clean at every epsilon."""
     for row in rows:
         attacked = clean if row["attack_accuracy"] is None else row["attack_accuracy"]
         if not row["certified_accuracy"] <= attacked <= clean or row["undecided"] < 0:

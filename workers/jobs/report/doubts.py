@@ -13,9 +13,9 @@ __all__ = ["data_doubts"]
 
 
 def data_doubts(data: DataSet, x: NDArray[np.float32], classes: int) -> list[str]:
-    """What a person should know: of the data as stored, and of x [N, ...] as the network sees it.
+    """Warnings about the data as stored, and about x [N, ...] as the network gets it.
 
-    ``classes``: the network's. No doubt is raised about what was read exactly as it was meant.
+    ``classes``: the network's. Data that look as intended give no warning.
     """
     said = list(data.warnings)
     folders = data.classes

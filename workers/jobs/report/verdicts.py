@@ -1,4 +1,4 @@
-"""What follows from per-sample proofs because balls are nested, and a loud check of the bracket."""
+"""What follows from per-sample proofs because balls are nested, and the check of the bracket."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The worker process, its work horse, and the lease that is kept alive."""
+"""The worker process, its work horse, and the renewal of the work horse's lease."""

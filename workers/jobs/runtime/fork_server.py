@@ -1,11 +1,11 @@
-"""Processes forked from one that has imported everything already: milliseconds, not seconds.
+"""Fork server: starts processes in milliseconds from one that has imported everything.
 
 A fork server is asked over an inherited socket to fork and to call a module's ``forked`` in the
 child. It answers with the pid, and later with how the child ended. It has one thread and holds no
-secret, so neither does a child at its start: the environment and nothing else was chosen by hand
+secret, so a child starts without secrets: the server's environment is a fixed selection
 (``template.environment``), and every descriptor but the three standard ones and those sent along
-is closed before the child's code runs. No path leads to the socket: whoever did not inherit it
-cannot ask.
+is closed before the child's code runs. The socket has no path, so only processes that inherited it
+can send requests.
 
 The children share the layout of their address space with the server. They share no memory that
 any of them writes: what one reads from an upload no other sees.
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 #: Longest message: arguments and an environment. Most descriptors that come along.
 MESSAGE_BYTES, DESCRIPTORS = 2**16, 4
-#: How long a fork may take on a busy machine before the caller starts its child in another way.
+#: Seconds that a fork may take on a busy machine before the caller starts its child otherwise.
 ANSWER_S = 10.0
 PR_SET_NAME = 15
 
@@ -138,14 +138,14 @@ class ForkServer:
         while True:
             answer = self._receive(until - time.monotonic())
             if answer is None:
-                # It may fork yet: then what it forked ends with it.
+                # It may still fork; a child of it ends with it.
                 self.close()
                 raise self._gone("no answer")
             if "refused" in answer:
                 raise ForkServerLost(str(answer["refused"]))
             if "forked" in answer:
                 return Forked(int(answer["forked"]), self._control)
-            # How an earlier child ended, which its caller only looked at.
+            # The end of an earlier child, which its caller peeked at but did not read.
 
     def close(self) -> None:
         """End the server, and the child that it has."""
@@ -186,7 +186,7 @@ class Forked:
     def raw(self, timeout_s: float | None) -> int | None:
         """The wait status as os.wait4 tells it; None while the child runs. Raises ForkServerLost.
 
-        An exception out of a signal handler loses nothing: the message is only looked at.
+        An exception from a signal handler loses nothing: the message is only peeked at.
         """
         if self._raw is None:
             try:
@@ -247,7 +247,7 @@ def serve(control: socket.socket) -> None:
             if last:
                 control.send(json.dumps({"ended": _watch(control, last)}).encode())
         except BrokenPipeError:
-            logger.debug("nobody waits for %d", last)
+            logger.debug("child %d ended without a caller", last)
 
 
 def _watch(control: socket.socket, pid: int) -> int:
@@ -282,7 +282,7 @@ def _child(request: Mapping[str, Any], descriptors: Sequence[int], parent: int) 
         status = module.forked(request["arguments"], descriptors)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:  # noqa: BLE001 - the interpreter's own last words; nothing may return
+    except BaseException:  # noqa: BLE001 - as the interpreter reports it; nothing may return
         traceback.print_exc()
     finally:
         try:

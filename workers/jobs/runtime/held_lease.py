@@ -1,8 +1,8 @@
-"""What a horse holds, written where its parent can read it after the horse was killed.
+"""The lease that a work horse holds, written where the worker can read it after a kill.
 
-A file in memory that the parent made and the horse inherited: nothing to clean up, and no
-second way into Redis. So a killed horse's item is free again at once, with the reason, rather
-than when its lease runs out.
+It is a file in memory that the worker made and the work horse inherited, so that nothing has to be
+cleaned up. With it the item of a killed work horse is free again at once, with the reason, and not
+only when its lease runs out.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from service.contract.ledger.leases import Lease
 
 __all__ = ["create", "read", "write"]
 
-#: Names the descriptor in the horse's environment.
+#: Variable of the work horse's environment that names the descriptor.
 VARIABLE = "CERTSERVE_LEASE_NOTE"
 
 
 def create() -> int:
-    """The parent's descriptor of an empty note; the children it starts inherit it."""
+    """The worker's descriptor of an empty file in memory; its children inherit it."""
     return os.memfd_create("certserve-lease", 0)
 
 
 def write(lease: Lease | None) -> None:
-    """Say what this horse holds now; without a parent that listens nothing happens."""
+    """Write the lease that this work horse holds now; does nothing without the descriptor."""
     descriptor = os.environ.get(VARIABLE)
     if descriptor is None:
         return
@@ -35,7 +35,7 @@ def write(lease: Lease | None) -> None:
 
 
 def read(descriptor: int) -> Lease | None:
-    """What the horse held when it ended."""
+    """The lease that the work horse held when it ended."""
     try:
         return Lease(**json.loads(os.pread(descriptor, 4096, 0)))
     except (ValueError, TypeError):

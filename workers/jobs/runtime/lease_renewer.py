@@ -1,9 +1,9 @@
-"""Keeping a lease alive while an item is worked on, and stopping the item when it must stop.
+"""Renews a lease while an item is worked on, and stops the item when it must stop.
 
 The item runs in the main thread; a second thread renews the lease. Where the lease is lost, the job
 is cancelled or the worker is asked to drain (SIGTERM), the main thread is interrupted by a signal
 whose handler raises ItemStopped: between two bytecodes, and only while an item is held. An item
-that can stop in good order (``gently``) is only told to drain, and interrupted some seconds later.
+that can stop in order (``gently``) is only asked to stop, and interrupted some seconds later.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GENTLE_S = 10.0
 
 
 class ItemStopped(BaseException):
-    """The item in hand is to be given back. No Exception: nobody may swallow it by accident."""
+    """The item in hand must be given back. A BaseException, so that no handler swallows it."""
 
 
 class LeaseRenewer:
@@ -44,7 +44,7 @@ class LeaseRenewer:
         self._stop_reason: str | None = None
         self._ended = threading.Event()
         self._main = threading.main_thread()
-        self._thread = threading.Thread(target=self._renew, name="lease-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._renew, name="lease-renewer", daemon=True)
         self._gentle = False
         self.draining = False
 
@@ -94,12 +94,12 @@ class LeaseRenewer:
     def check(self) -> None:
         """Raise ItemStopped if the item in hand is to be given back."""
         if self.should_stop():
-            raise ItemStopped(self._stop_reason or "the worker is draining")
+            raise ItemStopped(self._stop_reason or "the worker is stopping")
 
     def _drain(self, signum: int, frame: FrameType | None) -> None:
         self.draining = True
         if self._gentle and self._lease is not None:
-            last = threading.Timer(GENTLE_S, self._stop, (self._lease, "the worker is draining"))
+            last = threading.Timer(GENTLE_S, self._stop, (self._lease, "the worker is stopping"))
             last.daemon = True
             last.start()
         else:
@@ -117,13 +117,13 @@ class LeaseRenewer:
             try:
                 renewal = self._ledger.renew(lease)
             except redis.RedisError as error:
-                # The result will be on disk and a late commit is welcome: work on.
+                # Go on: the result will be on disk, and a late commit is accepted.
                 logger.warning("lease of %s not renewed: %s", lease.item, error)
                 continue
             if renewal.cancel:
                 self._stop(lease, "the job is cancelled")
             elif not renewal.valid:
-                self._stop(lease, "the lease is somebody else's")
+                self._stop(lease, "another worker has the lease")
 
     def _stop(self, lease: Lease, reason: str) -> None:
         if self._lease is lease:

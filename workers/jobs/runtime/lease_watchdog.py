@@ -1,8 +1,8 @@
-"""Kills a horse that goes on although its lease is gone (job cancelled, deleted, given away).
+"""Kills a work horse that goes on although its lease is gone (job cancelled, deleted, released).
 
-A horse is asked first, by its own keeper: that takes two seconds at most. Code that never comes
-back to Python between two bytecodes (a long call into a library) does not hear it; then the worker,
-which shares nothing with the horse but the lease note, ends it.
+Its own lease renewer stops it first, within two seconds. Code that does not return to Python (a
+long call into a library) cannot be stopped in that way; then the worker, which shares nothing with
+the work horse but the held lease, kills it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ __all__ = ["LeaseWatchdog"]
 
 logger = logging.getLogger(__name__)
 
-#: How often the worker looks, and how long a horse may hold on to a lease that is gone: together
-#: with the look at the end they stay below five seconds.
+#: Seconds between two checks, and seconds that a work horse may keep a lost lease: together with
+#: the last check they stay below five seconds.
 LOOK_S, GRACE_S = 0.5, 3.2
 
 
 class LeaseWatchdog:
-    """Watches one horse for as long as the ``with`` block lasts.
+    """Watches one work horse for as long as the ``with`` block lasts.
 
-    ``horse`` gives the pid of the horse, 0 while there is none; ``note`` is its lease note.
+    ``horse`` gives the pid of the work horse, 0 while there is none; ``note`` is the descriptor of
+    its held lease.
     """
 
     def __init__(self, ledger: Ledger, note: int, horse: Callable[[], int]) -> None:
@@ -63,7 +64,7 @@ class LeaseWatchdog:
             try:
                 lost = held is not None and not self._ledger.holds(held)
             except redis.RedisError:
-                continue  # nobody knows; a commit will tell
+                continue  # unknown without Redis; the commit will show it
             if held is None or not lost:
                 gone = None
             elif gone != held:
@@ -77,10 +78,13 @@ class LeaseWatchdog:
         if horse <= 0:
             return
         logger.warning(
-            "job %s: %s is not let go of; the horse %d is killed", lease.job_id, lease.item, horse
+            "job %s: %s is not let go of; the horse %d is killed",
+            lease.job_id,
+            lease.item,
+            horse,
         )
         self.killed = lease
         try:
             os.killpg(horse, signal.SIGKILL)
         except ProcessLookupError:
-            logger.info("the horse %d has just ended", horse)
+            logger.info("work horse %d has just ended", horse)

@@ -1,8 +1,8 @@
-"""The process that work horses are forked from: everything is imported, nothing is known.
+"""The template: the process that work horses are forked from. It has imported every module.
 
-A worker starts one and keeps it. It knows no Redis address and no key, opens no file of the
-service, touches no GPU, and computes nothing: it must have one thread when it forks. Each horse
-forks a second fork server of itself before it learns anything (``horse.forked``), and that one
+A worker starts one and keeps it. It has no Redis address and no key, opens no file of the service,
+touches no GPU and computes nothing, because it must have one thread when it forks. Each work horse
+forks a second fork server before it reads its own environment (``work_horse.forked``), and that one
 forks the inspections.
 """
 
@@ -24,8 +24,8 @@ from workers.jobs.runtime.fork_server import ForkServer, serve
 
 __all__ = ["command", "environment", "main", "start"]
 
-#: What a child may need, found by looking at what a small job imports. scikit-learn is left out:
-#: the built-in digits alone need it, and it takes as long as all of this without torch.
+#: The modules that a small job imports. scikit-learn is left out: only the built-in digits need it,
+#: and importing it takes as long as all the others without torch.
 IMPORTED = (
     "workers.jobs.runtime.work_horse",
     "workers.jobs.work_loop",
@@ -84,7 +84,7 @@ def main() -> int:
     for module in IMPORTED:
         importlib.import_module(module)
     os.register_at_fork(after_in_child=_reseed)
-    # What is there now stays for good: the collector of a child need not touch, and copy, it.
+    # Freeze the objects that exist now, so that a child's garbage collector does not copy them.
     gc.collect()
     gc.freeze()
     serve(socket.socket(fileno=descriptor))
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def _reseed() -> None:
-    """NumPy took its seed from the system when it was imported; all children would share it."""
+    """Give the child a NumPy seed of its own: all children would share the one of the import."""
     np.random.seed()
 
 

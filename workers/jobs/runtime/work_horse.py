@@ -1,9 +1,9 @@
-"""The process that performs one ticket: forked from the worker's template, and dies with it.
+"""The process that performs one wake-up job: forked from the worker's template, dies with it.
 
 Without a template it is a fresh interpreter (``python -m workers.jobs.runtime.work_horse``).
 
-Whoever can write to Redis can put a message on the queue; so the only function that is ever
-called is on a list, its only argument is a job id, and nothing is ever unpickled.
+Anybody who can write to Redis can put a message on the queue. So only the function on the list
+below is called, its only argument is a job id, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ALLOWED_FUNCTIONS = frozenset({"workers.jobs.ticket.run"})
 
 
 class MessageRefused(RuntimeError):
-    """A message on the queue that is no ticket of ours."""
+    """A message on the queue that is not a wake-up job."""
 
     code = "ticket_refused"
 
@@ -51,23 +51,24 @@ def refuse_pickle() -> None:
     """Make RQ's fallback serializer raise: some of its code paths use it silently."""
 
     def loads(data: bytes) -> NoReturn:
-        raise MessageRefused("a pickled value came from Redis; nothing here unpickles")
+        raise MessageRefused("Redis returned a pickled value, which is refused")
 
     DefaultSerializer.loads = staticmethod(loads)
 
 
 def check_message(job: Job) -> None:
-    """Raise TicketRefused unless the message is ``workers.jobs.ticket.run(job_id)``."""
+    """Raise MessageRefused unless the message is ``workers.jobs.ticket.run(job_id)``."""
     if job.func_name not in ALLOWED_FUNCTIONS:
         raise MessageRefused(f"function {job.func_name!r} is not on the list of allowed ones")
     if job.instance is not None or job.kwargs or len(job.args) != 1:
-        raise MessageRefused("a ticket carries one argument, the job id")
+        raise MessageRefused("a wake-up job has one argument, the job id")
     if not isinstance(job.args[0], str) or not is_job_id(job.args[0]):
-        raise MessageRefused("a ticket's argument is a job id")
+        raise MessageRefused("a wake-up job's argument must be a job id")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Perform one ticket. Arguments: worker name, ticket id, queue, execution id, parent's pid."""
+    """Perform one wake-up job. Arguments: worker name, the wake-up job's id, queue, execution id,
+    parent's pid."""
     name, message_id, queue_name, execution_id, parent = arguments or sys.argv[1:]
     die_with_parent(int(parent))
     refuse_pickle()
@@ -86,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def forked(arguments: Sequence[str], descriptors: Sequence[int]) -> int:
     """In a new child of the template: ``main``, with the worker's environment.
 
-    ``descriptors``: a file in memory that holds the environment, and the lease note. Before it is
-    read, a second fork server is split off for the inspections: it never knew what is in there.
+    ``descriptors``: files in memory with the environment and the held lease. Before the environment
+    is read, a second fork server is forked for the inspections, so that it never has the secrets.
     """
     sealed, note = descriptors
     sandbox.fork_from(ForkServer.beside("inspections", closing=descriptors))

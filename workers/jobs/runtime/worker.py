@@ -1,9 +1,9 @@
-"""A worker process: waits for tickets on one RQ queue and starts a fresh horse for each.
+"""A worker process: waits for wake-up jobs on one RQ queue and starts a work horse for each.
 
 RQ's own SpawnWorker cannot use unix sockets, drops TLS, shows the Redis password in ``ps`` and
-leaves its horse running when it is killed; this subclass replaces how the horse is started.
-This process imports no torch: the template does, a process that the horses are forked from; a
-horse gives back what it used when it ends.
+leaves its work horse running when it is killed; this subclass starts the work horse in another way.
+This process does not import torch. The template does, a process that work horses are forked from;
+the memory of a work horse is freed when it ends.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ logger = logging.getLogger(__name__)
 #: Tries of a worker's Redis calls: about half a minute.
 RETRIES = 8
 
-#: How long a ticket waits for a template that still imports: a fresh horse would import the same
-#: things beside it. Far more than it takes, also on a machine that does other things too.
+#: How long a wake-up job waits for a template that still imports, because a fresh work horse would
+#: import the same modules. Far more than the imports take, also on a busy machine.
 TEMPLATE_S = 60.0
 
 
 class CertificationWorker(SpawnWorker):
-    """SpawnWorker whose horse is ``workers.jobs.runtime.work_horse``: JSON only, own group, dies
-    with us.
+    """SpawnWorker with ``workers.jobs.runtime.work_horse`` as its work horse: it reads JSON only,
+    has a process group of its own, and dies with this process.
     """
 
     #: A Redis that comes back is noticed within seconds, not a minute.
@@ -69,12 +69,12 @@ class CertificationWorker(SpawnWorker):
         )
         self.ledger = ledger
         self.horse_status = 0
-        #: Where horses are forked from; None: they are fresh interpreters.
+        #: The template that work horses are forked from; None: start fresh interpreters.
         self.template: ForkServer | None = None
         self._forked: Forked | None = None
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
-        """Start the horse. Settings, the Redis address among them, travel in the environment."""
+        """Start the work horse. It gets the settings, the Redis address too, by environment."""
         assert threading.current_thread() is threading.main_thread(), "the death signal needs it"
         assert self.execution is not None
         arguments = [self.name, job.id, queue.name, self.execution.id]
@@ -97,11 +97,11 @@ class CertificationWorker(SpawnWorker):
             )
         self.procline(f"Spawned {self._horse_pid}")
         if self._stop_requested:
-            # Asked to stop before there was a horse to pass it on to.
+            # The worker was asked to stop before there was a work horse to pass that on to.
             os.kill(self._horse_pid, signal.SIGTERM)
 
     def _await_template(self, job: Job) -> None:
-        """Let the template finish its imports, and keep the ticket alive meanwhile."""
+        """Wait for the template's imports, and keep the wake-up job alive meanwhile."""
         until = time.monotonic() + TEMPLATE_S
         while (
             self.template is not None
@@ -113,10 +113,11 @@ class CertificationWorker(SpawnWorker):
             self.maintain_heartbeats(job)
 
     def _fork(self, arguments: list[str]) -> Forked | None:
-        """A horse out of the template; None where there is none to be had.
+        """A work horse forked from the template; None where that is not possible.
 
-        A template that is gone is replaced for the next ticket, unless it was never ready: then
-        the next would not be either. The environment goes past it, in a file that it never reads.
+        A template that has ended is replaced for the next wake-up job, unless it was never ready:
+        then the next would not be either. The environment is passed to the work horse in a file
+        that the template never reads.
         """
         if self.template is None:
             return None
@@ -129,7 +130,7 @@ class CertificationWorker(SpawnWorker):
                 "horse", "workers.jobs.runtime.work_horse", arguments, [sealed, note]
             )
         except ForkServerLost as error:
-            logger.warning("a horse starts afresh: %s", error)
+            logger.warning("the work horse starts as a fresh interpreter: %s", error)
             if self.template.lost:
                 self.template.close()
                 self.template = template.start() if ready else None
@@ -138,20 +139,21 @@ class CertificationWorker(SpawnWorker):
             os.close(sealed)
 
     def get_heartbeat_ttl(self, job: Job) -> int:
-        """Seconds until a ticket of a dead worker counts as abandoned (RQ's own: 60 more)."""
+        """Seconds until a dead worker's wake-up job counts as abandoned (RQ's own: 60 more)."""
         return int(self.job_monitoring_interval) + 20
 
     def maintain_heartbeats(self, job: Job) -> None:
-        """Beat; while Redis is away let the horse work on, it retries its own commits."""
+        """Send a heartbeat. While Redis is away the work horse goes on; it retries its commits."""
         try:
             super().maintain_heartbeats(job)
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            logger.warning("Redis is away while ticket %s runs: %s", job.id, error)
+            logger.warning("Redis is away while wake-up job %s runs: %s", job.id, error)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run one ticket; what a killed horse held is given back at once, with the reason.
+        """Run one wake-up job; the item of a killed work horse is given back, with the reason.
 
-        Horses work on whatever comes next, so most tickets find their work done: then no horse.
+        Work horses work on whatever comes next, so most wake-up jobs find their work done: then no
+        work horse is started.
         """
         if self.ledger is not None and not self.ledger.scheduler.next_job().soon:
             self._drop(job, queue)
@@ -182,12 +184,12 @@ class CertificationWorker(SpawnWorker):
             self._stop_requested = True
 
     def _drop(self, job: Job, queue: Queue) -> None:
-        """Forget a ticket that nobody needs any more."""
+        """Drop a wake-up job whose work is done."""
         self.connection.lrem(queue.intermediate_queue_key, 1, job.id)
         job.delete(remove_from_queue=False)
 
     def wait_for_horse(self) -> Any:
-        """Wait for the horse and remember how it ended."""
+        """Wait for the work horse and remember how it ended."""
         ended = super().wait_for_horse() if self._forked is None else self._wait_for_forked()
         self.horse_status = ended[1] or 0
         return ended
@@ -197,12 +199,12 @@ class CertificationWorker(SpawnWorker):
         try:
             raw = self._forked.raw(None)
         except ForkServerLost:
-            raw = int(signal.SIGKILL)  # which the template's end sends to its child
+            raw = int(signal.SIGKILL)  # which the kernel sends when the template dies
         assert raw is not None
         return self._forked.pid, raw, None
 
     def handle_warm_shutdown_request(self) -> None:
-        """Ask the horse to hand back what it holds, so that stopping takes seconds."""
+        """Ask the work horse to give its item back, so that stopping takes seconds."""
         super().handle_warm_shutdown_request()
         if self._horse_pid:
             try:
@@ -212,7 +214,7 @@ class CertificationWorker(SpawnWorker):
 
 
 class Heartbeat(threading.Thread):
-    """Tells the ledger every few seconds that this worker lives (what /readyz looks at)."""
+    """Tells the ledger every few seconds that this worker is alive (/readyz looks at it)."""
 
     def __init__(self, ledger: Ledger, name: str, facts: dict[str, str], interval_s: float) -> None:
         super().__init__(name="heartbeat", daemon=True)
@@ -221,7 +223,7 @@ class Heartbeat(threading.Thread):
         self._stop_event = threading.Event()
 
     def run(self) -> None:
-        """Beat until ``stop``; a Redis that is away is tried again."""
+        """Send heartbeats until ``stop``; retry while Redis is away."""
         while not self._stop_event.is_set():
             try:
                 facts = {**self._facts, **usage(self._facts.get("device", "cpu"))}
@@ -231,12 +233,12 @@ class Heartbeat(threading.Thread):
             self._stop_event.wait(self._interval_s)
 
     def stop(self) -> None:
-        """End the thread and take this worker off the list."""
+        """End the thread and deregister this worker."""
         self._stop_event.set()
         try:
             self._ledger.worker_registry.deregister(self._worker)
         except redis.RedisError as error:
-            logger.info("no farewell: %s", error)
+            logger.info("the worker was not deregistered: %s", error)
 
 
 def rq_connection(settings: Settings) -> redis.Redis:
@@ -272,10 +274,10 @@ def main() -> int:
     facts = {"host": platform.node(), "pid": str(os.getpid()), "device": settings.device}
     heartbeat = Heartbeat(ledger, worker.name, facts, settings.worker_ttl_s / 4)
     heartbeat.start()
-    logger.info("worker %s waits for tickets on %s", worker.name, settings.queue_name)
+    logger.info("worker %s waits for wake-up jobs on %s", worker.name, settings.queue_name)
     worker.template = template.start()
     try:
-        # A fresh process now and then bounds what could leak; the supervisor starts the next.
+        # End now and then, so that leaks stay bounded; the supervisor starts the next worker.
         worker.work(with_scheduler=False, max_jobs=500, logging_level="WARNING")
     finally:
         heartbeat.stop()

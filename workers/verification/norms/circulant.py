@@ -1,10 +1,10 @@
-"""Norms of convolutions on a torus, which bound those of zero-padded ones from above.
+"""Norms of circulant convolutions, which bound those of zero-padded ones from above.
 
-A zero-padded convolution reads a window of the torus without wrapping, so T = R C E with
+A zero-padded convolution reads a window of a periodic map without wrapping, so T = R C E with
 restrictions R, E and the circulant C (methods-lipschitz 7.2); conjugating C by diag(exp(i theta x))
 keeps that true for every theta. Hence the largest singular value over SHIFTED frequencies bounds
 |T| for every shift: a half-step shift steps over a smooth kernel's peak at frequency zero, which
-the plain torus overestimates. With shifts 0 and 1/2 the grid is symmetric, so half of the
+the unshifted circulant overestimates. With shifts 0 and 1/2 the grid is symmetric, so half of the
 frequencies suffice for real kernels.
 """
 
@@ -38,7 +38,7 @@ def circulant_norm(
     floor: float = 0.0,
     clock: Clock = UNLIMITED,
 ) -> float:
-    """Upper bound on the norm of a stride-1 convolution on a torus of ``grid`` [h, w], at most
+    """Upper bound on the norm of a stride-1 circulant convolution on ``grid`` [h, w], at most
     ``ceiling``. blocks [out, in, kh, kw], float64; not refined further once it is below ``floor``.
     """
     taps = blocks.shape[2] * blocks.shape[3]

@@ -1,7 +1,7 @@
 -- Commit an item; the first commit wins, also one whose lease has run out (same input, same result).
 -- When nothing is left open, 'merge' becomes the next item.
 -- KEYS 1 job  2 free  3 holder  4 tries  5 done  6 progress  7 events  8 line
--- ARGV 1 id  2 item  3 token  4 result  5 total or ''  6 unit or ''  7 handicap in the line or ''
+-- ARGV 1 id  2 item  3 token  4 result  5 total or ''  6 unit or ''  7 new delay (s) or ''
 --      8... next items, in their order
 -- Returns 'committed' | 'duplicate' | 'finished' | 'unknown'.
 local status = redis.call('HGET', KEYS[1], 'status')

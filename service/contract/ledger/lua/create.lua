@@ -4,7 +4,7 @@
 --      13 open:<principal>  14 deleted:<id>  15 line  16 idempotency:<key> or ''
 --      17 entering:<principal>
 -- ARGV 1 id  2 kind  3 submission (JSON)  4 first item  5 principal  6 attempt
---      7 fingerprint  8 result key or ''  9 entered at (s)  10 place in the line
+--      7 fingerprint  8 result key or ''  9 entered at (s)  10 priority time (s)
 -- Returns 1 where the job was entered, else 0.
 redis.call('ZREM', KEYS[17], ARGV[1])
 if redis.call('EXISTS', KEYS[1], KEYS[14]) > 0 then return 0 end

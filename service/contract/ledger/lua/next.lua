@@ -1,4 +1,4 @@
--- The first job in line with a free item; takes out of the line what has ended.
+-- The first scheduled job with a free item; removes ended jobs from the schedule.
 -- KEYS 1 line
 -- ARGV 1 prefix  2... jobs to pass over
 -- Returns {job id, ''} | {'', seconds until the next item may be free, or '' where nothing is open}

@@ -1,7 +1,7 @@
 -- Begin a later attempt of a job. The counter of tokens stays: a straggler's lease is never valid.
 -- KEYS 1 job  2 free  3 holder  4 tries  5 done  6 progress  7 events
 --      8 active  9 open:<principal>  10 line  11 status:queued  12... the other status:<status>
--- ARGV 1 id  2 submission (JSON)  3 first item  4 attempt  5 entered at (s)  6 place in the line
+-- ARGV 1 id  2 submission (JSON)  3 first item  4 attempt  5 entered at (s)  6 priority time (s)
 -- Returns 1 where the attempt is new, else 0 (also where there is no such job).
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local known = redis.call('HGET', KEYS[1], 'attempt') or '1'

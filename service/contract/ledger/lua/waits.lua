@@ -1,4 +1,4 @@
--- Whether a job that stands before this one has waited for long, and nobody works on it.
+-- Whether a job with an earlier priority time has waited for long and no worker has it.
 -- KEYS 1 line
 -- ARGV 1 prefix  2 job id  3 least time since it was entered (s)
 -- Returns 1 or 0.

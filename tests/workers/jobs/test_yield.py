@@ -12,7 +12,7 @@ from service.contract.ledger.ledger import Ledger
 from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.schemas.training_plans import TrainSpec
 from service.contract.times import now, rfc3339
-from service.recipes.recipes import plan_of
+from service.recipes.plans import plan_of
 from tests.workers.jobs.conftest import Corridor
 from workers.jobs.work_loop import WorkLoop
 

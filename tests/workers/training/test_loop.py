@@ -12,6 +12,7 @@ import torch
 
 from models.errors import ModelError
 from models.network import Network
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from workers.training import checkpoint, loop
 from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import AUGMENTATIONS, TrainingData, seeded, split
@@ -36,8 +37,11 @@ def images(count: int = 60, *, classes: int = 10) -> TrainingData:
 
 
 def config_of(method: str = "emma", **changes: object) -> TrainingConfig:
+    row = TRAINING_METHODS[method]
     config = TrainingConfig(
         method=method,
+        bears_bfloat16=row.bfloat16,
+        compiles=row.compiled,
         architecture="mnist-small",
         epsilon=0.3,
         epochs=2,

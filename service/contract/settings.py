@@ -50,10 +50,8 @@ class Settings(BaseSettings):
     )
     data_sources: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
-        description="Colon-separated folders that hold data sets in their public layouts.",
-    )
-    allow_download: bool = Field(
-        default=False, description="Whether public data sets may be fetched."
+        description="Colon-separated folders that hold data sets in their public layouts; "
+        "nothing is ever downloaded.",
     )
 
     max_model_bytes: int = Field(default=512 * MiB, gt=0, description="Largest model upload.")

@@ -16,7 +16,7 @@ TEST_PROCESSES ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo serve test lint type format pytest hostile schemathesis chaos nightly clean
+.PHONY: install demo serve test lint type format pytest docs hostile schemathesis chaos nightly clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ type: install
 
 pytest: install
 	$(PYTEST)
+
+# README's tables of methods, from their rows; a test fails where they differ.
+docs: install
+	$(BIN)/python -m service.contract.catalogue README.md
 
 # The whole corpus of hostile uploads; "make test" leaves out what unit tests refuse too.
 hostile: install

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.schemas.training_plans import TrainSpec
-from service.recipes.recipes import plan_of
+from service.recipes.plans import plan_of
 
 #: (name, request, published standard / PGD-100 / verified accuracy in per cent).
 ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (

@@ -27,6 +27,7 @@ from models.architectures.published import blueprint
 from models.network import Network
 from models.onnx.deployed import DeployedNetwork
 from models.onnx.exporter.export import export_onnx
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.version import engine_version
 from workers.jobs.datasets.layout import as_network_input, to_pixels
 from workers.jobs.hardware.device import device_name, device_of
@@ -57,7 +58,7 @@ def trained(
     if (folder / "model" / "network.json").exists():
         return Network.load(folder / "model"), json.loads((folder / "trained.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    run = TrainingConfig.of_plan(row["plan"])
+    run = TrainingConfig.of_plan(row["plan"], TRAINING_METHODS[row["plan"]["method"]])
     shape = blueprint(run.architecture, activation=run.activation).skeleton.input_shape
     data = load(options.data, row["dataset"], "train", shape)
     if options.samples:

@@ -48,7 +48,7 @@ def training() -> Work:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, 1, 28, 28, generator=generator)
     y = torch.randint(0, 10, (BATCH,), generator=generator)
-    return lambda: trainer.train_on(x, y, 0.9)
+    return lambda: trainer.train_on(x, y, 0.9, 0)
 
 
 def bound_of(name: str, samples: int) -> Work:

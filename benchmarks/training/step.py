@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from workers.jobs.hardware.device import device_of
 from workers.training.config import TrainingConfig
-from workers.training.precision import BFLOAT16
 from workers.training.step import COMPARED
 from workers.training.trainer import Trainer, build_network
 
@@ -61,6 +61,8 @@ def trainer_of(
         activation=activation,
         seed=2019,
         precision=precision,
+        bears_bfloat16=TRAINING_METHODS[method].bfloat16,
+        compiles=TRAINING_METHODS[method].compiled,
         compiled={"auto": "auto", "true": True, "false": False}[compiled],
     )
     device = device_of("auto")
@@ -76,20 +78,20 @@ def measure(method: str, activation: str, options: argparse.Namespace) -> dict[s
     y = torch.randint(0, plain.network.classes, (options.batch,), generator=generator)
     y = y.to(plain.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    precision = options.precision if method in BFLOAT16 else "float32"
+    precision = options.precision if TRAINING_METHODS[method].bfloat16 else "float32"
     ours = trainer_of(method, activation, options, precision=precision, compiled=options.compiled)
     for _ in range(WARM_UP):
-        ours.train_on(x, y, 0.9)
+        ours.train_on(x, y, 0.9, 0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ratios, steps, plains = [], [], []
-    plain.train_on(x, y, 0.9)
+    plain.train_on(x, y, 0.9, 0)
     for _ in range(options.rounds):
         times = []
         for trainer in (plain, ours, plain):
             if x.is_cuda:
                 torch.cuda.synchronize()
             began = time.perf_counter()
-            trainer.train_on(x, y, 0.9)
+            trainer.train_on(x, y, 0.9, 0)
             if x.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)

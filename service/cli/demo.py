@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,11 +16,24 @@ from service.cli.terminal import print_summary, progress_bar
 from service.client import Client
 from service.supervisor.instance_lock import StartError
 
-__all__ = ["run_demo", "save_reports"]
+__all__ = ["add_parser", "run_demo", "save_reports"]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL, DATASET = "mnist_certified.onnx", "mnist_test.npz"
 SPEC = {"norm": "l2", "epsilons": [0.3, 1.0], "samples": "all"}
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``demo`` to the commands."""
+    demo = commands.add_parser("demo", help="certify the example network, start to end")
+    demo.add_argument("--data-dir", type=Path, default=None, help="default: a temporary folder")
+    demo.add_argument("--out", type=Path, default=Path("out/demo"))
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace, console: Console) -> int:
+    run_demo(console, data_dir=options.data_dir, out=options.out)
+    return 0
 
 
 def run_demo(console: Console, *, data_dir: Path | None, out: Path) -> None:

@@ -16,6 +16,12 @@ _PREFIX = "CERTSERVE_"
 #: Variables with the prefix that are not settings of the service.
 _OTHERS = ("URL", "KEY", "TEST_", "CHAOS_", "LEASE_NOTE")
 
+#: Settings of earlier versions, and what holds now.
+_RETIRED = {
+    "CERTSERVE_ALLOW_DOWNLOAD": "nothing is ever downloaded; CERTSERVE_DATA_SOURCES names folders "
+    "that hold data sets"
+}
+
 
 def explain(error: ValidationError) -> str:
     """Every setting that is wrong and why, without its value, which may be a secret."""
@@ -40,6 +46,8 @@ def _is_unknown(name: str, known: Iterable[str]) -> bool:
 
 
 def _warning(name: str, known: list[str]) -> str:
+    if name in _RETIRED:
+        return f"{name} is no setting any more: {_RETIRED[name]}"
     rests = [other.removeprefix(_PREFIX) for other in known]
     near = difflib.get_close_matches(name.removeprefix(_PREFIX), rests, n=1, cutoff=0.7)
     meant = f"; did you mean {_PREFIX}{near[0]}?" if near else ""

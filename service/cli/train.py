@@ -14,7 +14,7 @@ from rich.console import Console
 from service.cli.local_service import started_service
 from service.cli.terminal import print_summary, progress_bar
 from service.client import Client, JobFailed
-from service.contract.schemas.training_plans import TRAINING_METHODS
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.supervisor.instance_lock import StartError
 
 __all__ = ["add_parser"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 from workers.training.schedules import Schedule
 
-__all__ = ["TrainingConfig", "TrainingError"]
+__all__ = ["MethodFacts", "TrainingConfig", "TrainingError"]
 
 
 class TrainingError(ValueError):
@@ -25,6 +25,18 @@ class TrainingError(ValueError):
         self.field = field
 
 
+class MethodFacts(Protocol):
+    """What a run must know of its method beside the objective: its row in the catalogue has it."""
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the forward pass may be computed in bfloat16: it carries no boxes."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether ``compiled: auto`` means yes on a GPU."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """One run, complete. epsilon is in pixel units of ``norm``; the schedules multiply.
@@ -32,7 +44,8 @@ class TrainingConfig:
     power_steps: of the global norms, per training step. rounds: of clip and rescale in the last
     layer. warm_up: share of the run in which the learning rate rises from 0. theta: initial
     threshold of ReLU-theta. precision (auto, float32, bfloat16) and compiled (auto or a bool):
-    ``workers.training.precision``. See ``docs/training.md``.
+    ``workers.training.precision``; bears_bfloat16 and compiles: what the method's row says of it.
+    options: of the method alone, by name. See ``docs/training.md``.
     """
 
     method: str
@@ -64,11 +77,15 @@ class TrainingConfig:
     validation_samples: int = 0
     precision: str = "float32"
     compiled: bool | str = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    bears_bfloat16: bool = False
+    compiles: bool = False
 
     @classmethod
-    def of_plan(cls, plan: Mapping[str, Any]) -> TrainingConfig:
+    def of_plan(cls, plan: Mapping[str, Any], method: MethodFacts) -> TrainingConfig:
         """The run of a plan's JSON
-        (``service.contract.schemas.training_plans.TrainingPlan.normal()``).
+        (``service.contract.schemas.training_plans.TrainingPlan.normal()``); ``method``: the row of
+        the plan's method.
         """
         values = dict(plan["hyperparameters"])
         for name, value in values.items():
@@ -82,6 +99,8 @@ class TrainingConfig:
             epsilon=float(Fraction(plan["epsilon"])),
             norm=plan["norm"],
             seed=int(plan["seed"]),
+            bears_bfloat16=method.bfloat16,
+            compiles=method.compiled,
             **{name: value for name, value in values.items() if name in known},
         )
 

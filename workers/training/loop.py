@@ -24,7 +24,7 @@ from models.network import Network
 from workers.training.checkpoint import Checkpoint
 from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import TrainingData, pixels, split
-from workers.training.objectives import BOUNDS
+from workers.training.objectives import OBJECTIVES
 from workers.training.trainer import Trainer, build_network
 from workers.verification.answers import label_leads
 
@@ -49,7 +49,11 @@ class Paused(Exception):
 
 def run_digest(config: TrainingConfig, samples: int) -> str:
     """Names a run and its data's size: a checkpoint goes on with the same run only."""
-    text = json.dumps([asdict(config), samples], sort_keys=True, default=list)
+    described = asdict(config)
+    # These follow from the method; checkpoints from before there were options still count.
+    for name in ("bears_bfloat16", "compiles", *(() if config.options else ("options",))):
+        del described[name]
+    text = json.dumps([described, samples], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -235,7 +239,7 @@ class _Loop:
         """Train on the batch at ``index`` of the epoch."""
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         x, y = self.data.batch(rows, self.config.augmentation, self.config.seed, self.step)
-        self.sums = self.sums + self.trainer.train_on(x, y, self.step / self.total)
+        self.sums = self.sums + self.trainer.train_on(x, y, self.step / self.total, self.step)
         self.step += 1
 
     def _row(self, epoch: int, validating: Callable[[], None]) -> dict[str, Any]:
@@ -262,13 +266,14 @@ class _Loop:
     @torch.no_grad()
     def _validate(self, validating: Callable[[], None]) -> tuple[float, float]:
         graph, config = self.trainer.graph, self.config
+        bound = OBJECTIVES[config.method].bound
         graph.refresh()
         correct = robust = 0
         for x, y in zip(
             self.held.x.split(VALIDATION_BATCH), self.held.y.split(VALIDATION_BATCH), strict=True
         ):
             validating()
-            found = BOUNDS[config.method](graph, pixels(x), y, config.epsilon, config)
+            found = bound(graph, pixels(x), y, config.epsilon, config)
             right = label_leads(found.logits, y)
             correct += int(right.sum())
             robust += int((right & label_leads(found.worst, y)).sum())

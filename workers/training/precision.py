@@ -1,4 +1,4 @@
-"""What a run computes in: which methods bear bfloat16, which are compiled, and where.
+"""What a run computes in, and whether its step is compiled, by request, method and device.
 
 bfloat16 is for the plain forward pass alone (convolutions and dense layers, and their gradients).
 Weights, optimiser, losses, norms, factorisations and the last layer are float32 whatever is asked
@@ -11,20 +11,13 @@ import torch
 
 from workers.training.config import TrainingConfig, TrainingError
 
-__all__ = ["BFLOAT16", "COMPILED", "dtype_of", "wants_compilation"]
-
-#: Methods that bound with the plain forward pass and a Lipschitz constant: no boxes.
-BFLOAT16 = frozenset({"standard", "lmt", "gloro", "gloro-trades", "emma"})
-#: Methods of which ``auto`` compiles the step on a GPU. LMT's singular values wait for the device.
-COMPILED = frozenset(
-    {"standard", "gloro", "gloro-trades", "emma", "bcp", "local-lip-b", "local-lip-g"}
-)
+__all__ = ["dtype_of", "wants_compilation"]
 
 
 def dtype_of(config: TrainingConfig, device: torch.device) -> torch.dtype:
     """What the forward pass multiplies in. ``auto``: bfloat16 on a GPU that has it, where the
     method bears it. Raises TrainingError where it does not, and it was asked for."""
-    if config.precision == "bfloat16" and config.method not in BFLOAT16:
+    if config.precision == "bfloat16" and not config.bears_bfloat16:
         raise TrainingError(
             "unsupported_precision",
             f"{config.method} carries boxes, which bfloat16 would lose",
@@ -32,12 +25,12 @@ def dtype_of(config: TrainingConfig, device: torch.device) -> torch.dtype:
         )
     if config.precision == "auto":
         able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if able and config.method in BFLOAT16 else torch.float32
+        return torch.bfloat16 if able and config.bears_bfloat16 else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
 def wants_compilation(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether to try. ``auto``: on a GPU, where the method is on the list."""
+    """Whether to try. ``auto``: on a GPU, where the method's row says so."""
     if isinstance(config.compiled, bool):
         return config.compiled
-    return device.type == "cuda" and config.method in COMPILED
+    return device.type == "cuda" and config.compiles

@@ -22,7 +22,7 @@ from workers.training.training_graph import TrainingGraph
 from workers.verification.answers import label_leads
 
 if TYPE_CHECKING:
-    from workers.training.objectives import Objective
+    from workers.training.objectives.objective import Loss
 
 __all__ = ["BACKENDS", "Backend", "TrainingStep"]
 
@@ -69,9 +69,10 @@ class TrainingStep:
     """One objective on one network. ``compiled``: the backend in use, None where there is none."""
 
     def __init__(
-        self, graph: TrainingGraph, objective: Objective, config: TrainingConfig, *, compiles: bool
+        self, graph: TrainingGraph, loss: Loss, config: TrainingConfig, *, compiles: bool
     ) -> None:
-        self.graph, self.objective, self.config = graph, objective, config
+        self.graph, self.config = graph, config
+        self.loss = loss
         self.parameters = [p for p in graph.network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self._backends = list(BACKENDS.get(self.device.type, ())) if compiles else []
@@ -108,7 +109,7 @@ class TrainingStep:
         """Pure but for ``graph.vectors`` and what ``graph`` remembers of the step."""
         graph = self.graph
         graph.vectors = dict(graph.vectors)
-        loss, found = self.objective(graph, x, y, at, self.config)
+        loss, found = self.loss(graph, x, y, at, self.config)
         with torch.no_grad():
             right = label_leads(found.logits, y)
             robust = right & label_leads(found.worst, y)

@@ -69,18 +69,18 @@ class Trainer:
         self.dtype = dtype_of(config, self.device)
         self.step = TrainingStep(
             self.graph,
-            OBJECTIVES[config.method],
+            OBJECTIVES[config.method].loss,
             config,
             compiles=wants_compilation(config, self.device),
         )
 
-    def train_on(self, x: Tensor, y: Tensor, share: float) -> Tensor:
-        """One step after ``share`` of the run; (loss, correct, robust) as float32 [3], on the
-        device: nothing waits for it."""
+    def train_on(self, x: Tensor, y: Tensor, share: float, step: int) -> Tensor:
+        """The step of this number, after ``share`` of the run; (loss, correct, robust) as float32
+        [3], on the device: nothing waits for it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(share)
         with self.graph.computing_in(self.dtype):
-            loss, counts = self.step(x, y, ScheduledWeights.at(self.config, share))
+            loss, counts = self.step(x, y, ScheduledWeights.at(self.config, share, step))
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
-from service.contract.schemas.training_plans import TRAINING_METHODS
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.recipes.recipes import RECIPES
 
 __all__ = ["router"]
@@ -20,10 +20,10 @@ router = APIRouter(tags=["catalogue"])
 @router.get("/methods", summary="Certification and training methods, with guarantee and cost")
 async def methods() -> dict[str, list[dict[str, Any]]]:
     """What ``spec.method`` may be (``items``), what ``method`` of a training (``training``), and
-    the recipes there are for it."""
+    the recipes there are for it, with what each is known to reach."""
     return {
-        "items": [asdict(method) for method in METHODS.values()],
-        "training": [asdict(method) for method in TRAINING_METHODS.values()],
+        "items": [method.described() for method in METHODS.values()],
+        "training": [method.described() for method in TRAINING_METHODS.values()],
         "recipes": [
             {
                 "method": row.method,
@@ -33,6 +33,7 @@ async def methods() -> dict[str, list[dict[str, Any]]]:
                 "activation": row.settings.get("activation", "relu"),
                 "epsilon": row.epsilon,
                 "source": row.source,
+                "reached": [asdict(figures) for figures in row.reached],
             }
             for row in RECIPES
         ],

@@ -18,7 +18,7 @@ from service.contract.schemas.problems import InvalidInput, NotFound, Unsupporte
 from service.contract.schemas.submissions import DatasetSource, JobRecord, Spec
 from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.jobs.submit import PreparedSubmission, SubmissionRequest
-from service.recipes.recipes import plan_of
+from service.recipes.plans import plan_of
 from service.reports.training_curve import render_training_svg
 from service.uploads.dataset_sources import resolve_dataset
 from service.webhooks.targets import accepted_webhook

@@ -1,1 +1,1 @@
-"""What a spec may name: one row per method and per architecture."""
+"""What a spec may name: one row per method, training method and architecture."""

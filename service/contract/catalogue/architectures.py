@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ARCHITECTURES", "FAMILIES", "Architecture"]
+__all__ = ["ARCHITECTURES", "FAMILIES", "NamedArchitecture"]
 
 
 @dataclass(frozen=True)
-class Architecture:
+class NamedArchitecture:
     """Name, input shape without the batch, number of classes, and a line for a person."""
 
     name: str
@@ -30,16 +30,18 @@ _8C2F = (
 )
 
 _ROWS = (
-    Architecture("mnist-small", (1, 28, 28), 10, _SMALL),
-    Architecture("cifar-small", (3, 32, 32), 10, _SMALL),
-    Architecture("mnist-4c3f", (1, 28, 28), 10, _4C3F),
-    Architecture("cifar-4c3f", (3, 32, 32), 10, _4C3F),
-    Architecture("cifar-6c2f", (3, 32, 32), 10, _6C2F.format(1)),
-    Architecture("cifar-6c2f-nopad", (3, 32, 32), 10, _6C2F.format(0)),
-    Architecture("tiny-8c2f", (3, 64, 64), 200, _8C2F),
-    Architecture("mnist-convmed", (1, 28, 28), 10, "conv(32,5,2,2) conv(64,4,2,1) fc100 fc10"),
-    Architecture("cifar-convmed", (3, 32, 32), 10, "conv(32,5,2,2) conv(128,4,2,1) fc250 fc10"),
-    Architecture(
+    NamedArchitecture("mnist-small", (1, 28, 28), 10, _SMALL),
+    NamedArchitecture("cifar-small", (3, 32, 32), 10, _SMALL),
+    NamedArchitecture("mnist-4c3f", (1, 28, 28), 10, _4C3F),
+    NamedArchitecture("cifar-4c3f", (3, 32, 32), 10, _4C3F),
+    NamedArchitecture("cifar-6c2f", (3, 32, 32), 10, _6C2F.format(1)),
+    NamedArchitecture("cifar-6c2f-nopad", (3, 32, 32), 10, _6C2F.format(0)),
+    NamedArchitecture("tiny-8c2f", (3, 64, 64), 200, _8C2F),
+    NamedArchitecture("mnist-convmed", (1, 28, 28), 10, "conv(32,5,2,2) conv(64,4,2,1) fc100 fc10"),
+    NamedArchitecture(
+        "cifar-convmed", (3, 32, 32), 10, "conv(32,5,2,2) conv(128,4,2,1) fc250 fc10"
+    ),
+    NamedArchitecture(
         "cifar-convmedbig",
         (3, 32, 32),
         10,
@@ -48,7 +50,7 @@ _ROWS = (
 )
 
 #: Architectures by name, in the order of the table.
-ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
+ARCHITECTURES: dict[str, NamedArchitecture] = {row.name: row for row in _ROWS}
 
 #: Members of the architectures with sizes, {"name": "liresnet", "depth": 12, ...}.
 FAMILIES: dict[str, tuple[str, ...]] = {

@@ -1,58 +1,95 @@
 """The certification methods a spec may name: one row each, which also feeds GET /methods.
 
-A new method is one row here and its bound in ``workers/verification/``.
+A new method is one row here and its bound in ``workers/verification/``. README's table is made
+from the rows, and a test compares them with the table of bounds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["METHODS", "Method"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method proves and costs; ``cost`` is in plain forward passes per sample."""
+    """What a method proves and costs.
+
+    expected_passes: plain forward passes per sample and epsilon, roughly, as the work budget of
+    ``auto`` counts them; None where it depends on the sample. spent: the same in words.
+    deterministic: whether every bound holds with certainty; else some hold up to a failure
+    probability where the spec allows it (``deterministic: false``), and the report states it.
+    """
 
     name: str
     title: str
     guarantee: str
     norms: tuple[str, ...]
-    cost: str
+    expected_passes: float | None
+    spent: str
     source: str
+    deterministic: bool = True
 
+    @property
+    def cost(self) -> str:
+        """In words, in plain forward passes per sample."""
+        if self.expected_passes is None:
+            return self.spent
+        return f"about {self.expected_passes:,.0f} {self.spent}"
+
+    def described(self) -> dict[str, Any]:
+        """The row as GET /methods lists it."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "guarantee": self.guarantee,
+            "norms": list(self.norms),
+            "cost": self.cost,
+            "expected_passes": self.expected_passes,
+            "deterministic": self.deterministic,
+            "source": self.source,
+        }
+
+
+_BOTH = ("l2", "linf")
 
 _ROWS = (
     Method(
         "auto",
-        "Cheapest bound first, each on what is still open, then an attack",
+        "Cheapest bound first, each on what is still open, an attack before the expensive ones",
         "sound: the union of what the bounds below prove",
-        ("l2", "linf"),
+        _BOTH,
+        None,
         "as much as the open samples need, within a work budget",
         "the cascade of all bounds",
+        deterministic=False,
     ),
     Method(
         "lipschitz",
-        "Global Lipschitz radius per pair of classes",
+        "Global Lipschitz radius per pair of classes, in closed form",
         "sound: operator norms are proved upper bounds (no power iteration)",
-        ("l2", "linf"),
-        "about 1.5, and the operator norms once per model",
+        _BOTH,
+        4,
+        "for all epsilons, and the operator norms once per model",
         "Tsuzuku, Sato, Sugiyama 2018; Leino, Wang, Fredrikson 2021",
     ),
     Method(
         "ibp",
         "Interval bound propagation",
         "sound: every neuron's interval holds all inputs of the ball",
-        ("l2", "linf"),
-        "about 2 per epsilon",
+        _BOTH,
+        5,
+        "per epsilon",
         "Gowal et al. 2018",
     ),
     Method(
         "bcp",
         "Box constraint propagation: ball and box together, the last layer by its dual",
         "sound: every multiplier of the dual gives a valid bound",
-        ("l2", "linf"),
-        "about 5 per epsilon",
+        _BOTH,
+        6,
+        "per epsilon",
         "Lee, Lee, Park 2020",
     ),
     Method(
@@ -60,32 +97,37 @@ _ROWS = (
         "Ball and box with operator norms per sample: what cannot change is left out",
         "sound: whatever bcp proves and more; not `deterministic`, some norms are proved up to a "
         "failure probability, which the report states",
-        ("l2", "linf"),
-        "about 10 per epsilon, up to 150 for samples that stay open",
+        _BOTH,
+        10,
+        "per epsilon, up to 150 for samples that stay open",
         "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+        deterministic=False,
     ),
     Method(
         "crown",
         "Linear relaxation, backward, adaptive slopes; for l2 with the pixel box",
         "sound: rounding of every step is part of the bound",
-        ("l2", "linf"),
-        "about 1,000 per epsilon",
+        _BOTH,
+        1_000,
+        "per epsilon",
         "Zhang et al. 2018",
     ),
     Method(
         "cap",
         "The same backward pass with the chord's slope",
         "sound: rounding of every step is part of the bound",
-        ("l2", "linf"),
-        "about 1,000 per epsilon",
+        _BOTH,
+        1_000,
+        "per epsilon",
         "Wong, Kolter 2018",
     ),
     Method(
         "alpha-crown",
         "CROWN with the slopes of the last bound optimised by 20 gradient steps",
         "sound: every iterate is a bound of its own, the best one counts",
-        ("l2", "linf"),
-        "about 5,000 per epsilon",
+        _BOTH,
+        5_000,
+        "per epsilon",
         "Xu et al. 2021",
     ),
     Method(
@@ -93,8 +135,9 @@ _ROWS = (
         "alpha-CROWN over intermediate layers too: both ends of every unstable neuron's box are "
         "optimised by 10 gradient steps, layer by layer, then the last bound again",
         "sound: whatever alpha-crown proves and more; every box met holds, the best one counts",
-        ("l2", "linf"),
-        "about 10,000 per epsilon where alpha-crown leaves a sample open",
+        _BOTH,
+        10_000,
+        "per epsilon where alpha-crown leaves a sample open",
         "Xu et al. 2021",
     ),
 )

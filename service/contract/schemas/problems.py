@@ -21,7 +21,6 @@ A worker that catches an exception with a ``code`` (models, verification) turns 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 __all__ = [
@@ -83,21 +82,6 @@ class Problem(Exception):
         if self.field is not None:
             problem["field"] = self.field
         return problem
-
-    @classmethod
-    def from_dict(cls, problem: Mapping[str, Any]) -> Problem:
-        """The exception of ``to_dict()``'s object, of the class that its status names."""
-        status = int(problem["status"])
-        found = next((kind for kind in Problem.__subclasses__() if kind.status == status), Problem)
-        result = found(
-            str(problem["detail"]),
-            code=problem["code"],
-            hint=problem.get("hint"),
-            field=problem.get("field"),
-        )
-        result.status = status
-        result.title = str(problem["title"])
-        return result
 
 
 class Malformed(Problem):

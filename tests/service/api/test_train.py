@@ -13,15 +13,18 @@ import pytest
 from redis import Redis
 
 from models.architectures.published import blueprint
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.ledger.event_stream import EventLog
 from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.outcomes import conclude
 from service.contract.schemas.problems import InternalError
 from service.contract.schemas.submissions import Spec
-from service.contract.schemas.training_plans import TRAINING_METHODS, TrainingPlan, TrainSpec
+from service.contract.schemas.training_plans import Hyperparameters, TrainingPlan, TrainSpec
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
-from service.recipes.recipes import RECIPES, plan_of, recipe_of
+from service.recipes.plans import plan_of
+from service.recipes.recipe import Recipe
+from service.recipes.recipes import RECIPES, recipe_of
 from workers.training.config import TrainingConfig
 from workers.training.objectives import OBJECTIVES
 
@@ -37,6 +40,11 @@ DIGITS: dict[str, Any] = {
 
 def body(**changes: Any) -> dict[str, Any]:
     return {**DIGITS, **changes}
+
+
+def run_of(plan: TrainingPlan) -> TrainingConfig:
+    """As a worker reads it."""
+    return TrainingConfig.of_plan(plan.normal(), TRAINING_METHODS[plan.method])
 
 
 @pytest.fixture
@@ -304,6 +312,65 @@ def test_methods_and_recipes_are_listed(client: httpx.Client) -> None:
     listed = client.get("/methods").json()
     assert {row["name"] for row in listed["training"]} == set(OBJECTIVES) == set(TRAINING_METHODS)
     assert len(listed["recipes"]) == len(RECIPES)
+    emma = next(row for row in listed["training"] if row["name"] == "emma")
+    assert emma["options"] == ["least_share"]
+    assert emma["certify_with"] == {"method": "bcp"}
+    (ours,) = [row for row in listed["recipes"] if row["name"] == "fast"]
+    assert ours["reached"][0]["status"] == "measured"
+
+
+@pytest.mark.parametrize("row", RECIPES, ids=lambda row: f"{row.method}-{row.dataset}")
+def test_what_a_recipe_reaches_can_be_true(row: Recipe) -> None:
+    for figures in row.reached:
+        known = [figures.certified, figures.attacked, figures.clean]
+        shares = [share for share in known if share is not None]
+        assert shares == sorted(shares)
+        assert 0.0 <= shares[0] <= shares[-1] <= 100.0
+        assert (figures.status == "measured") == (row.source == "ours")
+
+
+def test_a_methods_options_are_taken_nested_and_at_the_top(client: httpx.Client) -> None:
+    def plan(**changes: Any) -> Any:
+        answer = client.post("/train", json=body(**changes))
+        assert answer.status_code == 202, answer.text
+        return client.get(f"/jobs/{answer.json()['id']}/training").json()["plan"]
+
+    nested = plan(recipe={"options": {"least_share": 0.25}, "activation": "maxmin"})
+    assert nested["hyperparameters"]["least_share"] == 0.25
+    assert nested == plan(recipe={"least_share": 0.25, "activation": "maxmin"})
+    # As plans were written before: an equal request of an older journal is known again.
+    assert "options" not in nested["hyperparameters"]
+    # What another method's option means to this one was never refused at the top.
+    assert plan(recipe={"rounds": 3})["hyperparameters"]["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "code", "field"),
+    [
+        ({"options": {"rounds": 3}}, "unknown_field", "recipe.options.rounds"),
+        ({"options": {"least_share": 2.0}}, "invalid_recipe", "recipe.options.least_share"),
+        ({"options": [1]}, "invalid_recipe", "recipe.options"),
+        ({"options": None}, "invalid_recipe", "recipe.options"),
+        (
+            {"options": {"least_share": 0.5}, "least_share": 0.5},
+            "conflicting_fields",
+            "recipe.options.least_share",
+        ),
+    ],
+)
+def test_options_that_are_none_of_the_methods_are_refused(
+    client: httpx.Client, recipe: Any, code: str, field: str
+) -> None:
+    answer = client.post("/train", json=body(recipe=recipe))
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["field"]) == (422, code, field)
+
+
+def test_the_options_of_every_row_have_a_default_and_a_place_in_the_plan() -> None:
+    for row in TRAINING_METHODS.values():
+        options = row.options.model_validate({}).model_dump()
+        kept = Hyperparameters().model_dump()
+        assert {name: kept[name] for name in options} == options
 
 
 @pytest.mark.parametrize("name", ["paper", "fast"])
@@ -320,7 +387,7 @@ def test_every_recipe_is_a_complete_run(row: Any, name: str) -> None:
     assert name != row.name or recipe == row
     plan = plan_of(spec, row.dataset, held_out=0.0)
     assert TrainingPlan.model_validate(json.loads(json.dumps(plan.normal()))) == plan
-    run = TrainingConfig.of_plan(plan.normal())
+    run = run_of(plan)
     assert run.epochs == recipe.settings["epochs"]
     epsilons = [run.epsilon_schedule.at(k / 100) for k in range(101)]
     assert max(epsilons) == epsilons[-1] <= 3.0
@@ -331,7 +398,7 @@ def test_the_published_schedule_of_bcp_on_cifar() -> None:
     spec = TrainSpec.model_validate(
         {"method": "bcp", "dataset": "cifar10", "epsilon": "36/255", "recipe": "paper"}
     )
-    run = TrainingConfig.of_plan(plan_of(spec, "cifar10", held_out=0.0).normal())
+    run = run_of(plan_of(spec, "cifar10", held_out=0.0))
     assert (run.epochs, run.batch_size, run.architecture) == (200, 128, "cifar-6c2f")
     assert run.rate(139 / 200) == pytest.approx(1e-3)
     assert run.rate(141 / 200) == pytest.approx(5e-4)
@@ -346,7 +413,7 @@ def test_the_published_runs_of_gloro_on_tiny_imagenet_differ() -> None:
         spec = TrainSpec.model_validate(
             {"method": method, "dataset": "tiny-imagenet", "epsilon": "36/255", "recipe": "paper"}
         )
-        runs[method] = TrainingConfig.of_plan(plan_of(spec, "tiny-imagenet", held_out=0.0).normal())
+        runs[method] = run_of(plan_of(spec, "tiny-imagenet", held_out=0.0))
     plain, trades = runs["gloro"], runs["gloro-trades"]
     assert (plain.epochs, plain.power_steps) == (250, 5)
     assert (trades.epochs, trades.power_steps) == (500, 1)

@@ -8,6 +8,7 @@ import pytest
 
 from service.cli.main import main
 from service.cli.settings_check import unknown_settings
+from service.contract.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,16 @@ def test_a_setting_that_is_none_is_pointed_out() -> None:
     (warning,) = unknown_settings(environment)
     assert warning.startswith("CERTSERVE_LEASE_TTL is not a setting")
     assert "CERTSERVE_LEASE_TTL_S" in warning
+
+
+@pytest.mark.parametrize("value", ["1", "0", "perhaps"])
+def test_a_setting_of_an_earlier_version_is_no_error(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CERTSERVE_ALLOW_DOWNLOAD", value)
+    assert "allow_download" not in Settings().model_dump()
+    (warning,) = unknown_settings({"CERTSERVE_ALLOW_DOWNLOAD": value})
+    assert warning.startswith("CERTSERVE_ALLOW_DOWNLOAD is no setting any more: nothing is ever")
 
 
 @pytest.mark.parametrize("arguments", [["--port", "80000"], ["--workers", "-3"]])

@@ -6,7 +6,7 @@ from service.contract.ids import new_job_id
 from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.schemas.training_plans import TrainSpec
 from service.contract.times import now, rfc3339
-from service.recipes.recipes import plan_of
+from service.recipes.plans import plan_of
 from tests.workers.jobs.conftest import Corridor
 from workers.jobs.work_loop import WorkLoop
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from workers.training.config import TrainingConfig
 from workers.training.data import TrainingData
 from workers.training.schedules import Schedule
@@ -27,8 +28,11 @@ def images(count: int = 60, *, classes: int = 10) -> TrainingData:
 
 def config_of(method: str = "emma", **changes: object) -> TrainingConfig:
     """Two epochs of ``method`` on ``images``."""
+    row = TRAINING_METHODS[method]
     config = TrainingConfig(
         method=method,
+        bears_bfloat16=row.bfloat16,
+        compiles=row.compiled,
         architecture="mnist-small",
         epsilon=0.3,
         epochs=2,

@@ -21,6 +21,13 @@ from workers.training.loop import Paused, train
 from workers.training.objectives import OBJECTIVES
 
 
+def test_a_checkpoint_from_before_there_were_options_is_of_the_same_run() -> None:
+    known = "1ecbf5490e12d4b8cba6c6b930855d031f2a46ba7c09af9b5d1490a09d867aae"
+    assert loop.run_digest(config_of("bcp"), 100) == known
+    for other in (config_of("bcp", options={"steps": 3}), config_of("bcp", seed=1), config_of()):
+        assert loop.run_digest(other, 100) != known
+
+
 @pytest.mark.parametrize("method", OBJECTIVES)
 def test_a_resumed_run_ends_in_the_same_bits(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from service.contract.schemas.training_plans import TRAINING_METHODS
+from service.contract.catalogue.training_methods import TRAINING_METHODS, TrainingMethod
 from tests.extent import ALL
 from tests.workers.training.runs import CPU, config_of, images
 from workers.training import loop, step
 from workers.training.bounds.last_layer import ball_logits
 from workers.training.config import TrainingConfig, TrainingError
 from workers.training.loop import Paused, train
-from workers.training.objectives import OBJECTIVES, ScheduledWeights
-from workers.training.precision import BFLOAT16, COMPILED, dtype_of, wants_compilation
+from workers.training.objectives import ScheduledWeights
+from workers.training.precision import dtype_of, wants_compilation
 from workers.training.schedules import Schedule
 from workers.training.step import Backend
 from workers.training.trainer import Trainer, build_network
@@ -55,7 +55,7 @@ def steps_of(config: TrainingConfig, count: int = 12) -> tuple[Trainer, Tensor]:
     for index in range(count):
         taken = torch.arange(16) + 16 * (index % 4)
         x, y = data.batch(taken, "none", 0, index)
-        rows.append(trainer.train_on(x, y, index / count))
+        rows.append(trainer.train_on(x, y, index / count, index))
     return trainer, torch.stack(rows)
 
 
@@ -73,7 +73,9 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once_a_phase(
     compiled, found = steps_of(small(method, compiled=True))
     assert compiled.step.compiled == "aot_eager"
     # epsilon, kappa and learning rate are others at every step, and nothing is compiled for them.
-    phases = len({ScheduledWeights.at(compiled.config, index / 12).phase for index in range(12)})
+    phases = len(
+        {ScheduledWeights.at(compiled.config, index / 12, index).phase for index in range(12)}
+    )
     assert counters["stats"]["unique_graphs"] <= phases
     torch.testing.assert_close(found, rows, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weights(compiled), weights(expected), rtol=1e-5, atol=1e-5)
@@ -232,7 +234,7 @@ def test_bfloat16_is_for_the_forward_pass_alone() -> None:
     torch.testing.assert_close(coarse, fine, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("method", sorted(BFLOAT16))
+@pytest.mark.parametrize("method", [row.name for row in TRAINING_METHODS.values() if row.bfloat16])
 def test_bfloat16_learns_what_float32_learns(method: str) -> None:
     shares = []
     for precision in ("float32", "bfloat16"):
@@ -250,20 +252,17 @@ def test_bfloat16_learns_what_float32_learns(method: str) -> None:
     assert shares[1][1] >= shares[0][1] - 0.1
 
 
-def test_what_bears_bfloat16_is_one_list() -> None:
-    rows = {name for name, method in TRAINING_METHODS.items() if method.bfloat16}
-    assert rows == BFLOAT16
-    assert set(OBJECTIVES) >= COMPILED
+@pytest.mark.parametrize("row", TRAINING_METHODS.values(), ids=lambda row: row.name)
+def test_a_run_computes_as_its_methods_row_says(row: TrainingMethod) -> None:
     gpu = torch.device("cuda")
-    for method in OBJECTIVES:
-        config = config_of(method, precision="auto", compiled="auto")
-        assert dtype_of(config, CPU) == torch.float32
-        assert not wants_compilation(config, CPU)
-        assert wants_compilation(config, gpu) == (method in COMPILED)
-        forced = config_of(method, precision="bfloat16")
-        if method in BFLOAT16:
-            assert dtype_of(forced, CPU) == torch.bfloat16
-        else:
-            with pytest.raises(TrainingError) as caught:
-                dtype_of(forced, CPU)
-            assert caught.value.code == "unsupported_precision"
+    config = config_of(row.name, precision="auto", compiled="auto")
+    assert dtype_of(config, CPU) == torch.float32
+    assert not wants_compilation(config, CPU)
+    assert wants_compilation(config, gpu) == row.compiled
+    forced = config_of(row.name, precision="bfloat16")
+    if row.bfloat16:
+        assert dtype_of(forced, CPU) == torch.bfloat16
+    else:
+        with pytest.raises(TrainingError) as caught:
+            dtype_of(forced, CPU)
+        assert caught.value.code == "unsupported_precision"

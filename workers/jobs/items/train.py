@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from models.checkpoints.state_dict import weights_of
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.schemas.problems import TooLarge
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
@@ -81,7 +82,7 @@ def train_model(
 
     def run() -> tuple[Network, History]:
         return train(
-            TrainingConfig.of_plan(plan),
+            _config(plan),
             data,
             device=device_of(settings.device),
             checkpoint=checkpoint,
@@ -116,6 +117,14 @@ def train_model(
     return result
 
 
+def _config(plan: Mapping[str, Any]) -> TrainingConfig:
+    method = TRAINING_METHODS.get(plan["method"])
+    if method is None:
+        # A newer version's journal, say.
+        raise TrainingError("unknown_method", f"there is no training method {plan['method']!r}")
+    return TrainingConfig.of_plan(plan, method)
+
+
 def _compile_in(folder: Path) -> None:
     """Keep the machine code of a compiled step in the job's own folder. The compiler's default is
     in /tmp under a name that anybody can guess; and one process may train several jobs, which must
@@ -128,7 +137,7 @@ def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any])
     """Refuse before the training what would fail after it or would take too long."""
     plan = submission.training
     assert plan is not None
-    epochs = TrainingConfig.of_plan(plan).epochs
+    epochs = _config(plan).epochs
     if epochs * facts["samples"] > settings.max_training_samples:
         raise TooLarge(
             f"{epochs} epochs of {facts['samples']} samples are more than a training may take "

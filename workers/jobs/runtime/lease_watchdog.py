@@ -41,7 +41,6 @@ class LeaseWatchdog:
         self._ledger, self._note, self._horse = ledger, note, horse
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="warden", daemon=True)
-        self.killed: Lease | None = None
 
     def __enter__(self) -> LeaseWatchdog:
         self._thread.start()
@@ -83,7 +82,6 @@ class LeaseWatchdog:
             lease.item,
             horse,
         )
-        self.killed = lease
         try:
             os.killpg(horse, signal.SIGKILL)
         except ProcessLookupError:

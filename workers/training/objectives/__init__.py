@@ -1,56 +1,36 @@
-"""Training methods: each one a loss of (network, batch, schedules), in a file of its own."""
+"""Training methods: each one a loss of (network, batch, schedules), in a file of its own.
+
+A file in this folder, or in one below it, names the methods that it holds in a table
+``OBJECTIVES``; nothing else has to be told of a new one. What users read of a method, and what it
+is certified with, is its row in ``service/contract/catalogue/training_methods.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Iterable
+from importlib import import_module
 
-from torch import Tensor
-
-from workers.training.config import TrainingConfig
-from workers.training.objectives.bounded import (
-    Bound,
-    Bounded,
-    ball_and_box,
-    global_ball,
-    local_ball_and_box,
-    whole_network,
-)
-from workers.training.objectives.lipschitz.bcp import bcp
-from workers.training.objectives.lipschitz.emma import emma
-from workers.training.objectives.lipschitz.gloro import gloro, gloro_trades
-from workers.training.objectives.lipschitz.lmt import lmt
-from workers.training.objectives.lipschitz.local_lip import local_lip_b, local_lip_g
+from workers.training.objectives.bounded import Bounded
+from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
-from workers.training.objectives.standard import standard
-from workers.training.training_graph import TrainingGraph
 
-__all__ = ["BOUNDS", "OBJECTIVES", "Bounded", "Objective", "ScheduledWeights"]
+__all__ = ["OBJECTIVES", "Bounded", "Objective", "ScheduledWeights", "objectives_in"]
 
-#: (network, x [batch, *shape], y [batch], schedules' values, run) -> (loss, what was bounded).
-Objective = Callable[
-    [TrainingGraph, Tensor, Tensor, ScheduledWeights, TrainingConfig], tuple[Tensor, Bounded]
-]
 
-#: Methods by the name POST /train takes: a new one is one file and one row.
-OBJECTIVES: dict[str, Objective] = {
-    "standard": standard,
-    "lmt": lmt,
-    "gloro": gloro,
-    "gloro-trades": gloro_trades,
-    "bcp": bcp,
-    "local-lip-b": local_lip_b,
-    "local-lip-g": local_lip_g,
-    "emma": emma,
-}
+def objectives_in(folders: Iterable[str], package: str = __name__) -> dict[str, Objective]:
+    """The methods of all modules in ``folders`` and below, which belong to ``package``.
 
-#: The estimate that a method's own progress is measured with.
-BOUNDS: dict[str, Bound] = {
-    "standard": global_ball,
-    "lmt": whole_network,
-    "gloro": global_ball,
-    "gloro-trades": global_ball,
-    "bcp": ball_and_box,
-    "local-lip-b": local_ball_and_box,
-    "local-lip-g": local_ball_and_box,
-    "emma": global_ball,
-}
+    Raises ValueError where two files hold a method of the same name.
+    """
+    found: dict[str, Objective] = {}
+    for module in pkgutil.walk_packages(folders, f"{package}."):
+        for name, objective in getattr(import_module(module.name), "OBJECTIVES", {}).items():
+            if name in found:
+                raise ValueError(f"{module.name} holds {name!r}, which another file holds too")
+            found[name] = objective
+    return found
+
+
+#: Methods by the name POST /train takes.
+OBJECTIVES: dict[str, Objective] = objectives_in(__path__)

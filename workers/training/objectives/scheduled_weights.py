@@ -1,4 +1,4 @@
-"""Where in its schedules a step stands."""
+"""Where in its schedules, and at which number, a step stands."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from workers.training.config import TrainingConfig
+from workers.training.data import seeded
 
 __all__ = ["ScheduledWeights"]
+
+#: From here on a generator's purpose is an objective's own; those before it are the loop's.
+_OBJECTIVES = 16
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class ScheduledWeights:
 
     ``clean`` and ``robust``: kappa is 1 or 0, so that one of both losses is all; ``no_ball``:
     epsilon is 0. What a step does hangs on these three alone, so that a compiled step is compiled
-    once for each of their combinations, and the values may be tensors (``on``).
+    once for each of their combinations, and the values may be tensors (``on``). ``step``: its
+    number in the run, for ``generator`` alone.
     """
 
     epsilon: float | Tensor
@@ -27,20 +32,31 @@ class ScheduledWeights:
     clean: bool
     robust: bool
     no_ball: bool
+    step: int = 0
 
     @classmethod
-    def of(cls, epsilon: float, kappa: float, trades: float) -> ScheduledWeights:
+    def of(cls, epsilon: float, kappa: float, trades: float, step: int = 0) -> ScheduledWeights:
         """These values."""
-        return cls(epsilon, kappa, trades, kappa == 1.0, kappa == 0.0, epsilon == 0.0)
+        return cls(epsilon, kappa, trades, kappa == 1.0, kappa == 0.0, epsilon == 0.0, step)
 
     @classmethod
-    def at(cls, config: TrainingConfig, share: float) -> ScheduledWeights:
-        """The schedules' values after ``share`` of the run."""
+    def at(cls, config: TrainingConfig, share: float, step: int) -> ScheduledWeights:
+        """The schedules' values after ``share`` of the run, in the step of this number."""
         return cls.of(
             config.epsilon * config.epsilon_schedule.at(share),
             config.kappa_schedule.at(share),
             config.trades_schedule.at(share),
+            step,
         )
+
+    def generator(self, config: TrainingConfig, purpose: int = 0) -> torch.Generator:
+        """Random numbers, on the CPU, that follow from the run's seed and the step's number: the
+        start of an attack, say. Each ``purpose`` of a loss has its own.
+
+        Such a loss is not to be compiled (``compiled=False`` in the method's row): the number of
+        the step would be compiled in.
+        """
+        return seeded(config.seed, _OBJECTIVES + purpose, self.step)
 
     def on(self, device: torch.device) -> ScheduledWeights:
         """The values as float32 tensors on a device: numbers would be compiled in."""

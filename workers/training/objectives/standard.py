@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.training.config import TrainingConfig
-from workers.training.objectives.bounded import Bounded
+from workers.training.objectives.bounded import Bounded, global_ball
+from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["standard"]
+__all__ = ["OBJECTIVES", "standard"]
 
 
 def standard(
@@ -24,3 +25,6 @@ def standard(
         return loss, Bounded(logits, logits)
     unbounded = torch.full_like(logits, torch.inf).scatter(1, y[:, None], 0.0)
     return loss, Bounded(logits, logits.detach() + unbounded)
+
+
+OBJECTIVES = {"standard": Objective(standard, global_ball)}

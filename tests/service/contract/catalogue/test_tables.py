@@ -11,7 +11,10 @@ from models.architectures.families import FAMILIES as FAMILIES_BUILT
 from models.architectures.published import ARCHITECTURES as BUILDABLE
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
-from workers.verification.cascade.bound_table import BOUNDS
+from service.contract.catalogue.readme import BEGIN, END, tables, with_tables
+from service.contract.catalogue.training_methods import TRAINING_METHODS
+from workers.training.objectives import OBJECTIVES
+from workers.verification.cascade.bound_table import BOUNDS, Bound
 
 ROOT = Path(__file__).parents[4]
 
@@ -26,6 +29,49 @@ def test_every_architecture_of_the_api_can_be_built_and_the_other_way_round() ->
 def test_every_method_of_the_api_is_a_bound_with_the_same_norms() -> None:
     offered = {name: set(row.norms) for name, row in METHODS.items() if name != "auto"}
     assert offered == {name: set(bound.norms) for name, bound in BOUNDS.items()}
+
+
+def passes_of(bound: Bound) -> float:
+    """What the cascade's work budget counts."""
+    return bound.cost
+
+
+def test_every_methods_cost_is_what_the_work_budget_counts() -> None:
+    said = {name: row.expected_passes for name, row in METHODS.items() if name != "auto"}
+    assert said == {name: passes_of(bound) for name, bound in BOUNDS.items()}
+    assert METHODS["auto"].expected_passes is None
+    for row in METHODS.values():
+        assert row.expected_passes is None or f"{row.expected_passes:,.0f}" in row.cost
+
+
+def test_every_method_says_whether_its_bound_may_draw_at_random() -> None:
+    certain = {name for name, bound in BOUNDS.items() if bound.randomized is None}
+    assert {name for name, row in METHODS.items() if row.deterministic} == certain
+
+
+def test_every_training_method_is_an_objective_and_is_certified_by_a_method() -> None:
+    assert set(TRAINING_METHODS) == set(OBJECTIVES)
+    for row in TRAINING_METHODS.values():
+        assert row.certify_with["method"] in METHODS
+
+
+def test_the_readme_has_the_tables_of_the_rows() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert with_tables(text) == text, "make docs"
+    for name in (*METHODS, *TRAINING_METHODS):
+        assert f"| `{name}` |" in tables()
+
+
+def test_tables_are_written_between_the_comments_alone(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    command = [sys.executable, "-m", "service.contract.catalogue", str(path)]
+    path.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert path.read_text() == f"above\n{BEGIN}\n\n{tables()}\n\n{END}\nbelow\n"
+    path.write_text("nowhere")
+    refused = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert (refused.returncode, path.read_text()) == (1, "nowhere")
+    assert BEGIN in refused.stderr
 
 
 def test_no_module_of_the_front_end_imports_what_belongs_to_workers() -> None:

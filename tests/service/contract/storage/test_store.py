@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.contract.ids import is_job_id, new_job_id
-from service.contract.schemas.problems import NotFound, Problem, StorageFull, TooLarge, Unavailable
+from service.contract.schemas.problems import NotFound, StorageFull, TooLarge, Unavailable
 from service.contract.storage.files import atomic_write, create_once, storage_errors
 from service.contract.storage.store import Store
 
@@ -146,12 +146,3 @@ def test_a_training_adds_its_weights_to_an_upload_of_the_same_bytes(place: Store
     found = place.put_record("models", digest, record, owner="ann")
     assert found["files"] == {"weights": weights}
     assert (set(found["owners"]), found["own"]) == ({"ann", "bob"}, True)
-
-
-def test_a_problem_survives_json() -> None:
-    problem = TooLarge("too much", code="upload_too_large", hint="less", field="model")
-    again = Problem.from_dict(problem.to_dict())
-    assert type(again) is TooLarge
-    assert again.to_dict() == problem.to_dict()
-    odd = {**problem.to_dict(), "status": 499, "title": "Odd"}
-    assert Problem.from_dict(odd).to_dict() == odd

@@ -14,7 +14,7 @@ from service.contract.schemas.problems import InvalidInput
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.contract.times import now, rfc3339
-from service.recipes.recipes import plan_of
+from service.recipes.plans import plan_of
 from tests.workers.jobs.conftest import CLASSES, SIDE, Corridor
 from workers.jobs.datasets.arrays import DataError
 from workers.jobs.inspection.training_data import write_training_data

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, ball_and_box
+from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.objectives.standard import standard
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["bcp", "scheduled_loss"]
+__all__ = ["OBJECTIVES", "bcp", "scheduled_loss"]
 
 
 def scheduled_loss(
@@ -34,3 +35,6 @@ def bcp(
         return standard(graph, x, y, at, config)
     found = ball_and_box(graph, x, y, at.epsilon, config)
     return scheduled_loss(found, y, at, config), found
+
+
+OBJECTIVES = {"bcp": Objective(bcp, ball_and_box)}

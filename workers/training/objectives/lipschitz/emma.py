@@ -8,10 +8,11 @@ from torch import Tensor
 
 from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, global_ball
+from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["emma"]
+__all__ = ["OBJECTIVES", "emma"]
 
 
 def emma(
@@ -28,3 +29,6 @@ def emma(
         margins = found.logits.gather(1, y[:, None]) - found.logits
         share = (margins / added.clamp_min(1e-9)).clamp(config.least_share, 1.0)
     return F.cross_entropy(found.logits + share * added, y), found
+
+
+OBJECTIVES = {"emma": Objective(emma, global_ball)}

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, global_ball
+from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["gloro", "gloro_trades", "with_bottom"]
+__all__ = ["OBJECTIVES", "gloro", "gloro_trades", "with_bottom"]
 
 
 def with_bottom(found: Bounded, reference: Tensor) -> Tensor:
@@ -45,3 +46,9 @@ def gloro_trades(
     robust = F.log_softmax(extended, dim=1)[:, :-1]
     divergence = (clean.exp() * (clean - robust)).sum(1).mean()
     return F.nll_loss(clean, y) + at.trades * divergence, found
+
+
+OBJECTIVES = {
+    "gloro": Objective(gloro, global_ball),
+    "gloro-trades": Objective(gloro_trades, global_ball),
+}

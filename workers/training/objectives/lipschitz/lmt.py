@@ -7,10 +7,11 @@ from torch import Tensor
 
 from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, whole_network
+from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["lmt"]
+__all__ = ["OBJECTIVES", "lmt"]
 
 
 def lmt(
@@ -22,3 +23,6 @@ def lmt(
     if at.robust:
         return robust, found
     return at.kappa * F.cross_entropy(found.logits, y) + (1.0 - at.kappa) * robust, found
+
+
+OBJECTIVES = {"lmt": Objective(lmt, whole_network)}

@@ -10,11 +10,12 @@ from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, local_ball_and_box
 from workers.training.objectives.lipschitz.bcp import scheduled_loss
 from workers.training.objectives.lipschitz.gloro import with_bottom
+from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.objectives.standard import standard
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["local_lip_b", "local_lip_g"]
+__all__ = ["OBJECTIVES", "local_lip_b", "local_lip_g"]
 
 
 def local_lip_b(
@@ -42,3 +43,9 @@ def local_lip_g(
     if found.sparsity is not None and config.sparsity > 0.0:
         loss = loss + config.sparsity * found.sparsity
     return loss, found
+
+
+OBJECTIVES = {
+    "local-lip-b": Objective(local_lip_b, local_ball_and_box),
+    "local-lip-g": Objective(local_lip_g, local_ball_and_box),
+}

@@ -1,0 +1,105 @@
+"""``certserve certify``: certify a model, follow the job, print what is proved."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.cli.local_service import started_service
+from service.cli.terminal import print_summary, progress_bar
+from service.client import Client
+from service.supervisor.instance_lock import StartError
+
+__all__ = ["add_parser"]
+
+#: Forms of a report, as file names end.
+REPORTS = ("json", "html", "csv", "svg")
+
+
+def add_parser(commands: Any, data_dir: Path) -> None:
+    """Add ``certify`` to the commands; ``data_dir`` is the default."""
+    certify = commands.add_parser("certify", help="certify a model and print what is proved")
+    certify.add_argument("model", help="a file (.onnx, .safetensors, .pt) or a model id")
+    certify.add_argument("--dataset", required=True, help="a file (.npz, .zip), a name or an id")
+    certify.add_argument("--dataset-labels", type=Path, help="labels of an idx pair")
+    certify.add_argument("--norm", choices=("l2", "linf"), required=True)
+    certify.add_argument(
+        "--epsilon", action="append", required=True, help="36/255 or 0.5; may be repeated"
+    )
+    certify.add_argument("--method", default="auto")
+    certify.add_argument("--samples", type=_samples, help="a number or 'all'")
+    certify.add_argument("--architecture", help="of a state dict: a name or a JSON layer list")
+    certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
+    certify.add_argument("--out", type=Path, help="where the report goes (.json .html .csv .svg)")
+    certify.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
+    certify.add_argument("--key", default=os.environ.get("CERTSERVE_KEY"))
+    certify.add_argument("--data-dir", type=Path, default=data_dir)
+    certify.set_defaults(run=_certify)
+
+
+def _certify(options: argparse.Namespace, console: Console) -> int:
+    spec = _spec(options)
+    suffix = "json" if options.out is None else options.out.suffix.lstrip(".") or "json"
+    if suffix not in REPORTS:
+        raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORTS)}")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        url = options.url or stack.enter_context(started_service(options.data_dir))
+        client = stack.enter_context(Client(url, key=options.key))
+        job = client.certify(
+            _path_or_name(options.model),
+            _path_or_name(options.dataset),
+            spec,
+            dataset_labels=options.dataset_labels,
+        )
+        try:
+            with progress_bar(console) as show:
+                client.wait(job["id"], on_progress=show)
+        except KeyboardInterrupt:
+            # Nobody waits for it any more; left alone it would go on, here or with the next start.
+            client.cancel(job["id"])
+            console.print(f"job {job['id']} is cancelled", highlight=False)
+            raise
+        report = json.loads(client.report(job["id"]))
+        print_summary(console, report)
+        if options.out is not None:
+            options.out.write_bytes(client.report(job["id"], suffix))
+            console.print(f"report: {options.out}", highlight=False)
+    return 0
+
+
+def _spec(options: argparse.Namespace) -> dict[str, Any]:
+    try:
+        spec: dict[str, Any] = json.loads(options.spec)
+        architecture = options.architecture
+        if architecture is not None and architecture.lstrip().startswith(("{", "[")):
+            architecture = json.loads(architecture)
+    except ValueError as error:
+        raise StartError(f"--spec and --architecture take JSON: {error}") from error
+    spec |= {"norm": options.norm, "epsilons": options.epsilon, "method": options.method}
+    if architecture is not None:
+        spec["architecture"] = architecture
+    if options.samples is not None:
+        spec["samples"] = options.samples
+    return spec
+
+
+def _samples(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def _path_or_name(text: str) -> Path | str:
+    """A file to upload, or the name or id of what the service has."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    if path.suffix or "/" in text:
+        raise StartError(f"there is no file {text}")
+    return text

@@ -1,0 +1,127 @@
+"""The training methods that POST /train takes: one row each, which also feeds GET /methods.
+
+A new method is one row here and one objective file in ``workers/training/objectives/``. Whoever
+asks for a fact about a method reads it here: the API, the command line, the worker that passes
+``bfloat16`` and ``compiled`` on to the run, README's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.contract.schemas.submissions import Strict
+from service.contract.schemas.training_options import (
+    BcpOptions,
+    EmmaOptions,
+    GloroTradesOptions,
+    LmtOptions,
+    LocalLipBOptions,
+    LocalLipGOptions,
+    NoOptions,
+)
+
+__all__ = ["TRAINING_METHODS", "TrainingMethod"]
+
+
+@dataclass(frozen=True)
+class TrainingMethod:
+    """One training method.
+
+    cost: of a training step, in plain steps of the same network, as measured. bfloat16: whether its
+    forward pass may be computed in it, which boxes do not bear. compiled: whether ``auto`` compiles
+    the step on a GPU. certify_with: members of the spec that its model is certified with where the
+    request does not say; by default on all test samples. options: the model of its own options.
+    """
+
+    name: str
+    title: str
+    cost: str
+    source: str
+    bfloat16: bool = True
+    compiled: bool = True
+    certify_with: Mapping[str, Any] = field(default_factory=lambda: {"method": "bcp"})
+    options: type[Strict] = NoOptions
+
+    def described(self) -> dict[str, Any]:
+        """The row as GET /methods lists it; of the options their names."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "cost": self.cost,
+            "source": self.source,
+            "bfloat16": self.bfloat16,
+            "compiled": self.compiled,
+            "certify_with": dict(self.certify_with),
+            "options": sorted(self.options.model_fields),
+        }
+
+
+_ROWS = (
+    TrainingMethod(
+        "standard",
+        "Cross-entropy alone",
+        "1",
+        "the baseline; certifies next to nothing",
+        certify_with={"method": "auto", "samples": 1000},
+    ),
+    TrainingMethod(
+        "lmt",
+        "Lipschitz-margin training: sqrt(2) epsilon L on every wrong logit",
+        "about 1.2",
+        "Tsuzuku, Sato, Sugiyama 2018",
+        # Its singular values wait for the device.
+        compiled=False,
+        options=LmtOptions,
+    ),
+    TrainingMethod(
+        "gloro",
+        "Globally-robust networks: one more class that wins where the margin is not robust",
+        "about 1.2",
+        "Leino, Wang, Fredrikson 2021",
+    ),
+    TrainingMethod(
+        "gloro-trades",
+        "The same, the divergence to the robust output weighed against clean accuracy",
+        "about 1.2",
+        "Leino, Wang, Fredrikson 2021",
+        options=GloroTradesOptions,
+    ),
+    TrainingMethod(
+        "bcp",
+        "Box constraint propagation: cross-entropy of the worst logits over ball and box",
+        "about 4",
+        "Lee, Lee, Park 2020",
+        bfloat16=False,
+        options=BcpOptions,
+    ),
+    TrainingMethod(
+        "local-lip-b",
+        "BCP's loss with operator norms per sample",
+        "about 5",
+        "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+        bfloat16=False,
+        certify_with={"method": "local-lip"},
+        options=LocalLipBOptions,
+    ),
+    TrainingMethod(
+        "local-lip-g",
+        "GloRo's loss with operator norms per sample",
+        "about 5",
+        "Huang, Zhang, Shi, Kolter, Anandkumar 2021",
+        bfloat16=False,
+        certify_with={"method": "local-lip"},
+        options=LocalLipGOptions,
+    ),
+    TrainingMethod(
+        "emma",
+        "Efficient margin maximization: each wrong class gets the epsilon it can just bear",
+        "about 1.2",
+        "Hu, Zou, Wang, Leino, Fredrikson 2023",
+        options=EmmaOptions,
+    ),
+)
+
+#: Training methods by name, in the order of the table.
+TRAINING_METHODS: dict[str, TrainingMethod] = {row.name: row for row in _ROWS}

@@ -1,0 +1,66 @@
+"""The options that are a training method's own: one model per set of them.
+
+A method's row in ``service/contract/catalogue/training_methods.py`` names its model; a request
+gives them as ``recipe: {"options": {...}}``. The names in this file were there before that: they
+are taken at the recipe's top level too, and a plan keeps them among its other hyperparameters.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from service.contract.schemas.submissions import Strict
+from service.contract.schemas.training_schedules import ScheduleSpec, constant
+
+__all__ = [
+    "BcpOptions",
+    "EmmaOptions",
+    "GloroTradesOptions",
+    "LmtOptions",
+    "LocalLipBOptions",
+    "LocalLipGOptions",
+    "NoOptions",
+]
+
+
+class NoOptions(Strict):
+    """None."""
+
+
+class LmtOptions(Strict):
+    """``kappa_schedule``: weight of clean cross-entropy, that of the robust one is the rest."""
+
+    kappa_schedule: ScheduleSpec = constant(0.0)
+
+
+class GloroTradesOptions(Strict):
+    """``trades_schedule``: lambda, the weight of the divergence to the robust output."""
+
+    trades_schedule: ScheduleSpec = constant(1.0)
+
+
+class EmmaOptions(Strict):
+    """``least_share``: lower end of e_j, the share of epsilon that a wrong class gets."""
+
+    least_share: float = Field(default=0.01, gt=0, le=1, allow_inf_nan=False)
+
+
+class _LastLayer(Strict):
+    """``rounds``: of clip and rescale in the last layer."""
+
+    rounds: int = Field(default=1, ge=1, le=1000)
+
+
+class BcpOptions(LmtOptions, _LastLayer):
+    """LMT's weight of clean cross-entropy, and the rounds in the last layer."""
+
+
+class LocalLipGOptions(_LastLayer):
+    """``sparsity``: coefficient of the sparsity loss, counted below ``sparsity_margin``."""
+
+    sparsity: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    sparsity_margin: float = Field(default=0.1, ge=0, le=1000, allow_inf_nan=False)
+
+
+class LocalLipBOptions(LocalLipGOptions, BcpOptions):
+    """BCP's, and those of the sparsity loss."""

@@ -1,0 +1,31 @@
+"""What a training method is to the loop: a loss, and the estimate its curve is drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.training.config import TrainingConfig
+from workers.training.objectives.bounded import Bound, Bounded
+from workers.training.objectives.scheduled_weights import ScheduledWeights
+from workers.training.training_graph import TrainingGraph
+
+__all__ = ["Loss", "Objective"]
+
+#: (network, x [batch, *shape], y [batch], schedules' values, run) -> (loss, what was bounded).
+Loss = Callable[
+    [TrainingGraph, Tensor, Tensor, ScheduledWeights, TrainingConfig], tuple[Tensor, Bounded]
+]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One method. ``loss``: what a step minimises; a random number in it is drawn from
+    ``at.generator(config, ...)``, so that a resumed run draws the same. ``bound``: the estimate
+    that the validation samples are judged with.
+    """
+
+    loss: Loss
+    bound: Bound

@@ -57,8 +57,10 @@ def bound_of(name: str, samples: int) -> Work:
 
     from models.onnx.importer import import_onnx
     from workers.verification.cascade.bound_table import BOUNDS as TABLE
-    from workers.verification.cascade.bound_table import Verifier
     from workers.verification.graph.compiled_network import CompiledNetwork
+    from workers.verification.problem import Problem
+    from workers.verification.protocol import Budget
+    from workers.verification.region import Region
 
     network = import_onnx(ROOT / "examples" / "mnist_certified.onnx")
     with np.load(ROOT / "examples" / "mnist_test.npz", allow_pickle=False) as stored:
@@ -70,9 +72,10 @@ def bound_of(name: str, samples: int) -> Work:
         others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
         margin = (logits.gather(1, y[:, None])[:, 0] - others).double()
         compiled = CompiledNetwork.compile(network)
-    verifier = Verifier(compiled, "l2", True, True, torch.device("cpu"), torch.float32)
+    problem = Problem(compiled, True, torch.device("cpu"), torch.float32)
     reach = torch.full((len(x),), 0.3, dtype=torch.float64)
-    return lambda: verifier.proves(TABLE[name], x, y, reach, margin)
+    region = Region(x, reach, "l2", True)
+    return lambda: TABLE[name].attempt(problem, region, y, Budget(margin))
 
 
 @contextlib.contextmanager

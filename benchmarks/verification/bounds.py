@@ -21,8 +21,11 @@ import torch
 from models.architectures.published import build
 from models.network import Network
 from models.onnx.importer import import_onnx
-from workers.verification.cascade.bound_table import BOUNDS, Verifier
+from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.problem import Problem
+from workers.verification.protocol import Budget
+from workers.verification.region import Region
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 128
@@ -57,18 +60,16 @@ def measure(
     )
     reach = torch.full((len(x),), epsilon, dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
-        verifier = Verifier(compiled, norm, True, True, torch.device("cpu"), dtype)
+        problem = Problem(compiled, True, torch.device("cpu"), dtype)
+        region = Region(x, reach, norm, True)
+        budget = Budget(margin.double(), tightest=True)
         for bound in BOUNDS.values():
             if norm not in bound.norms:
                 continue
             found: list[torch.Tensor] = []
 
-            def run(bound=bound, verifier=verifier, found=found) -> None:  # type: ignore[no-untyped-def]
-                if bound.radius is not None:
-                    radius = verifier.radius(bound, x, y, [epsilon], margin, report=True)
-                    found[:] = [radius >= epsilon]
-                else:
-                    found[:] = [verifier.proves(bound, x, y, reach, margin.double())[0]]
+            def run(bound=bound, problem=problem, found=found) -> None:  # type: ignore[no-untyped-def]
+                found[:] = [bound.attempt(problem, region, y, budget).proved]  # noqa: B023
 
             cheap = bound.name in ("lipschitz", "ibp", "bcp")
             seconds = least(run, 5 if cheap else 1)

@@ -63,7 +63,7 @@ def main() -> None:
     while sum(compared.values()) < options.decisions:
         method = methods[seed % len(methods)]
         norm = ("l2", "linf")[seed // len(methods) % 2]
-        if seed % 11 == 0 and BOUNDS[method].cost < HOURS:
+        if seed % 11 == 0 and BOUNDS[method].expected_passes < HOURS:
             network, x = example()
         else:
             network = random_network(seed)
@@ -75,7 +75,7 @@ def main() -> None:
             attack=None,
             deterministic=bool(seed % 3),
             # Searching with dearer bounds would take most of the time.
-            radius=BOUNDS[method].cost < 10,
+            radius=BOUNDS[method].expected_passes < 10,
         )
         whole = answers(network, x, request, cache, shard=len(x))
         for name, variant in variants.items():

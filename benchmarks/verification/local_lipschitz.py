@@ -24,11 +24,15 @@ import torch
 from models.architectures.published import build
 from models.network import Network
 from models.onnx.importer import import_onnx
+from workers.verification.bounds.arithmetics import Margins, MarginsBound
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
-from workers.verification.cascade.bound_table import BOUNDS, MarginsAt, Verifier
+from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.radius import search_radius
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.lanczos import FailureBudget
+from workers.verification.problem import Problem
+from workers.verification.protocol import Budget
+from workers.verification.region import Region
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,16 +56,16 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
     margin = logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -1e30).amax(1)
     x, y, margin = x[margin > 0], y[margin > 0], margin[margin > 0].double()
     forward *= len(x) / len(logits)
-    verifier = Verifier(compiled, "l2", True, True, torch.device("cpu"), torch.float32)
+    problem = Problem(compiled, True, torch.device("cpu"), torch.float32)
+    row = BOUNDS["bcp"]
+    assert isinstance(row, MarginsBound)
 
-    def proves(margins: MarginsAt, rows: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
-        bound = replace(BOUNDS["bcp"], margins=margins)
-        answer = verifier.proves(bound, x[rows], y[rows], epsilon, margin[rows])
-        # With or without the least margins beside it.
-        return answer[0] if isinstance(answer, tuple) else answer
+    def proves(margins: Margins, rows: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
+        region = Region(x[rows], epsilon, "l2", True)
+        bound = replace(row, margins=margins)
+        return bound.attempt(problem, region, y[rows], Budget(margin[rows])).proved
 
-    bcp = BOUNDS["bcp"].margins
-    assert bcp is not None
+    bcp = row.margins
     zero = torch.zeros(len(x), dtype=torch.float64)
     start = torch.full_like(zero, 1e-3)
     radius = search_radius(
@@ -77,7 +81,7 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
         print(f"  at {share} of BCP's radius:")
         failure_budget = FailureBudget()
         tally: Counter[str] = Counter()
-        variants: dict[str, MarginsAt] = {
+        variants: dict[str, Margins] = {
             "bcp": bcp,
             "global, Schur, Frobenius": partial(local_margins, exact=False),
             "and Gram where open": local_margins,
@@ -86,7 +90,7 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
         for name, margins in variants.items():
             found: list[torch.Tensor] = []
 
-            def run(margins: MarginsAt = margins, found: list[torch.Tensor] = found) -> None:
+            def run(margins: Margins = margins, found: list[torch.Tensor] = found) -> None:
                 found.append(proves(margins, everything, epsilon))  # noqa: B023
 
             seconds = least(run, 1 if "Lanczos" in name else 2)

@@ -26,9 +26,12 @@ import torch
 
 from benchmarks.verification.published import SETTINGS, Setting, load_images, load_network
 from models.network import Network
-from workers.verification.cascade.bound_table import BOUNDS, Verifier
+from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.problem import Problem
+from workers.verification.protocol import Budget
+from workers.verification.region import Region
 from workers.verification.results import CertificationRequest
 
 #: Bars on the medians, in plain forward passes per image.
@@ -46,10 +49,11 @@ def seconds_of(run: Callable[[], object]) -> float:
 def plain_count(network: Network, setting: Setting, x: torch.Tensor, y: torch.Tensor) -> int:
     """How many plain float32 CROWN verifies."""
     compiled = CompiledNetwork.compile(network, estimate=True)
-    verifier = Verifier(compiled, setting.norm, setting.norm == "linf", False, torch.device("cpu"))
+    problem = Problem(compiled, False, torch.device("cpu"))
     reach = torch.full((len(x),), setting.reach, dtype=torch.float64)
     margin = torch.ones_like(reach)
-    return int(verifier.proves(BOUNDS["crown"], x, y, reach, margin)[0].sum())
+    region = Region(x, reach, setting.norm, setting.norm == "linf")
+    return int(BOUNDS["crown"].attempt(problem, region, y, Budget(margin)).proved.sum())
 
 
 def auto_count(network: Network, setting: Setting, x: torch.Tensor, y: torch.Tensor) -> int:
@@ -88,16 +92,15 @@ def measure(setting: Setting, shared: Path, per_class: int) -> dict[str, float]:
     correct = margin > 0
     x, y, margin = x[correct], y[correct], margin[correct].to(torch.float64)
     reach = torch.full((len(x),), setting.reach, dtype=torch.float64)
-    verifier = Verifier(
-        CompiledNetwork.compile(network), setting.norm, True, True, torch.device("cpu")
-    )
+    problem = Problem(CompiledNetwork.compile(network), True, torch.device("cpu"))
+    region = Region(x, reach, setting.norm, True)
     counts: dict[str, int] = {}
     costs: dict[str, float] = {}
     for name in METHODS:
 
         def run(name: str = name) -> None:
-            proved = verifier.proves(BOUNDS[name], x, y, reach, margin)[0]
-            counts[name] = int(proved.sum())
+            verdict = BOUNDS[name].attempt(problem, region, y, Budget(margin))
+            counts[name] = int(verdict.proved.sum())
 
         costs[name] = seconds_of(run)
 

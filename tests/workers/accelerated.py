@@ -21,8 +21,8 @@ from tests.workers.verification.networks import random_network
 from workers.training.loop import train
 from workers.training.objectives import OBJECTIVES
 from workers.verification.backward import intermediate_bounds
-from workers.verification.cascade import bound_table
 from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.problem import BLOCK_BYTES
 from workers.verification.results import AttackSettings, CertificationRequest
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def learn() -> int:
 
 if __name__ == "__main__":
     for sizes in (
-        bound_table.BLOCK_BYTES,
+        BLOCK_BYTES,
         intermediate_bounds.ROW_BYTES,
         intermediate_bounds.GRADIENT_SHARE,
     ):

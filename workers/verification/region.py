@@ -55,6 +55,10 @@ class Region:
         corner = corner * (1.0 + 4 * unit_roundoff(lower.dtype) + 1e-10) + 1e-18
         return torch.minimum(corner, self.epsilon) if self.norm == "l2" else corner
 
+    def part(self, rows: Tensor | slice, device: torch.device) -> Region:
+        """The region of these samples alone, on ``device``."""
+        return Region(self.x[rows].to(device), self.epsilon[rows].to(device), self.norm, self.clip)
+
     @property
     def cap(self) -> float:
         """An epsilon beyond which the region does not grow."""

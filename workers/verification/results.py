@@ -51,7 +51,8 @@ class SampleResults:
     margin [N] logit of the label minus the largest other one, deployed; radius [N] largest proved
     radius in pixel units (0: wrong or nothing proved; inf: beyond every input; nan: not asked);
     certified, falsified bool [N, E]; method [N] name of the bound that decided the largest
-    certified epsilon asked for, else ``attack`` (falsified), ``misclassified`` or ``undecided``;
+    certified epsilon asked for, else of what falsified the smallest (``attack``, or a bound that
+    finds counterexamples), ``misclassified`` or ``undecided``;
     decided_by [N, E] the same per epsilon; counterexamples maps "row,epsilon" (position in this
     shard, position of the epsilon) to the float32 input that the deployed network gets wrong.
     ``seconds``: forward, bound, attack (worker seconds). ``notes``: JSON-able facts for the report

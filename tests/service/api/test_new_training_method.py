@@ -16,7 +16,7 @@ from pydantic import Field
 from service.contract.catalogue.training_methods import TRAINING_METHODS, TrainingMethod
 from service.contract.schemas.submissions import Strict
 from service.contract.settings import Settings
-from tests.workers.training.test_loop import CPU, images
+from tests.workers.training.runs import CPU, images
 from workers.training import loop, objectives
 from workers.training.config import TrainingConfig
 from workers.training.loop import Paused, train

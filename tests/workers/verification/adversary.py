@@ -42,10 +42,13 @@ from models.layers.kinds import (
 from models.network import INPUT, Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
-from workers.verification.cascade.bound_table import BOUNDS, Bound, Verifier
+from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.affine import FLOAT32_SAFE
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.problem import Problem
+from workers.verification.protocol import Bound, Budget
+from workers.verification.region import Region
 from workers.verification.results import CertificationRequest
 
 __all__ = ["ASKED", "FALSE", "Case", "Tally", "ask", "find_case"]
@@ -614,20 +617,20 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
     for ((norm, clip), (distance, _)), dtype in itertools.product(case.wrong.items(), ASKED_IN):
         if random.random() >= share * ASKED_IN[dtype]:
             continue
-        verifier = Verifier(compiled, norm, clip, True, CPU, dtype)
+        problem = Problem(compiled, True, CPU, dtype)
         epsilons = [portion * distance for portion in ASKED]
         for bound in BOUNDS.values():
             if norm not in bound.norms or (
-                share < 1.0 and bound.cost >= EXPENSIVE and random.random() > 0.25
+                share < 1.0 and bound.expected_passes >= EXPENSIVE and random.random() > 0.25
             ):
                 continue
-            proved = _proved(verifier, bound, x, labels, epsilons, margin)
+            proved = _proved(problem, bound, x, labels, epsilons, margin, norm=norm, clip=clip)
             if tally.count(f"{bound.name} {norm}", proved):
                 tally.false.append(f"{name}: {bound.name}, {norm}, clip {clip}, {dtype}")
     for (norm, clip), (distance, _) in case.wrong.items():
         if random.random() >= share / 4:
             continue
-        cheap = [method for method in BOUNDS if BOUNDS[method].cost < EXPENSIVE]
+        cheap = [method for method in BOUNDS if BOUNDS[method].expected_passes < EXPENSIVE]
         methods = ["auto", *BOUNDS] if share >= 1.0 else cheap
         method = methods[int(random.integers(len(methods)))]
         asked = (Fraction(distance), Fraction(1, 10))
@@ -647,23 +650,19 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
 
 
 def _proved(
-    verifier: Verifier,
+    problem: Problem,
     bound: Bound,
     x: Tensor,
     labels: Tensor,
     epsilons: list[float],
     margin: Tensor,
+    *,
+    norm: str,
+    clip: bool,
 ) -> list[bool]:
     """The bound's answer at every distance."""
-    if bound.radius is not None:
-        radius = verifier.radius(bound, x, labels, epsilons, margin, report=False)
-        return [float(radius) >= epsilon for epsilon in epsilons]
     count = len(epsilons)
-    answers, _ = verifier.proves(
-        bound,
-        x.expand(count, *x.shape[1:]).contiguous(),
-        labels.expand(count),
-        torch.tensor(epsilons, dtype=torch.float64),
-        margin.expand(count),
-    )
-    return [bool(answer) for answer in answers]
+    reach = torch.tensor(epsilons, dtype=torch.float64)
+    region = Region(x.expand(count, *x.shape[1:]).contiguous(), reach, norm, clip)
+    budget = Budget(margin.expand(count))
+    return bound.attempt(problem, region, labels.expand(count), budget).proved.tolist()

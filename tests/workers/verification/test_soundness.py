@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,15 +12,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from models.layers.kinds import Conv2d, Layer, Linear, ReLU, Reshape, Shift
 from models.network import Network
 from tests.extent import examples
 from tests.workers.verification.certification import certify, evaluate, images
 from tests.workers.verification.networks import dense_network, random_network
-from workers.verification.attacks.pgd import attack, inside, project
+from workers.verification.attacks.pgd import attack, project
+from workers.verification.attacks.replay import inside
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import SoundnessViolation, UnknownMethod
+from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.results import AttackSettings, SampleResults
 
 
@@ -248,18 +252,15 @@ def test_a_backdoor_below_float32_resolution_is_not_certified_away() -> None:
     assert not found.certified.any()
 
 
+def radius_of_five(compiled: CompiledNetwork, x: Tensor, labels: Tensor, **_: object) -> Tensor:
+    """A bound that lies."""
+    return torch.full((len(x),), 5.0).double()
+
+
 def test_a_certified_and_broken_sample_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit: with a bound that lies, the job must not succeed."""
-    from workers.verification.cascade import bound_table
-
-    lie = bound_table.Bound(
-        "lipschitz",
-        ("l2",),
-        4,
-        2,
-        radius=lambda compiled, x, labels, **_: torch.full((len(x),), 5.0).double(),
-    )
-    monkeypatch.setitem(bound_table.BOUNDS, "lipschitz", lie)
+    lie = replace(BOUNDS["lipschitz"], radius=radius_of_five)  # type: ignore[type-var]
+    monkeypatch.setitem(BOUNDS, "lipschitz", lie)
     network, x = random_network(0), images(0)
     with pytest.raises(SoundnessViolation):
         certify(network, x, ("4",), method="lipschitz", attack=AttackSettings(audit=1.0))
@@ -268,16 +269,8 @@ def test_a_certified_and_broken_sample_fails_loudly(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_estimate_that_the_attack_breaks_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.verification.cascade import bound_table
-
-    lie = bound_table.Bound(
-        "lipschitz",
-        ("l2",),
-        4,
-        2,
-        radius=lambda compiled, x, labels, **_: torch.full((len(x),), 5.0).double(),
-    )
-    monkeypatch.setitem(bound_table.BOUNDS, "lipschitz", lie)
+    lie = replace(BOUNDS["lipschitz"], radius=radius_of_five)  # type: ignore[type-var]
+    monkeypatch.setitem(BOUNDS, "lipschitz", lie)
     found = certify(
         random_network(0),
         images(0),

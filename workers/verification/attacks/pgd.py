@@ -6,21 +6,17 @@ checked in float64; the gradients come from our own float32 graph and are only a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.network import Network
-from workers.verification.answers import answers
+from workers.verification.attacks.replay import Deployed, breaks
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.results import AttackSettings
 
-__all__ = ["attack", "audit_selection", "inside", "project"]
-
-Deployed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+__all__ = ["attack", "audit_selection", "project"]
 
 
 def attack(
@@ -62,9 +58,16 @@ def attack(
             settings=settings,
             clock=clock,
         ).cpu()
-        given = answers(torch.from_numpy(deployed(candidates.numpy())), gap=gap)
-        wrong = given != labels[rows]
-        wrong &= inside(candidates, x[rows], epsilon[rows], norm=norm, clip=clip)
+        wrong = breaks(
+            deployed,
+            candidates,
+            x[rows],
+            labels[rows],
+            epsilon[rows],
+            norm=norm,
+            clip=clip,
+            gap=gap,
+        )
         points[rows[wrong]] = candidates[wrong]
         broken[rows[wrong]] = True
     return broken, points
@@ -150,19 +153,6 @@ def project(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool)
         # Points of the data set outside [0, 1] stay allowed themselves.
         point = torch.maximum(torch.minimum(point, x.clamp_min(1.0)), x.clamp_max(0.0))
     return point
-
-
-def inside(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) -> Tensor:
-    """[batch] bool: the float32 points lie in the region, checked in float64."""
-    move = (point.to(torch.float64) - x.to(torch.float64)).flatten(1)
-    length = move.abs().amax(1) if norm == "linf" else move.norm(dim=1)
-    allowed = length <= epsilon * (1.0 - 1e-12)
-    if clip:
-        low = x.clamp_max(0.0).flatten(1)
-        high = x.clamp_min(1.0).flatten(1)
-        flat = point.flatten(1)
-        allowed &= ((flat >= low) & (flat <= high)).all(1)
-    return allowed & torch.isfinite(point.flatten(1)).all(1)
 
 
 def audit_selection(

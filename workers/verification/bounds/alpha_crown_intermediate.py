@@ -41,7 +41,11 @@ def alpha_crown_intermediate_margins(
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region: alpha-CROWN's, then, where they
-    do not certify a sample, the better of them and those with optimised boxes."""
+    do not certify a sample, the better of them and those with optimised boxes.
+
+    Nowhere below alpha-CROWN's, sound in the same sense. Raises OutOfTime before CROWN's own
+    margins are there.
+    """
     backward, bounds = alpha_pass(compiled, region, labels, rounding, dtype, clock=clock)
     # Rows of -inf: what the head itself ruled out (overflow) stays so.
     rows = (~certified(bounds) & ~torch.isneginf(bounds).any(1)).nonzero().flatten()

@@ -38,6 +38,8 @@ def bcp_margins(
 
     The ball alone costs one forward pass and is never tighter. Where it decides some of a few
     samples it goes first, and boxes are carried only for what it leaves open: cheaper, no other.
+    Sound for every row, in the deployed network too (``rounding``). Raises OutOfTime before the
+    ball has answered; what it decided stands.
     """
 
     def margins(rows: Tensor, *, box: bool) -> Tensor:

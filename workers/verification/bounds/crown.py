@@ -45,7 +45,12 @@ def crown_margins(
     *,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
-    """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes."""
+    """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes (CROWN).
+
+    Sound for every row, in the deployed network too (``rounding``); the label's column is inf, a
+    row of -inf certifies nothing. Raises OutOfTime before the first margins are there; after that
+    those that no row improved yet stay as the boxes alone give them.
+    """
     backward, bounds = refined_pass(compiled, region, labels, rounding, dtype, "crown", clock=clock)
     return final_forms(backward, labels, bounds)
 

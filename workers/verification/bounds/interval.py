@@ -24,6 +24,9 @@ def interval_margins(
     *,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
-    """Lower bounds [batch, classes] on f_y - f_j over the region's box; label's column inf."""
+    """Lower bounds [batch, classes] on f_y - f_j over the region's box; label's column inf.
+
+    Sound for every row, in the deployed network too (``rounding``). Raises OutOfTime.
+    """
     state = propagate(compiled, region, rounding=rounding, dtype=dtype, ball=False, clock=clock)
     return margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)

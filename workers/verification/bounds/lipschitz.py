@@ -39,7 +39,8 @@ def lipschitz_radius(
 ) -> Tensor:
     """Radius [batch] float64 in ``norm`` and pixel units within which the label cannot change.
 
-    Negative or zero: nothing is certified. Rounded down. x [batch, *shape]; labels [batch].
+    Negative or zero: nothing is certified. Rounded down; sound in the deployed network too
+    (``rounding``). x [batch, *shape]; labels [batch]. Raises OutOfTime.
     """
     batch = x.shape[0]
     centres: list[Tensor | None] = [x.to(dtype)]

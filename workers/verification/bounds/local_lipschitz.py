@@ -52,7 +52,8 @@ def local_margins(
 
     Cheap norms for all samples; Gram matrices, then ``further``(region, layers [samples] to try)
     for those still open, where an estimate says that they may decide. Where the time is over, what
-    the stages so far have found counts.
+    the stages so far have found counts. Sound for every row, in the deployed network too
+    (``rounding``), if ``further`` is. Raises OutOfTime before the first stage has answered.
     """
     first = LocalPass(compiled, region, rounding, dtype, tally=tally, keep=True, clock=clock)
     state = first.run()

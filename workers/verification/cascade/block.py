@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,12 @@ class Block:
         self.work = [work * min(POOL, count - start) for start in range(0, count, POOL)]
         self.by = [""] * count
         self.decided_by = [[""] * width for _ in range(count)]
+        #: Who found the counterexample, per sample and asked epsilon.
+        self.broken_by = [[""] * width for _ in range(count)]
         self.falsified = torch.zeros(count, width, dtype=torch.bool)
         self.counterexamples: dict[tuple[int, int], Tensor] = {}
+        #: What each bound keeps for each sample from one attempt to the next.
+        self.states: dict[str, list[dict[str, Any]]] = {}
         #: Whether no search of the radius is to come, per sample.
         self.closed = torch.ones(count, dtype=torch.bool)
 
@@ -60,8 +65,23 @@ class Block:
                     if asked <= value and not self.decided_by[row][position]:
                         self.decided_by[row][position] = name
 
-    def afford(self, rows: Tensor, epsilon: Tensor, cost: float) -> Tensor:
-        """[rows] bool: rows whose pool pays a bound of this cost, nearest to deciding first.
+    def take_back(self, row: int, epsilon: float) -> None:
+        """What was proved of the sample holds at asked epsilons below this one only."""
+        smaller = [asked for asked in self.epsilons if asked < epsilon]
+        self.proved[row] = max([e for e in smaller if e <= float(self.proved[row])], default=0.0)
+        for position, asked in enumerate(self.epsilons):
+            if asked > float(self.proved[row]):
+                self.decided_by[row][position] = ""
+        if not float(self.proved[row]):
+            self.by[row] = ""
+
+    def states_of(self, name: str, rows: Tensor) -> list[dict[str, Any]]:
+        """What the bound of this name keeps for these rows, to be changed in place."""
+        states = self.states.setdefault(name, [{} for _ in range(len(self.x))])
+        return [states[row] for row in rows.tolist()]
+
+    def afford(self, rows: Tensor, epsilon: Tensor, passes: float) -> Tensor:
+        """[rows] bool: rows whose pool pays so many passes, nearest to deciding first.
 
         Nearest: the least that a bound lacked, where one was tried; else (and between equals) the
         largest margin per epsilon.
@@ -72,10 +92,15 @@ class Block:
         paid = torch.zeros(rows.numel(), dtype=torch.bool)
         for place in order.tolist():
             pool = int(rows[place]) // POOL
-            if self.work[pool] >= cost:
-                self.work[pool] -= cost
+            if self.work[pool] >= passes:
+                self.work[pool] -= passes
                 paid[place] = True
         return paid
+
+    def refund(self, rows: Tensor, passes: Tensor) -> None:
+        """Give back to their pools what rows have paid and not spent, [rows]."""
+        for row, unspent in zip(rows.tolist(), passes.tolist(), strict=True):
+            self.work[row // POOL] += max(0.0, unspent)
 
     def open(self, position: int) -> Tensor:
         """[batch] bool: correct, neither proved nor falsified at this asked epsilon."""
@@ -91,9 +116,32 @@ class Block:
         asked = torch.tensor(self.epsilons, dtype=torch.float64)
         return torch.where(self.falsified, asked[None, :], torch.inf).amin(1)
 
-    def falsify(self, row: int, position: int, point: Tensor) -> None:
-        """``point`` breaks the sample within the asked epsilon, hence within every larger one."""
+    def least_asked(self, epsilon: float) -> int | None:
+        """Position of the smallest asked epsilon that is not below this one; None: all are."""
+        reached = [position for position, asked in enumerate(self.epsilons) if asked >= epsilon]
+        return min(reached, key=lambda position: self.epsilons[position], default=None)
+
+    def falsify(self, row: int, position: int, point: Tensor, name: str) -> None:
+        """``point``, found by ``name``, breaks the sample within the asked epsilon, hence within
+        every larger one."""
         self.counterexamples[row, position] = point
         for other, asked in enumerate(self.epsilons):
             if asked >= self.epsilons[position]:
                 self.falsified[row, other] = True
+                self.broken_by[row][other] = self.broken_by[row][other] or name
+
+    def verdicts(self, row: int) -> tuple[str, list[str]]:
+        """(method, decided_by) of one sample, as ``SampleResults`` has them."""
+        if not bool(self.correct[row]):
+            return "misclassified", ["misclassified"] * len(self.epsilons)
+        broken = self.broken_by[row]
+        decided = [
+            name or broken[position] or "undecided"
+            for position, name in enumerate(self.decided_by[row])
+        ]
+        by_size = sorted(range(len(self.epsilons)), key=lambda position: self.epsilons[position])
+        certified = self.certified()[row].tolist()
+        proved = [position for position in by_size if certified[position]]
+        if proved:
+            return decided[proved[-1]], decided
+        return next((name for p in by_size if (name := broken[p])), "undecided"), decided

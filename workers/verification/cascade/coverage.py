@@ -6,8 +6,9 @@ Only a method that is left without any bound ends the job, before anything has b
 
 from __future__ import annotations
 
-from workers.verification.cascade.bound_table import AUTO, BOUNDS, Bound
+from workers.verification.cascade.bound_table import BOUNDS, auto_bounds
 from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
+from workers.verification.protocol import Bound
 
 __all__ = ["UnknownMethod", "covering_bounds", "uncovered"]
 
@@ -25,11 +26,10 @@ def covering_bounds(
 
     Raises UnknownMethod; UnsupportedLayer, naming layer and method, where no bound is left.
     """
-    names = AUTO if method == "auto" else (method,)
-    unknown = [name for name in names if name not in BOUNDS]
-    if unknown:
-        raise UnknownMethod(f"unknown method {unknown[0]!r}; known: auto, {', '.join(BOUNDS)}")
-    bounds = [BOUNDS[name] for name in names if norm in BOUNDS[name].norms]
+    if method != "auto" and method not in BOUNDS:
+        raise UnknownMethod(f"unknown method {method!r}; known: auto, {', '.join(BOUNDS)}")
+    named = auto_bounds() if method == "auto" else [BOUNDS[method]]
+    bounds = [bound for bound in named if norm in bound.norms]
     if not bounds:
         raise UnknownMethod(f"method {method!r} does not cover the norm {norm!r}")
     missing = {bound.name: uncovered(bound, compiled) for bound in bounds}

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from models.network import Network
 from workers.verification.answers import answers
-from workers.verification.attacks.pgd import Deployed
+from workers.verification.attacks.replay import Deployed
 from workers.verification.cascade.block import Block
-from workers.verification.cascade.bound_table import Verifier
 from workers.verification.cascade.coverage import UnknownMethod, covering_bounds
 from workers.verification.cascade.progress import Progress
 from workers.verification.cascade.radius import radius_rounded_down
-from workers.verification.cascade.stages import SoundnessViolation, Stages, fresh_notes
+from workers.verification.cascade.shard import Shard, SoundnessViolation, fresh_notes
+from workers.verification.cascade.stages import certify_block
 from workers.verification.clock import Clock, OutOfTime
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.lanczos import FailureBudget
+from workers.verification.problem import Problem
 from workers.verification.region import float_above
 from workers.verification.results import POOL, CertificationRequest, SampleResults
 from workers.verification.rounding import SOFTMAX_GAP
@@ -116,28 +117,27 @@ def certify_samples(
         return _results(blocks, indices, labels, prediction, margin, request, spent, notes)
     bounds, passed_over = covering_bounds(compiled, request.method, request.norm)
     failure_budget = None if request.deterministic or not sound else FailureBudget()
-    verifier = Verifier(
-        compiled,
-        request.norm,
-        request.clip,
-        sound,
-        device,
-        memory=memory,
-        failure_budget=failure_budget,
+    shard = Shard(
+        Problem(compiled, sound, device, failure_budget=failure_budget),
+        attacked,
+        deployed,
+        request,
         clock=clock,
+        memory=memory,
+        progress=said,
+        samples=len(x),
     )
-    run = Stages(
-        verifier, attacked, deployed, request, epsilons=epsilons, progress=said, samples=len(x)
-    )
-    run.notes["passed_over"] = passed_over
-    run.seconds["bound"] += time.perf_counter() - began
+    shard.notes["passed_over"] = passed_over
+    shard.seconds["bound"] += time.perf_counter() - began
     for number, block in enumerate(blocks):
-        run.certify(block, bounds, start=number * BLOCK)
+        certify_block(shard, block, bounds, start=number * BLOCK)
         said.done = number * BLOCK + len(block.x)
         said()
     if failure_budget is not None:
-        run.notes["failure_probability"] = failure_budget.failure_probability
-    return _results(blocks, indices, labels, prediction, margin, request, run.seconds, run.notes)
+        shard.notes["failure_probability"] = failure_budget.failure_probability
+    return _results(
+        blocks, indices, labels, prediction, margin, request, shard.seconds, shard.notes
+    )
 
 
 def deployed_answers(
@@ -180,22 +180,10 @@ def _results(
     for number, block in enumerate(blocks):
         for (row, position), point in block.counterexamples.items():
             counterexamples[f"{number * BLOCK + row},{position}"] = point.numpy()
-        for row, names in enumerate(block.decided_by):
-            broken = block.falsified[row]
-            if not bool(block.correct[row]):
-                method.append("misclassified")
-                decided_by.append(["misclassified"] * width)
-                continue
-            decided = [
-                name or ("attack" if bool(broken[position]) else "undecided")
-                for position, name in enumerate(names)
-            ]
-            decided_by.append(decided)
-            proved = [p for p in range(width) if bool(certified[number * BLOCK + row, p])]
-            if proved:
-                method.append(decided[max(proved, key=lambda p: request.epsilons[p])])
-            else:
-                method.append("attack" if bool(broken.any()) else "undecided")
+        for row in range(len(block.x)):
+            by, names = block.verdicts(row)
+            method.append(by)
+            decided_by.append(names)
     asked = torch.tensor(
         [float_above(epsilon) for epsilon in request.epsilons], dtype=torch.float64
     )

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from models.network import Network
 from tests.workers.verification.certification import evaluate
-from workers.verification.cascade.bound_table import Verifier
 from workers.verification.cascade.run import certify_samples
+from workers.verification.problem import Problem
 from workers.verification.results import CertificationRequest
 from workers.verification.rounding import Rounding
 
@@ -60,7 +60,7 @@ def answers(
         stack.callback(torch.set_num_threads, before)
         if float64_alone:
             exact = [(Rounding.sound(torch.float64), torch.float64)]
-            stack.enter_context(mock.patch.object(Verifier, "passes", return_value=exact))
+            stack.enter_context(mock.patch.object(Problem, "arithmetics", return_value=exact))
         # The deployed answer once for all samples, as a job has it.
         logits = evaluate(network, x)
         labels = logits.argmax(1)

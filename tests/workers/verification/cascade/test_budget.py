@@ -125,4 +125,4 @@ def test_more_work_decides_more(case: tuple[Network, NDArray[np.float32]]) -> No
     expensive = [sum(count[name] for name in EXPENSIVE) for count in names]
     assert 0 < expensive[2] < expensive[3] <= expensive[4]
     assert [result.notes["work_spent"] for result in found] == [True] * 4 + [False] * 2
-    assert BOUNDS["crown"].cost > WORKS[2]
+    assert BOUNDS["crown"].expected_passes > WORKS[2]

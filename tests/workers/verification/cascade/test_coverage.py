@@ -19,7 +19,7 @@ from tests.workers.verification.networks import Builder
 from workers.verification.attacks.pgd import attack
 from workers.verification.backward.adjoint import ADJOINTS
 from workers.verification.backward.backward_pass import has_backward_rule
-from workers.verification.cascade.bound_table import AUTO, BOUNDS
+from workers.verification.cascade.bound_table import BOUNDS, auto_bounds
 from workers.verification.cascade.coverage import covering_bounds
 from workers.verification.forward.ball import BALL_RULES, Enclosure, ball_rule
 from workers.verification.forward.propagation import has_forward_rule
@@ -92,6 +92,7 @@ REGISTERED = sorted(
         ("forward", "slope"),
     }
 )
+AUTO = [bound.name for bound in auto_bounds()]
 X = np.random.default_rng(0).random((3, 5)).astype(np.float32)
 EPSILONS = ("1/1000", "1/50", "1/5")
 

@@ -1,0 +1,250 @@
+"""Bounds tried in float32, then again in float64 where float32's own rounding may be to blame.
+
+Two kinds of bound are made of it, each from one plain function: margins at given epsilons
+(``MarginsBound``), and a radius in closed form (``RadiusBound``). A bound of another kind calls
+``margins_in_turn`` where it needs margins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from workers.verification.clock import Clock, OutOfTime
+from workers.verification.forward.margins import certified, logit_enclosure
+from workers.verification.forward.propagation import has_forward_rule, propagate
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.norms.lanczos import FailureBudget
+from workers.verification.problem import Problem
+from workers.verification.protocol import Bound, Budget, Verdict
+from workers.verification.region import Region
+from workers.verification.rounding import Rounding, exact_arithmetic
+
+__all__ = [
+    "ClosedForm",
+    "Margins",
+    "MarginsBound",
+    "RadiusBound",
+    "RandomizedMargins",
+    "margins_in_turn",
+]
+
+#: Beyond a bound's own share of the margin, a failed float32 pass is repeated in float64 where it
+#: lacks less than so many rounding errors of a logit at the centre.
+RETRY_ERRORS = 4.0
+
+
+class Margins(Protocol):
+    """Lower bounds [batch, classes] on f_y - f_j over the region, in one arithmetic."""
+
+    def __call__(
+        self,
+        compiled: CompiledNetwork,
+        region: Region,
+        labels: Tensor,
+        rounding: Rounding,
+        dtype: torch.dtype,
+        /,
+        *,
+        clock: Clock,
+    ) -> Tensor:
+        """Region and labels [batch] on the device of the work; the label's column is inf.
+
+        Looks at the clock between pieces of work; raises OutOfTime or answers what it has.
+        """
+
+
+class RandomizedMargins(Protocol):
+    """The same, valid up to the failure probability that is counted in ``failure_budget``."""
+
+    def __call__(
+        self,
+        failure_budget: FailureBudget,
+        compiled: CompiledNetwork,
+        region: Region,
+        labels: Tensor,
+        rounding: Rounding,
+        dtype: torch.dtype,
+        /,
+        *,
+        clock: Clock,
+    ) -> Tensor:
+        """As ``Margins``."""
+
+
+class ClosedForm(Protocol):
+    """The certified radius [batch] float64, rounded down, in one arithmetic."""
+
+    def __call__(
+        self,
+        compiled: CompiledNetwork,
+        x: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        norm: str,
+        rounding: Rounding,
+        dtype: torch.dtype,
+        clock: Clock,
+    ) -> Tensor:
+        """x [batch, *shape] and labels [batch] on the device of the work; zero or less: nothing is
+        certified. Raises OutOfTime."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginsBound(Bound):
+    """A bound made of lower bounds on the margins: all positive is a proof.
+
+    margins: in one arithmetic; randomized: instead of it where the problem has a failure budget;
+    rows_per_sample: rows that it carries for each sample: blocks of samples shrink by as much;
+    retry_share: a failed float32 pass is worth a retry where its bound lacks less than this share
+    of the margin at the centre.
+    """
+
+    margins: Margins
+    randomized: RandomizedMargins | None = None
+    rows_per_sample: int = 1
+    retry_share: float = 0.5
+
+    def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
+        """As ``Bound.attempt``; it never falsifies, and costs what is expected."""
+        margins = self.margins
+        if problem.failure_budget is not None and self.randomized is not None:
+            margins = partial(self.randomized, problem.failure_budget)
+        verdict = margins_in_turn(
+            margins,
+            problem,
+            region,
+            labels,
+            budget,
+            rows_per_sample=self.rows_per_sample,
+            retry_share=self.retry_share,
+        )
+        verdict.spent.fill_(self.expected_passes)
+        return verdict
+
+
+def margins_in_turn(
+    margins: Margins,
+    problem: Problem,
+    region: Region,
+    labels: Tensor,
+    budget: Budget,
+    *,
+    rows_per_sample: int = 1,
+    retry_share: float = 0.5,
+) -> Verdict:
+    """What ``margins`` prove, in one arithmetic of the problem after the other.
+
+    Arguments as of ``Bound.attempt`` and ``MarginsBound``. The next arithmetic tries what failed
+    and may have failed by rounding, or broke down altogether. ``spent`` is left at 0.
+    """
+    x, clock = region.x, budget.clock
+    verdict = Verdict.undecided(x.shape[0])
+    proved, lowest = verdict.proved, verdict.least_margin
+    hopeful = torch.ones(x.shape[0], dtype=torch.bool)
+    everything = torch.arange(x.shape[0])
+    with exact_arithmetic(), contextlib.suppress(OutOfTime):
+        turns = problem.arithmetics()[-1 if budget.tightest else 0 :]
+        for number, (rounding, dtype) in enumerate(turns, start=1):
+            still = (~proved & hopeful).nonzero().flatten()
+            for rows in problem.blocks(
+                len(x), still, dtype, rows_per_sample=rows_per_sample, clock=clock
+            ):
+                found = margins(
+                    problem.compiled,
+                    region.part(rows, problem.device),
+                    labels[rows].to(problem.device),
+                    rounding,
+                    dtype,
+                    clock=clock,
+                )
+                proved[rows] = certified(found).cpu()
+                lowest[rows] = torch.maximum(lowest[rows], found.amin(1).cpu())
+                budget.report(everything[rows], proved[rows])
+            if number < len(turns):
+                failed = (~proved).nonzero().flatten()
+                lost = _lost_by_float32(problem, region, failed, budget, retry_share)
+                hopeful[failed] = (lowest[failed] > -lost) | torch.isneginf(lowest[failed])
+    return verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadiusBound(Bound):
+    """A bound that is a radius in closed form: one try answers every epsilon.
+
+    radius: in one arithmetic; retry_share: as of ``MarginsBound``.
+    """
+
+    radius: ClosedForm
+    retry_share: float = 0.5
+
+    def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
+        """As ``Bound.attempt``: whether the radius reaches each sample's epsilon. No margins."""
+        radii = self.radii(problem, region, labels, region.epsilon[:, None], budget)
+        verdict = Verdict.undecided(len(radii))
+        verdict.proved.copy_(radii >= region.epsilon)
+        verdict.spent.fill_(self.expected_passes)
+        budget.report(torch.arange(len(radii)), verdict.proved)
+        return verdict
+
+    def radii(
+        self, problem: Problem, region: Region, labels: Tensor, asked: Tensor, budget: Budget
+    ) -> Tensor:
+        """Certified radius [batch] float64 in pixel units around ``region.x``, rounded down.
+
+        asked [epsilons] or [batch, epsilons]: the next arithmetic is tried only where it may decide
+        one of them (``budget.tightest``: the tightest alone). -inf where there was no time.
+        """
+        x, clock = region.x, budget.clock
+        best = torch.full((x.shape[0],), -math.inf, dtype=torch.float64)
+        hopeful = torch.ones(x.shape[0], dtype=torch.bool)
+        with exact_arithmetic(), contextlib.suppress(OutOfTime):
+            turns = problem.arithmetics()[-1 if budget.tightest else 0 :]
+            for number, (rounding, dtype) in enumerate(turns, start=1):
+                for rows in problem.blocks(len(x), hopeful.nonzero().flatten(), dtype, clock=clock):
+                    found = self.radius(
+                        problem.compiled,
+                        x[rows].to(problem.device),
+                        labels[rows].to(problem.device),
+                        norm=region.norm,
+                        rounding=rounding,
+                        dtype=dtype,
+                        clock=clock,
+                    )
+                    best[rows] = torch.maximum(best[rows], found.cpu())
+                if number == len(turns):
+                    break
+                failed = (best[:, None] < asked).any(1).nonzero().flatten()
+                share = torch.zeros_like(best)
+                lost = _lost_by_float32(problem, region, failed, budget, self.retry_share)
+                share[failed] = lost / budget.margin[failed]
+                near = (best[:, None] < asked) & (asked <= best[:, None] * (1.0 + share[:, None]))
+                hopeful = near.any(1) | (best <= 0)
+        return best
+
+
+def _lost_by_float32(
+    problem: Problem, region: Region, rows: Tensor, budget: Budget, retry_share: float
+) -> Tensor:
+    """What of the margin at the centre a bound may lose by computing in float32, [rows] float64."""
+    margin, clock = budget.margin[rows], budget.clock
+    lost = torch.full_like(margin, torch.inf)
+    if not all(has_forward_rule(step.op) for step in problem.compiled.steps):
+        return lost
+    rounding, dtype = Rounding.sound(torch.float32), torch.float32
+    centre = Region(region.x[rows], torch.zeros_like(margin), region.norm, region.clip)
+    everything = torch.arange(len(margin))
+    for part in problem.blocks(len(margin), everything, dtype, clock=clock):
+        at_x = centre.part(part, problem.device)
+        state = propagate(problem.compiled, at_x, rounding=rounding, dtype=dtype, clock=clock)
+        _, error = logit_enclosure(problem.compiled.head, state, rounding)
+        # Negative: nothing is known, float32 may overflow.
+        lost[part] = torch.where(error < 0, torch.inf, error).amax(1).cpu()
+    return torch.maximum(retry_share * margin, RETRY_ERRORS * lost)

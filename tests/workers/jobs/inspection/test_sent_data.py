@@ -44,6 +44,7 @@ def inspected(
         "norm": spec["norm"],
         "method": spec.get("method", "auto"),
         "clip": True,
+        "seed": 0,
         "bounds": BOUNDS,
         "samples_per_shard": 50,
     }

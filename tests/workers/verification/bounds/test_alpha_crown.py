@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.layers.kinds import Add, LeakyReLU, ReLU
 from models.network import Network
+from tests.extent import examples
 from tests.workers.verification.networks import (
     Builder,
     adversarial_float32,
@@ -75,15 +76,15 @@ def passes(compiled: CompiledNetwork, region: Region) -> tuple[BackwardPass, Bac
     return before, tightened(before, torch.arange(len(region.x)), 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "linf"]),
     clip=st.booleans(),
     epsilon=st.sampled_from([1e-3, 0.02, 0.1, 0.5]),
     scale=st.sampled_from([1.0, 1e-4, 1e4]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_margins_hold_for_every_float32_evaluation_and_grow_from_one_bound_to_the_next(
     dtype: torch.dtype, seed: int, norm: str, clip: bool, epsilon: float, scale: float
 ) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.kinds import ReLU
+from tests.extent import examples
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from tests.workers.verification.regions import points_of
 from workers.verification.backward.adjoint import adjoint
@@ -22,8 +22,8 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "linf"]),
     clip=st.booleans(),
@@ -31,7 +31,7 @@ from workers.verification.rounding import Rounding
     scale=st.sampled_from([1.0, 1e-4, 1e4]),
     margins=st.sampled_from([crown_margins, cap_margins]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_margins_hold_for_every_float32_evaluation(
     dtype: torch.dtype,
     seed: int,
@@ -93,9 +93,12 @@ def test_rows_alone_or_in_a_batch_give_the_same_bounds() -> None:
                 assert torch.allclose(alone[0], together[row], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(seed=st.integers(0, 10**6), rounds=st.integers(0, 4))
-@settings(max_examples=80, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10**6),
+    rounds=st.integers(0, 4),
+)
+@settings(max_examples=examples(80), deadline=None)
 def test_quick_maximum_is_never_below_the_exact_one(
     dtype: torch.dtype, seed: int, rounds: int
 ) -> None:
@@ -116,9 +119,8 @@ def test_quick_maximum_is_never_below_the_exact_one(
     assert bool((quick <= ball * (1 + 1e-3)).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@given(dtype=st.sampled_from([torch.float32, torch.float64]), seed=st.integers(0, 10**6))
+@settings(max_examples=examples(40), deadline=None)
 def test_rows_go_back_through_the_transpose_of_every_convolution(
     dtype: torch.dtype, seed: int
 ) -> None:

@@ -33,7 +33,7 @@ def shards_change_nothing(
         radius=method in ("lipschitz", "ibp", "bcp"),
     )
     whole = answers(network, x, request, cache, shard=len(x))
-    for shard, threads in ((1, 1), (len(x) - 2, 1), (len(x), 2)):
+    for shard, threads in ((1, 1), (len(x) - 1, 1), (len(x), 2)):
         other = answers(network, x, request, cache, shard=shard, threads=threads)
         assert whole.differences(other) == (0, 0), (shard, threads)
 
@@ -43,7 +43,7 @@ def shards_change_nothing(
 def test_shards_and_threads_change_nothing_of_a_dense_network(
     method: str, norm: str, tmp_path: Path
 ) -> None:
-    x = np.random.default_rng(8).random((5, 8)).astype(np.float32)
+    x = np.random.default_rng(8).random((3, 8)).astype(np.float32)
     shards_change_nothing(dense_network([8, 20, 12, 4], 8), x, method, norm, tmp_path)
 
 

@@ -48,7 +48,7 @@ class Blueprint:
     rows: Mapping[str, Mapping[str, Any]]
 
     def network(self, tensors: Mapping[str, Tensor]) -> Network:
-        """The network with these tensors (by their names in the skeleton's state dict)."""
+        """The network with these tensors, named as in the skeleton's state dict."""
         return Network.from_description(
             self.skeleton.description(), {**tensors, **self.given}
         ).eval()
@@ -88,7 +88,7 @@ def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
 
 
 class _Plan:
-    """The layers laid down so far, by node, with their shapes and the request's names."""
+    """The layers built so far, by node, with their shapes and the request's names."""
 
     def __init__(self, input_shape: Shape) -> None:
         self.input_shape = input_shape

@@ -114,7 +114,7 @@ def _residual_linear(row: LayerRow, shape: Shape) -> Layer:
 
 
 def _limit(kind: type[AtLeast | AtMost]) -> Callable[[LayerRow, Shape], Layer]:
-    """A trained threshold per unit; ``half`` leaves the other half of the channels alone."""
+    """A trained threshold per unit; with ``half`` only for that half of the channels."""
 
     def maker(row: LayerRow, shape: Shape) -> Layer:
         row.number("value", 0.0, -1e6, 1e6)

@@ -1,4 +1,4 @@
-"""State dicts as networks: tensors are given to the layers of a stated architecture."""
+"""State dicts as networks: assigns tensors to the layers of a given architecture."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 IGNORED_TENSORS = ("num_batches_tracked", "deepz_lambda", "u", "u_train", "u_test")
 #: The tensors of a normalisation.
 _NORMALIZATION = {"mean", "std"}
-#: Keys under which training scripts keep the state dict, and what may stand beside it.
+#: Keys under which training scripts store the state dict, and keys that may be beside it.
 _WRAPPERS = ("state_dict", "model_state_dict")
 _BESIDE = (
     "acc",
@@ -57,7 +57,7 @@ _BESIDE = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A state dict's network; tensor -> layer and parameter; what is not certain about that."""
+    """A state dict's network; tensor -> layer and parameter; warnings about that pairing."""
 
     network: Network
     pairing: Mapping[str, str]
@@ -67,7 +67,7 @@ class Loaded:
 def load_checkpoint(
     path: Path, format: str, architecture: str | Mapping[str, Any], *, activation: str = "relu"
 ) -> Network:
-    """The network alone of what ``read_network`` reads."""
+    """The network that ``read_network`` reads, alone."""
     return read_network(path, format, architecture, activation=activation).network
 
 
@@ -86,7 +86,7 @@ def read_network(
     network = loaded.network
     stated = stated_layers(path) if format == "safetensors" else None
     if stated is not None and stated != layers_text(network):
-        # The weights fit all the same: it would be certified, and is not what was trained.
+        # The weights would fit, but the certified network would not be the one that was trained.
         raise ModelError(
             f"the file says that its layers are {stated[:500]!r}, the architecture's are "
             f"{layers_text(network)[:500]!r}",
@@ -156,13 +156,16 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         if len(wrapped) == 1:
             beside = [str(k)[:60] for k in content if k not in wrapped and k not in _BESIDE]
             if beside:
-                mismatch(f"{beside[:8]} stand beside {wrapped[0]!r}: which is the network?")
+                mismatch(
+                    f"the file holds {beside[:8]} beside {wrapped[0]!r}: it is unclear which of "
+                    "them is the network"
+                )
             content = content[wrapped[0]]
     if isinstance(content, list):
         if len(content) != 1:
             mismatch(
                 f"the checkpoint is a cascade of {len(content)} networks",
-                hint="upload each stage on its own",
+                hint="upload each stage as a model of its own",
             )
         (content,) = content
     if not isinstance(content, dict) or not content:

@@ -11,7 +11,7 @@ from models.errors import ModelError
 
 __all__ = ["checked_attributes"]
 
-#: Attributes that are 0 or 1: runtimes do not agree on what another number means.
+#: Attributes that must be 0 or 1, because runtimes differ on other numbers.
 _SWITCHES = (
     "allowzero",
     "ceil_mode",
@@ -46,7 +46,7 @@ def checked_attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any
     for place, name in enumerate(node.output):
         formal = schema.outputs[min(place, len(schema.outputs) - 1)]
         if not name and (place == 0 or formal.option != optional):
-            # ONNX Runtime takes a Split with such an output, then dies of it.
+            # ONNX Runtime accepts a Split with such an output, then crashes.
             raise ModelError(
                 f"{label}: output {place} has no name",
                 code="invalid_onnx",

@@ -31,7 +31,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 #: Axes that an array of numpy can have.
 _MAX_RANK = 64
-#: Integers beyond are no size, place or step of any network; sums of a few do not overflow.
+#: Largest integer taken as a size, index or step; sums of a few such numbers do not overflow.
 _LARGEST_STEP = 1 << 53
 #: ONNX writes "to the end" as the largest or smallest number of its type.
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
@@ -39,7 +39,7 @@ _SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
 
 @dataclass(frozen=True)
 class ConstantRule:
-    """What must be known of an operator on constants before ONNX Runtime may run it.
+    """What is checked of an operator on constants before ONNX Runtime runs it.
 
     elements: how many elements its outputs can have together, at most; raises ValueError or
     ModelError for inputs that must not run at all.
@@ -86,7 +86,7 @@ def _broadcast(operation: Operation, arrays: Arrays) -> int:
 def _quotient(operation: Operation, arrays: Arrays) -> int:
     dividend, divisor = _at(arrays, 0), _at(arrays, 1)
     if dividend.dtype.kind == divisor.dtype.kind == "i":
-        # The processor's own exception would end the process.
+        # The processor would raise a signal that ends the process.
         smallest = bool((dividend == np.iinfo(dividend.dtype).min).any())
         if (divisor == 0).any() or (smallest and (divisor == -1).any()):
             raise ValueError("an integer is divided by zero, or the smallest one by -1")

@@ -21,7 +21,7 @@ from models.onnx.session import failure, open_session
 __all__ = ["evaluate", "read_tensor", "shape_of"]
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-#: Sessions that wait for another node of the same form.
+#: Sessions kept for further nodes of the same form.
 _KEPT_SESSIONS = 64
 
 
@@ -50,7 +50,7 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
 def _moves(
     operation: Operation, constants: Sequence[Constant | None], dtype: np.dtype[Any]
 ) -> bool:
-    """Whether the batch size is but moved to another place of the result."""
+    """Whether the batch size is only moved to another place of the result."""
     if operation.op_type == "Concat":
         steered: Sequence[Constant | None] = ()
     elif CONSTANT_OPERATORS[operation.op_type].moves and dtype.kind in "fi":

@@ -1,4 +1,4 @@
-"""What the importer works with: ONNX values, nodes, and the network's rows as they are laid down.
+"""What the importer works with: ONNX values, nodes, and the rows of the network being built.
 
 An ONNX value is either an ``Activation`` (depends on the input; a node of our graph) or a
 ``Constant``. The batch axis is axis 0 of every activation and stays there. Shape arithmetic in the
@@ -27,7 +27,7 @@ from models.onnx.safety import OnnxLimits, node_label
 
 __all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
 
-#: Batch sizes that stand for a symbolic one: primes that no layer size is likely to equal both of.
+#: Batch sizes used for a symbolic one: two primes, which hardly any layer has both as its sizes.
 SYMBOLIC_BATCH = (99_991, 99_989)
 FIXED_BATCH = (1, 1)
 
@@ -49,8 +49,8 @@ class Activation:
 class Constant:
     """An ONNX value known beforehand, under either of two batch sizes.
 
-    computed: the batch size went into it otherwise than by being moved, so that at a third batch
-    size it may be anything, even where these two agree (the least of batch size and 5).
+    computed: the batch size was used in a computation, not only moved. Then its value at a third
+    batch size is unknown, even where these two agree (such as min(batch size, 5)).
     """
 
     value: NDArray[Any]
@@ -59,7 +59,7 @@ class Constant:
 
     @classmethod
     def of(cls, value: NDArray[Any]) -> Constant:
-        """A constant that knows nothing of the batch."""
+        """A constant that does not depend on the batch."""
         return cls(value, value)
 
     @property
@@ -173,7 +173,7 @@ class Operation:
 
 @dataclass
 class Translation:
-    """The network's rows as they grow, under the limits on weights and activations."""
+    """The rows of the network being built, under the limits on weights and activations."""
 
     batch: tuple[int, int]
     limits: OnnxLimits
@@ -223,7 +223,7 @@ class Translation:
             )
 
     def emit(self, operation: Operation, layer: Layer, *inputs: Activation) -> Activation:
-        """Lay down one row of the network."""
+        """Add one row to the network."""
         try:
             shape = layer.output_shape(*(value.shape for value in inputs))
         except ShapeError as error:

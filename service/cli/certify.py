@@ -63,7 +63,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
             with progress_bar(console) as show:
                 client.wait(job["id"], on_progress=show)
         except KeyboardInterrupt:
-            # Nobody waits for it any more; left alone it would go on, here or with the next start.
+            # The user no longer waits: without this the job would go on, now or after a restart.
             client.cancel(job["id"])
             console.print(f"job {job['id']} is cancelled", highlight=False)
             raise

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def add_parser(commands: Any, settings: Settings) -> None:
     """Add ``serve`` to the commands; ``settings`` has the defaults."""
-    serve = commands.add_parser("serve", help="run the service until it is told to stop")
+    serve = commands.add_parser("serve", help="run the service until SIGTERM or SIGINT")
     serve.add_argument("--host", default=settings.host)
     serve.add_argument(
         "--port", type=_count(65535), default=settings.port, help="0 takes a free one"
@@ -35,11 +35,11 @@ def add_parser(commands: Any, settings: Settings) -> None:
 
 
 def _count(most: int) -> Callable[[str], int]:
-    """A number from 0 to ``most``, as argparse wants it."""
+    """An argparse type: a number from 0 to ``most``."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) > most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {most}")
         return int(text)
 
     return parse
@@ -54,7 +54,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
         logger.warning("%s", warning)
     if not is_loopback(options.host) and not ring.configured:
         raise StartError(
-            f"{options.host} is no loopback address and no API key is configured; "
+            f"{options.host} is not a loopback address and no API key is configured; "
             f"certserve keys create NAME --data-dir {options.data_dir}, or bind 127.0.0.1"
         )
     supervisor = Supervisor(

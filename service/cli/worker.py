@@ -24,7 +24,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
 
 
 def _worker(options: argparse.Namespace, console: Console) -> int:
-    """Become a worker: of CERTSERVE_REDIS_URL, else of the service on the data directory."""
+    """Run a worker of CERTSERVE_REDIS_URL, else of the service on the data directory."""
     environment = {**os.environ, "CERTSERVE_DATA_DIR": str(options.data_dir.absolute())}
     if Settings().redis_url is None:
         running = running_service(options.data_dir)

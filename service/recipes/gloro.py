@@ -47,7 +47,8 @@ _GLORO_MNIST_NEAR: Settings = {
 _GLORO_CIFAR: Settings = {
     "epochs": 800,
     "learning_rate_schedule": falling(0.5, 1e-3),
-    # The published "logarithmic" ramp is log of a line between exp's: straight to 2 % down here.
+    # The published "logarithmic" ramp is the log of a line between two exponentials; within these
+    # bounds it is straight to 2 %.
     "epsilon_schedule": ramp(20 / 800, 0.5, 0.01 * 0.1551 * 255 / 36, 0.1551 * 255 / 36),
     "trades_schedule": {"points": [[0.0, 1.2]]},
     "power_steps": 5,

@@ -15,7 +15,7 @@ from service.recipes.recipes import RECIPES, recipe_of
 
 __all__ = ["plan_of"]
 
-#: Largest epsilon at any time of a run: beyond, float32 has no numbers for what a ball reaches.
+#: Largest epsilon at any time of a run: float32 overflows beyond it.
 MAX_EPSILON = 1e30
 
 #: Data sets that are large enough to keep the default number of samples for the curve.
@@ -76,16 +76,16 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     if not float(spec.epsilon) * largest <= MAX_EPSILON:
         raise InvalidInput(
             f"an epsilon of {float(spec.epsilon):g} times {largest:g}, as the schedule says, is "
-            "more than any network can be trained for",
+            "more than any network can be trained for (float32 overflows)",
             code="invalid_epsilon",
             hint=f"at most {MAX_EPSILON:g} in all",
             field="epsilon",
         )
     if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:
         raise InvalidInput(
-            f"{spec.method} carries boxes, which bfloat16 would lose",
+            f"{spec.method} computes boxes, for which bfloat16 is too coarse",
             code="unsupported_precision",
-            hint='leave "precision" out: "auto" is bfloat16 where the method bears it',
+            hint='leave "precision" out: "auto" uses bfloat16 where the method supports it',
             field="recipe.precision",
         )
     return TrainingPlan(
@@ -124,7 +124,7 @@ def _with_options(method: str, recipe: Settings, given: Settings) -> dict[str, A
 
 
 def _recipe(spec: TrainSpec, dataset: str, name: str, given: object = None) -> Recipe | None:
-    # Every published epsilon is one of l2.
+    # All published epsilons are for l2.
     epsilon = Fraction(spec.epsilon) if spec.norm == "l2" else None
     activation = spec.activation or (given if isinstance(given, str) else None)
     return recipe_of(spec.method, dataset, name, epsilon=epsilon, activation=activation)

@@ -40,7 +40,7 @@ class LeaseWatchdog:
     def __init__(self, ledger: Ledger, note: int, horse: Callable[[], int]) -> None:
         self._ledger, self._note, self._horse = ledger, note, horse
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="warden", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="lease-watchdog", daemon=True)
 
     def __enter__(self) -> LeaseWatchdog:
         self._thread.start()
@@ -77,7 +77,7 @@ class LeaseWatchdog:
         if horse <= 0:
             return
         logger.warning(
-            "job %s: %s is not let go of; the horse %d is killed",
+            "job %s: %s goes on without its lease; work horse %d is killed",
             lease.job_id,
             lease.item,
             horse,

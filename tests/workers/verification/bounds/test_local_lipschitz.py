@@ -25,7 +25,8 @@ from workers.verification.forward.local_pass import LocalPass
 from workers.verification.forward.propagation import Enclosure
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.layers.slopes import anchored_slopes, paired_slopes
+from workers.verification.layers.registry import anchored_slopes
+from workers.verification.layers.sorting import paired_slopes
 from workers.verification.norms.per_sample import MaskedMap
 from workers.verification.norms.spectral import materialize
 from workers.verification.region import Region

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from models.layers.affine import Conv2d, Linear
 from models.layers.joins import Concat, Maximum, Minimum
-from models.layers.kinds import Layer, MaxPool2d, Normalize, Shift
+from models.layers.kinds import Layer, Normalize, Shift
 from models.layers.reparametrized import OrthogonalConv2d, OrthogonalLinear
 from models.network import INPUT, Network, Node
 from workers.training.config import TrainingError
 from workers.verification.forward.ball import ball_rule
-from workers.verification.graph.compiled_network import GraphStep, overlap_of
-from workers.verification.layers.layer_rules import RULES
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.registry import rules_of
 from workers.verification.rounding import Rounding
 
 __all__ = ["TrainingGraph"]
@@ -80,7 +80,8 @@ class TrainingGraph:
     def _step(self, node: Node) -> GraphStep:
         """The node for the rules of ``workers.verification``, which are those of training too."""
         layer = self.network.layer(node.name)
-        if not isinstance(layer, (*WEIGHTED, Normalize, Shift)) and type(layer) not in RULES:
+        rules = rules_of(layer)
+        if not isinstance(layer, (*WEIGHTED, Normalize, Shift)) and rules.forward is None:
             raise TrainingError(
                 "unsupported_architecture",
                 f"layer {node.name} ({layer.kind}) cannot be trained here",
@@ -88,7 +89,7 @@ class TrainingGraph:
                 field="architecture",
             )
         shape = self.shapes[node.inputs[0]]
-        overlap = overlap_of(layer, shape) if isinstance(layer, MaxPool2d) else 1
+        overlap = 1 if rules.overlap is None else rules.overlap(layer, shape)
         return GraphStep(node.name, layer, (), node.shape, overlap=overlap)
 
     def refresh(self) -> None:

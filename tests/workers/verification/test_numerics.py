@@ -21,8 +21,8 @@ from workers.verification.forward.box_ball import quick_maximum
 from workers.verification.forward.propagation import Enclosure, _affine_box
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.clamp import clamp
-from workers.verification.layers.planes import maximum_planes, minimum_planes
-from workers.verification.layers.relaxation import RELAXATIONS
+from workers.verification.layers.registry import rules_of
+from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.numerics import (
     euclidean_norm,
     floor,
@@ -94,7 +94,9 @@ def test_lines_over_denormal_boxes_keep_their_side(
     layer: Layer, rule: str, rng: np.random.Generator
 ) -> None:
     low, high = boxes(rng, (1, 4000), around_zero=True)
-    lines = RELAXATIONS[type(layer)](layer, low, high, rule, SOUND)
+    relax = rules_of(layer).relax
+    assert relax is not None
+    lines = relax(layer, low, high, rule, SOUND)
     for share in torch.linspace(0, 1, 21):
         z = torch.clamp(torch.round((low + (high - low) * share) / ULP) * ULP, low, high)
         exact = z.double()

@@ -17,7 +17,8 @@ from torch import Tensor
 from models.layers.kinds import Normalize, Permute, Reshape, Shift
 from models.network import INPUT, Node
 from workers.training.training_graph import WEIGHTED, TrainingGraph
-from workers.verification.forward.ball import CORNER_SIZE, Enclosure, joined_radius
+from workers.verification.enclosure import CORNER_SIZE, Enclosure
+from workers.verification.forward.ball import joined_radius
 
 __all__ = ["Intersection", "Propagation", "start"]
 
@@ -79,7 +80,8 @@ class Propagation:
         lower = [state.lower for state in inputs if state.lower is not None]
         upper = [state.upper for state in inputs if state.upper is not None]
         factor = graph.factor(node)
-        radius = joined_radius(graph.steps[node.name], [state.radius for state in inputs])
+        radii = [state.radius for state in inputs]
+        radius = radii[0] if len(radii) == 1 else joined_radius(graph.steps[node.name], radii)
         result = Enclosure(
             layer(*(state.centre for state in inputs)),
             radius if factor == 1.0 else factor * radius,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workers.verification.forward.ball import Enclosure
+from workers.verification.enclosure import Enclosure
 from workers.verification.forward.box_ball import quick_maximum
 
 __all__ = ["ball_logits", "pair_differences", "worst_logits"]

@@ -17,7 +17,7 @@ from models.layers.kinds import ReLU
 from models.network import Node
 from workers.training.bounds.ball_and_box import Propagation
 from workers.training.training_graph import WEIGHTED, TrainingGraph
-from workers.verification.forward.ball import Enclosure
+from workers.verification.enclosure import Enclosure
 
 __all__ = ["Local", "clamp_slopes"]
 
@@ -118,7 +118,7 @@ def clamp_slopes(before: Enclosure, after: Enclosure) -> Tensor:
 
     With a the centre and phi the clamp, (phi(u) - phi(l)) / (phi(u) - phi(l) + |a - phi(a)|) is 1
     where a is not clamped, u / (u - a) below and (high - l) / (a - l) above: the slopes of
-    ``workers.verification.layers.slopes`` but for rounding, and 0 where the box is a point.
+    ``workers.verification.layers.relu`` but for rounding, and 0 where the box is a point.
     """
     assert after.lower is not None
     assert after.upper is not None

@@ -7,15 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers.kinds import Layer, Permute, Reshape
 from workers.verification.backward.backward_pass import BackwardPass
-from workers.verification.backward.join_rules import open_pairs
 from workers.verification.backward.linear_form import LinearForm, PatchGrid
 from workers.verification.clock import rows_per_piece
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep
-from workers.verification.layers.relaxation import RELAXATIONS, open_neurons
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
 
 __all__ = [
@@ -108,16 +107,10 @@ def neuron_bounds(
 
 def open_places(backward: BackwardPass, step: GraphStep) -> list[tuple[int, Tensor]]:
     """(value, [batch, *shape] bool): inputs of the step whose boxes are worth a backward pass."""
-    layer = step.op
-    assert isinstance(layer, Layer)
-    boxes = [backward.box(source) for source in step.sources]
-    if type(layer) in RELAXATIONS:
-        chosen = open_neurons(layer, *boxes[0])
-    else:
-        pairs = open_pairs(layer, boxes)
-        if pairs is None:
-            return []
-        chosen = pairs
+    rule = rules_of(step.op).open
+    if rule is None:
+        return []
+    chosen = rule(step.op, [backward.box(source) for source in step.sources])
     return [(source, chosen) for source in dict.fromkeys(step.sources) if source != 0]
 
 
@@ -194,12 +187,12 @@ def _dilated(op: Convolution) -> Tensor:
 def from_input(compiled: CompiledNetwork, value: int) -> Affine | None:
     """The affine map that alone (rearrangements apart) leads from the input to the value."""
     step = compiled.steps[value - 1]
-    while isinstance(step.op, Reshape | Permute) and step.sources[0]:
+    while rules_of(step.op).permutes and step.sources[0]:
         step = compiled.steps[step.sources[0] - 1]
     op = step.op
     if not isinstance(op, Affine):
         return None
-    while step.sources[0] and isinstance(compiled.steps[step.sources[0] - 1].op, Reshape | Permute):
+    while step.sources[0] and rules_of(compiled.steps[step.sources[0] - 1].op).permutes:
         step = compiled.steps[step.sources[0] - 1]
     return op if step.sources[0] == 0 else None
 

@@ -152,6 +152,10 @@ class LinearForm:
             return value
         return self.patch_grid.pick_shared(value, self.shape)
 
+    def of_samples(self, values: Tensor) -> Tensor:
+        """values [batch] for each row, [rows] (or [1] for a single sample)."""
+        return values if self.sample is None else values[self.sample]
+
     def with_coefficients(self, coefficients: Tensor) -> LinearForm:
         """The same rows with other coefficients of the same form."""
         return replace(self, coefficients=coefficients)

@@ -16,7 +16,7 @@ from workers.verification.backward.linear_form import LinearForm
 from workers.verification.bounds.crown import final_forms, refined_pass
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.layers.linear_relaxation import LinearRelaxation
+from workers.verification.layers.rules import LinearRelaxation
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.layers.kinds import LeakyReLU, ReLU
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.intermediate_bounds import (
     Solve,
@@ -28,6 +27,7 @@ from workers.verification.forward.margins import margin_lower_bounds
 from workers.verification.forward.propagation import Enclosure, propagate
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
 from workers.verification.numerics import least, rounded_down, rounded_up
 from workers.verification.region import Region
@@ -116,7 +116,7 @@ def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound)
         places = (unstable & valid).nonzero(as_tuple=True)
         if not places[0].numel():
             continue
-        kink = isinstance(step.op, ReLU | LeakyReLU)
+        kink = rules_of(step.op).kink_at_zero
         low, high = neuron_bounds(backward, source, places, kink=kink, solve=solve)
         lower = state.lower[places].to(torch.float64)
         upper = state.upper[places].to(torch.float64)

@@ -2,8 +2,8 @@
 
 Ball and box as in BCP, with the ball's radius after "affine map, activation" bounded by
 ``|diag(s) W diag(m)| R``: m is 0 where no input can change, s holds anchored slopes
-(``slopes.py``; methods-lipschitz 2.1, 2.5). The radius found so far is used at once, in the boxes
-of the next layers too. Why that holds for DEPLOYED float32 values, not only for real ones:
+(``LayerRules.slopes``; methods-lipschitz 2.1, 2.5). The radius found so far is used at once, in the
+boxes of the next layers too. Why that holds for DEPLOYED float32 values, not only for real ones:
 
 Let c be the verifier's computed centre, z' any deployed value of the input, |z' - c| <= R and
 z'_i = c_i exactly where m_i = 0 (box without width, at the centre). Deployed a' = W z' + b + d',
@@ -31,19 +31,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.layers.kinds import Layer
+from models.layers.base import Layer
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.forward.ball import has_ball_rule, reads_norm
-from workers.verification.forward.propagation import (
-    Enclosure,
-    _rule,
-    ball_rule,
-    has_forward_rule,
-)
+from workers.verification.enclosure import Enclosure
+from workers.verification.forward.ball import ball_rule, has_ball_rule, reads_norm
+from workers.verification.forward.propagation import carry, has_forward_rule
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep
-from workers.verification.layers.slopes import SLOPES, anchored_slopes
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import (
     MaskedMap,
     forward_cost,
@@ -71,7 +68,7 @@ Further = Callable[[int, MaskedMap, Tensor, Tensor], Tensor]
 
 def has_local_rule(op: Affine | Layer) -> bool:
     """Whether the pass covers the step: slopes are used where there are any, on top of the ball."""
-    return has_forward_rule(op) and (type(op) not in SLOPES or has_ball_rule(op))
+    return has_forward_rule(op) and (rules_of(op).slopes is None or has_ball_rule(op))
 
 
 @dataclass
@@ -109,12 +106,12 @@ class LocalPass:
             inputs = [values[source] for source in step.sources]
             states = [state for state in inputs if state is not None]
             assert len(states) == len(inputs)
-            result = _rule(step.op)(step, states, self.rounding)
+            result = carry(step, states, self.rounding)
             if isinstance(step.op, Dense | Convolution) and states[0].lower is not None:
                 masked = MaskedMap.of(step.op, states[0])
                 maps[index + 1] = masked
                 self._linear(index, masked, states[0], result, index + 1 in only_active)
-            elif type(step.op) in SLOPES:
+            elif rules_of(step.op).slopes is not None:
                 source = step.sources[0]
                 before = None if source == 0 else values[steps[source - 1].sources[0]]
                 self._activation(index, states[0], result, maps.get(source), before)
@@ -154,7 +151,7 @@ class LocalPass:
         readers: dict[int, list[bool]] = {}
         for step in self.compiled.steps:
             for source in step.sources:
-                readers.setdefault(source, []).append(type(step.op) in SLOPES)
+                readers.setdefault(source, []).append(rules_of(step.op).slopes is not None)
         return {value for value, kinds in readers.items() if all(kinds)}
 
     def _grown(self, step: GraphStep, norm: Tensor, before: Enclosure) -> Tensor:
@@ -184,7 +181,7 @@ class LocalPass:
 
     def _reach(self, masked: MaskedMap, centre: Tensor, before: Enclosure) -> Tensor:
         """|z'_i - c_i| <= |W_i m| R + (g + g_own) (|W_i| |c| + |b_i|) + g |W_i| R, see
-        ``enclosure._ball_reach``; coordinates that cannot change still round."""
+        ``propagation._ball_reach``; coordinates that cannot change still round."""
         op, rounding = masked.op, self.rounding
         unit = unit_roundoff(centre.dtype)
         up = 1.0 + 32 * unit
@@ -210,11 +207,10 @@ class LocalPass:
     ) -> None:
         """Tighten the radius after an activation by its anchored slopes."""
         step = self.compiled.steps[index]
-        if before.lower is None or before.upper is None:
+        rule = rules_of(step.op).slopes
+        if rule is None or before.lower is None or before.upper is None:
             return
-        assert not isinstance(step.op, Affine)
-        slopes = anchored_slopes(step.op, before.centre, before.lower, before.upper)
-        assert slopes is not None
+        slopes = rule(step.op, before.centre, before.lower, before.upper)
         zeros = torch.zeros_like(before.radius)
         size = rough_norm(before.centre) if reads_norm(step.op) else zeros
         factor, offset = ball_rule(step, size, self.rounding)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.enclosure import Enclosure
 from workers.verification.forward.box_ball import ball_box_maximum
-from workers.verification.forward.propagation import Enclosure
 from workers.verification.graph.compiled_network import Head
 from workers.verification.numerics import rough_norm
 from workers.verification.rounding import FLOAT32_MAX, Rounding

@@ -5,7 +5,7 @@ a box [l, u]: for every input x' of the region and every float32 evaluation z' o
 network there, |z' - c|_2 <= R and l <= z' <= u. Real-arithmetic rules are those of BCP (Lee et
 al. 2020; methods-lipschitz 1.2); rounding of the deployed network and of this computation is folded
 into R and the box at every step (methods-lipschitz 7.5), so that no separate budget is needed.
-Layers that are not affine have their rules in ``layer_rules``.
+Layers that are not affine have their rules in ``layers.registry``.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers.kinds import Layer
+from models.layers.base import Layer
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.forward.ball import Enclosure, ball_rule, grown
+from workers.verification.enclosure import Enclosure
+from workers.verification.forward.ball import AFFINE_BALL
 from workers.verification.graph.affine import Affine
-from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
-from workers.verification.layers.layer_rules import RULES, Rule, apply_layer
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
+from workers.verification.layers.registry import apply_layer, rules_of
 from workers.verification.numerics import floor, per_sample, rough_norm
 from workers.verification.region import Region
 from workers.verification.rounding import FLOAT32_MAX, Rounding, unit_roundoff
 
 __all__ = [
-    "RULES",
     "Enclosure",
-    "ball_rule",
+    "carry",
     "forward_step",
     "has_forward_rule",
     "propagate",
@@ -80,7 +81,7 @@ def propagate(
             refine(index, values)
         inputs = [values[source] for source in step.sources]
         assert all(value is not None for value in inputs)
-        result = _rule(step.op)(step, inputs, rounding)  # type: ignore[arg-type]
+        result = carry(step, inputs, rounding)  # type: ignore[arg-type]
         values.append(result)
         for source in set(step.sources):
             if refine is None and last_use[source] == index:
@@ -90,17 +91,20 @@ def propagate(
     return final
 
 
-def _rule(op: Affine | Layer) -> Rule:
-    if isinstance(op, Affine):
-        return _affine
-    if type(op) not in RULES:
-        raise UnsupportedLayer(f"no rule carries ball and box through the layer {op.kind!r}")
-    return RULES[type(op)]
+def carry(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    """The enclosure of the step's result. Raises UnsupportedLayer where no rule covers it."""
+    if isinstance(step.op, Affine):
+        return _affine(step, inputs, rounding)
+    rule = rules_of(step.op).forward
+    if rule is None:
+        kind = step.op.kind
+        raise UnsupportedLayer(f"no rule carries ball and box through the layer {kind!r}")
+    return rule(step, inputs, rounding)
 
 
 def has_forward_rule(op: Affine | Layer) -> bool:
     """Whether ``propagate`` covers the step."""
-    return isinstance(op, Affine) or type(op) in RULES
+    return isinstance(op, Affine) or rules_of(op).forward is not None
 
 
 def forward_step(step: GraphStep, inputs: list[Tensor]) -> Tensor:
@@ -129,7 +133,7 @@ def _affine(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enc
     assert step.norms is not None
     centre = op.apply(state.centre)
     centre_norm = rough_norm(state.centre)
-    radius = grown(step, state.radius, centre_norm, rounding)
+    radius = AFFINE_BALL.grown(step, state.radius, centre_norm, rounding)
     size = deployed_size(step, centre_norm, state.radius)
     lower = upper = None
     if state.round and op.terms >= ROUND_TERMS:

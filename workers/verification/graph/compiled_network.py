@@ -16,42 +16,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.layers.kinds import (
-    AvgPool2d,
-    Layer,
-    MaxPool2d,
-    Pad,
-    Permute,
-    Reshape,
-)
+from models.layers.kinds import Layer, Permute, Reshape
 from models.network import INPUT, Network
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import FLOAT32_SAFE, Affine, Inner, Norms
-from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
-from workers.verification.graph.translation import AFFINE, UnsupportedLayer
-from workers.verification.norms.spectral import ConvGeometry
+from workers.verification.graph.affine_maps import Dense
+from workers.verification.graph.fusion import fuse
+from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
+from workers.verification.layers.registry import rules_of
 from workers.verification.rounding import SOFTMAX_GAP, Rounding
 
-__all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer", "overlap_of"]
+__all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer"]
 
 #: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
 NORMS_VERSION = 1
-
-
-@dataclass(frozen=True)
-class GraphStep:
-    """One step: ``op`` (an affine map or an exact layer) applied to earlier values.
-
-    sources: positions of earlier values, 0 is the input; value i + 1 is step i's result.
-    norms: of an affine map. overlap: largest number of windows that one input of a max pool is in.
-    """
-
-    name: str
-    op: Affine | Layer
-    sources: tuple[int, ...]
-    shape: tuple[int, ...]
-    norms: Norms | None = None
-    overlap: int = 1
 
 
 @dataclass(frozen=True)
@@ -149,7 +127,7 @@ class CompiledNetwork:
         """
         digest = network.graph_digest()
         with torch.no_grad():
-            steps = _fuse(network.input_shape, _translate(network))
+            steps = fuse(network.input_shape, _translate(network))
             steps, head = _split_head(network, steps)
             if network.dropped_output is not None:
                 head = replace(head, gap=SOFTMAX_GAP)
@@ -175,132 +153,14 @@ def _translate(network: Network) -> list[GraphStep]:
         layer = _without_scalars(network.layer(node.name), node.shape)
         shape = node.shape or (1,)
         sources = tuple(positions[source] for source in node.inputs)
-        op: Affine | Layer
-        if type(layer) in AFFINE:
-            op = AFFINE[type(layer)](layer, shapes[node.inputs[0]])
-        else:
-            op = layer
-        overlap = 1
-        if isinstance(layer, MaxPool2d):
-            overlap = overlap_of(layer, shapes[node.inputs[0]])
+        rules = rules_of(layer)
+        before = shapes[node.inputs[0]]
+        op = layer if rules.affine is None else rules.affine(layer, before)
+        overlap = 1 if rules.overlap is None else rules.overlap(layer, before)
         steps.append(GraphStep(node.name, op, sources, shape, overlap=overlap))
         positions[node.name] = len(steps)
         shapes[node.name] = shape
     return steps
-
-
-def overlap_of(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
-    """Largest number of pooling windows that one input lies in (methods-lipschitz 1.2)."""
-    pool = AvgPool2d(
-        kernel=layer.kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
-    )
-    x = torch.zeros(1, 1, *shape[1:], dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():
-        (counts,) = torch.autograd.grad(pool.window_sums(x).sum(), x)
-    return max(1, int(counts.max()))
-
-
-def _merge(first: GraphStep, second: GraphStep) -> Affine | None:
-    """second o first as one affine map, where it keeps its form."""
-    before, after = first.op, second.op
-    for op in (before, after):
-        if isinstance(op, Affine) and not op.moderate():
-            return None
-    if isinstance(after, Diagonal) and isinstance(before, Dense | Convolution | Diagonal):
-        return before.scaled_output(after)
-    if isinstance(before, Diagonal) and isinstance(after, Dense | Convolution):
-        return after.scaled_input(before)
-    if isinstance(before, Pad) and before.value == 0.0 and isinstance(after, Convolution):
-        return _padded(before, after)
-    return None
-
-
-def _padded(pad: Pad, conv: Convolution) -> Convolution:
-    top, left, bottom, right = pad.padding
-    size = (conv.geometry.size[0] - top - bottom, conv.geometry.size[1] - left - right)
-    outer = conv.geometry.padding
-    padding = (outer[0] + top, outer[1] + left, outer[2] + bottom, outer[3] + right)
-    geometry = ConvGeometry(
-        size, conv.geometry.stride, padding, conv.geometry.dilation, conv.geometry.groups
-    )
-    in_shape = (conv.in_shape[0], *size)
-    return Convolution(
-        in_shape,
-        conv.out_shape,
-        conv.bias,
-        conv.bias_magnitude,
-        conv.terms,
-        weight=conv.weight,
-        geometry=geometry,
-        inner=conv.inner,
-    )
-
-
-def _fuse(input_shape: tuple[int, ...], steps: list[GraphStep]) -> list[GraphStep]:
-    """Merge each step into its only consumer's predecessor where the product keeps its form."""
-    while True:
-        uses = [0] * (len(steps) + 1)
-        for step in steps:
-            for source in step.sources:
-                uses[source] += 1
-        for index, step in enumerate(steps):
-            if len(step.sources) != 1 or step.sources[0] == 0 or uses[step.sources[0]] != 1:
-                continue
-            before = steps[step.sources[0] - 1]
-            if isinstance(before.op, Diagonal) and isinstance(step.op, Reshape | Permute):
-                steps = _swapped(steps, step.sources[0] - 1, index)
-                break
-            merged = _merge(before, step)
-            if merged is not None:
-                fused = GraphStep(f"{before.name}+{step.name}", merged, before.sources, step.shape)
-                steps = _replace(steps, step.sources[0] - 1, index, fused)
-                break
-        else:
-            return steps
-
-
-def _replace(steps: list[GraphStep], first: int, second: int, fused: GraphStep) -> list[GraphStep]:
-    """Steps without ``first``, with ``fused`` in the place of ``second``."""
-
-    def moved(source: int) -> int:
-        return source - 1 if source > first + 1 else source
-
-    result = []
-    for index, step in enumerate(steps):
-        if index == first:
-            continue
-        chosen = fused if index == second else step
-        sources = tuple(moved(source) for source in chosen.sources)
-        result.append(
-            GraphStep(chosen.name, chosen.op, sources, chosen.shape, overlap=chosen.overlap)
-        )
-    return result
-
-
-def _swapped(steps: list[GraphStep], first: int, second: int) -> list[GraphStep]:
-    """A diagonal map after a permutation of indices instead of before it."""
-    diagonal, moved = steps[first].op, steps[second].op
-    assert isinstance(diagonal, Diagonal)
-    assert isinstance(moved, Layer)
-
-    def through(tensor: Tensor) -> Tensor:
-        result: Tensor = moved(tensor.expand(diagonal.out_shape)[None])[0]
-        return result
-
-    shape = steps[second].shape
-    after = Diagonal(
-        shape,
-        shape,
-        through(diagonal.bias),
-        through(diagonal.bias_magnitude),
-        diagonal.terms,
-        scale=through(diagonal.scale),
-        inner=diagonal.inner,
-    )
-    result = list(steps)
-    result[first] = GraphStep(steps[second].name, moved, steps[first].sources, shape)
-    result[second] = GraphStep(steps[first].name, after, steps[second].sources, shape)
-    return result
 
 
 def _split_head(network: Network, steps: list[GraphStep]) -> tuple[list[GraphStep], Head]:

@@ -1,1 +1,1 @@
-"""What bounds know of the layers that are not affine."""
+"""What bounds know of layers: one file per family, one row per layer in ``registry``."""

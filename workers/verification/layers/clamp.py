@@ -1,7 +1,8 @@
 """Layers that are min(max(z, low), high) with constants per element: exact in float32, monotone.
 
 Clip, AtLeast, AtMost and ReLU-theta (Local-Lip, Huang et al. 2021) are one function; ``LIMITS``
-has one row per layer. Where low > high it is the constant high, as each of them is deployed.
+has one row per layer, and all have the same rules. Where low > high it is the constant high, as
+each of them is deployed.
 """
 
 from __future__ import annotations
@@ -12,47 +13,28 @@ import torch
 from torch import Tensor
 
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
-from models.layers.kinds import Layer
-from workers.verification.layers.linear_relaxation import LinearRelaxation
+from models.layers.base import Layer
+from workers.verification.layers.exact import EXACT, monotone
+from workers.verification.layers.rules import LEAST_SLOPE, Box, LayerRules, LinearRelaxation
 from workers.verification.numerics import slack
-from workers.verification.rounding import Rounding
+from workers.verification.rounding import Rounding, unit_roundoff
 
-__all__ = ["LIMITS", "clamp", "clamp_kinks", "clamp_lines", "limits"]
+__all__ = ["LIMITS", "RULES", "clamp", "clamped_slopes"]
 
 #: low and high of a layer: numbers, tensors that broadcast, or None for no limit.
 Limit = Tensor | float | None
 
 
-def _clip(layer: Layer) -> tuple[Limit, Limit]:
-    assert isinstance(layer, Clip)
-    return layer.low, layer.high
-
-
-def _at_least(layer: Layer) -> tuple[Limit, Limit]:
-    assert isinstance(layer, AtLeast)
-    return layer.value, None
-
-
-def _at_most(layer: Layer) -> tuple[Limit, Limit]:
-    assert isinstance(layer, AtMost)
-    return None, layer.value
-
-
-def _relu_theta(layer: Layer) -> tuple[Limit, Limit]:
-    assert isinstance(layer, ReLUTheta)
-    return 0.0, layer.theta
-
-
-#: One row per layer of this form.
-LIMITS: dict[type[Layer], Callable[[Layer], tuple[Limit, Limit]]] = {
-    Clip: _clip,
-    AtLeast: _at_least,
-    AtMost: _at_most,
-    ReLUTheta: _relu_theta,
+#: One row per layer of this form: (low, high).
+LIMITS: dict[type[Layer], Callable[..., tuple[Limit, Limit]]] = {
+    Clip: lambda layer: (layer.low, layer.high),
+    AtLeast: lambda layer: (layer.value, None),
+    AtMost: lambda layer: (None, layer.value),
+    ReLUTheta: lambda layer: (0.0, layer.theta),
 }
 
 
-def limits(layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
+def _limits(layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
     """low <= high as tensors like ``like``; float32 constants stay exact in float64."""
 
     def tensor(limit: Limit, missing: float) -> Tensor:
@@ -67,19 +49,19 @@ def limits(layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def clamp(layer: Layer, z: Tensor) -> Tensor:
     """The layer's value, without any rounding, in z's dtype."""
-    low, high = limits(layer, z)
+    low, high = _limits(layer, z)
     return torch.minimum(torch.maximum(z, low), high)
 
 
-def clamp_kinks(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
+def _kinks(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
     """Where a kink lies strictly inside the box: elsewhere the layer is one line there."""
-    low, high = limits(layer, lower)
+    low, high = _limits(layer, lower)
     flat = (upper <= low) | (lower >= high)
     straight = (lower >= low) & (upper <= high)
     return (lower < upper) & ~flat & ~straight
 
 
-def clamp_lines(
+def _lines(
     layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
 ) -> LinearRelaxation:
     """Sound lines for every box.
@@ -90,10 +72,10 @@ def clamp_lines(
     middle (CROWN's adaptive choice), the line below the chord; mirrored around a lower kink.
     ``cap`` takes the chord for both where it can.
     """
-    low, high = limits(layer, lower)
+    low, high = _limits(layer, lower)
     at_lower, at_upper = clamp(layer, lower), clamp(layer, upper)
     one, zero = torch.ones_like(lower), torch.zeros_like(lower)
-    bent = clamp_kinks(layer, lower, upper)
+    bent = _kinks(layer, lower, upper)
     straight = (lower >= low) & (upper <= high)
     chord = _slope(at_upper - at_lower, upper - lower)
     above, below = chord, chord
@@ -122,3 +104,48 @@ def _slope(rise: Tensor, run: Tensor) -> Tensor:
     """rise / run in [0, 1]; 0 where there is no such number (any slope is sound)."""
     slope = rise / torch.where(run > 0, run, torch.ones_like(run))
     return slope.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
+
+
+def clamped_slopes(
+    centre: Tensor, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Slopes of min(max(t, low), high) for low <= high, rounded up; either may be infinite.
+
+    a <= low: as for ReLU, with min(u, high) for u (beyond high only |t - a| grows).
+    a >= high: with m = max(l, low), (high - t) / (a - t) falls on [m, high), so it is at most
+    (high - m) / (a - m); below low only |t - a| grows. Elsewhere 1. Where box and centre lie on one
+    flat side, both values are the same constant: 0.
+    """
+    up = 1.0 + 8 * unit_roundoff(centre.dtype)
+    one = torch.ones_like(centre)
+    top, bottom = torch.minimum(upper, high), torch.maximum(lower, low)
+    rise, fall = top - centre, centre - bottom
+    rising = ((top - low) / rise).mul_(up).clamp_(LEAST_SLOPE, 1.0)
+    falling = ((high - bottom) / fall).mul_(up).clamp_(LEAST_SLOPE, 1.0)
+    slope = torch.where((centre <= low) & torch.isfinite(rise) & (rise > 0), rising, one)
+    slope = torch.where((centre >= high) & torch.isfinite(fall) & (fall > 0), falling, slope)
+    slope = slope.masked_fill((upper <= low) & (centre <= low), 0.0)
+    return slope.masked_fill_((lower >= high) & (centre >= high), 0.0)
+
+
+def _slopes(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Clip, AtLeast, AtMost, ReLU-theta."""
+    low, high = (limit.expand_as(centre) for limit in _limits(layer, centre))
+    return clamped_slopes(centre, lower, upper, low, high)
+
+
+def _open(layer: Layer, boxes: list[Box]) -> Tensor:
+    return _kinks(layer, *boxes[0])
+
+
+RULES: dict[type[Layer], LayerRules] = dict.fromkeys(
+    LIMITS,
+    LayerRules(
+        value=clamp,
+        forward=monotone(EXACT, clamp),
+        ball=EXACT,
+        slopes=_slopes,
+        relax=_lines,
+        open=_open,
+    ),
+)

@@ -13,19 +13,14 @@ import torch
 from torch import Tensor
 
 from models.layers.activations import Sigmoid, Tanh
-from models.layers.kinds import Layer
-from workers.verification.layers.linear_relaxation import LinearRelaxation
+from models.layers.base import Layer
+from workers.verification.enclosure import Enclosure, box_to_ball
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.rules import Ball, Box, LayerRules, LinearRelaxation
 from workers.verification.numerics import rounded_down, rounded_up
 from workers.verification.rounding import Rounding
 
-__all__ = [
-    "KERNEL_ERROR",
-    "S_SHAPED",
-    "s_shaped",
-    "s_shaped_error",
-    "s_shaped_lines",
-    "s_shaped_moves",
-]
+__all__ = ["KERNEL_ERROR", "RULES", "S_SHAPED", "s_shaped"]
 
 #: Largest absolute error of a deployed float32 sigmoid or tanh at any finite float32 input. A
 #: STATED bound of the runtime's kernels, not a proved one: ONNX Runtime 1.31 on x86 is off by at
@@ -82,19 +77,20 @@ def s_shaped(layer: Layer, z: Tensor) -> Tensor:
     return S_SHAPED[type(layer)].value(z.to(torch.float64)).to(z.dtype)
 
 
-def s_shaped_error(rounding: Rounding) -> float:
+def _error(rounding: Rounding) -> float:
     """How far a deployed value may be from ``s_shaped`` at the same z (values are at most 1)."""
     if not rounding.is_sound:
         return 0.0
     return (KERNEL_ERROR + 2 * rounding.own + _OWN_ERROR) * (1.0 + 1e-9)
 
 
-def s_shaped_moves(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
+def _open(layer: Layer, boxes: list[Box]) -> Tensor:
     """Where the layer changes enough over the box for its bounds to matter."""
+    ((lower, upper),) = boxes
     return s_shaped(layer, upper) - s_shaped(layer, lower) > 1e-4
 
 
-def s_shaped_lines(
+def _lines(
     layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
 ) -> LinearRelaxation:
     """Sound lines for every box (CROWN, Zhang et al. 2018, section 3.3, for the slopes).
@@ -110,7 +106,7 @@ def s_shaped_lines(
     highest = _extreme(curve, above.to(torch.float64), low, high, 1.0)
     lowest = _extreme(curve, below.to(torch.float64), low, high, -1.0)
     reach = torch.maximum(low.abs(), high.abs())
-    error = s_shaped_error(rounding)
+    error = _error(rounding)
     unit = 2.0**-50 * rounding.is_sound
     highest = highest + (unit * above.to(torch.float64) * reach + error)
     lowest = lowest - (unit * below.to(torch.float64) * reach + error)
@@ -160,3 +156,30 @@ def _upper_slope(curve: SShapedFunction, low: Tensor, high: Tensor) -> Tensor:
         beyond = curve.slope(end) * (end - low) >= curve.value(end) - at_low
         slope = torch.where(crossing & ~beyond, curve.slope(left), slope)
     return slope.clamp(0.0, curve.steepest)
+
+
+def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    """Monotone in real arithmetic, the kernel's error and ours on top."""
+    (state,) = inputs
+    layer = step.op
+    assert isinstance(layer, Layer)
+    error = _error(rounding)
+    lower = None if state.lower is None else s_shaped(layer, state.lower) - error
+    upper = None if state.upper is None else s_shaped(layer, state.upper) + error
+    radius = BALL.grown(step, state.radius, state.radius, rounding)
+    return box_to_ball(Enclosure(s_shaped(layer, state.centre), radius, lower, upper, state.valid))
+
+
+def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, float]:
+    layer = step.op
+    assert isinstance(layer, Layer)
+    size = torch.Size(step.shape).numel() ** 0.5
+    return S_SHAPED[type(layer)].steepest, _error(rounding) * size * (1.0 + 1e-12)
+
+
+BALL = Ball(_growth, reads_norm=False)
+
+RULES: dict[type[Layer], LayerRules] = dict.fromkeys(
+    S_SHAPED,
+    LayerRules(value=s_shaped, forward=_forward, ball=BALL, relax=_lines, open=_open),
+)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.verification.forward.propagation import Enclosure
+from workers.verification.enclosure import Enclosure
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.spectral import materialize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from workers.jobs.inspection.child import inspect
 from workers.jobs.report.statement import statement
 from workers.verification.cascade.parity import DeploymentMismatch
 from workers.verification.graph.compiled_network import UnsupportedLayer
-from workers.verification.layers.relaxation import RELAXATIONS
+from workers.verification.layers.registry import LAYERS
 
 node = helper.make_node
 #: Told by the structure of the graph, or by a comparison.
@@ -200,7 +201,7 @@ def test_a_layer_that_the_method_has_no_rule_for_fails_before_any_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data = tiny_onnx(tmp_path / "m.onnx"), tiny_npz(tmp_path / "d.npz", samples=3)
-    monkeypatch.delitem(RELAXATIONS, ReLU)
+    monkeypatch.setitem(LAYERS, ReLU, replace(LAYERS[ReLU], relax=None))
     inspected(tmp_path / "auto", model, data)
     with pytest.raises(UnsupportedLayer, match="'crown' has no rule for the layer 'relu'"):
         inspected(tmp_path / "crown", model, data, method="crown")

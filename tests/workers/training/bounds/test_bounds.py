@@ -30,9 +30,9 @@ from workers.training.objectives.bounded import (
     whole_network,
 )
 from workers.training.training_graph import TrainingGraph
-from workers.verification.forward.ball import Enclosure
+from workers.verification.enclosure import Enclosure
 from workers.verification.forward.box_ball import ball_box_maximum
-from workers.verification.layers.slopes import anchored_slopes
+from workers.verification.layers.registry import anchored_slopes
 
 ACTIVATIONS = ["relu", "relu-theta", "maxmin", "clamped-maxmin"]
 CONFIG = TrainingConfig(method="bcp", architecture="mnist-small", epsilon=0.3, rounds=10)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,85 +13,40 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers.kinds import Layer, LeakyReLU, Linear, ReLU
+from models.layers.kinds import LeakyReLU, Linear, ReLU
 from models.network import Network
 from tests.extent import part
+from tests.workers.verification import fold
 from tests.workers.verification.certification import certify, evaluate
+from tests.workers.verification.fold import RULES, Fold
 from tests.workers.verification.networks import Builder
+from workers.verification import layers
 from workers.verification.attacks.pgd import attack
 from workers.verification.backward.adjoint import ADJOINTS
 from workers.verification.backward.backward_pass import has_backward_rule
 from workers.verification.cascade.bound_table import BOUNDS, auto_bounds
 from workers.verification.cascade.coverage import covering_bounds
-from workers.verification.forward.ball import BALL_RULES, Enclosure, ball_rule
+from workers.verification.forward.ball import ball_rule
 from workers.verification.forward.propagation import has_forward_rule
 from workers.verification.graph.affine_maps import Dense
-from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
-from workers.verification.layers.layer_rules import RULES
-from workers.verification.layers.linear_relaxation import LinearRelaxation
-from workers.verification.layers.relaxation import RELAXATIONS
-from workers.verification.layers.slopes import SLOPES
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
+from workers.verification.layers.exact import EXACT
+from workers.verification.layers.registry import LAYERS
+from workers.verification.layers.rules import Ball, LayerRules
 from workers.verification.results import AttackSettings, SampleResults
 from workers.verification.rounding import Rounding
 
-
-class Fold(Layer):
-    """|x|: a layer of the tests' own, exact in float32, 1-Lipschitz and not monotone."""
-
-    kind = "fold"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.abs()
-
-
-def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
-    (state,) = inputs
-    lower = upper = None
-    if state.lower is not None and state.upper is not None:
-        crosses = (state.lower < 0) & (state.upper > 0)
-        ends = state.lower.abs(), state.upper.abs()
-        lower = torch.minimum(*ends).masked_fill(crosses, 0.0)
-        upper = torch.maximum(*ends)
-    return Enclosure(state.centre.abs(), state.radius, lower, upper, state.valid)
-
-
-def _lines(
-    layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
-) -> LinearRelaxation:
-    one = torch.ones_like(lower)
-    crosses = (lower < 0) & (upper > 0)
-    side = torch.where(lower >= 0, one, -one)
-    width = torch.where(crosses, upper - lower, one)
-    chord = torch.where(crosses, ((upper + lower) / width).clamp(-1, 1), side)
-    top = torch.maximum(-lower - chord * lower, upper - chord * upper)
-    top = top + 4 * rounding.own * (lower.abs() + upper.abs())
-    below = torch.where(crosses, torch.where(upper > -lower, one, -one), side)
-    return LinearRelaxation(below, None, chord, torch.where(crosses, top, 0 * one), crosses, -1.0)
-
-
-def _ball(step: GraphStep, norm: Tensor, rounding: Rounding) -> tuple[float, Tensor | float]:
-    return 1.0, 0.0
-
-
-def _slope(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    return torch.ones_like(centre)
-
-
-TABLES: dict[str, tuple[dict[type[Layer], Any], Any]] = {
-    "forward": (RULES, _forward),
-    "ball": (BALL_RULES, _ball),
-    "lines": (RELAXATIONS, _lines),
-    "slope": (SLOPES, _slope),
-}
-#: None, each alone, all but one, all, and what a new layer most likely comes with.
+#: The rules that a bound can miss.
+PARTS = ("ball", "forward", "relax", "slopes")
+#: None, each alone, all but one, and what a new layer most likely comes with.
 REGISTERED = sorted(
     {
         (),
-        *((name,) for name in TABLES),
-        *(tuple(sorted(set(TABLES) - {name})) for name in TABLES),
-        tuple(sorted(TABLES)),
+        *((name,) for name in PARTS),
+        *(tuple(sorted(set(PARTS) - {name})) for name in PARTS),
         ("ball", "forward"),
-        ("forward", "slope"),
+        ("forward", "slopes"),
     }
 )
 AUTO = [bound.name for bound in auto_bounds()]
@@ -109,10 +66,11 @@ def network() -> Network:
 
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives the layer a row with these of its rules alone."""
+
     def fill(names: Iterable[str]) -> None:
-        for name in names:
-            table, rule = TABLES[name]
-            monkeypatch.setitem(table, Fold, rule)
+        known = {name: getattr(RULES[Fold], name) for name in names}
+        monkeypatch.setitem(LAYERS, Fold, LayerRules(**known))
 
     return fill
 
@@ -177,19 +135,43 @@ def test_every_method_is_right_or_refuses_the_layer(
     assert_holds(model, found, norm)
 
 
-def test_what_a_bound_needs_follows_from_the_tables(register: Any) -> None:
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_new_layer_is_one_file_and_one_row(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
+    """Every bound certifies with it, none is passed over, and no attack succeeds."""
+    for layer, rules in RULES.items():
+        monkeypatch.setitem(LAYERS, layer, rules)
+    model = network()
+    for method in ("auto", *(name for name, bound in BOUNDS.items() if norm in bound.norms)):
+        found = certify(model, X, EPSILONS, method=method, norm=norm, radius=False, attack=None)
+        assert found.notes["passed_over"] == {}
+        assert found.certified.any(), method
+        assert_holds(model, found, norm)
+
+
+def test_a_file_of_rules_imports_no_bound() -> None:
+    """Rules are what bounds are made of: the other direction would be a circle."""
+    before = "workers.verification"
+    for path in (*Path(layers.__path__[0]).glob("*.py"), Path(fold.__file__)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                room = str(node.module).removeprefix(f"{before}.").partition(".")[0]
+                assert room not in {"bounds", "cascade", "forward"}, f"{path.name}: {node.module}"
+                assert node.module != f"{before}.backward.backward_pass", path.name
+
+
+def test_what_a_bound_needs_follows_from_the_registry(register: Any) -> None:
     compiled = CompiledNetwork.compile(network(), norms=False)
     with pytest.raises(UnsupportedLayer):
         covering_bounds(compiled, "auto", "l2")
     register(["ball"])
     assert [bound.name for bound in covering_bounds(compiled, "auto", "l2")[0]] == ["lipschitz"]
-    register(["forward"])
+    register(["ball", "forward"])
     bounds, passed_over = covering_bounds(compiled, "auto", "l2")
     assert {bound.name for bound in bounds} == {
         name for name in AUTO if BOUNDS[name].has_rule is not has_backward_rule
     }
     assert set(passed_over) == {name for name in AUTO if BOUNDS[name].has_rule is has_backward_rule}
-    register(["lines"])
+    register(["ball", "forward", "relax"])
     assert covering_bounds(compiled, "auto", "l2")[1] == {}
 
 
@@ -239,9 +221,9 @@ def test_a_rule_that_depends_on_the_norm_is_given_it(monkeypatch: pytest.MonkeyP
     b.add(Linear(torch.eye(5)))
     b.add(Fold())
     b.linear(3)
-    monkeypatch.setitem(BALL_RULES, Fold, _ball)
+    monkeypatch.setitem(LAYERS, Fold, LayerRules(ball=EXACT))
     exact = certify(b.build(), X, EPSILONS, method="lipschitz", attack=None).radius
-    monkeypatch.setitem(BALL_RULES, Fold, rule)
+    monkeypatch.setitem(LAYERS, Fold, LayerRules(ball=Ball(rule)))
     rounded = certify(b.build(), X, EPSILONS, method="lipschitz", attack=None).radius
     assert min(seen) > 0.1
     assert (rounded < exact).all()

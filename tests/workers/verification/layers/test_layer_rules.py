@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,22 +17,20 @@ from models.layers.kinds import LAYER_KINDS, Layer, Linear, Multiply, ReLU, Resh
 from models.layers.reparametrized import REPARAMETRIZED
 from models.network import Network
 from tests.workers.verification.networks import Builder
-from workers.verification.backward.backward_pass import BACKWARD, BackwardPass
+from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import crown_margins
 from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.lipschitz import lipschitz_constant
-from workers.verification.forward.ball import BALL_RULES
+from workers.verification.enclosure import Enclosure
 from workers.verification.forward.margins import logit_enclosure
-from workers.verification.forward.propagation import Enclosure, forward_step, propagate
+from workers.verification.forward.propagation import forward_step, propagate
+from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.reductions import Reduction
-from workers.verification.graph.translation import AFFINE
-from workers.verification.layers.layer_rules import RULES
-from workers.verification.layers.relaxation import RELAXATIONS
-from workers.verification.layers.slopes import SLOPES
+from workers.verification.layers.registry import LAYERS, rules_of
 from workers.verification.norms.spectral import dense_norm, materialize
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
@@ -125,17 +124,27 @@ def backward_of(compiled: CompiledNetwork, region: Region, rounding: Rounding) -
     return backward
 
 
+def affine_map(layer: Layer, shape: tuple[int, ...]) -> Affine:
+    translate = rules_of(layer).affine
+    assert translate is not None
+    return translate(layer, shape)
+
+
 def images(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
 def test_every_layer_has_all_its_rules() -> None:
     kinds = set(LAYER_KINDS.values()) - set(REPARAMETRIZED)
-    assert kinds == set(AFFINE) | set(RULES)
-    assert set(RULES) == set(BALL_RULES) == set(RELAXATIONS) | set(BACKWARD)
-    assert not set(AFFINE) & set(RULES)
-    assert not set(RELAXATIONS) & set(BACKWARD)
-    assert set(SLOPES) <= set(BALL_RULES)
+    assert kinds == set(LAYERS)
+    for layer, rules in LAYERS.items():
+        known = {field.name for field in fields(rules) if getattr(rules, field.name)} - {"value"}
+        if rules.affine is not None:
+            assert known == {"affine"}, layer
+        else:
+            assert {"forward", "ball"} <= known, layer
+            assert len(known & {"relax", "backward"}) == 1, layer
+            assert "open" in known or "relax" not in known, layer
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -216,7 +225,7 @@ def test_reductions_are_the_operators_they_claim_to_be(
     layer: type[ReduceSum | ReduceMean], axes: tuple[int, ...]
 ) -> None:
     made = layer(axes=axes)
-    op = AFFINE[layer](made, SHAPE)
+    op = affine_map(made, SHAPE)
     assert isinstance(op, Reduction)
     matrix = materialize(op.linear, SHAPE).T
     direct = materialize(lambda x: made(x).reshape(x.shape[0], -1), SHAPE).T
@@ -286,7 +295,7 @@ def test_a_map_that_widens_counts_the_terms_of_its_transpose() -> None:
     """The backward step through W [1000, 2] sums 1000 terms, the forward one 2."""
     from workers.verification.backward.adjoint import local_error
 
-    wide, narrow = (AFFINE[Linear](Linear(torch.ones(count, 2)), (2,)) for count in (1000, 2))
+    wide, narrow = (affine_map(Linear(torch.ones(count, 2)), (2,)) for count in (1000, 2))
     box = torch.ones(1, 2)
     rounding = Rounding.sound(torch.float32)
     assert isinstance(wide, Dense)

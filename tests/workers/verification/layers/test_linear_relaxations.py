@@ -18,16 +18,16 @@ from torch import Tensor
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
 from models.layers.kinds import Layer, LeakyReLU, ReLU
 from tests.extent import examples
-from workers.verification.layers.layer_rules import apply_layer
-from workers.verification.layers.planes import maximum_planes, minimum_planes
-from workers.verification.layers.relaxation import RELAXATIONS
+from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
+from workers.verification.layers.rules import LinearRelaxation
 from workers.verification.layers.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
+from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.rounding import Rounding
 
 DTYPES = [torch.float32, torch.float64]
 THETA = torch.tensor(1.25)
 
-LAYERS: list[Layer] = [
+TRIED: list[Layer] = [
     ReLU(),
     LeakyReLU(slope=0.1),
     Clip(),
@@ -48,6 +48,14 @@ SPECIAL = [
     *(-1e30, -1e4, -90.0, -1.0, -0.7, -0.5, -1e-7, -1e-30, 0.0),
     *(1e-30, 0.3, 0.4, 0.75, 1.25, 2.0, 9.0, 300.0, 1e9, 1e30),
 ]
+
+
+def relaxation(
+    layer: Layer, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
+) -> LinearRelaxation:
+    relax = rules_of(layer).relax
+    assert relax is not None
+    return relax(layer, lower, upper, rule, rounding)
 
 
 def deployed(kind: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -119,7 +127,7 @@ def grid(lower: Tensor, upper: Tensor) -> Tensor:
     return torch.clamp(torch.cat(points).float().double(), low, high)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.kind}{layer.config()}")
+@pytest.mark.parametrize("layer", TRIED, ids=lambda layer: f"{layer.kind}{layer.config()}")
 @given(
     dtype=st.sampled_from(DTYPES),
     rule=st.sampled_from(["crown", "cap"]),
@@ -133,7 +141,7 @@ def test_lines_hold_over_the_whole_box(
     random = np.random.default_rng(seed)
     lower, upper = boxes(random, 64, dtype)
     for rounding in (Rounding.sound(dtype), Rounding.ignored()):
-        lines = RELAXATIONS[type(layer)](layer, lower, upper, rule, rounding)
+        lines = relaxation(layer, lower, upper, rule, rounding)
         z = grid(lower, upper)
         values = apply_layer(layer, z)
         # The line at z is evaluated here with an error of a few units in float64.
@@ -157,9 +165,7 @@ def test_lines_hold_for_the_deployed_kernel(kind: str) -> None:
         lower, upper = boxes(np.random.default_rng(seed), 64, torch.float32)
         z = grid(lower, upper)
         values = torch.from_numpy(deployed(kind, z.float().numpy().ravel())).reshape(z.shape)
-        lines = RELAXATIONS[type(layer)](
-            layer, lower, upper, "crown", Rounding.sound(torch.float32)
-        )
+        lines = relaxation(layer, lower, upper, "crown", Rounding.sound(torch.float32))
         noise = 2.0**-50 * (1.0 + z.abs())
         above = lines.upper_slope.double() * z + lines.upper_intercept.double()
         assert lines.lower_intercept is not None
@@ -172,7 +178,7 @@ def gap(layer: Layer, low: float, high: float) -> float:
     """Widest distance between the lines over a box."""
     ends = (torch.full((1, 1), value, dtype=torch.float64) for value in (low, high))
     lower, upper = ends
-    lines = RELAXATIONS[type(layer)](layer, lower, upper, "crown", Rounding.ignored())
+    lines = relaxation(layer, lower, upper, "crown", Rounding.ignored())
     z = torch.cat([lower, upper])
     assert lines.lower_intercept is not None
     below = lines.lower_slope * z + lines.lower_intercept
@@ -223,4 +229,6 @@ def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
 
 
 def test_every_activation_with_lines_is_tried_here() -> None:
-    assert {type(layer) for layer in LAYERS} == set(RELAXATIONS)
+    assert {type(layer) for layer in TRIED} == {
+        layer for layer, rules in LAYERS.items() if rules.relax
+    }

@@ -1,43 +1,28 @@
-"""Layers as the verifier's steps: affine maps with exact parameters, or the layer itself."""
+"""Affine layers as affine maps with exact parameters, and what their deployed evaluation rounds.
+
+Bounds see the map (``graph.affine``), which has rules of its own; a new affine layer is one
+function.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from models.layers.base import Layer
 from models.layers.joins import ReduceMean, ReduceSum
-from models.layers.kinds import (
-    AvgPool2d,
-    BatchNorm,
-    Conv2d,
-    Divide,
-    Layer,
-    Linear,
-    Multiply,
-    Normalize,
-    Shift,
-)
+from models.layers.kinds import BatchNorm, Conv2d, Divide, Linear, Multiply, Normalize, Shift
 from workers.verification.graph.affine import Affine, Inner
-from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal, Pooling
+from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
+from workers.verification.graph.graph_step import UnsupportedLayer
 from workers.verification.graph.reductions import Reduction
+from workers.verification.layers.rules import LayerRules
 from workers.verification.norms.spectral import ConvGeometry
 from workers.verification.rounding import FLOAT32_MAX
 
-__all__ = ["AFFINE", "UnsupportedLayer"]
-
-
-class UnsupportedLayer(ValueError):
-    """A layer that no bound of this verifier covers."""
-
-    code = "unsupported_layer"
-
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+__all__ = ["RULES"]
 
 
 def _float64(tensor: Tensor) -> Tensor:
@@ -113,14 +98,6 @@ def _batch_norm(layer: BatchNorm, shape: tuple[int, ...]) -> Affine:
     return _diagonal(shape, scale, bias - mean * scale, magnitude, terms)
 
 
-def _avg_pool2d(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
-    terms = layer.kernel[0] * layer.kernel[1] + 4
-    out = layer.output_shape(shape)
-    # The sum over a window is held before it is divided.
-    inner = Inner(float(layer.kernel[0] * layer.kernel[1]))
-    return Pooling(shape, out, _zero(), _zero(), terms, layer=layer, inner=inner)
-
-
 def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
     axes = tuple(layer.batched_axes())
     count = math.prod(shape[axis - 1] for axis in axes)
@@ -130,22 +107,6 @@ def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
     # A mean's sum is held before it is divided.
     inner = Inner(float(count))
     return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale, inner=inner)
-
-
-#: Affine layers by class: how each is written as an affine map. A new one is one row. All others
-#: are used as they are, by the bounds that have rules for them.
-AFFINE: dict[type[Layer], Callable[..., Affine]] = {
-    Conv2d: _conv2d,
-    Linear: _linear,
-    Multiply: _multiply,
-    Divide: _divide,
-    Shift: _shift,
-    Normalize: _normalize,
-    BatchNorm: _batch_norm,
-    AvgPool2d: _avg_pool2d,
-    ReduceSum: _reduction,
-    ReduceMean: _reduction,
-}
 
 
 def _constant_terms(*scales: Tensor) -> float:
@@ -161,3 +122,16 @@ def _constant_terms(*scales: Tensor) -> float:
             if not float(size.max()) < FLOAT32_MAX:
                 return math.inf
     return terms
+
+
+RULES: dict[type[Layer], LayerRules] = {
+    Conv2d: LayerRules(affine=_conv2d),
+    Linear: LayerRules(affine=_linear),
+    Multiply: LayerRules(affine=_multiply),
+    Divide: LayerRules(affine=_divide),
+    Shift: LayerRules(affine=_shift),
+    Normalize: LayerRules(affine=_normalize),
+    BatchNorm: LayerRules(affine=_batch_norm),
+    ReduceSum: LayerRules(affine=_reduction),
+    ReduceMean: LayerRules(affine=_reduction),
+}

@@ -1,0 +1,97 @@
+"""The end of a backward pass: the least value of linear functions over the region itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workers.verification.backward.linear_form import LinearForm
+from workers.verification.forward.box_ball import quick_maximum
+from workers.verification.numerics import (
+    SUM_ROUNDINGS,
+    euclidean_norm,
+    lost_in_norm,
+    lost_in_sums,
+    quick_total,
+    rounded_down,
+    rounded_up,
+)
+from workers.verification.region import Region
+from workers.verification.rounding import Rounding, unit_roundoff
+
+__all__ = ["Concretization"]
+
+
+@dataclass
+class Concretization:
+    """region, and its box [batch, *shape]; rounds: of the search over ball and box together."""
+
+    region: Region
+    lower: Tensor
+    upper: Tensor
+    rounding: Rounding
+    dtype: torch.dtype
+    rounds: int
+    _centres: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    _offsets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def least(self, rows: LinearForm) -> Tensor:
+        """Least value [rows] float64 of rows . x' over the region."""
+        below, above, middle, reach, reach_norm = self._reach()
+        flat = rows.coefficients.flatten(1)
+        centre = self._centre()
+        unit = unit_roundoff(self.dtype) if self.rounding.is_sound else 0.0
+        if rows.is_patch or rows.sample is not None:
+            at_centre = (flat * rows.pick(self._centre(flat.dtype)).flatten(1)).sum(
+                1, dtype=torch.float64
+            )
+        else:
+            at_centre = flat.to(torch.float64) @ centre[0].flatten()
+        norm = torch.linalg.vector_norm(flat.detach(), dim=1).to(torch.float64)
+        norm = norm + lost_in_norm(flat.shape[1], self.dtype)
+        centre_norm = centre.flatten(1).norm(dim=1)
+        lost = (4 * unit + 2.0**-38) * norm * rows.of_samples(centre_norm) * 1.01
+        lost = lost + lost_in_sums(self.dtype)
+        if self.region.norm == "l2":
+            drop, point = quick_maximum(
+                -flat.detach(),
+                rows.pick(below).flatten(1),
+                rows.pick(above).flatten(1),
+                rows.of_samples(self.region.epsilon).expand(len(flat)),
+                rows.of_samples(reach_norm),
+                self.rounds,
+            )
+            if flat.requires_grad:
+                # Envelope theorem: the derivative of the maximum is the point that attains it.
+                along = (-flat * point).sum(1, dtype=torch.float64)
+                drop = drop + (along - along.detach())
+        else:
+            # Off centre where the pixel box cuts the ball: below and above are not symmetric.
+            drop = quick_total(flat.abs() * rows.pick(reach).flatten(1))
+            drop = drop - quick_total(flat * rows.pick(middle).flatten(1))
+            share = (flat.shape[1] + 8 + SUM_ROUNDINGS) * unit
+            drop = drop + share * norm * rows.of_samples(reach_norm) * 2
+        return at_centre - drop - lost * self.rounding.is_sound
+
+    def _centre(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        if dtype not in self._centres:
+            self._centres[dtype] = self.region.x.to(dtype)
+        return self._centres[dtype]
+
+    def _reach(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """lower - x <= 0, upper - x >= 0, their middle and half width, outward; corner's norm."""
+        if self._offsets is None:
+            below = (self.lower.to(torch.float64) - self._centre()).clamp_max(0.0)
+            above = (self.upper.to(torch.float64) - self._centre()).clamp_min(0.0)
+            # In float64 until the end: differences of denormal numbers have no half in float32.
+            up = 1.0 + 4 * unit_roundoff(torch.float64)
+            low, high = below * up, above * up
+            below, above = rounded_down(low, self.dtype), rounded_up(high, self.dtype)
+            norm = euclidean_norm(torch.maximum(-low, high)) * 1.001
+            middle = ((low + high) * 0.5).to(self.dtype)
+            exact = middle.to(torch.float64)
+            half = rounded_up(torch.maximum(high - exact, exact - low) * up, self.dtype)
+            self._offsets = (below, above, middle, half, norm)
+        return self._offsets

@@ -1,0 +1,168 @@
+"""ReLU and LeakyReLU: max(z, slope z) for 0 <= slope < 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.layers.base import Layer
+from models.layers.kinds import LeakyReLU, ReLU
+from workers.verification.enclosure import Enclosure, box_to_ball
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.exact import EXACT
+from workers.verification.layers.rules import (
+    LEAST_SLOPE,
+    Ball,
+    Box,
+    LayerRules,
+    LinearRelaxation,
+)
+from workers.verification.numerics import rough_norm, slack
+from workers.verification.rounding import Rounding, unit_roundoff
+
+__all__ = ["RULES", "crosses_zero"]
+
+
+def _relu_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    (state,) = inputs
+    if state.lower is None or state.upper is None:
+        return Enclosure(torch.relu(state.centre), state.radius, None, None, state.valid)
+    result = Enclosure(
+        torch.relu(state.centre),
+        state.radius,
+        torch.relu(state.lower),
+        torch.relu(state.upper),
+        state.valid,
+    )
+    return box_to_ball(result)
+
+
+def _leaky_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
+    (state,) = inputs
+    layer = step.op
+    assert isinstance(layer, LeakyReLU)
+    both = 3 * (rounding.deployed + rounding.own)
+    tiny = 4 * rounding.underflow
+    centre = layer(state.centre)
+    radius = LEAKY_BALL.grown(step, state.radius, rough_norm(state.centre), rounding)
+    lower = upper = None
+    if state.lower is not None and state.upper is not None:
+        lower, upper = layer(state.lower), layer(state.upper)
+        lower = lower - both * lower.clamp_max(0.0).abs() - tiny * (lower < 0)
+        upper = upper + both * upper.clamp_max(0.0).abs() + tiny * (upper < 0)
+    return box_to_ball(Enclosure(centre, radius, lower, upper, state.valid))
+
+
+def _leaky_growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor]:
+    """1-Lipschitz with one rounding."""
+    both = 3 * (rounding.deployed + rounding.own)
+    size = torch.Size(step.shape).numel() ** 0.5
+    return 1.0 + both, both * centre_norm + 4 * rounding.underflow * size
+
+
+def _rising(centre: Tensor, upper: Tensor) -> Tensor:
+    """Slopes of max(t, 0), rounded up.
+
+    a <= 0 < u: max(t, 0) / (t - a) is 0 for t <= 0 and increases on (0, u], so it is at most
+    u / (u - a). a <= 0 and u <= 0: both values are exactly 0. a > 0: 1, as for every 1-Lipschitz
+    function. The computed quotient is off by three roundings; where it is not finite, 1.
+    """
+    width = upper - centre
+    slope = (upper / width).mul_(1.0 + 8 * unit_roundoff(centre.dtype)).clamp_(LEAST_SLOPE, 1.0)
+    # Comparisons with NaN are false: what is not a number keeps the slope 1.
+    slope = torch.where(torch.isfinite(width) & (centre <= 0), slope, torch.ones_like(slope))
+    return slope.masked_fill_((upper <= 0) & (centre <= 0), 0.0)
+
+
+def _relu_slopes(layer: ReLU, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    return _rising(centre, upper)
+
+
+def _leaky_slopes(layer: LeakyReLU, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """alpha + (1 - alpha) times ReLU's slope: phi(t) = alpha t + (1 - alpha) max(t, 0)."""
+    up = 1.0 + 16 * unit_roundoff(centre.dtype)
+    slope = _rising(centre, upper).mul_(1.0 - layer.slope).add_(layer.slope).mul_(up)
+    return slope.clamp_(LEAST_SLOPE, 1.0)
+
+
+def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tensor:
+    """Slope of the line through the origin below a (leaky) ReLU on unstable [lower, upper].
+
+    ``crown``: 1 where u > -l, else the least slope (Zhang et al. 2018, adaptive). ``cap``: the
+    chord's slope (Wong and Kolter 2018; also DeepZ).
+    """
+    if rule == "cap":
+        chord = (upper - least * lower) / (upper - lower).clamp_min(1e-300)
+        return chord.clamp(least, 1.0)
+    one = torch.ones_like(upper)
+    return torch.where(upper > -lower, one, least * one)
+
+
+def _lines(
+    lower: Tensor, upper: Tensor, least: float, rule: str, rounding: Rounding
+) -> LinearRelaxation:
+    """max(z, least z) for 0 <= least < 1."""
+    one = torch.ones_like(upper)
+    unstable = (lower < 0) & (upper > 0)
+    active = lower >= 0
+    width = torch.where(unstable, upper - lower, one)
+    chord = torch.where(unstable, (upper - least * lower) / width, one)
+    # Valid for any slope: the line must be above both ends (methods-linf 7, production rule 3).
+    chord = chord.clamp(least, 1.0)
+    above_low = (least - chord) * lower
+    above_high = (1.0 - chord) * upper
+    lost = slack(lower.abs() + upper.abs(), 6 * rounding.own, rounding)
+    intercept = torch.maximum(above_low, above_high) + lost
+    slope = torch.where(active, one, torch.where(unstable, chord, least * one))
+    low = torch.where(
+        active, one, torch.where(unstable, lower_slopes(lower, upper, least, rule), least * one)
+    )
+    zero = torch.zeros_like(upper)
+    lower_intercept = None
+    upper_intercept = torch.where(unstable, intercept, zero)
+    if least > 0.0:
+        lost = 3 * (rounding.deployed + rounding.own) * lower.clamp_max(0.0).abs()
+        lost = lost + 4 * rounding.underflow
+        upper_intercept = upper_intercept + torch.where(lower < 0, lost, zero)
+        lower_intercept = -torch.where(lower < 0, lost, zero)
+    return LinearRelaxation(low, lower_intercept, slope, upper_intercept, unstable, least)
+
+
+def _relu_lines(
+    layer: ReLU, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
+) -> LinearRelaxation:
+    return _lines(lower, upper, 0.0, rule, rounding)
+
+
+def _leaky_lines(
+    layer: LeakyReLU, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
+) -> LinearRelaxation:
+    return _lines(lower, upper, layer.slope, rule, rounding)
+
+
+def crosses_zero(layer: Layer, boxes: list[Box]) -> Tensor:
+    """Where 0 lies strictly inside the box of the only input."""
+    ((lower, upper),) = boxes
+    return (lower < 0) & (upper > 0)
+
+
+LEAKY_BALL = Ball(_leaky_growth)
+
+RULES: dict[type[Layer], LayerRules] = {
+    ReLU: LayerRules(
+        forward=_relu_forward,
+        ball=EXACT,
+        slopes=_relu_slopes,
+        relax=_relu_lines,
+        open=crosses_zero,
+        kink_at_zero=True,
+    ),
+    LeakyReLU: LayerRules(
+        forward=_leaky_forward,
+        ball=LEAKY_BALL,
+        slopes=_leaky_slopes,
+        relax=_leaky_lines,
+        open=crosses_zero,
+        kink_at_zero=True,
+    ),
+}

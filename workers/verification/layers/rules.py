@@ -1,0 +1,188 @@
+"""What bounds need to know of a layer: ``LayerRules``, the row that a layer has in the registry.
+
+Every rule is optional. A bound covers a network where each layer has the rules that the bound uses:
+nothing is assumed of a layer without them. A new layer is one file of rules and one row.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from models.layers.base import Layer
+from workers.verification.backward.linear_form import LinearForm
+from workers.verification.enclosure import Enclosure
+from workers.verification.graph.affine import Affine
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.rounding import Rounding
+
+__all__ = [
+    "LEAST_SLOPE",
+    "ROOT_OF_SQUARES",
+    "SUM",
+    "BackwardState",
+    "Ball",
+    "Box",
+    "Carried",
+    "Join",
+    "LayerRules",
+    "LinearRelaxation",
+    "nothing",
+    "plain_value",
+]
+
+#: Slopes that are not zero are at least this, so that no product of them underflows unseen.
+LEAST_SLOPE = 1e-30
+
+#: Lower and upper ends of a value, [batch, *shape] each.
+Box = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Join:
+    """How the moves of a layer's inputs add up: ``radius`` of balls [batch], ``slope`` of numbers.
+
+    slope is for radii slope * epsilon + offset: joined offsets may be added (Minkowski).
+    """
+
+    radius: Callable[[Sequence[Tensor]], Tensor]
+    slope: Callable[[Sequence[float]], float]
+
+
+def _hypot(radii: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.hypot, radii) * (1.0 + 1e-14 * len(radii))
+
+
+#: Holds for every layer that is 1-Lipschitz in each of its inputs.
+SUM = Join(lambda radii: torch.stack(list(radii)).sum(0), sum)
+#: The output moves by at most the root of the sum of the squares of the inputs' moves:
+#: concatenation keeps them side by side, and per element |max(a, b) - max(a', b')| <=
+#: max(|a - a'|, |b - b'|).
+ROOT_OF_SQUARES = Join(_hypot, lambda slopes: math.hypot(*slopes) * (1.0 + 1e-14))
+
+#: (step, norms of the inputs' centres [batch], rounding) -> factor and offset of the radius.
+Growth = Callable[[GraphStep, Tensor, Rounding], tuple[float, Tensor | float]]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """How a layer moves a ball: the radius after it is at most factor * (joined radii) + offset.
+
+    growth(step, centre_norm, rounding) gives (factor, offset), with centre_norm [batch] the sum of
+    the norms of the input centres. Where the layer rounds, |layer(z)| <= max(1, factor) |z| holds
+    besides (``lipschitz`` keeps it from overflowing).
+    reads_norm: whether growth depends on centre_norm; False saves computing it, and says that the
+    layer cannot overflow. join: how several inputs move the output.
+    """
+
+    growth: Growth
+    reads_norm: bool = True
+    join: Join = SUM
+
+    def grown(
+        self, step: GraphStep, radius: Tensor, centre_norm: Tensor, rounding: Rounding
+    ) -> Tensor:
+        """The radius after a step, [batch] float64, from the joined radius before it."""
+        factor, offset = self.growth(step, centre_norm, rounding)
+        result = (factor * radius + offset) * (1.0 + 1e-14)
+        # Without a ball the radius stays infinite (0 * inf is no number).
+        return torch.where(torch.isinf(radius), radius, result)
+
+
+@dataclass
+class LinearRelaxation:
+    """Elementwise lines over a box, [batch, *shape] each:
+
+    lower_slope z + lower_intercept <= layer(z) <= upper_slope z + upper_intercept.
+    ``free`` marks where the lower slope may be any value in [min_slope, 1] (unstable neurons).
+    They hold for the DEPLOYED float32 layer: its own rounding is part of the intercepts.
+    """
+
+    lower_slope: Tensor
+    lower_intercept: Tensor | None
+    upper_slope: Tensor
+    upper_intercept: Tensor
+    free: Tensor
+    min_slope: float
+
+
+class BackwardState(Protocol):
+    """What a backward rule may ask of the pass that it is part of (``BackwardPass``)."""
+
+    rounding: Rounding
+    dtype: torch.dtype
+    #: What rules made for a step, kept for further rows, by the step's index.
+    made: dict[int, Any]
+
+    def box(self, value: int) -> Box:
+        """Elementwise bounds of a value, [batch, *shape] each."""
+
+    def shape_of(self, value: int) -> tuple[int, ...]:
+        """Shape of a value, without the batch."""
+
+    def rounded(self, value: int, rows: LinearForm) -> Tensor:
+        """What two roundings of each coefficient may change in rows . value, [rows]."""
+
+    def share_of(self, value: int, share: float) -> Tensor:
+        """This share of a value's largest magnitude, [batch, *shape]."""
+
+
+#: Coefficients on each of the step's inputs, what the constant gains [rows], its magnitude [rows].
+Carried = tuple[list[LinearForm], Tensor, Tensor]
+
+
+def nothing(rows: LinearForm) -> Tensor:
+    """The gain of a constant that does not change."""
+    return torch.zeros((), dtype=torch.float64, device=rows.coefficients.device)
+
+
+def plain_value(layer: Layer, *inputs: Tensor) -> Tensor:
+    """The layer's own forward pass."""
+    result: Tensor = layer(*inputs)
+    return result
+
+
+@dataclass(frozen=True)
+class LayerRules:
+    """All that is known of one layer class. Rules are given the layer itself, or its step.
+
+    affine(layer, input shape): the layer as an affine map with exact parameters; it needs no other
+    rule, because affine maps have all of theirs.
+    value(layer, *inputs): the real function in the inputs' dtype, where the layer's own forward
+    pass is not it (constants rounded, kernels).
+    forward(step, inputs, rounding): an ``Enclosure`` of every deployed float32 value.
+    ball: how the radius of a ball grows.
+    slopes(layer, centre, lower, upper): anchored slopes s [batch, *shape] in the centre's dtype,
+    rounded up. For a fixed centre a and every deployed value t in [l, u],
+    |phi(t) - phi(a)| <= s |t - a| elementwise in real arithmetic (methods-lipschitz 2.5, 2): never
+    more than 1, and 0 where nothing can change. Layers that sort pairs have one slope for both, and
+    the inequality holds for the norms of the pairs. What the layer's own float32 evaluation adds
+    is said by ``ball``.
+    relax(layer, lower, upper, rule, rounding): a ``LinearRelaxation`` over the box, with lower
+    slopes by the rule ``crown`` or ``cap``. Elementwise layers have it in place of ``backward``.
+    backward(state, index, step, rows): rows . result as rows on the step's inputs, from below.
+    open(layer, boxes of the inputs): where tighter boxes would make the rules above tighter, bool
+    in the shape of an input. None: nowhere. kink_at_zero: only the side of 0 matters there.
+    absorbs_rounding: ``backward`` pays for the roundings of the coefficients that it is given.
+    permutes: the result holds the input's numbers, each once, elsewhere.
+    overlap(layer, input shape): largest number of windows that one input is in.
+    """
+
+    affine: Callable[[Any, tuple[int, ...]], Affine] | None = None
+    value: Callable[..., Tensor] = plain_value
+    forward: Callable[[GraphStep, list[Enclosure], Rounding], Enclosure] | None = None
+    ball: Ball | None = None
+    slopes: Callable[[Any, Tensor, Tensor, Tensor], Tensor] | None = None
+    relax: Callable[[Any, Tensor, Tensor, str, Rounding], LinearRelaxation] | None = None
+    backward: Callable[[BackwardState, int, GraphStep, LinearForm], Carried] | None = None
+    open: Callable[[Any, list[Box]], Tensor] | None = None
+    kink_at_zero: bool = False
+    absorbs_rounding: bool = False
+    permutes: bool = False
+    overlap: Callable[[Any, tuple[int, ...]], int] | None = None

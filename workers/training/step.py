@@ -124,7 +124,8 @@ class TrainingStep:
         for parameter in self.parameters:
             parameter.grad = None
         graph.refresh()
-        loss, counts, vectors = function(x, y, at)
+        with graph.by_batch():
+            loss, counts, vectors = function(x, y, at)
         loss.backward()
         graph.vectors = vectors
         return loss.detach(), counts

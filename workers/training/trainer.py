@@ -81,6 +81,7 @@ class Trainer:
             group["lr"] = self.config.rate(share)
         with self.graph.computing_in(self.dtype):
             loss, counts = self.step(x, y, ScheduledWeights.at(self.config, share, step))
+        self.graph.keep_statistics()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()

@@ -4,6 +4,10 @@ Weights are read once per step (``refresh``), so that what is computed from them
 residual kernels, norms) is computed once. Norms are warm-started power steps with a gradient
 through the last one only: LOWER estimates, good for training and for nothing else. What is
 certified is the deployed network, by ``workers.verification``.
+
+Batch norm takes the statistics of the batch inside ``by_batch`` (a training step), for clean inputs
+and bounds alike, and its running ones outside it: a validation, the deployed network and a
+certificate never see a batch.
 """
 
 from __future__ import annotations
@@ -12,16 +16,17 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.affine import Conv2d, Linear
-from models.layers.joins import Concat, Maximum, Minimum
-from models.layers.kinds import Layer, Normalize, Shift
+from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum
+from models.layers.kinds import AvgPool2d, BatchNorm, Layer, Normalize, Shift
 from models.layers.reparametrized import OrthogonalConv2d, OrthogonalLinear
 from models.network import INPUT, Network, Node
 from workers.training.config import TrainingError
+from workers.training.transposed import transposed_convolution
 from workers.verification.forward.ball import ball_rule
+from workers.verification.graph.affine import Affine
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import rules_of
 from workers.verification.rounding import Rounding
@@ -33,11 +38,17 @@ FIRST_STEPS = 30
 #: Layers whose norm is 1 by construction.
 ORTHOGONAL = (OrthogonalConv2d, OrthogonalLinear)
 WEIGHTED = (Conv2d, Linear)
+#: Fixed linear maps without a negative entry: they are monotone, and their norms are known.
+SUMS = (AvgPool2d, ReduceMean, ReduceSum)
+#: Share of a batch in batch norm's running statistics.
+MOMENTUM = 0.1
 _TINY = 1e-12
 
 
 class TrainingGraph:
     """``network`` in training; ``vectors`` (name -> [1, *input of the layer]) belong to its state.
+
+    During a step they hold the running statistics of batch norm too, until ``keep_statistics``.
 
     Raises TrainingError where a layer cannot be trained with certificates.
     """
@@ -58,6 +69,13 @@ class TrainingGraph:
         self.head = head
         self.body = self.nodes[:-1]
         self.steps = {node.name: self._step(node) for node in self.body}
+        #: Fixed linear maps; for the box of a ball their row norms, which broadcast to a value.
+        self.sums = {
+            node.name: self._sum(node)
+            for node in self.body
+            if isinstance(network.layer(node.name), SUMS)
+        }
+        self.rows = {n: op.row_norms().to(head.weight) for n, op in self.sums.items()}
         self.factors = {node.name: self._fixed_factor(node) for node in self.body}
         self.sources = {node.name: node.inputs[0] for node in self.nodes}
         #: What the plain forward pass computes in (``computing_in``); all else is float32.
@@ -71,6 +89,7 @@ class TrainingGraph:
                 self.vectors[node.name] = (start / start.norm()).to(layer.weight)
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._norms: dict[str, Tensor] = {}
+        self._by_batch = False
         with torch.no_grad():
             self.refresh()
             for name in self.vectors:
@@ -81,16 +100,24 @@ class TrainingGraph:
         """The node for the rules of ``workers.verification``, which are those of training too."""
         layer = self.network.layer(node.name)
         rules = rules_of(layer)
-        if not isinstance(layer, (*WEIGHTED, Normalize, Shift)) and rules.forward is None:
+        maps = (*WEIGHTED, *SUMS, BatchNorm, Normalize, Shift)
+        if not isinstance(layer, maps) and rules.forward is None:
             raise TrainingError(
                 "unsupported_architecture",
                 f"layer {node.name} ({layer.kind}) cannot be trained here",
-                hint="convolutions, dense layers, their activations, max pools and joins can",
+                hint="convolutions, dense layers, batch norm, activations, pools and joins can",
                 field="architecture",
             )
         shape = self.shapes[node.inputs[0]]
         overlap = 1 if rules.overlap is None else rules.overlap(layer, shape)
         return GraphStep(node.name, layer, (), node.shape, overlap=overlap)
+
+    def _sum(self, node: Node) -> Affine:
+        """A fixed linear layer as the map that verification makes of it."""
+        layer = self.network.layer(node.name)
+        translate = rules_of(layer).affine
+        assert translate is not None
+        return translate(layer, self.shapes[node.inputs[0]])
 
     def refresh(self) -> None:
         """Read the weights anew; call it before every step."""
@@ -110,6 +137,9 @@ class TrainingGraph:
         layer = self.network.layer(node.name)
         if isinstance(layer, WEIGHTED):
             return layer.apply_weight(inputs[0], *self.weights[node.name])
+        if isinstance(layer, BatchNorm):
+            scale, shift = self.scale_and_shift(node.name, inputs[0])
+            return inputs[0] * scale + shift
         result: Tensor = layer(*inputs)
         return result
 
@@ -133,6 +163,44 @@ class TrainingGraph:
             yield
         finally:
             self.dtype = before
+
+    @contextlib.contextmanager
+    def by_batch(self) -> Iterator[None]:
+        """Inside, batch norm takes the statistics of the batch that it is given."""
+        self._by_batch = True
+        try:
+            yield
+        finally:
+            self._by_batch = False
+
+    def scale_and_shift(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Batch norm's scale and shift, [channels, 1, ...], for its clean input x [batch, ...]."""
+        layer = self.network.layer(name)
+        assert isinstance(layer, BatchNorm)
+        mean, var = layer.mean, layer.var
+        if self._by_batch:
+            axes = [axis for axis in range(x.dim()) if axis != 1]
+            # Not in bfloat16: a mean over a batch is a long sum.
+            var, mean = torch.var_mean(x.to(layer.mean.dtype), axes, correction=0)
+            count = x.numel() // x.shape[1]
+            unbiased = var.detach() * (count / max(count - 1, 1))
+            # What a step computes is functional: ``keep_statistics`` writes them to the layer.
+            self.vectors[f"{name}.mean"] = layer.mean.lerp(mean.detach(), MOMENTUM)
+            self.vectors[f"{name}.var"] = layer.var.lerp(unbiased, MOMENTUM)
+        scale = layer.weight / torch.sqrt(var + layer.eps)
+        self._norms[name] = scale.abs().amax()
+        shift = layer.bias - mean * scale
+        ones = [1] * (x.dim() - 2)
+        return scale.reshape(-1, *ones), shift.reshape(-1, *ones)
+
+    @torch.no_grad()
+    def keep_statistics(self) -> None:
+        """Write the running statistics that the last step moved to their batch norms."""
+        for node in self.body:
+            layer = self.network.layer(node.name)
+            if isinstance(layer, BatchNorm) and f"{node.name}.mean" in self.vectors:
+                layer.mean.copy_(self.vectors.pop(f"{node.name}.mean"))
+                layer.var.copy_(self.vectors.pop(f"{node.name}.var"))
 
     @property
     def head_weight(self) -> Tensor:
@@ -164,8 +232,10 @@ class TrainingGraph:
     def _fixed_factor(self, node: Node) -> float | None:
         """The factor of a layer that is not trained: known once for all, read without waiting."""
         layer = self.network.layer(node.name)
-        if isinstance(layer, WEIGHTED):
+        if isinstance(layer, (*WEIGHTED, BatchNorm)):
             return None
+        if node.name in self.sums:
+            return self.sums[node.name].spectral()
         if isinstance(layer, Normalize):
             return float(layer.std.abs().min().reciprocal())
         if isinstance(layer, Shift):
@@ -174,10 +244,15 @@ class TrainingGraph:
         return float(ball_rule(self.steps[node.name], zero, Rounding.ignored())[0])
 
     def norm(self, name: str) -> Tensor:
-        """Estimate of the operator norm of a convolution or dense layer, once per step."""
+        """Estimate of the norm of a convolution, dense layer or batch norm, once per step.
+
+        Batch norm's is that of its last input in this step; without one, of running statistics.
+        """
         if name not in self._norms:
             layer = self.network.layer(name)
-            if isinstance(layer, ORTHOGONAL):
+            if isinstance(layer, BatchNorm):
+                self._norms[name] = (layer.weight / torch.sqrt(layer.var + layer.eps)).abs().amax()
+            elif isinstance(layer, ORTHOGONAL):
                 self._norms[name] = layer.weight.new_ones(())
             else:
                 with torch.no_grad():
@@ -207,29 +282,8 @@ class TrainingGraph:
         if isinstance(layer, Linear):
             return y @ weight
         assert isinstance(layer, Conv2d)
-        top, left, bottom, right = layer.padding
         _, height, width = self.shapes[self.sources[name]]
-        sizes = (height + top + bottom, width + left + right)
-        spare = [
-            size - ((out - 1) * s + d * (k - 1) + 1)
-            for size, out, s, d, k in zip(
-                sizes, y.shape[2:], layer.stride, layer.dilation, weight.shape[2:], strict=True
-            )
-        ]
-        # output_padding must be smaller than the stride; what is beyond was never read.
-        inside = [min(extra, s - 1) for extra, s in zip(spare, layer.stride, strict=True)]
-        rest = [extra - taken for extra, taken in zip(spare, inside, strict=True)]
-        # Cut by the kernel itself where it can: a slice would be copied by what comes next.
-        even = (top, left) == (bottom, right) and not any(rest)
-        cut = (top, left) if even else (0, 0)
-        full = F.conv_transpose2d(
-            y, weight, None, layer.stride, cut, inside, layer.groups, layer.dilation
-        )
-        if even:
-            return full
-        if any(rest):
-            full = F.pad(full, (0, rest[1], 0, rest[0]))
-        return full[:, :, top : top + height, left : left + width]
+        return transposed_convolution(layer, weight, y, (height, width))
 
     def layer(self, node: Node) -> Layer:
         """The node's layer."""

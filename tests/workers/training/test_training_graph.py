@@ -94,7 +94,6 @@ def test_a_weight_of_zero_makes_no_nan() -> None:
     "rows",
     [
         [{"kind": "flatten"}, {"kind": "linear", "out": 3}, {"kind": "relu"}],
-        [conv(2, kernel=3), {"kind": "batch-norm"}, {"kind": "relu"}, *TAIL],
     ],
 )
 def test_what_cannot_be_trained_is_refused(rows: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers.kinds import Normalize, Permute, Reshape, Shift
+from models.layers.kinds import BatchNorm, Normalize, Permute, Reshape, Shift
 from models.network import INPUT, Node
 from workers.training.training_graph import WEIGHTED, TrainingGraph
 from workers.verification.enclosure import CORNER_SIZE, Enclosure
@@ -46,8 +46,11 @@ class Propagation:
         values = {INPUT: state}
         for node in self.graph.body:
             inputs = [values[source] for source in node.inputs]
-            if isinstance(self.graph.layer(node), WEIGHTED):
+            layer = self.graph.layer(node)
+            if isinstance(layer, WEIGHTED):
                 values[node.name] = self.affine(node, inputs[0])
+            elif isinstance(layer, BatchNorm):
+                values[node.name] = self.scaled(node, inputs[0])
             else:
                 values[node.name] = self.monotone(node, inputs)
         return values[self.graph.body[-1].name] if self.graph.body else state
@@ -74,8 +77,25 @@ class Propagation:
         lower, upper = Intersection.apply(centre, reach, middle, extent)
         return Enclosure(centre, radius, lower, upper, state.valid)
 
+    def scaled(self, node: Node, state: Enclosure) -> Enclosure:
+        """Batch norm: its scale and shift, from the clean inputs, for box and ball as well."""
+        graph = self.graph
+        scale, shift = graph.scale_and_shift(node.name, state.centre)
+        centre = state.centre * scale + shift
+        radius = graph.norm(node.name).to(torch.float64) * state.radius
+        assert state.lower is not None
+        assert state.upper is not None
+        size, half = scale.abs(), scale * 0.5
+        lower, upper = Intersection.apply(
+            centre,
+            _shaped(state.radius, centre) * size,
+            torch.addcmul(shift, state.upper + state.lower, half),
+            (state.upper - state.lower) * half.abs(),
+        )
+        return Enclosure(centre, radius, lower, upper, state.valid)
+
     def monotone(self, node: Node, inputs: list[Enclosure]) -> Enclosure:
-        """Every other layer."""
+        """Every other layer; of sums and means the box of the ball too, as of every linear map."""
         layer, graph = self.graph.layer(node), self.graph
         lower = [state.lower for state in inputs if state.lower is not None]
         upper = [state.upper for state in inputs if state.upper is not None]
@@ -90,6 +110,14 @@ class Propagation:
             inputs[0].valid,
             round=inputs[0].round and isinstance(layer, KEEPS_ROUND),
         )
+        rows = graph.rows.get(node.name)
+        if rows is not None:
+            assert result.lower is not None
+            assert result.upper is not None
+            reach = _shaped(radius, result.centre) * rows
+            result.lower = torch.maximum(result.lower, result.centre - reach)
+            result.upper = torch.minimum(result.upper, result.centre + reach)
+            return result
         return result if result.round else _box_to_ball(result)
 
 

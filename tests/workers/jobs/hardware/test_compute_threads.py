@@ -44,13 +44,18 @@ def test_the_runtime_that_torch_loads_knows_the_variable() -> None:
     assert "GOMP_SPINCOUNT = '0'" not in told["none"]
 
 
-def test_a_worker_hands_it_to_its_horses_and_to_their_children(
+def test_a_worker_hands_it_to_its_template_its_horses_and_their_children(
     corridor: Corridor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The worker is started as it is everywhere, up to the point where it would wait for work."""
     for name in ("OMP_NUM_THREADS", *WAITING):
         monkeypatch.delenv(name, raising=False)
     seen: dict[str, str] = {}
+    templates: list[dict[str, str]] = []
+
+    def no_template() -> None:
+        """What a template would have been started with; the work horse starts fresh then."""
+        templates.append(dict(worker.template.environment()))
 
     def spawned(path: str, command: list[str], environment: dict[str, str], **_: object) -> int:
         seen.update(environment)
@@ -65,9 +70,12 @@ def test_a_worker_hands_it_to_its_horses_and_to_their_children(
     monkeypatch.setattr(worker.os, "posix_spawn", spawned)
     monkeypatch.setattr(worker.CertificationWorker, "work", work)
     monkeypatch.setattr(worker, "Settings", lambda: corridor.settings)
+    monkeypatch.setattr(worker.template, "start", no_template)
     assert worker.main() == 0
     expected = {"OMP_NUM_THREADS": str(corridor.settings.worker_threads), **WAITING}
     assert {name: seen[name] for name in expected} == expected
+    # A template forks, so it computes nothing and has one thread; how they wait is handed on.
+    assert [{name: one[name] for name in WAITING} for one in templates] == [WAITING]
     child = sandbox._environment(tmp_path)
     assert {name: child[name] for name in expected} == expected
     assert json.dumps(dict(child))  # nothing in it that could not be handed on

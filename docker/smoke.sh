@@ -75,7 +75,8 @@ until [ -n "$victim" ]; do # the container that computes, once a first shard is 
     [ "$(member status <<<"$state")" != succeeded ] || fail "the job was done before a worker could be killed"
     if [ "$(member progress done <<<"$state" 2>/dev/null || echo 0)" -gt 0 ]; then
         for container in $("${compose[@]}" ps -q worker-cpu); do
-            if docker top "$container" -eo pid,args | grep -q 'workers[.]jobs[.]runtime[.]work_horse'; then victim=$container; fi
+            # A work horse is named "horse"; one that has ended stays as a zombie until the next.
+            if docker top "$container" -eo pid,stat,comm | awk '$2 !~ /^Z/ && $3 == "horse" { found = 1 } END { exit !found }'; then victim=$container; fi
         done
     fi
     sleep 0.2

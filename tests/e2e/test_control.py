@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from service.client import Client
-from service.contract.processes import wait_until
+from service.contract.processes import ProcessId, wait_until
 from tests.e2e.conftest import JOB_S, SAMPLES, LiveService, finished, submit, until_done
 
 #: Of four samples each.
@@ -25,7 +25,7 @@ def test_a_cancelled_job_frees_its_worker_and_a_retry_ends_as_a_calm_run(
     began = time.monotonic()
     with Client(calm_service.url) as client:
         assert client.cancel(job_id)["status"] == "cancelled"
-    assert wait_until(lambda: not Path(f"/proc/{horse}").exists(), JOB_S)
+    assert wait_until(lambda: ProcessId.of(horse) is None, JOB_S)
     print(f"worker free {time.monotonic() - began:.1f} s after the cancel")
     shards = calm_service.data_dir / "jobs" / job_id / "shards"
     assert len(list(shards.iterdir())) < SHARDS, "it was done to its end instead"

@@ -20,6 +20,7 @@ from tests.workers.verification.cascade.answers import answers
 from tests.workers.verification.networks import random_network
 from workers.training.loop import train
 from workers.training.objectives import OBJECTIVES
+from workers.verification import clock
 from workers.verification.backward import intermediate_bounds
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.problem import BLOCK_BYTES
@@ -79,6 +80,7 @@ def learn() -> int:
 if __name__ == "__main__":
     for sizes in (
         BLOCK_BYTES,
+        clock.PIECE,
         intermediate_bounds.ROW_BYTES,
         intermediate_bounds.GRADIENT_SHARE,
     ):

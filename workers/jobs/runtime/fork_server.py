@@ -216,7 +216,10 @@ class Forked:
 def serve(control: socket.socket) -> None:
     """Fork whenever a message asks for it, until the other end of ``control`` is closed."""
     parent = os.getpid()
-    control.send(json.dumps({"ready": parent}).encode())
+    try:
+        control.send(json.dumps({"ready": parent}).encode())
+    except ConnectionError:
+        return  # the other end was closed while this process imported
     last = 0
     while True:
         try:

@@ -90,7 +90,10 @@ def test_who_is_stopped_inside_a_bound_leaves_no_result(
         if message.startswith("crown"):
             raise Stopped
 
-    job = corridor.submit(method="crown", attack=None)
+    # Without labels every sample is one to certify.
+    images = corridor.folder / "images.npz"
+    np.savez(images, x=np.load(tiny_npz(corridor.folder / "labelled.npz"))["x"])
+    job = corridor.submit(data=images, method="crown", attack=None)
     prepare(corridor.store, corridor.settings, job)
     with pytest.raises(Stopped):
         certify_shard(corridor.store, corridor.settings, job, 0, progress=stop)

@@ -18,9 +18,9 @@ from torch import Tensor
 from models.architectures.published import build
 from models.layers.kinds import BatchNorm
 from models.network import Network
-from tests.workers.training.bounds.test_bounds import CONFIG, generator, graph_of
-from tests.workers.training.test_loop import config_of, images
-from tests.workers.verification.test_soundness import certify
+from tests.workers.training.bounds.graphs import CONFIG, generator, graph_of
+from tests.workers.training.runs import config_of, images
+from tests.workers.verification.certification import certify
 from workers.training import loop
 from workers.training.bounds.ball_and_box import Propagation, start
 from workers.training.loop import Paused, train
@@ -140,14 +140,14 @@ def test_training_bounds_are_those_of_verification_but_for_norms_and_rounding(ca
 def test_gradients_are_those_of_the_loss(method: str, case: str, by_batch: bool) -> None:
     """Through the statistics of the batch as well: they move with every weight."""
     network = network_of(case).double()
-    graph = graph_of(network, steps=400)
+    graph = graph_of(network, steps=4000)
     rng = generator(1)
     x, y = batch(dtype=torch.float64)
     config = replace(CONFIG, rounds=40)
 
     def loss() -> Tensor:
         graph.refresh()
-        objective = OBJECTIVES[method]
+        objective = OBJECTIVES[method].loss
         at = ScheduledWeights.of(0.1, 0.4, 0.7)
         if not by_batch:
             return objective(graph, x, y, at, config)[0]
@@ -176,7 +176,7 @@ def test_every_method_has_finite_gradients(method: str, case: str) -> None:
     x, y = batch(8)
     config = replace(CONFIG, method=method, sparsity=0.01)
     with graph.by_batch():
-        loss, _ = OBJECTIVES[method](graph, x, y, ScheduledWeights.of(0.3, 0.5, 1.0), config)
+        loss, _ = OBJECTIVES[method].loss(graph, x, y, ScheduledWeights.of(0.3, 0.5, 1.0), config)
     loss.backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name

@@ -17,6 +17,7 @@ from models.layers.activations import ReLUTheta
 from models.layers.kinds import Layer, ReLU
 from models.network import Network
 from tests.extent import part
+from tests.workers.training.bounds.graphs import CONFIG, generator, graph_of
 from workers.training.bounds.ball_and_box import Intersection
 from workers.training.bounds.last_layer import ball_logits, worst_logits
 from workers.training.bounds.local_norms import clamp_slopes
@@ -29,17 +30,11 @@ from workers.training.objectives.bounded import (
     local_ball_and_box,
     whole_network,
 )
-from workers.training.training_graph import TrainingGraph
 from workers.verification.enclosure import Enclosure
 from workers.verification.forward.box_ball import ball_box_maximum
 from workers.verification.layers.registry import anchored_slopes
 
 ACTIVATIONS = ["relu", "relu-theta", "maxmin", "clamped-maxmin"]
-CONFIG = TrainingConfig(method="bcp", architecture="mnist-small", epsilon=0.3, rounds=10)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def small(activation: str, seed: int = 0) -> Network:
@@ -60,12 +55,6 @@ def small(activation: str, seed: int = 0) -> Network:
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network
-
-
-def graph_of(network: Network, steps: int = 200) -> TrainingGraph:
-    graph = TrainingGraph(network, power_steps=steps, generator=generator(7))
-    graph.refresh()
-    return graph
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

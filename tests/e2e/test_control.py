@@ -28,7 +28,8 @@ def test_a_cancelled_job_frees_its_worker_and_a_retry_ends_as_a_calm_run(
     assert wait_until(lambda: ProcessId.of(horse) is None, JOB_S)
     print(f"worker free {time.monotonic() - began:.1f} s after the cancel")
     shards = calm_service.data_dir / "jobs" / job_id / "shards"
-    assert len(list(shards.iterdir())) < SHARDS, "it was done to its end instead"
+    written = list(shards.iterdir()) if shards.exists() else []
+    assert len(written) < SHARDS, "it was done to its end instead"
     http = httpx.Client(base_url=calm_service.url, timeout=JOB_S)
     answer = http.post(f"/jobs/{job_id}/retry")
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")

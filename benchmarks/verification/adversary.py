@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/adversary.py [--graphs N] [--seed S]
 
 Tiny networks of every layer kind, weights from 1e-45 to 1e38, denormal boxes, cancelling pairs
-(``tests/workers/verification/adversary.py``). Every bound of the table is asked in float32, in
+(``tests/workers/verification/adversary/``). Every bound of the table is asked in float32, in
 float64 and as the cascade runs it, l2 and linf, with and without the pixel box. Exits 1 on a false
 certificate. The share proved at a hundredth of the distance says that the bounds prove anything.
 """
@@ -16,7 +16,8 @@ import time
 
 import torch
 
-from tests.workers.verification.adversary import ASKED, Tally, ask, find_case
+from tests.workers.verification.adversary.questions import ASKED, Tally, ask
+from tests.workers.verification.adversary.search import find_case
 
 
 def main() -> None:

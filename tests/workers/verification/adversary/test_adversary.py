@@ -1,8 +1,9 @@
-"""A slice of the nightly search for false certificates: see ``adversary.py``."""
+"""A slice of the nightly search for false certificates (``benchmarks.verification.adversary``)."""
 
 from __future__ import annotations
 
-from tests.workers.verification.adversary import FALSE, Tally, ask, find_case
+from tests.workers.verification.adversary.questions import FALSE, Tally, ask
+from tests.workers.verification.adversary.search import find_case
 
 
 def test_no_bound_proves_the_distance_of_a_known_wrong_input() -> None:

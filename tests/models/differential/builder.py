@@ -26,7 +26,8 @@ class Builder:
         self.kept: dict[tuple[Any, ...], list[str]] = {}
         self.count = 0
 
-    def failure_budget(self, probability: float) -> bool:
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
         return bool(self.rng.random() < probability)
 
     def pick(self, options: Any) -> Any:
@@ -60,15 +61,15 @@ class Builder:
     def constant(self, array: Array) -> str:
         """A name that holds these numbers: stored, spelt out in a node, shared or computed."""
         key = (array.dtype.str, array.shape, array.tobytes())
-        if key in self.kept and self.failure_budget(0.5):
+        if key in self.kept and self.chance(0.5):
             return str(self.pick(self.kept[key]))
-        name = self._computed(array) if self.failure_budget(0.4) else self._stored(array)
+        name = self._computed(array) if self.chance(0.4) else self._stored(array)
         self.kept.setdefault(key, []).append(name)
         return name
 
     def _stored(self, array: Array) -> str:
         name = self.name()
-        if self.failure_budget(0.6):
+        if self.chance(0.6):
             self.initializers.append(
                 numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
             )
@@ -189,7 +190,7 @@ class Builder:
             axis - self.pick([0, array.ndim]),
             -1,
         )
-        if self.failure_budget(0.7):
+        if self.chance(0.7):
             numbers = (self.pick([-1, size - 1, 2**62]) % 2**53, -size - 1, axis, -1)
             numbers = (numbers[0] if numbers[0] < 2**40 else -1, *numbers[1:])
         inputs = [self._stored(np.array([number], np.int64)) for number in numbers]
@@ -210,12 +211,12 @@ class Builder:
         stored = self._stored(np.concatenate([array, np.ones(self.number(0, 2), np.int64)]))
         if self.opset >= 18:
             attributes["noop_with_empty_axes"] = self.pick([0, 0, 1])
-            if self.failure_budget(0.5):
+            if self.chance(0.5):
                 axes = self.pick([[0], [-1], []])
                 return self.node(
                     "ReduceProd", [stored, self._stored(np.array(axes, np.int64))], **attributes
                 )
-        elif self.failure_budget(0.5):
+        elif self.chance(0.5):
             attributes["axes"] = [0]
         return self.node("ReduceProd", [stored], **attributes)
 

@@ -59,24 +59,20 @@ def random_model(seed: int) -> ModelProto:
         shape = b.shapes[name]
         if not shape:
             break
-        steps = IMAGE_STEPS if len(shape) == 3 and b.failure_budget(0.5) else STEPS
+        steps = IMAGE_STEPS if len(shape) == 3 and b.chance(0.5) else STEPS
         name = steps[b.pick(steps)](b, name, shape)
         known = b.learn(name) is not None
         if not known:
             break
-    if b.failure_budget(0.4):
+    if b.chance(0.4):
         name = b.node(b.pick(["Relu", "Tanh"]), [name])
         known = known and b.learn(name) is not None
-    if (
-        known
-        and len(b.shapes[name]) > 0
-        and (b.failure_budget(0.5) or math.prod(b.shapes[name]) < 2)
-    ):
+    if known and len(b.shapes[name]) > 0 and (b.chance(0.5) or math.prod(b.shapes[name]) < 2):
         flat, size = b.node("Flatten", [name], axis=1), math.prod(b.shapes[name])
         name = b.node("Gemm", [flat, b.constant(b.normal(size, 3)), b.constant(b.normal(3))])
     else:
         name = b.node("Flatten", [name], axis=1)
-    if b.failure_budget(0.15):
+    if b.chance(0.15):
         name = b.node(b.pick(["Softmax", "LogSoftmax"]), [name], axis=b.pick([1, 1, -1]))
     return b.model(name)
 

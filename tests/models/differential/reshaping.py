@@ -1,0 +1,182 @@
+"""Steps that move numbers: other shapes and orders, joins, cuts, and sums along axes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tests.models.differential.builder import Builder, Shape
+from tests.models.differential.steps import ODD, Step, an_axis, maybe_batch
+
+__all__ = [
+    "concat",
+    "cut",
+    "flatten",
+    "gather",
+    "reduction",
+    "reshape",
+    "split",
+    "squeeze",
+    "transpose",
+    "unsqueeze",
+]
+
+
+def flatten(b: Builder, x: str, shape: Shape) -> str:
+    axis = b.pick([1, 1, 1, 2, 0] if b.chance(0.2) else [1])
+    return b.node("Flatten", [x], axis=axis)
+
+
+def reshape(b: Builder, x: str, shape: Shape) -> str:
+    total = math.prod(shape)
+    factors = [size for size in range(1, total + 1) if total % size == 0]
+    first = b.pick(factors)
+    rest = b.pick([[total], [first, total // first], [*shape], [total, 1], [1, total]])
+    batch = b.pick([0, -1, -1])
+    if b.chance(0.3):
+        rest[b.number(0, len(rest) - 1)] = 0 if b.chance(0.2) else -1
+        batch = 0 if batch == -1 and not b.chance(ODD) else batch
+    if b.chance(ODD):
+        batch = b.pick([1, 2, 3])
+    attributes = {"allowzero": b.pick([0, 0, 1])} if b.opset >= 14 and batch != 0 else {}
+    if b.chance(0.25):
+        target = b.node("Concat", [_batch_size(b, x), b.constant(np.array(rest, np.int64))], axis=0)
+    else:
+        target = b.constant(np.array([batch, *rest], np.int64))
+    return b.node("Reshape", [x, target], **attributes)
+
+
+def _batch_size(b: Builder, x: str) -> str:
+    """[N], computed from the shape of an activation."""
+    if b.opset >= 15 and b.chance(0.5):
+        return b.node("Shape", [x], start=0, end=1)
+    sizes = b.node("Shape", [x])
+    if b.opset >= 10 and b.chance(0.3):
+        inputs = [b.constant(np.array([number], np.int64)) for number in (0, 1)]
+        return b.node("Slice", [sizes, *inputs])
+    if b.chance(0.3):
+        return b.node("Gather", [sizes, b.constant(np.array([0], np.int64))])
+    one = b.node("Gather", [sizes, b.constant(np.array(0, np.int64))])
+    form, attributes = b.axes_form([0], 13)
+    return b.node("Unsqueeze", [one, *form], **attributes)
+
+
+def unsqueeze(b: Builder, x: str, shape: Shape) -> str:
+    count = b.pick([1, 1, 2])
+    rank = len(shape) + 1 + count
+    axes = [int(axis) for axis in b.rng.permutation(np.arange(1, rank))[:count]]
+    if b.opset >= 11 and b.chance(0.3):
+        axes = [axis - rank for axis in axes]
+    if b.chance(ODD):
+        axes[0] = 0
+    form, attributes = b.axes_form(axes, 13)
+    return b.node("Unsqueeze", [x, *form], **attributes)
+
+
+def squeeze(b: Builder, x: str, shape: Shape) -> str:
+    ones = [axis for axis, size in enumerate(shape, start=1) if size == 1]
+    if not ones:
+        x = unsqueeze(b, x, shape)
+        shape = b.learn(x) or (1, *shape)
+        ones = [axis for axis, size in enumerate(shape, start=1) if size == 1]
+    if b.chance(ODD):
+        return b.node("Squeeze", [x])
+    axes = [b.pick(ones or [1])]
+    if b.opset >= 11 and b.chance(0.3):
+        axes = [axis - len(shape) - 1 for axis in axes]
+    form, attributes = b.axes_form(axes, 13)
+    return b.node("Squeeze", [x, *form], **attributes)
+
+
+def transpose(b: Builder, x: str, shape: Shape) -> str:
+    perm = [0, *(int(axis) + 1 for axis in b.rng.permutation(len(shape)))]
+    if b.chance(ODD):
+        return b.node("Transpose", [x])
+    return b.node("Transpose", [x], perm=perm)
+
+
+def concat(b: Builder, x: str, shape: Shape) -> str:
+    axis = an_axis(b, shape)
+    same = [name for name, other in b.shapes.items() if other == shape]
+    parts = [x, *(b.pick(same) for _ in range(b.number(0, 2)))]
+    if b.chance(0.3):
+        place = (axis - 1) if axis > 0 else axis
+        sizes = [*shape]
+        sizes[place] = b.pick([0, 1, 2])
+        parts.insert(b.number(0, len(parts)), b.constant(b.normal(1, *sizes)))
+    return b.node("Concat", parts, axis=maybe_batch(b, axis, shape))
+
+
+def split(b: Builder, x: str, shape: Shape) -> str:
+    axis = an_axis(b, shape)
+    size = shape[axis - 1 if axis > 0 else axis]
+    count = b.number(1, min(3, size))
+    sizes = np.diff([0, *sorted(b.rng.permutation(np.arange(1, size))[: count - 1]), size])
+    axis = maybe_batch(b, axis, shape)
+    if b.chance(0.3 if size % count == 0 else 0.0):
+        more: dict[str, Any] = {"num_outputs": count} if b.opset >= 18 else {}
+        first = b.node("Split", [x], count, axis=axis, **more)
+    elif b.opset >= 18 and b.chance(0.3):
+        first = b.node("Split", [x], count, axis=axis, num_outputs=count)
+    elif b.opset >= 13:
+        first = b.node("Split", [x, b.constant(sizes.astype(np.int64))], count, axis=axis)
+    else:
+        first = b.node("Split", [x], count, axis=axis, split=[int(part) for part in sizes])
+    outputs = b.nodes[-1].output
+    if b.chance(ODD):
+        outputs[len(outputs) - 1] = ""
+    return str(b.pick([name for name in outputs if name] or [first]))
+
+
+def cut(b: Builder, x: str, shape: Shape) -> str:
+    """Slice; places out of range and from the end, steps, and rarely what is refused."""
+    axes = [an_axis(b, shape)] if b.chance(0.7) else [*range(1, len(shape) + 1)]
+    starts, ends, steps = [], [], []
+    for axis in axes:
+        size = shape[axis - 1 if axis > 0 else axis]
+        starts.append(b.pick([0, 0, -size, -size - 3, 1 % size, -1]))
+        ends.append(b.pick([size, size, size + 3, 2**31 - 1, 2**63 - 1, -1 if size > 1 else 1]))
+        steps.append(b.pick([1, 1, 2, 3]))
+    if b.chance(ODD):
+        steps[0] = b.pick([-1, -2])
+    axes[0] = maybe_batch(b, axes[0], shape)
+    if b.opset < 10:
+        return b.node("Slice", [x], starts=starts, ends=ends, axes=axes)
+    vectors = [starts, ends, axes, steps]
+    if b.chance(0.3):
+        vectors = vectors[:3]
+    return b.node("Slice", [x, *(b.constant(np.array(v, np.int64)) for v in vectors)])
+
+
+def gather(b: Builder, x: str, shape: Shape) -> str:
+    axis = an_axis(b, shape)
+    size = shape[axis - 1 if axis > 0 else axis]
+    start, step = b.number(0, size - 1), b.number(1, 2)
+    places: Any = b.pick([[*range(start, size, step)], start, [start], [-1], -1])
+    if b.chance(ODD):
+        places = b.pick([[size], [1, 0], [0, 0]])
+    return b.node(
+        "Gather", [x, b.constant(np.array(places, np.int64))], axis=maybe_batch(b, axis, shape)
+    )
+
+
+def reduction(kind: str, since: int) -> Step:
+    def step(b: Builder, x: str, shape: Shape) -> str:
+        count = b.number(1, len(shape))
+        axes = [int(axis) + 1 for axis in b.rng.permutation(len(shape))[:count]]
+        if b.opset >= 11 and b.chance(0.3):
+            axes = [axis - len(shape) - 1 for axis in axes]
+        if b.chance(ODD):
+            axes[0] = 0
+        attributes: dict[str, Any] = {} if b.chance(0.3) else {"keepdims": b.pick([0, 1, 1])}
+        if b.opset >= since and b.chance(0.2):
+            attributes["noop_with_empty_axes"] = 1
+            if b.chance(0.5):
+                return b.node(kind, [x], **attributes)
+            axes = [] if b.chance(0.5) else axes
+        form, more = b.axes_form(axes, since)
+        return b.node(kind, [x, *form], **attributes, **more)
+
+    return step

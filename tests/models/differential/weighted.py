@@ -1,0 +1,128 @@
+"""Steps with weights or windows: products, convolutions, batch norm, padding, pooling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tests.models.differential.builder import Builder, Shape
+from tests.models.differential.steps import ODD
+
+__all__ = [
+    "average_pool",
+    "batch_normalization",
+    "conv",
+    "gemm",
+    "matmul",
+    "max_pool",
+    "pad",
+]
+
+
+def matmul(b: Builder, x: str, shape: Shape) -> str:
+    left = len(shape) == 2 and b.chance(0.4)
+    size, many = (shape[0] if left else shape[-1]), b.number(1, 5)
+    sizes = [many, size] if left else [size, many]
+    sizes = [1] * (b.number(0, len(shape) - 1) if b.chance(0.3) else 0) + sizes
+    if b.chance(ODD):
+        sizes = b.pick([[2, *sizes], [size]])
+    matrix = b.constant(b.normal(*sizes))
+    result = b.node("MatMul", [matrix, x] if left else [x, matrix])
+    if b.chance(0.4):
+        result = b.node("Add", [result, b.constant(b.normal(*([many, 1] if left else [many])))])
+    return result
+
+
+def gemm(b: Builder, x: str, shape: Shape) -> str:
+    if len(shape) != 1:
+        x, shape = b.node("Flatten", [x], axis=1), (math.prod(shape),)
+    many, turned = b.number(2, 5), b.pick([0, 1])
+    inputs = [x, b.constant(b.normal(many, shape[0]) if turned else b.normal(shape[0], many))]
+    form: Any = b.pick([None, (many,), (1,), (1, many), (1, 1), ()])
+    if form is None and b.opset < 11:
+        form = (many,)
+    if form is not None:
+        inputs.append(b.constant(b.normal(*(form if not b.chance(ODD) else (2, many)))))
+    attributes: dict[str, Any] = {"transB": turned}
+    if b.chance(0.3):
+        attributes["alpha"] = b.pick([1.0, 2.0, 0.5, -4.0, 0.3])
+    if b.chance(0.3):
+        attributes["beta"] = b.pick([1.0, 0.0, 0.7, -2.0])
+    if b.chance(ODD):
+        attributes["transA"] = 1
+    return b.node("Gemm", inputs, **attributes)
+
+
+def batch_normalization(b: Builder, x: str, shape: Shape) -> str:
+    tensors = [b.normal(shape[0]) for _ in range(3)]
+    names = [b.constant(t) for t in [*tensors, np.abs(b.normal(shape[0])) + np.float32(0.1)]]
+    epsilon = {} if b.chance(0.3) else {"epsilon": b.pick([1e-3, 0.0, 1e-7])}
+    return b.node("BatchNormalization", [x, *names], **epsilon)
+
+
+def pad(b: Builder, x: str, shape: Shape) -> str:
+    rank = len(shape) + 1
+    amounts = [0] * (2 * rank)
+    for axis in b.rng.permutation(np.arange(1, rank))[: b.number(0, 2)]:
+        amounts[axis], amounts[rank + axis] = b.number(0, 2), b.number(0, 2)
+    if b.chance(ODD):
+        amounts[b.pick([0, rank, 1])] = b.pick([1, -1])
+    value = float(np.float32(b.pick([0.0, 1.5, -0.25])))
+    if b.opset < 11:
+        return b.node("Pad", [x], pads=amounts, value=value)
+    inputs = [x, b.constant(np.array(amounts, np.int64))]
+    if b.chance(0.6):
+        inputs.append(b.constant(np.array(value, np.float32)))
+    if b.opset >= 18 and len(inputs) == 3 and b.chance(0.3):
+        axes = [a for a in range(rank) if amounts[a] or amounts[rank + a]] or [1]
+        short = [amounts[a] for a in axes] + [amounts[rank + a] for a in axes]
+        inputs[1] = b.constant(np.array(short, np.int64))
+        inputs.append(b.constant(np.array([a - b.pick([0, rank]) for a in axes], np.int64)))
+    return b.node("Pad", inputs, mode="constant")
+
+
+def _windows(b: Builder, shape: Shape, *, dilated: bool, named: bool = True) -> dict[str, Any]:
+    kernel = [b.number(1, min(3, size)) for size in shape[1:]]
+    attributes: dict[str, Any] = {"kernel_shape": kernel} if named or b.chance(0.5) else {}
+    if b.chance(0.6):
+        attributes["strides"] = [b.number(1, 3) for _ in kernel]
+    if dilated and b.chance(0.25):
+        attributes["dilations"] = [b.number(1, 2) for _ in kernel]
+    if b.chance(0.5):
+        attributes["pads"] = [b.number(0, kernel[place % 2] - 1) for place in range(4)]
+    elif b.chance(0.5):
+        attributes["auto_pad"] = b.pick(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
+    return {"kernel": kernel, **attributes}
+
+
+def conv(b: Builder, x: str, shape: Shape) -> str:
+    attributes = _windows(b, shape, dilated=True, named=False)
+    kernel = attributes.pop("kernel")
+    groups = b.pick([g for g in range(1, shape[0] + 1) if shape[0] % g == 0])
+    out = groups * b.number(1, 3)
+    if groups > 1 or b.chance(0.5):
+        attributes["group"] = groups
+    inputs = [x, b.constant(b.normal(out, shape[0] // groups, *kernel))]
+    if b.chance(0.5):
+        inputs.append(b.constant(b.normal(out)))
+    return b.node("Conv", inputs, **attributes)
+
+
+def max_pool(b: Builder, x: str, shape: Shape) -> str:
+    attributes = _windows(b, shape, dilated=b.opset >= 10)
+    attributes.pop("kernel")
+    if b.opset >= 10 and b.chance(0.3):
+        attributes["ceil_mode"] = 1
+    return b.node("MaxPool", [x], **attributes)
+
+
+def average_pool(b: Builder, x: str, shape: Shape) -> str:
+    attributes = _windows(b, shape, dilated=b.opset >= 19)
+    attributes.pop("kernel")
+    if b.opset >= 10 and b.chance(0.3):
+        attributes["ceil_mode"] = 1
+    if b.chance(0.4):
+        attributes["count_include_pad"] = 1
+    return b.node("AveragePool", [x], **attributes)

@@ -54,11 +54,11 @@ docs: install
 
 # The whole corpus of hostile uploads; "make test" leaves out what unit tests refuse too.
 hostile: install
-	CERTSERVE_TEST_ALL=1 $(BIN)/python -m pytest tests/e2e/test_hostile.py --timeout 900
+	CERTSERVE_TEST_ALL=1 $(BIN)/python -m pytest tests/e2e/hostile --timeout 900
 
 # Five minutes without a key and five with one; "make test" takes 20 seconds with one.
 schemathesis: install
-	CERTSERVE_TEST_SCHEMATHESIS_S=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
+	CERTSERVE_TEST_SCHEMATHESIS_S=300 $(BIN)/python -m pytest tests/e2e/schemathesis
 
 # 30 jobs over four workers while everything is killed at random for two minutes.
 chaos: install

@@ -16,7 +16,7 @@ from service.cli.terminal import print_summary, progress_bar
 from service.client import Client
 from service.supervisor.instance_lock import StartError
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "number_or_all"]
 
 #: Forms of a report, as file names end.
 REPORTS = ("json", "html", "csv", "svg")
@@ -33,7 +33,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         "--epsilon", action="append", required=True, help="36/255 or 0.5; may be repeated"
     )
     certify.add_argument("--method", default="auto")
-    certify.add_argument("--samples", type=_samples, help="a number or 'all'")
+    certify.add_argument("--samples", type=number_or_all, help="a number or 'all'")
     certify.add_argument("--architecture", help="of a state dict: a name or a JSON layer list")
     certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
     certify.add_argument("--out", type=Path, help="where the report goes (.json .html .csv .svg)")
@@ -91,7 +91,8 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
     return spec
 
 
-def _samples(text: str) -> int | str:
+def number_or_all(text: str) -> int | str:
+    """What ``--samples`` takes; ValueError for anything else."""
     return text if text == "all" else int(text)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from service.cli.certify import number_or_all
 from service.cli.local_service import started_service
 from service.cli.terminal import print_summary, progress_bar
 from service.client import Client
@@ -20,7 +21,7 @@ __all__ = ["add_parser", "run_demo", "save_reports"]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL, DATASET = "mnist_certified.onnx", "mnist_test.npz"
-SPEC = {"norm": "l2", "epsilons": [0.3, 1.0], "samples": "all"}
+SPEC = {"norm": "l2", "epsilons": [0.3, 1.0]}
 
 
 def add_parser(commands: Any) -> None:
@@ -28,15 +29,18 @@ def add_parser(commands: Any) -> None:
     demo = commands.add_parser("demo", help="certify the example network, start to end")
     demo.add_argument("--data-dir", type=Path, default=None, help="default: a temporary folder")
     demo.add_argument("--out", type=Path, default=Path("out/demo"))
+    demo.add_argument("--samples", type=number_or_all, default="all", help="how many images")
     demo.set_defaults(run=_demo)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> int:
-    run_demo(console, data_dir=options.data_dir, out=options.out)
+    run_demo(console, data_dir=options.data_dir, out=options.out, samples=options.samples)
     return 0
 
 
-def run_demo(console: Console, *, data_dir: Path | None, out: Path) -> None:
+def run_demo(
+    console: Console, *, data_dir: Path | None, out: Path, samples: int | str = "all"
+) -> None:
     """Start a service with one worker, certify the example, save its reports, stop the service."""
     model, dataset = EXAMPLES / MODEL, EXAMPLES / DATASET
     for path in (model, dataset):
@@ -49,7 +53,7 @@ def run_demo(console: Console, *, data_dir: Path | None, out: Path) -> None:
         url = stack.enter_context(started_service(data_dir))
         console.print(f"POST {url}/certify  model={model.name}  dataset={dataset.name}")
         with Client(url) as client:
-            job = client.certify(model, dataset, SPEC)
+            job = client.certify(model, dataset, {**SPEC, "samples": samples})
             with progress_bar(console) as show:
                 client.wait(job["id"], on_progress=show)
             report = save_reports(client, job["id"], out)

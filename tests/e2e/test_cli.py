@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from service.supervisor.instance_lock import running_service
-from tests.e2e.conftest import LiveService
+from tests.e2e.live_service import LiveService
+from tests.extent import ALL
 
 pytestmark = pytest.mark.slow
 
@@ -46,11 +46,10 @@ def test_certify_starts_what_it_needs_and_stops_it(tmp_path: Path, uploads: Uplo
     assert not list((tmp_path / "data" / "run").glob("*.pid"))
 
 
-def test_certify_and_worker_on_a_running_service(
-    make_service: Callable[..., LiveService], uploads: Uploads, tmp_path: Path
+def test_certify_on_a_running_service(
+    calm_service: LiveService, uploads: Uploads, tmp_path: Path
 ) -> None:
-    service = make_service()
-    service.start(workers=1)
+    service = calm_service
     model, data = uploads
     common = ("certify", model, "--dataset", data, "--norm", "linf", "--epsilon", "1/255")
     out = tmp_path / "report.json"
@@ -59,21 +58,18 @@ def test_certify_and_worker_on_a_running_service(
     assert json.loads(out.read_text())["threat"]["norm"] == "linf"
     by_folder = certserve(*common, "--data-dir", service.data_dir)
     assert by_folder.returncode == 0, by_folder.stderr
-    assert service.process is not None
-    assert service.process.poll() is None
+    assert service.runs
 
 
 def test_failures_are_told_in_one_line(
-    make_service: Callable[..., LiveService], uploads: Uploads, tmp_path: Path
+    calm_service: LiveService, uploads: Uploads, tmp_path: Path
 ) -> None:
-    service = make_service()
-    service.start()
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x08\x07no model")
     for model, text in ((broken, "invalid_onnx"), (tmp_path / "none.onnx", "there is no file")):
         ended = certserve(
             *("certify", model, "--dataset", uploads[1], "--norm", "l2", "--epsilon", "0.1"),
-            *("--url", service.url),
+            *("--url", calm_service.url),
         )
         assert ended.returncode == 1
         assert text in ended.stderr
@@ -92,7 +88,8 @@ def test_nobody_listens(uploads: Uploads) -> None:
 def test_demo(root: Path, tmp_path: Path) -> None:
     if not (root / "examples" / "mnist_certified.onnx").exists():
         pytest.skip("the example network has not been made")
-    ended = certserve("demo", "--out", tmp_path / "demo", "--data-dir", tmp_path / "data")
+    folders = ("--out", tmp_path / "demo", "--data-dir", tmp_path / "data")
+    ended = certserve("demo", *folders, "--samples", "all" if ALL else 60)
     assert ended.returncode == 0, ended.stderr
     names = sorted(path.name for path in (tmp_path / "demo").iterdir())
     assert names == ["report.csv", "report.html", "report.json", "report.svg"]

@@ -10,7 +10,7 @@ import httpx
 
 from service.client import Client
 from service.contract.processes import ProcessId, wait_until
-from tests.e2e.conftest import JOB_S, SAMPLES, LiveService, finished, submit, until_done
+from tests.e2e.live_service import JOB_S, SAMPLES, LiveService, finished, submit, until_done
 
 #: Of four samples each.
 SHARDS = SAMPLES // 4

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import httpx
 
 from service.contract.processes import python_module
-from tests.e2e.conftest import START_S, LiveService
+from tests.e2e.live_service import START_S, LiveService
 
 
 def certserve(service: LiveService, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from service.client import Client
-from tests.e2e.conftest import JOB_S, LiveService
+from tests.e2e.live_service import JOB_S, LiveService
 
 pytestmark = pytest.mark.slow
 

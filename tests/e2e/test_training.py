@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ import safetensors.numpy
 
 from service.client import Client, JobFailed
 from service.contract.processes import wait_until
-from tests.e2e.conftest import LiveService
+from tests.e2e.live_service import LiveService
 
 pytestmark = pytest.mark.slow
 
-Made = Callable[..., LiveService]
 WAIT_S = 240.0
 DIGITS: dict[str, Any] = {
     "method": "emma",
@@ -34,8 +33,21 @@ DIGITS: dict[str, Any] = {
 }
 
 
-def test_a_certified_model_comes_out(calm_service: LiveService) -> None:
-    with Client(calm_service.url) as client:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    """A service that writes a checkpoint every few steps: trainings may be ended at any time."""
+    made = LiveService(
+        tmp_path_factory.mktemp("trainings") / "data",
+        CERTSERVE_CHECKPOINT_INTERVAL_S="0.2",
+        CERTSERVE_TRAINING_THREADS="1",
+    )
+    made.start()
+    yield made
+    made.close()
+
+
+def test_a_certified_model_comes_out(service: LiveService) -> None:
+    with Client(service.url) as client:
         job = client.train(DIGITS)
         done = client.wait(job["id"], timeout_s=WAIT_S)
         report = json.loads(client.report(job["id"]))
@@ -47,7 +59,7 @@ def test_a_certified_model_comes_out(calm_service: LiveService) -> None:
     assert report["clean_accuracy"] > 0.85
     assert at_quarter["certified_accuracy"] > at_half["certified_accuracy"] > 0.4
     assert at_half["certified_accuracy"] <= at_half["attack_accuracy"]
-    with httpx.Client(base_url=calm_service.url, timeout=WAIT_S) as http:
+    with httpx.Client(base_url=service.url, timeout=WAIT_S) as http:
         model = http.get(f"/models/{done['model_id']}").json()
         onnx = http.get(model["links"]["onnx"]).content
         weights = http.get(model["links"]["weights"]).content
@@ -76,9 +88,7 @@ def trained_weights(service: LiveService, job_id: str) -> bytes:
         return http.get(f"/models/{model_id}/weights").content
 
 
-def test_a_killed_training_ends_in_the_same_bits(make_service: Made) -> None:
-    service = make_service(CERTSERVE_CHECKPOINT_INTERVAL_S="0.2", CERTSERVE_TRAINING_THREADS="1")
-    service.start()
+def test_a_killed_training_ends_in_the_same_bits(service: LiveService) -> None:
     wish = {**DIGITS, "epochs": 60, "certify": None, "force": True}
     with Client(service.url) as client:
         calm = client.train(wish)["id"]
@@ -105,9 +115,7 @@ def _newer(path: Path, kills: int) -> bool:
     return int(json.loads(header["__metadata__"]["facts"])["step"]) >= 60 * (kills + 1)
 
 
-def test_a_cancelled_training_stops_and_can_go_on(make_service: Made) -> None:
-    service = make_service(CERTSERVE_CHECKPOINT_INTERVAL_S="0.2")
-    service.start()
+def test_a_cancelled_training_stops_and_can_go_on(service: LiveService) -> None:
     with Client(service.url) as client, httpx.Client(base_url=service.url, timeout=WAIT_S) as http:
         job = client.train({**DIGITS, "epochs": 300, "certify": None})["id"]
         path = service.data_dir / "jobs" / job / "training" / "checkpoint.safetensors"
@@ -152,12 +160,12 @@ def _runs(pid: int) -> bool:
     ],
 )  # fmt: skip
 def test_a_bad_run_is_a_failed_job_that_says_why(
-    calm_service: LiveService, changes: dict[str, Any], code: str
+    service: LiveService, changes: dict[str, Any], code: str
 ) -> None:
     wish = {k: v for k, v in DIGITS.items() if k != "learning_rate"}
     if "recipe" in changes:
         del wish["activation"]
-    with Client(calm_service.url) as client:
+    with Client(service.url) as client:
         job = client.train({**wish, **changes})
         with pytest.raises(JobFailed) as caught:
             client.wait(job["id"], timeout_s=WAIT_S)

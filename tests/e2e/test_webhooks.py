@@ -8,8 +8,8 @@ from pathlib import Path
 
 from service.client import Client
 from service.contract.processes import ProcessId, wait_until
-from tests.e2e.conftest import JOB_S, START_S, LiveService
 from tests.e2e.hostile.case import SPEC
+from tests.e2e.live_service import JOB_S, START_S, LiveService
 from tests.service.webhooks.receiver import SECRET, Receiver, check_signature
 
 

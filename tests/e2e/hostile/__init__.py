@@ -1,1 +1,1 @@
-"""Requests made to hurt, by what they attack; ``tests.e2e.test_hostile`` posts them all."""
+"""Requests made to hurt, by what they attack; ``test_hostile.py`` posts them all."""

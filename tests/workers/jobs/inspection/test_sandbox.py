@@ -46,7 +46,7 @@ json.dump({
 }, open('seen', 'w'))
 """
 
-TrainingConfig = Callable[..., tuple[ChildEnded, Path]]
+Run = Callable[..., tuple[ChildEnded, Path]]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def way(request: pytest.FixtureRequest) -> ForkServer | None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
+def run(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a piece of Python in the sandbox, each time in a new folder."""
     original, numbers = sandbox._environment, itertools.count()
 
@@ -113,7 +113,7 @@ def run(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> Train
 
 
 @pytest.fixture
-def child(run: TrainingConfig, way: ForkServer | None) -> TrainingConfig:
+def child(run: Run, way: ForkServer | None) -> Run:
     """The same, started the one way and the other."""
 
     def run_code(code: str, **options: Any) -> tuple[ChildEnded, Path]:
@@ -122,7 +122,7 @@ def child(run: TrainingConfig, way: ForkServer | None) -> TrainingConfig:
     return run_code
 
 
-def test_environment_and_folder(child: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_and_folder(child: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CERTSERVE_REDIS_URL", "redis://:secret@host")
     ended, folder = child(LOOK)
     assert ended.status == 0, ended.tail
@@ -137,7 +137,7 @@ def test_environment_and_folder(child: TrainingConfig, monkeypatch: pytest.Monke
     assert seen["leads_its_session"]
 
 
-def test_a_forked_child_is_what_a_fresh_one_is(run: TrainingConfig, forks: ForkServer) -> None:
+def test_a_forked_child_is_what_a_fresh_one_is(run: Run, forks: ForkServer) -> None:
     seen = []
     for way in (None, forks):
         ended, folder = run(LOOK, way, memory_bytes=3 * 2**30, cpu_s=77, open_files=99)
@@ -148,25 +148,25 @@ def test_a_forked_child_is_what_a_fresh_one_is(run: TrainingConfig, forks: ForkS
     assert seen[0]["limits"]["RLIMIT_AS"] == [3 * 2**30] * 2
 
 
-def test_memory(child: TrainingConfig) -> None:
+def test_memory(child: Run) -> None:
     ended, _ = child("x = bytearray(2**30)", memory_bytes=512 * 2**20)
     assert ended.status != 0
     assert ended.out_of_limits
 
 
-def test_memory_of_the_libraries_counts(child: TrainingConfig) -> None:
+def test_memory_of_the_libraries_counts(child: Run) -> None:
     ended, _ = child("import torch\nx = torch.ones(2**28)", memory_bytes=2**30)
     assert ended.status != 0
     assert ended.out_of_limits, ended.tail
 
 
-def test_processor_time(child: TrainingConfig) -> None:
+def test_processor_time(child: Run) -> None:
     ended, _ = child("while True: pass", cpu_s=1)
     assert ended.out_of_limits
     assert not ended.timed_out
 
 
-def test_wall_clock(child: TrainingConfig) -> None:
+def test_wall_clock(child: Run) -> None:
     started = time.monotonic()
     ended, _ = child("import time; time.sleep(600)", wall_s=1.0)
     assert ended.timed_out
@@ -175,7 +175,7 @@ def test_wall_clock(child: TrainingConfig) -> None:
     assert time.monotonic() - started < 300
 
 
-def test_what_a_child_started_is_stopped_with_it(child: TrainingConfig, tmp_path: Path) -> None:
+def test_what_a_child_started_is_stopped_with_it(child: Run, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = (
         "import os, subprocess, time\n"
@@ -190,18 +190,18 @@ def test_what_a_child_started_is_stopped_with_it(child: TrainingConfig, tmp_path
     assert wait_until(lambda: ProcessId.of(int(pid.read_text())) is None, WAIT_S)
 
 
-def test_file_size(child: TrainingConfig) -> None:
+def test_file_size(child: Run) -> None:
     ended, _ = child("open('big', 'wb').write(b'x' * 2**22)", file_bytes=2**20)
     assert ended.status != 0
 
 
-def test_open_files(child: TrainingConfig) -> None:
+def test_open_files(child: Run) -> None:
     ended, _ = child("kept = [open('/dev/null') for _ in range(60)]", open_files=50)
     assert ended.status == 1
     assert "Too many open files" in ended.tail
 
 
-def test_exit_status(child: TrainingConfig) -> None:
+def test_exit_status(child: Run) -> None:
     assert child("return 3")[0] == ChildEnded(3, False, False, "")
     assert child("raise SystemExit(5)")[0].status == 5
     ended, _ = child("raise KeyError('what')")
@@ -209,21 +209,19 @@ def test_exit_status(child: TrainingConfig) -> None:
 
 
 @pytest.mark.parametrize("signal_number", [6, 9, 11])
-def test_crash(child: TrainingConfig, signal_number: int) -> None:
+def test_crash(child: Run, signal_number: int) -> None:
     ended, _ = child(f"import os; os.kill(os.getpid(), {signal_number})")
     assert ended.status == -signal_number
     assert ended.out_of_limits == (signal_number == 9)  # as the kernel does when memory is short
 
 
-def test_the_output_of_a_child_cannot_be_led_elsewhere(
-    child: TrainingConfig, tmp_path: Path
-) -> None:
+def test_the_output_of_a_child_cannot_be_led_elsewhere(child: Run, tmp_path: Path) -> None:
     ended, folder = child("print('out'); print('err', file=sys.stderr)")
     assert sorted(ended.tail.split()) == ["err", "out"]
     assert not (folder / "stderr").is_symlink()
 
 
-def test_nothing_of_an_earlier_child_is_left(run: TrainingConfig, forks: ForkServer) -> None:
+def test_nothing_of_an_earlier_child_is_left(run: Run, forks: ForkServer) -> None:
     run("import builtins, os; builtins.mark = 'left behind'; os.environ['MARK'] = 'x'", forks)
     ended, _ = run(
         "import builtins, os\nassert not hasattr(builtins, 'mark')\n"
@@ -235,7 +233,7 @@ def test_nothing_of_an_earlier_child_is_left(run: TrainingConfig, forks: ForkSer
     assert ended.status == 0, ended.tail
 
 
-def test_random_numbers_differ(run: TrainingConfig, forks: ForkServer) -> None:
+def test_random_numbers_differ(run: Run, forks: ForkServer) -> None:
     """What is seeded when it is imported would give all children the same numbers."""
     seen = set()
     for _ in range(2):
@@ -250,7 +248,7 @@ def test_random_numbers_differ(run: TrainingConfig, forks: ForkServer) -> None:
     assert len(seen) == 8
 
 
-def test_one_thread_before_and_after(run: TrainingConfig, forks: ForkServer) -> None:
+def test_one_thread_before_and_after(run: Run, forks: ForkServer) -> None:
     """Threads that a library started before the fork would be missing after it."""
 
     def threads() -> list[str]:
@@ -262,7 +260,7 @@ def test_one_thread_before_and_after(run: TrainingConfig, forks: ForkServer) -> 
 
 
 def test_a_child_may_use_the_threads_that_it_is_given(
-    child: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+    child: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     ended, _ = child(
@@ -272,9 +270,7 @@ def test_a_child_may_use_the_threads_that_it_is_given(
     assert ended.status == 0, ended.tail
 
 
-def test_the_template_is_imported_for_what_a_child_needs(
-    run: TrainingConfig, forks: ForkServer
-) -> None:
+def test_the_template_is_imported_for_what_a_child_needs(run: Run, forks: ForkServer) -> None:
     """Otherwise every single child imports it."""
     wanted = [
         "torch",
@@ -298,7 +294,7 @@ def test_a_template_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("secret" in value for value in environment.values())
 
 
-def test_without_a_fork_server_the_child_starts_afresh(run: TrainingConfig) -> None:
+def test_without_a_fork_server_the_child_starts_afresh(run: Run) -> None:
     server = template.start()
     os.kill(server._process.pid, 9)  # type: ignore[union-attr]
     ended, folder = run(LOOK, server)
@@ -307,9 +303,7 @@ def test_without_a_fork_server_the_child_starts_afresh(run: TrainingConfig) -> N
     server.close()
 
 
-def test_a_child_ends_with_its_fork_server(
-    run: TrainingConfig, modules: Path, tmp_path: Path
-) -> None:
+def test_a_child_ends_with_its_fork_server(run: Run, modules: Path, tmp_path: Path) -> None:
     """The item is tried again: nobody may take it for the upload's fault."""
     environment = dict(template.environment())
     environment["PYTHONPATH"] += f":{modules}"

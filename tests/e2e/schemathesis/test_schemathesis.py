@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
-from tests.e2e.conftest import JOB_S, LiveService
 from tests.e2e.hostile.case import SPEC
+from tests.e2e.live_service import JOB_S, LiveService
 from tests.e2e.memory import peak_bytes
 from tests.extent import ALL
 

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from service.client import Client
-from tests.e2e.conftest import JOB_S, LiveService
 from tests.e2e.hostile.bodies import bodies
 from tests.e2e.hostile.case import SPEC, Case
 from tests.e2e.hostile.graphs import graphs, overflowing
 from tests.e2e.hostile.samples import samples
 from tests.e2e.hostile.weights import MARK, weights
+from tests.e2e.live_service import JOB_S, LiveService
 from tests.e2e.memory import MemoryWatch, peak_bytes
 from tests.extent import ALL
 

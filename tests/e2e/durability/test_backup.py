@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.client import Client
-from tests.e2e.conftest import (
+from tests.e2e.live_service import (
     JOB_S,
     SAMPLES,
     SLOW_SPEC,

@@ -26,7 +26,9 @@ from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 from service.supervisor.embedded_redis import find_binary, socket_path, write_configuration
 from tests.horses import horses_of
-from workers.jobs.runtime import held_lease
+from workers.jobs.inspection import sandbox
+from workers.jobs.runtime import held_lease, template
+from workers.jobs.runtime.fork_server import ForkServer
 
 SIDE, CLASSES = 6, 3
 
@@ -185,6 +187,21 @@ def corridor(tmp_path: Path, redis_url: str) -> Iterator[Corridor]:
     made = Corridor(tmp_path, settings)
     yield made
     made.redis.close()
+
+
+@pytest.fixture(scope="session")
+def template_process() -> Iterator[ForkServer]:
+    """What a worker's inspections are forked from."""
+    server = template.start()
+    assert server.ready(WAIT_S)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def forked_inspections(template_process: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inspections are forked, as under a worker: a fresh interpreter would import for seconds."""
+    monkeypatch.setattr(sandbox, "_forks", template_process)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
 from tests.workers.jobs.work import work
 from workers.jobs.hardware.device_check import DEVICE_LOST
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 
 def test_from_upload_to_report(corridor: Corridor) -> None:
     job = corridor.submit()

@@ -14,6 +14,8 @@ from tests.workers.jobs.conftest import Corridor
 from tests.workers.jobs.work import EPOCHS, training
 from workers.jobs.work_loop import WorkLoop
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 
 def test_training_lets_a_small_job_through(
     corridor: Corridor, monkeypatch: pytest.MonkeyPatch

@@ -122,8 +122,8 @@ def test_batch_size_does_not_change_a_certificate(seed: int, method: str) -> Non
 
 
 def test_a_near_isometric_stack_is_not_certified_beyond_its_gain() -> None:
-    """Dirac kernels with a small smooth bump: power iteration stops at once and certifies a lie
-    (methods-lipschitz 10.4); the true gain over 12 layers is 1.14."""
+    """Dirac kernels with a small smooth bump: power iteration stops at once and certifies a lie;
+    the true gain over 12 layers is 1.14."""
     rows: list[tuple[str, Layer, tuple[str, ...]]] = []
     last = "input"
     for index in range(12):
@@ -215,7 +215,7 @@ def test_scaled_weights_keep_the_certificates_that_float32_allows(scale: float) 
 
 
 def test_dead_neurons_with_huge_outgoing_weights_cost_nothing() -> None:
-    """Zero-width boxes under large weights: the paper's inner solver is 95 % low here (10.5)."""
+    """Zero-width boxes under large weights: an inner solver that iterates is 95 % low here."""
     network = Network(
         (2,),
         [

@@ -20,6 +20,8 @@ from workers.jobs.inspection.sandbox import found_no_room
 from workers.jobs.inspection.training_data import save_array
 from workers.jobs.work_loop import WorkLoop
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 _MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
 
 

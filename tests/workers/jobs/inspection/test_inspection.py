@@ -23,6 +23,8 @@ from workers.verification.cascade.parity import DeploymentMismatch
 from workers.verification.graph.compiled_network import UnsupportedLayer
 from workers.verification.layers.registry import LAYERS
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 node = helper.make_node
 #: Told by the structure of the graph, or by a comparison.
 MIXED = {"batch_dependent", "deployment_mismatch"}

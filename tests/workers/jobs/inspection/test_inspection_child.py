@@ -16,6 +16,8 @@ from tests.models.onnx.graphs import flattened, normal
 from workers.jobs.inspection.sandbox import ChildEnded, ChildLimits, run_child
 from workers.jobs.items.prepare import _raise_problem
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 node = helper.make_node
 FLIP = {"c": normal(0, 4), "start": np.array([-1]), "end": np.array([-(2**63)]),
         "axis": np.array([0]), "step": np.array([-1])}  # fmt: skip

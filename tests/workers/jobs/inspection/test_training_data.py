@@ -21,6 +21,8 @@ from workers.jobs.inspection.training_data import write_training_data
 from workers.jobs.items.trained_model import held_samples
 from workers.jobs.work_loop import WorkLoop
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 NETWORK: dict[str, Any] = {
     "name": "orthogonal-dense",
     "input": [1, SIDE, SIDE],

@@ -11,6 +11,8 @@ from workers.jobs.items.prepare import prepare
 from workers.jobs.items.shard import certify_shard
 from workers.verification.results import SampleResults
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 
 def part(start: int, count: int, **notes: object) -> SampleResults:
     flags = np.zeros((count, 2), dtype=bool)

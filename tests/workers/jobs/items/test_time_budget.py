@@ -15,6 +15,8 @@ from workers.jobs.work_loop import WorkLoop
 from workers.verification.cascade import progress
 from workers.verification.results import SampleResults
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 #: Minutes of attack on every sample, if nobody stops it.
 LONG = {"attack": {"steps": 300, "restarts": 1, "audit": 1.0, "seed": 0}}
 

@@ -21,6 +21,8 @@ from workers.jobs.runtime.lease_renewer import ItemStopped, LeaseRenewer
 from workers.jobs.work_loop import WorkLoop
 from workers.training.loop import Paused
 
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
 
 def attempt(corridor: Corridor, job: JobSubmission, *, pause: bool = False) -> dict[str, Any]:
     return train_model(

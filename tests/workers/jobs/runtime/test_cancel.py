@@ -18,7 +18,7 @@ from tests.workers.jobs.runtime.wake_up_jobs import wake_up
 from workers.jobs.runtime import lease_renewer, lease_watchdog
 from workers.jobs.work_loop import WorkLoop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_inspections")]
 
 Start = Callable[..., subprocess.Popen[bytes]]
 

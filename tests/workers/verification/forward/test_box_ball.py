@@ -20,7 +20,7 @@ def problems(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
     w = random.standard_normal((1, size)) * 10.0 ** random.uniform(-4, 4, (1, size))
     lower = -np.abs(random.standard_normal((1, size))) * 10.0 ** random.uniform(-3, 1, (1, size))
     upper = np.abs(random.standard_normal((1, size))) * 10.0 ** random.uniform(-3, 1, (1, size))
-    # Dead neurons: boxes without width, under large weights (methods-lipschitz 10.5).
+    # Dead neurons: boxes without width, under large weights.
     dead = random.random((1, size)) < draw(st.sampled_from([0.0, 0.3, 0.9]))
     lower[dead] = upper[dead] = 0.0
     w[dead] *= draw(st.sampled_from([1.0, 1e4]))

@@ -191,7 +191,7 @@ def test_dense_bound_is_the_largest_singular_value(
 
 
 def test_power_iteration_underestimates_where_the_bound_does_not() -> None:
-    """The near-isometric operators on which stopping rules fail (methods-lipschitz 10.5)."""
+    """The near-isometric operators on which stopping rules fail."""
     matrix = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.001], dtype=torch.float64))
     estimate = power_iteration_norm(lambda x: x @ matrix.T, (4,), steps=3)
     assert estimate < 1.001 <= dense_norm(matrix)

@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?=
 # Processes that tests run in, a file of them at a time: one more than cores, as some tests wait for
-# services. Folders in their order (end to end first), or the longest files would come last.
+# services. In the order of tests/conftest.py, or the longest files would come last.
 TEST_PROCESSES ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1

@@ -15,11 +15,24 @@ from tests.extent import ALL, examples
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: Folders whose files are handed to the processes first. Those of the longest files, so that none
+#: of them is left for the end, when the other processes have nothing more to do.
+FIRST = (ROOT / "tests" / "e2e", ROOT / "tests" / "workers")
+
 # How long an example takes says more of the machine than of the code.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("slice", PATIENT)
 settings.register_profile("nightly", PATIENT, max_examples=examples(PATIENT.max_examples))
 settings.load_profile("nightly" if ALL else "slice")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of ``FIRST`` in front; the order within a folder stays."""
+    items.sort(key=lambda item: _place(item.path))
+
+
+def _place(path: Path) -> int:
+    return next((n for n, folder in enumerate(FIRST) if path.is_relative_to(folder)), len(FIRST))
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ from service.contract.processes import python_module, spawn, wait_until
 from service.supervisor.embedded_redis import find_binary, socket_path, write_configuration
 from tests.horses import horses_of, template_of
 
-WORKERS = 4
 START_S = 150.0
 
 
@@ -29,8 +28,9 @@ class Rig:
     as the children die with the thread that started them.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, workers: int) -> None:
         self.data_dir = data_dir
+        self.workers = workers
         self.log = data_dir.with_suffix(".log")
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -56,7 +56,7 @@ class Rig:
     @property
     def names(self) -> list[str]:
         """All parts, in the order in which they are started."""
-        return ["redis", "api", *(f"worker-{number}" for number in range(WORKERS))]
+        return ["redis", "api", *(f"worker-{number}" for number in range(self.workers))]
 
     def __enter__(self) -> Rig:
         for name in self.names:

@@ -1,6 +1,7 @@
 """API, workers and Redis are killed at random; every job ends in the report of a calm run, once.
 
-CERTSERVE_CHAOS_S seconds (default 20) with a job for every 4 of them; CERTSERVE_CHAOS_SEED.
+CERTSERVE_CHAOS_S seconds (default 15) with a job for every 4 of them; CERTSERVE_CHAOS_SEED. From
+a minute on four workers, otherwise two: most of the time goes into starting again what was killed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from service.client import Client
 from tests.e2e.chaos.customer import Customer, order
 from tests.e2e.chaos.rig import Monkey, Rig
 
-SECONDS = float(os.environ.get("CERTSERVE_CHAOS_S", "20"))
+SECONDS = float(os.environ.get("CERTSERVE_CHAOS_S", "15"))
 SEED = int(os.environ.get("CERTSERVE_CHAOS_SEED", "0"))
-JOBS = max(8, round(SECONDS / 4))
+LONG = SECONDS >= 60
+JOBS = max(6, round(SECONDS / 4))
+WORKERS = 4 if LONG else 2
 #: After the last kill: leases run out, the rest is computed.
 CALM_DOWN_S = 60 + 15 * JOBS
 
@@ -32,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * SECONDS + 2 * CALM_DOWN_
 def test_every_job_ends_once_in_the_report_of_a_calm_run(
     uploads: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with Rig(tmp_path / "data") as rig:
+    with Rig(tmp_path / "data", WORKERS) as rig:
         customer = Customer(rig.url, uploads, JOBS, 0.7 * SECONDS)
         monkey = Monkey(rig, SEED, customer.posting)
         customer.start()
@@ -54,7 +57,7 @@ def test_every_job_ends_once_in_the_report_of_a_calm_run(
         assert [report["result_digest"] for report in reports] == _calm_digests(rig, uploads)
         for job, report in zip(customer.ids, reports, strict=True):
             _check_once(rig, job, report)
-        assert monkey.killed.keys() == {"worker", "horse", "api", "redis"} or SECONDS < 60
+        assert monkey.killed.keys() == {"worker", "horse", "api", "redis"} or not LONG
 
 
 def _calm_digests(rig: Rig, uploads: tuple[Path, Path]) -> list[str]:

@@ -152,7 +152,7 @@ def test_optimised_boxes_certify_what_the_last_slopes_alone_do_not(
 def test_a_sample_alone_or_in_a_batch_gets_the_same_boxes_and_margins(
     build: object, norm: str
 ) -> None:
-    for seed in range(2):
+    for seed in range(examples(1)):
         compiled = CompiledNetwork.compile(build(seed))  # type: ignore[operator]
         x = images(seed)
         epsilon = reach(0.01, 0.1, 0.05) * (1.0 if norm == "linf" else 6.0)

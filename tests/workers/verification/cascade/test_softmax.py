@@ -12,11 +12,12 @@ from onnx import helper
 
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
+from tests.extent import examples
 from tests.models.onnx.graphs import graph_of, normal
 from workers.verification.cascade.run import certify_samples
 from workers.verification.results import CertificationRequest
 
-SAMPLES, REACH = 300, 1e-3
+SAMPLES, REACH = examples(60), 1e-3
 
 
 @pytest.mark.parametrize("final", ["Softmax", "LogSoftmax"])

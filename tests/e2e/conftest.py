@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.live_service import SAMPLES, LiveService, finished, submit
+from tests.service.webhooks.receiver import SECRET
 from tests.workers.jobs.conftest import tiny_npz, tiny_onnx
 
 
@@ -46,7 +47,15 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., LiveService]]:
 @pytest.fixture(scope="session")
 def calm_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     """A service that lives as long as the tests; every one of its parts may be killed."""
-    service = LiveService(tmp_path_factory.mktemp("calm") / "data")
+    service = LiveService(
+        tmp_path_factory.mktemp("calm") / "data",
+        # Trainings may be ended at any time as well.
+        CERTSERVE_CHECKPOINT_INTERVAL_S="0.2",
+        CERTSERVE_TRAINING_THREADS="1",
+        CERTSERVE_WEBHOOK_SECRET=SECRET,
+        CERTSERVE_WEBHOOK_ALLOW="127.0.0.0/8",
+        CERTSERVE_WEBHOOK_PAUSE_S="1",
+    )
     service.start()
     yield service
     service.close()

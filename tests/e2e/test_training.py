@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,8 @@ DIGITS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    """A service that writes a checkpoint every few steps: trainings may be ended at any time."""
-    made = LiveService(
-        tmp_path_factory.mktemp("trainings") / "data",
-        CERTSERVE_CHECKPOINT_INTERVAL_S="0.2",
-        CERTSERVE_TRAINING_THREADS="1",
-    )
-    made.start()
-    yield made
-    made.close()
-
-
-def test_a_certified_model_comes_out(service: LiveService) -> None:
-    with Client(service.url) as client:
+def test_a_certified_model_comes_out(calm_service: LiveService) -> None:
+    with Client(calm_service.url) as client:
         job = client.train(DIGITS)
         done = client.wait(job["id"], timeout_s=WAIT_S)
         report = json.loads(client.report(job["id"]))
@@ -59,7 +45,7 @@ def test_a_certified_model_comes_out(service: LiveService) -> None:
     assert report["clean_accuracy"] > 0.85
     assert at_quarter["certified_accuracy"] > at_half["certified_accuracy"] > 0.4
     assert at_half["certified_accuracy"] <= at_half["attack_accuracy"]
-    with httpx.Client(base_url=service.url, timeout=WAIT_S) as http:
+    with httpx.Client(base_url=calm_service.url, timeout=WAIT_S) as http:
         model = http.get(f"/models/{done['model_id']}").json()
         onnx = http.get(model["links"]["onnx"]).content
         weights = http.get(model["links"]["weights"]).content
@@ -88,20 +74,20 @@ def trained_weights(service: LiveService, job_id: str) -> bytes:
         return http.get(f"/models/{model_id}/weights").content
 
 
-def test_a_killed_training_ends_in_the_same_bits(service: LiveService) -> None:
+def test_a_killed_training_ends_in_the_same_bits(calm_service: LiveService) -> None:
     wish = {**DIGITS, "epochs": 60, "certify": None, "force": True}
-    with Client(service.url) as client:
+    with Client(calm_service.url) as client:
         calm = client.train(wish)["id"]
         client.wait(calm, timeout_s=WAIT_S)
         job = client.train(wish)["id"]
-        folder = service.data_dir / "jobs" / job / "training"
+        folder = calm_service.data_dir / "jobs" / job / "training"
         # More often than an item that does not get on may lose its worker.
         for kills in range(4):
             last = (folder / "checkpoint.safetensors", kills)
             assert wait_until(lambda last=last: _newer(*last), WAIT_S)
-            service.kill(service.horse())
+            calm_service.kill(calm_service.horse())
         client.wait(job, timeout_s=WAIT_S)
-    assert trained_weights(service, job) == trained_weights(service, calm)
+    assert trained_weights(calm_service, job) == trained_weights(calm_service, calm)
     assert not (folder / "checkpoint.safetensors").exists()
 
 
@@ -115,12 +101,15 @@ def _newer(path: Path, kills: int) -> bool:
     return int(json.loads(header["__metadata__"]["facts"])["step"]) >= 60 * (kills + 1)
 
 
-def test_a_cancelled_training_stops_and_can_go_on(service: LiveService) -> None:
-    with Client(service.url) as client, httpx.Client(base_url=service.url, timeout=WAIT_S) as http:
+def test_a_cancelled_training_stops_and_can_go_on(calm_service: LiveService) -> None:
+    with (
+        Client(calm_service.url) as client,
+        httpx.Client(base_url=calm_service.url, timeout=WAIT_S) as http,
+    ):
         job = client.train({**DIGITS, "epochs": 300, "certify": None})["id"]
-        path = service.data_dir / "jobs" / job / "training" / "checkpoint.safetensors"
+        path = calm_service.data_dir / "jobs" / job / "training" / "checkpoint.safetensors"
         assert wait_until(path.exists, WAIT_S)
-        horse = service.horse()
+        horse = calm_service.horse()
         http.post(f"/jobs/{job}/cancel")
         assert wait_until(lambda: not _runs(horse), WAIT_S)
         assert not path.with_name("trained.json").exists(), "it was done to its end instead"
@@ -160,12 +149,12 @@ def _runs(pid: int) -> bool:
     ],
 )  # fmt: skip
 def test_a_bad_run_is_a_failed_job_that_says_why(
-    service: LiveService, changes: dict[str, Any], code: str
+    calm_service: LiveService, changes: dict[str, Any], code: str
 ) -> None:
     wish = {k: v for k, v in DIGITS.items() if k != "learning_rate"}
     if "recipe" in changes:
         del wish["activation"]
-    with Client(service.url) as client:
+    with Client(calm_service.url) as client:
         job = client.train({**wish, **changes})
         with pytest.raises(JobFailed) as caught:
             client.wait(job["id"], timeout_s=WAIT_S)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from service.client import Client
 from service.contract.processes import ProcessId, wait_until
 from tests.e2e.hostile.case import SPEC
 from tests.e2e.live_service import JOB_S, START_S, LiveService
-from tests.service.webhooks.receiver import SECRET, Receiver, check_signature
+from tests.service.webhooks.receiver import Receiver, check_signature
 
 
 def test_a_killed_api_tells_of_the_job_later(
-    make_service: Callable[..., LiveService], uploads: tuple[Path, Path]
+    calm_service: LiveService, uploads: tuple[Path, Path]
 ) -> None:
-    service = make_service(
-        CERTSERVE_WEBHOOK_SECRET=SECRET,
-        CERTSERVE_WEBHOOK_ALLOW="127.0.0.0/8",
-        CERTSERVE_WEBHOOK_PAUSE_S="1",
-    )
-    service.start()
+    service = calm_service
     with Receiver() as receiver, Client(service.url) as client:
         receiver.delay_s, receiver.answers = 2.0, [500, 500]
         url = f"http://127.0.0.1:{receiver.port}/hook?token=sesame"
@@ -40,6 +34,5 @@ def test_a_killed_api_tells_of_the_job_later(
         assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
         state = service.data_dir / "jobs" / job["id"] / "webhook.json"
         assert wait_until(lambda: json.loads(state.read_text())["ended"] == "delivered", START_S)
-    service.stop()
     assert "sesame" not in service.log.read_text()
     assert "127.0.0.1, try" in service.log.read_text()

@@ -34,7 +34,7 @@ SLOW_SPEC = {
     "norm": "l2",
     "epsilons": [0.05, 0.2],
     "samples": "all",
-    "attack": {"steps": 400, "restarts": 1, "audit": 1.0, "seed": 0},
+    "attack": {"steps": 200, "restarts": 1, "audit": 1.0, "seed": 0},
 }
 SAMPLES = 32
 

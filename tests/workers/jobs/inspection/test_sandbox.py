@@ -271,7 +271,7 @@ def test_a_child_may_use_the_threads_that_it_is_given(
 
 
 def test_the_template_is_imported_for_what_a_child_needs(run: Run, forks: ForkServer) -> None:
-    """Otherwise every single child imports it."""
+    """Otherwise every single child imports it; and for nothing that only takes long."""
     wanted = [
         "torch",
         "onnx",
@@ -280,7 +280,11 @@ def test_the_template_is_imported_for_what_a_child_needs(run: Run, forks: ForkSe
         "models.onnx.importer",
         "workers.jobs.datasets.arrays",
     ]
-    ended, _ = run(f"assert set({wanted}) <= set(sys.modules)", forks)
+    ended, _ = run(
+        f"assert set({wanted}) <= set(sys.modules)\n"
+        "assert not {'scipy.stats', 'sklearn'} & set(sys.modules)",
+        forks,
+    )
     assert ended.status == 0, ended.tail
 
 

@@ -1,8 +1,9 @@
 """Random ONNX graphs, imported and compared with ONNX Runtime: are they ever another network?
 
 ``python -m benchmarks.verification.differential --graphs 5000 --seed 1``. Every graph is refused
-with a code or agrees on random inputs of three scales, in batches of 1, 2, 3 and 7; the same graphs
-damaged at random (``--mutants``) are refused, or agree, and never end the process. Exit status 1
+with a code or agrees on random inputs of three scales, in batches of 1, 2, 3 and 7. The same graphs
+damaged at random (``--mutants``) are refused, or agree, and never end the process; so do odd single
+nodes on constants (``--constants``), which are compared with ONNX's reference. Exit status 1
 otherwise, or where the graphs are too weak a test: less than 60 % of them accepted, or an operator
 in too few.
 """
@@ -23,17 +24,19 @@ from models.onnx.importer import SUPPORTED_OPERATORS
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 500
 ACCEPTED_SHARE = 0.6
+#: What is made of seeds (``tests.models.differential.chunk``), in this order.
+TITLES = {"graphs": "graphs", "mutants": "damaged graphs", "constants": "nodes on constants"}
 #: One accepted graph in so many holds any given operator.
 ONE_IN = 500
 
 
-def chunk(start: int, count: int, *, mutants: bool) -> list[dict[str, Any]]:
+def chunk(start: int, count: int, kind: str) -> list[dict[str, Any]]:
     """The outcomes of a stretch of seeds, each death of a process among them."""
     outcomes: list[dict[str, Any]] = []
     end = start + count
     while start < end:
         command = [sys.executable, "-m", "tests.models.differential.chunk", str(start)]
-        command += [str(end - start), *(["mutants"] if mutants else [])]
+        command += [str(end - start), kind]
         ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
         rows = [json.loads(line) for line in ran.stdout.splitlines()]
         outcomes += [row for row in rows if "status" in row]
@@ -72,19 +75,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--graphs", type=int, default=5000)
     parser.add_argument("--mutants", type=int, default=5000)
+    parser.add_argument("--constants", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     first = args.seed * 10_000_000
-    found: dict[bool, list[dict[str, Any]]] = {}
-    for mutants, total in ((False, args.graphs), (True, args.mutants)):
-        found[mutants] = []
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind in TITLES:
+        found[kind] = []
+        total = getattr(args, kind)
         for start in range(0, total, CHUNK):
-            count = min(CHUNK, total - start)
-            found[mutants] += chunk(first + start, count, mutants=mutants)
-    good = report("graphs", found[False])
-    if found[True]:
-        good = report("damaged graphs", found[True]) and good
-    accepted = [row for row in found[False] if row["status"] == "accepted"]
+            found[kind] += chunk(first + start, min(CHUNK, total - start), kind)
+    reports = [report(TITLES[kind], outcomes) for kind, outcomes in found.items() if outcomes]
+    good = all(reports)
+    accepted = [row for row in found["graphs"] if row["status"] == "accepted"]
     holding = Counter(kind for row in accepted for kind in row["operators"])
     needed = len(accepted) // ONE_IN
     covered = {kind: holding[kind] for kind in operators_to_cover()}

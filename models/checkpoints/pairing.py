@@ -41,6 +41,9 @@ TENSOR_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     Multiply.kind: {"value": ("value",)},
     Shift.kind: {"value": ("value",)},
 }
+#: A number in a name, and one with what may be its sign.
+_NUMBER = re.compile(r"([0-9]+)")
+_SIGNED = re.compile(r"((?<![0-9])[-\N{MINUS SIGN}]?[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,15 @@ def _by_order(
                 f"the checkpoint {len(modules)}: {_shapes(groups, modules)}"
             )
         shapes = [_first_shape(plan, node) for node in nodes]
-        doubtful: list[list[str]] = []
         if ordered:
             modules, moved = _by_number(groups, modules, shapes)
             warnings += moved
-            doubtful = _undecided(groups, modules)
         elif len({_pattern(prefix) for prefix in modules}) > 1:
             modules = _by_shape(groups, modules, shapes)
+        doubtful = _undecided(groups, modules, ordered=ordered)
         found = dict(zip(nodes, modules, strict=True))
-        if doubtful and not _each_after_its_own(found, pairs, groups, wanted):
-            warnings += [_doubt(same) for same in doubtful]
+        if doubtful and not (ordered and _each_after_its_own(found, pairs, groups, wanted)):
+            warnings += [_doubt(same, ordered=ordered) for same in doubtful]
         pairs.update(found)
     _check_names(pairs, groups, plan)
     return Pairing(pairs, warnings)
@@ -138,18 +140,17 @@ def _by_number(
     """Sort modules whose names differ by numbers alone by these numbers.
 
     A file whose keys were sorted as text holds ``10`` before ``2``. Only modules of equal shape
-    change places with each other; where all modules are named alike, all of them are sorted.
+    change places with each other; where all modules are named alike, all of them are sorted. A file
+    in the order of negative numbers (``l-3`` before ``l-2``) stays as it is.
     """
     found = list(modules)
     alike: dict[object, list[int]] = {}
     for place, prefix in enumerate(modules):
         alike.setdefault((_pattern(prefix), _shape(groups[prefix])), []).append(place)
     for places in alike.values():
-        for place, prefix in zip(
-            places, sorted((modules[p] for p in places), key=natural), strict=True
-        ):
+        for place, prefix in zip(places, _numbered([modules[p] for p in places]), strict=True):
             found[place] = prefix
-    every = sorted(modules, key=natural)
+    every = _numbered(modules)
     if len({_pattern(p) for p in modules}) == 1 and [_shape(groups[p]) for p in every] == shapes:
         found = every
     moved = [new for old, new in zip(modules, found, strict=True) if old != new]
@@ -161,12 +162,31 @@ def _by_number(
     ]
 
 
-def _undecided(groups: Mapping[str, Group], modules: list[str]) -> list[list[str]]:
-    """Modules of equal shape whose names do not determine their order."""
+def _numbered(modules: list[str]) -> list[str]:
+    """Sorted by their numbers, unless signs in the names say that they are sorted already."""
+    return modules if modules == sorted(modules, key=_signed) else sorted(modules, key=natural)
+
+
+def _undecided(
+    groups: Mapping[str, Group], modules: list[str], *, ordered: bool
+) -> list[list[str]]:
+    """Modules of equal shape whose names do not determine their order: they differ by more than
+    numbers, hold the same numbers (``l1`` and ``l01``), or numbers that may be negative.
+    """
     same: dict[object, list[str]] = {}
     for prefix in modules:
         same.setdefault(_shape(groups[prefix]), []).append(prefix)
-    return [found for found in same.values() if len({_pattern(prefix) for prefix in found}) > 1]
+
+    def unclear(found: list[str]) -> bool:
+        if len({_pattern(prefix) for prefix in found}) > 1:
+            return True
+        by_number = sorted(found, key=natural)
+        # A file that keeps its saver's order confirms that the sign is a hyphen.
+        confirmed = ordered and found == by_number
+        signs = by_number != sorted(found, key=_signed) and not confirmed
+        return signs or len({tuple(natural(prefix)) for prefix in found}) < len(found)
+
+    return [found for found in same.values() if unclear(found)]
 
 
 def _each_after_its_own(
@@ -197,10 +217,11 @@ def _check_names(pairs: Mapping[str, str], groups: Mapping[str, Group], plan: Bl
             )
 
 
-def _doubt(same: list[str]) -> str:
+def _doubt(same: list[str], *, ordered: bool) -> str:
+    order = "of the file" if ordered else _listed(same)
     return (
         f"The modules {_listed(same)} of the state dict have equal shapes, and their names do not "
-        "say which layer is which: they were given to the layers in the order of the file (see "
+        f"say which layer is which: they were given to the layers in the order {order} (see "
         'model.pairing). Give every layer with weights its module\'s "name" in a layer list.'
     )
 
@@ -218,7 +239,7 @@ def _shape(group: Group) -> tuple[int, ...]:
 
 def _pattern(prefix: str) -> str:
     """The name with its numbers left out."""
-    return re.sub(r"\d+", "#", prefix)
+    return _NUMBER.sub("#", prefix)
 
 
 def _first_shape(plan: Blueprint, node: str) -> tuple[int, ...]:
@@ -248,8 +269,24 @@ def _by_shape(
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
-    """Key that sorts numbers in a name by their size."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
+    """Key that sorts numbers in a name by their size, of any length (``int`` takes 4300 digits)."""
+    key = []
+    for part in _NUMBER.split(name):
+        digits = part.lstrip("0") if _NUMBER.fullmatch(part) else None
+        if part:
+            key.append((1, 0, part) if digits is None else (0, len(digits), digits))
+    return key
+
+
+def _signed(name: str) -> list[tuple[int, float, str]]:
+    """Key that takes a minus before a number for its sign, unless a digit stands before it."""
+    key: list[tuple[int, float, str]] = []
+    for part in _SIGNED.split(name):
+        if _SIGNED.fullmatch(part):
+            key.append((0, float(part.replace("\N{MINUS SIGN}", "-")), ""))
+        elif part:
+            key.append((1, 0.0, part))
+    return key
 
 
 def _shapes(groups: Mapping[str, Group], modules: list[str]) -> str:

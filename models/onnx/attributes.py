@@ -18,6 +18,9 @@ _SWITCHES = (
     "count_include_pad",
     "keepdims",
     "noop_with_empty_axes",
+    # With another number a Cast in ONNX Runtime leaves its output unwritten.
+    "saturate",
+    "storage_order",
     "training_mode",
     "transA",
     "transB",

@@ -72,8 +72,13 @@ def _as_many(operation: Operation, arrays: Arrays) -> int:
     return _at(arrays, 0).size
 
 
-def _all_together(operation: Operation, arrays: Arrays) -> int:
-    return sum(array.size for array in arrays if array is not None)
+def _joined(operation: Operation, arrays: Arrays) -> int:
+    """ONNX Runtime reads past the end of a tensor where an empty part has another rank."""
+    shapes = [_at(arrays, index).shape for index in range(len(arrays))]
+    axis = operation.axis(operation.attributes["axis"], len(shapes[0]))
+    if len({(len(s), s[:axis], s[axis + 1 :]) for s in shapes}) > 1:
+        raise ValueError(f"shapes {shapes[:8]} differ beside axis {axis}")
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _broadcast(operation: Operation, arrays: Arrays) -> int:
@@ -81,6 +86,18 @@ def _broadcast(operation: Operation, arrays: Arrays) -> int:
     if any(array is not None and array.dtype.kind not in "fi" for array in arrays):
         operation.refuse("element types are not numbers", code="unsupported_dtype")
     return math.prod(np.broadcast_shapes(*shapes))
+
+
+def _extreme(operation: Operation, arrays: Arrays) -> int:
+    """ONNX Runtime compares int64 by their lower halves: its least of 2^31 and 1 is 2^31."""
+    for array in arrays:
+        if (
+            array is not None
+            and array.dtype == np.int64
+            and ((array >= 1 << 31) | (array < -(1 << 31))).any()
+        ):
+            raise ValueError("an integer beyond 2^31 is compared, which runtimes do differently")
+    return _broadcast(operation, arrays)
 
 
 def _quotient(operation: Operation, arrays: Arrays) -> int:
@@ -119,6 +136,17 @@ def _unsqueezed(operation: Operation, arrays: Arrays) -> int:
 
 def _reshaped(operation: Operation, arrays: Arrays) -> int:
     _check_rank(_at(arrays, 1).size)
+    return _at(arrays, 0).size
+
+
+def _parts(operation: Operation, arrays: Arrays) -> int:
+    """ONNX Runtime ends the process at a Split that is told neither sizes nor a number of parts."""
+    given = len(arrays) > 1 and arrays[1] is not None
+    number = operation.attributes.get("num_outputs")
+    if operation.opset >= 18 and given == (number is not None):
+        raise ValueError("needs either split or num_outputs")
+    if number is not None and number != len(operation.outputs):
+        raise ValueError(f"num_outputs = {number} but {len(operation.outputs)} outputs")
     return _at(arrays, 0).size
 
 
@@ -178,6 +206,9 @@ def _product(operation: Operation, arrays: Arrays) -> int:
     data = _at(arrays, 0)
     if data.dtype.kind != "i":
         operation.refuse("only integers are supported", code="unsupported_dtype")
+    sizes = np.maximum(np.abs(data.astype(np.float64)), 1.0)
+    if float(np.log2(sizes).sum()) > math.log2(_LARGEST_STEP):
+        raise ValueError("the product is too large: runtimes overflow in different ways")
     # Axes of size 0 leave the others' places behind when they are reduced.
     return math.prod(max(size, 1) for size in data.shape)
 
@@ -194,15 +225,15 @@ def _no_inputs(operation: Operation, arrays: Arrays) -> NoReturn:
 CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Add": ConstantRule(_broadcast),
     "Cast": ConstantRule(_cast, moves=True),
-    "Concat": ConstantRule(_all_together),
+    "Concat": ConstantRule(_joined),
     "Constant": ConstantRule(_no_inputs),
     "ConstantOfShape": ConstantRule(_constant_of_shape),
     "Div": ConstantRule(_quotient),
     "Expand": ConstantRule(_expanded, moves=True),
     "Gather": ConstantRule(_gathered, moves=True),
     "Identity": ConstantRule(_as_many, moves=True),
-    "Max": ConstantRule(_broadcast),
-    "Min": ConstantRule(_broadcast),
+    "Max": ConstantRule(_extreme),
+    "Min": ConstantRule(_extreme),
     "Mul": ConstantRule(_broadcast),
     "Neg": ConstantRule(_broadcast),
     "Range": ConstantRule(_counted),
@@ -210,7 +241,7 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Reshape": ConstantRule(_reshaped, moves=True),
     "Shape": ConstantRule(_rank),
     "Slice": ConstantRule(_sliced, moves=True),
-    "Split": ConstantRule(_as_many, moves=True),
+    "Split": ConstantRule(_parts, moves=True),
     "Sqrt": ConstantRule(_broadcast),
     "Squeeze": ConstantRule(_as_many, moves=True),
     "Sub": ConstantRule(_broadcast),

@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from models.errors import ModelError
 from models.onnx.constant_rules import CONSTANT_OPERATORS, DTYPES, Array, Arrays
+from models.onnx.constant_shapes import inferred_shapes
 from models.onnx.graph import Activation, Constant, Operation, Translation
 from models.onnx.session import failure, open_session
 
@@ -84,7 +85,16 @@ def _run(operation: Operation, translation: Translation, arrays: Arrays) -> list
         operation.refuse(
             "the constants computed in the graph are too large", code="model_too_large"
         )
-    model = _model_of(operation, arrays).SerializeToString()
+    described = _model_of(operation, arrays)
+    try:
+        expected = inferred_shapes(described, arrays)
+    except ValueError as error:
+        operation.refuse(
+            f"the ONNX standard forbids it on its inputs ({error})",
+            code="invalid_onnx",
+            hint="onnx.checker.check_model(path, full_check=True) names what is wrong in a file",
+        )
+    model = described.SerializeToString()
     feeds = {
         f"i{index}": np.asarray(array, order="C")
         for index, array in enumerate(arrays)
@@ -102,9 +112,14 @@ def _run(operation: Operation, translation: Translation, arrays: Arrays) -> list
         raise failure(
             f"{operation.label}: ONNX Runtime cannot compute it", error, code="invalid_onnx"
         ) from error
-    for result in results:
+    for result, sizes in zip(results, expected, strict=True):
         if not isinstance(result, np.ndarray) or result.dtype not in _CODES:
             operation.refuse("its element type is not supported", code="unsupported_dtype")
+        if sizes is not None and result.shape != sizes:
+            operation.refuse(
+                f"ONNX Runtime computes shape {result.shape}, the standard says {sizes}",
+                code="invalid_onnx",
+            )
     return list(results)
 
 

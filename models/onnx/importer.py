@@ -15,6 +15,7 @@ from models.layers.kinds import Layer, Reshape, Shape
 from models.network import INPUT, Network
 from models.onnx.constant_rules import CONSTANT_OPERATORS
 from models.onnx.constants import evaluate, read_tensor, shape_of
+from models.onnx.declarations import declared_values, refuse_contradictions
 from models.onnx.graph import (
     FIXED_BATCH,
     SYMBOLIC_BATCH,
@@ -86,6 +87,7 @@ def read_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> ImportedOn
     limits = limits or OnnxLimits()
     model = parse_onnx(data, limits)
     graph, opset = model.graph, opset_of(model)
+    declared = declared_values(graph)
     final = cut_final_operator(graph)
     refuse_unknown_operators(graph)
     batch, shape, name = input_signature(graph)
@@ -123,6 +125,8 @@ def read_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> ImportedOn
             operation.refuse("its output has a name that is taken", code="invalid_onnx")
         refuse_other_axes(operation, logits.shape)
         dropped = operation.op_type
+        values.update(dict.fromkeys(final.names, logits))
+    refuse_contradictions(declared, values)
     rows = _flatten_output(translation.rows, logits)
     network = Network(shape, _leading_to(rows), dropped_output=dropped).eval()
     if network.classes < 2:

@@ -9,9 +9,10 @@ their declared size.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
@@ -102,6 +103,7 @@ def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
     if model.training_info:
         raise ModelError("training information is not taken", code="invalid_onnx")
     opset_of(model)
+    _refuse_doubled_names(model)
     for tensor in graph.initializer:
         _check_tensor(tensor, f"initializer {tensor.name!r}")
     for index, node in enumerate(graph.node):
@@ -163,6 +165,40 @@ def _refuse_outside_data(model: ModelProto) -> None:
             )
     if sparse:
         raise ModelError("sparse tensors are not supported", code="unsupported_dtype")
+
+
+def _refuse_doubled_names(model: ModelProto) -> None:
+    """Raise ModelError (invalid_onnx) where a name that must be unique is given twice, or lacks."""
+    graph = model.graph
+    inputs, stored = (
+        [value.name for value in graph.input],
+        [tensor.name for tensor in graph.initializer],
+    )
+    for what, names in (
+        ("input", inputs),
+        ("output", [value.name for value in graph.output]),
+        ("initializer", stored),
+        ("node", [node.name for node in graph.node if node.name]),
+    ):
+        for name, count in Counter(names).items():
+            if count > 1:
+                _refuse_name(f"the {what} {name!r} is declared {count} times")
+    taken = {**dict.fromkeys(stored, "an initializer"), **dict.fromkeys(inputs, "an input")}
+    for index, node in enumerate(graph.node):
+        for name in node.output:
+            if name in taken:
+                label = node_label(node, index)
+                _refuse_name(f"{label}: the name {name!r} of its output is {taken[name]} already")
+            if name:
+                taken[name] = "a node's output"
+    if not model.ir_version:
+        raise ModelError("the file does not say its ir_version", code="invalid_onnx")
+
+
+def _refuse_name(message: str) -> NoReturn:
+    raise ModelError(
+        message, code="invalid_onnx", hint="give every value and every node a name of its own"
+    )
 
 
 def _check_node(node: NodeProto, index: int) -> None:

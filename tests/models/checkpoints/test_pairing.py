@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,3 +140,76 @@ def test_no_false_alarm_on_a_residual_network(tmp_path: Path) -> None:
     swapped = dict(Residual().state_dict())
     moved = {k: swapped.pop(k) for k in list(swapped) if k.startswith("bn1")}
     assert "bn1" in "".join(loaded(tmp_path, {**swapped, **moved}, architecture).warnings)
+
+
+def sorted_by_name(folder: Path, names: list[str], pairs: list[tuple[Tensor, Tensor]]) -> Loaded:
+    """The network of a safetensors file, which keeps no order."""
+    safetensors.torch.save_file(state(names, pairs), folder / "m.safetensors")
+    return read_network(folder / "m.safetensors", "safetensors", rows(len(names)))
+
+
+#: Names of layers in the order in which they are used; equal shapes, and no name decides.
+UNDECIDED = [
+    ["l-3", "l-2", "l-1"],
+    ["l-1", "l-2", "l-3"],
+    ["net.-2.fc", "net.-1.fc"],
+    ["l\N{MINUS SIGN}2", "l\N{MINUS SIGN}1"],
+    ["l01", "l1"],
+    ["b1.l007", "b01.l7"],
+]
+
+
+@pytest.mark.parametrize("names", UNDECIDED)
+def test_signs_and_leading_zeros_are_told_where_the_file_keeps_no_order(
+    tmp_path: Path, names: list[str]
+) -> None:
+    (warning,) = sorted_by_name(tmp_path, names, weights(len(names))).warnings
+    assert all(name in warning for name in names)
+    assert "do not say which layer is which" in warning
+
+
+@pytest.mark.parametrize("names", [["l-3", "l-2", "l-1"], ["l01", "l1"], ["l-2", "l-1", "l0"]])
+def test_the_savers_order_holds_where_names_do_not_contradict_it(
+    tmp_path: Path, names: list[str]
+) -> None:
+    pairs = weights(len(names))
+    found = loaded(tmp_path, state(names, pairs), rows(len(names)))
+    torch.testing.assert_close(found.network(X), answer(pairs, X))
+    assert "do not say which layer is which" in "".join(found.warnings)
+
+
+@pytest.mark.parametrize(
+    "names", [["l-1", "l-2", "l-3"], ["conv1-1", "conv1-2", "conv2-1"], ["l1", "l02", "l003"]]
+)
+def test_no_false_alarm_where_name_and_order_agree(tmp_path: Path, names: list[str]) -> None:
+    pairs = weights(len(names))
+    found = loaded(tmp_path, state(names, pairs), rows(len(names)))
+    torch.testing.assert_close(found.network(X), answer(pairs, X))
+    assert not found.warnings
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["conv1-1", "conv1-2", "conv2-1"], ["l9", "l10"], ["l" + "9" * 5000, "l1" + "0" * 5000]],
+)
+def test_numbers_of_any_length_order_a_file_that_keeps_no_order(
+    tmp_path: Path, names: list[str]
+) -> None:
+    pairs = weights(len(names))
+    found = sorted_by_name(tmp_path, names, pairs)
+    torch.testing.assert_close(found.network(X), answer(pairs, X))
+    assert not found.warnings
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["la", "lb"], ["l.i", "l.ii"], ["a.1", "b.2"], ["L1", "l2"], ["l1\u00b2", "l1\u00b3"],
+     ["l", "l1"], ["l-1", "l_2"]],
+)  # fmt: skip
+def test_letters_and_other_prefixes_are_refused_where_the_file_keeps_no_order(
+    tmp_path: Path, names: list[str]
+) -> None:
+    with pytest.raises(ModelError, match="equal shapes") as caught:
+        sorted_by_name(tmp_path, names, weights(2))
+    assert caught.value.code == "architecture_mismatch"
+    assert loaded(tmp_path, state(names, weights(2)), rows(2)).warnings

@@ -6,6 +6,7 @@ by name here; ``workers.jobs.datasets.decoding`` refuses it.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from workers.jobs.datasets.truncation import Cut, lengthened_jpeg, lengthened_webp
 
 __all__ = ["damage"]
 
@@ -30,22 +33,42 @@ _PASSES = (
     (0, 1, 1, 2),
 )
 _BLOCK = 1 << 16
+#: The forms of PBM, PGM and PPM that spell numbers out.
+_PLAIN = (b"P1", b"P2", b"P3")
+_LENGTHENED = {"JPEG": lengthened_jpeg, "WEBP": lengthened_webp}
 
 
 def damage(image: Image.Image, raw: bytes) -> str | None:
     """What is wrong with the pixels of a file ("holds ..."), None where each is there.
 
-    image: opened from ``raw``, of a size that has been checked.
+    image: opened from ``raw``, of a size that has been checked. Raises what
+    ``workers.jobs.datasets.arrays.UNREADABLE`` lists.
     """
     if image.format == "PNG" and _png_is_short(raw):
         return "holds fewer pixels than it declares"
     if image.format == "PPM" and _beyond_maximum(image, raw):
         return "holds values beyond its own largest one"
+    if image.format == "PPM" and raw[:2] in _PLAIN and not raw[-1:].isspace():
+        return "ends with a number that may have been cut"
+    if image.format in _LENGTHENED:
+        return _is_cut(image, raw)
     if image.mode == "P":
         known = len(image.palette.palette) // len(image.palette.mode) if image.palette else 0
         if int(np.asarray(image).max()) >= known:
             return f"holds a colour beyond the {known} of its palette"
     return None
+
+
+def _is_cut(image: Image.Image, raw: bytes) -> str | None:
+    """Whether the decoder asks for more compressed data than a JPEG or WEBP holds."""
+    assert image.format is not None
+    try:
+        longer = _LENGTHENED[image.format](raw)
+        with Image.open(io.BytesIO(longer), formats=(image.format,)) as other:
+            same = np.array_equal(np.asarray(image), np.asarray(other))
+    except Cut as error:
+        return str(error)
+    return None if same else "holds fewer pixels than it declares"
 
 
 def _png_is_short(raw: bytes) -> bool:

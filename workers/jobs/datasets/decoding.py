@@ -30,6 +30,11 @@ LOSSY = frozenset({"JPEG", "WEBP"})
 _ORIENTATION, _UPRIGHT = 0x0112, 1
 #: Largest value of 16-bit grey.
 _WHITE_16 = 65535
+#: Compressions of a BMP: run lengths of 8 and of 4 bits.
+_RLE = (1, 2)
+_SEND_AGAIN = (
+    "open the image in a viewer; if it is whole there, save it anew as PNG, else fetch it again"
+)
 
 
 def decode_image(name: str, raw: bytes) -> tuple[NDArray[Any], str]:
@@ -44,12 +49,18 @@ def decode_image(name: str, raw: bytes) -> tuple[NDArray[Any], str]:
             _check(name, image)
             damaged = damage(image, raw)
             if damaged is not None:
-                raise DataError("invalid_dataset", f"{name} {damaged}: the file is damaged")
+                raise DataError(
+                    "invalid_dataset", f"{name} {damaged}: the file is damaged", hint=_SEND_AGAIN
+                )
             return _pixels(name, image), str(image.format)
     except DataError:
         raise
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise DataError("invalid_dataset", f"{name} is not a readable image") from error
+        raise DataError(
+            "invalid_dataset",
+            f"{name} is not a readable image: it is cut short, damaged or of another format",
+            hint=_SEND_AGAIN,
+        ) from error
 
 
 def decoder() -> str:
@@ -83,6 +94,9 @@ def _check_depth(name: str, image: Image.Image, layout: Any) -> None:
     if image.format == "PNG" and bits in ("2", "4") and "transparency" in image.info:
         # Pillow compares its value with pixels that have been scaled to 255, and finds none.
         _refuse(name, "may be transparent in places, in 2 or 4 bits per pixel", hint)
+    if image.format == "BMP" and image.info.get("compression") in _RLE:
+        # A row may end early, or skip pixels; what is there then is nowhere said.
+        _refuse(name, "is a compressed BMP", "save it as PNG")
     if image.format == "BMP" and bits in ("15", "16"):
         _refuse(name, "has 5 or 6 bits per colour", hint)
     if image.format == "PPM" and image.mode in ("L", "RGB", "I") and isinstance(layout, tuple):

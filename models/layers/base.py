@@ -36,6 +36,8 @@ class Layer(nn.Module):
     kind: ClassVar[str]
     #: Number of inputs the layer takes; None: two or more.
     arity: ClassVar[int | None] = 1
+    #: Whether the layer never stretches l2 distances, whatever its weights: by construction.
+    one_lipschitz: ClassVar[bool] = False
 
     @classmethod
     def takes(cls, count: int) -> bool:

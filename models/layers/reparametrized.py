@@ -52,6 +52,7 @@ class OrthogonalLinear(Linear):
     """Dense layer whose weight is ``orthogonalized``: 1-Lipschitz, and so is its inverse."""
 
     kind = "orthogonal-linear"
+    one_lipschitz = True
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         return orthogonalized(self.weight), self.bias
@@ -106,6 +107,7 @@ class OrthogonalConv2d(Conv2d):
     """Convolution over disjoint windows (stride = kernel) with an orthogonalised kernel matrix."""
 
     kind = "orthogonal-conv2d"
+    one_lipschitz = True
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         return orthogonalized(self.weight.flatten(1)).reshape(self.weight.shape), self.bias

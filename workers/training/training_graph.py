@@ -3,7 +3,9 @@
 Weights are read once per step (``refresh``), so that what is computed from them (orthogonal and
 residual kernels, norms) is computed once. Norms are warm-started power steps with a gradient
 through the last one only: LOWER estimates, good for training and for nothing else. What is
-certified is the deployed network, by ``workers.verification``.
+certified is the deployed network, by ``workers.verification``. A layer that is 1-Lipschitz by
+construction (``Layer.one_lipschitz``) needs no estimate, and nothing else of it has to be known:
+its deployed form may be a sub-graph.
 
 Batch norm takes the statistics of the batch inside ``by_batch`` (a training step), for clean inputs
 and bounds alike, and its running ones outside it: a validation, the deployed network and a
@@ -13,19 +15,18 @@ certificate never see a batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from models.layers.affine import Conv2d, Linear
-from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum
+from models.layers.joins import ReduceMean, ReduceSum
 from models.layers.kinds import AvgPool2d, BatchNorm, Layer, Normalize, Shift
-from models.layers.reparametrized import OrthogonalConv2d, OrthogonalLinear
 from models.network import INPUT, Network, Node
 from workers.training.config import TrainingError
-from workers.training.transposed import transposed_convolution
-from workers.verification.forward.ball import ball_rule
+from workers.training.trained_maps import ScaledMap, SumMap, WeightedMap
+from workers.verification.forward.ball import ball_rule, joined_radius
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import rules_of
@@ -35,8 +36,6 @@ __all__ = ["TrainingGraph"]
 
 #: Power steps before the first training step.
 FIRST_STEPS = 30
-#: Layers whose norm is 1 by construction.
-ORTHOGONAL = (OrthogonalConv2d, OrthogonalLinear)
 WEIGHTED = (Conv2d, Linear)
 #: Fixed linear maps without a negative entry: they are monotone, and their norms are known.
 SUMS = (AvgPool2d, ReduceMean, ReduceSum)
@@ -56,9 +55,8 @@ class TrainingGraph:
     def __init__(self, network: Network, *, power_steps: int, generator: torch.Generator) -> None:
         self.network = network
         self.power_steps = power_steps
-        self.nodes: list[Node] = list(network.nodes)
-        self.shapes = {INPUT: network.input_shape, **{n.name: n.shape for n in self.nodes}}
-        head = network.layer(self.nodes[-1].name)
+        last = network.nodes[-1]
+        head = network.layer(last.name)
         if not isinstance(head, Linear):
             raise TrainingError(
                 "unsupported_architecture",
@@ -66,27 +64,25 @@ class TrainingGraph:
                 hint="end the layer list with the dense layer of the classes",
                 field="architecture",
             )
-        self.head = head
-        self.body = self.nodes[:-1]
-        self.steps = {node.name: self._step(node) for node in self.body}
-        #: Fixed linear maps; for the box of a ball their row norms, which broadcast to a value.
-        self.sums = {
-            node.name: self._sum(node)
-            for node in self.body
-            if isinstance(network.layer(node.name), SUMS)
-        }
-        self.rows = {n: op.row_norms().to(head.weight) for n, op in self.sums.items()}
-        self.factors = {node.name: self._fixed_factor(node) for node in self.body}
-        self.sources = {node.name: node.inputs[0] for node in self.nodes}
+        self.head, self._head_name = head, last.name
+        self.shapes = {INPUT: network.input_shape, **{n.name: n.shape for n in network.nodes}}
+        #: Shapes of (first) inputs, by the name of the step.
+        self.in_shapes = {node.name: self.shapes[node.inputs[0]] for node in network.nodes}
+        positions = {name: place for place, name in enumerate(self.shapes)}
+        #: All but the last layer; value i + 1 is step i's result.
+        self.steps = tuple(self._step(node, positions) for node in network.nodes[:-1])
+        #: Fixed linear maps as verification has them.
+        self._sums = {s.name: self._sum(s.op, s.name) for s in self.steps if isinstance(s.op, SUMS)}
+        self._rows = {n: op.row_norms().to(head.weight) for n, op in self._sums.items()}
+        self._factors = {step.name: self._fixed_factor(step) for step in self.steps}
         #: What the plain forward pass computes in (``computing_in``); all else is float32.
         self.dtype = torch.float32
         self.vectors: dict[str, Tensor] = {}
-        for node in self.body:
-            layer = network.layer(node.name)
-            if isinstance(layer, WEIGHTED) and not isinstance(layer, ORTHOGONAL):
-                shape = (1, *self.shapes[node.inputs[0]])
+        for step in self.steps:
+            if isinstance(step.op, WEIGHTED) and not step.op.one_lipschitz:
+                shape = (1, *self.in_shapes[step.name])
                 start = torch.randn(shape, generator=generator)
-                self.vectors[node.name] = (start / start.norm()).to(layer.weight)
+                self.vectors[step.name] = (start / start.norm()).to(step.op.weight)
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._norms: dict[str, Tensor] = {}
         self._by_batch = False
@@ -96,34 +92,34 @@ class TrainingGraph:
                 self._iterate(name, FIRST_STEPS)
         self._norms = {}
 
-    def _step(self, node: Node) -> GraphStep:
+    def _step(self, node: Node, positions: dict[str, int]) -> GraphStep:
         """The node for the rules of ``workers.verification``, which are those of training too."""
         layer = self.network.layer(node.name)
         rules = rules_of(layer)
         maps = (*WEIGHTED, *SUMS, BatchNorm, Normalize, Shift)
-        if not isinstance(layer, maps) and rules.forward is None:
+        if not (isinstance(layer, maps) or layer.one_lipschitz or rules.forward is not None):
             raise TrainingError(
                 "unsupported_architecture",
                 f"layer {node.name} ({layer.kind}) cannot be trained here",
                 hint="convolutions, dense layers, batch norm, activations, pools and joins can",
                 field="architecture",
             )
-        shape = self.shapes[node.inputs[0]]
-        overlap = 1 if rules.overlap is None else rules.overlap(layer, shape)
-        return GraphStep(node.name, layer, (), node.shape, overlap=overlap)
+        sources = tuple(positions[source] for source in node.inputs)
+        overlap = 1
+        if rules.overlap is not None:
+            overlap = rules.overlap(layer, self.in_shapes[node.name])
+        return GraphStep(node.name, layer, sources, node.shape, overlap=overlap)
 
-    def _sum(self, node: Node) -> Affine:
-        """A fixed linear layer as the map that verification makes of it."""
-        layer = self.network.layer(node.name)
+    def _sum(self, layer: Layer, name: str) -> Affine:
         translate = rules_of(layer).affine
         assert translate is not None
-        return translate(layer, self.shapes[node.inputs[0]])
+        return translate(layer, self.in_shapes[name])
 
     def refresh(self) -> None:
         """Read the weights anew; call it before every step."""
-        self.weights = {}
         self.forget()
-        for node in self.nodes:
+        self.weights = {}
+        for node in self.network.nodes:
             layer = self.network.layer(node.name)
             if isinstance(layer, WEIGHTED):
                 self.weights[node.name] = layer.tensors()
@@ -132,28 +128,42 @@ class TrainingGraph:
         """Compute norms anew when they are asked for."""
         self._norms = {}
 
-    def run(self, node: Node, *inputs: Tensor) -> Tensor:
-        """The node's value."""
-        layer = self.network.layer(node.name)
-        if isinstance(layer, WEIGHTED):
-            return layer.apply_weight(inputs[0], *self.weights[node.name])
-        if isinstance(layer, BatchNorm):
-            scale, shift = self.scale_and_shift(node.name, inputs[0])
-            return inputs[0] * scale + shift
-        result: Tensor = layer(*inputs)
+    def map_at(self, step: GraphStep, x: Tensor) -> WeightedMap | ScaledMap | SumMap | None:
+        """The step as an affine map for its clean input x [batch, ...]; None for other layers."""
+        if isinstance(step.op, WEIGHTED):
+            return self.weighted(step.name)
+        if isinstance(step.op, BatchNorm):
+            return ScaledMap(*self.scale_and_shift(step.name, x))
+        if isinstance(step.op, SUMS):
+            return SumMap(step.op, self._rows[step.name])
+        return None
+
+    def weighted(self, name: str) -> WeightedMap:
+        """A convolution or dense layer with the weights of this step."""
+        layer = self.network.layer(name)
+        assert isinstance(layer, WEIGHTED)
+        return WeightedMap(layer, self.in_shapes[name], *self.weights[name])
+
+    def run(self, step: GraphStep, *inputs: Tensor) -> Tensor:
+        """The step's value."""
+        op = self.map_at(step, inputs[0])
+        if op is not None:
+            return op.apply(inputs[0])
+        assert isinstance(step.op, Layer)
+        result: Tensor = step.op(*inputs)
         return result
 
     def logits(self, features: Tensor) -> Tensor:
         """[batch, classes] from what the last layer takes."""
-        return self.head.apply_weight(features, *self.weights[self.nodes[-1].name])
+        return self.head.apply_weight(features, *self.weights[self._head_name])
 
     def features(self, x: Tensor) -> Tensor:
         """What the last layer takes, [batch, features], float32."""
-        values = {INPUT: x}
+        values = [x]
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for node in self.body:
-                values[node.name] = self.run(node, *(values[source] for source in node.inputs))
-        return values[self.body[-1].name].to(x.dtype) if self.body else x
+            for step in self.steps:
+                values.append(self.run(step, *(values[source] for source in step.sources)))
+        return values[-1].to(x.dtype)
 
     @contextlib.contextmanager
     def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
@@ -196,52 +206,43 @@ class TrainingGraph:
     @torch.no_grad()
     def keep_statistics(self) -> None:
         """Write the running statistics that the last step moved to their batch norms."""
-        for node in self.body:
-            layer = self.network.layer(node.name)
-            if isinstance(layer, BatchNorm) and f"{node.name}.mean" in self.vectors:
-                layer.mean.copy_(self.vectors.pop(f"{node.name}.mean"))
-                layer.var.copy_(self.vectors.pop(f"{node.name}.var"))
+        for step in self.steps:
+            if isinstance(step.op, BatchNorm) and f"{step.name}.mean" in self.vectors:
+                step.op.mean.copy_(self.vectors.pop(f"{step.name}.mean"))
+                step.op.var.copy_(self.vectors.pop(f"{step.name}.var"))
 
     @property
     def head_weight(self) -> Tensor:
         """[classes, features]."""
-        return self.weights[self.nodes[-1].name][0]
+        return self.weights[self._head_name][0]
 
     def lipschitz(self) -> Tensor:
         """Estimate of the l2 Lipschitz constant before the last layer, a scalar with gradient."""
-        one = self.head_weight.new_ones(())
-        slopes = {INPUT: one}
-        for node in self.body:
-            factor = self.factor(node)
-            slopes[node.name] = factor * self._joined(node, [slopes[s] for s in node.inputs])
-        return slopes[self.body[-1].name] if self.body else one
+        slopes = [self.head_weight.new_ones(())]
+        for step in self.steps:
+            joined = [slopes[source] for source in step.sources]
+            slope = joined[0] if len(joined) == 1 else joined_radius(step, joined)
+            slopes.append(self.factor(step) * slope)
+        return slopes[-1]
 
-    def _joined(self, node: Node, slopes: Sequence[Tensor]) -> Tensor:
-        if len(slopes) == 1:
-            return slopes[0]
-        stacked = torch.stack(list(slopes))
-        if isinstance(self.network.layer(node.name), Concat | Maximum | Minimum):
-            return stacked.square().sum().sqrt()
-        return stacked.sum()
+    def factor(self, step: GraphStep) -> Tensor | float:
+        """By how much the step may stretch distances."""
+        fixed = self._factors[step.name]
+        return self.norm(step.name) if fixed is None else fixed
 
-    def factor(self, node: Node) -> Tensor | float:
-        """By how much the node may stretch distances."""
-        fixed = self.factors[node.name]
-        return self.norm(node.name) if fixed is None else fixed
-
-    def _fixed_factor(self, node: Node) -> float | None:
+    def _fixed_factor(self, step: GraphStep) -> float | None:
         """The factor of a layer that is not trained: known once for all, read without waiting."""
-        layer = self.network.layer(node.name)
+        layer = step.op
+        assert isinstance(layer, Layer)
+        if layer.one_lipschitz or isinstance(layer, Shift):
+            return 1.0
         if isinstance(layer, (*WEIGHTED, BatchNorm)):
             return None
-        if node.name in self.sums:
-            return self.sums[node.name].spectral()
+        if step.name in self._sums:
+            return self._sums[step.name].spectral()
         if isinstance(layer, Normalize):
             return float(layer.std.abs().min().reciprocal())
-        if isinstance(layer, Shift):
-            return 1.0
-        zero = torch.zeros(1, dtype=torch.float64)
-        return float(ball_rule(self.steps[node.name], zero, Rounding.ignored())[0])
+        return float(ball_rule(step, torch.zeros(1, dtype=torch.float64), Rounding.ignored())[0])
 
     def norm(self, name: str) -> Tensor:
         """Estimate of the norm of a convolution, dense layer or batch norm, once per step.
@@ -252,39 +253,17 @@ class TrainingGraph:
             layer = self.network.layer(name)
             if isinstance(layer, BatchNorm):
                 self._norms[name] = (layer.weight / torch.sqrt(layer.var + layer.eps)).abs().amax()
-            elif isinstance(layer, ORTHOGONAL):
-                self._norms[name] = layer.weight.new_ones(())
             else:
                 with torch.no_grad():
                     self._iterate(name, self.power_steps)
-                self._norms[name] = self.apply(name, self.vectors[name]).norm()
+                self._norms[name] = self.weighted(name).linear(self.vectors[name]).norm()
         return self._norms[name]
 
     def _iterate(self, name: str, steps: int) -> None:
-        vector = self.vectors[name]
+        vector, op = self.vectors[name], self.weighted(name)
         for _ in range(steps):
-            found = self.adjoint(name, self.apply(name, vector))
+            found = op.adjoint(op.linear(vector))
             length = found.norm()
             # A weight of zero has no direction: keep the one there is.
             vector = torch.where(length > _TINY, found / length.clamp_min(_TINY), vector)
         self.vectors[name] = vector
-
-    def apply(self, name: str, x: Tensor) -> Tensor:
-        """The layer without its bias."""
-        layer = self.network.layer(name)
-        assert isinstance(layer, WEIGHTED)
-        return layer.apply_weight(x, self.weights[name][0], None)
-
-    def adjoint(self, name: str, y: Tensor) -> Tensor:
-        """The transposed layer: [batch, *output] -> [batch, *input]."""
-        layer = self.network.layer(name)
-        weight = self.weights[name][0]
-        if isinstance(layer, Linear):
-            return y @ weight
-        assert isinstance(layer, Conv2d)
-        _, height, width = self.shapes[self.sources[name]]
-        return transposed_convolution(layer, weight, y, (height, width))
-
-    def layer(self, node: Node) -> Layer:
-        """The node's layer."""
-        return self.network.layer(node.name)

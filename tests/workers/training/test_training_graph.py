@@ -46,11 +46,12 @@ def test_the_adjoint_is_the_adjoint(
 ) -> None:
     row = conv(4, kernel=kernel, stride=stride, padding=padding)
     graph = graph_of([row, {"kind": "relu"}, *TAIL], [2, size, size + 1])
-    name = graph.body[0].name
+    name = graph.steps[0].name
     x = torch.randn(2, 2, size, size + 1, generator=generator(1))
     y = torch.randn(2, *graph.shapes[name], generator=generator(2))
-    left = (graph.apply(name, x) * y).sum()
-    right = (x * graph.adjoint(name, y)).sum()
+    op = graph.weighted(name)
+    left = (op.linear(x) * y).sum()
+    right = (x * op.adjoint(y)).sum()
     assert left.item() == pytest.approx(right.item(), rel=1e-4, abs=1e-4)
 
 
@@ -75,7 +76,7 @@ def test_residual_branches_add_and_pools_count_their_windows() -> None:
     ]
     graph = graph_of([*rows, *TAIL], [2, 7, 7], steps=100)
     graph.refresh()
-    inner = float(graph.norm(graph.body[0].name))
+    inner = float(graph.norm(graph.steps[0].name))
     # A pixel lies in up to 2 x 2 windows of 3 with stride 2: a factor of sqrt(4).
     assert float(graph.lipschitz()) == pytest.approx((1 + inner) * 2, rel=1e-5)
 
@@ -83,7 +84,7 @@ def test_residual_branches_add_and_pools_count_their_windows() -> None:
 def test_a_weight_of_zero_makes_no_nan() -> None:
     graph = graph_of([conv(2, kernel=3), {"kind": "relu"}, *TAIL], [1, 6, 6])
     with torch.no_grad():
-        graph.network.layer(graph.body[0].name).weight.zero_()
+        graph.network.layer(graph.steps[0].name).weight.zero_()
     graph.refresh()
     graph.lipschitz().backward()
     assert graph.lipschitz().item() == 0.0

@@ -1,9 +1,9 @@
 """Ball and box through a network in training, with gradients (BCP, Lee et al. 2020).
 
-The rules are those of ``workers.verification`` in the papers' arithmetic: norms are the running
-estimates of ``TrainingGraph`` and rounding is left out, so nothing here is a certificate. Layers
-that are not affine are monotone and 1-Lipschitz up to their factor: centre and both ends of the box
-go through the layer itself, so that thresholds learn from all three (methods-lipschitz 1.2, 2.1).
+The walk and the arithmetic are those of ``workers.verification.forward.propagation``; norms are the
+running estimates of ``TrainingGraph`` and rounding is left out, so nothing here is a certificate.
+Layers that are not affine are monotone and 1-Lipschitz up to their factor: centre and both ends of
+the box go through the layer itself, so that thresholds learn from all three.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers.kinds import BatchNorm, Normalize, Permute, Reshape, Shift
-from models.network import INPUT, Node
-from workers.training.training_graph import WEIGHTED, TrainingGraph
+from models.layers.base import Layer
+from models.layers.kinds import Normalize, Permute, Reshape, Shift
+from workers.training.training_graph import TrainingGraph
 from workers.verification.enclosure import CORNER_SIZE, Enclosure
 from workers.verification.forward.ball import joined_radius
+from workers.verification.forward.propagation import AffineMap, ForwardPass
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.rounding import Rounding
 
-__all__ = ["Intersection", "Propagation", "start"]
+__all__ = ["Intersection", "TrainingPass", "start"]
 
 #: Layers after which the box of a ball is still the ball's own.
 KEEPS_ROUND = (Normalize, Permute, Reshape, Shift)
@@ -35,90 +38,61 @@ def start(x: Tensor, epsilon: float | Tensor, norm: str) -> Enclosure:
     return Enclosure(x, radius, lower, upper, valid, round=norm == "l2")
 
 
-class Propagation:
-    """One pass; ``Local`` (workers.training.bounds.local_norms) tightens it per sample."""
+class TrainingPass(ForwardPass):
+    """One pass; ``LocalTrainingPass`` (workers.training.bounds.local_norms) tightens it per sample.
+
+    The weights are those of the step, norms its running estimates, and boxes are cut with one
+    function that has a gradient.
+    """
 
     def __init__(self, graph: TrainingGraph) -> None:
+        super().__init__(Rounding.ignored())
         self.graph = graph
 
     def run(self, state: Enclosure) -> Enclosure:
         """The enclosure of what the last layer takes."""
-        values = {INPUT: state}
-        for node in self.graph.body:
-            inputs = [values[source] for source in node.inputs]
-            layer = self.graph.layer(node)
-            if isinstance(layer, WEIGHTED):
-                values[node.name] = self.affine(node, inputs[0])
-            elif isinstance(layer, BatchNorm):
-                values[node.name] = self.scaled(node, inputs[0])
-            else:
-                values[node.name] = self.monotone(node, inputs)
-        return values[self.graph.body[-1].name] if self.graph.body else state
+        return self.through(self.graph.steps, state)
 
-    def affine(self, node: Node, state: Enclosure) -> Enclosure:
-        """A convolution or dense layer: box of the interval and of the ball, intersected."""
-        graph = self.graph
-        weight, bias = graph.weights[node.name]
-        centre = graph.run(node, state.centre)
-        per_channel = [1, -1] + [1] * (centre.dim() - 2)
-        rows = torch.linalg.vector_norm(weight.flatten(1), dim=1).reshape(per_channel)
-        reach = _shaped(state.radius, centre) * rows
-        radius = graph.norm(node.name).to(torch.float64) * state.radius
-        if state.round:
-            return Enclosure(centre, radius, centre - reach, centre + reach, state.valid)
+    def map_of(self, step: GraphStep, state: Enclosure) -> AffineMap | None:
+        return self.graph.map_at(step, state.centre)
+
+    def radius(self, step: GraphStep, radius: Tensor, size: Tensor) -> Tensor:
+        factor = self.graph.factor(step)
+        return (factor.to(torch.float64) if isinstance(factor, Tensor) else factor) * radius
+
+    def reach(
+        self, step: GraphStep, op: AffineMap, centre: Tensor, radius: Tensor, size: Tensor
+    ) -> Tensor:
+        return _shaped(radius, centre) * op.row_norms_like(centre)
+
+    def intersection(
+        self, step: GraphStep, op: AffineMap, centre: Tensor, state: Enclosure, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
         assert state.lower is not None
         assert state.upper is not None
-        layer = graph.layer(node)
-        assert isinstance(layer, WEIGHTED)
-        # Half the weights instead of half the box: the same numbers, and far fewer to halve.
-        half = weight * 0.5
-        middle = layer.apply_weight(state.upper + state.lower, half, bias)
-        extent = layer.apply_weight(state.upper - state.lower, half.abs(), None)
-        lower, upper = Intersection.apply(centre, reach, middle, extent)
-        return Enclosure(centre, radius, lower, upper, state.valid)
+        reach = self.reach(step, op, centre, state.radius, size)
+        lower, upper = Intersection.apply(centre, reach, *op.interval(state.lower, state.upper))
+        return lower, upper
 
-    def scaled(self, node: Node, state: Enclosure) -> Enclosure:
-        """Batch norm: its scale and shift, from the clean inputs, for box and ball as well."""
-        graph = self.graph
-        scale, shift = graph.scale_and_shift(node.name, state.centre)
-        centre = state.centre * scale + shift
-        radius = graph.norm(node.name).to(torch.float64) * state.radius
-        assert state.lower is not None
-        assert state.upper is not None
-        size, half = scale.abs(), scale * 0.5
-        lower, upper = Intersection.apply(
-            centre,
-            _shaped(state.radius, centre) * size,
-            torch.addcmul(shift, state.upper + state.lower, half),
-            (state.upper - state.lower) * half.abs(),
-        )
-        return Enclosure(centre, radius, lower, upper, state.valid)
-
-    def monotone(self, node: Node, inputs: list[Enclosure]) -> Enclosure:
-        """Every other layer; of sums and means the box of the ball too, as of every linear map."""
-        layer, graph = self.graph.layer(node), self.graph
+    def layer(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
+        """Every other layer: monotone, or 1-Lipschitz by construction and no more known of it."""
+        layer = step.op
+        assert isinstance(layer, Layer)
+        centre = layer(*(state.centre for state in inputs))
+        radii = [state.radius for state in inputs]
+        radius = radii[0] if len(radii) == 1 else joined_radius(step, radii)
+        factor = self.graph.factor(step)
+        radius = radius if factor == 1.0 else factor * radius
+        if layer.one_lipschitz:
+            reach = _shaped(radius, centre)
+            return Enclosure(centre, radius, centre - reach, centre + reach, inputs[0].valid)
         lower = [state.lower for state in inputs if state.lower is not None]
         upper = [state.upper for state in inputs if state.upper is not None]
-        factor = graph.factor(node)
-        radii = [state.radius for state in inputs]
-        radius = radii[0] if len(radii) == 1 else joined_radius(graph.steps[node.name], radii)
+        is_round = inputs[0].round and isinstance(layer, KEEPS_ROUND)
         result = Enclosure(
-            layer(*(state.centre for state in inputs)),
-            radius if factor == 1.0 else factor * radius,
-            layer(*lower),
-            layer(*upper),
-            inputs[0].valid,
-            round=inputs[0].round and isinstance(layer, KEEPS_ROUND),
+            centre, radius, layer(*lower), layer(*upper), inputs[0].valid, round=is_round
         )
-        rows = graph.rows.get(node.name)
-        if rows is not None:
-            assert result.lower is not None
-            assert result.upper is not None
-            reach = _shaped(radius, result.centre) * rows
-            result.lower = torch.maximum(result.lower, result.centre - reach)
-            result.upper = torch.minimum(result.upper, result.centre + reach)
-            return result
-        return result if result.round else _box_to_ball(result)
+        return result if is_round else _box_to_ball(result)
 
 
 class Intersection(torch.autograd.Function):

@@ -14,17 +14,19 @@ from torch import Tensor
 
 from models.layers.activations import AtLeast, AtMost, ReLUTheta
 from models.layers.kinds import ReLU
-from models.network import Node
-from workers.training.bounds.ball_and_box import Propagation
-from workers.training.training_graph import WEIGHTED, TrainingGraph
+from workers.training.bounds.ball_and_box import TrainingPass
+from workers.training.trained_maps import WeightedMap
+from workers.training.training_graph import TrainingGraph
 from workers.verification.enclosure import Enclosure
+from workers.verification.forward.propagation import AffineMap
+from workers.verification.graph.graph_step import GraphStep
 
-__all__ = ["Local", "clamp_slopes"]
+__all__ = ["LocalTrainingPass", "clamp_slopes"]
 
 _TINY = 1e-12
 
 
-class Local(Propagation):
+class LocalTrainingPass(TrainingPass):
     """One pass with local norms. ``sparsity``: Local-Lip's sparsity loss, a scalar with gradient,
     which is small where most units are constant over their box (methods-lipschitz 2.3); not counted
     where ``sparsity_margin`` is None."""
@@ -33,40 +35,46 @@ class Local(Propagation):
         super().__init__(graph)
         self.margin = sparsity_margin
         self.sparsity = graph.head_weight.new_zeros(())
-        self._pending: dict[str, tuple[Node, Enclosure]] = {}
-        readers: dict[str, list[Node]] = {}
-        for node in graph.body:
-            for source in node.inputs:
-                readers.setdefault(source, []).append(node)
-        # An affine map that one sloped activation reads alone: its norm waits for the slopes.
+        self._pending: dict[str, tuple[GraphStep, AffineMap, Enclosure]] = {}
+        readers: dict[int, list[GraphStep]] = {}
+        for step in graph.steps:
+            for source in step.sources:
+                readers.setdefault(source, []).append(step)
+        # A step that one sloped activation reads alone: its norm waits for the slopes.
         self._awaits = {
-            name: nodes[0].name
-            for name, nodes in readers.items()
-            if len(nodes) == 1 and isinstance(graph.layer(nodes[0]), ReLU | ReLUTheta)
+            graph.steps[value - 1].name: steps[0].name
+            for value, steps in readers.items()
+            if value > 0 and len(steps) == 1 and isinstance(steps[0].op, ReLU | ReLUTheta)
         }
 
-    def affine(self, node: Node, state: Enclosure) -> Enclosure:
-        result = super().affine(node, state)
-        if node.name in self._awaits:
-            self._pending[self._awaits[node.name]] = (node, state)
+    def affine(self, index: int, step: GraphStep, op: AffineMap, state: Enclosure) -> Enclosure:
+        result = super().affine(index, step, op, state)
+        if step.name in self._awaits:
+            self._pending[self._awaits[step.name]] = (step, op, state)
             return result
-        return self._tightened(node, state, result, None)
+        return self._tightened(step, op, state, result, None)
 
-    def monotone(self, node: Node, inputs: list[Enclosure]) -> Enclosure:
-        result = super().monotone(node, inputs)
-        before = inputs[0]
-        self._count(node, before)
-        pending = self._pending.pop(node.name, None)
-        if pending is None:
-            return result
-        affine, state = pending
-        return self._tightened(affine, state, result, clamp_slopes(before, result))
+    def layer(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
+        result, before = super().layer(index, step, inputs), inputs[0]
+        self._count(step, before)
+        pending = self._pending.pop(step.name, None)
+        return (
+            result
+            if pending is None
+            else self._tightened(*pending, result, clamp_slopes(before, result))
+        )
 
     def _tightened(
-        self, node: Node, state: Enclosure, result: Enclosure, slopes: Tensor | None
+        self,
+        step: GraphStep,
+        op: AffineMap,
+        state: Enclosure,
+        result: Enclosure,
+        slopes: Tensor | None,
     ) -> Enclosure:
         """The result with the radius that the norm of diag(slopes) W diag(m) allows."""
-        if not isinstance(self.graph.layer(node), WEIGHTED) or node.name not in self.graph.vectors:
+        vector = self.graph.vectors.get(step.name)
+        if vector is None or not isinstance(op, WeightedMap):
             return result
         assert state.lower is not None
         assert state.upper is not None
@@ -74,30 +82,13 @@ class Local(Propagation):
             mask = None if state.round else (state.upper - state.lower).sign_().clamp_min_(0.0)
         if mask is None and slopes is None:
             return result
-        norm = self._norm(node.name, mask, slopes, len(state.centre))
-        radius = norm.to(torch.float64) * state.radius
-        result.radius = torch.minimum(result.radius, radius)
+        norm = _norm(op, vector, mask, slopes).expand(len(state.centre))
+        result.radius = torch.minimum(result.radius, norm.to(torch.float64) * state.radius)
         return result
 
-    def _norm(self, name: str, mask: Tensor | None, slopes: Tensor | None, batch: int) -> Tensor:
-        """Estimate of |diag(slopes) W diag(mask)| for every sample, [batch]."""
-        graph = self.graph
-        with torch.no_grad():
-            start = graph.vectors[name]
-            image = graph.apply(name, start if mask is None else start * mask)
-            image = image if slopes is None else image * slopes * slopes
-            found = graph.adjoint(name, image)
-            found = found if mask is None else found.mul_(mask)
-            length = torch.linalg.vector_norm(found.flatten(1), dim=1).clamp_min(_TINY)
-            found = found.div_(length.reshape(-1, *([1] * (found.dim() - 1))))
-        last = graph.apply(name, found)
-        last = last if slopes is None else last * slopes
-        norm = torch.linalg.vector_norm(last.flatten(1), dim=1)
-        return norm.expand(batch)
-
-    def _count(self, node: Node, before: Enclosure) -> None:
+    def _count(self, step: GraphStep, before: Enclosure) -> None:
         """Add the layer's part of the sparsity loss."""
-        layer = self.graph.layer(node)
+        layer = step.op
         if before.lower is None or before.upper is None or self.margin is None:
             return
         if isinstance(layer, ReLU | ReLUTheta):
@@ -110,6 +101,20 @@ class Local(Propagation):
         if isinstance(layer, AtLeast):
             reach = (before.upper - layer.value).relu()
             self.sparsity = self.sparsity + _half(reach, first=False).mean()
+
+
+def _norm(op: WeightedMap, start: Tensor, mask: Tensor | None, slopes: Tensor | None) -> Tensor:
+    """Estimate of |diag(slopes) W diag(mask)| for every sample (or one for all), [batch or 1]."""
+    with torch.no_grad():
+        image = op.linear(start if mask is None else start * mask)
+        image = image if slopes is None else image * slopes * slopes
+        found = op.adjoint(image)
+        found = found if mask is None else found.mul_(mask)
+        length = torch.linalg.vector_norm(found.flatten(1), dim=1).clamp_min(_TINY)
+        found = found.div_(length.reshape(-1, *([1] * (found.dim() - 1))))
+    last = op.linear(found)
+    last = last if slopes is None else last * slopes
+    return torch.linalg.vector_norm(last.flatten(1), dim=1)
 
 
 @torch.no_grad()

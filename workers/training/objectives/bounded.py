@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.training.bounds.ball_and_box import Propagation, start
+from workers.training.bounds.ball_and_box import TrainingPass, start
 from workers.training.bounds.last_layer import ball_logits, worst_logits
-from workers.training.bounds.local_norms import Local
+from workers.training.bounds.local_norms import LocalTrainingPass
 from workers.training.config import TrainingConfig
 from workers.training.training_graph import TrainingGraph
 
@@ -74,7 +74,7 @@ def ball_and_box(
     config: TrainingConfig,
 ) -> Bounded:
     """Worst logits over ball and box (BCP, Lee et al. 2020)."""
-    return _bounded(graph, x, reference, epsilon, config, Propagation(graph))
+    return _bounded(graph, x, reference, epsilon, config, TrainingPass(graph))
 
 
 def local_ball_and_box(
@@ -86,7 +86,9 @@ def local_ball_and_box(
 ) -> Bounded:
     """The same with norms per sample (Local-Lip, Huang et al. 2021)."""
     margin = config.sparsity_margin if config.sparsity > 0.0 else None
-    return _bounded(graph, x, reference, epsilon, config, Local(graph, sparsity_margin=margin))
+    return _bounded(
+        graph, x, reference, epsilon, config, LocalTrainingPass(graph, sparsity_margin=margin)
+    )
 
 
 def _bounded(
@@ -95,11 +97,11 @@ def _bounded(
     reference: Tensor | None,
     epsilon: float | Tensor,
     config: TrainingConfig,
-    propagation: Propagation,
+    propagation: TrainingPass,
 ) -> Bounded:
     state = propagation.run(start(x, epsilon, config.norm))
     logits = graph.logits(state.centre)
     chosen = logits.argmax(1) if reference is None else reference
     worst = worst_logits(logits, graph.head_weight, state, chosen, config.rounds)
-    sparsity = propagation.sparsity if isinstance(propagation, Local) else None
+    sparsity = propagation.sparsity if isinstance(propagation, LocalTrainingPass) else None
     return Bounded(logits, worst, sparsity)

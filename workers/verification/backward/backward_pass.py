@@ -95,10 +95,10 @@ class BackwardPass:
             return None
         if index not in self._errors:
             step = self.compiled.steps[index]
-            assert isinstance(step.op, Affine)
-            error = local_error(step.op, *self.box(step.sources[0]), self.rounding)
+            op = step.affine
+            error = local_error(op, *self.box(step.sources[0]), self.rounding)
             # Of the sum of coefficients times biases.
-            bias = step.op.bound_like("bias_magnitude", error)
+            bias = op.bound_like("bias_magnitude", error)
             self._errors[index] = error + bias * ((SUM_ROUNDINGS + 2) * unit_roundoff(self.dtype))
         return self._errors[index]
 

@@ -31,13 +31,13 @@ def _affine(
 
     factor |W|_2 + g | |W| |_2, offset (g + g_own) (| |W| |_2 |c| + |b|).
     """
-    op = step.op
-    assert isinstance(op, Affine)
-    assert step.norms is not None
+    if not rounding.is_sound:
+        return step.norms.spectral * (1.0 + 1e-14), 0.0
+    op = step.affine
     size = torch.Size(step.shape).numel() ** 0.5
     deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
     absolute = step.norms.absolute
-    factor = step.norms.spectral + (deployed * absolute if rounding.is_sound else 0.0)
+    factor = step.norms.spectral + deployed * absolute
     offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()
     offset = offset + rounding.underflow * (op.floor + absolute) * size
     return factor * (1.0 + 1e-14), offset * (1.0 + 1e-10)
@@ -53,8 +53,9 @@ def _ball_of(op: Affine | Layer) -> Ball | None:
 def _known(step: GraphStep) -> Ball:
     ball = _ball_of(step.op)
     if ball is None:
-        kind = getattr(step.op, "kind", type(step.op).__name__)
-        raise UnsupportedLayer(f"no rule says how the layer {kind!r} ({step.name}) moves a ball")
+        raise UnsupportedLayer(
+            f"no rule says how the layer {step.kind!r} ({step.name}) moves a ball"
+        )
     return ball
 
 

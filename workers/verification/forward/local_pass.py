@@ -35,7 +35,12 @@ from models.layers.base import Layer
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import Enclosure
 from workers.verification.forward.ball import ball_rule, has_ball_rule, reads_norm
-from workers.verification.forward.propagation import carry, has_forward_rule
+from workers.verification.forward.propagation import (
+    AffineMap,
+    ForwardPass,
+    has_forward_rule,
+    start,
+)
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -72,7 +77,30 @@ def has_local_rule(op: Affine | Layer) -> bool:
 
 
 @dataclass
-class LocalPass:
+class _Mapped:
+    """W diag(m) of step ``index``, and how the ball before it grows with a norm found for it."""
+
+    masked: MaskedMap
+    index: int
+    radius: Tensor
+    extra: float
+    offset: Tensor | float
+
+    def grown(self, norm: Tensor) -> Tensor:
+        """Radius after the map if its norm is at most ``norm`` [batch], roundings included."""
+        grown = ((norm + self.extra) * (1.0 + 1e-14) * self.radius + self.offset) * (1.0 + 1e-14)
+        return torch.where(torch.isinf(self.radius), self.radius, grown)
+
+
+@dataclass
+class _AfterMap(Enclosure):
+    """What an affine map gave; an activation that reads it brings its slopes to the norm."""
+
+    mapped: _Mapped = field(kw_only=True)
+
+
+@dataclass
+class LocalPass(ForwardPass):
     """One propagation. ``exact``: Gram matrices too; ``further``: one more bound on norms;
     ``tally`` counts which bound was the least, per sample and layer; ``norms`` keeps them.
     ``keep``: maps and slopes are kept too, for ``potentials``. ``clock``: looked at
@@ -91,97 +119,64 @@ class LocalPass:
     clock: Clock = UNLIMITED
 
     def __post_init__(self) -> None:
+        super().__init__(self.rounding, self.clock)
         budget = max(GRAM_PASSES * forward_cost(self.compiled), GRAM_MIN)
         self._budget = [budget] * self.region.x.shape[0]
-
-    def run(self) -> Enclosure:
-        """The enclosure before the head."""
-        steps = self.compiled.steps
-        values: list[Enclosure | None] = [self._start()]
-        maps: dict[int, MaskedMap] = {}
-        last_use = {source: i for i, step in enumerate(steps) for source in step.sources}
-        only_active = self._only_activated()
-        for index, step in enumerate(steps):
-            self.clock.check()
-            inputs = [values[source] for source in step.sources]
-            states = [state for state in inputs if state is not None]
-            assert len(states) == len(inputs)
-            result = carry(step, states, self.rounding)
-            if isinstance(step.op, Dense | Convolution) and states[0].lower is not None:
-                masked = MaskedMap.of(step.op, states[0])
-                maps[index + 1] = masked
-                self._linear(index, masked, states[0], result, index + 1 in only_active)
-            elif rules_of(step.op).slopes is not None:
-                source = step.sources[0]
-                before = None if source == 0 else values[steps[source - 1].sources[0]]
-                self._activation(index, states[0], result, maps.get(source), before)
-            values.append(result)
-            self._drop(values, maps, last_use, index)
-        final = values[-1]
-        assert final is not None
-        return final
-
-    def _start(self) -> Enclosure:
-        lower, upper = self.region.box(self.dtype)
-        radius = self.region.radius(lower, upper)
-        centre = self.region.x.to(self.dtype)
-        is_round = self.region.norm == "l2"
-        return Enclosure(centre, radius, lower, upper, torch.isfinite(radius), round=is_round)
-
-    def _drop(
-        self,
-        values: list[Enclosure | None],
-        maps: dict[int, MaskedMap],
-        last_use: dict[int, int],
-        index: int,
-    ) -> None:
-        """Forget what no later step reads (an activation reads its affine map's input too)."""
-        for source in range(len(values) - 1):
-            if last_use.get(source, -1) > index:
-                continue
-            maps.pop(source, None)
-            producers = (
-                value for value in maps if source in self.compiled.steps[value - 1].sources
-            )
-            if next(producers, None) is None:
-                values[source] = None
-
-    def _only_activated(self) -> set[int]:
-        """Values that are read by activations with slopes alone (and by at least one)."""
         readers: dict[int, list[bool]] = {}
         for step in self.compiled.steps:
             for source in step.sources:
                 readers.setdefault(source, []).append(rules_of(step.op).slopes is not None)
-        return {value for value, kinds in readers.items() if all(kinds)}
+        # Values that are read by activations with slopes alone (and by at least one).
+        self._only_activated = {value for value, kinds in readers.items() if all(kinds)}
 
-    def _grown(self, step: GraphStep, norm: Tensor, before: Enclosure) -> Tensor:
-        """Radius after an affine map whose norm is at most ``norm`` [batch], roundings included."""
-        assert isinstance(step.op, Affine)
-        assert step.norms is not None
-        _, offset = ball_rule(step, rough_norm(before.centre), self.rounding)
-        deployed = self.rounding.deployed_gamma(step.op.terms)
+    def run(self) -> Enclosure:
+        """The enclosure before the head."""
+        return self.through(self.compiled.steps, start(self.region, self.dtype))
+
+    def affine(self, index: int, step: GraphStep, op: AffineMap, state: Enclosure) -> Enclosure:
+        """Radius and box after W diag(m); the norm waits for slopes that alone read the value."""
+        result = super().affine(index, step, op, state)
+        if not isinstance(op, Dense | Convolution) or state.lower is None:
+            return result
+        masked = MaskedMap.of(op, state)
+        _, offset = ball_rule(step, rough_norm(state.centre), self.rounding)
+        deployed = self.rounding.deployed_gamma(op.terms)
         extra = deployed * step.norms.absolute if self.rounding.is_sound else 0.0
-        grown = ((norm + extra) * (1.0 + 1e-14) * before.radius + offset) * (1.0 + 1e-14)
-        return torch.where(torch.isinf(before.radius), before.radius, grown)
+        mapped = _Mapped(masked, index, state.radius, extra, offset)
+        if index + 1 not in self._only_activated:
+            norm = self._norm(index, masked, torch.ones_like(result.centre))
+            result.radius = torch.minimum(result.radius, mapped.grown(norm))
+        if masked.masked and result.lower is not None and result.upper is not None:
+            reach = self._reach(masked, result.centre, state)
+            torch.maximum(result.lower, result.centre - reach, out=result.lower)
+            torch.minimum(result.upper, result.centre + reach, out=result.upper)
+        return _AfterMap(**vars(result), mapped=mapped)
 
-    def _linear(
-        self, index: int, masked: MaskedMap, before: Enclosure, result: Enclosure, activated: bool
-    ) -> None:
-        """Tighten radius and box after W diag(m)."""
-        step = self.compiled.steps[index]
-        if not activated:
-            ones = torch.ones_like(result.centre)
-            norm = self._norm(index, masked, ones)
-            result.radius = torch.minimum(result.radius, self._grown(step, norm, before))
-        if not masked.masked or result.lower is None or result.upper is None:
-            return
-        reach = self._reach(masked, result.centre, before)
-        torch.maximum(result.lower, result.centre - reach, out=result.lower)
-        torch.minimum(result.upper, result.centre + reach, out=result.upper)
+    def layer(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
+        """The radius after an activation by its anchored slopes."""
+        result, before = super().layer(index, step, inputs), inputs[0]
+        rule = rules_of(step.op).slopes
+        if rule is None or before.lower is None or before.upper is None:
+            return result
+        slopes = rule(step.op, before.centre, before.lower, before.upper)
+        zeros = torch.zeros_like(before.radius)
+        size = rough_norm(before.centre) if reads_norm(step.op) else zeros
+        factor, offset = ball_rule(step, size, self.rounding)
+        radius = slopes.flatten(1).amax(1).to(torch.float64) * before.radius
+        if isinstance(before, _AfterMap):
+            mapped = before.mapped
+            norm = self._norm(mapped.index, mapped.masked, slopes)
+            radius = torch.minimum(radius, mapped.grown(norm))
+        # What rounding adds beyond the slopes; an activation that only shrinks adds nothing.
+        extra = max(factor - 1.0, 0.0)
+        radius = (radius + extra * before.radius + offset) * (1.0 + 1e-13)
+        radius = torch.where(torch.isinf(before.radius), before.radius, radius)
+        result.radius = torch.minimum(result.radius, radius)
+        return result
 
     def _reach(self, masked: MaskedMap, centre: Tensor, before: Enclosure) -> Tensor:
         """|z'_i - c_i| <= |W_i m| R + (g + g_own) (|W_i| |c| + |b_i|) + g |W_i| R, see
-        ``propagation._ball_reach``; coordinates that cannot change still round."""
+        ``ForwardPass.reach``; coordinates that cannot change still round."""
         op, rounding = masked.op, self.rounding
         unit = unit_roundoff(centre.dtype)
         up = 1.0 + 32 * unit
@@ -197,42 +192,11 @@ class LocalPass:
         rows = op.bound_like("row_norms", centre)
         return reach.addcmul_(rows, per_sample(coefficient, centre)).add_(constant)
 
-    def _activation(
-        self,
-        index: int,
-        before: Enclosure,
-        result: Enclosure,
-        masked: MaskedMap | None,
-        source: Enclosure | None,
-    ) -> None:
-        """Tighten the radius after an activation by its anchored slopes."""
-        step = self.compiled.steps[index]
-        rule = rules_of(step.op).slopes
-        if rule is None or before.lower is None or before.upper is None:
-            return
-        slopes = rule(step.op, before.centre, before.lower, before.upper)
-        zeros = torch.zeros_like(before.radius)
-        size = rough_norm(before.centre) if reads_norm(step.op) else zeros
-        factor, offset = ball_rule(step, size, self.rounding)
-        radius = slopes.flatten(1).amax(1).to(torch.float64) * before.radius
-        if masked is not None and source is not None:
-            affine = step.sources[0] - 1
-            norm = self._norm(affine, masked, slopes)
-            grown = self._grown(self.compiled.steps[affine], norm, source)
-            radius = torch.minimum(radius, grown)
-        # What rounding adds beyond the slopes; an activation that only shrinks adds nothing.
-        extra = max(factor - 1.0, 0.0)
-        radius = (radius + extra * before.radius + offset) * (1.0 + 1e-13)
-        radius = torch.where(torch.isinf(before.radius), before.radius, radius)
-        result.radius = torch.minimum(result.radius, radius)
-
     def _norm(self, index: int, masked: MaskedMap, slopes: Tensor) -> Tensor:
         """Upper bound on |diag(s) W diag(m)| for every sample, [batch] float64."""
-        norms = self.compiled.steps[index].norms
-        assert norms is not None
         steepest = slopes.flatten(1).amax(1).to(torch.float64)
         names = ["global", "frobenius"]
-        bounds = [steepest * norms.spectral, masked.frobenius(slopes)]
+        bounds = [steepest * self.compiled.steps[index].norms.spectral, masked.frobenius(slopes)]
         bounds.append(masked.schur(slopes, torch.minimum(bounds[0], bounds[1])))
         names.append("schur")
         if self.exact:

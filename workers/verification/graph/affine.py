@@ -25,6 +25,9 @@ Shape = tuple[int, ...]
 UP = 1.0 + 1e-12
 #: Weights outside this range (zero apart) are not trusted to a float32 copy: it could underflow.
 FLOAT32_SAFE = (2.0**-100, 2.0**100)
+#: Rounding steps (about the inputs of one output) from which a product with the box of a ball is
+#: not worth it: the ball alone is tighter.
+ROUND_TERMS = 16
 #: Range of the numbers of maps that may be fused (zero apart).
 FUSIBLE = (2.0**-40, 2.0**40)
 
@@ -135,6 +138,11 @@ class Affine:
         """What underflow may change in one output, in units of ``rounding.UNDERFLOW``."""
         return self.terms + 1.0 + self.inner.lost
 
+    @property
+    def wide(self) -> bool:
+        """Whether the ball alone is as good as ball and box where the box is the ball's own."""
+        return self.terms >= ROUND_TERMS
+
     def scalar(self, name: str, make: Callable[[], Tensor]) -> float:
         """A number of this map, computed once."""
         if name not in self._scalars:
@@ -182,6 +190,14 @@ class Affine:
     def apply(self, x: Tensor) -> Tensor:
         """W x + b."""
         return self.linear(x).add_(self.bias_like(x))
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and half the width of a box's image in real arithmetic: W m + b and |W| r."""
+        return self.apply((lower + upper).mul_(0.5)), self.absolute((upper - lower).mul_(0.5))
+
+    def row_norms_like(self, like: Tensor) -> Tensor:
+        """``row_norms`` in ``like``'s dtype, rounded up."""
+        return self.bound_like("row_norms", like)
 
     def bound_like(self, name: str, like: Tensor) -> Tensor:
         """``row_norms`` or ``bias_magnitude`` in ``like``'s dtype, rounded up, as [*out_shape]."""

@@ -7,7 +7,6 @@ exact, and a final dense layer becomes the head, so that class differences can b
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -133,8 +132,6 @@ class CompiledNetwork:
                 head = replace(head, gap=SOFTMAX_GAP)
             if norms:
                 steps = _with_norms(steps, digest, cache_dir, estimate, clock)
-            else:
-                steps = [_unbounded(step) for step in steps]
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
         return cls(network.input_shape, tuple(steps), head, safe, digest)
@@ -175,10 +172,6 @@ def _split_head(network: Network, steps: list[GraphStep]) -> tuple[list[GraphSte
     return steps, Head(identity, zeros, zeros, 0.0)
 
 
-def _unbounded(step: GraphStep) -> GraphStep:
-    return replace(step, norms=Norms(math.inf, math.inf)) if isinstance(step.op, Affine) else step
-
-
 def _stored_norms(path: Path) -> dict[str, list[float]]:
     """What an earlier compilation wrote; nothing where that is missing or damaged."""
     try:
@@ -200,7 +193,7 @@ def _with_norms(
     result = []
     try:
         for index, step in enumerate(steps):
-            norms = None
+            norms = step.norms
             if isinstance(step.op, Affine):
                 key = f"{index}:{step.name}"
                 if key not in stored:

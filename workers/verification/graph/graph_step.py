@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from models.layers.base import Layer
@@ -21,17 +22,34 @@ class UnsupportedLayer(ValueError):
         self.hint = hint
 
 
+#: What is known of norms that nobody computed.
+UNBOUNDED = Norms(math.inf, math.inf)
+
+
 @dataclass(frozen=True)
 class GraphStep:
     """One step: ``op`` (an affine map or a layer with rules) applied to earlier values.
 
     sources: positions of earlier values, 0 is the input; value i + 1 is step i's result.
-    norms: of an affine map. overlap: largest number of windows that one input of a max pool is in.
+    norms: of an affine map, infinite where nobody computed them. overlap: largest number of windows
+    that one input of a max pool is in.
     """
 
     name: str
     op: Affine | Layer
     sources: tuple[int, ...]
     shape: tuple[int, ...]
-    norms: Norms | None = None
+    norms: Norms = UNBOUNDED
     overlap: int = 1
+
+    @property
+    def kind(self) -> str:
+        """What messages call the operator."""
+        return self.op.kind if isinstance(self.op, Layer) else type(self.op).__name__.lower()
+
+    @property
+    def affine(self) -> Affine:
+        """``op`` as an affine map. Raises UnsupportedLayer where it is none."""
+        if not isinstance(self.op, Affine):
+            raise UnsupportedLayer(f"the layer {self.kind!r} ({self.name}) is no affine map")
+        return self.op

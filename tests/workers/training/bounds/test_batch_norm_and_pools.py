@@ -22,7 +22,7 @@ from tests.workers.training.bounds.graphs import CONFIG, generator, graph_of
 from tests.workers.training.runs import config_of, images
 from tests.workers.verification.certification import certify
 from workers.training import loop
-from workers.training.bounds.ball_and_box import Propagation, start
+from workers.training.bounds.ball_and_box import TrainingPass, start
 from workers.training.loop import Paused, train
 from workers.training.objectives import OBJECTIVES, ScheduledWeights
 from workers.training.objectives.bounded import (
@@ -114,7 +114,7 @@ def test_training_bounds_are_those_of_verification_but_for_norms_and_rounding(ca
     if not any(row["kind"] == "batch-norm" for row in CASES[case]):
         assert estimate <= sound * (1 + 1e-6)
     x, _ = batch()
-    ours = Propagation(graph).run(start(x, 0.05, "l2"))
+    ours = TrainingPass(graph).run(start(x, 0.05, "l2"))
     region = Region(x, torch.full((len(x),), 0.05, dtype=torch.float64), "l2", True)
     theirs = propagate(
         CompiledNetwork.compile(network),
@@ -195,13 +195,13 @@ def test_a_batch_moves_the_running_statistics_once_and_only_in_a_step() -> None:
     for layer, (mean, var) in zip(layers, before, strict=True):
         assert torch.equal(layer.mean, mean)
         assert torch.equal(layer.var, var)
-    name = next(node.name for node in graph.body if isinstance(graph.layer(node), BatchNorm))
+    name = next(step.name for step in graph.steps if isinstance(step.op, BatchNorm))
     with graph.by_batch():
         graph.features(x)
         seen = graph.features(x)
     graph.keep_statistics()
     assert not [key for key in graph.vectors if key.endswith((".mean", ".var"))]
-    values = graph.run(graph.body[0], x)
+    values = graph.run(graph.steps[0], x)
     reference = torch.nn.BatchNorm2d(4, momentum=MOMENTUM)
     first, (mean, var) = layers[0], before[0]
     reference.running_mean, reference.running_var = mean.clone(), var.clone()

@@ -10,7 +10,7 @@ mistakes of an importer; it proves nothing about inputs that were not tried.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ from workers.verification.cascade.parity_inputs import (
 )
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.margins import logit_enclosure
-from workers.verification.forward.propagation import propagate
+from workers.verification.forward.propagation import forward_step, propagate
+from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import multiplications
@@ -42,8 +43,15 @@ BLOCK = 32
 
 #: Random inputs, and as many changes of one coordinate: ``PER_SAMPLE`` for each sample, at least
 #: ``LEAST`` and at most ``MOST``, but beyond ``LEAST`` no more than ``WORK`` multiplications and
-#: ``NUMBERS`` numbers of input.
+#: ``NUMBERS`` numbers of input. Where ``LEAST`` take more than ``LITTLE`` multiplications, few
+#: samples have ``PER_SAMPLE`` each too, but at least ``FEWEST`` together: two of every kind.
 PER_SAMPLE, LEAST, MOST, WORK, NUMBERS = 2, 64, 1024, 2**31, 2**24
+LITTLE, FEWEST = 2**28, 16
+
+#: Samples whose whole enclosure is computed: those that differ most.
+EXAMINED = 8
+#: Numbers in a network up to which no sum of a map that is safe in float32 overflows.
+MODERATE = 2.0**60
 
 #: float32 rows [N, *shape] -> logits [N, classes], all rows in one batch where the file allows it.
 Deployed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -63,20 +71,23 @@ class DeploymentMismatch(ValueError):
 @dataclass(frozen=True)
 class _Compared:
     """difference, budget [N, classes]; share [N] of the budget that is used (> 1: a mismatch);
-    unchecked [N]: float32 may overflow there."""
+    unchecked [N]: float32 may overflow there; examined [N]: the budget is the enclosure's,
+    elsewhere a smaller one, which was enough."""
 
     difference: Tensor
     budget: Tensor
     share: Tensor
     unchecked: Tensor
+    examined: Tensor
 
 
 def extra_inputs(compiled: CompiledNetwork, samples: int) -> int:
     """How many random inputs are tried, and how many changes of one coordinate."""
     maps = (step.op for step in compiled.steps if isinstance(step.op, Dense | Convolution))
-    cost = sum(multiplications(op) for op in maps) + compiled.head.weight.numel()
-    room = min(WORK // max(1, int(cost)), NUMBERS // math.prod(compiled.input_shape))
-    return max(LEAST, min(PER_SAMPLE * samples, MOST, room))
+    cost = max(1, int(sum(multiplications(op) for op in maps) + compiled.head.weight.numel()))
+    room = min(WORK // cost, NUMBERS // math.prod(compiled.input_shape))
+    least = LEAST if LEAST * cost <= LITTLE else min(LEAST, max(FEWEST, PER_SAMPLE * samples))
+    return max(least, min(PER_SAMPLE * samples, MOST, room))
 
 
 def check_parity(
@@ -96,10 +107,12 @@ def check_parity(
     ``batched``: False where the file runs one row at a time. ``compiled`` needs no norms.
 
     Returns, of the samples: max_difference, budget and difference_there at worst_index, the sample
-    where the difference uses the largest share of its budget; of all inputs: largest_share (<= 1),
-    unchecked (how many have logits that float32 may overflow at, so that nothing is certified
-    there) and ``inputs``, how many there were of each kind. Raises DeploymentMismatch where a share
-    exceeds 1, UnsupportedLayer where a layer has no enclosure; OutOfTime.
+    where the difference uses the largest share of its budget (of the ``EXAMINED`` that differ
+    most); of all inputs: largest_share (<= 1; an upper bound, because most inputs are held against
+    the head's rounding alone), unchecked (how many have logits that float32 may overflow at, so
+    that nothing is certified there) and ``inputs``, how many there were of each kind. Raises
+    DeploymentMismatch where a share exceeds 1, UnsupportedLayer where a layer has no enclosure;
+    OutOfTime.
     """
     rng = np.random.default_rng(seed)
     count = extra_inputs(compiled, len(x))
@@ -109,7 +122,7 @@ def check_parity(
 
     def compare(kind: str, inputs: Inputs, given: NDArray[np.float32]) -> _Compared:
         nonlocal largest_share, unchecked
-        found = _compare(compiled, inputs.x, given, clock)
+        found = _compare(compiled, inputs.x, given, clock, EXAMINED if kind == "samples" else 0)
         row = int(found.share.argmax())
         if not float(found.share[row]) <= 1.0:
             raise _mismatch(compiled, deployed, inputs, found, row, together=kind == "batches")
@@ -123,7 +136,7 @@ def check_parity(
         compare("batches", batch, deployed(batch.x))
     samples = Inputs(x, [f"sample {row}" for row in range(len(x))])
     found = compare("samples", samples, deployed_logits)
-    worst = int(found.share.argmax())
+    worst = int(torch.where(found.examined, found.share, -1.0).argmax())
     column = int((found.difference[worst] / found.budget[worst].clamp_min(1e-300)).argmax())
     facts["max_difference"] = float(found.difference.max())
     facts["budget"] = max(0.0, float(found.budget[worst, column]))
@@ -140,37 +153,84 @@ def _compare(
     x: NDArray[np.float32],
     given: NDArray[np.float32],
     clock: Clock = UNLIMITED,
+    examined: int = 0,
 ) -> _Compared:
-    parts = list(_blocks(compiled, x, given, clock))
-    columns = zip(*parts, strict=True)
-    return _Compared(*(torch.cat(column) for column in columns))
+    """``given`` against the enclosures of the rows of x.
+
+    An enclosure takes about five plain passes. So the head's own rounding, a part of every
+    enclosure, goes first: where the difference is below it, the logits are inside. The enclosure is
+    computed for the other rows and for the ``examined`` ones that differ most; for all rows where
+    weights are so large that float32 may overflow beside numbers of any size.
+    """
+    maps = [step.op for step in compiled.steps if isinstance(step.op, Affine)]
+    safe = compiled.head.float32_safe() and all(op.scalar("moderate", op.moderate) for op in maps)
+    parts = [
+        _within_head(compiled, x[start : start + BLOCK], given[start : start + BLOCK], clock)
+        for start in range(0, len(x), BLOCK)
+    ]
+    found = _Compared(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    most = found.share.argsort(descending=True, stable=True)
+    found.examined[most[: examined if safe else None]] = True
+    rows = found.examined.nonzero().flatten()
+    for part in rows.split(BLOCK) if len(rows) else ():
+        exact = _enclosed(compiled, x[part.numpy()], given[part.numpy()], clock)
+        found.difference[part], found.budget[part], found.share[part], found.unchecked[part] = exact
+    return found
 
 
-def _blocks(
+def _within_head(
     compiled: CompiledNetwork, x: NDArray[np.float32], given: NDArray[np.float32], clock: Clock
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The columns of ``_Compared`` by the head's rounding; examined: rows that need more."""
+    rounding, head = Rounding.sound(torch.float64), compiled.head
+    with exact_arithmetic(), torch.no_grad():
+        last = {source: i for i, step in enumerate(compiled.steps) for source in step.sources}
+        values: list[Tensor | None] = [torch.from_numpy(np.ascontiguousarray(x)).double()]
+        largest = torch.zeros(len(x), dtype=torch.float64)
+        for index, step in enumerate(compiled.steps):
+            clock.check()
+            inputs = [held for source in step.sources if (held := values[source]) is not None]
+            value = forward_step(step, inputs)
+            largest = torch.maximum(largest, value.abs().flatten(1).amax(1))
+            values.append(value)
+            for source in step.sources:
+                if last[source] == index:
+                    values[source] = None
+        final = values[-1]
+        assert final is not None
+        centre = final.flatten(1)
+        logits = centre @ head.weight.T + head.bias
+        size = centre.abs() @ head.absolute + head.bias_magnitude
+        budget = rounding.deployed_gamma(head.terms) * size if head.terms else 0.0 * size
+        difference = (torch.from_numpy(given).double() - logits).abs()
+        # Written so that a NaN needs more.
+        enough = (difference <= budget).all(1) & (largest <= MODERATE)
+        share = (difference / budget.clamp_min(1e-300)).amax(1).nan_to_num(torch.inf)
+    return difference, budget, share, torch.zeros_like(enough), ~enough
+
+
+def _enclosed(
+    compiled: CompiledNetwork, x: NDArray[np.float32], given: NDArray[np.float32], clock: Clock
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Difference, budget, share and unchecked by the whole enclosures of the rows."""
     rounding = Rounding.sound(torch.float64)
     with exact_arithmetic(), torch.no_grad():
-        for start in range(0, len(x), BLOCK):
-            inputs = torch.from_numpy(np.ascontiguousarray(x[start : start + BLOCK]))
-            region = Region(inputs, torch.zeros(len(inputs), dtype=torch.float64), "linf", False)
-            # The box alone: at epsilon 0 it is the tighter one, and needs no operator norms.
-            state = propagate(
-                compiled, region, rounding=rounding, dtype=torch.float64, ball=False, clock=clock
-            )
-            logits, budget = logit_enclosure(compiled.head, state, rounding)
-            answer = torch.from_numpy(given[start : start + BLOCK]).to(torch.float64)
-            difference = (answer - logits).abs()
-            share = difference / budget.clamp_min(1e-300)
-            # NaN and what is rounded to 1 from above are mismatches like others.
-            inside = difference <= budget
-            share = torch.where(
-                inside, share.clamp_max(1.0), share.nan_to_num(1e300).clamp_min(2.0)
-            )
-            unchecked = (budget < 0).any(1)
-            # Where float32 may overflow nothing is certified and nothing can be compared.
-            share[unchecked], difference[unchecked] = 0.0, 0.0
-            yield difference, budget, share.amax(1), unchecked
+        inputs = torch.from_numpy(np.ascontiguousarray(x))
+        region = Region(inputs, torch.zeros(len(inputs), dtype=torch.float64), "linf", False)
+        # The box alone: at epsilon 0 it is the tighter one, and needs no operator norms.
+        state = propagate(
+            compiled, region, rounding=rounding, dtype=torch.float64, ball=False, clock=clock
+        )
+        logits, budget = logit_enclosure(compiled.head, state, rounding)
+        difference = (torch.from_numpy(given).double() - logits).abs()
+        share = difference / budget.clamp_min(1e-300)
+        # NaN and what is rounded to 1 from above are mismatches like others.
+        inside = difference <= budget
+        share = torch.where(inside, share.clamp_max(1.0), share.nan_to_num(1e300).clamp_min(2.0))
+        unchecked = (budget < 0).any(1)
+        # Where float32 may overflow nothing is certified and nothing can be compared.
+        share[unchecked], difference[unchecked] = 0.0, 0.0
+        return difference, budget, share.amax(1), unchecked
 
 
 def _mismatch(

@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 from models.network import Network
 from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import Builder, dense_network, random_network
+from workers.verification.cascade import parity
 from workers.verification.cascade.parity import (
+    EXAMINED,
+    FEWEST,
     LEAST,
     MOST,
     DeploymentMismatch,
+    _compare,
+    _enclosed,
     check_parity,
     extra_inputs,
 )
@@ -27,6 +32,7 @@ from workers.verification.cascade.parity_inputs import (
     coordinate_changes,
     random_inputs,
 )
+from workers.verification.clock import UNLIMITED
 from workers.verification.graph.compiled_network import CompiledNetwork
 
 LinearForm = NDArray[np.float32]
@@ -174,7 +180,53 @@ def test_numbers_of_extra_inputs_grow_with_the_samples_and_shrink_with_the_cost(
     large.conv(64, 3, padding=1)
     large.flatten()
     large.linear(2)
-    assert extra_inputs(CompiledNetwork.compile(large.build(), norms=False), 500) == LEAST
+    compiled = CompiledNetwork.compile(large.build(), norms=False)
+    assert [extra_inputs(compiled, n) for n in (1, 10, 32, 500)] == [FEWEST, 20, LEAST, LEAST]
+    assert 2 * len(RANDOM) <= FEWEST
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**90])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_heads_rounding_alone_lets_nothing_through_that_the_enclosure_refuses(
+    seed: int, scale: float
+) -> None:
+    """Logits off by anything around both budgets: what is taken lies inside the enclosure."""
+    network = random_network(seed)
+    with torch.no_grad():
+        next(network.parameters()).mul_(scale)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    rng = np.random.default_rng(seed)
+    x = rng.random((40, *network.input_shape)).astype(np.float32)
+    whole = _enclosed(compiled, x, evaluate(network, x), UNLIMITED)
+    exponents = rng.uniform(-8, 2, (40, 1))
+    off = evaluate(network, x) + (whole[1].numpy() * 10.0**exponents).astype(np.float32)
+    exact = _enclosed(compiled, x, off, UNLIMITED)
+    found = _compare(compiled, x, off)
+    inside = exact[2] <= 1
+    assert int(inside.sum()) > 0
+    assert ((found.share <= 1) == inside).all()
+    assert (found.share >= exact[2]).all()
+    assert (found.examined | (found.difference <= found.budget).all(1)).all()
+
+
+def test_an_enclosure_is_computed_for_few_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 0
+
+    def counted(compiled: CompiledNetwork, x: Any, *more: Any) -> Any:
+        nonlocal rows
+        rows += len(x)
+        return enclosed(compiled, x, *more)
+
+    enclosed = parity._enclosed
+    monkeypatch.setattr(parity, "_enclosed", counted)
+    network = random_network(3)
+    x = np.random.default_rng(0).random((200, *network.input_shape)).astype(np.float32)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    facts = check_parity(
+        compiled, x, evaluate(network, x), lambda x: evaluate(network, x), clip=True
+    )
+    assert facts["inputs"]["samples"] == 200
+    assert EXAMINED <= rows <= 20
 
 
 def test_the_box_alone_needs_no_norms() -> None:

@@ -180,8 +180,10 @@ def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: ChildLi
         f"the process that reads model and data set crashed on them ({end})"
         + (f": {said}" if said else ""),
         code="inspection_failed",
-        hint="this is a fault of the service: send the id of this job, the two files (or their "
-        "ids) and this message to its operator; running the job again will not help",
+        hint="a damaged ONNX file can end ONNX Runtime: see whether "
+        "onnx.checker.check_model(path, full_check=True) and onnxruntime take it on your machine. "
+        "If they do, this is a fault of the service: send the id of this job, the two files (or "
+        "their ids) and this message to its operator; running the job again will not help",
     )
 
 

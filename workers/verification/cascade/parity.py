@@ -163,7 +163,7 @@ def _compare(
     weights are so large that float32 may overflow beside numbers of any size.
     """
     maps = [step.op for step in compiled.steps if isinstance(step.op, Affine)]
-    safe = compiled.head.float32_safe() and all(op.scalar("moderate", op.moderate) for op in maps)
+    safe = compiled.head.float32_safe() and all(_moderate(op) for op in maps)
     parts = [
         _within_head(compiled, x[start : start + BLOCK], given[start : start + BLOCK], clock)
         for start in range(0, len(x), BLOCK)
@@ -176,6 +176,10 @@ def _compare(
         exact = _enclosed(compiled, x[part.numpy()], given[part.numpy()], clock)
         found.difference[part], found.budget[part], found.share[part], found.unchecked[part] = exact
     return found
+
+
+def _moderate(op: Affine) -> bool:
+    return bool(op.scalar("moderate", lambda: torch.tensor(op.moderate())))
 
 
 def _within_head(

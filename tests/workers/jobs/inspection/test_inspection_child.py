@@ -80,10 +80,12 @@ def test_refused_by_name(tmp_path: Path, nodes: list[NodeProto], code: str) -> N
     assert nodes[0].op_type in problem["detail"]
 
 
-def test_a_crash_says_what_to_send_to_whom(tmp_path: Path) -> None:
-    ended = ChildEnded(-signal.SIGSEGV, timed_out=False, stopped=False, tail="")
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE])
+def test_a_crash_says_what_to_try_and_what_to_send_to_whom(tmp_path: Path, number: int) -> None:
+    ended = ChildEnded(-number, timed_out=False, stopped=False, tail="terminate called")
     with pytest.raises(InvalidInput) as caught:
         _raise_problem("job", tmp_path, ended, ChildLimits())
     assert caught.value.code == "inspection_failed"
-    assert "signal 11" in caught.value.detail
+    assert f"signal {int(number)}" in caught.value.detail
+    assert "check_model" in (caught.value.hint or "")
     assert "send" in (caught.value.hint or "")

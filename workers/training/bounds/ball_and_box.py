@@ -17,6 +17,7 @@ from torch import Tensor
 from models.layers.base import Layer
 from models.layers.kinds import Normalize, Permute, Reshape, Shift
 from workers.training.training_graph import TrainingGraph
+from workers.verification.clock import UNLIMITED
 from workers.verification.enclosure import CORNER_SIZE, Enclosure
 from workers.verification.forward.ball import joined_radius
 from workers.verification.forward.propagation import AffineMap, ForwardPass
@@ -46,7 +47,7 @@ class TrainingPass(ForwardPass):
     """
 
     def __init__(self, graph: TrainingGraph) -> None:
-        super().__init__(Rounding.ignored())
+        super().__init__(Rounding.ignored(), UNLIMITED)
         self.graph = graph
 
     def run(self, state: Enclosure) -> Enclosure:

@@ -28,7 +28,7 @@ _TINY = 1e-12
 
 class LocalTrainingPass(TrainingPass):
     """One pass with local norms. ``sparsity``: Local-Lip's sparsity loss, a scalar with gradient,
-    which is small where most units are constant over their box (methods-lipschitz 2.3); not counted
+    which is small where most units are constant over their box; not counted
     where ``sparsity_margin`` is None."""
 
     def __init__(self, graph: TrainingGraph, *, sparsity_margin: float | None = 0.1) -> None:
@@ -58,11 +58,9 @@ class LocalTrainingPass(TrainingPass):
         result, before = super().layer(index, step, inputs), inputs[0]
         self._count(step, before)
         pending = self._pending.pop(step.name, None)
-        return (
-            result
-            if pending is None
-            else self._tightened(*pending, result, clamp_slopes(before, result))
-        )
+        if pending is None:
+            return result
+        return self._tightened(*pending, result, clamp_slopes(before, result))
 
     def _tightened(
         self,

@@ -1,6 +1,6 @@
 """Largest value of a linear function over ball and box: max { w.d : |d|_2 <= rho, lo <= d <= hi }.
 
-Exact by the dual (methods-lipschitz 1.4): for ANY vector a,
+Exact by the dual: for ANY vector a,
     max <= rho |a|_2 + sum_i max((w_i - a_i) lo_i, (w_i - a_i) hi_i),
 so the multiplier may come from any heuristic; only this last evaluation has to be right, and it is
 done in float64 with its rounding added. a = w is the ball alone (LMT), a = 0 the box alone (IBP).

@@ -2,7 +2,7 @@
 
 Ball and box as in BCP, with the ball's radius after "affine map, activation" bounded by
 ``|diag(s) W diag(m)| R``: m is 0 where no input can change, s holds anchored slopes
-(``LayerRules.slopes``; methods-lipschitz 2.1, 2.5). The radius found so far is used at once, in the
+(``LayerRules.slopes``). The radius found so far is used at once, in the
 boxes of the next layers too. Why that holds for DEPLOYED float32 values, not only for real ones:
 
 Let c be the verifier's computed centre, z' any deployed value of the input, |z' - c| <= R and

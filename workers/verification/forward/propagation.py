@@ -109,7 +109,8 @@ class ForwardPass:
     (the norm), ``intersection`` (how two boxes are cut), ``layer`` (all that is not affine).
     """
 
-    def __init__(self, rounding: Rounding, clock: Clock = UNLIMITED) -> None:
+    def __init__(self, rounding: Rounding, clock: Clock) -> None:
+        # No default: a compiler of the training step cannot read one of such a class.
         self.rounding = rounding
         self.clock = clock
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.verification.numerics import euclidean_norm
-from workers.verification.rounding import unit_roundoff
+from workers.verification.numerics import euclidean_norm, raised
 
 __all__ = ["CORNER_SIZE", "Enclosure", "box_to_ball"]
 
@@ -43,6 +42,6 @@ def box_to_ball(state: Enclosure) -> Enclosure:
     if state.lower[0].numel() > CORNER_SIZE:
         return state
     corner = torch.maximum(state.upper - state.centre, state.centre - state.lower)
-    slack = 8 * unit_roundoff(corner.dtype)
-    state.radius = torch.minimum(state.radius, euclidean_norm(corner) * (1.0 + slack))
+    distance = raised(euclidean_norm(corner), 3, corner.dtype)
+    state.radius = torch.minimum(state.radius, distance)
     return state

@@ -12,6 +12,7 @@ from workers.verification.backward.linear_form import LinearForm
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal, Pooling
 from workers.verification.graph.reductions import Reduction
+from workers.verification.numerics import rounding_error
 from workers.verification.rounding import Rounding
 
 __all__ = ["ADJOINTS", "adjoint", "has_adjoint", "local_error"]
@@ -33,7 +34,7 @@ def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) ->
     both = both + rounding.own_gamma(max(op.terms, _fan_out(op)))
     size = op.absolute(torch.maximum(lower.abs(), upper.abs()))
     size = size + op.bound_like("bias_magnitude", size)
-    return size * (both * 1.001) + rounding.underflow * op.floor
+    return rounding_error(size, both, terms=op.terms) + rounding.underflow * op.floor
 
 
 def _fan_out(op: Affine) -> int:

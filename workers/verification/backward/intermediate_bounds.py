@@ -16,6 +16,7 @@ from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
+from workers.verification.numerics import nonzero, rounding_error
 
 __all__ = [
     "Solve",
@@ -147,7 +148,7 @@ def unit_forms(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -
         )
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1:]].to(torch.float64)
-        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        slack = zero if error is None else rounding_error(error[places].to(torch.float64))
         patch = LinearForm(rows, op.in_shape, sample, patch_grid).masked().compact()
         return step.sources[0], patch, bias, slack
     if isinstance(op, Dense):
@@ -155,7 +156,7 @@ def unit_forms(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -
         rows = op.cast("weight", like, lambda: op.weight)[places[1]]
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1]].to(torch.float64)
-        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        slack = zero if error is None else rounding_error(error[places].to(torch.float64))
         return step.sources[0], LinearForm(rows, op.in_shape, sample), bias, slack
     shape = step.shape
     units = torch.zeros(count, *shape, dtype=dtype, device=device)
@@ -207,15 +208,15 @@ def cut_by_pixels(backward: BackwardPass, op: Dense | Convolution) -> Tensor:
     x = backward.region.x.to(lower.dtype)
     room = torch.minimum(upper - x, x - lower)
     rows = op.row_norms_square().amax()
-    largest = op.weight.abs().amax() / rows.sqrt().clamp_min(1e-300)
+    largest = op.weight.abs().amax() / nonzero(rows.sqrt())
     reach = backward.region.epsilon.to(lower.dtype) * float(largest)
     tight = (room < _shaped(reach, room)).to(lower.dtype).reshape(-1, *op.in_shape)
-    squares = op.cast("shares", lower, lambda: op.weight.square() / rows.clamp_min(1e-300))
+    squares = op.cast("shares", lower, lambda: op.weight.square() / nonzero(rows))
     if isinstance(op, Dense):
         cut = tight.flatten(1) @ squares.T
     else:
         cut = op.geometry.apply(tight, squares)
-    return cut > CUT_SHARE * (op.row_norms_square() / rows.clamp_min(1e-300)).to(cut)
+    return cut > CUT_SHARE * (op.row_norms_square() / nonzero(rows)).to(cut)
 
 
 def widest(compiled: CompiledNetwork) -> int:

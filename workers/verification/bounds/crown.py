@@ -29,7 +29,12 @@ from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
-from workers.verification.numerics import least, rounded_down, rounded_up
+from workers.verification.numerics import (
+    lost_in_coefficients,
+    rounded_down,
+    rounded_up,
+    rounding_error,
+)
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -174,5 +179,6 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
     size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)
-    lost = reach.sum(1, keepdim=True) * (2.0**16 * least(backward.dtype))
-    return size * (both * 1.001) + head.min_lead(rounding) + lost
+    lost = reach.sum(1, keepdim=True) * lost_in_coefficients(backward.dtype)
+    error = rounding_error(size, both, terms=head.weight.shape[1])
+    return error + head.min_lead(rounding) + lost

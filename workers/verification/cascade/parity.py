@@ -33,6 +33,7 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import multiplications
+from workers.verification.numerics import nonzero
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
 
@@ -137,7 +138,7 @@ def check_parity(
     samples = Inputs(x, [f"sample {row}" for row in range(len(x))])
     found = compare("samples", samples, deployed_logits)
     worst = int(torch.where(found.examined, found.share, -1.0).argmax())
-    column = int((found.difference[worst] / found.budget[worst].clamp_min(1e-300)).argmax())
+    column = int((found.difference[worst] / nonzero(found.budget[worst])).argmax())
     facts["max_difference"] = float(found.difference.max())
     facts["budget"] = max(0.0, float(found.budget[worst, column]))
     facts["worst_index"] = worst
@@ -209,7 +210,7 @@ def _within_head(
         difference = (torch.from_numpy(given).double() - logits).abs()
         # Written so that a NaN needs more.
         enough = (difference <= budget).all(1) & (largest <= MODERATE)
-        share = (difference / budget.clamp_min(1e-300)).amax(1).nan_to_num(torch.inf)
+        share = (difference / nonzero(budget)).amax(1).nan_to_num(torch.inf)
     return difference, budget, share, torch.zeros_like(enough), ~enough
 
 
@@ -227,7 +228,7 @@ def _enclosed(
         )
         logits, budget = logit_enclosure(compiled.head, state, rounding)
         difference = (torch.from_numpy(given).double() - logits).abs()
-        share = difference / budget.clamp_min(1e-300)
+        share = difference / nonzero(budget)
         # NaN and what is rounded to 1 from above are mismatches like others.
         inside = difference <= budget
         share = torch.where(inside, share.clamp_max(1.0), share.nan_to_num(1e300).clamp_min(2.0))

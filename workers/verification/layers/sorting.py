@@ -19,8 +19,8 @@ from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.clamp import clamped_slopes
 from workers.verification.layers.exact import EXACT, EXACT_JOIN, monotone
 from workers.verification.layers.rules import BackwardState, Box, Carried, LayerRules
-from workers.verification.numerics import slack, total
-from workers.verification.rounding import Rounding, unit_roundoff
+from workers.verification.numerics import raised, slack, total
+from workers.verification.rounding import Rounding
 
 __all__ = ["RULES", "Planes", "maximum_planes", "minimum_planes", "paired_slopes"]
 
@@ -131,7 +131,7 @@ def _lost(
     """What the planes' intercepts cost, [rows] >= 0, rounded up."""
     lost = total(-negative * rows.pick(planes.upper_intercept))
     lost = lost + total(-positive * rows.pick(planes.lower_intercept))
-    return lost * (1.0 + 64 * unit_roundoff(state.dtype) * state.rounding.is_sound)
+    return raised(lost, 31, state.dtype) if state.rounding.is_sound else lost
 
 
 def _halves(box: Box) -> tuple[Box, Box]:

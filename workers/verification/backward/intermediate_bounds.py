@@ -1,4 +1,5 @@
-"""Single neurons of any value bounded by backward rows of their own, in chunks that fit memory."""
+"""Intermediate bounds: single neurons bounded by backward rows of their own, in blocks that fit
+memory."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import LinearForm, PatchGrid
+from workers.verification.block_sizes import GRADIENT_TENSORS, ROW_BYTES
 from workers.verification.clock import rows_per_piece
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
@@ -37,13 +39,6 @@ CUT_SHARE = 0.1
 #: Rows are chosen anew for the second end where at most this share still needs it.
 WORTH_CHOOSING = 0.7
 
-#: Bytes of one tensor of coefficients handled at once.
-ROW_BYTES = {"cpu": 2**22, "cuda": 2**30}
-
-#: A bound that follows gradients holds about so many times as many tensors of coefficients; on a
-#: CPU chunks are small anyway.
-GRADIENT_SHARE = {"cpu": 1, "cuda": 16}
-
 #: solve(backward, value, rows, needed) -> lower bounds [rows] of rows . value; beyond ``needed``
 #: [rows] more is of no use.
 Solve = Callable[[BackwardPass, int, LinearForm, Tensor], Tensor]
@@ -57,10 +52,10 @@ def plain_bound(backward: BackwardPass, value: int, rows: LinearForm, needed: Te
 def rows_at_once(numbers: int, multiplications: int, device: torch.device, solve: Solve) -> int:
     """How many rows of so many coefficients may be bounded together, in memory and in time.
 
-    multiplications: of one row in the dearest step.
+    multiplications: of one row in the most expensive step.
     """
-    share = 1 if solve is plain_bound else GRADIENT_SHARE[device.type]
-    fit = max(1, ROW_BYTES[device.type] // (numbers * 8 * share))
+    tensors = 1 if solve is plain_bound else GRADIENT_TENSORS[device.type]
+    fit = max(1, ROW_BYTES[device.type] // (numbers * 8 * tensors))
     return min(fit, rows_per_piece(multiplications, device))
 
 

@@ -1,11 +1,11 @@
 """Norms of circulant convolutions, which bound those of zero-padded ones from above.
 
 A zero-padded convolution reads a window of a periodic map without wrapping, so T = R C E with
-restrictions R, E and the circulant C (methods-lipschitz 7.2); conjugating C by diag(exp(i theta x))
-keeps that true for every theta. Hence the largest singular value over SHIFTED frequencies bounds
-|T| for every shift: a half-step shift steps over a smooth kernel's peak at frequency zero, which
-the unshifted circulant overestimates. With shifts 0 and 1/2 the grid is symmetric, so half of the
-frequencies suffice for real kernels.
+restrictions R, E and the circulant C, whose norm is the largest over its frequencies (Sedghi,
+Gupta, Long, ICLR 2019). Conjugating C by diag(exp(i theta x)) keeps that true for every theta, so
+the largest singular value over SHIFTED frequencies bounds |T| for every shift: a half-step shift
+steps over a smooth kernel's peak at frequency zero, which the unshifted circulant overestimates.
+With shifts 0 and 1/2 the grid is symmetric, so half of the frequencies suffice for real kernels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from workers.verification.block_sizes import GRAM_ENTRIES
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.backward_errors import cholesky_error, hermitian_error
 from workers.verification.numerics import MANY, raised
@@ -28,8 +29,6 @@ __all__ = ["circulant_norm", "root"]
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
 #: Kernels of more taps are not correlated with themselves.
 FEW_TAPS = 25
-#: Entries of the matrices that are looked at together: 32 MB each time they are written.
-ENTRIES = 2**21
 #: Where the shift of half a step gains less than this share, the other shifts are left out.
 GAIN = 0.996
 
@@ -144,7 +143,7 @@ def _proved(grams: _Grams, frequencies: Tensor, ceiling: float, clock: Clock = U
     order = torch.randperm(len(frequencies), generator=generator)
     identity = torch.eye(grams.rows, dtype=torch.complex128)
     square = 0.0
-    together = max(1, ENTRIES // grams.entries)
+    together = max(1, GRAM_ENTRIES // grams.entries)
     for chosen in (order[:1], *order[1:].split(together)):
         clock.check()
         matrices = grams.at(frequencies[chosen])

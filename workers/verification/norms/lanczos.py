@@ -2,7 +2,7 @@
 
 Only used when ``deterministic`` is off. For A = M^T M with largest eigenvalue L and eigenvector v,
 a start q_1 uniform on the sphere of R^n has |v.q_1| >= t with probability at least
-1 - t sqrt(2 n / pi) (methods-lipschitz 7.4 e). Lanczos gives numbers a_j, b_j and vectors q_j with
+1 - t sqrt(2 n / pi) (Dixon 1983). Lanczos gives numbers a_j, b_j and vectors q_j with
     A q_j = b_(j-1) q_(j-1) + a_j q_j + b_j q_(j+1) + r_j,
 so y_j = v.q_j obeys b_j y_(j+1) = (L - a_j) y_j - b_(j-1) y_(j-1) - v.r_j. Whatever rounding did,
 |r_j| <= phi_j is known: its computed norm plus the error of the product with A. Nothing is assumed
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.verification.block_sizes import VECTOR_BYTES
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -39,8 +40,6 @@ __all__ = ["FailureBudget", "Tridiagonal", "lanczos_norms", "largest_root", "tri
 STARTS, STEPS = 2, 32
 #: Norms that one sample may ask for, per layer: epsilons and bisection steps in all arithmetic.
 TRIES = 4096
-#: Bytes of Lanczos vectors held at once.
-VECTOR_BYTES = 2**28
 #: Vectors of at most so many numbers are reorthogonalised.
 SHORT = 1024
 #: Vectors of a start held at once, about.
@@ -53,7 +52,7 @@ _GRID = 64
 KEPT, LOST = 0.999999, 1e-14
 #: The next vector's length is taken as at least this share of A q, and never as zero. Any positive
 #: number will do: what it leaves out is part of the residual.
-SHORTEST, LEAST = 1e-13, 1e-290
+MIN_SHARE, MIN_LENGTH = 1e-13, 1e-290
 #: The logarithm above 0 that proves: what the logarithms of the recurrence may be off by, and more.
 PROVED = 1e-3
 
@@ -230,7 +229,7 @@ def tridiagonal(
         rest = rest.addcmul_(q, a[-1][:, None], value=-1)
         for vector in basis + basis:
             rest = rest - (rest * vector).sum(1, keepdim=True) * vector
-        b.append(torch.maximum(rest.norm(dim=1), size * SHORTEST).clamp_min(LEAST))
+        b.append(torch.maximum(rest.norm(dim=1), size * MIN_SHARE).clamp_min(MIN_LENGTH))
         following = rest / b[-1][:, None]
         left = torch.addcmul(w, q, a[-1][:, None], value=-1)
         left.addcmul_(following, b[-1][:, None], value=-1)
@@ -247,7 +246,7 @@ def largest_root(system: Tridiagonal, small: Tensor, ceiling: Tensor) -> Tensor:
     """The least number found in (max a, ceiling] that exceeds the largest eigenvalue unless the
     start had a component below ``small`` on its eigenvector; inf where none was. [batch]"""
     small = small * KEPT - LOST
-    low = torch.minimum(system.a.amax(0).clamp_min(LEAST), ceiling)
+    low = torch.minimum(system.a.amax(0).clamp_min(MIN_LENGTH), ceiling)
     high = ceiling
     share = torch.linspace(0, 1, _GRID + 1, dtype=torch.float64, device=low.device)[:, None]
     best = torch.full_like(ceiling, torch.inf)

@@ -1,4 +1,4 @@
-"""What holds a value of the network over a region: ball and box together."""
+"""An enclosure: the ball and the box that hold a value of the network over a region."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CORNER_SIZE = 2048
 class Enclosure:
     """centre, lower, upper [batch, *shape]; radius [batch] float64; valid [batch] bool.
 
-    round: the box is the ball's own (an l2 region's): through a wide affine map the ball alone is
-    tighter, and the interval product can be saved.
-
+    Every deployed float32 value z' satisfies |z' - centre|_2 <= radius and lower <= z' <= upper.
     lower and upper are None when only the ball is carried; radius is infinite when only the box is.
-    ``valid`` falls where the deployed float32 may overflow: nothing may be concluded there. What is
-    not finite stays so (NaN) to the end, where nothing is concluded from it.
+    valid: False where the deployed float32 may overflow; nothing is certified there. NaN propagates
+    and certifies nothing.
+    round: the box is the one around the ball (of an l2 region). Through a wide affine map the ball
+    is tighter than this box, so the interval product is left out.
     """
 
     centre: Tensor

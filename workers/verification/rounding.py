@@ -1,9 +1,10 @@
-"""What floating point may have hidden: unit roundoffs, gamma_n, and the switches that must be off.
+"""The model of floating-point errors: unit roundoffs, gamma_n, and the switches that must be off.
 
 Every enclosure of this package holds for the DEPLOYED float32 network: one that evaluates each
 layer in float32 in any summation order, with or without fused multiply-add. A dot product of n
-terms then differs from the real one by at most gamma_n sum |w_i x_i| (Higham 2002, section 3.1;
-methods-lipschitz 7.5). The verifier's own arithmetic (float32 or float64) is bounded the same way.
+terms then differs from the real one by at most gamma_n sum |w_i x_i| (Higham 2002, section 3.1).
+The verifier's own arithmetic (float32 or float64) is bounded the same way; docs/soundness.md says
+where each error is paid.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def boxes(
 def one_layer(
     rng: np.random.Generator, inputs: int, outputs: int
 ) -> tuple[CompiledNetwork, Tensor]:
-    """A dense layer of huge weights as a program (its head is the identity), and the weights."""
+    """A compiled dense layer of huge weights (its head is the identity), and the weights."""
     weight = torch.from_numpy(rng.uniform(-1, 1, (outputs, inputs)) * WEIGHT / 2).float()
     layers = [("a", Linear(weight), ("input",)), ("b", ReLU(), ("a",))]
     return CompiledNetwork.compile(Network((inputs,), layers).eval()), weight

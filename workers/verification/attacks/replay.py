@@ -1,6 +1,6 @@
-"""Whether a counterexample is one: replayed on the deployed network, its distance in float64.
+"""Replays counterexamples on the deployed network and checks their distance in float64.
 
-Whoever finds a candidate (an attack, a complete method), it counts only after this.
+A candidate of an attack or of a bound counts only after this.
 """
 
 from __future__ import annotations

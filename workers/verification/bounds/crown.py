@@ -1,8 +1,8 @@
 """CROWN (Zhang et al., NeurIPS 2018) and CAP (Wong and Kolter 2018) by one backward pass.
 
-Boxes come from ball and box first; only neurons that stay unstable get backward rows of their own,
-layer by layer, and every box refined so is used by the next layer (methods-linf 3 and 5). For l2
-the pixel box is used too: each row is bounded over ball and box together.
+Boxes come from ball and box first. Only neurons that stay unstable get backward rows of their own,
+layer by layer, and the next layer uses the boxes refined so (docs/soundness.md, "Backward bounds").
+For l2 the pixel box is used too: each row is bounded over ball and box together.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from workers.verification.rounding import Rounding, overflow_ceiling
 __all__ = ["lipschitz_constant", "lipschitz_radius"]
 
 #: The least slope that is not zero.
-LEAST = 1e-290
+MIN_SLOPE = 1e-290
 
 
 def lipschitz_radius(
@@ -62,7 +62,7 @@ def lipschitz_radius(
         if rounding.is_sound and rounds:
             cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried, factor))
         # Never below the normal numbers, where a product would be rounded down by more than u.
-        slopes.append(max(raised(slope * factor), LEAST if factor > 0.0 else 0.0))
+        slopes.append(max(raised(slope * factor), MIN_SLOPE if factor > 0.0 else 0.0))
         offsets.append(raised(carried * factor + offset))
         centres.append(forward_step(step, inputs))  # type: ignore[arg-type]
         for source in set(step.sources):

@@ -41,7 +41,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Inner:
-    """What |W| |x| + |b| does not show of the deployed evaluation: what it holds in between.
+    """The intermediate numbers of the deployed evaluation, which |W| |x| + |b| does not bound.
 
     For inputs of at most s in size those numbers are at most gain s + shift (before rounding).
     lost: what underflow there may change in one output, in units of ``rounding.UNDERFLOW``.

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
 from models.layers.base import Layer
 from workers.verification.layers.exact import EXACT, monotone
-from workers.verification.layers.rules import LEAST_SLOPE, Box, LayerRules, LinearRelaxation
+from workers.verification.layers.rules import MIN_SLOPE, Box, LayerRules, LinearRelaxation
 from workers.verification.numerics import slack, up
 from workers.verification.rounding import Rounding
 
@@ -121,8 +121,8 @@ def clamped_slopes(
     one = torch.ones_like(centre)
     top, bottom = torch.minimum(upper, high), torch.maximum(lower, low)
     rise, fall = top - centre, centre - bottom
-    rising = ((top - low) / rise).mul_(raise_by).clamp_(LEAST_SLOPE, 1.0)
-    falling = ((high - bottom) / fall).mul_(raise_by).clamp_(LEAST_SLOPE, 1.0)
+    rising = ((top - low) / rise).mul_(raise_by).clamp_(MIN_SLOPE, 1.0)
+    falling = ((high - bottom) / fall).mul_(raise_by).clamp_(MIN_SLOPE, 1.0)
     slope = torch.where((centre <= low) & torch.isfinite(rise) & (rise > 0), rising, one)
     slope = torch.where((centre >= high) & torch.isfinite(fall) & (fall > 0), falling, slope)
     slope = slope.masked_fill((upper <= low) & (centre <= low), 0.0)

@@ -60,7 +60,7 @@ def monotone(
 ) -> Callable[[GraphStep, list[Enclosure], Rounding], Enclosure]:
     """Forward rule of a layer that is exact in float32 and monotone in every input.
 
-    Its box goes through the layer itself (methods-lipschitz 1.2).
+    Its box goes through the layer itself.
     """
 
     def forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:

@@ -35,7 +35,8 @@ def _average(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
 
 
 def overlap_of(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
-    """Largest number of pooling windows that one input lies in (methods-lipschitz 1.2)."""
+    """Largest number of pooling windows that one input lies in; its root bounds the
+    Lipschitz constant."""
     pool = AvgPool2d(
         kernel=layer.kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
     )

@@ -11,7 +11,7 @@ from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import EXACT, ONE_ROUNDING
 from workers.verification.layers.rules import (
-    LEAST_SLOPE,
+    MIN_SLOPE,
     Box,
     LayerRules,
     LinearRelaxation,
@@ -60,7 +60,7 @@ def _rising(centre: Tensor, upper: Tensor) -> Tensor:
     function. The computed quotient is off by three roundings; where it is not finite, 1.
     """
     width = upper - centre
-    slope = (upper / width).mul_(up(3, centre.dtype)).clamp_(LEAST_SLOPE, 1.0)
+    slope = (upper / width).mul_(up(3, centre.dtype)).clamp_(MIN_SLOPE, 1.0)
     # Comparisons with NaN are false: what is not a number keeps the slope 1.
     slope = torch.where(torch.isfinite(width) & (centre <= 0), slope, torch.ones_like(slope))
     return slope.masked_fill_((upper <= 0) & (centre <= 0), 0.0)
@@ -74,7 +74,7 @@ def _leaky_slopes(layer: LeakyReLU, centre: Tensor, lower: Tensor, upper: Tensor
     """alpha + (1 - alpha) times ReLU's slope: phi(t) = alpha t + (1 - alpha) max(t, 0)."""
     slope = _rising(centre, upper).mul_(1.0 - layer.slope).add_(layer.slope)
     slope.mul_(up(7, centre.dtype))
-    return slope.clamp_(LEAST_SLOPE, 1.0)
+    return slope.clamp_(MIN_SLOPE, 1.0)
 
 
 def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tensor:
@@ -99,7 +99,7 @@ def _lines(
     active = lower >= 0
     width = torch.where(unstable, upper - lower, one)
     chord = torch.where(unstable, (upper - least * lower) / width, one)
-    # Valid for any slope: the line must be above both ends (methods-linf 7, production rule 3).
+    # The rounded slope is taken as it is: for any slope the line above must be above both ends.
     chord = chord.clamp(least, 1.0)
     above_low = (least - chord) * lower
     above_high = (1.0 - chord) * upper

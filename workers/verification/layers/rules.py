@@ -24,7 +24,7 @@ from workers.verification.numerics import raised
 from workers.verification.rounding import Rounding
 
 __all__ = [
-    "LEAST_SLOPE",
+    "MIN_SLOPE",
     "ROOT_OF_SQUARES",
     "SUM",
     "BackwardState",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 #: Slopes that are not zero are at least this, so that no product of them underflows unseen.
-LEAST_SLOPE = 1e-30
+MIN_SLOPE = 1e-30
 
 #: Lower and upper ends of a value, [batch, *shape] each.
 Box = tuple[Tensor, Tensor]
@@ -161,7 +161,7 @@ class LayerRules:
     ball: how the radius of a ball grows.
     slopes(layer, centre, lower, upper): anchored slopes s [batch, *shape] in the centre's dtype,
     rounded up. For a fixed centre a and every deployed value t in [l, u],
-    |phi(t) - phi(a)| <= s |t - a| elementwise in real arithmetic (methods-lipschitz 2.5, 2): never
+    |phi(t) - phi(a)| <= s |t - a| elementwise in real arithmetic (``forward.local_pass``): never
     more than 1, and 0 where nothing can change. Layers that sort pairs have one slope for both, and
     the inequality holds for the norms of the pairs. What the layer's own float32 evaluation adds
     is said by ``ball``.

@@ -65,7 +65,7 @@ class SShapedFunction:
         return self.width * (torch.log1p(torch.sqrt(1.0 - share)) - 0.5 * torch.log(share))
 
 
-#: One row per smooth activation.
+#: One row per s-shaped activation.
 S_SHAPED: dict[type[Layer], SShapedFunction] = {
     Sigmoid: SShapedFunction(0.5, 0.5, 2.0),
     Tanh: SShapedFunction(0.0, 1.0, 1.0),

@@ -157,7 +157,8 @@ def paired_slopes(
 
     Maximum and minimum together move a pair (a, b) by no more than it moves itself (GroupSort is
     1-Lipschitz), so in the norm of the pair |(A, B) - (A0, B0)| <= max(s_A, s_B) |(a, b) - (a0,
-    b0)| with the clamps' own slopes over the boxes of maximum and minimum (methods-lipschitz 2.1).
+    b0)| with the slopes of the two clamps over the boxes of maximum and minimum.
+
     Where both are constant over the box, both rows vanish. ceiling M, floor N: broadcastable to
     half the channels, infinite for the plain MaxMin, whose slopes are 1: what cannot change there
     has a box without width, so that its columns in the next map are masked anyway.

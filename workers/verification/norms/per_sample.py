@@ -1,6 +1,7 @@
 """Norms of per-sample masked operators M = diag(s) W diag(m): upper bounds, each rounded up.
 
-m is 0 where an input cannot change, s in [0, 1] holds anchored slopes (methods-lipschitz 7.4).
+m is 0 where an input cannot change, s in [0, 1] holds anchored slopes (Local-Lip, Huang et al.
+NeurIPS 2021, has 0 and 1 alone; proof in ``forward.local_pass``).
 Every bound is valid by itself, so the least counts: the global norm times the largest slope,
 Frobenius (one product with W^2), Schur (two products with |W|), and the exact Gram matrix of what
 is active. No power iteration.
@@ -60,7 +61,7 @@ def forward_cost(compiled: CompiledNetwork) -> int:
 
 
 def costliest(compiled: CompiledNetwork) -> int:
-    """Multiplications of one row in the dearest step."""
+    """Multiplications of one row in the most expensive step."""
     ops = [step.op for step in compiled.steps]
     return max([multiplications(op) for op in ops if isinstance(op, Dense | Convolution)] or [1])
 

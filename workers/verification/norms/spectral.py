@@ -1,8 +1,9 @@
 """Sound upper bounds on operator norms (largest singular values), once per model, in float64.
 
-No power iteration: it bounds from below. Dense and small operators are materialised; convolutions
-are bounded by the norm of twisted circulant extensions (methods-lipschitz 7.2, extended) and, for
-kernels of one sign, by a Collatz-Wielandt bound. Every bound is valid by itself; the least counts.
+Power iteration is not used: it bounds from below. Dense and small operators are materialised;
+convolutions are bounded by the norm of twisted circulant extensions (``circulant``) and, for
+kernels of one sign, by a Collatz-Wielandt bound. Every bound is valid by itself; the least counts
+(docs/soundness.md, "Operator norms").
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WIDE, CHOLESKY_SIDE = 0.12, 8192
 DENSE_SIDE = 4608
 #: Collatz-Wielandt: power steps at most, which end when a step gains less than ``GAIN``; entries of
 #: the vector are kept away from zero, because unread inputs would otherwise divide 0 by 0.
-STEPS, GAIN, LEAST_ENTRY = 24, 1e-4, 1e-30
+STEPS, GAIN, MIN_ENTRY = 24, 1e-4, 1e-30
 #: Operations in two maps of at most 2^31 terms each, and a few.
 TWO_MAPS = 2**32 + 2**28
 #: What a Cholesky factorisation proves lies this share above the estimate of |A|^2.
@@ -158,7 +159,7 @@ def absolute_norm(
         largest = float(image.max())
         if not 0.0 < largest < math.inf:
             break
-        v = (image / largest).clamp_min(LEAST_ENTRY)
+        v = (image / largest).clamp_min(MIN_ENTRY)
     return root(raised(best, TWO_MAPS)) if math.isfinite(best) else math.inf
 
 
@@ -314,7 +315,7 @@ def _adjoint_batched(
 def _polyphase(kernel: Tensor, geometry: ConvGeometry) -> Tensor:
     """Stride-1 blocks [out, in * s_h * s_w, ceil(k_h / s_h), ceil(k_w / s_w)] of a strided kernel.
 
-    Space-to-depth permutes coordinates, so the norm is the same (methods-lipschitz 7.2, 1).
+    Space-to-depth permutes coordinates, so the norm is the same.
     """
     out_channels, in_channels, kernel_h, kernel_w = kernel.shape
     (stride_h, stride_w), (d_h, d_w) = geometry.stride, geometry.dilation

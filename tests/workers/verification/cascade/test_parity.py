@@ -35,24 +35,24 @@ from workers.verification.cascade.parity_inputs import (
 from workers.verification.clock import UNLIMITED
 from workers.verification.graph.compiled_network import CompiledNetwork
 
-LinearForm = NDArray[np.float32]
+Samples = NDArray[np.float32]
 FEATURES = 40
 NETWORK = dense_network([FEATURES, 8, 3], 0)
 SAMPLES = np.random.default_rng(1).uniform(0.2, 0.8, (5, FEATURES)).astype(np.float32)
 
 
 def check(
-    deviates: Callable[[LinearForm], NDArray[np.bool_]] = lambda x: np.zeros(
+    deviates: Callable[[Samples], NDArray[np.bool_]] = lambda x: np.zeros(
         len(x), dtype=np.bool_
     ),
     *,
     network: Network = NETWORK,
-    x: LinearForm = SAMPLES,
+    x: Samples = SAMPLES,
     **options: Any,
 ) -> dict[str, Any]:
     """The check on a file that computes the network, but something else where it ``deviates``."""
 
-    def deployed(rows: LinearForm) -> LinearForm:
+    def deployed(rows: Samples) -> Samples:
         logits = evaluate(network, rows)
         return np.where(deviates(rows)[:, None], logits[:, ::-1] + 0.25, logits)
 
@@ -73,7 +73,7 @@ def test_a_network_agrees_with_itself_on_every_kind_of_input(seed: int, clip: bo
 
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_what_differs_in_batches_of_one_size_alone_is_found(size: int) -> None:
-    def mixes(x: LinearForm) -> NDArray[np.bool_]:
+    def mixes(x: Samples) -> NDArray[np.bool_]:
         return (np.arange(len(x)) == size - 1) & (len(x) == size)
 
     with pytest.raises(DeploymentMismatch, match=f"row {size - 1} of a batch of {size} .*alone"):
@@ -92,7 +92,7 @@ def test_one_pixel_at_one_end_of_its_range_is_found(place: int, value: float) ->
 def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) -> None:
     """The rest of the image must be that of a sample: no random input can show it."""
 
-    def deviates(x: LinearForm) -> NDArray[np.bool_]:
+    def deviates(x: Samples) -> NDArray[np.bool_]:
         same = (x[:, None] == SAMPLES[None]).sum(2) == FEATURES - 1
         return same.any(1) & ((x[:, place] == 0) | (x[:, place] == 1))
 
@@ -112,7 +112,7 @@ def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) ->
     ],
 )
 def test_what_differs_on_unusual_inputs_alone_is_found(
-    where: Callable[[LinearForm], NDArray[np.bool_]], named: str
+    where: Callable[[Samples], NDArray[np.bool_]], named: str
 ) -> None:
     with pytest.raises(DeploymentMismatch, match=named):
         check(where)
@@ -120,7 +120,7 @@ def test_what_differs_on_unusual_inputs_alone_is_found(
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_without_clip_inputs_far_beyond_the_data_are_compared(sign: int) -> None:
-    def far(x: LinearForm) -> NDArray[np.bool_]:
+    def far(x: Samples) -> NDArray[np.bool_]:
         return (sign * x > 50.0).any(1)
 
     with pytest.raises(DeploymentMismatch, match=r"random input|coordinate"):

@@ -2,7 +2,7 @@
 
 THE INVARIANT: no slack underflows before it is multiplied. A slack, reach, width or intercept that
 a proof stores has, beside its relative raise, the least normal number eta of its arithmetic added
-(``slack``, ``least``), before a weight or a coefficient meets it.
+(``slack``, ``min_normal``), before a weight or a coefficient meets it.
 
 Why that is enough, for binary arithmetic with unit roundoff u and gradual underflow:
 * Sums and differences have no underflow error: fl(a + b) = (a + b)(1 + d), |d| <= u, since a sum
@@ -39,12 +39,12 @@ __all__ = [
     "SUM_ROUNDINGS",
     "euclidean_norm",
     "floor",
-    "least",
     "lost_in_coefficients",
     "lost_in_norm",
     "lost_in_sums",
     "lowered",
     "magnitude",
+    "min_normal",
     "nonzero",
     "per_sample",
     "quick_total",
@@ -129,14 +129,14 @@ def sum_error(count: int) -> float:
     return gamma(max(count, 2**15), unit_roundoff(torch.float64))
 
 
-def least(dtype: torch.dtype) -> float:
+def min_normal(dtype: torch.dtype) -> float:
     """eta: 2^-126 for float32, 2^-1022 for float64."""
     return torch.finfo(dtype).tiny
 
 
 def floor(dtype: torch.dtype, rounding: Rounding) -> float:
     """What every stored slack has added: eta, or 0 where rounding is ignored."""
-    return least(dtype) if rounding.is_sound else 0.0
+    return min_normal(dtype) if rounding.is_sound else 0.0
 
 
 def slack(size: Tensor, share: float, rounding: Rounding) -> Tensor:
@@ -149,7 +149,7 @@ def slack(size: Tensor, share: float, rounding: Rounding) -> Tensor:
 
 def lost_in_sums(dtype: torch.dtype) -> float:
     """64 eta: at least what underflow takes from a sum of up to 2^29 products, [same units]."""
-    return 64.0 * least(dtype)
+    return 64.0 * min_normal(dtype)
 
 
 def lost_in_coefficients(dtype: torch.dtype) -> float:
@@ -157,12 +157,12 @@ def lost_in_coefficients(dtype: torch.dtype) -> float:
 
     A coefficient is a sum of up to 2^39 products, each of which loses at most u eta <= 2^-24 eta.
     """
-    return 2.0**16 * least(dtype)
+    return 2.0**16 * min_normal(dtype)
 
 
 def lost_in_norm(count: int, dtype: torch.dtype) -> float:
     """At least what a computed Euclidean norm of ``count`` numbers lacks by lost squares."""
-    return 2.0 * float(count * least(dtype)) ** 0.5
+    return 2.0 * float(count * min_normal(dtype)) ** 0.5
 
 
 def rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -28,7 +28,7 @@ _TINY = 1e-12
 
 class LocalTrainingPass(TrainingPass):
     """One pass with local norms. ``sparsity``: Local-Lip's sparsity loss, a scalar with gradient,
-    which is small where most units are constant over their box (methods-lipschitz 2.3); not counted
+    which is small where most units are constant over their box; not counted
     where ``sparsity_margin`` is None."""
 
     def __init__(self, graph: TrainingGraph, *, sparsity_margin: float | None = 0.1) -> None:

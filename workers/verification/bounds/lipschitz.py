@@ -102,8 +102,8 @@ def _overflow_cap(
     else:
         absolute, bias, inner = max(1.0, factor), 0.0, Inner()
     terms = op.terms if isinstance(op, Affine) else 2
-    most = overflow_ceiling(terms)
-    reach = min((most - bias) / nonzero(absolute), inner.most(most))
+    ceiling = overflow_ceiling(terms)
+    reach = min((ceiling - bias) / nonzero(absolute), inner.max_input(ceiling))
     room = reach - centre_norm - offset
     room = torch.where(room > 0, room, torch.full_like(room, -math.inf))
     return room / nonzero(slope)
@@ -113,8 +113,8 @@ def _head_cap(compiled: CompiledNetwork, centre: Tensor) -> Tensor:
     """Largest radius around ``centre`` at which the head cannot overflow float32, [batch]."""
     head = compiled.head.on(centre.device)
     rows = nonzero(head.row_norms.max())
-    most = overflow_ceiling(head.terms)
-    room = ((most - head.bias_magnitude.max()) / rows).clamp_max(head.inner.most(most))
+    ceiling = overflow_ceiling(head.terms)
+    room = ((ceiling - head.bias_magnitude.max()) / rows).clamp_max(head.inner.max_input(ceiling))
     return room - rough_norm(centre)
 
 

@@ -51,7 +51,7 @@ class Inner:
     shift: float = 0.0
     lost: float = 0.0
 
-    def most(self, ceiling: float) -> float:
+    def max_input(self, ceiling: float) -> float:
         """The largest s at which nothing in between exceeds ``ceiling``."""
         if self.gain == 0.0:
             return math.inf if self.shift < ceiling else -math.inf

@@ -20,7 +20,7 @@ from workers.verification.graph.graph_step import UnsupportedLayer
 from workers.verification.graph.reductions import Reduction
 from workers.verification.layers.rules import LayerRules
 from workers.verification.norms.spectral import ConvGeometry
-from workers.verification.numerics import least
+from workers.verification.numerics import min_normal
 from workers.verification.rounding import FLOAT32_MAX, unit_roundoff
 
 __all__ = ["RULES"]
@@ -120,7 +120,7 @@ def _constant_terms(*scales: Tensor) -> float:
             smallest = float(size.min())
             if smallest < FLOAT32_SAFE[0]:
                 # A rounding there may cost as much as the least normal float32, twice over.
-                terms += 2 * least(torch.float32) / smallest / unit_roundoff(torch.float32)
+                terms += 2 * min_normal(torch.float32) / smallest / unit_roundoff(torch.float32)
             if not float(size.max()) < FLOAT32_MAX:
                 return math.inf
     return terms

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/layouts.py [--rounds 9]
 
 Transposed convolutions of a backward pass as ``transposed_convolution`` computes them, against
-the library's own kernel; CROWN with blocks that stay in the cache, against blocks that do not.
+the library's own kernel; bounds in blocks that stay in the cache, against blocks that do not.
 Random weights. Interleaved, CPU time of one thread, the median of the ratios plain / chosen.
 """
 
@@ -67,34 +67,36 @@ def ratio(plain: Callable[[], object], chosen: Callable[[], object], rounds: int
     return statistics.median(ratios)
 
 
-def crown(block_bytes: int, row_bytes: int) -> Callable[[], object]:
-    """CROWN on a few samples of a small convolutional network with these block sizes."""
-    builder = Builder((1, 28, 28), 0)
-    for out in (16, 32):
+def bound(name: str, samples: int, epsilon: float) -> Callable[[int, int], Callable[[], object]]:
+    """(block bytes, row bytes) -> one attempt of a bound on samples of a small network."""
+    builder = Builder((3, 32, 32), 0)
+    for out in (32, 64):
         builder.conv(out, 4, stride=2, padding=(1, 1, 1, 1))
         builder.add(ReLU())
     builder.flatten()
-    for size in (100, 10):
-        builder.linear(size)
-        if size != 10:
-            builder.add(ReLU())
+    builder.linear(100)
+    builder.add(ReLU())
+    builder.linear(10)
     network = builder.build()
-    x = torch.rand(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(samples, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         labels = network(x).argmax(1)
     problem = Problem(CompiledNetwork.compile(network), True, torch.device("cpu"), torch.float32)
-    region = Region(x, torch.full((len(x),), 0.02, dtype=torch.float64), "linf", True)
-    budget = Budget(torch.ones(len(x), dtype=torch.float64))
+    region = Region(x, torch.full((samples,), epsilon, dtype=torch.float64), "linf", True)
+    budget = Budget(torch.ones(samples, dtype=torch.float64))
 
-    def run() -> object:
-        kept = BLOCK_BYTES["cpu"], ROW_BYTES["cpu"]
-        BLOCK_BYTES["cpu"], ROW_BYTES["cpu"] = block_bytes, row_bytes
-        try:
-            return BOUNDS["crown"].attempt(problem, region, labels, budget)
-        finally:
-            BLOCK_BYTES["cpu"], ROW_BYTES["cpu"] = kept
+    def in_blocks(block_bytes: int, row_bytes: int) -> Callable[[], object]:
+        def run() -> object:
+            kept = BLOCK_BYTES["cpu"], ROW_BYTES["cpu"]
+            BLOCK_BYTES["cpu"], ROW_BYTES["cpu"] = block_bytes, row_bytes
+            try:
+                return BOUNDS[name].attempt(problem, region, labels, budget)
+            finally:
+                BLOCK_BYTES["cpu"], ROW_BYTES["cpu"] = kept
 
-    return run
+        return run
+
+    return in_blocks
 
 
 def strided(shape: tuple[int, ...], rounds: int) -> float:
@@ -128,8 +130,11 @@ def main() -> None:
     for shape, extent in PATCHES:
         found = patches(shape, extent, rounds)
         print(f"patches of {extent} by {extent} through {shape}: {found:.2f} times the speed")
-    found = ratio(crown(2**28, 2**30), crown(BLOCK_BYTES["cpu"], ROW_BYTES["cpu"]), rounds)
-    print(f"CROWN in blocks that fit the cache: {found:.2f} times the speed")
+    for name, samples, epsilon in (("ibp", 256, 0.01), ("bcp", 256, 0.01), ("crown", 4, 0.002)):
+        in_blocks = bound(name, samples, epsilon)
+        small = in_blocks(BLOCK_BYTES["cpu"], ROW_BYTES["cpu"])
+        found = ratio(in_blocks(2**28, 2**30), small, rounds)
+        print(f"{name} in blocks that fit the cache: {found:.2f} times the speed")
 
 
 if __name__ == "__main__":

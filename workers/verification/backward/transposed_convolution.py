@@ -8,7 +8,9 @@ For backward passes (``adjoint``). All forms give the same numbers up to roundin
   matrix product whose windows are summed up. Float32 alone: float64 does not go through oneDNN.
 * On small patches one matrix product beats many tiny convolutions.
 
-``benchmarks/verification/layouts.py`` measures what each brings.
+``benchmarks/verification/layouts.py`` measures what each brings. On a shared two-core x86 machine,
+one thread, in speeds of torch's own kernel: phases 1.9 to 2.1, the matrix product for one channel
+2.6, patches as one product 3.4 to 6.7.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from workers.verification.cascade import parity
 from workers.verification.cascade.parity import (
     EXAMINED,
     FEWEST,
-    LEAST,
-    MOST,
+    MAX_INPUTS,
+    MIN_INPUTS,
     DeploymentMismatch,
     _compare,
     _enclosed,
@@ -42,9 +42,7 @@ SAMPLES = np.random.default_rng(1).uniform(0.2, 0.8, (5, FEATURES)).astype(np.fl
 
 
 def check(
-    deviates: Callable[[Samples], NDArray[np.bool_]] = lambda x: np.zeros(
-        len(x), dtype=np.bool_
-    ),
+    deviates: Callable[[Samples], NDArray[np.bool_]] = lambda x: np.zeros(len(x), dtype=np.bool_),
     *,
     network: Network = NETWORK,
     x: Samples = SAMPLES,
@@ -66,7 +64,12 @@ def check(
 def test_a_network_agrees_with_itself_on_every_kind_of_input(seed: int, clip: bool) -> None:
     x = np.random.default_rng(seed).random((3, 2, 8, 8)).astype(np.float32)
     facts = check(network=random_network(seed), x=x, clip=clip, seed=seed)
-    assert facts["inputs"] == {"batches": 26, "samples": 3, "random": LEAST, "coordinates": LEAST}
+    assert facts["inputs"] == {
+        "batches": 26,
+        "samples": 3,
+        "random": MIN_INPUTS,
+        "coordinates": MIN_INPUTS,
+    }
     assert 0 <= facts["largest_share"] <= 1
     assert facts["max_difference"] <= facts["budget"] / max(facts["largest_share"], 1e-9)
 
@@ -174,14 +177,19 @@ def test_inputs_are_as_promised(clip: bool) -> None:
 
 def test_numbers_of_extra_inputs_grow_with_the_samples_and_shrink_with_the_cost() -> None:
     small = CompiledNetwork.compile(NETWORK, norms=False)
-    assert [extra_inputs(small, n) for n in (1, 200, 10**6)] == [LEAST, 400, MOST]
+    assert [extra_inputs(small, n) for n in (1, 200, 10**6)] == [MIN_INPUTS, 400, MAX_INPUTS]
     large = Builder((3, 64, 64), 0)
     large.conv(64, 3, padding=1)
     large.conv(64, 3, padding=1)
     large.flatten()
     large.linear(2)
     compiled = CompiledNetwork.compile(large.build(), norms=False)
-    assert [extra_inputs(compiled, n) for n in (1, 10, 32, 500)] == [FEWEST, 20, LEAST, LEAST]
+    assert [extra_inputs(compiled, n) for n in (1, 10, 32, 500)] == [
+        FEWEST,
+        20,
+        MIN_INPUTS,
+        MIN_INPUTS,
+    ]
     assert 2 * len(RANDOM) <= FEWEST
 
 

@@ -74,7 +74,7 @@ def main() -> None:
             method,
             attack=None,
             deterministic=bool(seed % 3),
-            # Searching with dearer bounds would take most of the time.
+            # Searching with more expensive bounds would take most of the time.
             radius=BOUNDS[method].expected_passes < 10,
         )
         whole = answers(network, x, request, cache, shard=len(x))

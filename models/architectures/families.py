@@ -20,7 +20,7 @@ def _orthogonal_dense(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     layers: list[Row] = [{"kind": "flatten"}]
     for width in _widths(row):
         layers += [{"kind": "orthogonal-linear", "out": width}, *activation]
-    return [*layers, {"kind": "linear", "out": row.integer("classes", 10, least=2)}]
+    return [*layers, {"kind": "linear", "out": row.integer("classes", 10, minimum=2)}]
 
 
 def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
@@ -29,9 +29,9 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     Stem 5x5 stride 2, ``depth`` convolutions 3x3 with kernel I + K, neck 4x4 stride 4 and a dense
     layer of ``dense_width``, ``dense_depth`` residual dense layers, unit rows in the last layer.
     """
-    depth, width = row.integer("depth", 12, most=MOST), row.integer("width", 512)
+    depth, width = row.integer("depth", 12, maximum=MAX_DEPTH), row.integer("width", 512)
     dense = row.integer("dense_width", 2048)
-    dense_depth = row.integer("dense_depth", 8, least=0, most=MOST)
+    dense_depth = row.integer("dense_depth", 8, minimum=0, maximum=MAX_DEPTH)
     scale = 1.0 / math.sqrt(depth)
     layers: list[Row] = [_CENTRED]
     layers += [{"kind": "conv2d", "out": width, "kernel": 5, "stride": 2, "padding": 2}]
@@ -44,12 +44,12 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     dense_scale = 1.0 / math.sqrt(max(dense_depth, 1))
     for _ in range(dense_depth):
         layers += [{"kind": "residual-orthogonal-linear", "scale": dense_scale}, *activation]
-    classes = row.integer("classes", 10, least=2)
+    classes = row.integer("classes", 10, minimum=2)
     return [*layers, {"kind": "normalized-linear", "out": classes}]
 
 
 #: Largest number of layers of one kind in a family member.
-MOST = 200
+MAX_DEPTH = 200
 
 #: A further family is one function and one row here.
 FAMILIES: dict[str, Callable[[LayerRow, Sequence[Row]], list[Row]]] = {
@@ -80,8 +80,8 @@ def family_layers(description: Mapping[str, Any], activation: Sequence[Row]) -> 
 
 def _widths(row: LayerRow) -> list[int]:
     widths = row.get("widths", [1024, 1024, 512])
-    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= MOST:
-        row.refuse(f'needs "widths", a list of 1 to {MOST} integers')
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= MAX_DEPTH:
+        row.refuse(f'needs "widths", a list of 1 to {MAX_DEPTH} integers')
     if any(type(width) is not int or not 1 <= width <= 1 << 16 for width in widths):
         row.refuse('needs "widths", positive integers')
     return list(widths)

@@ -195,12 +195,12 @@ def _clip(row: LayerRow, shape: Shape) -> Layer:
 
 
 def _slice(row: LayerRow, shape: Shape) -> Layer:
-    axis = row.integer("axis", 0, least=0)
+    axis = row.integer("axis", 0, minimum=0)
     if axis >= len(shape):
         row.refuse(f'needs "axis", one of {shape}')
     return Slice(
         axis=axis,
-        start=row.integer("start", 0, least=0),
+        start=row.integer("start", 0, minimum=0),
         stop=row.integer("stop", shape[axis]),
         step=row.integer("step", 1),
     )
@@ -224,7 +224,7 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "avg-pool2d": _avg_pool,
     "batch-norm": _batch_norm,
     "clip": _clip,
-    "concat": lambda row, shape: Concat(axis=row.integer("axis", 0, least=0)),
+    "concat": lambda row, shape: Concat(axis=row.integer("axis", 0, minimum=0)),
     "conv2d": _conv2d,
     "flatten": lambda row, shape: Reshape(shape=(math.prod(shape),)),
     "global-avg-pool": _global_avg_pool,

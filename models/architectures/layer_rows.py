@@ -1,4 +1,4 @@
-"""One row of a layer list, read value by value, with an error that names the value."""
+"""Reads one row of a layer list value by value; errors name the value."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class LayerRow:
         return self.row.get(key, default)
 
     def integer(
-        self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE
+        self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = MAX_SIZE
     ) -> int:
-        """An integer from ``least`` to ``most``."""
+        """An integer from ``minimum`` to ``maximum``."""
         value = self.get(key, default)
-        if type(value) is not int or not least <= value <= most:
-            self.refuse(f'needs "{key}", an integer from {least} to {most}, not {value!r:.40}')
+        if type(value) is not int or not minimum <= value <= maximum:
+            self.refuse(f'needs "{key}", an integer from {minimum} to {maximum}, not {value!r:.40}')
         return value
 
     def pair(self, key: str, default: Any = None) -> tuple[int, int]:
         """(vertical, horizontal) from one integer or two, each at least 1."""
-        values = self._sizes(key, default, least=1)
+        values = self._sizes(key, default, minimum=1)
         if len(values) not in (1, 2):
             self.refuse(f'needs "{key}", one or two integers')
         return (values[0], values[-1])
 
     def padding(self) -> tuple[int, int, int, int]:
         """(top, left, bottom, right) from one integer, two or four, each at least 0."""
-        values = self._sizes("padding", 0, least=0)
+        values = self._sizes("padding", 0, minimum=0)
         if len(values) == 1:
             return (values[0],) * 4
         if len(values) == 2:
@@ -63,11 +63,11 @@ class LayerRow:
             self.refuse('needs "padding": one number, [vertical, horizontal] or all four sides')
         return (values[0], values[1], values[2], values[3])
 
-    def _sizes(self, key: str, default: Any, *, least: int) -> list[int]:
+    def _sizes(self, key: str, default: Any, *, minimum: int) -> list[int]:
         value = self.get(key, default)
         values = list(value) if isinstance(value, list | tuple) else [value]
-        if not values or any(type(v) is not int or not least <= v <= MAX_SIZE for v in values):
-            self.refuse(f'needs "{key}", integers from {least} to {MAX_SIZE}, not {value!r:.40}')
+        if not values or any(type(v) is not int or not minimum <= v <= MAX_SIZE for v in values):
+            self.refuse(f'needs "{key}", integers from {minimum} to {MAX_SIZE}, not {value!r:.40}')
         return values
 
     def boolean(self, key: str, default: bool) -> bool:

@@ -1,10 +1,10 @@
 """Which module of a state dict is which layer of an architecture, and how sure that is.
 
-Tensors whose shapes fit are no proof: two layers of equal shape may be taken for each other, and
-the network is then another one than the one trained. So modules are paired by the layers' names
-where the layer list gives them, and by our own where the file is ours; else kind by kind in order,
-where numbers in the names tell the order (``fc2`` before ``fc10``) against the order in the file;
-and what neither names nor shapes decide is told.
+Fitting shapes alone prove nothing: if two layers of equal shape are exchanged, the network is not
+the one that was trained. So modules are paired by the layers' names where the layer list gives
+them, and by our own names where the file is ours. Otherwise they are paired in order, kind by kind;
+numbers in the names (``fc2`` before ``fc10``) count more than the order in the file. What neither
+names nor shapes decide becomes a warning.
 """
 
 from __future__ import annotations

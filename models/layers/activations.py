@@ -1,4 +1,4 @@
-"""Activations: rectified, clipped, smooth and sorting ones, all of them monotone."""
+"""Activations: rectified, clipped, s-shaped and sorting ones, all of them monotone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that move numbers and change none: views, permuted axes, padding."""
+"""Layers that move numbers without changing them: views, permuted axes, padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's attributes and numbers of inputs and outputs, against its operator's schema."""
+"""Checks a node's attributes and numbers of inputs and outputs against its operator's schema."""
 
 from __future__ import annotations
 

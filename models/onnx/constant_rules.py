@@ -1,7 +1,7 @@
-"""Which operators may compute constants, and how large the result can get: known before the run.
+"""Which operators may compute constants, and a bound on the size of the result before the run.
 
-Taken are operators whose result no order of summation can change. One row in
-``CONSTANT_OPERATORS`` each.
+Allowed are operators whose result does not depend on an order of summation. Each has one row in
+``CONSTANT_OPERATORS``.
 """
 
 from __future__ import annotations

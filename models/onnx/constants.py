@@ -1,8 +1,8 @@
-"""Constants that a graph computes: ONNX Runtime computes them here too, nothing of our own does.
+"""Constants that a graph computes. ONNX Runtime computes them here too, not code of our own.
 
 Each node on constants alone runs in ONNX Runtime by itself, with the inputs that it has in the
 graph, so that what is certified holds the very numbers that the deployed file computes. Which
-operators are taken, and the bound on what they give: ``models.onnx.constant_rules``.
+operators are allowed, and how large their result may be, says ``models.onnx.constant_rules``.
 """
 
 from __future__ import annotations

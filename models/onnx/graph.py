@@ -1,4 +1,4 @@
-"""What the importer works with: ONNX values, nodes, and the rows of the network being built.
+"""The data of the importer: ONNX values, nodes, and the rows of the network being built.
 
 An ONNX value is either an ``Activation`` (depends on the input; a node of our graph) or a
 ``Constant``. The batch axis is axis 0 of every activation and stays there. Shape arithmetic in the

@@ -69,7 +69,7 @@ class OnnxLimits:
 
 
 def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
-    """The model of an ONNX file's bytes, once nothing in it can reach outside or blow up.
+    """The model of an ONNX file's bytes, checked: no other file is opened, limits are kept.
 
     Raises ModelError (model_too_large, invalid_onnx, external_data, unsupported_operator,
     unsupported_opset, unsupported_dtype).

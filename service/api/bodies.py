@@ -1,8 +1,8 @@
-"""Bodies of requests: JSON within a limit, and the file fields that uploads may have."""
+"""Bodies of requests: their schemas, JSON within a limit, and forms with uploads."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,9 +16,42 @@ from service.contract.schemas.problems import TooLarge
 from service.contract.settings import Settings
 from service.uploads.dataset_files import dataset_format
 from service.uploads.model_files import model_format
-from service.uploads.receive import FileRule
+from service.uploads.receive import FileRule, Form, receive_form
 
-__all__ = ["dataset_fields", "json_body", "metered", "model_fields"]
+__all__ = [
+    "FILE",
+    "dataset_fields",
+    "json_body",
+    "media_type",
+    "model_fields",
+    "object_schema",
+    "received_form",
+    "request_body",
+]
+
+#: A file in a form, as OpenAPI describes it.
+FILE = {"type": "string", "format": "binary"}
+
+
+def object_schema(properties: Mapping[str, Any], *, required: list[str]) -> dict[str, Any]:
+    """The JSON schema of an object with these members and no others."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def request_body(schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """OpenAPI's description of a required body: media type -> schema."""
+    content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def media_type(request: Request) -> str:
+    """The media type of the body, without parameters; empty where none is given."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def json_body(request: Request, *, limit: int) -> Any:
@@ -43,16 +76,28 @@ def dataset_fields(settings: Settings) -> dict[str, FileRule]:
 
 
 @asynccontextmanager
-async def metered(
-    request: Request, services: Services, caller: Caller
-) -> AsyncIterator[Callable[[int], None]]:
-    """A meter of the bytes received inside the block; it raises TooManyRequests over the quota."""
+async def received_form(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    *,
+    files: Mapping[str, FileRule],
+    texts: Mapping[str, int],
+) -> AsyncIterator[Form]:
+    """The multipart body, with these file fields and texts (name -> most bytes).
+
+    What is not kept inside the block is deleted after it. Raises TooManyRequests where the caller's
+    quota of bytes is used up, and what ``receive_form`` raises.
+    """
     announced = request.headers.get("content-length", "")
     counting = services.limits.upload(
         caller, int(announced[:18]) if announced.isdecimal() else None
     )
     meter = await to_thread.run_sync(counting.__enter__)
     try:
-        yield meter.take
+        async with receive_form(
+            request, services.store, files=files, texts=texts, meter=meter.take
+        ) as form:
+            yield form
     finally:
         await to_thread.run_sync(counting.__exit__, None, None, None)

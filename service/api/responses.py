@@ -14,7 +14,7 @@ from service.contract.schemas.submissions import TERMINAL, JobRecord
 from service.jobs.control import record
 from service.jobs.submit import Accepted
 
-__all__ = ["SubmissionOptions", "answer"]
+__all__ = ["SubmissionOptions", "respond"]
 
 
 class SubmissionOptions(NamedTuple):
@@ -26,7 +26,7 @@ class SubmissionOptions(NamedTuple):
     webhook: str | None = None
 
 
-async def answer(
+async def respond(
     request: Request, response: Response, services: Services, caller: Caller, accepted: Accepted
 ) -> JobRecord:
     """The job, after the wait that the client prefers."""

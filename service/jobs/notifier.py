@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import secrets
 import threading
 import time
 from collections import Counter
@@ -19,14 +18,11 @@ from redis.exceptions import RedisError
 from rq import Queue
 
 from service.contract.settings import Settings
+from service.contract.wake_ups import WAKE_UP, wake_up
 
-__all__ = ["WAKE_UP", "Notifier"]
+__all__ = ["Notifier"]
 
 _log = logging.getLogger(__name__)
-
-#: The one function that a wake-up job names. It is a text, because the API cannot import workers;
-#: it is never renamed, because queues of earlier releases hold it.
-WAKE_UP = "workers.jobs.ticket.run"
 
 _JOB_ID_LENGTH = 26
 #: A wake-up job ends by itself after ticket_budget_s, but not in the middle of an item, and one
@@ -90,15 +86,7 @@ class Notifier:
         # The jobs are in the ledger by now, so every wake-up job in the queue will find them.
         room = max(0, _PLENTY - int(self._redis.llen(self._queue.key)))
         wake_ups = [
-            Queue.prepare_data(
-                WAKE_UP,
-                args=[job_id],
-                timeout=self._timeout,
-                result_ttl=0,
-                failure_ttl=60,
-                description="",
-                job_id=f"{job_id}-{secrets.token_hex(4)}",
-            )
+            Queue.prepare_data(WAKE_UP, timeout=self._timeout, **wake_up(job_id))
             for job_id in job_ids[:room]
         ]
         if wake_ups:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from service.contract.class_folders import class_folders
-from service.contract.schemas.problems import InvalidInput, Unsupported
+from service.contract.schemas.problems import InvalidInput
 from service.contract.settings import Settings
 from service.uploads.archives import zip_directory
+from service.uploads.suffixes import format_of
 
 __all__ = ["DATASET_SUFFIXES", "DatasetFacts", "DatasetFormat", "dataset_format", "inspect_dataset"]
 
@@ -59,14 +60,7 @@ class DatasetFacts:
 
 def dataset_format(filename: str) -> DatasetFormat:
     """The format that the file's suffix names. Raises Unsupported."""
-    found = DATASET_SUFFIXES.get(Path(filename).suffix.lower())
-    if found is None:
-        raise Unsupported(
-            f"the suffix of {filename[:200]!r} names no known data set format",
-            hint=f"known suffixes: {', '.join(DATASET_SUFFIXES)}",
-            field="dataset",
-        )
-    return found
+    return format_of(filename, DATASET_SUFFIXES, noun="data set", field="dataset")
 
 
 def inspect_dataset(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from service.contract.schemas.parsing import parse_json
-from service.contract.schemas.problems import InvalidInput, Malformed, Unsupported
+from service.contract.schemas.problems import InvalidInput, Malformed
 from service.contract.settings import Settings
 from service.uploads.pickles import inspect_checkpoint
+from service.uploads.suffixes import format_of
 
 __all__ = ["MODEL_SUFFIXES", "ModelFormat", "inspect_model", "model_format"]
 
@@ -39,14 +40,7 @@ _MAX_SAFETENSORS_HEADER = 2 * 1024 * 1024
 
 def model_format(filename: str) -> ModelFormat:
     """The format that the file's suffix names. Raises Unsupported."""
-    found = MODEL_SUFFIXES.get(Path(filename).suffix.lower())
-    if found is None:
-        raise Unsupported(
-            f"the suffix of {filename[:200]!r} names no known model format",
-            hint=f"known suffixes: {', '.join(MODEL_SUFFIXES)}",
-            field="model",
-        )
-    return found
+    return format_of(filename, MODEL_SUFFIXES, noun="model", field="model")
 
 
 def inspect_model(path: Path, filename: str, settings: Settings) -> ModelFormat:

@@ -96,7 +96,7 @@ class LiveService:
         return found
 
     def horse(self) -> int:
-        """The pid of the process that performs a ticket now."""
+        """The pid of the process that performs a wake-up job now."""
         worker = self.child("worker-0").pid
         assert wait_until(lambda: bool(horses_of(worker)), JOB_S)
         return horses_of(worker)[0]

@@ -21,9 +21,8 @@ from tests.workers.verification.networks import random_network
 from workers.training.loop import train
 from workers.training.objectives import OBJECTIVES
 from workers.verification import clock
-from workers.verification.backward import intermediate_bounds
+from workers.verification.block_sizes import BLOCK_BYTES, GRADIENT_TENSORS, ROW_BYTES
 from workers.verification.cascade.bound_table import BOUNDS
-from workers.verification.problem import BLOCK_BYTES
 from workers.verification.results import AttackSettings, CertificationRequest
 
 CPU = torch.device("cpu")
@@ -81,8 +80,8 @@ if __name__ == "__main__":
     for sizes in (
         BLOCK_BYTES,
         clock.PIECE,
-        intermediate_bounds.ROW_BYTES,
-        intermediate_bounds.GRADIENT_SHARE,
+        ROW_BYTES,
+        GRADIENT_TENSORS,
     ):
         sizes[DEVICE.type] = sizes["cuda"]
     sys.exit(min(1, certify() if sys.argv[1] == "certify" else learn()))

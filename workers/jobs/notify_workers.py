@@ -5,11 +5,10 @@ The reconciler would do so some seconds later, and the other workers would be id
 
 from __future__ import annotations
 
-import secrets
-
 from rq import Queue, get_current_job
 
 from service.contract.ledger.ledger import Ledger
+from service.contract.wake_ups import WAKE_UP, wake_up
 
 __all__ = ["notify_workers"]
 
@@ -25,15 +24,6 @@ def notify_workers(ledger: Ledger, job_id: str, items: int) -> None:
         return
     queue = Queue(own.origin, connection=own.connection, serializer="json")
     wake_ups = [
-        Queue.prepare_data(
-            own.func_name,
-            args=[job_id],
-            timeout=own.timeout,
-            result_ttl=0,
-            failure_ttl=60,
-            description="",
-            job_id=f"{job_id}-{secrets.token_hex(4)}",
-        )
-        for _ in range(wanted)
+        Queue.prepare_data(WAKE_UP, timeout=own.timeout, **wake_up(job_id)) for _ in range(wanted)
     ]
     queue.enqueue_many(wake_ups)

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: one safetensors file, written aside and renamed; nothing is unpickled."""
+"""Checkpoints of a training run, so that it can be paused, killed and resumed.
+
+A checkpoint is one safetensors file, written beside the old one and renamed; nothing is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,11 @@ __all__ = ["Checkpoint"]
 
 @dataclass
 class Checkpoint:
-    """``step`` training steps are done; ``tensors`` is ``Trainer.state()``, ``history`` the curve
-    so far, ``sums`` what the epoch in hand has counted, ``seconds`` the time spent."""
+    """The state of a run after ``step`` training steps.
+
+    tensors: ``Trainer.state()`` and the sums of the current epoch; history: the curve so far;
+    seconds: time spent.
+    """
 
     step: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -31,10 +37,10 @@ class Checkpoint:
     seconds: float = 0.0
 
     def save(self, path: Path, digest: str) -> None:
-        """Durably; ``digest`` is a digest of the run, which ``load`` wants again.
+        """Write the checkpoint durably. ``load`` needs the same ``digest`` of the run.
 
-        Raises OSError, also of a full disk (safetensors' own writer has an error of its own); the
-        checkpoint that was there stays.
+        Raises OSError, also for a full disk (safetensors' own writer raises an error of its own).
+        Then the earlier checkpoint stays.
         """
         facts = {"step": self.step, "history": self.history, "seconds": self.seconds, "run": digest}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}

@@ -1,4 +1,4 @@
-"""A run's settings: what is trained on what, how long, and with which schedules."""
+"""The settings of a training run: method, architecture, data options, length and schedules."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ __all__ = ["MethodFacts", "TrainingConfig", "TrainingError"]
 
 
 class TrainingError(ValueError):
-    """A run that cannot be made or went wrong; ``code`` names why, ``hint`` says what to do,
-    ``field`` is the member of the request at fault."""
+    """A run that cannot start or has failed.
+
+    code: machine-readable reason; hint: what to do; field: the member of the request at fault.
+    """
 
     def __init__(
         self, code: str, message: str, *, hint: str | None = None, field: str | None = None
@@ -26,7 +28,7 @@ class TrainingError(ValueError):
 
 
 class MethodFacts(Protocol):
-    """What a run must know of its method beside the objective: its row in the catalogue has it."""
+    """What a run needs to know of its method beside the objective; the catalogue row has it."""
 
     @property
     def bfloat16(self) -> bool:
@@ -42,7 +44,7 @@ class TrainingConfig:
     """One run, complete. epsilon is in pixel units of ``norm``; the schedules multiply.
 
     power_steps: of the global norms, per training step. rounds: of clip and rescale in the last
-    layer. warm_up: share of the run in which the learning rate rises from 0. theta: initial
+    layer. warm_up: part of the run in which the learning rate rises from 0. theta: initial
     threshold of ReLU-theta. precision (auto, float32, bfloat16) and compiled (auto or a bool):
     ``workers.training.precision``; bears_bfloat16 and compiles: what the method's row says of it.
     options: of the method alone, by name. See ``docs/training.md``.
@@ -90,7 +92,7 @@ class TrainingConfig:
         values = dict(plan["hyperparameters"])
         for name, value in values.items():
             if name.endswith("_schedule"):
-                points = tuple((float(share), float(level)) for share, level in value["points"])
+                points = tuple((float(at), float(level)) for at, level in value["points"])
                 values[name] = Schedule(points, value["shape"])
         known = {row.name for row in fields(cls)}
         return cls(
@@ -104,7 +106,7 @@ class TrainingConfig:
             **{name: value for name, value in values.items() if name in known},
         )
 
-    def rate(self, share: float) -> float:
-        """The learning rate after ``share`` of the run, warm-up included."""
-        rising = min(1.0, share / self.warm_up) if self.warm_up > 0 else 1.0
-        return self.learning_rate * self.learning_rate_schedule.at(share) * rising
+    def rate(self, progress: float) -> float:
+        """The learning rate at ``progress`` (0 to 1) of the run, warm-up included."""
+        rising = min(1.0, progress / self.warm_up) if self.warm_up > 0 else 1.0
+        return self.learning_rate * self.learning_rate_schedule.at(progress) * rising

@@ -1,7 +1,7 @@
 """Training data on the device: batches, augmentation and validation split, all repeatable.
 
-Nothing here keeps the state of a random generator: what a step sees follows from the seed and the
-step's number, so that a resumed run goes on as if nothing had happened.
+No generator state is kept: the batch of a step follows from the seed and the step's number, so a
+resumed run continues exactly like one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPREAD = 0x9E3779B97F4A7C15
 
 
 def seeded(seed: int, kind: int, number: int) -> torch.Generator:
-    """A generator for one purpose (``kind``) at one place of the run."""
+    """A generator for one purpose (``kind``) at one point of the run."""
     mixed = (seed * _SPREAD + kind * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % (2**63)
     return torch.Generator().manual_seed(mixed)
 
@@ -53,7 +53,7 @@ class TrainingData:
 
 
 def pixels(x: Tensor) -> Tensor:
-    """Floats in [0, 1]: k / 255 of bytes, rounded to float32 as they are certified."""
+    """Floats in [0, 1]: k / 255 for bytes, rounded to float32 exactly as in a certification."""
     return x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x.to(torch.float32)
 
 
@@ -80,19 +80,19 @@ def _none(x: Tensor, generator: torch.Generator) -> Tensor:
     return x
 
 
-def _shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Every image moved by up to ``most`` pixels each way, zeros from outside."""
+def _shifted(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Every image moved by up to ``limit`` pixels each way; zeros come in from outside."""
     if x.dim() != 4:
         raise TrainingError(
             "unsupported_augmentation", f"images [c, h, w] can be moved, not {tuple(x.shape[1:])}"
         )
     count, _, height, width = x.shape
-    drawn = torch.randint(0, 2 * most + 1, (2, count, 1, 1), generator=generator)
+    drawn = torch.randint(0, 2 * limit + 1, (2, count, 1, 1), generator=generator)
     offsets = drawn.to(x.device, non_blocking=True)
     rows = offsets[0] + torch.arange(height, device=x.device).reshape(1, -1, 1)
     columns = offsets[1] + torch.arange(width, device=x.device).reshape(1, 1, -1)
     place = torch.arange(count, device=x.device).reshape(-1, 1, 1)
-    moved = F.pad(x, (most, most, most, most))[place, :, rows, columns]
+    moved = F.pad(x, (limit, limit, limit, limit))[place, :, rows, columns]
     return moved.permute(0, 3, 1, 2).contiguous()
 
 

@@ -14,7 +14,11 @@ SHARE = 0.5
 
 
 class Lookahead:
-    """Every ``every`` steps slow weights go half the way to the fast ones, and these to them."""
+    """Slow weights beside those that the optimiser trains (the fast ones).
+
+    Every ``every`` steps the slow weights move half way to the fast ones; then the
+    fast ones are set to the slow ones.
+    """
 
     def __init__(self, parameters: Sequence[Tensor], every: int) -> None:
         self.parameters = list(parameters)
@@ -23,24 +27,24 @@ class Lookahead:
         self.slow = [parameter.detach().clone() for parameter in self.parameters]
 
     def step(self) -> None:
-        """After every step of the optimiser."""
+        """Count a step of the optimiser; call it after each."""
         self.steps += 1
         if self.steps % self.every == 0:
             self.look()
 
     @torch.no_grad()
     def look(self) -> None:
-        """Now: also at the end of an epoch, so that slow weights are what is looked at and kept."""
+        """Move now. At the end of an epoch too, so that the slow weights are validated and kept."""
         for slow, fast in zip(self.slow, self.parameters, strict=True):
             slow.lerp_(fast, SHARE)
             fast.copy_(slow)
 
     def state(self) -> dict[str, Tensor]:
-        """What the rest of the run depends on."""
+        """The tensors that the rest of the run depends on."""
         slow = {f"lookahead.{index}": tensor for index, tensor in enumerate(self.slow)}
         return {**slow, "lookahead.steps": torch.tensor(self.steps)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what ``state`` gave. Raises KeyError where it is not there."""
+        """Continue from what ``state`` returned. Raises KeyError where it is missing."""
         self.steps = int(tensors["lookahead.steps"])
         self.slow = [tensors[f"lookahead.{index}"].clone() for index in range(len(self.slow))]

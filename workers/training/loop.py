@@ -1,7 +1,8 @@
-"""ONE training loop for all methods: epochs, schedules, curve, checkpoints, resumption.
+"""The training loop of all methods: epochs, schedules, curve, checkpoints, resumption.
 
-What a step does follows from the run, the step's number and the tensors of the checkpoint, so a run
-that was killed and resumed ends in the same bits as one that was not (same machine, same threads).
+A step depends only on the run's settings, its own number and the tensors of the checkpoint. So a
+run that was killed and resumed ends in the same bits as one that was not (same machine and
+threads).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Paused(Exception):
 
 
 def run_digest(config: TrainingConfig, samples: int) -> str:
-    """Names a run and its data's size: a checkpoint goes on with the same run only."""
+    """Digest of a run's settings and its number of samples. A checkpoint fits the same run only."""
     described = asdict(config)
     # These follow from the method; checkpoints from before there were options still count.
     for name in ("bears_bfloat16", "compiles", *(() if config.options else ("options",))):
@@ -58,7 +59,7 @@ def run_digest(config: TrainingConfig, samples: int) -> str:
 
 
 def check_data(network: Network, data: TrainingData) -> None:
-    """Raise TrainingError where the data do not fit the network."""
+    """Check that the data fit the network. Raises TrainingError."""
     if tuple(data.x.shape[1:]) != network.input_shape:
         raise TrainingError(
             "shape_mismatch",
@@ -104,10 +105,10 @@ def train(
 
 @contextlib.contextmanager
 def _arithmetic(device: torch.device) -> Iterator[None]:
-    """Repeatable algorithms on a GPU, and all its memory; convolutions may use TF32, nothing else.
+    """Set a GPU to repeatable algorithms and give it all its memory; TF32 for convolutions alone.
 
-    TF32 in the factorisation of an orthogonal layer would train another network than the one
-    deployed. What a training leaves in the GPU's memory is given back: a certification may follow.
+    TF32 in the factorisation of an orthogonal layer would train another network than the one that
+    is deployed. At the end the GPU memory is released, because a certification may follow.
     """
     if device.type != "cuda":
         yield
@@ -132,7 +133,7 @@ def _arithmetic(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Where and how often a checkpoint is written, and who is told."""
+    """Where and how often a checkpoint is written, and whom to notify."""
 
     path: Path | None
     every_s: float
@@ -181,7 +182,7 @@ def _train(
 
 
 class _Loop:
-    """Where a run stands: the step, the epoch's order and its sums (loss, correct, robust)."""
+    """The state of a run: the step, the order of the epoch and its sums (loss, correct, robust)."""
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class _Loop:
         return {**self.trainer.state(), "loop.sums": self.sums}
 
     def advance(self, progress: Report) -> bool:
-        """Some steps of the epoch in hand; whether it ended, with its row of the curve."""
+        """Do some steps of the epoch. Returns whether it ended; its row is then on the curve."""
         epoch, first = divmod(self.step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.data.order(self.config.seed, epoch))
@@ -243,10 +244,12 @@ class _Loop:
         self.step += 1
 
     def _row(self, epoch: int, validating: Callable[[], None]) -> dict[str, Any]:
-        """One epoch of the curve; accuracies are shares, ``robust`` is the method's own estimate
-        (no certificate) at the epsilon of the moment, of validation samples at the full one.
-        ``precision`` and ``compiled``: what the epoch ended with."""
-        share = self.step / self.total
+        """The row of one epoch on the curve. Accuracies lie in [0, 1].
+
+        robust: the method's own estimate, not a certificate, at the current epsilon; for validation
+        samples at the full epsilon. precision, compiled: as at the end of the epoch.
+        """
+        progress = self.step / self.total
         loss, correct, robust = (float(value) for value in self.sums)
         seen = self.per_epoch * self.batch_size
         row: dict[str, Any] = {
@@ -254,7 +257,7 @@ class _Loop:
             "loss": loss / self.per_epoch,
             "accuracy": correct / seen,
             "robust": robust / seen,
-            "epsilon": self.config.epsilon * self.config.epsilon_schedule.at(share),
+            "epsilon": self.config.epsilon * self.config.epsilon_schedule.at(progress),
             "learning_rate": self.config.rate((self.step - 1) / self.total),
             "precision": str(self.trainer.dtype).removeprefix("torch."),
             "compiled": self.trainer.step.compiled,
@@ -280,7 +283,7 @@ class _Loop:
         return correct / len(self.held.x), robust / len(self.held.x)
 
     def _message(self, sums: list[float], *, ended: bool) -> str:
-        """Of the epoch so far; robust of the validation samples where it has ended and has some."""
+        """Progress message: loss and the estimate so far; at the end that on validation samples."""
         steps = (self.step - 1) % self.per_epoch + 1
         loss, robust = sums[0] / steps, sums[2] / (steps * self.batch_size)
         if ended:
@@ -288,7 +291,7 @@ class _Loop:
         return f"loss {loss:.3f}, robust {100 * robust:.1f} % (estimate)"
 
     def diverged(self) -> TrainingError:
-        """What is raised where loss or weights are no numbers any more."""
+        """The error for a loss or a weight that is not finite."""
         epoch = max(self.step - 1, 0) // self.per_epoch + 1
         return TrainingError(
             "training_diverged",

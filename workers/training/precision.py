@@ -1,8 +1,8 @@
-"""What a run computes in, and whether its step is compiled, by request, method and device.
+"""The precision of a training run and whether its step is compiled, by request, method, device.
 
 bfloat16 is for the plain forward pass alone (convolutions and dense layers, and their gradients).
 Weights, optimiser, losses, norms, factorisations and the last layer are float32 whatever is asked
-for; so are boxes, whose widths bfloat16 would lose. What is certified is the float32 network.
+for; so are boxes, whose widths bfloat16 would lose. The network that is certified is float32.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ __all__ = ["dtype_of", "wants_compilation"]
 
 
 def dtype_of(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    """What the forward pass multiplies in. ``auto``: bfloat16 on a GPU that has it, where the
-    method bears it. Raises TrainingError where it does not, and it was asked for."""
+    """The dtype of products in the forward pass.
+
+    auto: bfloat16 on a GPU that has it, if the method allows it; else float32. Raises TrainingError
+    where bfloat16 is requested and the method does not allow it.
+    """
     if config.precision == "bfloat16" and not config.bears_bfloat16:
         raise TrainingError(
             "unsupported_precision",
@@ -30,7 +33,7 @@ def dtype_of(config: TrainingConfig, device: torch.device) -> torch.dtype:
 
 
 def wants_compilation(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether to try. ``auto``: on a GPU, where the method's row says so."""
+    """Whether to compile the step. auto: on a GPU, if the method's row says so."""
     if isinstance(config.compiled, bool):
         return config.compiled
     return device.type == "cuda" and config.compiles

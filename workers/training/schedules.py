@@ -1,4 +1,4 @@
-"""Values over a run, as data: points (share of the run, value), clamped at both ends."""
+"""Schedules as data: a value over the progress of a run, given by points (progress, value)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 __all__ = ["Schedule"]
 
 
-def _linear(low: float, high: float, share: float) -> float:
-    return low + (high - low) * share
+def _linear(low: float, high: float, progress: float) -> float:
+    return low + (high - low) * progress
 
 
-def _log(low: float, high: float, share: float) -> float:
-    return math.exp(_linear(math.log(low), math.log(high), share))
+def _log(low: float, high: float, progress: float) -> float:
+    return math.exp(_linear(math.log(low), math.log(high), progress))
 
 
-def _cosine(low: float, high: float, share: float) -> float:
-    return _linear(low, high, 0.5 * (1.0 - math.cos(math.pi * share)))
+def _cosine(low: float, high: float, progress: float) -> float:
+    return _linear(low, high, 0.5 * (1.0 - math.cos(math.pi * progress)))
 
 
-def _steps(low: float, high: float, share: float) -> float:
+def _steps(low: float, high: float, progress: float) -> float:
     return low
 
 
@@ -36,7 +36,8 @@ SHAPES: dict[str, Callable[[float, float, float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """``points`` in rising order of their share; ``shape`` is a key of SHAPES."""
+    """points: (progress from 0 to 1, value) in rising order; shape: how they are joined, a key of
+    SHAPES."""
 
     points: tuple[tuple[float, float], ...]
     shape: str = "linear"
@@ -46,15 +47,15 @@ class Schedule:
         """The same value all the time."""
         return cls(((0.0, value),))
 
-    def at(self, share: float) -> float:
-        """The value after ``share`` (0 to 1) of the run; before the first and after the last point
+    def at(self, progress: float) -> float:
+        """The value at ``progress`` (0 to 1) of the run; before the first and after the last point
         theirs (the papers' code overshoots there)."""
         first, last = self.points[0], self.points[-1]
-        if share <= first[0]:
+        if progress <= first[0]:
             return first[1]
-        if share >= last[0]:
+        if progress >= last[0]:
             return last[1]
         for (begin, low), (end, high) in zip(self.points, self.points[1:], strict=False):
-            if begin <= share < end:
-                return SHAPES[self.shape](low, high, (share - begin) / (end - begin))
+            if begin <= progress < end:
+                return SHAPES[self.shape](low, high, (progress - begin) / (end - begin))
         return last[1]

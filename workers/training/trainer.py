@@ -1,4 +1,4 @@
-"""One run's moving parts: network, optimiser and running norms, stepped one batch at a time."""
+"""The trainer: network, optimiser and running norms of a run, advanced batch by batch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Trainer:
             raise TrainingError("unknown_method", f"there is no training method {config.method!r}")
         self.config = config
         self.network = network
-        # Refuses what cannot be trained: after it there are parameters.
+        # Raises for networks that cannot be trained, so below there are parameters.
         self.graph = TrainingGraph(
             network, power_steps=config.power_steps, generator=seeded(config.seed, 4, 0)
         )
@@ -74,13 +74,15 @@ class Trainer:
             compiles=wants_compilation(config, self.device),
         )
 
-    def train_on(self, x: Tensor, y: Tensor, share: float, step: int) -> Tensor:
-        """The step of this number, after ``share`` of the run; (loss, correct, robust) as float32
-        [3], on the device: nothing waits for it."""
+    def train_on(self, x: Tensor, y: Tensor, progress: float, step: int) -> Tensor:
+        """Do the step of this number, at ``progress`` (0 to 1) of the run.
+
+        Returns (loss, correct, robust), float32 [3], on the device: nothing waits for it.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(share)
+            group["lr"] = self.config.rate(progress)
         with self.graph.computing_in(self.dtype):
-            loss, counts = self.step(x, y, ScheduledWeights.at(self.config, share, step))
+            loss, counts = self.step(x, y, ScheduledWeights.at(self.config, progress, step))
         self.graph.keep_statistics()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
@@ -93,7 +95,7 @@ class Trainer:
             return torch.cat([loss.reshape(1), counts])
 
     def end_epoch(self) -> None:
-        """Before an epoch is judged."""
+        """Prepare for validation: slow weights of Lookahead become those of the network."""
         if self.lookahead is not None:
             self.lookahead.look()
 
@@ -112,7 +114,7 @@ class Trainer:
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what ``state`` gave. Raises TrainingError where it is of another run."""
+        """Continue from what ``state`` returned. Raises TrainingError if it does not fit."""
         network: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():

@@ -1,4 +1,8 @@
-"""The transposed convolution of a layer in training, for power steps: any padding and stride."""
+"""The transposed convolution of a layer in training, for power steps: any padding and stride.
+
+The padding is left to the library's kernel where that can cut it: a slice would be copied by the
+next operation.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,6 @@ def transposed_convolution(
     # output_padding must be smaller than the stride; what is beyond was never read.
     inside = [min(extra, s - 1) for extra, s in zip(spare, layer.stride, strict=True)]
     rest = [extra - taken for extra, taken in zip(spare, inside, strict=True)]
-    # Cut by the kernel itself where it can: a slice would be copied by what comes next.
     even = (top, left) == (bottom, right) and not any(rest)
     cut = (top, left) if even else (0, 0)
     full = F.conv_transpose2d(

@@ -1,8 +1,8 @@
-"""What a network answers: ONE rule for clean accuracy, rows, attack and training.
+"""The answer of a network: one rule for clean accuracy, rows of a report, attack and training.
 
 A class is the answer where its logit is strictly the largest. Where two classes share the largest
-logit there is no answer: which of them a program names then depends on the program, so the sample
-counts as wrong, whatever its label. The same holds where a logit is NaN or infinite.
+logit there is no answer: programs differ in which of them they name, so the sample counts as wrong,
+whatever its label. The same holds where a logit is NaN or infinite.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The clock that every bound looks at: whether its time is over, and whom to tell that it gets on.
+"""The clock of a bound: its deadline, and a callback that reports progress or aborts the work.
 
-A bound on a large network takes minutes, so a budget, a cancellation and progress must reach inside
-it. Whatever works for long calls ``check`` between its pieces (row blocks and layers of a backward
-pass, iterations, starts, layers of a forward pass, parts of a norm): it tells ``alive``, which may
-raise to abort the work, and raises ``OutOfTime`` once the deadline is over. Without a deadline the
-clock is never read, so no answer can depend on it.
+A bound on a large network takes minutes, so time budget, cancellation and progress must reach
+inside it. Whatever works for long calls ``check`` between its pieces (row blocks and layers of a
+backward pass, iterations, starts, layers of a forward pass, parts of a norm). ``check`` calls
+``report``, which may raise to abort the work, and raises ``OutOfTime`` once the deadline is over.
+Without a deadline the time is never read, so no result can depend on it.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Clock:
-    """deadline: ``now()`` after which time is over (None: never); alive: called at every look."""
+    """deadline: ``now()`` after which the time is over (None: never); report: called by every
+    ``check``."""
 
     deadline: float | None = None
-    alive: Callable[[], None] = _nothing
+    report: Callable[[], None] = _nothing
     now: Callable[[], float] = time.monotonic
 
     def over(self) -> bool:
-        """Whether the time is over; whoever can, keeps what it has and ends."""
-        self.alive()
+        """Whether the time is over. Calls ``report``."""
+        self.report()
         return self.deadline is not None and self.now() > self.deadline
 
     def check(self) -> None:
-        """Raises OutOfTime where the time is over, and whatever ``alive`` raises."""
+        """Raises OutOfTime where the time is over, and whatever ``report`` raises."""
         if self.over():
             raise OutOfTime
 
 
-#: Never over, tells nobody.
+#: No deadline, no report.
 UNLIMITED = Clock()
 
 

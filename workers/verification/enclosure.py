@@ -1,4 +1,4 @@
-"""What holds a value of the network over a region: ball and box together."""
+"""An enclosure: the ball and the box that hold a value of the network over a region."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.verification.numerics import euclidean_norm
-from workers.verification.rounding import unit_roundoff
+from workers.verification.numerics import euclidean_norm, raised
 
 __all__ = ["CORNER_SIZE", "Enclosure", "box_to_ball"]
 
@@ -20,12 +19,12 @@ CORNER_SIZE = 2048
 class Enclosure:
     """centre, lower, upper [batch, *shape]; radius [batch] float64; valid [batch] bool.
 
-    round: the box is the ball's own (an l2 region's): through a wide affine map the ball alone is
-    tighter, and the interval product can be saved.
-
+    Every deployed float32 value z' satisfies |z' - centre|_2 <= radius and lower <= z' <= upper.
     lower and upper are None when only the ball is carried; radius is infinite when only the box is.
-    ``valid`` falls where the deployed float32 may overflow: nothing may be concluded there. What is
-    not finite stays so (NaN) to the end, where nothing is concluded from it.
+    valid: False where the deployed float32 may overflow; nothing is certified there. NaN propagates
+    and certifies nothing.
+    round: the box is the one around the ball (of an l2 region). Through a wide affine map the ball
+    is tighter than this box, so the interval product is left out.
     """
 
     centre: Tensor
@@ -43,6 +42,6 @@ def box_to_ball(state: Enclosure) -> Enclosure:
     if state.lower[0].numel() > CORNER_SIZE:
         return state
     corner = torch.maximum(state.upper - state.centre, state.centre - state.lower)
-    slack = 8 * unit_roundoff(corner.dtype)
-    state.radius = torch.minimum(state.radius, euclidean_norm(corner) * (1.0 + slack))
+    distance = raised(euclidean_norm(corner), 3, corner.dtype)
+    state.radius = torch.minimum(state.radius, distance)
     return state

@@ -1,4 +1,4 @@
-"""What every bound is given: the compiled network, and with which arithmetic it may be computed.
+"""The input of every bound: the compiled network, and the arithmetics that it may be computed in.
 
 One problem serves all samples of a shard; region, labels and budget come with each attempt.
 """
@@ -12,15 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.verification.block_sizes import BLOCK_BYTES
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.rounding import Rounding
 
-__all__ = ["BLOCK_BYTES", "Arithmetic", "Problem"]
-
-#: Bytes per activation tensor handled at once: on a CPU, small enough to stay in its cache.
-BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
+__all__ = ["Arithmetic", "Problem"]
 
 #: What of rounding is accounted for, and the dtype that a bound computes in.
 Arithmetic = tuple[Rounding, torch.dtype]

@@ -9,9 +9,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from workers.verification.numerics import MANY, raised
 from workers.verification.rounding import unit_roundoff
 
 __all__ = ["Region", "float_above"]
+
+#: Added to every radius, in pixel units: far more than underflow takes from it.
+RADIUS_FLOOR = 1e-18
 
 
 def float_above(value: Fraction) -> float:
@@ -35,10 +39,9 @@ class Region:
     def box(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Elementwise bounds of the region, rounded outward: lower, upper [batch, *shape]."""
         x = self.x.to(dtype)
-        unit = unit_roundoff(dtype)
         # Rounded up; 2 u (|x| + e) covers the rounding of the sums below.
-        reach = (self.epsilon * (1.0 + 4 * unit)).to(dtype) * (1.0 + 4 * unit)
-        slack = 4 * unit * x.abs()
+        reach = raised(raised(self.epsilon, 1, dtype).to(dtype), 1, dtype)
+        slack = 4 * unit_roundoff(dtype) * x.abs()
         slack += reach.reshape(-1, *([1] * (x.dim() - 1)))
         lower, upper = x - slack, x + slack
         if self.clip:
@@ -52,7 +55,7 @@ class Region:
         x = self.x.to(lower.dtype)
         reach = torch.maximum(upper - x, x - lower).flatten(1)
         corner = torch.linalg.vector_norm(reach, dim=1, dtype=torch.float64)
-        corner = corner * (1.0 + 4 * unit_roundoff(lower.dtype) + 1e-10) + 1e-18
+        corner = raised(raised(corner, MANY), 1, lower.dtype) + RADIUS_FLOOR
         return torch.minimum(corner, self.epsilon) if self.norm == "l2" else corner
 
     def part(self, rows: Tensor | slice, device: torch.device) -> Region:

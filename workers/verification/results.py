@@ -1,7 +1,8 @@
-"""What is asked of the verifier and what it answers: plain values, one row per sample."""
+"""The request to the verifier and its results: plain values, one row per sample."""
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 __all__ = ["POOL", "AttackSettings", "CertificationRequest", "SampleResults"]
 
-#: So many consecutive samples share what work is allowed to them. Shards are cut between pools, so
-#: that no answer depends on the shard that it was computed in.
+#: So many consecutive samples share one work budget. Shards are cut between such pools, so that no
+#: result depends on the shard that it was computed in.
 POOL = 10
 
 
@@ -72,8 +73,8 @@ class SampleResults:
     seconds: dict[str, float]
     notes: dict[str, Any]
 
-    def save(self, path: Path) -> None:
-        """Write as ``.npz`` (no pickles; texts and notes as JSON in a byte array)."""
+    def to_bytes(self) -> bytes:
+        """An ``.npz`` file (no pickles; texts and notes as JSON in a byte array)."""
         texts = json.dumps(
             {
                 "method": self.method,
@@ -85,19 +86,24 @@ class SampleResults:
         arrays: dict[str, Any] = {
             f"counterexample:{key}": value for key, value in self.counterexamples.items()
         }
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                index=self.index,
-                label=self.label,
-                prediction=self.prediction,
-                margin=self.margin,
-                radius=self.radius,
-                certified=self.certified,
-                falsified=self.falsified,
-                texts=np.frombuffer(texts, dtype=np.uint8),
-                **arrays,
-            )
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            index=self.index,
+            label=self.label,
+            prediction=self.prediction,
+            margin=self.margin,
+            radius=self.radius,
+            certified=self.certified,
+            falsified=self.falsified,
+            texts=np.frombuffer(texts, dtype=np.uint8),
+            **arrays,
+        )
+        return file.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Write ``to_bytes`` to a file."""
+        path.write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> SampleResults:

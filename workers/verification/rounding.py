@@ -1,9 +1,10 @@
-"""What floating point may have hidden: unit roundoffs, gamma_n, and the switches that must be off.
+"""The model of floating-point errors: unit roundoffs, gamma_n, and the switches that must be off.
 
 Every enclosure of this package holds for the DEPLOYED float32 network: one that evaluates each
 layer in float32 in any summation order, with or without fused multiply-add. A dot product of n
-terms then differs from the real one by at most gamma_n sum |w_i x_i| (Higham 2002, section 3.1;
-methods-lipschitz 7.5). The verifier's own arithmetic (float32 or float64) is bounded the same way.
+terms then differs from the real one by at most gamma_n sum |w_i x_i| (Higham 2002, section 3.1).
+The verifier's own arithmetic (float32 or float64) is bounded the same way; docs/soundness.md says
+where each error is paid.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["FLOAT32_MAX", "SOFTMAX_GAP", "Rounding", "exact_arithmetic", "gamma", "unit_roundoff"]
+__all__ = [
+    "FLOAT32_MAX",
+    "SOFTMAX_GAP",
+    "Rounding",
+    "exact_arithmetic",
+    "gamma",
+    "overflow_ceiling",
+    "unit_roundoff",
+]
 
 #: Unit roundoff of IEEE binary32 and binary64, round to nearest.
 U32 = 2.0**-24
@@ -43,6 +52,14 @@ def gamma(terms: float, unit: float) -> float:
     if not product < 0.5:
         return float("inf")
     return product / (1.0 - product) * (1.0 + 1e-12)
+
+
+def overflow_ceiling(terms: float) -> float:
+    """The largest |W| |z| + |b| at which no partial sum of a deployed operator overflows float32.
+
+    terms: its rounding steps. Two percent are left for computing that magnitude.
+    """
+    return FLOAT32_MAX / (1.02 + gamma(terms, U32))
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,14 @@ class Rounding:
     def own_gamma(self, terms: float) -> float:
         """The same for the verifier's arithmetic, with room for its bookkeeping (8 more steps)."""
         return gamma(terms + 8, self.own) if self.own else 0.0
+
+    @property
+    def single_operation(self) -> float:
+        """Relative error of one deployed operation and of the same one here, 3 (u + u_own).
+
+        Twice as much again is left for computing with it.
+        """
+        return 3 * (self.deployed + self.own)
 
     @property
     def underflow(self) -> float:

@@ -1,7 +1,7 @@
 """ONNX activations beside Relu: Clip, Sigmoid, Tanh, and maxima and minima.
 
-Bounds by one number come down to one layer, however they are written: Relu, Clip, Max and Min in
-a row are one Clip.
+Limits by one number become one layer, however they are written: Relu, Clip, Max and Min in a row
+are one Clip.
 """
 
 from __future__ import annotations

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field, JsonValue
 
 from service.api.auth import Principal
-from service.api.bodies import dataset_fields, json_body, metered, model_fields
-from service.api.responses import SubmissionOptions, answer
+from service.api.bodies import (
+    FILE,
+    dataset_fields,
+    json_body,
+    media_type,
+    model_fields,
+    object_schema,
+    received_form,
+    request_body,
+)
+from service.api.responses import SubmissionOptions, respond
 from service.api.services import Services, UsesServices
 from service.api.uploads.registration import keep_dataset, keep_model, known_dataset, known_model
 from service.contract.schemas.parsing import parse_json, parse_model
@@ -25,52 +34,42 @@ from service.contract.schemas.submissions import (
 from service.contract.schemas.webhook_address import WebhookUrl
 from service.jobs.control import check_fit
 from service.jobs.submit import PreparedSubmission, SubmissionRequest
-from service.uploads.receive import Form, receive_form
+from service.uploads.receive import Form
 from service.webhooks.targets import accepted_webhook
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["jobs"])
 
-_FILE = {"type": "string", "format": "binary"}
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "model": _FILE,
-                        "model_id": {"type": "string"},
-                        "dataset": {"anyOf": [_FILE, {"type": "string"}]},
-                        "dataset_labels": _FILE,
-                        "dataset_id": {"type": "string"},
-                        "spec": {"type": "string", "description": "JSON text of a spec"},
-                        "force": {"type": "string", "enum": ["true", "false"]},
-                        "webhook": {"type": "string", "format": "uri"},
-                    },
-                    "required": ["spec"],
-                    "additionalProperties": False,
-                }
+_TEXT = {"type": "string"}
+_WEBHOOK = {"type": "string", "format": "uri"}
+_BODY = request_body(
+    {
+        "multipart/form-data": object_schema(
+            {
+                "model": FILE,
+                "model_id": _TEXT,
+                "dataset": {"anyOf": [FILE, _TEXT]},
+                "dataset_labels": FILE,
+                "dataset_id": _TEXT,
+                "spec": {"type": "string", "description": "JSON text of a spec"},
+                "force": {"type": "string", "enum": ["true", "false"]},
+                "webhook": _WEBHOOK,
             },
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "model_id": {"type": "string"},
-                        "dataset": {"type": "string"},
-                        "spec": {"type": "object"},
-                        "force": {"type": "boolean"},
-                        "webhook": {"type": "string", "format": "uri"},
-                    },
-                    "required": ["model_id", "dataset", "spec"],
-                    "additionalProperties": False,
-                }
+            required=["spec"],
+        ),
+        "application/json": object_schema(
+            {
+                "model_id": _TEXT,
+                "dataset": _TEXT,
+                "spec": {"type": "object"},
+                "force": {"type": "boolean"},
+                "webhook": _WEBHOOK,
             },
-        },
+            required=["model_id", "dataset", "spec"],
+        ),
     }
-}
+)
 
 
 class _JsonSubmission(Strict):
@@ -115,18 +114,18 @@ async def certify(
     answer, unless `force` (query, form field or JSON member).
     """
     options = SubmissionOptions(principal, idempotency_key, force)
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
+    given = media_type(request)
+    if given == "multipart/form-data":
         prepared = await _from_form(request, services, options)
-    elif media_type == "application/json":
+    elif given == "application/json":
         prepared = await _from_json(request, services, options)
     else:
         raise Unsupported(
-            f"a submission is multipart/form-data or application/json, not {media_type[:100]!r}",
+            f"a submission is multipart/form-data or application/json, not {given[:100]!r}",
             code="unsupported_media_type",
         )
     accepted = await services.submissions.submit(prepared)
-    return await answer(request, response, services, principal, accepted)
+    return await respond(request, response, services, principal, accepted)
 
 
 async def _from_json(
@@ -176,10 +175,7 @@ async def _from_form(
     files = model_fields(settings) | dataset_fields(settings)
     texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
     texts |= {"force": 5, "webhook": 4000}
-    async with (
-        metered(request, services, options.caller) as meter,
-        receive_form(request, services.store, files=files, texts=texts, meter=meter) as form,
-    ):
+    async with received_form(request, services, options.caller, files=files, texts=texts) as form:
         if "spec" not in form.texts:
             raise InvalidInput("the field spec is missing", code="missing_field", field="spec")
         value = parse_json(form.texts["spec"], field="spec")

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import ValidationError
 
 from service.api.auth import Principal
-from service.api.bodies import json_body
-from service.api.responses import SubmissionOptions, answer
+from service.api.bodies import json_body, media_type
+from service.api.responses import SubmissionOptions, respond
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import own_names
 from service.contract.schemas.parsing import parse_model, problem_of
@@ -70,10 +70,10 @@ async def train(
     A registered data set means its train split, and its test split for the certification; of an
     uploaded one a random tenth is held out for it, unless ``test_dataset`` names another.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    given = media_type(request)
+    if given != "application/json":
         raise Unsupported(
-            f"a training is application/json, not {media_type[:100]!r}",
+            f"a training is application/json, not {given[:100]!r}",
             code="unsupported_media_type",
         )
     value = await json_body(request, limit=services.settings.max_spec_bytes)
@@ -82,7 +82,7 @@ async def train(
     options = SubmissionOptions(principal, idempotency_key, spec.force, webhook)
     prepared = await to_thread.run_sync(lambda: _prepared(services, options, spec))
     accepted = await services.submissions.submit(prepared)
-    return await answer(request, response, services, principal, accepted)
+    return await respond(request, response, services, principal, accepted)
 
 
 def _prepared(

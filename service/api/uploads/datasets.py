@@ -9,38 +9,26 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from service.api.auth import Principal
-from service.api.bodies import dataset_fields, metered
+from service.api.bodies import FILE, dataset_fields, object_schema, request_body
 from service.api.routes.jobs import Page
 from service.api.services import UsesServices
 from service.api.uploads.listing import find_record, record_page
-from service.api.uploads.registration import check_name, keep_dataset
-from service.contract.schemas.problems import InvalidInput
-from service.uploads.receive import receive_form
+from service.api.uploads.registration import keep_dataset
+from service.api.uploads.upload import upload_to
+from service.uploads.receive import Form
 
 __all__ = ["DatasetRecord", "router"]
 
 router = APIRouter(tags=["datasets"])
 
-_FILE = {"type": "string", "format": "binary"}
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "dataset": _FILE,
-                        "dataset_labels": _FILE,
-                        "name": {"type": "string"},
-                    },
-                    "required": ["dataset"],
-                    "additionalProperties": False,
-                }
-            }
-        },
+_BODY = request_body(
+    {
+        "multipart/form-data": object_schema(
+            {"dataset": FILE, "dataset_labels": FILE, "name": {"type": "string"}},
+            required=["dataset"],
+        )
     }
-}
+)
 
 
 class DatasetRecord(BaseModel):
@@ -69,24 +57,18 @@ async def upload_dataset(
     request: Request, response: Response, services: UsesServices, principal: Principal
 ) -> DatasetRecord:
     """Multipart with ``dataset`` (and ``dataset_labels``); ``name`` may be a registered name."""
+
+    def keep(form: Form, name: str | None) -> tuple[str, bool]:
+        source, new = keep_dataset(services, form, name=name, owner=principal.name, own=True)
+        assert source.id is not None
+        return source.id, new
+
     files = dataset_fields(services.settings)
-    async with (
-        metered(request, services, principal) as meter,
-        receive_form(
-            request, services.store, files=files, texts={"name": 400}, meter=meter
-        ) as form,
-    ):
-        if "dataset" not in form.files:
-            raise InvalidInput("the file dataset is missing", code="missing_field", field="dataset")
-        name = check_name(form.texts.get("name"))
-        source, new = await to_thread.run_sync(
-            lambda: keep_dataset(services, form, name=name, owner=principal.name, own=True)
+    return _shown(
+        await upload_to(
+            "datasets", keep, request, response, services, principal, files=files, field="dataset"
         )
-    assert source.id is not None
-    record = await to_thread.run_sync(find_record, services, "datasets", source.id, principal)
-    response.headers["Location"] = f"/datasets/{source.id}"
-    response.status_code = 201 if new else 200
-    return _shown(record)
+    )
 
 
 @router.get("/datasets", summary="List data sets, newest first")

@@ -11,36 +11,26 @@ from pydantic import BaseModel
 
 from service.access.keys import Caller
 from service.api.auth import Principal
-from service.api.bodies import metered, model_fields
+from service.api.bodies import FILE, model_fields, object_schema, request_body
 from service.api.routes.jobs import Page
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import find_record, record_page
-from service.api.uploads.registration import check_name, keep_model
-from service.contract.schemas.problems import InvalidInput, NotFound
-from service.uploads.receive import receive_form
+from service.api.uploads.registration import keep_model
+from service.api.uploads.upload import upload_to
+from service.contract.schemas.problems import NotFound
+from service.uploads.receive import Form
 
 __all__ = ["ModelRecord", "router"]
 
 router = APIRouter(tags=["models"])
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "model": {"type": "string", "format": "binary"},
-                        "name": {"type": "string"},
-                    },
-                    "required": ["model"],
-                    "additionalProperties": False,
-                }
-            }
-        },
+_BODY = request_body(
+    {
+        "multipart/form-data": object_schema(
+            {"model": FILE, "name": {"type": "string"}}, required=["model"]
+        )
     }
-}
+)
 
 _BYTES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {"application/octet-stream": {}}}
@@ -70,25 +60,18 @@ async def upload_model(
     request: Request, response: Response, services: UsesServices, principal: Principal
 ) -> ModelRecord:
     """Multipart with the file ``model`` and, if you like, a ``name``. 200 where it was known."""
+
+    def keep(form: Form, name: str | None) -> tuple[str, bool]:
+        upload, owner = form.files["model"], principal.name
+        source, new = keep_model(services, upload, name=name, owner=owner, own=True)
+        return source.digest, new
+
     files = model_fields(services.settings)
-    async with (
-        metered(request, services, principal) as meter,
-        receive_form(
-            request, services.store, files=files, texts={"name": 400}, meter=meter
-        ) as form,
-    ):
-        if "model" not in form.files:
-            raise InvalidInput("the file model is missing", code="missing_field", field="model")
-        name = check_name(form.texts.get("name"))
-        source, new = await to_thread.run_sync(
-            lambda: keep_model(
-                services, form.files["model"], name=name, owner=principal.name, own=True
-            )
+    return _shown(
+        await upload_to(
+            "models", keep, request, response, services, principal, files=files, field="model"
         )
-    record = await to_thread.run_sync(find_record, services, "models", source.digest, principal)
-    response.headers["Location"] = f"/models/{source.digest}"
-    response.status_code = 201 if new else 200
-    return _shown(record)
+    )
 
 
 @router.get("/models", summary="List models, newest first")

@@ -12,6 +12,7 @@ from service.api.uploads.listing import own_names, owners_of, visible_to
 from service.contract.ids import digest_hex
 from service.contract.schemas.problems import InvalidInput
 from service.contract.schemas.submissions import DatasetSource, ModelSource
+from service.contract.storage.store import Collection
 from service.contract.times import now, rfc3339
 from service.uploads.dataset_files import inspect_dataset
 from service.uploads.dataset_sources import resolve_dataset, uploaded_source
@@ -41,16 +42,14 @@ def keep_model(
     """
     kind = inspect_model(upload.writer.path, upload.filename, services.settings)
     blob = upload.writer.publish()
-    new = not _owned(services.store.record("models", blob.digest), owner)
-    record = services.store.put_record(
+    record, new = _put(
+        services,
         "models",
-        blob.digest,
         {
             "id": blob.digest,
             "format": kind,
             "name": name or upload.filename,
             "size": blob.size,
-            "created_at": rfc3339(now()),
         },
         owner=owner,
         own=own,
@@ -81,10 +80,9 @@ def keep_dataset(
         second = labels.writer.publish().digest
         identity = "sha256:" + hashlib.sha256(f"{first}\n{second}\n".encode()).hexdigest()
         blobs = {"images": first, "labels": second}
-    new = not _owned(services.store.record("datasets", identity), owner)
-    record = services.store.put_record(
+    record, new = _put(
+        services,
         "datasets",
-        identity,
         {
             "id": identity,
             "format": facts.format,
@@ -95,7 +93,6 @@ def keep_dataset(
             "shape": facts.shape,
             "labels": facts.labels,
             "blobs": blobs,
-            "created_at": rfc3339(now()),
         },
         owner=owner,
         own=own,
@@ -127,8 +124,14 @@ def known_dataset(services: Services, text: str, caller: Caller, *, field: str) 
     return source
 
 
-def _owned(record: dict[str, Any] | None, owner: str) -> bool:
-    return record is not None and owner in owners_of(record)
+def _put(
+    services: Services, collection: Collection, record: dict[str, Any], *, owner: str, own: bool
+) -> tuple[dict[str, Any], bool]:
+    """The stored record, and whether it is new to its owner."""
+    known = services.store.record(collection, record["id"])
+    new = known is None or owner not in owners_of(known)
+    record = {**record, "created_at": rfc3339(now())}
+    return services.store.put_record(collection, record["id"], record, owner=owner, own=own), new
 
 
 def _model_source(record: dict[str, Any]) -> ModelSource:

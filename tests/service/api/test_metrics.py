@@ -101,7 +101,7 @@ def test_json_lines_name_the_job_and_hide_secrets(capsys: pytest.CaptureFixture[
     configure_logging("json")
     log, job_id = logging.getLogger("somewhere"), new_job_id()
     log.info("job %s: attempt %d", job_id, 2)
-    log.warning("ticket %s is lost", f"{job_id}-0a1b2c3d")
+    log.warning("wake-up job %s is lost", f"{job_id}-0a1b2c3d")
     log.info("nothing in particular")
     key = "crt_abcdefghij_" + "x" * 40
     log.error("a header: Authorization: Bearer %s", key)

@@ -148,7 +148,7 @@ def _full_for(
     return create
 
 
-def test_one_ticket_for_every_worker_is_enough(
+def test_one_wake_up_job_for_every_worker_is_enough(
     reconciler: Reconciler, ledger: Ledger, notifier: Notifier, redis: Redis, accept: Make
 ) -> None:
     for name in ("a", "b", "c"):
@@ -172,7 +172,7 @@ def test_no_more_wake_up_jobs_than_can_be_of_use(quick: Settings, redis: Redis) 
     assert 1 <= redis.llen("rq:queue:certserve") <= 64
 
 
-def test_a_ticket_that_cannot_be_made_ends_no_bell(
+def test_a_wake_up_job_that_cannot_be_made_stops_no_notifier(
     quick: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notifier = Notifier(connect(quick, text=False), quick)

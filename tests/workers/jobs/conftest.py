@@ -125,12 +125,12 @@ class Corridor:
 
 
 def work_horses(worker: subprocess.Popen[bytes]) -> list[int]:
-    """The pids of a worker's horses."""
+    """The pids of a worker's work horses."""
     return horses_of(worker.pid)
 
 
 def held_by(worker: subprocess.Popen[bytes]) -> Lease | None:
-    """What the worker's horse holds, as the worker itself would know it: the lease note."""
+    """What the worker's work horse holds, as the worker itself would know it: the held lease."""
     for path in Path(f"/proc/{worker.pid}/fd").iterdir():
         try:
             if "memfd:certserve-lease" not in os.readlink(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rq.utils import import_attribute
 
-from service.jobs.notifier import WAKE_UP
+from service.contract.wake_ups import WAKE_UP
 from workers.jobs import work_loop
 from workers.jobs.runtime.work_horse import ALLOWED_FUNCTIONS
 

@@ -1,4 +1,4 @@
-"""A ticket takes a job from its upload to its report, and states what is wrong with an upload."""
+"""A wake-up job takes a job from its upload to its report, or says what is wrong with it."""
 
 from __future__ import annotations
 

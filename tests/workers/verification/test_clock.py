@@ -21,13 +21,13 @@ from models.onnx.importer import import_onnx
 from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import Builder, random_network
 from workers.verification import clock as clock_module
+from workers.verification.block_sizes import BLOCK_BYTES
 from workers.verification.cascade import progress as progress_module
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.clock import Clock, OutOfTime
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import costliest, forward_cost
-from workers.verification.problem import BLOCK_BYTES
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 
 SAMPLES = 3

@@ -5,6 +5,11 @@ Numbers are float32 here, so that float64 holds their products and the ends of t
 
 from __future__ import annotations
 
+import ast
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,18 +29,25 @@ from workers.verification.layers.clamp import clamp
 from workers.verification.layers.registry import rules_of
 from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.numerics import (
+    FEW,
+    MANY,
     euclidean_norm,
     floor,
-    least,
     lost_in_norm,
+    lowered,
+    min_normal,
+    nonzero,
     per_sample,
+    raised,
     rough_norm,
     rounded_down,
     rounded_up,
+    rounding_error,
     slack,
+    sum_error,
 )
 from workers.verification.region import Region
-from workers.verification.rounding import Rounding
+from workers.verification.rounding import FLOAT32_MAX, Rounding, overflow_ceiling, unit_roundoff
 
 F32, F64 = torch.float32, torch.float64
 ULP = 2.0**-149
@@ -58,7 +70,7 @@ def boxes(
 def one_layer(
     rng: np.random.Generator, inputs: int, outputs: int
 ) -> tuple[CompiledNetwork, Tensor]:
-    """A dense layer of huge weights as a program (its head is the identity), and the weights."""
+    """A compiled dense layer of huge weights (its head is the identity), and the weights."""
     weight = torch.from_numpy(rng.uniform(-1, 1, (outputs, inputs)) * WEIGHT / 2).float()
     layers = [("a", Linear(weight), ("input",)), ("b", ReLU(), ("a",))]
     return CompiledNetwork.compile(Network((inputs,), layers).eval()), weight
@@ -155,11 +167,11 @@ def test_least_values_over_denormal_regions(norm: str, rng: np.random.Generator)
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_magnitudes_are_never_rounded_to_nothing(dtype: torch.dtype) -> None:
-    size = torch.tensor([0.0, least(dtype) * 2.0**-20, least(dtype), 1.0], dtype=dtype)
+    size = torch.tensor([0.0, min_normal(dtype) * 2.0**-20, min_normal(dtype), 1.0], dtype=dtype)
     rounding = Rounding.sound(dtype)
     for share in (2.0**-24, 1e-3, 1.0):
         stored = slack(size, share, rounding)
-        assert bool((stored >= least(dtype)).all())
+        assert bool((stored >= min_normal(dtype)).all())
         assert bool((stored >= size * share).all())
     assert bool((slack(size, 0.5, Rounding.ignored()) == size * 0.5).all())
     assert floor(dtype, Rounding.ignored()) == 0.0
@@ -201,3 +213,94 @@ def test_the_quick_maximum_holds_its_own_point(rng: np.random.Generator) -> None
         point = corner * torch.minimum(torch.ones(4).double(), rho / length)[:, None]
         value = (w.double() * point).sum(1)
         assert bool((found >= value * (1 - 1e-14)).all())
+
+
+def worst(exact: float, operations: int, dtype: torch.dtype, *, above: bool) -> Tensor:
+    """The number of ``dtype`` farthest from ``exact`` that so many operations may end at."""
+    u = Fraction(unit_roundoff(dtype))
+    factor = (1 + u if above else 1 - u) ** operations
+    bound = Fraction(exact) * factor
+    found = torch.tensor(float(bound), dtype=dtype)
+    step = torch.tensor(-torch.inf if above else torch.inf, dtype=dtype)
+    while (Fraction(float(found)) > bound) if above else (Fraction(float(found)) < bound):
+        found = torch.nextafter(found, step)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("operations", [0, 1, 2, 3, 7, 64, 1000, FEW])
+def test_a_raised_number_is_not_below_the_exact_one(
+    operations: int, dtype: torch.dtype, rng: np.random.Generator
+) -> None:
+    for _ in range(40):
+        exact = float(torch.tensor(10.0 ** rng.uniform(-3, 3), dtype=dtype))
+        low = worst(exact, operations, dtype, above=False)
+        assert float(raised(low, operations, dtype)) >= exact
+        high = worst(exact, operations, F64, above=True)
+        assert float(lowered(high, operations)) <= exact
+
+
+def test_a_raise_costs_little_and_says_so_where_it_cannot_help() -> None:
+    assert raised(1.0) <= 1.0 + 2e-12
+    assert raised(1.0, MANY) <= 1.0 + 2e-9
+    assert raised(1.0, 2**23, F32) == np.inf
+    assert lowered(-1.0) < 0.0
+    assert nonzero(0.0) > 0.0
+    assert bool((nonzero(torch.zeros(2, dtype=F32)) > 0).all())
+
+
+@pytest.mark.parametrize("count", [3, 2**15, 2**17, 2**21])
+def test_a_sum_may_lose_a_roundoff_with_each_of_its_terms(count: int) -> None:
+    assert math.expm1(count * math.log1p(unit_roundoff(F64))) <= sum_error(count)
+
+
+@pytest.mark.parametrize("terms", [1, 200, 20_000, 100_000])
+def test_an_error_bound_covers_its_own_error(terms: int) -> None:
+    """Computed in float32 from a magnitude that lost a roundoff with each of its terms."""
+    size = worst(1.0, terms, F32, above=False)
+    assert float(rounding_error(size, 2.0**-20, terms=terms)) >= 2.0**-20
+
+
+def test_no_partial_sum_overflows_below_the_ceiling() -> None:
+    for terms in (1, 100, 100_000):
+        share = Fraction(1) + 2 * terms * Fraction(2.0**-24)
+        assert Fraction(overflow_ceiling(terms)) * share * Fraction(1.001) < Fraction(FLOAT32_MAX)
+
+
+#: Where errors are stated; everything else calls these.
+STATED = ("numerics.py", "rounding.py", "norms/backward_errors.py")
+VERIFICATION = Path(__file__).parents[3] / "workers" / "verification"
+
+
+def slacks(source: str) -> Iterator[int]:
+    """Lines that raise or lower by a literal: x * (1.0 + 1e-12), x * 1.001, 1.0 + 8 * unit."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.BinOp):
+            continue
+        left, right = (
+            side.value if isinstance(side, ast.Constant) else None
+            for side in (node.left, node.right)
+        )
+        names = {n.id for n in ast.walk(node.right) if isinstance(n, ast.Name)}
+        small = isinstance(right, float) and 0 < right < 1e-3
+        powers = any(isinstance(n, ast.Pow) for n in ast.walk(node.right))
+        units = bool(names & {"unit", "U64", "unit_roundoff", "gamma"})
+        if isinstance(node.op, ast.Add | ast.Sub) and left == 1.0 and (small or powers or units):
+            yield node.lineno
+        if isinstance(node.op, ast.Mult | ast.Add) and any(
+            isinstance(value, float) and 1.0 < value < 1.1 for value in (left, right)
+        ):
+            yield node.lineno
+
+
+def test_no_proof_has_a_slack_of_its_own() -> None:
+    """Every raise is a call of ``numerics``, where its error is stated."""
+    assert list(slacks("a = b * (1.0 + 1e-12)")) == [1]
+    assert list(slacks("a = b * 1.001 + (1.0 + 8 * unit)")) == [1, 1]
+    found = [
+        f"{path.relative_to(VERIFICATION)}:{line}"
+        for path in sorted(VERIFICATION.rglob("*.py"))
+        if str(path.relative_to(VERIFICATION)) not in STATED
+        for line in slacks(path.read_text())
+    ]
+    assert found == []

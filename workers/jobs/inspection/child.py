@@ -66,8 +66,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     # No norms: the shards compute them once, and keep them.
-    program = CompiledNetwork.compile(network, norms=False)
-    covering_bounds(program, request["method"], request["norm"])
+    compiled = CompiledNetwork.compile(network, norms=False)
+    covering_bounds(compiled, request["method"], request["norm"])
     deployed = DeployedNetwork(loaded.onnx, network.input_shape, outside)
     if loaded.one_row_only:
         deployed.one_by_one()
@@ -96,7 +96,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         doubt += [better] if better is not None else []
     try:
         parity = check_parity(
-            program,
+            compiled,
             x[some],
             logits[some],
             deployed,

@@ -25,7 +25,7 @@ from workers.verification.answers import answers
 __all__ = ["Convention", "conventions", "normalization_doubt"]
 
 #: Samples of the first round over all conventions, and of the second over the remaining ones.
-FIRST, MOST = 50, 200
+FIRST, MAX_SAMPLES = 50, 200
 #: An accuracy that no other convention could improve by much.
 HIGH = 0.95
 #: Smallest difference of accuracies that gives a warning, if it is significant.
@@ -120,7 +120,7 @@ def normalization_doubt(
     sorted by class. Far better: at least 5 points of accuracy, significantly (3 standard deviations
     of a sign test), and better than naming one class always.
     """
-    rows = _spread(len(x), MOST)
+    rows = _spread(len(x), MAX_SAMPLES)
     right = _right(found[rows], labels[rows])
     _, counts = np.unique(labels[rows], return_counts=True)
     if right.mean() >= HIGH or len(counts) < 2:

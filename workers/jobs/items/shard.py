@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from models.network import Network
 from models.onnx.deployed import DeployedNetwork
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.settings import Settings
-from service.contract.storage.files import storage_errors, sync_folder
+from service.contract.storage.files import atomic_write, storage_errors
 from service.contract.storage.store import Store
 from workers.jobs.hardware.device import device_name, device_of
 from workers.jobs.hardware.memory import total_memory
@@ -93,7 +91,9 @@ def certify_shard(
             work=_work(spec, len(prepared.x)),
         )
         results.notes["device"] = device_name(device)
-    _save(results, path)
+    with storage_errors():
+        path.parent.mkdir(exist_ok=True)
+    atomic_write(path, results.to_bytes())
     store.share(path)
     return stop - start
 
@@ -151,18 +151,6 @@ def _load(folder: Path) -> PreparedSamples:
         return PreparedSamples(
             network, deployed, data["x"], data["y"], data["index"], data["logits"]
         )
-
-
-def _save(results: SampleResults, path: Path) -> None:
-    """Write a file atomically: temporary name, fsync, rename."""
-    with storage_errors():
-        path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        results.save(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-        sync_folder(path.parent)
 
 
 def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], shard: int) -> float:

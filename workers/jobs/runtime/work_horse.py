@@ -23,6 +23,7 @@ from rq.serializers import DefaultSerializer
 from service.contract.ids import is_job_id
 from service.contract.processes import die_with_parent
 from service.contract.settings import Settings
+from service.contract.wake_ups import WAKE_UP
 from workers.jobs.inspection import sandbox
 from workers.jobs.runtime import held_lease
 from workers.jobs.runtime.fork_server import ForkServer
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 #: The functions that a message on the queue may name.
-ALLOWED_FUNCTIONS = frozenset({"workers.jobs.ticket.run"})
+ALLOWED_FUNCTIONS = frozenset({WAKE_UP})
 
 
 class MessageRefused(RuntimeError):

@@ -1,7 +1,7 @@
 """The last layer: worst logits over ball and box, for the pairs (label, j) only.
 
 The papers' code solves all C x C pairs and differentiates through the solver. Here the maximiser is
-found without gradient and the envelope theorem gives the rest:
+found without gradient and the envelope theorem gives the rest (the dual of ``box_ball``):
 d value / d w = t, d / d rho = |a|, d / d lower, upper = w - a on the active face, with a = t / mu.
 """
 

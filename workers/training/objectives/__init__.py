@@ -1,8 +1,8 @@
 """Training methods: each one a loss of (network, batch, schedules), in a file of its own.
 
-A file in this folder, or in one below it, names the methods that it holds in a table
-``OBJECTIVES``; nothing else has to be told of a new one. What users read of a method, and what it
-is certified with, is its row in ``service/contract/catalogue/training_methods.py``.
+A file in this folder, or in one below it, lists its methods in a table ``OBJECTIVES``; a new method
+is found there. What users read of a method, and which bound certifies it, is its row in
+``service/contract/catalogue/training_methods.py``.
 """
 
 from __future__ import annotations

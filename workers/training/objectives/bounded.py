@@ -1,4 +1,4 @@
-"""What an objective starts from: logits, and how large the others may get within epsilon."""
+"""The input of an objective: logits, and upper estimates of the other logits within epsilon."""
 
 from __future__ import annotations
 

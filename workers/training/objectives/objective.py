@@ -1,4 +1,4 @@
-"""What a training method is to the loop: a loss, and the estimate its curve is drawn with."""
+"""The interface of a training method: a loss, and the estimate that its curve shows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Loss = Callable[
 class Objective:
     """One method. ``loss``: what a step minimises; a random number in it is drawn from
     ``at.generator(config, ...)``, so that a resumed run draws the same. ``bound``: the estimate
-    that the validation samples are judged with.
+    of worst logits on validation samples.
     """
 
     loss: Loss

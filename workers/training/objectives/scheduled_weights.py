@@ -1,4 +1,4 @@
-"""Where in its schedules, and at which number, a step stands."""
+"""The values of the schedules at one training step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OBJECTIVES = 16
 
 @dataclass(frozen=True)
 class ScheduledWeights:
-    """epsilon in pixel units; kappa weighs clean loss, trades robust divergence.
+    """epsilon in pixel units; kappa is the weight of the clean loss, trades of the divergence.
 
     ``clean`` and ``robust``: kappa is 1 or 0, so that one of both losses is all; ``no_ball``:
-    epsilon is 0. What a step does hangs on these three alone, so that a compiled step is compiled
+    epsilon is 0. The code path of a step depends on these three alone, so that a step is compiled
     once for each of their combinations, and the values may be tensors (``on``). ``step``: its
     number in the run, for ``generator`` alone.
     """
@@ -40,12 +40,12 @@ class ScheduledWeights:
         return cls(epsilon, kappa, trades, kappa == 1.0, kappa == 0.0, epsilon == 0.0, step)
 
     @classmethod
-    def at(cls, config: TrainingConfig, share: float, step: int) -> ScheduledWeights:
-        """The schedules' values after ``share`` of the run, in the step of this number."""
+    def at(cls, config: TrainingConfig, progress: float, step: int) -> ScheduledWeights:
+        """The schedules' values at ``progress`` (0 to 1) of the run, in the step of this number."""
         return cls.of(
-            config.epsilon * config.epsilon_schedule.at(share),
-            config.kappa_schedule.at(share),
-            config.trades_schedule.at(share),
+            config.epsilon * config.epsilon_schedule.at(progress),
+            config.kappa_schedule.at(progress),
+            config.trades_schedule.at(progress),
             step,
         )
 

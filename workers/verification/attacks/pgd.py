@@ -14,9 +14,14 @@ from torch import Tensor
 from models.network import Network
 from workers.verification.attacks.replay import Deployed, breaks
 from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.numerics import nonzero
 from workers.verification.results import AttackSettings
+from workers.verification.rounding import unit_roundoff
 
 __all__ = ["attack", "audit_selection", "project"]
+
+#: A point is drawn back this share inside the ball, so that its float32 form is in it, too.
+INSIDE = 1e-6
 
 
 def attack(
@@ -118,7 +123,7 @@ def _descend(
         if norm == "linf":
             move = gradient.sign()
         else:
-            length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+            length = nonzero(gradient.flatten(1).norm(dim=1))
             move = gradient / _shaped(length, x)
         point = project(point.detach() - move * _shaped(size, x), x, epsilon, norm=norm, clip=clip)
     return best
@@ -138,15 +143,16 @@ def _shaped(values: Tensor, like: Tensor) -> Tensor:
 def project(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) -> Tensor:
     """``point`` drawn back into the ball (a hair inside) and, if ``clip``, into [0, 1]."""
     move = (point - x).nan_to_num(0.0)
-    # x + move rounds to float32: up to 2^-24 |x'| per coordinate.
+    # x + move rounds to float32: up to u |x'| per coordinate.
     size = x.flatten(1).to(torch.float64)
     lost = size.abs().amax(1) if norm == "linf" else size.norm(dim=1)
-    reach = (epsilon - 2.0**-24 * (lost + epsilon)).clamp_min(0.0) * (1.0 - 1e-6)
+    reach = epsilon - unit_roundoff(torch.float32) * (lost + epsilon)
+    reach = reach.clamp_min(0.0) * (1.0 - INSIDE)
     if norm == "linf":
         limit = _shaped(reach, x)
         move = torch.maximum(torch.minimum(move, limit), -limit)
     else:
-        length = move.flatten(1).norm(dim=1, dtype=torch.float64).clamp_min(1e-30)
+        length = nonzero(move.flatten(1).norm(dim=1, dtype=torch.float64))
         move = move * _shaped((reach / length).clamp_max(1.0), x)
     point = x + move
     if clip:

@@ -1,6 +1,6 @@
-"""Whether a counterexample is one: replayed on the deployed network, its distance in float64.
+"""Replays counterexamples on the deployed network and checks their distance in float64.
 
-Whoever finds a candidate (an attack, a complete method), it counts only after this.
+A candidate of an attack or of a bound counts only after this.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.verification.answers import answers
+from workers.verification.numerics import MANY, lowered
 
 __all__ = ["Deployed", "breaks", "inside"]
 
@@ -45,7 +46,7 @@ def inside(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) 
     """[batch] bool: the float32 points lie in the region, checked in float64."""
     move = (point.to(torch.float64) - x.to(torch.float64)).flatten(1)
     length = move.abs().amax(1) if norm == "linf" else move.norm(dim=1)
-    allowed = length <= epsilon * (1.0 - 1e-12)
+    allowed = length <= lowered(epsilon, MANY)
     if clip:
         low = x.clamp_max(0.0).flatten(1)
         high = x.clamp_min(1.0).flatten(1)

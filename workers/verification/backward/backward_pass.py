@@ -28,12 +28,16 @@ from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.layers.registry import rules_of
 from workers.verification.layers.rules import Carried, LinearRelaxation, nothing
 from workers.verification.numerics import (
+    LONGEST_SUM,
+    ROOM,
     SUM_ROUNDINGS,
-    least,
+    lost_in_coefficients,
     lost_in_sums,
     magnitude,
     quick_total,
+    rounding_error,
     slack,
+    sum_error,
 )
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, unit_roundoff
@@ -127,14 +131,14 @@ class BackwardPass:
                 known = pending.get(source)
                 if known is not None:
                     contribution = known.plus(contribution)
-                    size = size + self.rounded(source, contribution) * 2.0**32
+                    lost = self.rounded(source, contribution)
+                    constant, size = constant - lost, size + lost
                 pending[source] = contribution
         result = constant
         if 0 in pending:
             result = result + self._over_region().least(pending[0])
-        # Sums of at most a few hundred thousand float64 numbers of this total size.
-        share = 2.0**-32 if self.rounding.is_sound else 0.0
-        result = result - share * size
+        if self.rounding.is_sound:
+            result = result - sum_error(LONGEST_SUM) * size
         # Only a product that overflowed here is infinite: it says nothing.
         return torch.where(torch.isposinf(result), -torch.inf, result)
 
@@ -150,7 +154,7 @@ class BackwardPass:
         """What underflow may change in a step, [batch]: in coefficients, a tiny share of the
         inputs; in products of coefficients with what the constant gains, a tiny number.
         """
-        tiny = 2.0**16 * least(self.dtype)
+        tiny = lost_in_coefficients(self.dtype)
         lost = torch.zeros(len(self.region.x), dtype=torch.float64, device=self.region.x.device)
         if not self.rounding.is_sound:
             return lost
@@ -175,7 +179,7 @@ class BackwardPass:
             size = nothing(rows)
             if error is not None:
                 size = magnitude(rows.coefficients * rows.pick(error))
-                gained = gained - size * 1.001
+                gained = gained - rounding_error(size)
             return [adjoint(op, rows)], gained, size
         rules = rules_of(op)
         if rules.relax is not None:
@@ -227,7 +231,7 @@ class BackwardPass:
         if (value, share) not in self._shares:
             lower, upper = self.box(value)
             self._shares[value, share] = slack(
-                torch.maximum(lower.abs(), upper.abs()), share * 1.01, self.rounding
+                torch.maximum(lower.abs(), upper.abs()), share * ROOM, self.rounding
             )
         return self._shares[value, share]
 

@@ -10,13 +10,17 @@ from torch import Tensor
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.forward.box_ball import quick_maximum
 from workers.verification.numerics import (
+    ROOM,
     SUM_ROUNDINGS,
     euclidean_norm,
     lost_in_norm,
     lost_in_sums,
     quick_total,
+    raised,
     rounded_down,
     rounded_up,
+    rounding_error,
+    sum_error,
 )
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, unit_roundoff
@@ -52,7 +56,8 @@ class Concretization:
         norm = torch.linalg.vector_norm(flat.detach(), dim=1).to(torch.float64)
         norm = norm + lost_in_norm(flat.shape[1], self.dtype)
         centre_norm = centre.flatten(1).norm(dim=1)
-        lost = (4 * unit + 2.0**-38) * norm * rows.of_samples(centre_norm) * 1.01
+        share = 4 * unit + sum_error(flat.shape[1])
+        lost = share * norm * rows.of_samples(centre_norm) * ROOM
         lost = lost + lost_in_sums(self.dtype)
         if self.region.norm == "l2":
             drop, point = quick_maximum(
@@ -86,12 +91,11 @@ class Concretization:
             below = (self.lower.to(torch.float64) - self._centre()).clamp_max(0.0)
             above = (self.upper.to(torch.float64) - self._centre()).clamp_min(0.0)
             # In float64 until the end: differences of denormal numbers have no half in float32.
-            up = 1.0 + 4 * unit_roundoff(torch.float64)
-            low, high = below * up, above * up
+            low, high = -raised(-below, 1), raised(above, 1)
             below, above = rounded_down(low, self.dtype), rounded_up(high, self.dtype)
-            norm = euclidean_norm(torch.maximum(-low, high)) * 1.001
+            norm = rounding_error(euclidean_norm(torch.maximum(-low, high)))
             middle = ((low + high) * 0.5).to(self.dtype)
             exact = middle.to(torch.float64)
-            half = rounded_up(torch.maximum(high - exact, exact - low) * up, self.dtype)
+            half = rounded_up(raised(torch.maximum(high - exact, exact - low), 1), self.dtype)
             self._offsets = (below, above, middle, half, norm)
         return self._offsets

@@ -1,4 +1,5 @@
-"""Single neurons of any value bounded by backward rows of their own, in chunks that fit memory."""
+"""Intermediate bounds: single neurons bounded by backward rows of their own, in blocks that fit
+memory."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import LinearForm, PatchGrid
+from workers.verification.block_sizes import GRADIENT_TENSORS, ROW_BYTES
 from workers.verification.clock import rows_per_piece
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
@@ -16,6 +18,7 @@ from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
+from workers.verification.numerics import nonzero, rounding_error
 
 __all__ = [
     "Solve",
@@ -36,13 +39,6 @@ CUT_SHARE = 0.1
 #: Rows are chosen anew for the second end where at most this share still needs it.
 WORTH_CHOOSING = 0.7
 
-#: Bytes of one tensor of coefficients handled at once.
-ROW_BYTES = {"cpu": 2**22, "cuda": 2**30}
-
-#: A bound that follows gradients holds about so many times as many tensors of coefficients; on a
-#: CPU chunks are small anyway.
-GRADIENT_SHARE = {"cpu": 1, "cuda": 16}
-
 #: solve(backward, value, rows, needed) -> lower bounds [rows] of rows . value; beyond ``needed``
 #: [rows] more is of no use.
 Solve = Callable[[BackwardPass, int, LinearForm, Tensor], Tensor]
@@ -56,10 +52,10 @@ def plain_bound(backward: BackwardPass, value: int, rows: LinearForm, needed: Te
 def rows_at_once(numbers: int, multiplications: int, device: torch.device, solve: Solve) -> int:
     """How many rows of so many coefficients may be bounded together, in memory and in time.
 
-    multiplications: of one row in the dearest step.
+    multiplications: of one row in the most expensive step.
     """
-    share = 1 if solve is plain_bound else GRADIENT_SHARE[device.type]
-    fit = max(1, ROW_BYTES[device.type] // (numbers * 8 * share))
+    tensors = 1 if solve is plain_bound else GRADIENT_TENSORS[device.type]
+    fit = max(1, ROW_BYTES[device.type] // (numbers * 8 * tensors))
     return min(fit, rows_per_piece(multiplications, device))
 
 
@@ -147,7 +143,7 @@ def unit_forms(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -
         )
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1:]].to(torch.float64)
-        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        slack = zero if error is None else rounding_error(error[places].to(torch.float64))
         patch = LinearForm(rows, op.in_shape, sample, patch_grid).masked().compact()
         return step.sources[0], patch, bias, slack
     if isinstance(op, Dense):
@@ -155,7 +151,7 @@ def unit_forms(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -
         rows = op.cast("weight", like, lambda: op.weight)[places[1]]
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1]].to(torch.float64)
-        slack = zero if error is None else error[places].to(torch.float64) * 1.001
+        slack = zero if error is None else rounding_error(error[places].to(torch.float64))
         return step.sources[0], LinearForm(rows, op.in_shape, sample), bias, slack
     shape = step.shape
     units = torch.zeros(count, *shape, dtype=dtype, device=device)
@@ -207,15 +203,15 @@ def cut_by_pixels(backward: BackwardPass, op: Dense | Convolution) -> Tensor:
     x = backward.region.x.to(lower.dtype)
     room = torch.minimum(upper - x, x - lower)
     rows = op.row_norms_square().amax()
-    largest = op.weight.abs().amax() / rows.sqrt().clamp_min(1e-300)
+    largest = op.weight.abs().amax() / nonzero(rows.sqrt())
     reach = backward.region.epsilon.to(lower.dtype) * float(largest)
     tight = (room < _shaped(reach, room)).to(lower.dtype).reshape(-1, *op.in_shape)
-    squares = op.cast("shares", lower, lambda: op.weight.square() / rows.clamp_min(1e-300))
+    squares = op.cast("shares", lower, lambda: op.weight.square() / nonzero(rows))
     if isinstance(op, Dense):
         cut = tight.flatten(1) @ squares.T
     else:
         cut = op.geometry.apply(tight, squares)
-    return cut > CUT_SHARE * (op.row_norms_square() / rows.clamp_min(1e-300)).to(cut)
+    return cut > CUT_SHARE * (op.row_norms_square() / nonzero(rows)).to(cut)
 
 
 def widest(compiled: CompiledNetwork) -> int:

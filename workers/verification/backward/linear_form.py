@@ -1,4 +1,4 @@
-"""Rows of linear coefficients on one value of the program, dense or as patches of a feature map.
+"""Rows of linear coefficients on one value of the network, dense or as patches of a feature map.
 
 A backward pass starts with one row per neuron to be bounded. A neuron of a convolutional layer sees
 only a patch of the earlier maps, so its row is kept as that patch, with its place; patches grow
@@ -41,13 +41,13 @@ class PatchGrid:
     #: Windows of values already cut out for these rows: both signs of a row use the same ones.
     _picked: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _moved: dict[tuple[object, ...], PatchGrid] = field(default_factory=dict)
-    #: All windows of a value, kept for other frames of the same geometry (other rows).
+    #: All windows of a value, kept for other grids of the same geometry (other rows).
     windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def moved(
         self, stride: Pair, padding: Pair, dilation: Pair, kernel: Pair, size: Pair
     ) -> PatchGrid:
-        """The frame on the input of a convolution whose output the patches lie on."""
+        """The patch grid on the input of a convolution whose output the patches lie on."""
         key = (stride, padding, dilation, kernel, size)
         if key not in self._moved:
             axes = range(2)
@@ -208,7 +208,7 @@ class LinearForm:
 def _merged(
     first: LinearForm, one: PatchGrid, second: LinearForm, two: PatchGrid
 ) -> LinearForm | None:
-    """Two sets of patches on one frame, where their places differ by the same offset everywhere."""
+    """Two sets of patches on one grid, where their places differ by the same offset everywhere."""
     if one.step != two.step:
         return None
     dy, dx = two.origin[0] - one.origin[0], two.origin[1] - one.origin[1]

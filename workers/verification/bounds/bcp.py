@@ -2,7 +2,7 @@
 
 Sound where the paper's code is not: operator norms are upper bounds, the last layer is solved by
 its exact dual in float64, and rounding is part of ball and box. Beyond the paper, the box starts
-inside [0, 1] and every box tightens its ball (methods-lipschitz 1.2, remarks i and ii).
+inside [0, 1] and every box tightens its ball (docs/soundness.md, "Ball and box").
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """CROWN (Zhang et al., NeurIPS 2018) and CAP (Wong and Kolter 2018) by one backward pass.
 
-Boxes come from ball and box first; only neurons that stay unstable get backward rows of their own,
-layer by layer, and every box refined so is used by the next layer (methods-linf 3 and 5). For l2
-the pixel box is used too: each row is bounded over ball and box together.
+Boxes come from ball and box first. Only neurons that stay unstable get backward rows of their own,
+layer by layer, and the next layer uses the boxes refined so (docs/soundness.md, "Backward bounds").
+For l2 the pixel box is used too: each row is bounded over ball and box together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
-from workers.verification.numerics import least, rounded_down, rounded_up
+from workers.verification.numerics import (
+    lost_in_coefficients,
+    rounded_down,
+    rounded_up,
+    rounding_error,
+)
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -174,5 +179,6 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
     size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)
-    lost = reach.sum(1, keepdim=True) * (2.0**16 * least(backward.dtype))
-    return size * (both * 1.001) + head.min_lead(rounding) + lost
+    lost = reach.sum(1, keepdim=True) * lost_in_coefficients(backward.dtype)
+    error = rounding_error(size, both, terms=head.weight.shape[1])
+    return error + head.min_lead(rounding) + lost

@@ -18,13 +18,13 @@ from workers.verification.forward.margins import centre_margins
 from workers.verification.forward.propagation import forward_step
 from workers.verification.graph.affine import Affine, Inner
 from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep
-from workers.verification.numerics import rough_norm
-from workers.verification.rounding import FLOAT32_MAX, Rounding
+from workers.verification.numerics import lowered, nonzero, raised, rough_norm
+from workers.verification.rounding import Rounding, overflow_ceiling
 
 __all__ = ["lipschitz_constant", "lipschitz_radius"]
 
 #: The least slope that is not zero.
-LEAST = 1e-290
+MIN_SLOPE = 1e-290
 
 
 def lipschitz_radius(
@@ -62,8 +62,8 @@ def lipschitz_radius(
         if rounding.is_sound and rounds:
             cap = torch.minimum(cap, _overflow_cap(step, centre_norm, slope, carried, factor))
         # Never below the normal numbers, where a product would be rounded down by more than u.
-        slopes.append(max(slope * factor * (1.0 + 1e-14), LEAST if factor > 0.0 else 0.0))
-        offsets.append((carried * factor + offset) * (1.0 + 1e-13))
+        slopes.append(max(raised(slope * factor), MIN_SLOPE if factor > 0.0 else 0.0))
+        offsets.append(raised(carried * factor + offset))
         centres.append(forward_step(step, inputs))  # type: ignore[arg-type]
         for source in set(step.sources):
             if last_use[source] == index:
@@ -72,8 +72,8 @@ def lipschitz_radius(
     assert final is not None
     at_centre = centre_margins(compiled.head, final, labels, rounding)
     # margin - rounding - slope_j R > 0, strictly: R below this value for every class but the label.
-    room = (at_centre.margin - at_centre.rounding) * (1.0 - 1e-12)
-    allowed = room / at_centre.slope.clamp_min(1e-300)
+    room = lowered(at_centre.margin - at_centre.rounding)
+    allowed = room / nonzero(at_centre.slope)
     allowed = torch.where((at_centre.slope == 0) & (room > 0), torch.inf, allowed)
     allowed = allowed.scatter(1, labels[:, None], torch.inf).amin(1)
     if rounding.is_sound and compiled.head.terms:
@@ -85,7 +85,7 @@ def lipschitz_radius(
     if norm == "linf":
         epsilon = epsilon / math.sqrt(math.prod(compiled.input_shape))
         cap = cap / math.sqrt(math.prod(compiled.input_shape))
-    epsilon = torch.minimum(epsilon * (1.0 - 1e-12), cap)
+    epsilon = torch.minimum(lowered(epsilon), cap)
     finite = torch.isfinite(final.flatten(1).sum(1)) & torch.isfinite(offsets[-1])
     finite = finite & torch.isfinite(at_centre.logits).all(1)
     return torch.where(finite & ~torch.isnan(epsilon), epsilon, torch.full_like(epsilon, -math.inf))
@@ -102,20 +102,19 @@ def _overflow_cap(
     else:
         absolute, bias, inner = max(1.0, factor), 0.0, Inner()
     terms = op.terms if isinstance(op, Affine) else 2
-    most = FLOAT32_MAX / (1.02 + Rounding.sound(torch.float64).deployed_gamma(terms))
-    reach = min((most - bias) / max(absolute, 1e-300), inner.most(most))
+    ceiling = overflow_ceiling(terms)
+    reach = min((ceiling - bias) / nonzero(absolute), inner.max_input(ceiling))
     room = reach - centre_norm - offset
     room = torch.where(room > 0, room, torch.full_like(room, -math.inf))
-    return room / max(slope, 1e-300)
+    return room / nonzero(slope)
 
 
 def _head_cap(compiled: CompiledNetwork, centre: Tensor) -> Tensor:
     """Largest radius around ``centre`` at which the head cannot overflow float32, [batch]."""
     head = compiled.head.on(centre.device)
-    rows = head.row_norms.max().clamp_min(1e-300)
-    deployed = Rounding.sound(torch.float64).deployed_gamma(head.terms)
-    most = FLOAT32_MAX / (1.02 + deployed)
-    room = ((most - head.bias_magnitude.max()) / rows).clamp_max(head.inner.most(most))
+    rows = nonzero(head.row_norms.max())
+    ceiling = overflow_ceiling(head.terms)
+    room = ((ceiling - head.bias_magnitude.max()) / rows).clamp_max(head.inner.max_input(ceiling))
     return room - rough_norm(centre)
 
 

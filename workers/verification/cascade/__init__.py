@@ -1,1 +1,1 @@
-"""Bounds in order of cost, each on what is still open, then the attack."""
+"""The cascade: bounds in order of cost, each on the samples that are still open, and the attack."""

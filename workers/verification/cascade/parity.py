@@ -1,8 +1,8 @@
-"""Whether the deployed file computes what is certified: its logits against our enclosure of them.
+"""Parity: compares logits of the deployed file with the certified graph's enclosure of them.
 
 At epsilon 0 the enclosure holds every float32 evaluation of the graph at x in any summation order;
 logits of ONNX Runtime outside it mean that the graph certified is not the graph deployed. It is
-looked at on the samples, in small batches of different rows, on random inputs of several scales
+checked on the samples, in small batches of different rows, on random inputs of several scales
 over the whole range, and on samples with one coordinate changed (``parity_inputs``). That finds
 mistakes of an importer; it proves nothing about inputs that were not tried.
 """
@@ -33,6 +33,7 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import multiplications
+from workers.verification.numerics import nonzero
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
 
@@ -42,10 +43,11 @@ __all__ = ["DeploymentMismatch", "check_parity", "extra_inputs"]
 BLOCK = 32
 
 #: Random inputs, and as many changes of one coordinate: ``PER_SAMPLE`` for each sample, at least
-#: ``LEAST`` and at most ``MOST``, but beyond ``LEAST`` no more than ``WORK`` multiplications and
-#: ``NUMBERS`` numbers of input. Where ``LEAST`` take more than ``LITTLE`` multiplications, few
-#: samples have ``PER_SAMPLE`` each too, but at least ``FEWEST`` together: two of every kind.
-PER_SAMPLE, LEAST, MOST, WORK, NUMBERS = 2, 64, 1024, 2**31, 2**24
+#: ``MIN_INPUTS`` and at most ``MAX_INPUTS``, but beyond ``MIN_INPUTS`` no more than ``WORK``
+#: multiplications and ``NUMBERS`` numbers of input. Where ``MIN_INPUTS`` take more than ``LITTLE``
+#: multiplications, few samples have ``PER_SAMPLE`` each too, but at least ``FEWEST`` together: two
+#: of every kind.
+PER_SAMPLE, MIN_INPUTS, MAX_INPUTS, WORK, NUMBERS = 2, 64, 1024, 2**31, 2**24
 LITTLE, FEWEST = 2**28, 16
 
 #: Samples whose whole enclosure is computed: those that differ most.
@@ -86,8 +88,12 @@ def extra_inputs(compiled: CompiledNetwork, samples: int) -> int:
     maps = (step.op for step in compiled.steps if isinstance(step.op, Dense | Convolution))
     cost = max(1, int(sum(multiplications(op) for op in maps) + compiled.head.weight.numel()))
     room = min(WORK // cost, NUMBERS // math.prod(compiled.input_shape))
-    least = LEAST if LEAST * cost <= LITTLE else min(LEAST, max(FEWEST, PER_SAMPLE * samples))
-    return max(least, min(PER_SAMPLE * samples, MOST, room))
+    least = (
+        MIN_INPUTS
+        if MIN_INPUTS * cost <= LITTLE
+        else min(MIN_INPUTS, max(FEWEST, PER_SAMPLE * samples))
+    )
+    return max(least, min(PER_SAMPLE * samples, MAX_INPUTS, room))
 
 
 def check_parity(
@@ -137,7 +143,7 @@ def check_parity(
     samples = Inputs(x, [f"sample {row}" for row in range(len(x))])
     found = compare("samples", samples, deployed_logits)
     worst = int(torch.where(found.examined, found.share, -1.0).argmax())
-    column = int((found.difference[worst] / found.budget[worst].clamp_min(1e-300)).argmax())
+    column = int((found.difference[worst] / nonzero(found.budget[worst])).argmax())
     facts["max_difference"] = float(found.difference.max())
     facts["budget"] = max(0.0, float(found.budget[worst, column]))
     facts["worst_index"] = worst
@@ -209,7 +215,7 @@ def _within_head(
         difference = (torch.from_numpy(given).double() - logits).abs()
         # Written so that a NaN needs more.
         enough = (difference <= budget).all(1) & (largest <= MODERATE)
-        share = (difference / budget.clamp_min(1e-300)).amax(1).nan_to_num(torch.inf)
+        share = (difference / nonzero(budget)).amax(1).nan_to_num(torch.inf)
     return difference, budget, share, torch.zeros_like(enough), ~enough
 
 
@@ -227,7 +233,7 @@ def _enclosed(
         )
         logits, budget = logit_enclosure(compiled.head, state, rounding)
         difference = (torch.from_numpy(given).double() - logits).abs()
-        share = difference / budget.clamp_min(1e-300)
+        share = difference / nonzero(budget)
         # NaN and what is rounded to 1 from above are mismatches like others.
         inside = difference <= budget
         share = torch.where(inside, share.clamp_max(1.0), share.nan_to_num(1e300).clamp_min(2.0))

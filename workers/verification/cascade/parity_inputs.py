@@ -27,14 +27,14 @@ TINY = (-149.0, -20.0)
 #: Near the edges: closer than this share of the range, in powers of 2.
 NEAR = (-24.0, -4.0)
 
-LinearForm = NDArray[np.float32]
+Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Inputs:
     """x [N, *shape] float32, and for each row what it is, as an error message names it."""
 
-    x: LinearForm
+    x: Samples
     names: list[str]
 
 
@@ -43,19 +43,19 @@ class _Domain:
     """Where inputs lie: ``samples`` [N, *shape]; coordinates from ``low`` to ``high``; ``clip``:
     never beyond."""
 
-    samples: LinearForm
+    samples: Samples
     low: float
     high: float
     clip: bool
 
     @classmethod
-    def of(cls, samples: LinearForm, *, clip: bool) -> _Domain:
+    def of(cls, samples: Samples, *, clip: bool) -> _Domain:
         if clip:
             return cls(samples, 0.0, 1.0, True)
         low, high = float(samples.min()), float(samples.max())
         return cls(samples, low, high if high > low else low + 1.0, False)
 
-    def float32(self, x: NDArray[np.float64]) -> LinearForm:
+    def float32(self, x: NDArray[np.float64]) -> Samples:
         low, high = (self.low, self.high) if self.clip else (-FLOAT32_MAX, FLOAT32_MAX)
         return np.clip(x, low, high).astype(np.float32)
 
@@ -133,9 +133,7 @@ RANDOM: dict[str, Callable[[_Domain, np.random.Generator], NDArray[np.float64]]]
 }
 
 
-def random_inputs(
-    samples: LinearForm, count: int, rng: np.random.Generator, *, clip: bool
-) -> Inputs:
+def random_inputs(samples: Samples, count: int, rng: np.random.Generator, *, clip: bool) -> Inputs:
     """``count`` inputs of several scales over the whole range: [0, 1] with ``clip``, else the
     data's own and far beyond."""
     domain = _Domain.of(samples, clip=clip)
@@ -147,7 +145,7 @@ def random_inputs(
 
 
 def coordinate_changes(
-    samples: LinearForm, count: int, rng: np.random.Generator, *, clip: bool
+    samples: Samples, count: int, rng: np.random.Generator, *, clip: bool
 ) -> Inputs:
     """``count`` samples with one coordinate changed: coordinates and samples in turn, each in an
     order of its own. A coordinate goes to the farther end of the range when it first comes, to the
@@ -180,7 +178,7 @@ def _in_turn(size: int, count: int, rng: np.random.Generator) -> NDArray[np.int6
 
 
 def batches(
-    samples: LinearForm,
+    samples: Samples,
     rng: np.random.Generator,
     *,
     clip: bool,

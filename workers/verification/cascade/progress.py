@@ -1,4 +1,4 @@
-"""What a shard says of itself while it works: the bound at work, how many samples are open."""
+"""Progress messages of a shard: which bound is at work, and how many samples are open."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from fractions import Fraction
 
 __all__ = ["Progress", "epsilon_text"]
 
-#: How often what is said is made anew; it is looked for at every look at the clock.
+#: Seconds after which the message is made anew; it is told at every look at the clock.
 EVERY_S = 0.25
-#: Fractions with a larger denominator are said as decimals.
+#: Fractions with a larger denominator are written as decimals.
 LARGEST_DENOMINATOR = 10_000
 
 
 @dataclass
 class Progress:
-    """Tells ``tell(done, message)`` at every call, which may raise to abort the work.
+    """Calls ``tell(done, message)`` at every call; ``tell`` may raise to abort the work.
 
-    describe: what it says now, made anew every ``EVERY_S``. done: samples about which nothing more
-    is to be found out; it only grows.
+    describe: gives both, and is called every ``EVERY_S`` seconds. done: samples on which the work
+    is finished; it only grows.
     """
 
     tell: Callable[[int, str], None]

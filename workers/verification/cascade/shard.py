@@ -1,4 +1,4 @@
-"""One shard at work: its clock, notes and seconds, and how one bound is tried on samples of it."""
+"""A shard at work: its clock, notes and seconds, and how one bound is tried on its samples."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SoundnessViolation(RuntimeError):
 
 
 class Shard:
-    """What is the same for all blocks of a shard, and the way from an attempt into a block.
+    """What all blocks of a shard share; records the verdict of an attempt in a block.
 
     network: gives the attack its gradients; memory: bytes that one sample may take in a bound
     (None: no limit); samples: of the shard.

@@ -12,6 +12,7 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.layers.registry import rules_of
 from workers.verification.layers.rules import Ball
+from workers.verification.numerics import MANY, raised
 from workers.verification.rounding import Rounding
 
 __all__ = [
@@ -32,7 +33,7 @@ def _affine(
     factor |W|_2 + g | |W| |_2, offset (g + g_own) (| |W| |_2 |c| + |b|).
     """
     if not rounding.is_sound:
-        return step.norms.spectral * (1.0 + 1e-14), 0.0
+        return raised(step.norms.spectral), 0.0
     op = step.affine
     size = torch.Size(step.shape).numel() ** 0.5
     deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
@@ -40,7 +41,7 @@ def _affine(
     factor = step.norms.spectral + deployed * absolute
     offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()
     offset = offset + rounding.underflow * (op.floor + absolute) * size
-    return factor * (1.0 + 1e-14), offset * (1.0 + 1e-10)
+    return raised(factor), raised(offset, MANY)
 
 
 AFFINE_BALL = Ball(_affine)

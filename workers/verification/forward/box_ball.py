@@ -1,6 +1,6 @@
 """Largest value of a linear function over ball and box: max { w.d : |d|_2 <= rho, lo <= d <= hi }.
 
-Exact by the dual: for ANY vector a,
+Exact by duality: for ANY vector a,
     max <= rho |a|_2 + sum_i max((w_i - a_i) lo_i, (w_i - a_i) hi_i),
 so the multiplier may come from any heuristic; only this last evaluation has to be right, and it is
 done in float64 with its rounding added. a = w is the ball alone (LMT), a = 0 the box alone (IBP).
@@ -11,13 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workers.verification.numerics import least, lost_in_norm, lost_in_sums
+from workers.verification.numerics import lost_in_norm, lost_in_sums, min_normal, nonzero
+from workers.verification.rounding import unit_roundoff
 
 __all__ = ["ball_box_maximum", "dual_value", "primal_point", "quick_maximum"]
 
-_U64 = 2.0**-53
 #: Clip-and-rescale rounds at most; 3-6 suffice as a rule, and stopping early is sound.
 ROUNDS = 40
+#: A round that raises the multiplier by less than this share is the last.
+MIN_GROWTH = 1e-15
 
 
 def primal_point(w: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +29,7 @@ def primal_point(w: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> tuple[
     Clip and rescale (Lee et al. 2020, algorithm 1) raises mu until no coordinate leaves the box.
     """
     norm = w.norm(dim=1)
-    mu = torch.where(norm > 0, rho / norm.clamp_min(1e-300), torch.zeros_like(rho))
+    mu = torch.where(norm > 0, rho / nonzero(norm), torch.zeros_like(rho))
     corner = torch.where(w > 0, upper, torch.where(w < 0, lower, torch.zeros_like(w)))
     inside = corner.norm(dim=1) <= rho
     mu = torch.where(inside, torch.full_like(mu, torch.inf), mu)
@@ -38,7 +40,7 @@ def primal_point(w: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> tuple[
         free = torch.where(clipped, torch.zeros_like(w), w).square().sum(1)
         ratio = (rho.square() - fixed).clamp_min(0.0) / free
         raised = torch.where(free > 0, ratio.sqrt(), mu)
-        grow = (raised > mu * (1.0 + 1e-15)) & ~inside
+        grow = (raised > mu * (1.0 + MIN_GROWTH)) & ~inside
         if not bool(grow.any()):
             break
         mu = torch.where(grow, raised, mu)
@@ -57,7 +59,7 @@ def dual_value(w: Tensor, a: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) 
     ball = rho * (a.norm(dim=1) + lost_in_norm(w.shape[1], w.dtype))
     value = ball + torch.maximum(rest * lower, rest * upper).sum(1)
     size = ball + ((rest.abs() + a.abs() + w.abs()) * reach).sum(1)
-    return value + size * ((w.shape[1] + 16) * _U64) + lost_in_sums(w.dtype)
+    return value + size * ((w.shape[1] + 16) * unit_roundoff(w.dtype)) + lost_in_sums(w.dtype)
 
 
 def quick_maximum(
@@ -71,7 +73,7 @@ def quick_maximum(
     w.t + |t| (rho - |t|) / mu; ``rounds`` of clip and rescale choose mu. Needs lower <= 0 <= upper
     (so that no product is negative); reach_norm [n]: norm of the box's farthest corner.
     """
-    unit = _U64 if w.dtype == torch.float64 else 2.0**-24
+    unit = unit_roundoff(w.dtype)
     lost = lost_in_norm(w.shape[1], w.dtype)
     norm = torch.linalg.vector_norm(w, dim=1) + lost
     rho_t = rho.to(w.dtype)
@@ -94,7 +96,7 @@ def quick_maximum(
     slack = relative * (along.abs() + slope * (rho + length))
     slack = slack + 16 * unit * norm.to(torch.float64) * reach_norm
     # What t itself, rounded from mu w, is off by adds to a corner's share of (w - t / mu).
-    tiny = w.shape[1] * least(w.dtype)
+    tiny = w.shape[1] * min_normal(w.dtype)
     off = (rho + 2 * length + lost) * lost + tiny * reach_norm
     slack = slack + 2 * off / mu.to(torch.float64) + lost_in_sums(w.dtype)
     value = along + slope * (rho - length) + slack

@@ -52,7 +52,14 @@ from workers.verification.norms.per_sample import (
     multiplications,
     tally_min,
 )
-from workers.verification.numerics import per_sample, rough_norm
+from workers.verification.numerics import (
+    nonzero,
+    per_sample,
+    raised,
+    rough_norm,
+    rounding_error,
+    up,
+)
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, unit_roundoff
 
@@ -60,7 +67,7 @@ __all__ = ["Further", "LocalPass", "has_local_rule"]
 
 #: Gram matrices may cost this many plain forward passes per sample, or this many multiplications.
 GRAM_PASSES, GRAM_MIN = 80.0, 2.0**27
-#: Power steps of the estimates that say whether dear norms are worth it.
+#: Power steps of the estimates that say whether expensive norms are worth it.
 GRAM_GUESS, LANCZOS_GUESS = 12, 5
 #: Lanczos may work on layers that make up this share of a forward pass (a step on each of them
 #: counts some 130 times).
@@ -88,7 +95,7 @@ class _Mapped:
 
     def grown(self, norm: Tensor) -> Tensor:
         """Radius after the map if its norm is at most ``norm`` [batch], roundings included."""
-        grown = ((norm + self.extra) * (1.0 + 1e-14) * self.radius + self.offset) * (1.0 + 1e-14)
+        grown = raised(raised(norm + self.extra) * self.radius + self.offset)
         return torch.where(torch.isinf(self.radius), self.radius, grown)
 
 
@@ -169,7 +176,7 @@ class LocalPass(ForwardPass):
             radius = torch.minimum(radius, mapped.grown(norm))
         # What rounding adds beyond the slopes; an activation that only shrinks adds nothing.
         extra = max(factor - 1.0, 0.0)
-        radius = (radius + extra * before.radius + offset) * (1.0 + 1e-13)
+        radius = raised(radius + extra * before.radius + offset)
         radius = torch.where(torch.isinf(before.radius), before.radius, radius)
         result.radius = torch.minimum(result.radius, radius)
         return result
@@ -179,16 +186,16 @@ class LocalPass(ForwardPass):
         ``ForwardPass.reach``; coordinates that cannot change still round."""
         op, rounding = masked.op, self.rounding
         unit = unit_roundoff(centre.dtype)
-        up = 1.0 + 32 * unit
-        reach = masked.rows * per_sample(before.radius * (masked.scale * up), centre)
+        raise_by = up(15, centre.dtype)
+        reach = masked.rows * per_sample(before.radius * (masked.scale * raise_by), centre)
         if not rounding.is_sound:
             return reach
         both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms) + 32 * unit
         floor = rounding.underflow * op.floor
         constant = op.cast(
-            f"ball constant {both}", centre, lambda: op.bias_magnitude * both * 1.001 + floor
+            f"ball constant {both}", centre, lambda: rounding_error(op.bias_magnitude, both) + floor
         )
-        coefficient = both * (rough_norm(before.centre) + before.radius) * up
+        coefficient = both * (rough_norm(before.centre) + before.radius) * raise_by
         rows = op.bound_like("row_norms", centre)
         return reach.addcmul_(rows, per_sample(coefficient, centre)).add_(constant)
 
@@ -220,7 +227,7 @@ class LocalPass(ForwardPass):
                 continue
             self.clock.check()
             guess = masked.guess(rows, slopes, GRAM_GUESS if gram else LANCZOS_GUESS)
-            ratio = guess / self.norms[index][rows].clamp_min(1e-300)
+            ratio = guess / nonzero(self.norms[index][rows])
             result[index] = ratio.nan_to_num(nan=1.0).clamp(1e-9, 1.0)
         return result
 

@@ -9,8 +9,8 @@ from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import Enclosure
 from workers.verification.forward.box_ball import ball_box_maximum
 from workers.verification.graph.compiled_network import Head
-from workers.verification.numerics import rough_norm
-from workers.verification.rounding import FLOAT32_MAX, Rounding
+from workers.verification.numerics import MANY, ROOM, raised, rough_norm, up
+from workers.verification.rounding import Rounding, overflow_ceiling
 
 __all__ = [
     "CentreMargins",
@@ -62,7 +62,7 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     rows = head.row_norms
     slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
     floor = head.min_lead(rounding)
-    return CentreMargins(margin, (deployed + own) * size * 1.01 + floor, slope, logits)
+    return CentreMargins(margin, (deployed + own) * size * ROOM + floor, slope, logits)
 
 
 def margin_lower_bounds(
@@ -82,7 +82,7 @@ def margin_lower_bounds(
     centre = state.centre.flatten(1).to(torch.float64)
     at_centre = centre_margins(head, centre, labels, rounding)
     radius = state.radius[:, None]
-    bound = at_centre.margin - at_centre.rounding - radius * at_centre.slope * (1.0 + 1e-12)
+    bound = at_centre.margin - at_centre.rounding - raised(radius * at_centre.slope)
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
@@ -92,7 +92,7 @@ def margin_lower_bounds(
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
         centre_size = centre.abs() @ head.absolute + head.bias_magnitude
         both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
-        slack = both * 1.01 + head.min_lead(rounding)
+        slack = both * ROOM + head.min_lead(rounding)
         open_pairs = ~(bound > 0) & state.valid[:, None]
         open_pairs.scatter_(1, labels[:, None], False)
         bound = bound.scatter(1, labels[:, None], torch.inf)
@@ -127,9 +127,8 @@ def _head_fits(head: Head, state: Enclosure, rounding: Rounding) -> Tensor:
         reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
         size = torch.fmin(size, reach @ head.absolute + head.bias_magnitude)
         largest = torch.fmin(largest, reach.amax(1))
-    deployed, _ = _head_gammas(head, rounding)
-    fits = (size * (1.01 + deployed) < FLOAT32_MAX).all(1)
-    return fits & (largest < head.inner.most(FLOAT32_MAX / (1.01 + deployed)))
+    ceiling = overflow_ceiling(head.terms)
+    return (size < ceiling).all(1) & (largest < head.inner.max_input(ceiling))
 
 
 def _pairwise_maximum(
@@ -152,7 +151,7 @@ def _pairwise_maximum(
         row, j = rows[start : start + step], classes[start : start + step]
         low, high, middle = lower[row], upper[row], centre[row]
         below, above = low - middle, high - middle
-        slack = 2.0**-52
+        slack = up(0) - 1.0
         below = below - slack * below.abs()
         above = above + slack * above.abs()
         w = weight[j] - weight[labels[row]]
@@ -170,13 +169,13 @@ def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[T
     deployed, own = _head_gammas(head, rounding)
     logits = centre @ head.weight.T + head.bias
     size = centre.abs() @ head.absolute + head.bias_magnitude
-    reach = state.radius[:, None] * head.row_norms * (1.0 + 1e-12)
+    reach = raised(state.radius[:, None] * head.row_norms)
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
-        corner = torch.maximum(upper - centre, centre - lower) * (1.0 + 2.0**-50)
-        reach = torch.fmin(reach, corner @ head.absolute * (1.0 + 1e-11))
-    reach = reach * (1.0 + deployed) + (deployed + own) * size * 1.01
+        corner = raised(torch.maximum(upper - centre, centre - lower), 3)
+        reach = torch.fmin(reach, raised(corner @ head.absolute, MANY))
+    reach = reach * (1.0 + deployed) + (deployed + own) * size * ROOM
     reach = reach + rounding.underflow * head.floor
     valid = (state.valid & _head_fits(head, state, rounding))[:, None]
     valid = valid & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)

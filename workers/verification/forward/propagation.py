@@ -28,9 +28,16 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.layers.registry import apply_layer, rules_of
-from workers.verification.numerics import floor, per_sample, rough_norm
+from workers.verification.numerics import (
+    floor,
+    per_sample,
+    raised,
+    rough_norm,
+    rounding_error,
+    up,
+)
 from workers.verification.region import Region
-from workers.verification.rounding import FLOAT32_MAX, Rounding, unit_roundoff
+from workers.verification.rounding import Rounding, overflow_ceiling, unit_roundoff
 
 __all__ = [
     "AffineMap",
@@ -200,10 +207,12 @@ class ForwardPass:
         exact = step.affine
         unit = unit_roundoff(centre.dtype)
         both = rounding.deployed_gamma(exact.terms) + rounding.own_gamma(exact.terms) + 32 * unit
-        coefficient = (radius + both * (size + radius)) * (1.0 + 32 * unit)
+        coefficient = raised(radius + both * (size + radius), 15, centre.dtype)
         lost = rounding.underflow * exact.floor
         constant = exact.cast(
-            f"ball constant {both}", centre, lambda: exact.bias_magnitude * both * 1.001 + lost
+            f"ball constant {both}",
+            centre,
+            lambda: rounding_error(exact.bias_magnitude, both) + lost,
         )
         return torch.addcmul(constant, rows, per_sample(coefficient, centre))
 
@@ -240,10 +249,12 @@ class ForwardPass:
         largest = _largest_held(op, step.norms.absolute * reach + op.bias_norm(), reach)
         if not (state.round and op.wide) and state.lower is not None and state.upper is not None:
             ends = torch.maximum(state.upper.flatten(1).amax(1), -state.lower.flatten(1).amin(1))
-            most = ends.to(torch.float64)
-            boxed = _largest_held(op, most * op.largest_row_sum() + op.largest_bias(), most)
+            largest_input = ends.to(torch.float64)
+            boxed = _largest_held(
+                op, largest_input * op.largest_row_sum() + op.largest_bias(), largest_input
+            )
             largest = torch.fmin(largest, boxed)
-        return largest < FLOAT32_MAX
+        return largest < overflow_ceiling(op.terms)
 
 
 def _held(value: Enclosure | None) -> Enclosure:
@@ -254,9 +265,7 @@ def _held(value: Enclosure | None) -> Enclosure:
 def _largest_held(op: Affine, result: Tensor, inputs: Tensor) -> Tensor:
     """Largest number that the deployed step holds, [batch] float64 (an upper bound), from what its
     result and its inputs are at most."""
-    gamma = Rounding.sound(torch.float64).deployed_gamma(op.terms)
-    between = op.inner.gain * inputs + op.inner.shift
-    return torch.maximum(result, between) * (1.01 + gamma)
+    return torch.maximum(result, op.inner.gain * inputs + op.inner.shift)
 
 
 def has_forward_rule(op: Affine | Layer) -> bool:
@@ -284,16 +293,18 @@ def rounded_interval(
     unit = unit_roundoff(lower.dtype)
     deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
     # The reach is computed with a relative error of at most own: raised in advance.
-    up = (1.0 + 64 * unit) * (1.0 + 2 * own)
-    both = (deployed + own + 32 * unit) * up
+    raise_by = up(31, lower.dtype) * (1.0 + 2 * own)
+    both = (deployed + own + 32 * unit) * raise_by
     middle = (lower + upper).mul_(0.5)
     spread = middle.abs()
     torch.add(spread.new_tensor(floor(spread.dtype, rounding)), spread, alpha=both, out=spread)
-    half = 0.5 * (1.0 + deployed) * up
+    half = 0.5 * (1.0 + deployed) * raise_by
     spread.add_(upper, alpha=half).add_(lower, alpha=-half)
     reach = op.absolute(spread)
     lost = rounding.underflow * op.floor
     reach.add_(
-        op.cast(f"box constant {both}", reach, lambda: op.bias_magnitude * both * 1.001 + lost)
+        op.cast(
+            f"box constant {both}", reach, lambda: rounding_error(op.bias_magnitude, both) + lost
+        )
     )
     return op.apply(middle), reach

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.spectral import absolute_norm, power_iteration_norm
+from workers.verification.numerics import MANY, raised
 
-__all__ = ["FLOAT32_SAFE", "UP", "Affine", "Inner", "Norms", "Shape"]
+__all__ = ["FLOAT32_SAFE", "Affine", "Inner", "Norms", "Shape"]
 
 Shape = tuple[int, ...]
-#: Covers the roundings of a few float64 operations.
-UP = 1.0 + 1e-12
 #: Weights outside this range (zero apart) are not trusted to a float32 copy: it could underflow.
 FLOAT32_SAFE = (2.0**-100, 2.0**100)
 #: Rounding steps (about the inputs of one output) from which a product with the box of a ball is
@@ -42,7 +41,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Inner:
-    """What |W| |x| + |b| does not show of the deployed evaluation: what it holds in between.
+    """The intermediate numbers of the deployed evaluation, which |W| |x| + |b| does not bound.
 
     For inputs of at most s in size those numbers are at most gain s + shift (before rounding).
     lost: what underflow there may change in one output, in units of ``rounding.UNDERFLOW``.
@@ -52,7 +51,7 @@ class Inner:
     shift: float = 0.0
     lost: float = 0.0
 
-    def most(self, ceiling: float) -> float:
+    def max_input(self, ceiling: float) -> float:
         """The largest s at which nothing in between exceeds ``ceiling``."""
         if self.gain == 0.0:
             return math.inf if self.shift < ceiling else -math.inf
@@ -114,14 +113,14 @@ class Affine:
         """Euclidean norms of W's rows, [*out_shape], float64, rounded up."""
         key = ("row_norms", torch.float64, torch.device("cpu"))
         if key not in self._cache:
-            norms = self.row_norms_square().sqrt() * UP
+            norms = raised(self.row_norms_square().sqrt())
             self._cache[key] = norms.expand(self.out_shape).contiguous()
         return self._cache[key]
 
     def bias_norm(self) -> float:
         """Euclidean norm of the bias magnitude over the whole output, rounded up."""
         return self.scalar(
-            "bias_norm", lambda: self.bias_magnitude.expand(self.out_shape).norm() * UP
+            "bias_norm", lambda: raised(self.bias_magnitude.expand(self.out_shape).norm(), MANY)
         )
 
     def largest_bias(self) -> float:
@@ -131,7 +130,7 @@ class Affine:
     def largest_row_sum(self) -> float:
         """Largest sum of |W| over a row, rounded up."""
         ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
-        return self.scalar("row_sum", lambda: self.absolute(ones).max() * (1.0 + 1e-6))
+        return self.scalar("row_sum", lambda: raised(self.absolute(ones).max(), MANY))
 
     @property
     def floor(self) -> float:
@@ -204,7 +203,6 @@ class Affine:
 
         def make() -> Tensor:
             tensor = self.row_norms() if name == "row_norms" else self.bias_magnitude
-            slack = 1.0 + (2.0**-22 if like.dtype == torch.float32 else 2.0**-50)
-            return (tensor * slack).expand(self.out_shape)
+            return raised(raised(tensor), 1, like.dtype).expand(self.out_shape)
 
         return self.cast(name, like, make)

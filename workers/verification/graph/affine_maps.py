@@ -10,8 +10,9 @@ from torch import Tensor
 
 from models.layers.kinds import AvgPool2d
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.graph.affine import UP, Affine, Inner, Shape
+from workers.verification.graph.affine import Affine, Inner, Shape
 from workers.verification.norms.spectral import ConvGeometry, absolute_norm, conv_norm, dense_norm
+from workers.verification.numerics import MANY, raised
 
 __all__ = ["Convolution", "Dense", "Diagonal", "Pooling"]
 
@@ -36,7 +37,7 @@ class Dense(Affine):
         return [self.weight]
 
     def row_norms_square(self) -> Tensor:
-        return self.weight.square().sum(1) * (1.0 + 1e-11)
+        return raised(self.weight.square().sum(1), MANY)
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         return dense_norm(self.weight, clock)
@@ -83,7 +84,7 @@ class Convolution(Affine):
 
     def row_norms_square(self) -> Tensor:
         ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
-        return self.geometry.apply(ones, self.weight.square())[0] * (1.0 + 1e-11)
+        return raised(self.geometry.apply(ones, self.weight.square())[0], MANY)
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         return conv_norm(self.weight, self.geometry, clock)
@@ -128,10 +129,10 @@ class Diagonal(Affine):
         return [self.scale]
 
     def row_norms_square(self) -> Tensor:
-        return self.scale.square() * (1.0 + 1e-11)
+        return raised(self.scale.square(), MANY)
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
-        return float(self.scale.abs().max()) * UP
+        return raised(float(self.scale.abs().max()))
 
     def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
         return self.spectral(clock)
@@ -164,7 +165,7 @@ class Pooling(Affine):
     def row_norms_square(self) -> Tensor:
         inverse = self._inverse()
         ones = torch.ones(1, 1, *self.in_shape[1:], dtype=torch.float64)
-        return (self.layer.window_sums(ones) * inverse.square())[0] * (1.0 + 1e-11)
+        return raised((self.layer.window_sums(ones) * inverse.square())[0], MANY)
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         # Rows overlap at most as absolute_norm's Collatz-Wielandt bound says; entries are >= 0.
@@ -179,7 +180,7 @@ def _after(first: Affine, second: Diagonal) -> dict[str, Any]:
     size = second.scale.abs()
     return {
         "bias": second.scale * first.bias + second.bias,
-        "bias_magnitude": (size * first.bias_magnitude + second.bias_magnitude) * UP,
+        "bias_magnitude": raised(size * first.bias_magnitude + second.bias_magnitude),
         "terms": first.terms + second.terms + 1,
         "inner": _between(first, second),
     }
@@ -192,7 +193,7 @@ def _before(second: Convolution | Dense, first: Diagonal) -> dict[str, Any]:
     return {
         "in_shape": first.in_shape,
         "bias": second.linear(inner)[0] + second.bias,
-        "bias_magnitude": (second.absolute(magnitude)[0] + second.bias_magnitude) * UP,
+        "bias_magnitude": raised(second.absolute(magnitude)[0] + second.bias_magnitude, MANY),
         "terms": first.terms + second.terms + 1,
         "inner": _between(first, second),
     }
@@ -202,7 +203,7 @@ def _between(first: Affine, second: Affine) -> Inner:
     """What second o first holds in between: whatever either does, and first's own result."""
     gain, shift = first.largest_row_sum(), first.largest_bias()
     return Inner(
-        max(first.inner.gain, gain, second.inner.gain * gain) * UP,
-        max(first.inner.shift, shift, second.inner.gain * shift + second.inner.shift) * UP,
-        (first.floor * second.largest_row_sum() + second.inner.lost) * UP,
+        raised(max(first.inner.gain, gain, second.inner.gain * gain)),
+        raised(max(first.inner.shift, shift, second.inner.gain * shift + second.inner.shift)),
+        raised(first.floor * second.largest_row_sum() + second.inner.lost),
     )

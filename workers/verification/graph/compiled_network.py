@@ -23,12 +23,13 @@ from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.fusion import fuse
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.layers.registry import rules_of
+from workers.verification.numerics import MANY, raised, up
 from workers.verification.rounding import SOFTMAX_GAP, Rounding
 
 __all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer"]
 
 #: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
-NORMS_VERSION = 1
+NORMS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,15 @@ class Head:
     @cached_property
     def row_norms(self) -> Tensor:
         """|w_j|_2 for every class, [classes], rounded up."""
-        return self.weight.norm(dim=1) * (1.0 + 1e-12)
+        return raised(self.weight.norm(dim=1), MANY)
 
     @cached_property
     def pair_norms(self) -> Tensor:
         """|w_i - w_j|_2 for every pair of classes, [classes, classes], rounded up."""
         exact = "donot_use_mm_for_euclid_dist"
         pairs = torch.cdist(self.weight, self.weight, compute_mode=exact)
-        return pairs * (1.0 + 1e-10) + self.row_norms.max() * 1e-14
+        # Weights of fused maps are rounded themselves.
+        return raised(pairs, MANY) + self.row_norms.max() * (up(64) - 1.0)
 
     def on(self, device: torch.device) -> Head:
         """The same head with its tensors on ``device``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine
+from workers.verification.numerics import MANY, raised
 
 __all__ = ["Reduction"]
 
@@ -46,11 +47,11 @@ class Reduction(Affine):
         return [torch.tensor(self.scale, dtype=torch.float64)]
 
     def row_norms_square(self) -> Tensor:
-        square = self.count * self.scale**2 * (1.0 + 1e-11)
+        square = raised(self.count * self.scale**2, MANY)
         return torch.tensor(square, dtype=torch.float64)
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
-        return math.sqrt(self.count) * self.scale * (1.0 + 1e-12)
+        return raised(math.sqrt(self.count) * self.scale)
 
     def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
         return self.spectral(clock)

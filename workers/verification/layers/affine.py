@@ -14,13 +14,14 @@ from torch import Tensor
 from models.layers.base import Layer
 from models.layers.joins import ReduceMean, ReduceSum
 from models.layers.kinds import BatchNorm, Conv2d, Divide, Linear, Multiply, Normalize, Shift
-from workers.verification.graph.affine import Affine, Inner
+from workers.verification.graph.affine import FLOAT32_SAFE, Affine, Inner
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import UnsupportedLayer
 from workers.verification.graph.reductions import Reduction
 from workers.verification.layers.rules import LayerRules
 from workers.verification.norms.spectral import ConvGeometry
-from workers.verification.rounding import FLOAT32_MAX
+from workers.verification.numerics import min_normal
+from workers.verification.rounding import FLOAT32_MAX, unit_roundoff
 
 __all__ = ["RULES"]
 
@@ -117,8 +118,9 @@ def _constant_terms(*scales: Tensor) -> float:
         size = size[size > 0]
         if size.numel():
             smallest = float(size.min())
-            if smallest < 2.0**-100:
-                terms += 2.0**-125 / smallest / 2.0**-24
+            if smallest < FLOAT32_SAFE[0]:
+                # A rounding there may cost as much as the least normal float32, twice over.
+                terms += 2 * min_normal(torch.float32) / smallest / unit_roundoff(torch.float32)
             if not float(size.max()) < FLOAT32_MAX:
                 return math.inf
     return terms

@@ -15,9 +15,9 @@ from torch import Tensor
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
 from models.layers.base import Layer
 from workers.verification.layers.exact import EXACT, monotone
-from workers.verification.layers.rules import LEAST_SLOPE, Box, LayerRules, LinearRelaxation
-from workers.verification.numerics import slack
-from workers.verification.rounding import Rounding, unit_roundoff
+from workers.verification.layers.rules import MIN_SLOPE, Box, LayerRules, LinearRelaxation
+from workers.verification.numerics import slack, up
+from workers.verification.rounding import Rounding
 
 __all__ = ["LIMITS", "RULES", "clamp", "clamped_slopes"]
 
@@ -116,12 +116,13 @@ def clamped_slopes(
     (high - m) / (a - m); below low only |t - a| grows. Elsewhere 1. Where box and centre lie on one
     flat side, both values are the same constant: 0.
     """
-    up = 1.0 + 8 * unit_roundoff(centre.dtype)
+    # Two differences and a quotient.
+    raise_by = up(3, centre.dtype)
     one = torch.ones_like(centre)
     top, bottom = torch.minimum(upper, high), torch.maximum(lower, low)
     rise, fall = top - centre, centre - bottom
-    rising = ((top - low) / rise).mul_(up).clamp_(LEAST_SLOPE, 1.0)
-    falling = ((high - bottom) / fall).mul_(up).clamp_(LEAST_SLOPE, 1.0)
+    rising = ((top - low) / rise).mul_(raise_by).clamp_(MIN_SLOPE, 1.0)
+    falling = ((high - bottom) / fall).mul_(raise_by).clamp_(MIN_SLOPE, 1.0)
     slope = torch.where((centre <= low) & torch.isfinite(rise) & (rise > 0), rising, one)
     slope = torch.where((centre >= high) & torch.isfinite(fall) & (fall > 0), falling, slope)
     slope = slope.masked_fill((upper <= low) & (centre <= low), 0.0)

@@ -1,4 +1,7 @@
-"""Rules shared by layers that are exact in float32: they choose among numbers and constants."""
+"""Rules that several families share: layers that are exact in float32, and those that round once.
+
+Exact are layers that only choose among numbers and constants.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.rules import ROOT_OF_SQUARES, Ball, plain_value
 from workers.verification.rounding import Rounding
 
-__all__ = ["EXACT", "EXACT_JOIN", "monotone", "moved"]
+__all__ = ["EXACT", "EXACT_JOIN", "ONE_ROUNDING", "monotone", "moved"]
 
 
 def _still(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, float]:
@@ -25,6 +28,16 @@ def _still(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[fl
 EXACT = Ball(_still, reads_norm=False)
 #: The same for several inputs that are kept side by side or compared.
 EXACT_JOIN = replace(EXACT, join=ROOT_OF_SQUARES)
+
+
+def _rounded_once(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor]:
+    once = rounding.single_operation
+    size = torch.Size(step.shape).numel() ** 0.5
+    return 1.0 + once, once * centre_norm + 4 * rounding.underflow * size
+
+
+#: 1-Lipschitz in each input, with one rounding of the result.
+ONE_ROUNDING = Ball(_rounded_once)
 
 
 def moved(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
@@ -47,7 +60,7 @@ def monotone(
 ) -> Callable[[GraphStep, list[Enclosure], Rounding], Enclosure]:
     """Forward rule of a layer that is exact in float32 and monotone in every input.
 
-    Its box goes through the layer itself (methods-lipschitz 1.2).
+    Its box goes through the layer itself.
     """
 
     def forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from models.layers.base import Layer
 from models.layers.joins import Concat, Slice
@@ -11,60 +10,52 @@ from models.layers.kinds import Add
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.enclosure import Enclosure
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.layers.exact import EXACT, EXACT_JOIN, monotone, moved
+from workers.verification.layers.exact import EXACT, EXACT_JOIN, ONE_ROUNDING, monotone, moved
 from workers.verification.layers.rules import (
     BackwardState,
-    Ball,
     Carried,
     LayerRules,
     nothing,
 )
-from workers.verification.numerics import magnitude, rough_norm
-from workers.verification.rounding import FLOAT32_MAX, Rounding
+from workers.verification.numerics import ROOM, magnitude, rough_norm
+from workers.verification.rounding import Rounding, overflow_ceiling
 
 __all__ = ["RULES"]
 
 
-def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor]:
-    """1-Lipschitz in each input, with one rounding."""
-    both = 3 * (rounding.deployed + rounding.own)
-    size = torch.Size(step.shape).numel() ** 0.5
-    return 1.0 + both, both * centre_norm + 4 * rounding.underflow * size
-
-
 def _add_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     first, second = inputs
-    both = 3 * (rounding.deployed + rounding.own)
+    once = rounding.single_operation
     centre = first.centre + second.centre
     norms = rough_norm(first.centre) + rough_norm(second.centre)
-    radius = ADD_BALL.grown(
-        step, ADD_BALL.join.radius([first.radius, second.radius]), norms, rounding
+    radius = ONE_ROUNDING.grown(
+        step, ONE_ROUNDING.join.radius([first.radius, second.radius]), norms, rounding
     )
     lower = upper = None
     if first.lower is not None and second.lower is not None:
         assert first.upper is not None
         assert second.upper is not None
         lower, upper = first.lower + second.lower, first.upper + second.upper
-        if both > 0.0:
+        if once > 0.0:
             low = first.lower.abs() + second.lower.abs()
             high = first.upper.abs() + second.upper.abs()
-            slack = torch.maximum(low, high) * both
+            slack = torch.maximum(low, high) * once
             lower, upper = lower - slack, upper + slack
     valid = first.valid & second.valid
     if rounding.is_sound:
         size = norms + first.radius + second.radius
         if lower is not None and upper is not None:
             largest = torch.maximum(lower.abs(), upper.abs()).flatten(1).amax(1)
-            size = torch.minimum(size, largest.to(torch.float64) * 1.01)
-        valid = valid & (size < FLOAT32_MAX)
+            size = torch.minimum(size, largest.to(torch.float64))
+        valid = valid & (size < overflow_ceiling(2))
     return Enclosure(centre, radius, lower, upper, valid)
 
 
 def _add_backward(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
     size = nothing(rows)
     if state.rounding.is_sound:
-        both = 3 * (state.rounding.deployed + state.rounding.own)
-        size = magnitude(rows.coefficients * rows.pick(state.share_of(index + 1, both * 1.01)))
+        once = state.rounding.single_operation * ROOM
+        size = magnitude(rows.coefficients * rows.pick(state.share_of(index + 1, once)))
     return [rows, rows], -size, size
 
 
@@ -93,11 +84,9 @@ def _slice(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) 
     return [LinearForm(full, shape, rows.sample)], nothing(rows), nothing(rows)
 
 
-ADD_BALL = Ball(_growth)
-
 RULES: dict[type[Layer], LayerRules] = {
     Add: LayerRules(
-        forward=_add_forward, ball=ADD_BALL, backward=_add_backward, absorbs_rounding=True
+        forward=_add_forward, ball=ONE_ROUNDING, backward=_add_backward, absorbs_rounding=True
     ),
     Concat: LayerRules(forward=monotone(EXACT_JOIN), ball=EXACT_JOIN, backward=_concat),
     Slice: LayerRules(forward=moved, ball=EXACT, backward=_slice),

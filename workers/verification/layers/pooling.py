@@ -14,10 +14,15 @@ from workers.verification.graph.affine_maps import Pooling
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import monotone
 from workers.verification.layers.rules import BackwardState, Ball, Carried, LayerRules
-from workers.verification.numerics import magnitude, total
+from workers.verification.numerics import LONGEST_SUM, magnitude, raised, sum_error, total
 from workers.verification.rounding import Rounding, unit_roundoff
 
 __all__ = ["RULES", "overlap_of"]
+
+
+#: The pass takes ``sum_error(LONGEST_SUM)`` of a constant's magnitude; products of this rule are
+#: rounded to float32, so that 2^-22 of it has to go.
+CONSTANT_SHARE = 2.0**-22 / sum_error(LONGEST_SUM)
 
 
 def _average(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
@@ -30,7 +35,8 @@ def _average(layer: AvgPool2d, shape: tuple[int, ...]) -> Affine:
 
 
 def overlap_of(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
-    """Largest number of pooling windows that one input lies in (methods-lipschitz 1.2)."""
+    """Largest number of pooling windows that one input lies in; its root bounds the
+    Lipschitz constant."""
     pool = AvgPool2d(
         kernel=layer.kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
     )
@@ -41,7 +47,7 @@ def overlap_of(layer: MaxPool2d, shape: tuple[int, ...]) -> int:
 
 
 def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, float]:
-    return step.overlap**0.5 * (1.0 + 1e-12), 0.0
+    return raised(step.overlap**0.5), 0.0
 
 
 def _maximum(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
@@ -75,7 +81,7 @@ def _maximum(state: BackwardState, index: int, step: GraphStep, rows: LinearForm
     spread = onto.new_zeros(shape).scatter_add(2, targets, onto)
     spread = spread.reshape(-1, source[0], *padded_lower.shape[2:])
     spread = spread[:, :, top : top + source[1], left : left + source[2]]
-    size = magnitude(negative * rows.pick(highest)) * 2.0**10
+    size = magnitude(negative * rows.pick(highest)) * CONSTANT_SHARE
     result = LinearForm(spread.contiguous(), source, rows.sample)
     if state.rounding.is_sound:
         # One input gathers the coefficients of all windows that it won.

@@ -9,16 +9,15 @@ from models.layers.base import Layer
 from models.layers.kinds import LeakyReLU, ReLU
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.layers.exact import EXACT
+from workers.verification.layers.exact import EXACT, ONE_ROUNDING
 from workers.verification.layers.rules import (
-    LEAST_SLOPE,
-    Ball,
+    MIN_SLOPE,
     Box,
     LayerRules,
     LinearRelaxation,
 )
-from workers.verification.numerics import rough_norm, slack
-from workers.verification.rounding import Rounding, unit_roundoff
+from workers.verification.numerics import nonzero, rough_norm, slack, up
+from workers.verification.rounding import Rounding
 
 __all__ = ["RULES", "crosses_zero"]
 
@@ -41,23 +40,16 @@ def _leaky_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding)
     (state,) = inputs
     layer = step.op
     assert isinstance(layer, LeakyReLU)
-    both = 3 * (rounding.deployed + rounding.own)
+    once = rounding.single_operation
     tiny = 4 * rounding.underflow
     centre = layer(state.centre)
-    radius = LEAKY_BALL.grown(step, state.radius, rough_norm(state.centre), rounding)
+    radius = ONE_ROUNDING.grown(step, state.radius, rough_norm(state.centre), rounding)
     lower = upper = None
     if state.lower is not None and state.upper is not None:
         lower, upper = layer(state.lower), layer(state.upper)
-        lower = lower - both * lower.clamp_max(0.0).abs() - tiny * (lower < 0)
-        upper = upper + both * upper.clamp_max(0.0).abs() + tiny * (upper < 0)
+        lower = lower - once * lower.clamp_max(0.0).abs() - tiny * (lower < 0)
+        upper = upper + once * upper.clamp_max(0.0).abs() + tiny * (upper < 0)
     return box_to_ball(Enclosure(centre, radius, lower, upper, state.valid))
-
-
-def _leaky_growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor]:
-    """1-Lipschitz with one rounding."""
-    both = 3 * (rounding.deployed + rounding.own)
-    size = torch.Size(step.shape).numel() ** 0.5
-    return 1.0 + both, both * centre_norm + 4 * rounding.underflow * size
 
 
 def _rising(centre: Tensor, upper: Tensor) -> Tensor:
@@ -68,7 +60,7 @@ def _rising(centre: Tensor, upper: Tensor) -> Tensor:
     function. The computed quotient is off by three roundings; where it is not finite, 1.
     """
     width = upper - centre
-    slope = (upper / width).mul_(1.0 + 8 * unit_roundoff(centre.dtype)).clamp_(LEAST_SLOPE, 1.0)
+    slope = (upper / width).mul_(up(3, centre.dtype)).clamp_(MIN_SLOPE, 1.0)
     # Comparisons with NaN are false: what is not a number keeps the slope 1.
     slope = torch.where(torch.isfinite(width) & (centre <= 0), slope, torch.ones_like(slope))
     return slope.masked_fill_((upper <= 0) & (centre <= 0), 0.0)
@@ -80,9 +72,9 @@ def _relu_slopes(layer: ReLU, centre: Tensor, lower: Tensor, upper: Tensor) -> T
 
 def _leaky_slopes(layer: LeakyReLU, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """alpha + (1 - alpha) times ReLU's slope: phi(t) = alpha t + (1 - alpha) max(t, 0)."""
-    up = 1.0 + 16 * unit_roundoff(centre.dtype)
-    slope = _rising(centre, upper).mul_(1.0 - layer.slope).add_(layer.slope).mul_(up)
-    return slope.clamp_(LEAST_SLOPE, 1.0)
+    slope = _rising(centre, upper).mul_(1.0 - layer.slope).add_(layer.slope)
+    slope.mul_(up(7, centre.dtype))
+    return slope.clamp_(MIN_SLOPE, 1.0)
 
 
 def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tensor:
@@ -92,7 +84,7 @@ def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tenso
     chord's slope (Wong and Kolter 2018; also DeepZ).
     """
     if rule == "cap":
-        chord = (upper - least * lower) / (upper - lower).clamp_min(1e-300)
+        chord = (upper - least * lower) / nonzero(upper - lower)
         return chord.clamp(least, 1.0)
     one = torch.ones_like(upper)
     return torch.where(upper > -lower, one, least * one)
@@ -107,7 +99,7 @@ def _lines(
     active = lower >= 0
     width = torch.where(unstable, upper - lower, one)
     chord = torch.where(unstable, (upper - least * lower) / width, one)
-    # Valid for any slope: the line must be above both ends (methods-linf 7, production rule 3).
+    # The rounded slope is taken as it is: for any slope the line above must be above both ends.
     chord = chord.clamp(least, 1.0)
     above_low = (least - chord) * lower
     above_high = (1.0 - chord) * upper
@@ -121,7 +113,7 @@ def _lines(
     lower_intercept = None
     upper_intercept = torch.where(unstable, intercept, zero)
     if least > 0.0:
-        lost = 3 * (rounding.deployed + rounding.own) * lower.clamp_max(0.0).abs()
+        lost = rounding.single_operation * lower.clamp_max(0.0).abs()
         lost = lost + 4 * rounding.underflow
         upper_intercept = upper_intercept + torch.where(lower < 0, lost, zero)
         lower_intercept = -torch.where(lower < 0, lost, zero)
@@ -146,8 +138,6 @@ def crosses_zero(layer: Layer, boxes: list[Box]) -> Tensor:
     return (lower < 0) & (upper > 0)
 
 
-LEAKY_BALL = Ball(_leaky_growth)
-
 RULES: dict[type[Layer], LayerRules] = {
     ReLU: LayerRules(
         forward=_relu_forward,
@@ -159,7 +149,7 @@ RULES: dict[type[Layer], LayerRules] = {
     ),
     LeakyReLU: LayerRules(
         forward=_leaky_forward,
-        ball=LEAKY_BALL,
+        ball=ONE_ROUNDING,
         slopes=_leaky_slopes,
         relax=_leaky_lines,
         open=crosses_zero,

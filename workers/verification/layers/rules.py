@@ -20,10 +20,11 @@ from workers.verification.backward.linear_form import LinearForm
 from workers.verification.enclosure import Enclosure
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.graph_step import GraphStep
+from workers.verification.numerics import raised
 from workers.verification.rounding import Rounding
 
 __all__ = [
-    "LEAST_SLOPE",
+    "MIN_SLOPE",
     "ROOT_OF_SQUARES",
     "SUM",
     "BackwardState",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 #: Slopes that are not zero are at least this, so that no product of them underflows unseen.
-LEAST_SLOPE = 1e-30
+MIN_SLOPE = 1e-30
 
 #: Lower and upper ends of a value, [batch, *shape] each.
 Box = tuple[Tensor, Tensor]
@@ -56,7 +57,7 @@ class Join:
 
 
 def _hypot(radii: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(torch.hypot, radii) * (1.0 + 1e-14 * len(radii))
+    return raised(functools.reduce(torch.hypot, radii))
 
 
 #: Holds for every layer that is 1-Lipschitz in each of its inputs.
@@ -64,7 +65,7 @@ SUM = Join(lambda radii: torch.stack(list(radii)).sum(0), sum)
 #: The output moves by at most the root of the sum of the squares of the inputs' moves:
 #: concatenation keeps them side by side, and per element |max(a, b) - max(a', b')| <=
 #: max(|a - a'|, |b - b'|).
-ROOT_OF_SQUARES = Join(_hypot, lambda slopes: math.hypot(*slopes) * (1.0 + 1e-14))
+ROOT_OF_SQUARES = Join(_hypot, lambda slopes: raised(math.hypot(*slopes)))
 
 #: (step, norms of the inputs' centres [batch], rounding) -> factor and offset of the radius.
 Growth = Callable[[GraphStep, Tensor, Rounding], tuple[float, Tensor | float]]
@@ -90,7 +91,7 @@ class Ball:
     ) -> Tensor:
         """The radius after a step, [batch] float64, from the joined radius before it."""
         factor, offset = self.growth(step, centre_norm, rounding)
-        result = (factor * radius + offset) * (1.0 + 1e-14)
+        result = raised(factor * radius + offset)
         # Without a ball the radius stays infinite (0 * inf is no number).
         return torch.where(torch.isinf(radius), radius, result)
 
@@ -160,7 +161,7 @@ class LayerRules:
     ball: how the radius of a ball grows.
     slopes(layer, centre, lower, upper): anchored slopes s [batch, *shape] in the centre's dtype,
     rounded up. For a fixed centre a and every deployed value t in [l, u],
-    |phi(t) - phi(a)| <= s |t - a| elementwise in real arithmetic (methods-lipschitz 2.5, 2): never
+    |phi(t) - phi(a)| <= s |t - a| elementwise in real arithmetic (``forward.local_pass``): never
     more than 1, and 0 where nothing can change. Layers that sort pairs have one slope for both, and
     the inequality holds for the norms of the pairs. What the layer's own float32 evaluation adds
     is said by ``ball``.

@@ -17,7 +17,7 @@ from models.layers.base import Layer
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.rules import Ball, Box, LayerRules, LinearRelaxation
-from workers.verification.numerics import rounded_down, rounded_up
+from workers.verification.numerics import MANY, raised, rounded_down, rounded_up, up
 from workers.verification.rounding import Rounding
 
 __all__ = ["KERNEL_ERROR", "RULES", "S_SHAPED", "s_shaped"]
@@ -65,7 +65,7 @@ class SShapedFunction:
         return self.width * (torch.log1p(torch.sqrt(1.0 - share)) - 0.5 * torch.log(share))
 
 
-#: One row per smooth activation.
+#: One row per s-shaped activation.
 S_SHAPED: dict[type[Layer], SShapedFunction] = {
     Sigmoid: SShapedFunction(0.5, 0.5, 2.0),
     Tanh: SShapedFunction(0.0, 1.0, 1.0),
@@ -81,7 +81,7 @@ def _error(rounding: Rounding) -> float:
     """How far a deployed value may be from ``s_shaped`` at the same z (values are at most 1)."""
     if not rounding.is_sound:
         return 0.0
-    return (KERNEL_ERROR + 2 * rounding.own + _OWN_ERROR) * (1.0 + 1e-9)
+    return raised(KERNEL_ERROR + 2 * rounding.own + _OWN_ERROR, MANY)
 
 
 def _open(layer: Layer, boxes: list[Box]) -> Tensor:
@@ -107,9 +107,10 @@ def _lines(
     lowest = _extreme(curve, below.to(torch.float64), low, high, -1.0)
     reach = torch.maximum(low.abs(), high.abs())
     error = _error(rounding)
-    unit = 2.0**-50 * rounding.is_sound
-    highest = highest + (unit * above.to(torch.float64) * reach + error)
-    lowest = lowest - (unit * below.to(torch.float64) * reach + error)
+    # Of slope times z and of the difference.
+    lost = (up(3) - 1.0) * rounding.is_sound * reach
+    highest = highest + (above.to(torch.float64) * lost + error)
+    lowest = lowest - (below.to(torch.float64) * lost + error)
     return LinearRelaxation(
         below,
         rounded_down(lowest, dtype),
@@ -174,7 +175,7 @@ def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[f
     layer = step.op
     assert isinstance(layer, Layer)
     size = torch.Size(step.shape).numel() ** 0.5
-    return S_SHAPED[type(layer)].steepest, _error(rounding) * size * (1.0 + 1e-12)
+    return S_SHAPED[type(layer)].steepest, raised(_error(rounding) * size)
 
 
 BALL = Ball(_growth, reads_norm=False)

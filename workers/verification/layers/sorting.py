@@ -19,8 +19,8 @@ from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.clamp import clamped_slopes
 from workers.verification.layers.exact import EXACT, EXACT_JOIN, monotone
 from workers.verification.layers.rules import BackwardState, Box, Carried, LayerRules
-from workers.verification.numerics import slack, total
-from workers.verification.rounding import Rounding, unit_roundoff
+from workers.verification.numerics import raised, slack, total
+from workers.verification.rounding import Rounding
 
 __all__ = ["RULES", "Planes", "maximum_planes", "minimum_planes", "paired_slopes"]
 
@@ -131,7 +131,7 @@ def _lost(
     """What the planes' intercepts cost, [rows] >= 0, rounded up."""
     lost = total(-negative * rows.pick(planes.upper_intercept))
     lost = lost + total(-positive * rows.pick(planes.lower_intercept))
-    return lost * (1.0 + 64 * unit_roundoff(state.dtype) * state.rounding.is_sound)
+    return raised(lost, 31, state.dtype) if state.rounding.is_sound else lost
 
 
 def _halves(box: Box) -> tuple[Box, Box]:
@@ -157,7 +157,8 @@ def paired_slopes(
 
     Maximum and minimum together move a pair (a, b) by no more than it moves itself (GroupSort is
     1-Lipschitz), so in the norm of the pair |(A, B) - (A0, B0)| <= max(s_A, s_B) |(a, b) - (a0,
-    b0)| with the clamps' own slopes over the boxes of maximum and minimum (methods-lipschitz 2.1).
+    b0)| with the slopes of the two clamps over the boxes of maximum and minimum.
+
     Where both are constant over the box, both rows vanish. ceiling M, floor N: broadcastable to
     half the channels, infinite for the plain MaxMin, whose slopes are 1: what cannot change there
     has a box without width, so that its columns in the next map are masked anyway.

@@ -1,11 +1,11 @@
 """Norms of circulant convolutions, which bound those of zero-padded ones from above.
 
 A zero-padded convolution reads a window of a periodic map without wrapping, so T = R C E with
-restrictions R, E and the circulant C (methods-lipschitz 7.2); conjugating C by diag(exp(i theta x))
-keeps that true for every theta. Hence the largest singular value over SHIFTED frequencies bounds
-|T| for every shift: a half-step shift steps over a smooth kernel's peak at frequency zero, which
-the unshifted circulant overestimates. With shifts 0 and 1/2 the grid is symmetric, so half of the
-frequencies suffice for real kernels.
+restrictions R, E and the circulant C, whose norm is the largest over its frequencies (Sedghi,
+Gupta, Long, ICLR 2019). Conjugating C by diag(exp(i theta x)) keeps that true for every theta, so
+the largest singular value over SHIFTED frequencies bounds |T| for every shift: a half-step shift
+steps over a smooth kernel's peak at frequency zero, which the unshifted circulant overestimates.
+With shifts 0 and 1/2 the grid is symmetric, so half of the frequencies suffice for real kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from workers.verification.block_sizes import GRAM_ENTRIES
 from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.norms.backward_errors import cholesky_error, hermitian_error
+from workers.verification.numerics import MANY, raised
+from workers.verification.rounding import unit_roundoff
 
 __all__ = ["circulant_norm", "root"]
 
@@ -25,9 +29,8 @@ __all__ = ["circulant_norm", "root"]
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
 #: Kernels of more taps are not correlated with themselves.
 FEW_TAPS = 25
-#: Entries of the matrices that are looked at together: 32 MB each time they are written.
-ENTRIES = 2**21
-_U64 = 2.0**-53
+#: Where the shift of half a step gains less than this share, the other shifts are left out.
+GAIN = 0.996
 
 
 def circulant_norm(
@@ -48,7 +51,7 @@ def circulant_norm(
         if bound <= floor:
             return bound
         twisted = _proved(grams, torch.cartesian_prod(*_frequencies(grid, shift)), bound, clock)
-        if shift == (0.5, 0.5) and twisted > 0.996 * bound:
+        if shift == (0.5, 0.5) and twisted > GAIN * bound:
             return min(bound, twisted)
         bound = min(bound, twisted)
     return bound
@@ -64,7 +67,7 @@ def _frequencies(grid: tuple[int, int], shift: tuple[float, float]) -> tuple[Ten
 
 def root(square: float) -> float:
     """The square root, rounded up."""
-    return math.sqrt(max(square, 0.0)) * (1.0 + 1e-12)
+    return raised(math.sqrt(max(square, 0.0)))
 
 
 class _Grams(ABC):
@@ -83,7 +86,8 @@ class _Grams(ABC):
         # four times as many), angles off by a few ulps of up to 2 pi (height + width); the sum of
         # |K_p| |K_q|^T has a 2-norm of at most taps |K|_F^2.
         terms = columns + 10 * len(self.taps) + 32 * (height + width) + 64
-        self.slack = 8 * terms * _U64 * len(self.taps) * float(blocks.square().sum())
+        share = 8 * terms * unit_roundoff(torch.float64) * len(self.taps)
+        self.slack = share * float(blocks.square().sum())
 
     @abstractmethod
     def at(self, frequencies: Tensor) -> Tensor:
@@ -138,10 +142,8 @@ def _proved(grams: _Grams, frequencies: Tensor, ceiling: float, clock: Clock = U
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(frequencies), generator=generator)
     identity = torch.eye(grams.rows, dtype=torch.complex128)
-    # Backward errors: of eigenvalues, rows u |G|_F, of factorisations, (rows + 1) u trace(s I - G).
-    rounding = (256 * math.sqrt(grams.rows) + 32 * (grams.rows + 64)) * grams.rows * _U64
     square = 0.0
-    together = max(1, ENTRIES // grams.entries)
+    together = max(1, GRAM_ENTRIES // grams.entries)
     for chosen in (order[:1], *order[1:].split(together)):
         clock.check()
         matrices = grams.at(frequencies[chosen])
@@ -153,8 +155,11 @@ def _proved(grams: _Grams, frequencies: Tensor, ceiling: float, clock: Clock = U
             clock.check()
             largest = float(torch.linalg.eigvalsh(matrices[0])[-1])
             # A little more, so that its equals at mirrored frequencies pass.
-            square = max(square, largest * (1.0 + 1e-9))
+            square = max(square, raised(largest, MANY))
             if root(square) >= ceiling:
                 return ceiling
             matrices = matrices[1:]
-    return min(ceiling, root(square * (1.0 + rounding) + grams.slack))
+    # trace(s I - G) <= rows s.
+    factorised = 8 * cholesky_error(grams.rows, grams.rows * square)
+    error = hermitian_error(grams.rows, square) + factorised + grams.slack
+    return min(ceiling, root(square + error))

@@ -2,7 +2,7 @@
 
 Only used when ``deterministic`` is off. For A = M^T M with largest eigenvalue L and eigenvector v,
 a start q_1 uniform on the sphere of R^n has |v.q_1| >= t with probability at least
-1 - t sqrt(2 n / pi) (methods-lipschitz 7.4 e). Lanczos gives numbers a_j, b_j and vectors q_j with
+1 - t sqrt(2 n / pi) (Dixon 1983). Lanczos gives numbers a_j, b_j and vectors q_j with
     A q_j = b_(j-1) q_(j-1) + a_j q_j + b_j q_(j+1) + r_j,
 so y_j = v.q_j obeys b_j y_(j+1) = (L - a_j) y_j - b_(j-1) y_(j-1) - v.r_j. Whatever rounding did,
 |r_j| <= phi_j is known: its computed norm plus the error of the product with A. Nothing is assumed
@@ -26,28 +26,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.verification.block_sizes import VECTOR_BYTES
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import MaskedMap
+from workers.verification.numerics import MANY, SECOND_ORDER, nonzero, raised
 from workers.verification.region import Region
-from workers.verification.rounding import gamma
+from workers.verification.rounding import gamma, unit_roundoff
 
 __all__ = ["FailureBudget", "Tridiagonal", "lanczos_norms", "largest_root", "tridiagonal"]
 
 STARTS, STEPS = 2, 32
 #: Norms that one sample may ask for, per layer: epsilons and bisection steps in all arithmetic.
 TRIES = 4096
-#: Bytes of Lanczos vectors held at once.
-VECTOR_BYTES = 2**28
 #: Vectors of at most so many numbers are reorthogonalised.
 SHORT = 1024
 #: Vectors of a start held at once, about.
 VECTORS = 8
-_U64 = 2.0**-53
+U64 = unit_roundoff(torch.float64)
 #: What |q_j| may exceed 1 by, generously.
 _LENGTH = 1.0001
 _GRID = 64
+#: The start itself is rounded: its component on the eigenvector is at least KEPT t - LOST.
+KEPT, LOST = 0.999999, 1e-14
+#: The next vector's length is taken as at least this share of A q, and never as zero. Any positive
+#: number will do: what it leaves out is part of the residual.
+MIN_SHARE, MIN_LENGTH = 1e-13, 1e-290
+#: The logarithm above 0 that proves: what the logarithms of the recurrence may be off by, and more.
+PROVED = 1e-3
 
 
 @dataclass
@@ -167,10 +174,10 @@ def lanczos_norms(
         active = m.flatten(1).sum(1)
         small = delta ** (1.0 / STARTS) * torch.sqrt(math.pi / (2.0 * active.clamp_min(1.0)))
         terms = op.terms + op.weight[:, 0].numel() + 16
-        product = gamma(terms, _U64) * absolute**2 * 1.001
+        product = gamma(terms, U64) * absolute**2 * SECOND_ORDER
         system = tridiagonal(op, m, s, begin, steps, product, clock=clock)
         root = largest_root(system, small, ceiling).reshape(STARTS, -1).amax(0)
-        found.append(root.sqrt() * (1.0 + 1e-12))
+        found.append(raised(root.sqrt()))
     return torch.cat(found)
 
 
@@ -202,7 +209,7 @@ def tridiagonal(
     square = s.square()
     shape = (-1, *m.shape[1:])
     q = (start * m).flatten(1)
-    q = q / q.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    q = q / nonzero(q.norm(dim=1, keepdim=True))
     basis = [q] if q.shape[1] <= SHORT else []
     earlier = torch.zeros_like(q)
     before = torch.zeros(len(q), dtype=torch.float64, device=m.device)
@@ -222,13 +229,13 @@ def tridiagonal(
         rest = rest.addcmul_(q, a[-1][:, None], value=-1)
         for vector in basis + basis:
             rest = rest - (rest * vector).sum(1, keepdim=True) * vector
-        b.append(torch.maximum(rest.norm(dim=1), size * 1e-13).clamp_min(1e-290))
+        b.append(torch.maximum(rest.norm(dim=1), size * MIN_SHARE).clamp_min(MIN_LENGTH))
         following = rest / b[-1][:, None]
         left = torch.addcmul(w, q, a[-1][:, None], value=-1)
         left.addcmul_(following, b[-1][:, None], value=-1)
         left.addcmul_(earlier, before[:, None], value=-1)
-        lost = 8 * _U64 * (size + a[-1].abs() + b[-1] + before)
-        phi.append(left.norm(dim=1) * (1.0 + 1e-9) + lost + product)
+        lost = 8 * U64 * (size + a[-1].abs() + b[-1] + before)
+        phi.append(raised(left.norm(dim=1), MANY) + lost + product)
         earlier, q, before = q, following, b[-1]
         if basis:
             basis.append(q)
@@ -238,9 +245,8 @@ def tridiagonal(
 def largest_root(system: Tridiagonal, small: Tensor, ceiling: Tensor) -> Tensor:
     """The least number found in (max a, ceiling] that exceeds the largest eigenvalue unless the
     start had a component below ``small`` on its eigenvector; inf where none was. [batch]"""
-    # 1e-14: the start itself is rounded.
-    small = small * (1.0 - 1e-6) - 1e-14
-    low = torch.minimum(system.a.amax(0).clamp_min(1e-290), ceiling)
+    small = small * KEPT - LOST
+    low = torch.minimum(system.a.amax(0).clamp_min(MIN_LENGTH), ceiling)
     high = ceiling
     share = torch.linspace(0, 1, _GRID + 1, dtype=torch.float64, device=low.device)[:, None]
     best = torch.full_like(ceiling, torch.inf)
@@ -253,7 +259,7 @@ def largest_root(system: Tridiagonal, small: Tensor, ceiling: Tensor) -> Tensor:
         best = torch.where(some, torch.minimum(best, value), best)
         high = torch.where(some, value, high)
         low = torch.where(some, grid.gather(0, (first - 1).clamp_min(0)[None])[0], low)
-    return best * (1.0 + 1e-12)
+    return raised(best)
 
 
 def _exceeds(system: Tridiagonal, small: Tensor, x: Tensor) -> Tensor:
@@ -270,14 +276,14 @@ def _exceeds(system: Tridiagonal, small: Tensor, x: Tensor) -> Tensor:
     proved = torch.zeros_like(good)
     before = torch.zeros_like(system.b[0])
     for a, b, phi in zip(system.a, system.b, system.phi, strict=True):
-        force = phi + 16 * _U64 * (x + a.abs() + b + before)
+        force = phi + 16 * U64 * (x + a.abs() + b + before)
         step = ((x - a) - before / ratio) / b
         good = good & (step > 0)
         safe = torch.where(good, step, torch.ones_like(step))
         pushed = (x - a) * driven - before * driven_before / ratio + force * torch.exp(-log_p)
         driven, driven_before = pushed / (b * safe), driven
         log_p = log_p + torch.log(safe)
-        room = small - driven * (1.0 + 1e-9)
-        proved = proved | (good & (room > 0) & (log_p + torch.log(room.clamp_min(1e-300)) > 1e-3))
+        room = small - raised(driven, MANY)
+        proved = proved | (good & (room > 0) & (log_p + torch.log(nonzero(room)) > PROVED))
         ratio, before = safe, b
     return proved

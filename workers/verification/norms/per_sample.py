@@ -1,6 +1,7 @@
 """Norms of per-sample masked operators M = diag(s) W diag(m): upper bounds, each rounded up.
 
-m is 0 where an input cannot change, s in [0, 1] holds anchored slopes (methods-lipschitz 7.4).
+m is 0 where an input cannot change, s in [0, 1] holds anchored slopes (Local-Lip, Huang et al.
+NeurIPS 2021, has 0 and 1 alone; proof in ``forward.local_pass``).
 Every bound is valid by itself, so the least counts: the global norm times the largest slope,
 Frobenius (one product with W^2), Schur (two products with |W|), and the exact Gram matrix of what
 is active. No power iteration.
@@ -18,9 +19,9 @@ from torch import Tensor
 from workers.verification.enclosure import Enclosure
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.norms.backward_errors import gram_error
 from workers.verification.norms.spectral import materialize
-from workers.verification.numerics import euclidean_norm, lost_in_sums
-from workers.verification.rounding import gamma, unit_roundoff
+from workers.verification.numerics import euclidean_norm, lost_in_sums, nonzero, raised, up
 
 __all__ = ["GRAM_SIDE", "MaskedMap", "costliest", "forward_cost", "moving", "multiplications"]
 
@@ -32,6 +33,8 @@ MATRIX_SIZE = 2**23
 FULL = 0.98
 #: Lost to underflow per sum, relative to the largest weight.
 FLOOR = 2.0**-100
+#: Lost to underflow per square of a number in [-1, 1], float64.
+LOST_SQUARE = 1e-300
 
 Linear = Dense | Convolution
 
@@ -58,7 +61,7 @@ def forward_cost(compiled: CompiledNetwork) -> int:
 
 
 def costliest(compiled: CompiledNetwork) -> int:
-    """Multiplications of one row in the dearest step."""
+    """Multiplications of one row in the most expensive step."""
     ops = [step.op for step in compiled.steps]
     return max([multiplications(op) for op in ops if isinstance(op, Dense | Convolution)] or [1])
 
@@ -107,15 +110,16 @@ class MaskedMap:
         # Counted by rows, in float64: exact.
         active = mask.flatten(1).sum(1, dtype=torch.float64)
         full = op.cast(
-            "scaled rows", like, lambda: op.row_norms() / scale * (1.0 + 2.0**-21) + FLOOR**0.5
+            "scaled rows",
+            like,
+            lambda: raised(op.row_norms() / scale, 3, torch.float32) + FLOOR**0.5,
         )[None]
         sparse = (active < FULL * mask[0].numel()).nonzero().flatten()
         if not sparse.numel():
             return cls(op, mask, full, scale, active, False)
         whole = sparse.numel() == mask.shape[0]
         squares = _squares(op, mask if whole else mask[sparse], scale)
-        slack = gamma(op.terms + 16, unit_roundoff(like.dtype))
-        norms = squares.mul_(1.0 + 2 * slack).add_(FLOOR).sqrt_()
+        norms = squares.mul_(up(op.terms + 15, like.dtype)).add_(FLOOR).sqrt_()
         if whole:
             rows = norms
         else:
@@ -126,7 +130,7 @@ class MaskedMap:
     def frobenius(self, slopes: Tensor | None) -> Tensor:
         """Frobenius norm of M, [batch] float64: norm of the vector of row norms."""
         rows = self.rows if slopes is None else self.rows * slopes
-        norm = euclidean_norm(rows) * (self.scale * (1.0 + 2.0**-20))
+        norm = raised(euclidean_norm(rows) * self.scale, 7, torch.float32)
         return norm.expand(self.mask.shape[0])
 
     def schur(self, slopes: Tensor, best: Tensor) -> Tensor:
@@ -155,7 +159,7 @@ class MaskedMap:
         mask, square = self.mask[rows], slopes[rows].square()
         x = mask
         for _ in range(steps):
-            length = x.flatten(1).norm(dim=1).clamp_min(1e-30)
+            length = nonzero(x.flatten(1).norm(dim=1))
             x = x / length.reshape(-1, *([1] * (x.dim() - 1)))
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
@@ -187,7 +191,7 @@ class MaskedMap:
 
 def _gram_norm(matrix: Tensor) -> float:
     """Upper bound on a norm, entries in [-1, 1]: the eigenvalues of the smaller Gram matrix plus
-    their backward error (n + 30 m) 2^-52 |matrix|_F^2, as in ``spectral.dense_norm``."""
+    their backward error, as in ``spectral.dense_norm``."""
     matrix = matrix.cpu()
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     trace = float(gram.diagonal().sum())
@@ -195,9 +199,9 @@ def _gram_norm(matrix: Tensor) -> float:
         return math.inf
     small, large = sorted(matrix.shape)
     square = float(torch.linalg.eigvalsh(gram)[-1])
-    square = max(square, 0.0) + (large + 30 * small + 64) * 2.0**-52 * trace * 1.001
+    square = max(square, 0.0) + gram_error(small, large, trace)
     # What underflow in the squares may have hidden, and the roundings of the scaling.
-    return math.sqrt(square + small * large * 1e-300) * (1.0 + 1e-12)
+    return raised(math.sqrt(square + small * large * LOST_SQUARE))
 
 
 def _squares(op: Linear, mask: Tensor, scale: float) -> Tensor:
@@ -214,13 +218,12 @@ def _schur(op: Linear, mask: Tensor, slopes: Tensor, scale: float) -> Tensor:
         sums = op.absolute(x)
         # The derivative of |W| m is |W| itself: its adjoint on the slopes are the column sums.
         (columns,) = torch.autograd.grad(sums, x, slopes)
-    unit = unit_roundoff(mask.dtype)
     lost = FLOOR * scale + lost_in_sums(mask.dtype)
     rows = (sums.detach() * slopes).flatten(1).amax(1).to(torch.float64)
-    rows = rows * (1.0 + 2 * gamma(op.terms + 16, unit)) + lost
+    rows = raised(rows, op.terms + 15, mask.dtype) + lost
     widest = (columns * mask).flatten(1).amax(1).to(torch.float64)
-    widest = widest * (1.0 + 2 * gamma(_fan_out(op) + 16, unit)) + lost
-    return (rows * widest).sqrt() * (1.0 + 1e-12)
+    widest = raised(widest, _fan_out(op) + 15, mask.dtype) + lost
+    return raised((rows * widest).sqrt())
 
 
 def _matrix(op: Linear) -> Tensor:

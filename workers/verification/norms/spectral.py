@@ -1,8 +1,9 @@
 """Sound upper bounds on operator norms (largest singular values), once per model, in float64.
 
-No power iteration: it bounds from below. Dense and small operators are materialised; convolutions
-are bounded by the norm of twisted circulant extensions (methods-lipschitz 7.2, extended) and, for
-kernels of one sign, by a Collatz-Wielandt bound. Every bound is valid by itself; the least counts.
+Power iteration is not used: it bounds from below. Dense and small operators are materialised;
+convolutions are bounded by the norm of twisted circulant extensions (``circulant``) and, for
+kernels of one sign, by a Collatz-Wielandt bound. Every bound is valid by itself; the least counts
+(docs/soundness.md, "Operator norms").
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.norms.backward_errors import cholesky_error, gram_error
 from workers.verification.norms.circulant import circulant_norm, root
+from workers.verification.numerics import MANY, nonzero, raised
 
 __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_iteration_norm"]
 
@@ -33,7 +36,13 @@ SMALL_SIDE = 256
 WIDE, CHOLESKY_SIDE = 0.12, 8192
 #: Largest side of which a dense matrix' Gram eigenvalues are computed.
 DENSE_SIDE = 4608
-_U64 = 2.0**-53
+#: Collatz-Wielandt: power steps at most, which end when a step gains less than ``GAIN``; entries of
+#: the vector are kept away from zero, because unread inputs would otherwise divide 0 by 0.
+STEPS, GAIN, MIN_ENTRY = 24, 1e-4, 1e-30
+#: Operations in two maps of at most 2^31 terms each, and a few.
+TWO_MAPS = 2**32 + 2**28
+#: What a Cholesky factorisation proves lies this share above the estimate of |A|^2.
+ABOVE_ESTIMATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def dense_norm(matrix: Tensor, clock: Clock = UNLIMITED) -> float:
     """Upper bound on the largest singular value of matrix [m, n], tight to about 1e-8 relative.
 
     Gram matrix of the smaller side and its eigenvalues in float64, plus their backward error
-    (n + 30 m) 2^-52 |matrix|_F^2; beyond ``DENSE_SIDE``, the lesser of Frobenius and Schur.
+    (``gram_error``); beyond ``DENSE_SIDE``, the lesser of Frobenius and Schur.
     """
     matrix = matrix.detach().to(torch.float64)
     if matrix.numel() == 0:
@@ -88,17 +97,17 @@ def dense_norm(matrix: Tensor, clock: Clock = UNLIMITED) -> float:
     matrix = matrix / scale
     rows, columns = matrix.shape
     clock.check()
-    frobenius_square = float(matrix.square().sum()) * (1.0 + rows * columns * _U64)
-    schur = float(matrix.abs().sum(0).max()) * float(matrix.abs().sum(1).max()) * (1.0 + 1e-9)
-    square = min(frobenius_square, schur)
+    frobenius_square = raised(float(matrix.square().sum()), rows * columns)
+    schur = float(matrix.abs().sum(0).max()) * float(matrix.abs().sum(1).max())
+    square = min(frobenius_square, raised(schur, MANY))
     if rows <= DENSE_SIDE:
         clock.check()
         gram = matrix @ matrix.T
         clock.check()
         eigenvalue = float(torch.linalg.eigvalsh(gram)[-1])
-        square = min(square, eigenvalue + (columns + 30 * rows) * 2 * _U64 * frobenius_square)
+        square = min(square, eigenvalue + gram_error(rows, columns, frobenius_square))
     # Entries lost to underflow by the scaling are below 2^-1000 of the largest.
-    return scale * root(square) * (1.0 + 1e-12)
+    return raised(scale * root(square))
 
 
 def materialize(
@@ -139,21 +148,19 @@ def absolute_norm(
     v = torch.ones(1, *shape, dtype=torch.float64)
     adjoint = _adjoint(apply, v)
     best = math.inf
-    for _ in range(24):
+    for _ in range(STEPS):
         clock.check()
         image = adjoint(apply(v))
         ratio = float((image / v).max())
-        if math.isnan(ratio) or ratio >= best * (1.0 - 1e-4):
+        if math.isnan(ratio) or ratio >= best * (1.0 - GAIN):
             best = min(best, ratio) if not math.isnan(ratio) else best
             break
         best = ratio
         largest = float(image.max())
         if not 0.0 < largest < math.inf:
             break
-        # Kept away from zero: unread inputs would otherwise divide 0 by 0.
-        v = (image / largest).clamp_min(1e-30)
-    # Rounding: two maps of at most 2^31 non-negative terms each, far below this slack.
-    return root(best * (1.0 + 1e-6)) if math.isfinite(best) else math.inf
+        v = (image / largest).clamp_min(MIN_ENTRY)
+    return root(raised(best, TWO_MAPS)) if math.isfinite(best) else math.inf
 
 
 def conv_norm(weight: Tensor, geometry: ConvGeometry, clock: Clock = UNLIMITED) -> float:
@@ -255,8 +262,8 @@ def _cholesky_norm(
     """Upper bound within 1e-6 of the norm, proved by a Cholesky factorisation, or infinity.
 
     A Lanczos value (a lower estimate, used as a guess only) is raised a little to s; if the
-    factorisation of s I - A^T A runs to completion, all its eigenvalues are positive up to the
-    backward error n u trace (Higham 2002, theorem 10.5; Rump 2006), which is added to s.
+    factorisation of s I - A^T A runs to completion, all its eigenvalues are positive up to its
+    backward error (``cholesky_error``), which is added to s.
     """
     in_shape = (kernel.shape[1], *geometry.size)
 
@@ -287,12 +294,12 @@ def _cholesky_norm(
     gram = materialize(square, shape, clock)
     trace = float(gram.diagonal().sum())
     gram.neg_()
-    gram.diagonal().add_(guess * (1.0 + 1e-6))
+    tried = guess * (1.0 + ABOVE_ESTIMATE)
+    gram.diagonal().add_(tried)
     _, failed = torch.linalg.cholesky_ex(gram)
     if int(failed):
         return math.inf
-    backward_error = 4 * (size + 64) * _U64 * (trace + size * guess)
-    return root(guess * (1.0 + 1e-6) + backward_error)
+    return root(tried + cholesky_error(size, trace + size * guess))
 
 
 def _adjoint_batched(
@@ -308,7 +315,7 @@ def _adjoint_batched(
 def _polyphase(kernel: Tensor, geometry: ConvGeometry) -> Tensor:
     """Stride-1 blocks [out, in * s_h * s_w, ceil(k_h / s_h), ceil(k_w / s_w)] of a strided kernel.
 
-    Space-to-depth permutes coordinates, so the norm is the same (methods-lipschitz 7.2, 1).
+    Space-to-depth permutes coordinates, so the norm is the same.
     """
     out_channels, in_channels, kernel_h, kernel_w = kernel.shape
     (stride_h, stride_w), (d_h, d_w) = geometry.stride, geometry.dilation
@@ -335,7 +342,7 @@ def power_iteration_norm(
     norm = 0.0
     for _ in range(steps):
         clock.check()
-        v = v / v.norm().clamp_min(1e-300)
+        v = v / nonzero(v.norm())
         image = apply(v)
         norm = float(image.norm())
         v = adjoint(image)

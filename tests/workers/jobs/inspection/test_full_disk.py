@@ -53,9 +53,9 @@ def test_a_job_waits_for_room_and_then_goes_on(corridor: Corridor) -> None:
     # 43 KB of pixels; most of the work is not what this is about.
     job = corridor.submit(data=data, samples=300, method="lipschitz", radius=False, attack=None)
     settings = corridor.settings.model_copy(update={"max_attempts": 1, "samples_per_shard": 300})
-    ticket = f"from workers.jobs.work_loop import run; run({job.id!r})"
+    program = f"from workers.jobs.work_loop import run; run({job.id!r})"
     ended = subprocess.run(
-        in_small_disk("40k", corridor.store.job_dir(job.id), sys.executable, "-c", ticket),
+        in_small_disk("40k", corridor.store.job_dir(job.id), sys.executable, "-c", program),
         env={
             **os.environ,
             "CERTSERVE_DATA_DIR": str(settings.data_dir),

@@ -1,4 +1,4 @@
-"""Real worker processes: they do tickets, and nothing else that somebody may put on the queue."""
+"""Real worker processes: they do wake-up jobs, and nothing else that is on the queue."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def queue_is_empty(corridor: Corridor) -> bool:
     return not corridor.redis.llen(name) and not corridor.redis.llen(f"{name}:intermediate")
 
 
-def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
+def test_a_wake_up_job_is_done(corridor: Corridor, start_worker: Start) -> None:
     job = corridor.submit()
     wake_up(corridor, job)
     start_worker()
@@ -47,7 +47,7 @@ def test_a_ticket_is_done(corridor: Corridor, start_worker: Start) -> None:
 
 def test_other_functions_are_refused(corridor: Corridor, start_worker: Start) -> None:
     mark = corridor.folder / "mark"
-    job = corridor.submit()  # without work in the line a worker drops every ticket unread
+    job = corridor.submit()  # without waiting work a worker drops every wake-up job unread
     enqueue(corridor, "os.system", f"touch {mark}")
     enqueue(corridor, "subprocess.call", ["touch", str(mark)])
     worker = start_worker()
@@ -71,9 +71,9 @@ def test_pickles_are_never_loaded(corridor: Corridor, start_worker: Start) -> No
     mark = corridor.folder / "mark"
     job = corridor.submit()
     poison = pickle.dumps(Touch(mark))
-    ticket = enqueue(corridor, "workers.jobs.ticket.run", new_job_id())
+    message = enqueue(corridor, "workers.jobs.ticket.run", new_job_id())
     raw = connect(corridor.settings, text=False)
-    raw.hset(f"rq:job:{ticket.id}", mapping={"data": zlib.compress(poison), "meta": poison})
+    raw.hset(f"rq:job:{message.id}", mapping={"data": zlib.compress(poison), "meta": poison})
     start_worker()
     wake_up(corridor, job)
     assert corridor.outcome(job)["status"] == "succeeded"
@@ -81,8 +81,10 @@ def test_pickles_are_never_loaded(corridor: Corridor, start_worker: Start) -> No
     raw.close()
 
 
-def test_a_ticket_without_work_costs_no_horse(corridor: Corridor, start_worker: Start) -> None:
-    """One ticket does all jobs there are; the others are forgotten, with all that RQ kept."""
+def test_a_wake_up_job_without_work_starts_no_horse(
+    corridor: Corridor, start_worker: Start
+) -> None:
+    """One wake-up job does all jobs there are; the others are forgotten, with all that RQ kept."""
     jobs = [corridor.submit() for _ in range(3)]
     for job in [*jobs, *jobs]:
         wake_up(corridor, job)
@@ -136,8 +138,8 @@ def test_refuse_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
         DefaultSerializer.loads(pickle.dumps(1))
 
 
-def test_one_ticket_brings_all_workers_to_a_job(corridor: Corridor, start_worker: Start) -> None:
-    """Nobody rings but the horse that prepared it: here is no reconciler."""
+def test_one_wake_up_job_brings_all_workers(corridor: Corridor, start_worker: Start) -> None:
+    """The work horse that prepared the job notifies the others: here is no reconciler."""
     job = corridor.submit(**SLOW)
     start_worker()
     start_worker()

@@ -63,8 +63,8 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
     """Bounds in every arithmetic, and the cascade's radius: what is false goes to the tally.
 
     ``name`` is how the case is called there. share: of the ways to ask (norm, pixel box,
-    arithmetic) that are tried, chosen by ``seed``; of the dearest bounds and of the cascade, which
-    repeat what others prove, a quarter of that.
+    arithmetic) that are tried, chosen by ``seed``; of the costliest bounds and of the
+    cascade, which repeat what others prove, a quarter of that.
     """
     random = np.random.default_rng(seed)
     tally.graphs += 1

@@ -30,7 +30,7 @@ from workers.verification.results import (
 CPU = torch.device("cpu")
 EXPENSIVE = ("crown", "alpha-crown", "alpha-crown-intermediate")
 SAMPLES = 3 * POOL
-#: Per sample: nothing, cheap bounds alone, some dear bounds, all that is ever asked.
+#: Per sample: nothing, cheap bounds alone, some expensive bounds, all that is ever asked.
 WORKS = (0.0, 50.0, 500.0, 2500.0, 1e9)
 
 
@@ -94,7 +94,7 @@ def certify(
 
 @pytest.fixture(scope="module")
 def case() -> tuple[Network, NDArray[np.float32]]:
-    """A network on which cheap bounds leave something open that dear ones decide."""
+    """A network on which cheap bounds leave something open that expensive ones decide."""
     x = np.random.default_rng(8).random((SAMPLES, 2, 8, 8)).astype(np.float32)
     return random_network(8), x
 

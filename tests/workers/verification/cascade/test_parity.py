@@ -17,8 +17,8 @@ from workers.verification.cascade import parity
 from workers.verification.cascade.parity import (
     EXAMINED,
     FEWEST,
-    LEAST,
-    MOST,
+    MAX_INPUTS,
+    MIN_INPUTS,
     DeploymentMismatch,
     _compare,
     _enclosed,
@@ -35,24 +35,22 @@ from workers.verification.cascade.parity_inputs import (
 from workers.verification.clock import UNLIMITED
 from workers.verification.graph.compiled_network import CompiledNetwork
 
-LinearForm = NDArray[np.float32]
+Samples = NDArray[np.float32]
 FEATURES = 40
 NETWORK = dense_network([FEATURES, 8, 3], 0)
 SAMPLES = np.random.default_rng(1).uniform(0.2, 0.8, (5, FEATURES)).astype(np.float32)
 
 
 def check(
-    deviates: Callable[[LinearForm], NDArray[np.bool_]] = lambda x: np.zeros(
-        len(x), dtype=np.bool_
-    ),
+    deviates: Callable[[Samples], NDArray[np.bool_]] = lambda x: np.zeros(len(x), dtype=np.bool_),
     *,
     network: Network = NETWORK,
-    x: LinearForm = SAMPLES,
+    x: Samples = SAMPLES,
     **options: Any,
 ) -> dict[str, Any]:
     """The check on a file that computes the network, but something else where it ``deviates``."""
 
-    def deployed(rows: LinearForm) -> LinearForm:
+    def deployed(rows: Samples) -> Samples:
         logits = evaluate(network, rows)
         return np.where(deviates(rows)[:, None], logits[:, ::-1] + 0.25, logits)
 
@@ -66,14 +64,19 @@ def check(
 def test_a_network_agrees_with_itself_on_every_kind_of_input(seed: int, clip: bool) -> None:
     x = np.random.default_rng(seed).random((3, 2, 8, 8)).astype(np.float32)
     facts = check(network=random_network(seed), x=x, clip=clip, seed=seed)
-    assert facts["inputs"] == {"batches": 26, "samples": 3, "random": LEAST, "coordinates": LEAST}
+    assert facts["inputs"] == {
+        "batches": 26,
+        "samples": 3,
+        "random": MIN_INPUTS,
+        "coordinates": MIN_INPUTS,
+    }
     assert 0 <= facts["largest_share"] <= 1
     assert facts["max_difference"] <= facts["budget"] / max(facts["largest_share"], 1e-9)
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_what_differs_in_batches_of_one_size_alone_is_found(size: int) -> None:
-    def mixes(x: LinearForm) -> NDArray[np.bool_]:
+    def mixes(x: Samples) -> NDArray[np.bool_]:
         return (np.arange(len(x)) == size - 1) & (len(x) == size)
 
     with pytest.raises(DeploymentMismatch, match=f"row {size - 1} of a batch of {size} .*alone"):
@@ -92,7 +95,7 @@ def test_one_pixel_at_one_end_of_its_range_is_found(place: int, value: float) ->
 def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) -> None:
     """The rest of the image must be that of a sample: no random input can show it."""
 
-    def deviates(x: LinearForm) -> NDArray[np.bool_]:
+    def deviates(x: Samples) -> NDArray[np.bool_]:
         same = (x[:, None] == SAMPLES[None]).sum(2) == FEATURES - 1
         return same.any(1) & ((x[:, place] == 0) | (x[:, place] == 1))
 
@@ -112,7 +115,7 @@ def test_a_pixel_that_matters_only_beside_a_whole_sample_is_found(place: int) ->
     ],
 )
 def test_what_differs_on_unusual_inputs_alone_is_found(
-    where: Callable[[LinearForm], NDArray[np.bool_]], named: str
+    where: Callable[[Samples], NDArray[np.bool_]], named: str
 ) -> None:
     with pytest.raises(DeploymentMismatch, match=named):
         check(where)
@@ -120,7 +123,7 @@ def test_what_differs_on_unusual_inputs_alone_is_found(
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_without_clip_inputs_far_beyond_the_data_are_compared(sign: int) -> None:
-    def far(x: LinearForm) -> NDArray[np.bool_]:
+    def far(x: Samples) -> NDArray[np.bool_]:
         return (sign * x > 50.0).any(1)
 
     with pytest.raises(DeploymentMismatch, match=r"random input|coordinate"):
@@ -174,14 +177,19 @@ def test_inputs_are_as_promised(clip: bool) -> None:
 
 def test_numbers_of_extra_inputs_grow_with_the_samples_and_shrink_with_the_cost() -> None:
     small = CompiledNetwork.compile(NETWORK, norms=False)
-    assert [extra_inputs(small, n) for n in (1, 200, 10**6)] == [LEAST, 400, MOST]
+    assert [extra_inputs(small, n) for n in (1, 200, 10**6)] == [MIN_INPUTS, 400, MAX_INPUTS]
     large = Builder((3, 64, 64), 0)
     large.conv(64, 3, padding=1)
     large.conv(64, 3, padding=1)
     large.flatten()
     large.linear(2)
     compiled = CompiledNetwork.compile(large.build(), norms=False)
-    assert [extra_inputs(compiled, n) for n in (1, 10, 32, 500)] == [FEWEST, 20, LEAST, LEAST]
+    assert [extra_inputs(compiled, n) for n in (1, 10, 32, 500)] == [
+        FEWEST,
+        20,
+        MIN_INPUTS,
+        MIN_INPUTS,
+    ]
     assert 2 * len(RANDOM) <= FEWEST
 
 

@@ -30,7 +30,7 @@ def scheduled_loss(
 def bcp(
     graph: TrainingGraph, x: Tensor, y: Tensor, at: ScheduledWeights, config: TrainingConfig
 ) -> tuple[Tensor, Bounded]:
-    """Cross-entropy of the worst logits over ball and box, weighed with the clean one."""
+    """Cross-entropy of the worst logits over ball and box and of the clean ones (kappa)."""
     if at.clean:
         return standard(graph, x, y, at, config)
     found = ball_and_box(graph, x, y, at.epsilon, config)

@@ -35,7 +35,7 @@ def _affine(
         return step.norms.spectral * (1.0 + 1e-14), 0.0
     op = step.affine
     size = torch.Size(step.shape).numel() ** 0.5
-    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
+    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.own_terms)
     absolute = step.norms.absolute
     factor = step.norms.spectral + deployed * absolute
     offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()

@@ -114,7 +114,7 @@ class MaskedMap:
             return cls(op, mask, full, scale, active, False)
         whole = sparse.numel() == mask.shape[0]
         squares = _squares(op, mask if whole else mask[sparse], scale)
-        slack = gamma(op.terms + 16, unit_roundoff(like.dtype))
+        slack = gamma(op.own_terms + 16, unit_roundoff(like.dtype))
         norms = squares.mul_(1.0 + 2 * slack).add_(FLOOR).sqrt_()
         if whole:
             rows = norms
@@ -217,7 +217,7 @@ def _schur(op: Linear, mask: Tensor, slopes: Tensor, scale: float) -> Tensor:
     unit = unit_roundoff(mask.dtype)
     lost = FLOOR * scale + lost_in_sums(mask.dtype)
     rows = (sums.detach() * slopes).flatten(1).amax(1).to(torch.float64)
-    rows = rows * (1.0 + 2 * gamma(op.terms + 16, unit)) + lost
+    rows = rows * (1.0 + 2 * gamma(op.own_terms + 16, unit)) + lost
     widest = (columns * mask).flatten(1).amax(1).to(torch.float64)
     widest = widest * (1.0 + 2 * gamma(_fan_out(op) + 16, unit)) + lost
     return (rows * widest).sqrt() * (1.0 + 1e-12)

@@ -71,6 +71,10 @@ class OrthogonalMuon(torch.optim.NAdam):
         others = [parameter for parameter in parameters if parameter not in on_group]
         return cls(rotations, others, lr=rate, weight_decay=decay)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # NAdam's own brings states of old releases up to date, and knows no other states than its.
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of everything that has a gradient."""

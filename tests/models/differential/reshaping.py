@@ -15,6 +15,7 @@ __all__ = [
     "cut",
     "flatten",
     "gather",
+    "partly_absolute",
     "reduction",
     "reshape",
     "split",

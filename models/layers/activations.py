@@ -38,6 +38,7 @@ class Abs(Layer):
     """|x| on the first ``channels`` of the first axis, the others as they are; None: on all."""
 
     kind = "abs"
+    one_lipschitz = True
 
     def __init__(self, *, channels: int | None = None) -> None:
         super().__init__()

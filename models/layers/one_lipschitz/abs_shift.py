@@ -31,6 +31,7 @@ class AbsShift(Layer):
     """
 
     kind = "abs-shift"
+    one_lipschitz = True
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = _AbsShift.apply(x.permute(0, 2, 3, 1))

@@ -21,6 +21,7 @@ class SpaceToDepth(Layer):
     """
 
     kind = "space-to-depth"
+    one_lipschitz = True
 
     def __init__(self, *, block: int = 2) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class PadChannels(Layer):
     """Zeros as further channels behind those of an image, ``channels`` in all."""
 
     kind = "pad-channels"
+    one_lipschitz = True
 
     def __init__(self, *, channels: int) -> None:
         super().__init__()

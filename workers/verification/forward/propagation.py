@@ -198,7 +198,8 @@ class ForwardPass:
             return rows * per_sample(radius, centre)
         exact = step.affine
         unit = unit_roundoff(centre.dtype)
-        both = rounding.deployed_gamma(exact.terms) + rounding.own_gamma(exact.own_terms) + 32 * unit
+        both = rounding.deployed_gamma(exact.terms) + rounding.own_gamma(exact.own_terms)
+        both = both + 32 * unit
         coefficient = (radius + both * (size + radius)) * (1.0 + 32 * unit)
         lost = rounding.underflow * exact.floor
         constant = exact.cast(

@@ -1,19 +1,12 @@
-"""Absolute value, on all channels or the first ones: exact in float32, and 1-Lipschitz.
-
-``AbsShift`` stands for it in training, where half of the other channels move besides.
-"""
+"""Absolute value, on all channels or the first ones: exact in float32, and 1-Lipschitz."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.layers.base import Layer
 from models.layers.kinds import Abs
-from models.layers.one_lipschitz import AbsShift
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import EXACT
@@ -39,28 +32,15 @@ def _box(layer: Abs, lower: Tensor, upper: Tensor) -> Box:
     return torch.where(bent, least, lower), torch.where(bent, most, upper)
 
 
-def _forward(
-    abs_of: Callable[[Any, Tensor], Abs], moved: Callable[[Any, Tensor], Tensor]
-) -> Callable[[GraphStep, list[Enclosure], Rounding], Enclosure]:
+def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """|.| is 1-Lipschitz: the radius stays."""
-
-    def forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
-        (state,) = inputs
-        layer = step.op
-        assert isinstance(layer, Layer)
-        lower = upper = None
-        if state.lower is not None and state.upper is not None:
-            lower, upper = _box(abs_of(layer, state.lower), state.lower, state.upper)
-            lower, upper = moved(layer, lower), moved(layer, upper)
-        return box_to_ball(Enclosure(layer(state.centre), state.radius, lower, upper, state.valid))
-
-    return forward
-
-
-def _moves_alone(layer: AbsShift, x: Tensor) -> Tensor:
-    """The layer's moves without its |.|."""
-    places = layer.places(tuple(x.shape[1:])).to(x.device)
-    return x.flatten(1).index_select(1, places).reshape(x.shape)
+    (state,) = inputs
+    layer = step.op
+    assert isinstance(layer, Abs)
+    lower = upper = None
+    if state.lower is not None and state.upper is not None:
+        lower, upper = _box(layer, state.lower, state.upper)
+    return box_to_ball(Enclosure(layer(state.centre), state.radius, lower, upper, state.valid))
 
 
 def _lines(
@@ -98,14 +78,11 @@ def _open(layer: Abs, boxes: list[Box]) -> Tensor:
 
 RULES: dict[type[Layer], LayerRules] = {
     Abs: LayerRules(
-        forward=_forward(lambda layer, x: layer, lambda layer, x: x),
+        forward=_forward,
         ball=EXACT,
         slopes=_slopes,
         relax=_lines,
         open=_open,
         kink_at_zero=True,
-    ),
-    AbsShift: LayerRules(
-        forward=_forward(lambda layer, x: Abs(channels=x.shape[1] // 2), _moves_alone), ball=EXACT
     ),
 }

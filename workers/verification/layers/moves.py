@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from models.layers.base import Layer
 from models.layers.kinds import Gather, Pad, Permute, Reshape
-from models.layers.one_lipschitz import PadChannels, SpaceToDepth
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import EXACT, moved
@@ -54,7 +53,4 @@ RULES: dict[type[Layer], LayerRules] = {
     Permute: LayerRules(forward=moved, ball=EXACT, backward=_permute, permutes=True),
     Gather: LayerRules(forward=moved, ball=EXACT, backward=_gather),
     Pad: LayerRules(forward=moved, ball=EXACT, backward=_pad),
-    # In training alone; others are deployed in their place.
-    PadChannels: LayerRules(forward=moved, ball=EXACT),
-    SpaceToDepth: LayerRules(forward=moved, ball=EXACT),
 }

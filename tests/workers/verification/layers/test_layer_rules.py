@@ -144,11 +144,8 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 def test_every_layer_has_all_its_rules() -> None:
     kinds = set(LAYER_KINDS.values()) - {*REPARAMETRIZED, *ONE_LIPSCHITZ}
-    # Layers that are trained with boxes and never deployed need no more than that.
-    assert kinds == set(LAYERS) - set(ONE_LIPSCHITZ)
+    assert kinds == set(LAYERS)
     for layer, rules in LAYERS.items():
-        if layer in ONE_LIPSCHITZ:
-            continue
         known = {field.name for field in fields(rules) if getattr(rules, field.name)} - {"value"}
         if rules.affine is not None:
             assert known == {"affine"}, layer

@@ -133,7 +133,8 @@ class Network(nn.Module):
     @property
     def parameter_count(self) -> int:
         """Number of stored values, frozen ones (batch norm statistics) included."""
-        return sum(tensor.numel() for tensor in self.stored_tensors().values())
+        tensors = self.stored_tensors().values()
+        return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
 
     def layer(self, name: str) -> Layer:
         """The layer of the node ``name``."""

@@ -62,6 +62,7 @@ def trainer_of(
         seed=2019,
         precision=precision,
         bears_bfloat16=TRAINING_METHODS[method].bfloat16,
+        bfloat16_on_cpu=TRAINING_METHODS[method].bfloat16_on_cpu,
         compiles=TRAINING_METHODS[method].compiled,
         compiled={"auto": "auto", "true": True, "false": False}[compiled],
     )

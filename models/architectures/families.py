@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from models.architectures.layer_rows import LayerRow
+from models.architectures.layer_rows import MAX_SIZE, LayerRow
 from models.errors import ModelError
 
 __all__ = ["FAMILIES", "family_layers"]
@@ -48,6 +48,32 @@ def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     return [*layers, {"kind": "normalized-linear", "out": classes}]
 
 
+def _shiftnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
+    """Orthogonal matrices across channels, |.| and shifts (after LipNeXt 2026), no convolution.
+
+    Space-to-depth of ``patch`` and zeros make ``width`` channels; before every further stage
+    space-to-depth of 2 makes four times as many. ``depths``: orthogonal layers of each stage.
+    ``mean``: what is subtracted from the pixels. Activations are |.|, whatever is asked for.
+    """
+    depths = row.get("depths", [4, 6, 6])
+    if not isinstance(depths, list | tuple) or not 1 <= len(depths) <= 8:
+        row.refuse('needs "depths", a list of 1 to 8 integers')
+    if any(type(depth) is not int or not 1 <= depth <= MAX_SIZE for depth in depths):
+        row.refuse(f'needs "depths", integers from 1 to {MAX_SIZE}')
+    width = row.integer("width", 32, maximum=1 << 12)
+    layers: list[Row] = [
+        {"kind": "normalize", "mean": row.get("mean", [0.5]), "std": [1.0]},
+        {"kind": "space-to-depth", "block": row.integer("patch", 2, maximum=64)},
+        {"kind": "pad-channels", "channels": width},
+    ]
+    for stage, depth in enumerate(depths):
+        if stage:
+            layers.append({"kind": "space-to-depth", "block": 2})
+        layers += [{"kind": "orthogonal-channels"}, {"kind": "abs-shift"}] * depth
+    layers.append({"kind": "flatten"})
+    return [*layers, {"kind": "normalized-head", "out": row.integer("classes", 10, minimum=2)}]
+
+
 #: Largest number of layers of one kind in a family member.
 MAX_DEPTH = 200
 
@@ -55,6 +81,7 @@ MAX_DEPTH = 200
 FAMILIES: dict[str, Callable[[LayerRow, Sequence[Row]], list[Row]]] = {
     "liresnet": _liresnet,
     "orthogonal-dense": _orthogonal_dense,
+    "shiftnet": _shiftnet,
 }
 
 

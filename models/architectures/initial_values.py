@@ -15,6 +15,7 @@ from models.layers.activations import AtLeast, AtMost, ReLUTheta
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import Layer
 from models.layers.kinds import BatchNorm
+from models.layers.one_lipschitz import NormalizedHead, OrthogonalChannels
 from models.layers.reparametrized import (
     NormalizedLinear,
     OrthogonalConv2d,
@@ -126,8 +127,8 @@ def _limit(
 
 _RULES: dict[type[Layer], Initial] = {
     **dict.fromkeys((Conv2d, Linear), _affine),
-    **dict.fromkeys((OrthogonalConv2d, OrthogonalLinear), _orthogonal),
-    NormalizedLinear: _orthogonal,
+    **dict.fromkeys((OrthogonalChannels, OrthogonalConv2d, OrthogonalLinear), _orthogonal),
+    **dict.fromkeys((NormalizedHead, NormalizedLinear), _orthogonal),
     **dict.fromkeys((ResidualConv2d, ResidualOrthogonalLinear), _residual),
     BatchNorm: _batch_norm,
     ReLUTheta: _relu_theta,

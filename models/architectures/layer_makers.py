@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.architectures.layer_rows import LayerRow
 from models.errors import ModelError
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Add,
@@ -29,6 +29,13 @@ from models.layers.kinds import (
     ReLU,
     Reshape,
     Shape,
+)
+from models.layers.one_lipschitz import (
+    AbsShift,
+    NormalizedHead,
+    OrthogonalChannels,
+    PadChannels,
+    SpaceToDepth,
 )
 from models.layers.reparametrized import (
     NormalizedLinear,
@@ -82,6 +89,12 @@ def _orthogonal_conv2d(row: LayerRow, shape: Shape) -> Layer:
     _afford(row, out * channels * height * width)
     weight, bias = _meta(out, channels, height, width), _meta(out)
     return OrthogonalConv2d(weight, bias, stride=(height, width), padding=row.padding())
+
+
+def _orthogonal_channels(row: LayerRow, shape: Shape) -> Layer:
+    channels = _image(row, shape)[0]
+    _afford(row, channels * channels)
+    return OrthogonalChannels(_meta(channels, channels, 1, 1), _meta(channels))
 
 
 def _residual_conv2d(row: LayerRow, shape: Shape) -> Layer:
@@ -218,6 +231,8 @@ def _reduction(kind: type[ReduceMean | ReduceSum]) -> Callable[[LayerRow, Shape]
 
 #: Kinds of layers in a list: a new one is one function and one row here.
 KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
+    "abs": lambda row, shape: Abs(),
+    "abs-shift": lambda row, shape: AbsShift(),
     "add": lambda row, shape: Add(),
     "at-least": _limit(AtLeast),
     "at-most": _limit(AtMost),
@@ -235,9 +250,12 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "maxmin": lambda row, shape: MaxMin(),
     "minimum": lambda row, shape: Minimum(),
     "normalize": _normalize,
+    "normalized-head": lambda row, shape: _linear(row, shape, NormalizedHead),
     "normalized-linear": lambda row, shape: _linear(row, shape, NormalizedLinear),
+    "orthogonal-channels": _orthogonal_channels,
     "orthogonal-conv2d": _orthogonal_conv2d,
     "orthogonal-linear": lambda row, shape: _linear(row, shape, OrthogonalLinear),
+    "pad-channels": lambda row, shape: PadChannels(channels=row.integer("channels")),
     "reduce-mean": _reduction(ReduceMean),
     "reduce-sum": _reduction(ReduceSum),
     "relu": lambda row, shape: ReLU(),
@@ -248,5 +266,6 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "residual-orthogonal-linear": _residual_linear,
     "sigmoid": lambda row, shape: Sigmoid(),
     "slice": _slice,
+    "space-to-depth": lambda row, shape: SpaceToDepth(block=row.integer("block", 2, maximum=64)),
     "tanh": lambda row, shape: Tanh(),
 }

@@ -115,7 +115,7 @@ def network_of_state_dict(
     ``ordered``: the tensors stand in the order of the layers (safetensors sorts them by name).
     Raises ModelError (architecture_mismatch, unsupported_dtype, non_finite_weights).
     """
-    groups = _without_constants(_without_normalization(_groups(tensors), plan), plan)
+    groups = _without_constants(_without_normalization(_groups(tensors, plan.given), plan), plan)
     if not ordered:
         groups = dict(sorted(groups.items(), key=lambda item: natural(item[0])))
     constant = {prefix.removeprefix("layers.") for prefix in _given(plan)}
@@ -179,14 +179,14 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     return content
 
 
-def _groups(tensors: Mapping[str, Tensor]) -> dict[str, Group]:
-    """Tensors by module, without what is ignored by name."""
+def _groups(tensors: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Group]:
+    """Tensors by module, without what is ignored by name. ``given``: constants that we write."""
     groups: dict[str, Group] = {}
     for key, tensor in tensors.items():
         prefix, _, name = key.rpartition(".")
         if name in IGNORED_TENSORS:
             continue
-        if tensor.dtype != torch.float32:
+        if tensor.dtype != torch.float32 and key not in given:
             raise ModelError(
                 f"the tensor {key!r} is {str(tensor.dtype).removeprefix('torch.')}",
                 code="unsupported_dtype",

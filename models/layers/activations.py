@@ -1,4 +1,4 @@
-"""Activations: rectified, clipped, s-shaped and sorting ones, all of them monotone."""
+"""Activations: rectified, clipped, s-shaped and sorting ones, and the absolute value."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from models.layers.base import (
 )
 
 __all__ = [
+    "Abs",
     "AtLeast",
     "AtMost",
     "Clip",
@@ -31,6 +32,31 @@ __all__ = [
     "Sigmoid",
     "Tanh",
 ]
+
+
+class Abs(Layer):
+    """|x| on the first ``channels`` of the first axis, the others as they are; None: on all."""
+
+    kind = "abs"
+    one_lipschitz = True
+
+    def __init__(self, *, channels: int | None = None) -> None:
+        super().__init__()
+        self.channels = None if channels is None else int(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channels is None:
+            return x.abs()
+        return torch.cat([x[:, : self.channels].abs(), x[:, self.channels :]], dim=1)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if self.channels is not None and not (shape and 0 < self.channels < shape[0]):
+            raise ShapeError(f"abs on {self.channels} channels of an input of shape {shape}")
+        return shape
+
+    def config(self) -> dict[str, Any]:
+        return {"channels": self.channels}
 
 
 class ReLU(Layer):

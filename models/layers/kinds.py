@@ -8,6 +8,7 @@ differentiates its ``forward``. Layers know nothing of bounds. Shapes never incl
 from __future__ import annotations
 
 from models.layers.activations import (
+    Abs,
     AtLeast,
     AtMost,
     Clip,
@@ -22,6 +23,7 @@ from models.layers.affine import Conv2d, Divide, Linear, Multiply, Shift
 from models.layers.base import Layer, Shape, ShapeError
 from models.layers.joins import Add, Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.normalization import BatchNorm, Normalize
+from models.layers.one_lipschitz import ONE_LIPSCHITZ
 from models.layers.pooling import AvgPool2d, MaxPool2d
 from models.layers.reparametrized import (
     NormalizedLinear,
@@ -30,15 +32,17 @@ from models.layers.reparametrized import (
     ResidualConv2d,
     ResidualOrthogonalLinear,
 )
-from models.layers.shapes import Pad, Permute, Reshape
+from models.layers.shapes import Gather, Pad, Permute, Reshape
 
 __all__ = [
     "LAYER_KINDS",
+    "Abs",
     "Add",
     "AvgPool2d",
     "BatchNorm",
     "Conv2d",
     "Divide",
+    "Gather",
     "Layer",
     "LeakyReLU",
     "Linear",
@@ -65,6 +69,7 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         OrthogonalLinear,
         ResidualOrthogonalLinear,
         NormalizedLinear,
+        *ONE_LIPSCHITZ,
         Multiply,
         Divide,
         Shift,
@@ -72,11 +77,13 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         BatchNorm,
         ReLU,
         LeakyReLU,
+        Abs,
         Add,
         MaxPool2d,
         AvgPool2d,
         Reshape,
         Permute,
+        Gather,
         Pad,
         Clip,
         Sigmoid,

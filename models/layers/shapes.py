@@ -1,4 +1,4 @@
-"""Layers that move numbers without changing them: views, permuted axes, padding."""
+"""Layers that move numbers without changing them: views, permuted axes and places, padding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from models.layers.affine import four_sides
 from models.layers.base import Layer, Shape, ShapeError, as_float32
 
-__all__ = ["Pad", "Permute", "Reshape"]
+__all__ = ["Gather", "Pad", "Permute", "Reshape"]
 
 
 class Reshape(Layer):
@@ -56,6 +56,37 @@ class Permute(Layer):
 
     def config(self) -> dict[str, Any]:
         return {"axes": list(self.axes)}
+
+
+class Gather(Layer):
+    """The numbers at ``places`` of an axis (int64, each place at most once), in their order."""
+
+    kind = "gather"
+
+    def __init__(self, places: Tensor, *, axis: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("places", places.detach().clone())
+        self.places: Tensor
+        self.axis = int(axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(self.axis + 1, self.places.to(x.device))
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        axis, count = self.axis, self.places.numel()
+        if not 0 <= axis < len(shape) or not 0 < count <= shape[axis]:
+            raise ShapeError(f"{count} different places of axis {axis} of shape {shape}")
+        if self.places.dtype != torch.int64 or self.places.dim() != 1:
+            raise ShapeError(f"{self.kind} needs a vector of places")
+        ordered = self.places.sort().values
+        twice = bool((ordered[1:] == ordered[:-1]).any())
+        if twice or int(ordered[0]) < 0 or int(ordered[-1]) >= shape[axis]:
+            raise ShapeError(f"{self.kind}: places of {shape[axis]}, each at most once")
+        return (*shape[:axis], count, *shape[axis + 1 :])
+
+    def config(self) -> dict[str, Any]:
+        return {"axis": self.axis}
 
 
 class Pad(Layer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from service.recipes import bcp, emma, gloro, local_lip, plain
+from service.recipes import bcp, emma, gloro, local_lip, one_lipschitz, plain
 from service.recipes.recipe import COSINE, Recipe
 
 __all__ = ["RECIPES", "recipe_of"]
@@ -17,6 +17,7 @@ RECIPES: tuple[Recipe, ...] = (
     *local_lip.ROWS,
     *gloro.ROWS,
     *emma.ROWS,
+    *one_lipschitz.ROWS,
 )
 
 

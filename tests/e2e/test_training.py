@@ -160,3 +160,44 @@ def test_a_bad_run_is_a_failed_job_that_says_why(
             client.wait(job["id"], timeout_s=WAIT_S)
     assert caught.value.code == code
     assert caught.value.job["model_id"] is None
+
+
+SHIFTNET: dict[str, Any] = {
+    "method": "one-lipschitz",
+    "dataset": "digits",
+    "epsilon": "1/2",
+    "architecture": {"name": "shiftnet", "input": [1, 8, 8], "width": 16, "depths": [2, 2]},
+    "recipe": {
+        "epochs": 12,
+        "batch_size": 64,
+        "optimizer": "orthogonal-muon",
+        "learning_rate": 0.03,
+        "epsilon_schedule": {"points": [[0.0, 1.5]]},
+        "options": {"temperature": 0.25},
+    },
+    "certify": {"epsilons": ["1/4", "1/2"], "attack": {"steps": 20, "audit": 1.0}},
+}
+
+
+def test_a_one_lipschitz_model_has_the_same_radii_as_an_upload(
+    calm_service: LiveService, tmp_path: Path
+) -> None:
+    """What a training deploys is a plain ONNX file: the upload path sees nothing else."""
+    file = tmp_path / "model.onnx"
+    with Client(calm_service.url) as client:
+        job = client.train(SHIFTNET)
+        done = client.wait(job["id"], timeout_s=WAIT_S)
+        file.write_bytes(client.model_file(done["model_id"], "onnx"))
+        spec = {"norm": "l2", **SHIFTNET["certify"], "samples": "all", "method": "lipschitz"}
+        again = client.certify(file, "digits", spec)
+        client.wait(again["id"], timeout_s=WAIT_S)
+        first, second = (json.loads(client.report(job_id)) for job_id in (job["id"], again["id"]))
+    assert first["method"] == "lipschitz"
+    assert first["soundness"] == second["soundness"] == "sound"
+    assert first["clean_accuracy"] > 0.85
+    assert first["results"][1]["certified_accuracy"] > 0.4
+    for one, other in zip(first["results"], second["results"], strict=True):
+        assert one["certified_accuracy"] <= one["attack_accuracy"] <= first["clean_accuracy"]
+        assert abs(one["certified"] - other["certified"]) <= 1
+    radii = [report["radius"]["mean"] for report in (first, second)]
+    assert abs(radii[0] - radii[1]) <= 1e-5

@@ -35,6 +35,10 @@ class MethodFacts(Protocol):
         """Whether the forward pass may be computed in bfloat16: it carries no boxes."""
 
     @property
+    def bfloat16_on_cpu(self) -> bool:
+        """Whether ``precision: auto`` means bfloat16 on a processor that multiplies it, too."""
+
+    @property
     def compiled(self) -> bool:
         """Whether ``compiled: auto`` means yes on a GPU."""
 
@@ -46,7 +50,8 @@ class TrainingConfig:
     power_steps: of the global norms, per training step. rounds: of clip and rescale in the last
     layer. warm_up: part of the run in which the learning rate rises from 0. theta: initial
     threshold of ReLU-theta. precision (auto, float32, bfloat16) and compiled (auto or a bool):
-    ``workers.training.precision``; bears_bfloat16 and compiles: what the method's row says of it.
+    ``workers.training.precision``; bears_bfloat16, bfloat16_on_cpu, compiles: what the
+    method's row says of it.
     options: of the method alone, by name. See ``docs/training.md``.
     """
 
@@ -81,6 +86,7 @@ class TrainingConfig:
     compiled: bool | str = False
     options: Mapping[str, Any] = field(default_factory=dict)
     bears_bfloat16: bool = False
+    bfloat16_on_cpu: bool = False
     compiles: bool = False
 
     @classmethod
@@ -102,6 +108,7 @@ class TrainingConfig:
             norm=plan["norm"],
             seed=int(plan["seed"]),
             bears_bfloat16=method.bfloat16,
+            bfloat16_on_cpu=method.bfloat16_on_cpu,
             compiles=method.compiled,
             **{name: value for name, value in values.items() if name in known},
         )

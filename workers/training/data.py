@@ -80,8 +80,10 @@ def _none(x: Tensor, generator: torch.Generator) -> Tensor:
     return x
 
 
-def _shifted(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """Every image moved by up to ``limit`` pixels each way; zeros come in from outside."""
+def _shifted(
+    x: Tensor, limit: int, generator: torch.Generator, outside: str = "constant"
+) -> Tensor:
+    """Every image moved by up to ``limit`` pixels each way; zeros, or its mirror image, outside."""
     if x.dim() != 4:
         raise TrainingError(
             "unsupported_augmentation", f"images [c, h, w] can be moved, not {tuple(x.shape[1:])}"
@@ -92,7 +94,7 @@ def _shifted(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     rows = offsets[0] + torch.arange(height, device=x.device).reshape(1, -1, 1)
     columns = offsets[1] + torch.arange(width, device=x.device).reshape(1, 1, -1)
     place = torch.arange(count, device=x.device).reshape(-1, 1, 1)
-    moved = F.pad(x, (limit, limit, limit, limit))[place, :, rows, columns]
+    moved = F.pad(x, (limit, limit, limit, limit), mode=outside)[place, :, rows, columns]
     return moved.permute(0, 3, 1, 2).contiguous()
 
 
@@ -101,14 +103,23 @@ def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    moved = _shifted(x, 4, generator)
+    return _flipped(_shifted(x, 4, generator), generator)
+
+
+def _reflect_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    return _flipped(_shifted(x, 3, generator, "reflect"), generator)
+
+
+def _flipped(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Every other image, by chance, mirrored left to right."""
     flip = torch.rand(len(x), generator=generator).to(x.device, non_blocking=True) < 0.5
-    return torch.where(flip.reshape(-1, 1, 1, 1), moved.flip(3), moved)
+    return torch.where(flip.reshape(-1, 1, 1, 1), x.flip(3), x)
 
 
 #: Augmentations of a batch: a new one is one function and one row.
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "none": _none,
     "crop-flip": _crop_flip,
+    "reflect-flip": _reflect_flip,
     "shift": _shift,
 }

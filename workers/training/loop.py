@@ -52,7 +52,8 @@ def run_digest(config: TrainingConfig, samples: int) -> str:
     """Digest of a run's settings and its number of samples. A checkpoint fits the same run only."""
     described = asdict(config)
     # These follow from the method; checkpoints from before there were options still count.
-    for name in ("bears_bfloat16", "compiles", *(() if config.options else ("options",))):
+    of_method = ("bears_bfloat16", "bfloat16_on_cpu", "compiles")
+    for name in (*of_method, *(() if config.options else ("options",))):
         del described[name]
     text = json.dumps([described, samples], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()

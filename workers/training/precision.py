@@ -7,18 +7,44 @@ for; so are boxes, whose widths bfloat16 would lose. The network that is certifi
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import torch
 
 from workers.training.config import TrainingConfig, TrainingError
 
-__all__ = ["dtype_of", "wants_compilation"]
+__all__ = ["dtype_of", "has_bfloat16_tiles", "multiplies_bfloat16", "wants_compilation"]
+
+#: What Linux calls a processor's matrix unit for bfloat16 (Intel AMX): without it a bfloat16
+#: product takes 9 times as long as a float32 one (measured on a processor with AVX2).
+TILES = ("amx_tile", "amx_bf16")
+
+
+@cache
+def has_bfloat16_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's processor multiplies bfloat16 matrices in hardware."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return all(name in flags for name in TILES)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are fast there."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and has_bfloat16_tiles()
 
 
 def dtype_of(config: TrainingConfig, device: torch.device) -> torch.dtype:
     """The dtype of products in the forward pass.
 
-    auto: bfloat16 on a GPU that has it, if the method allows it; else float32. Raises TrainingError
-    where bfloat16 is requested and the method does not allow it.
+    auto: bfloat16 on a GPU that has it, if the method allows it, and on a processor that gains by
+    it, if the method's row says so; else float32. Raises TrainingError where bfloat16 is requested
+    and the method does not allow it.
     """
     if config.precision == "bfloat16" and not config.bears_bfloat16:
         raise TrainingError(
@@ -27,8 +53,8 @@ def dtype_of(config: TrainingConfig, device: torch.device) -> torch.dtype:
             hint='"precision": "auto"',
         )
     if config.precision == "auto":
-        able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if able and config.bears_bfloat16 else torch.float32
+        wanted = config.bears_bfloat16 and (device.type == "cuda" or config.bfloat16_on_cpu)
+        return torch.bfloat16 if wanted and multiplies_bfloat16(device) else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 

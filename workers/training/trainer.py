@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import seeded
 from workers.training.lookahead import Lookahead
 from workers.training.objectives import OBJECTIVES, ScheduledWeights
+from workers.training.optimizers import OPTIMIZERS, set_rate
 from workers.training.precision import dtype_of, wants_compilation
 from workers.training.step import TrainingStep
 from workers.training.training_graph import TrainingGraph
@@ -21,15 +22,6 @@ from workers.training.training_graph import TrainingGraph
 __all__ = ["Trainer", "build_network"]
 
 Parameters = Iterable[nn.Parameter]
-
-#: Optimisers by name: a new one is one row.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "nadam": torch.optim.NAdam,
-    "sgd": lambda parameters, **options: torch.optim.SGD(
-        parameters, momentum=0.9, nesterov=True, **options
-    ),
-}
 
 
 def build_network(config: TrainingConfig) -> Network:
@@ -63,7 +55,7 @@ class Trainer:
         self.device = self.graph.head.weight.device
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = OPTIMIZERS[config.optimizer](
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            network, self.parameters, config.learning_rate, config.weight_decay
         )
         self.lookahead = Lookahead(self.parameters, config.lookahead) if config.lookahead else None
         self.dtype = dtype_of(config, self.device)
@@ -79,8 +71,7 @@ class Trainer:
 
         Returns (loss, correct, robust), float32 [3], on the device: nothing waits for it.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(progress)
+        set_rate(self.optimizer, self.config.rate(progress))
         with self.graph.computing_in(self.dtype):
             loss, counts = self.step(x, y, ScheduledWeights.at(self.config, progress, step))
         self.graph.keep_statistics()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers.kinds import Shape
+from models.layers.kinds import Gather, Shape
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
 __all__ = ["MORE_EXPORTERS"]
@@ -41,6 +41,24 @@ def _maxmin(
     graph.node("Concat", [largest, smallest], output, axis=1)
 
 
+def _abs(graph: GraphWriter, layer: Abs, inputs: list[str], output: str, shape: Shape) -> None:
+    if layer.channels is None:
+        graph.node("Abs", inputs, output)
+        return
+    first, second, absolute = (f"{output}.{part}" for part in ("first", "second", "absolute"))
+    sizes = graph.constant([layer.channels, shape[0] - layer.channels])
+    graph.split([*inputs, sizes], [first, second], axis=1)
+    graph.node("Abs", [first], absolute)
+    graph.node("Concat", [absolute, second], output, axis=1)
+
+
+def _gather(
+    graph: GraphWriter, layer: Gather, inputs: list[str], output: str, shape: Shape
+) -> None:
+    places = graph.constant(layer.places.tolist())
+    graph.node("Gather", [*inputs, places], output, axis=layer.axis + 1)
+
+
 def _concat(
     graph: GraphWriter, layer: Concat, inputs: list[str], output: str, shape: Shape
 ) -> None:
@@ -71,10 +89,12 @@ def _reduce_mean(
 
 #: How each of these kinds is written: a new one is one function and one row here.
 MORE_EXPORTERS: dict[str, Exporter] = {
+    Abs.kind: _abs,
     AtLeast.kind: with_constant("Max"),
     AtMost.kind: with_constant("Min"),
     Clip.kind: _clip,
     Concat.kind: _concat,
+    Gather.kind: _gather,
     MaxMin.kind: _maxmin,
     Maximum.kind: plain("Max"),
     Minimum.kind: plain("Min"),

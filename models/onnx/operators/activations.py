@@ -11,16 +11,21 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
 from models.layers.joins import Maximum, Minimum
 from models.layers.kinds import Layer, ReLU
 from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.arithmetic import broadcasts_to, joined, sample_constant
 
-__all__ = ["clamped", "clip", "maximum", "minimum", "sigmoid", "tanh"]
+__all__ = ["absolute", "clamped", "clip", "maximum", "minimum", "sigmoid", "tanh"]
 
 #: Exporters write "no bound" as the largest number of float32.
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def absolute(operation: Operation, translation: Translation) -> Activation:
+    """Abs, elementwise."""
+    return translation.emit(operation, Abs(), operation.activation())
 
 
 def sigmoid(operation: Operation, translation: Translation) -> Activation:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from models.layers.activations import MaxMin
+from models.layers.activations import Abs, MaxMin
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers.kinds import AvgPool2d, Reshape, Shape, Shift
+from models.layers.kinds import AvgPool2d, Gather, Reshape, Shape, Shift
 from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation
 from models.onnx.operators.windows import pad_axes
 
@@ -57,6 +58,10 @@ def concat(operation: Operation, translation: Translation) -> Activation:
     pairs = _pairs(translation, axis, parts)
     if pairs is not None:
         return translation.emit(operation, MaxMin(), pairs)
+    partly = _partly_absolute(translation, axis, parts)
+    if partly is not None:
+        layer, whole = partly
+        return translation.emit(operation, layer, whole)
     return translation.emit(operation, Concat(axis=axis), *parts)
 
 
@@ -109,6 +114,30 @@ def _pairs(translation: Translation, axis: int, parts: list[Activation]) -> Acti
         halves[layer.start] = whole
     whole_names = {whole.name for whole in halves.values()}
     return whole if len(halves) == 2 and len(whole_names) == 1 else None
+
+
+def _partly_absolute(
+    translation: Translation, axis: int, parts: list[Activation]
+) -> tuple[Abs, Activation] | None:
+    """|.| of an activation's first channels beside the others as they are, as one layer.
+
+    As a join of two parts its slope would be sqrt(2).
+    """
+    if axis != 0 or len(parts) != 2:
+        return None
+    layer, sources = translation.origins.get(parts[0].name, (None, ()))
+    if not isinstance(layer, Abs) or layer.channels is not None:
+        return None
+    cuts = [translation.origins.get(part.name, (None, ())) for part in (sources[0], parts[1])]
+    (first, (of_first, *_)), (second, (of_second, *_)) = ((cut, of or (None,)) for cut, of in cuts)
+    if not (isinstance(first, Slice) and isinstance(second, Slice)):
+        return None
+    assert of_first is not None
+    if of_first != of_second or {(c.axis, c.step) for c in (first, second)} != {(0, 1)}:
+        return None
+    if first.start != 0 or first.stop != second.start or second.stop != of_first.shape[0]:
+        return None
+    return Abs(channels=first.stop), of_first
 
 
 def split(operation: Operation, translation: Translation) -> list[Activation]:
@@ -185,7 +214,7 @@ def _sliced(
 
 
 def gather(operation: Operation, translation: Translation) -> Activation:
-    """Gather of one place of an axis, or of places at equal distances: a slice."""
+    """Gather of different places of an axis; of one, or of places at equal distances, a slice."""
     x, indices = operation.activation(), operation.input(1)
     axis = operation.axis(operation.attributes["axis"], x.rank)
     if axis == 0:
@@ -199,7 +228,13 @@ def gather(operation: Operation, translation: Translation) -> Activation:
     places = [place % size for place in places]
     step = places[1] - places[0] if len(places) > 1 else 1
     if step < 1 or places != list(range(places[0], places[-1] + 1, step)):
-        operation.refuse("only places in order and at equal distances are supported")
+        if len(set(places)) < len(places):
+            operation.refuse(
+                "a place is taken twice", hint="only different places of an axis are supported"
+            )
+        if indices.value.ndim != 1:
+            operation.refuse(f"places of rank {indices.value.ndim} are not supported")
+        return translation.emit(operation, Gather(torch.tensor(places), axis=axis - 1), x)
     cut = slice(places[0], places[-1] + 1, step)
     x = _sliced(operation, translation, x, axis - 1, cut)
     if indices.value.ndim == 0:

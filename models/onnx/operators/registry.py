@@ -13,7 +13,15 @@ from onnx import TensorProto
 
 from models.layers.kinds import BatchNorm, LeakyReLU, Permute, Reshape, Shape
 from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation
-from models.onnx.operators.activations import clamped, clip, maximum, minimum, sigmoid, tanh
+from models.onnx.operators.activations import (
+    absolute,
+    clamped,
+    clip,
+    maximum,
+    minimum,
+    sigmoid,
+    tanh,
+)
 from models.onnx.operators.arithmetic import add, div, mul, neg, sub, sum_of
 from models.onnx.operators.dense import gemm, matmul
 from models.onnx.operators.joins import concat, cut, gather, reduce_mean, reduce_sum, split
@@ -181,6 +189,7 @@ def _transpose(operation: Operation, translation: Translation) -> Activation:
 
 #: Operators on activations: a new one is one function and one row here.
 OPERATORS: dict[str, Translator] = {
+    "Abs": absolute,
     "Add": add,
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,

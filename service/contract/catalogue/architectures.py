@@ -56,4 +56,5 @@ ARCHITECTURES: dict[str, NamedArchitecture] = {row.name: row for row in _ROWS}
 FAMILIES: dict[str, tuple[str, ...]] = {
     "liresnet": ("input", "classes", "depth", "width", "dense_width", "dense_depth"),
     "orthogonal-dense": ("input", "classes", "widths"),
+    "shiftnet": ("input", "classes", "width", "depths", "patch", "mean"),
 }

@@ -20,6 +20,7 @@ from service.contract.schemas.training_options import (
     LocalLipBOptions,
     LocalLipGOptions,
     NoOptions,
+    OneLipschitzOptions,
 )
 
 __all__ = ["TRAINING_METHODS", "TrainingMethod"]
@@ -30,7 +31,8 @@ class TrainingMethod:
     """One training method.
 
     cost: of a training step, in plain steps of the same network, as measured. bfloat16: whether its
-    forward pass may be computed in it, which boxes do not bear. compiled: whether ``auto`` compiles
+    forward pass may be computed in it, which boxes do not bear; bfloat16_on_cpu: whether ``auto``
+    takes it on a processor that multiplies it, too. compiled: whether ``auto`` compiles
     the step on a GPU. certify_with: members of the spec that its model is certified with where the
     request does not say; by default on all test samples. options: the model of its own options.
     """
@@ -40,6 +42,7 @@ class TrainingMethod:
     cost: str
     source: str
     bfloat16: bool = True
+    bfloat16_on_cpu: bool = False
     compiled: bool = True
     certify_with: Mapping[str, Any] = field(default_factory=lambda: {"method": "bcp"})
     options: type[Strict] = NoOptions
@@ -120,6 +123,16 @@ _ROWS = (
         "about 1.2",
         "Hu, Zou, Wang, Leino, Fredrikson 2023",
         options=EmmaOptions,
+    ),
+    TrainingMethod(
+        "one-lipschitz",
+        "For 1-Lipschitz layers: cross-entropy of f_j + epsilon |w_y - w_j|, with a temperature",
+        "about 1.1",
+        "Prach, Lampert 2022",
+        bfloat16_on_cpu=True,
+        compiled=False,
+        certify_with={"method": "lipschitz"},
+        options=OneLipschitzOptions,
     ),
 )
 

@@ -20,6 +20,7 @@ __all__ = [
     "LocalLipBOptions",
     "LocalLipGOptions",
     "NoOptions",
+    "OneLipschitzOptions",
 ]
 
 
@@ -43,6 +44,12 @@ class EmmaOptions(Strict):
     """``least_share``: lower end of e_j, the share of epsilon that a wrong class gets."""
 
     least_share: float = Field(default=0.01, gt=0, le=1, allow_inf_nan=False)
+
+
+class OneLipschitzOptions(Strict):
+    """``temperature``: by which logits are divided in the cross-entropy."""
+
+    temperature: float = Field(default=0.25, gt=0, le=1000, allow_inf_nan=False)
 
 
 class _LastLayer(Strict):

@@ -40,7 +40,7 @@ class Hyperparameters(LocalLipBOptions, GloroTradesOptions, EmmaOptions):
 
     epochs: int = Field(default=20, ge=1, le=100_000)
     batch_size: int = Field(default=256, ge=1, le=65_536)
-    optimizer: Literal["adam", "nadam", "sgd"] = "adam"
+    optimizer: Literal["adam", "nadam", "orthogonal-muon", "sgd"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0, le=100, allow_inf_nan=False)
     learning_rate_schedule: ScheduleSpec = Field(
         default_factory=lambda: ScheduleSpec(points=[(0.0, 1.0), (1.0, 0.0)], shape="cosine")
@@ -50,7 +50,7 @@ class Hyperparameters(LocalLipBOptions, GloroTradesOptions, EmmaOptions):
     lookahead: int = Field(default=0, ge=0, le=1000)
     clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     epsilon_schedule: ScheduleSpec = constant(1.0)
-    augmentation: Literal["none", "crop-flip", "shift"] = "none"
+    augmentation: Literal["none", "crop-flip", "reflect-flip", "shift"] = "none"
     power_steps: int = Field(default=1, ge=1, le=1000)
     activation: Literal["relu", "relu-theta", "maxmin", "clamped-maxmin"] = "relu"
     theta: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)

@@ -86,7 +86,7 @@ def test_a_layer_list_with_everything() -> None:
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
-    ({"kind": "conv"}, "known: add"),
+    ({"kind": "conv"}, "known: abs, abs-shift, add"),
     ({"kind": None}, "kind"),
     ({"out": 0}, "out"),
     ({"out": 10.5}, "out"),

@@ -16,6 +16,7 @@ from tests.models.differential.reshaping import (
     cut,
     flatten,
     gather,
+    partly_absolute,
     reduction,
     reshape,
     split,
@@ -38,6 +39,8 @@ __all__ = ["IMAGE_STEPS", "STEPS"]
 
 #: Steps on activations of any shape (at least one axis beside the batch).
 STEPS: dict[str, Step] = {
+    "Abs": unary("Abs"),
+    "Abs of a part": partly_absolute,
     "Add": with_constant("Add"),
     "Add of two": of_two("Add"),
     "BatchNormalization": batch_normalization,

@@ -15,6 +15,7 @@ __all__ = [
     "cut",
     "flatten",
     "gather",
+    "partly_absolute",
     "reduction",
     "reshape",
     "split",
@@ -155,11 +156,31 @@ def gather(b: Builder, x: str, shape: Shape) -> str:
     size = shape[axis - 1 if axis > 0 else axis]
     start, step = b.number(0, size - 1), b.number(1, 2)
     places: Any = b.pick([[*range(start, size, step)], start, [start], [-1], -1])
+    if b.chance(0.3):
+        places = [int(place) for place in b.rng.permutation(size)[: b.number(1, size)]]
     if b.chance(ODD):
-        places = b.pick([[size], [1, 0], [0, 0]])
+        places = b.pick([[size], [1, 0], [0, 0], [[0]]])
     return b.node(
         "Gather", [x, b.constant(np.array(places, np.int64))], axis=maybe_batch(b, axis, shape)
     )
+
+
+def partly_absolute(b: Builder, x: str, shape: Shape) -> str:
+    """|.| on the first channels, or on others: one layer of ours, or a join."""
+    if shape[0] < 2:
+        return b.node("Abs", [x])
+    cut = b.number(1, shape[0] - 1)
+    sizes = np.array([cut, shape[0] - cut], np.int64)
+    if b.opset >= 13:
+        b.node("Split", [x, b.constant(sizes)], 2, axis=1)
+    else:
+        b.node("Split", [x], 2, axis=1, split=sizes.tolist())
+    first, second = b.nodes[-1].output
+    swapped = b.chance(0.3)
+    parts = [b.node("Abs", [second if swapped else first]), first if swapped else second]
+    if b.chance(0.2):
+        parts = parts[::-1]
+    return b.node("Concat", parts, axis=1)
 
 
 def reduction(kind: str, since: int) -> Step:

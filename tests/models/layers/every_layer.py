@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.kinds import Gather
 from models.network import Network
 
 
@@ -25,7 +26,10 @@ def every_new_layer() -> Network:
         ("join", Concat(axis=0), ("theta", "tanh", "input")),
         ("pairs", MaxMin(), ("join",)),
         ("part", Slice(axis=0, start=1, stop=12, step=3), ("pairs",)),
-        ("floor", AtLeast(normal(4, 1, 1)), ("part",)),
+        ("turned", Gather(torch.tensor([2, 0, 3, 1])), ("part",)),
+        ("size", Abs(channels=3), ("turned",)),
+        ("all", Abs(), ("size",)),
+        ("floor", AtLeast(normal(4, 1, 1)), ("all",)),
         ("roof", AtMost(normal(4, 3, 5)), ("input",)),
         ("high", Maximum(), ("floor", "roof")),
         ("low", Minimum(), ("floor", "tanh")),

@@ -30,7 +30,9 @@ def reference(x: Tensor, network: Network) -> Tensor:
     theta = torch.min(x.clamp(min=0), layer("theta").theta)
     join = torch.cat([theta, x.tanh(), x], 1)
     pairs = torch.cat([torch.max(join[:, :6], join[:, 6:]), torch.min(join[:, :6], join[:, 6:])], 1)
-    floor = torch.max(pairs[:, [1, 4, 7, 10]], layer("floor").value)
+    turned = pairs[:, [7, 1, 10, 4]]
+    sizes = torch.cat([turned[:, :3].abs(), turned[:, 3:]], 1).abs()
+    floor = torch.max(sizes, layer("floor").value)
     high = torch.max(floor, torch.min(x, layer("roof").value))
     wide = torch.cat([high, torch.min(floor, x.tanh())], 3).clamp(-0.7, 0.8)
     return wide.sum(2).mean(1).sigmoid()

@@ -32,6 +32,7 @@ def config_of(method: str = "emma", **changes: object) -> TrainingConfig:
     config = TrainingConfig(
         method=method,
         bears_bfloat16=row.bfloat16,
+        bfloat16_on_cpu=row.bfloat16_on_cpu,
         compiles=row.compiled,
         architecture="mnist-small",
         epsilon=0.3,

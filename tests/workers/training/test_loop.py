@@ -33,7 +33,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "LOOK_EVERY", 2)
-    optimizer = "nadam" if method == "emma" else "adam"
+    optimizer = {"emma": "nadam", "one-lipschitz": "orthogonal-muon"}.get(method, "adam")
     config, data = config_of(method, optimizer=optimizer), images()
     whole, history = train(config, data, device=CPU)
     path = tmp_path / "checkpoint.safetensors"
@@ -131,12 +131,12 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(
 #: Every optimizer with every augmentation; the slice has each of them once.
 RESUMED = [
     (optimizer, lookahead, augmentation)
-    for optimizer, lookahead in (("adam", 0), ("nadam", 2), ("sgd", 0))
+    for optimizer, lookahead in (("adam", 0), ("nadam", 2), ("orthogonal-muon", 0), ("sgd", 0))
     for augmentation in AUGMENTATIONS
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "lookahead", "augmentation"), part(RESUMED, 0, 4, 8))
+@pytest.mark.parametrize(("optimizer", "lookahead", "augmentation"), part(RESUMED, 0, 5, 10, 15))
 def test_every_optimizer_and_augmentation_resumes_exactly(
     optimizer: str, lookahead: int, augmentation: str, tmp_path: Path
 ) -> None:

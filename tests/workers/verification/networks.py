@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Add,
@@ -16,6 +16,7 @@ from models.layers.kinds import (
     BatchNorm,
     Conv2d,
     Divide,
+    Gather,
     Layer,
     LeakyReLU,
     Linear,
@@ -92,6 +93,7 @@ class Builder:
             lambda: ReLUTheta(self.normal(*per_channel).abs()),
             lambda: AtLeast(self.normal(*per_channel)),
             lambda: AtMost(self.normal(*per_channel)),
+            lambda: Abs(channels=(None, 1, 2)[int(self.random.integers(3))]),
         )
         self.add(made[int(self.random.integers(len(made)))]())
 
@@ -175,6 +177,9 @@ def random_network(seed: int, *, scale: float = 1.0) -> Network:
         b.reduce()
     elif pick(2):
         b.add(Permute(axes=(1, 2, 0)))
+    elif pick(2):
+        places = torch.randperm(b.shape[1], generator=b.generator)
+        b.add(Gather(places[: int(pick(1, b.shape[1] + 1))], axis=1))
     b.flatten()
     b.linear(12)
     b.activation()

@@ -30,8 +30,8 @@ def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) ->
     covers this verifier's backward step through W, a sum over the outputs that one input enters,
     and through the activation before it (docs/soundness.md, "Backward bounds").
     """
-    both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms)
-    both = both + rounding.own_gamma(max(op.terms, _fan_out(op)))
+    both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.own_terms)
+    both = both + rounding.own_gamma(max(op.own_terms, _fan_out(op)))
     size = op.absolute(torch.maximum(lower.abs(), upper.abs()))
     size = size + op.bound_like("bias_magnitude", size)
     return rounding_error(size, both, terms=op.terms) + rounding.underflow * op.floor

@@ -36,7 +36,7 @@ def _affine(
         return raised(step.norms.spectral), 0.0
     op = step.affine
     size = torch.Size(step.shape).numel() ** 0.5
-    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
+    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.own_terms)
     absolute = step.norms.absolute
     factor = step.norms.spectral + deployed * absolute
     offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()

@@ -190,7 +190,7 @@ class LocalPass(ForwardPass):
         reach = masked.rows * per_sample(before.radius * (masked.scale * raise_by), centre)
         if not rounding.is_sound:
             return reach
-        both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.terms) + 32 * unit
+        both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.own_terms) + 32 * unit
         floor = rounding.underflow * op.floor
         constant = op.cast(
             f"ball constant {both}", centre, lambda: rounding_error(op.bias_magnitude, both) + floor

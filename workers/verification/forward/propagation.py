@@ -206,7 +206,8 @@ class ForwardPass:
             return rows * per_sample(radius, centre)
         exact = step.affine
         unit = unit_roundoff(centre.dtype)
-        both = rounding.deployed_gamma(exact.terms) + rounding.own_gamma(exact.terms) + 32 * unit
+        both = rounding.deployed_gamma(exact.terms) + rounding.own_gamma(exact.own_terms)
+        both = both + 32 * unit
         coefficient = raised(radius + both * (size + radius), 15, centre.dtype)
         lost = rounding.underflow * exact.floor
         constant = exact.cast(
@@ -291,7 +292,7 @@ def rounded_interval(
     them lose to underflow is below ``numerics.floor``, added before |W| may enlarge it.
     """
     unit = unit_roundoff(lower.dtype)
-    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.terms)
+    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.own_terms)
     # The reach is computed with a relative error of at most own: raised in advance.
     raise_by = up(31, lower.dtype) * (1.0 + 2 * own)
     both = (deployed + own + 32 * unit) * raise_by

@@ -63,7 +63,8 @@ class Affine:
     """Common part of the affine maps: y = W x + b from ``in_shape`` to ``out_shape``.
 
     bias, bias_magnitude: float64, broadcastable to out_shape; terms: rounding steps of the deployed
-    evaluation of one output; inner: what that evaluation holds in between.
+    evaluation of one output; inner: what that evaluation holds in between; least_own_terms: what
+    the verifier's own evaluation takes, where that is more than ``terms``.
     """
 
     in_shape: Shape
@@ -72,6 +73,7 @@ class Affine:
     bias_magnitude: Tensor
     terms: float
     inner: Inner = field(default_factory=Inner, kw_only=True)
+    least_own_terms: float = field(default=0.0, kw_only=True)
     _cache: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -133,6 +135,11 @@ class Affine:
         return self.scalar("row_sum", lambda: raised(self.absolute(ones).max(), MANY))
 
     @property
+    def own_terms(self) -> float:
+        """Rounding steps of the verifier's own evaluation of one output."""
+        return max(self.terms, self.least_own_terms)
+
+    @property
     def floor(self) -> float:
         """What underflow may change in one output, in units of ``rounding.UNDERFLOW``."""
         return self.terms + 1.0 + self.inner.lost
@@ -140,7 +147,7 @@ class Affine:
     @property
     def wide(self) -> bool:
         """Whether the ball alone is as good as ball and box where the box is the ball's own."""
-        return self.terms >= ROUND_TERMS
+        return self.own_terms >= ROUND_TERMS
 
     def scalar(self, name: str, make: Callable[[], Tensor]) -> float:
         """A number of this map, computed once."""

@@ -5,14 +5,16 @@ The fused map's rounding terms and magnitudes cover the deployed, unfused evalua
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from models.layers.kinds import Layer, Pad
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
+from workers.verification.graph.partial_sums import with_whole_maps
 from workers.verification.layers.registry import rules_of
-from workers.verification.norms.spectral import ConvGeometry
 
 __all__ = ["fuse"]
 
@@ -37,24 +39,13 @@ def _padded(pad: Pad, conv: Convolution) -> Convolution:
     size = (conv.geometry.size[0] - top - bottom, conv.geometry.size[1] - left - right)
     outer = conv.geometry.padding
     padding = (outer[0] + top, outer[1] + left, outer[2] + bottom, outer[3] + right)
-    geometry = ConvGeometry(
-        size, conv.geometry.stride, padding, conv.geometry.dilation, conv.geometry.groups
-    )
-    in_shape = (conv.in_shape[0], *size)
-    return Convolution(
-        in_shape,
-        conv.out_shape,
-        conv.bias,
-        conv.bias_magnitude,
-        conv.terms,
-        weight=conv.weight,
-        geometry=geometry,
-        inner=conv.inner,
-    )
+    geometry = replace(conv.geometry, size=size, padding=padding)
+    return replace(conv, in_shape=(conv.in_shape[0], *size), geometry=geometry)
 
 
 def fuse(input_shape: tuple[int, ...], steps: list[GraphStep]) -> list[GraphStep]:
     """Merge each step into its only consumer's predecessor where the product keeps its form."""
+    steps = with_whole_maps(steps)
     while True:
         uses = [0] * (len(steps) + 1)
         for step in steps:

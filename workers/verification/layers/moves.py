@@ -1,9 +1,9 @@
-"""Moves of numbers: reshape, permutation of axes, padding with a constant. Exact in float32."""
+"""Moves of numbers: reshape, permuted axes, places of an axis, padding. Exact in float32."""
 
 from __future__ import annotations
 
 from models.layers.base import Layer
-from models.layers.kinds import Pad, Permute, Reshape
+from models.layers.kinds import Gather, Pad, Permute, Reshape
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import EXACT, moved
@@ -38,8 +38,19 @@ def _pad(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) ->
     return [LinearForm(inner.contiguous(), source, rows.sample)], gained, size
 
 
+def _gather(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
+    """Every place takes its coefficient back; places that nothing reads have 0."""
+    op, rows, source = step.op, rows.dense(), state.shape_of(step.sources[0])
+    assert isinstance(op, Gather)
+    places = op.places.to(rows.coefficients.device)
+    full = rows.coefficients.new_zeros(rows.coefficients.shape[0], *source)
+    full.index_copy_(op.axis + 1, places, rows.coefficients)
+    return [LinearForm(full, source, rows.sample)], nothing(rows), nothing(rows)
+
+
 RULES: dict[type[Layer], LayerRules] = {
     Reshape: LayerRules(forward=moved, ball=EXACT, backward=_reshape, permutes=True),
     Permute: LayerRules(forward=moved, ball=EXACT, backward=_permute, permutes=True),
+    Gather: LayerRules(forward=moved, ball=EXACT, backward=_gather),
     Pad: LayerRules(forward=moved, ball=EXACT, backward=_pad),
 }

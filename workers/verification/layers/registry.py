@@ -7,6 +7,7 @@ from torch import Tensor
 from models.layers.base import Layer
 from workers.verification.graph.affine import Affine
 from workers.verification.layers import (
+    absolute,
     affine,
     clamp,
     joins,
@@ -24,6 +25,7 @@ __all__ = ["LAYERS", "anchored_slopes", "apply_layer", "rules_of"]
 LAYERS: dict[type[Layer], LayerRules] = {
     **affine.RULES,
     **relu.RULES,
+    **absolute.RULES,
     **clamp.RULES,
     **s_shaped.RULES,
     **sorting.RULES,

@@ -173,7 +173,7 @@ def lanczos_norms(
         ceiling = least[part].square().repeat(STARTS)
         active = m.flatten(1).sum(1)
         small = delta ** (1.0 / STARTS) * torch.sqrt(math.pi / (2.0 * active.clamp_min(1.0)))
-        terms = op.terms + op.weight[:, 0].numel() + 16
+        terms = op.own_terms + op.weight[:, 0].numel() + 16
         product = gamma(terms, U64) * absolute**2 * SECOND_ORDER
         system = tridiagonal(op, m, s, begin, steps, product, clock=clock)
         root = largest_root(system, small, ceiling).reshape(STARTS, -1).amax(0)

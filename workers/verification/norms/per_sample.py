@@ -119,7 +119,7 @@ class MaskedMap:
             return cls(op, mask, full, scale, active, False)
         whole = sparse.numel() == mask.shape[0]
         squares = _squares(op, mask if whole else mask[sparse], scale)
-        norms = squares.mul_(up(op.terms + 15, like.dtype)).add_(FLOOR).sqrt_()
+        norms = squares.mul_(up(op.own_terms + 15, like.dtype)).add_(FLOOR).sqrt_()
         if whole:
             rows = norms
         else:
@@ -220,7 +220,7 @@ def _schur(op: Linear, mask: Tensor, slopes: Tensor, scale: float) -> Tensor:
         (columns,) = torch.autograd.grad(sums, x, slopes)
     lost = FLOOR * scale + lost_in_sums(mask.dtype)
     rows = (sums.detach() * slopes).flatten(1).amax(1).to(torch.float64)
-    rows = raised(rows, op.terms + 15, mask.dtype) + lost
+    rows = raised(rows, op.own_terms + 15, mask.dtype) + lost
     widest = (columns * mask).flatten(1).amax(1).to(torch.float64)
     widest = raised(widest, _fan_out(op) + 15, mask.dtype) + lost
     return raised((rows * widest).sqrt())

@@ -135,11 +135,49 @@ def test_slices_that_leave_the_batch_whole() -> None:
 
 
 @settings(max_examples=examples(40), deadline=None)
-@given(OPSETS, st.sampled_from([0, 2, -1, [1], [0, 1], [1, 3], [-4, -2], [0, 1, 2, 3]]), BATCHES)
+@given(
+    OPSETS,
+    st.sampled_from([0, 2, -1, [1], [0, 1], [1, 3], [-4, -2], [0, 1, 2, 3], [3, 0], [2, 3, 1, 0]]),
+    BATCHES,
+)
 def test_gather_of_places(opset: int, places: Any, batch: int | str) -> None:
     constants = {"i": np.array(places, np.int64)}
     made = node("Gather", ["x", "i"], ["y"], axis=2)
     assert_agrees(flattened([made], (3, 4, 2), constants, opset=opset, batch=batch), samples=3)
+
+
+@pytest.mark.parametrize("opset", [10, 13, 21])
+@pytest.mark.parametrize("kept", ["first", "second", "whole", "swapped", "cut short", "strided"])
+def test_abs_of_the_first_channels_is_one_layer(opset: int, kept: str) -> None:
+    """As a join of two parts, its slope would be sqrt(2)."""
+    ends = {"first": (0, 3), "swapped": (3, 5), "cut short": (0, 2), "strided": (0, 3)}
+    constants = {
+        name: np.array([value], np.int64)
+        for name, value in {"zero": 0, "two": 2, "three": 3, "five": 5, "one": 1}.items()
+    }
+    numbers = {0: "zero", 2: "two", 3: "three", 5: "five"}
+
+    def cut(start: int, stop: int, name: str, step: str = "one") -> Any:
+        return node("Slice", ["x", numbers[start], numbers[stop], "one", step], [name])
+
+    first = cut(*ends.get(kept, (0, 3)), "first", "two" if kept == "strided" else "one")
+    second = cut(0, 3, "second") if kept == "swapped" else cut(3, 5, "second")
+    steps = [first, second, node("Abs", ["first"], ["size"])]
+    steps.append(node("Concat", ["size", "second"], ["y"], axis=1))
+    if kept == "second":
+        steps[2:] = [
+            node("Abs", ["second"], ["size"]),
+            node("Concat", ["first", "size"], ["y"], axis=1),
+        ]
+    if kept == "whole":
+        steps = [node("Abs", ["x"], ["y"])]
+    data = flattened(steps, (5, 4), constants, opset=opset)
+    assert_agrees(data, samples=3)
+    network = import_onnx_bytes(data)
+    kinds = [network.layer(row.name).kind for row in network.nodes]
+    assert (kinds[0] == "abs") == (kept in ("first", "whole"))
+    if kept == "first":
+        assert network.layer(network.nodes[0].name).config() == {"channels": 3}
 
 
 @settings(max_examples=examples(60), deadline=None)
@@ -222,7 +260,7 @@ def test_flatten(shape: tuple[int, ...], axis: int) -> None:
 
 I = {  # noqa: E741
     "zero": [0], "one": [1], "two": [2], "nine": [9], "minus": [-1], "pair": [0, 1], "bad": [0, 7],
-    "three": [3], "halves": [2, 2], "odd": [3, 2], "empty": [4, 0], "mixed": [2, 0, 1],
+    "three": [3], "halves": [2, 2], "odd": [3, 2], "empty": [4, 0], "twice": [2, 0, 2],
 }  # fmt: skip
 
 
@@ -261,7 +299,7 @@ I = {  # noqa: E741
         ([node("Slice", ["x", "zero", "real"], ["y"])], "invalid_onnx"),
         ([node("Slice", ["x", "zero", "x"], ["y"])], "unsupported_operator"),
         ([node("Slice", ["x", "pair", "halves", "ones"], ["y"])], "invalid_onnx"),
-        ([node("Gather", ["x", "mixed"], ["y"], axis=1)], "unsupported_operator"),
+        ([node("Gather", ["x", "twice"], ["y"], axis=1)], "unsupported_operator"),
         ([node("Gather", ["x", "nine"], ["y"], axis=1)], "shape_mismatch"),
         ([node("Gather", ["x", "zero"], ["y"], axis=0)], "batch_dependent"),
         ([node("ReduceMean", ["x"], ["y"])], "batch_dependent"),

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers.kinds import LAYER_KINDS, Layer, Linear, Multiply, ReLU, Reshape
+from models.layers.kinds import LAYER_KINDS, Gather, Layer, Linear, Multiply, ReLU, Reshape
+from models.layers.one_lipschitz import ONE_LIPSCHITZ
 from models.layers.reparametrized import REPARAMETRIZED
 from models.network import Network
 from tests.workers.verification.networks import Builder
@@ -82,6 +83,13 @@ CASES: dict[str, Callable[[], Branches]] = {
         ("z", Minimum(), ("a", "b")),
     ],
     "slice": lambda: one(Slice(axis=2, start=1, stop=5, step=2)),
+    "abs": lambda: [("m", Multiply(spread(7)), ("input",)), ("z", Abs(), ("m",))],
+    "abs of three channels": lambda: [
+        ("m", Multiply(spread(8)), ("input",)),
+        ("z", Abs(channels=3), ("m",)),
+    ],
+    "gather": lambda: one(Gather(torch.tensor([2, 0, 3, 1]))),
+    "gather of some": lambda: one(Gather(torch.tensor([3, 0, 4]), axis=2)),
     "concat": lambda: two(Concat(axis=1)),
     "maximum": lambda: two(Maximum()),
     "minimum": lambda: two(Minimum()),
@@ -135,7 +143,7 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 
 def test_every_layer_has_all_its_rules() -> None:
-    kinds = set(LAYER_KINDS.values()) - set(REPARAMETRIZED)
+    kinds = set(LAYER_KINDS.values()) - {*REPARAMETRIZED, *ONE_LIPSCHITZ}
     assert kinds == set(LAYERS)
     for layer, rules in LAYERS.items():
         known = {field.name for field in fields(rules) if getattr(rules, field.name)} - {"value"}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
 from models.layers.kinds import Layer, LeakyReLU, ReLU
 from tests.extent import examples
 from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
@@ -42,6 +42,7 @@ TRIED: list[Layer] = [
     AtMost(torch.tensor(0.4)),
     Sigmoid(),
     Tanh(),
+    Abs(),
 ]
 #: Numbers that boxes begin and end at: kinks, zeros, tiny and huge numbers.
 SPECIAL = [

@@ -1,0 +1,74 @@
+"""A dense matrix across channels, deployed as sums of partial sums: few roundings per output.
+
+In float32 a sum of n products, in whatever order, is known to n roundings only, and a certificate
+has to pay for all of them. With the input channels in blocks, each block's products are summed by
+themselves (a grouped convolution) and then the blocks' results, level by level (ReduceSum): every
+product meets as many roundings as its block and each level have terms, not as many as there are
+channels. The verifier recognises the chain as the one matrix that it is
+(``workers.verification.graph.partial_sums``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from models.layers.affine import Conv2d, Shift
+from models.layers.base import DeployedLayer, Layer
+from models.layers.joins import ReduceSum
+from models.layers.shapes import Reshape
+
+__all__ = ["block_and_levels", "in_partial_sums"]
+
+
+def block_and_levels(channels: int, levels: int) -> tuple[int, ...]:
+    """Sizes whose product is ``channels`` and whose sum is least: the block, then each level.
+
+    At most ``levels`` levels; a level of one term is left out. Larger sizes come first.
+    """
+    if levels == 0:
+        return (channels,)
+    best: tuple[int, ...] = (channels,)
+    for size in range(2, math.isqrt(channels) + 1):
+        if channels % size == 0:
+            # The smallest size is the last level.
+            rest = block_and_levels(channels // size, levels - 1)
+            found = tuple(sorted((*rest, size), reverse=True))
+            if sum(found) < sum(best):
+                best = found
+    return best
+
+
+def in_partial_sums(
+    weight: Tensor, bias: Tensor | None, places: tuple[int, ...], sizes: Sequence[int]
+) -> tuple[DeployedLayer, ...]:
+    """The chain of layers for ``weight`` [out, in] at every place of an image [in, h, w].
+
+    sizes: of ``block_and_levels(in, ...)``. places: (h, w), or () for an image of one place, where
+    with some level the result is [out]; else it is [out, h, w].
+    """
+    out, channels = weight.shape
+    block, *levels = sizes
+    groups = math.prod(levels)
+    assert block * groups == channels
+    kernel = weight.reshape(out, groups, block).transpose(0, 1).reshape(-1, block, 1, 1)
+    rows: list[tuple[str, Layer]] = [
+        ("partial", Conv2d(kernel, None if levels else bias, groups=groups))
+    ]
+    if levels:
+        rows.append(("levels", Reshape(shape=(*levels, out, *places))))
+        rows += [(f"sum{index}", ReduceSum(axes=(0,))) for index in range(len(levels))]
+        if bias is not None:
+            rows.append(("bias", Shift(bias.reshape(out, *(1 for _ in places)))))
+    names: list[str | None] = [None, *(name for name, _ in rows[:-1])]
+    last = len(rows) - 1
+    return tuple(
+        DeployedLayer(
+            layer,
+            (0,) if before is None else (before,),
+            "" if index == last else name,
+        )
+        for index, ((name, layer), before) in enumerate(zip(rows, names, strict=True))
+    )

@@ -1,0 +1,45 @@
+"""Optimisers by the name that a recipe gives: a new one is one row of ``OPTIMIZERS``.
+
+Each is made for a whole network, because some treat the parameters of some layers in their own way.
+A parameter group may hold ``scale``, by which its learning rate differs from the run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from models.network import Network
+from workers.training.optimizers.orthogonal_muon import OrthogonalMuon
+
+__all__ = ["OPTIMIZERS", "Maker", "set_rate"]
+
+#: (network, its parameters that are trained, learning rate, weight decay) -> the optimiser.
+Maker = Callable[[Network, Sequence[nn.Parameter], float, float], torch.optim.Optimizer]
+
+
+def _plain(optimizer: Callable[..., torch.optim.Optimizer], **options: object) -> Maker:
+    """One that treats all parameters alike."""
+
+    def make(
+        network: Network, parameters: Sequence[nn.Parameter], rate: float, decay: float
+    ) -> torch.optim.Optimizer:
+        return optimizer(parameters, lr=rate, weight_decay=decay, **options)
+
+    return make
+
+
+OPTIMIZERS: dict[str, Maker] = {
+    "adam": _plain(torch.optim.Adam),
+    "nadam": _plain(torch.optim.NAdam),
+    "orthogonal-muon": OrthogonalMuon.of_network,
+    "sgd": _plain(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)

@@ -1,0 +1,126 @@
+"""A matrix that is deployed as sums of partial sums, recognised as the one map that it is.
+
+The chain: a grouped convolution, a reshape of its channels to [n_1, ..., n_k, out], one sum over
+each of the first k axes in turn, n_1 ... n_k groups in all. Sums commute, so in exact arithmetic it
+is the convolution with the groups' kernels side by side. Taken step by step its norm would be the
+root of the number of groups times that.
+
+Its deployed roundings. Group g computes p_g = sum_i w_gi x_i (+ b_g) in any order: each product
+meets at most t factors (1 + d), |d| <= u, for the convolution's t terms. A sum over n_j numbers in
+any order gives each of them at most n_j - 1 more. So the output is sum_gi w_gi x_i (1 + theta),
+|theta| <= gamma_(t + sum_j n_j) (Higham 2002, sections 3.1 and 4.2), and no partial result exceeds
+|W| |x| + |b| by more than that. The verifier's own evaluation of the one map sums over all channels
+at once: ``own_terms`` says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from models.layers.kinds import Reshape
+from workers.verification.graph.affine import Affine, Inner
+from workers.verification.graph.affine_maps import Convolution, Dense
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.graph.reductions import Reduction
+from workers.verification.numerics import raised
+
+__all__ = ["with_whole_maps"]
+
+
+def with_whole_maps(steps: list[GraphStep]) -> list[GraphStep]:
+    """The steps, each chain of partial sums as one."""
+    index = 0
+    while index < len(steps):
+        found = _chain(steps, index)
+        if found is not None:
+            last, op = found
+            names = "+".join(step.name for step in steps[index : last + 1])
+            whole = GraphStep(names, op, steps[index].sources, steps[last].shape)
+            steps = [*steps[:index], whole, *_renumbered(steps[last + 1 :], last, last - index)]
+        index += 1
+    return steps
+
+
+def _renumbered(steps: Sequence[GraphStep], last: int, gone: int) -> list[GraphStep]:
+    """Steps behind ``last``, ``gone`` steps before them fewer."""
+    return [
+        replace(step, sources=tuple(s - gone if s > last else s for s in step.sources))
+        for step in steps
+    ]
+
+
+def _chain(steps: list[GraphStep], first: int) -> tuple[int, Affine] | None:
+    """(place of the last step, the one map) of the chain that begins here."""
+    conv = steps[first].op
+    if not isinstance(conv, Convolution) or conv.geometry.groups == 1:
+        return None
+    if first + 2 >= len(steps) or not isinstance(steps[first + 1].op, Reshape):
+        return None
+    left, counts, last = steps[first + 1].shape, [], first + 1
+    groups = conv.geometry.groups
+    for index in range(first + 2, len(steps)):
+        op = steps[index].op
+        if not (isinstance(op, Reduction) and op.axes == (1,) and op.scale == 1.0):
+            break
+        counts.append(left[0])
+        left, last = left[1:], index
+        if tuple(steps[index].shape) != left or math.prod(counts) >= groups:
+            break
+    out = conv.out_shape[0] // groups
+    shape = (out, *conv.out_shape[1:])
+    if math.prod(counts) != groups or left not in (shape, (out,)):
+        return None
+    if left == (out,) and (math.prod(shape) != out or conv.in_shape[1:] != (1, 1)):
+        return None
+    if not _only_uses(steps, first, last):
+        return None
+    return last, _whole(conv, counts, left)
+
+
+def _only_uses(steps: list[GraphStep], first: int, last: int) -> bool:
+    """Whether each step of the chain reads the one before it, and nothing else does."""
+    inner = range(first + 1, last + 1)
+    return all(
+        step.sources == (index,) if index in inner else not set(step.sources) & set(inner)
+        for index, step in enumerate(steps)
+    )
+
+
+def _whole(conv: Convolution, counts: Sequence[int], out_shape: tuple[int, ...]) -> Affine:
+    groups, block = conv.geometry.groups, conv.weight.shape[1]
+    out = conv.weight.shape[0] // groups
+    kernel = conv.weight.shape[2:]
+    weight = conv.weight.reshape(groups, out, block, *kernel).transpose(0, 1)
+    weight = weight.reshape(out, groups * block, *kernel).contiguous()
+    split = (groups, out, *conv.out_shape[1:])
+    bias, magnitude = (
+        tensor.expand(conv.out_shape).reshape(split).sum(0)
+        for tensor in (conv.bias, conv.bias_magnitude)
+    )
+    terms = conv.terms + sum(counts)
+    products = weight[0].numel() + 4.0
+    inner = Inner(conv.inner.gain, conv.inner.shift, raised(conv.inner.lost + products))
+    if out_shape == (out,) and conv.in_shape[1:] == (1, 1) and tuple(kernel) == (1, 1):
+        return Dense(
+            conv.in_shape,
+            out_shape,
+            bias.reshape(out_shape),
+            raised(magnitude.reshape(out_shape)),
+            terms,
+            weight=weight.flatten(1),
+            inner=inner,
+            least_own_terms=products,
+        )
+    return Convolution(
+        conv.in_shape,
+        out_shape,
+        bias,
+        raised(magnitude),
+        terms,
+        weight=weight,
+        geometry=replace(conv.geometry, groups=1),
+        inner=inner,
+        least_own_terms=products,
+    )

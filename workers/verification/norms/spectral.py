@@ -221,7 +221,8 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, clock: Clock, *, floor:
     height, width = geometry.output_size((kernel_h, kernel_w))
     shape = (in_channels, *geometry.size)
     inputs, outputs = math.prod(shape), out_channels * height * width
-    if (kernel_h, kernel_w) == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
+    pointwise = (kernel_h, kernel_w) == geometry.stride == (1, 1) and not any(geometry.padding)
+    if pointwise and min(in_channels, out_channels) <= DENSE_SIDE:
         # One matrix at every place.
         return dense_norm(kernel.flatten(1), clock)
     blocks = _polyphase(kernel, geometry)

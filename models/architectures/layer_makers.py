@@ -14,7 +14,17 @@ from torch import Tensor
 
 from models.architectures.layer_rows import LayerRow
 from models.errors import ModelError
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Add,
@@ -267,5 +277,6 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "sigmoid": lambda row, shape: Sigmoid(),
     "slice": _slice,
     "space-to-depth": lambda row, shape: SpaceToDepth(block=row.integer("block", 2, maximum=64)),
+    "softplus": lambda row, shape: Softplus(beta=row.number("beta", 1.0, 1e-3, 1e3)),
     "tanh": lambda row, shape: Tanh(),
 }

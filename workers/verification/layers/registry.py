@@ -15,6 +15,7 @@ from workers.verification.layers import (
     pooling,
     relu,
     s_shaped,
+    softplus,
     sorting,
 )
 from workers.verification.layers.rules import LayerRules
@@ -28,6 +29,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **absolute.RULES,
     **clamp.RULES,
     **s_shaped.RULES,
+    **softplus.RULES,
     **sorting.RULES,
     **pooling.RULES,
     **joins.RULES,

@@ -1,0 +1,266 @@
+"""Curvature-based radius of a one-hidden-layer softplus head (CRC, Singla and Feizi 2020; 2022).
+
+The network before the head moves a ball by its norms, as in ``lipschitz``; how far its centre is
+from every class boundary of the head is bounded from below by the best of three: the dual with
+its residual taken off, the closed form of the curvature, and the head's own Lipschitz constant.
+Curvatures are proved, not estimated; the deployed head's float32 rounding, the runtime's softplus
+and our own float64 arithmetic are taken from each distance. A dense head has no curvature: there
+this is ``lipschitz``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from models.layers.activations import Softplus
+from workers.verification.bounds.crc_dual import Boundary, Errors, closed_form, distance
+from workers.verification.bounds.lipschitz import head_cap, lipschitz_radius, walk
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
+from workers.verification.graph.affine_maps import Dense
+from workers.verification.graph.compiled_network import CompiledNetwork, Head
+from workers.verification.layers.softplus import softplus_error
+from workers.verification.norms.curvature import largest_eigenvalue
+from workers.verification.rounding import Rounding
+
+__all__ = ["SmoothHead", "boundary_distances", "crc_radius", "has_smooth_head"]
+
+#: Numbers of one block of pairs: pairs times hidden units.
+BLOCK = 2**20
+#: Boundaries of one sample that are looked at together, the nearest first.
+TOGETHER = 3
+#: Heads whose proved curvatures are kept in this process.
+KEPT = 4
+
+
+def has_smooth_head(compiled: CompiledNetwork) -> bool:
+    """Whether the network ends in dense, softplus, dense."""
+    steps = compiled.steps
+    if len(steps) < 2 or not compiled.head.terms:
+        return False
+    first, activation = steps[-2], steps[-1]
+    return (
+        isinstance(first.op, Dense)
+        and isinstance(activation.op, Softplus)
+        and activation.op.beta == 1.0
+        and activation.sources == (len(steps) - 1,)
+    )
+
+
+@dataclass(frozen=True)
+class SmoothHead:
+    """z(h) = W2 s(W1 h + b1) + b2, float64 on the CPU, and what rounding may change in it.
+
+    first, head: the two dense maps as compiled; spectral, absolute: norms of W1 and |W1|.
+    ``curvatures``: m of a pair (y, j), where -m I bounds the Hessian of z_y - z_j; made once.
+    """
+
+    first: Dense
+    head: Head
+    spectral: float
+    absolute: float
+    curvatures: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, compiled: CompiledNetwork) -> SmoothHead:
+        """The head of a network that has one; kept with its curvatures, by the network's digest."""
+        if compiled.digest in _HEADS:
+            _HEADS.move_to_end(compiled.digest)
+            return _HEADS[compiled.digest]
+        step = compiled.steps[-2]
+        assert isinstance(step.op, Dense)
+        assert step.norms is not None
+        made = cls(step.op, compiled.head, step.norms.spectral, step.norms.absolute)
+        _HEADS[compiled.digest] = made
+        while len(_HEADS) > KEPT:
+            _HEADS.popitem(last=False)
+        return made
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """b1, [hidden]."""
+        return self.first.bias.expand(self.first.out_shape).reshape(-1)
+
+    @cached_property
+    def through(self) -> Tensor:
+        """|W2| |W1|, [classes, features], rounded up."""
+        return self.head.weight.abs() @ self.first.weight.abs() * (1.0 + 1e-10)
+
+    @cached_property
+    def through_bias(self) -> Tensor:
+        """|W2| (|b1| + log 2) + |b2|, [classes], rounded up; and |W2| 1."""
+        size = self.first.bias_magnitude.expand(self.first.out_shape).reshape(-1)
+        inner = self.head.weight.abs() @ (size + math.log(2.0))
+        return (inner + self.head.bias_magnitude) * (1.0 + 1e-10)
+
+    @cached_property
+    def row_sums(self) -> Tensor:
+        """|W2| 1, [classes], rounded up."""
+        return self.head.weight.abs().sum(1) * (1.0 + 1e-10)
+
+    def deployed(self, rounding: Rounding) -> tuple[float, float]:
+        """(relative, absolute): a deployed logit is within relative (|W2| (|W1| |h| + |b1| + log 2)
+        + |b2|) + absolute (|W2| 1) of the real one, beside the floor of the last layer.
+
+        With q = |W1| |h| + |b1|: the first map is off by d <= g1 q + floor, so its value is at most
+        (1 + g1) q + floor; softplus by its own error there; the last map by g2 of its magnitude.
+        """
+        if not rounding.is_sound:
+            return 0.0, 0.0
+        first, last = (rounding.deployed_gamma(n) for n in (self.first.terms, self.head.terms))
+        kernel, relative = softplus_error(rounding)
+        growth = (1.0 + first) * (1.0 + relative) * (1.0 + last) - 1.0
+        floor = rounding.underflow * self.first.floor
+        return growth * 1.01, (kernel + (1.0 + relative) * floor) * (1.0 + last) * 1.01
+
+    def curvature(self, label: int, other: int, clock: Clock = UNLIMITED) -> float:
+        """m of the pair, proved: at most 1/4 of the largest eigenvalue of W1^T diag(relu(-a)) W1,
+        a = W2[label] - W2[other]. Raises OutOfTime."""
+        if (label, other) not in self.curvatures:
+            falling = (self.head.weight[other] - self.head.weight[label]).clamp_min(0.0)
+            used = falling > 0
+            rows = self.first.weight[used] * falling[used].sqrt()[:, None]
+            proved = largest_eigenvalue(rows, clock) * 0.25 * (1.0 + 1e-12)
+            self.curvatures[label, other] = min(proved, self.rough(label)[other].item())
+        return self.curvatures[label, other]
+
+    def rough(self, label: int) -> Tensor:
+        """The same for every other class, [classes], at no cost: the largest entry and |W1|^2."""
+        falling = (self.head.weight - self.head.weight[label]).amax(1).clamp_min(0.0)
+        return falling * (0.25 * self.spectral**2 * (1.0 + 1e-12))
+
+
+_HEADS: OrderedDict[str, SmoothHead] = OrderedDict()
+
+
+def boundary_distances(
+    smooth: SmoothHead,
+    features: Tensor,
+    labels: Tensor,
+    rounding: Rounding,
+    *,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
+    """Lower bounds [batch] float64 on the distance from the features to another answer.
+
+    features [batch, n] and labels [batch] on the CPU. 0 where the label does not lead, with its
+    rounding. Of all other classes the nearest counts: pairs that the cheap bounds show to be
+    farther than one that is solved need not be. Where the time is over, the cheap bounds stand.
+    """
+    batch, classes = len(features), len(smooth.head.weight)
+    sample = torch.arange(batch).repeat_interleave(classes)
+    other = torch.arange(classes).repeat(batch)
+    found = torch.full((batch, classes), math.inf, dtype=torch.float64)
+    rows = (other != labels[sample]).nonzero().flatten()
+    size = max(1, BLOCK // smooth.first.weight.shape[0])
+    rough = torch.stack([smooth.rough(label) for label in range(classes)])
+    for part in rows.split(size):
+        clock.check()
+        i, j = sample[part], other[part]
+        m = rough[labels[i], j]
+        found[i, j] = _cheap(smooth, _boundary(smooth, features[i], labels[i], j, m, rounding))
+    solved = labels[:, None] == torch.arange(classes)
+    nearest = torch.full((batch,), math.inf, dtype=torch.float64)
+    with contextlib.suppress(OutOfTime):
+        while True:
+            # No boundary at 0: the label does not lead there, and nothing will help.
+            wanted = ~solved & (found < nearest[:, None]) & (found.amin(1) > 0)[:, None]
+            ranked = torch.where(wanted, found, torch.inf).argsort(1)[:, :TOGETHER]
+            chosen = torch.zeros_like(wanted).scatter_(1, ranked, True) & wanted
+            i, j = chosen.nonzero(as_tuple=True)
+            if not i.numel():
+                break
+            for part in torch.arange(len(i)).split(size):
+                at, to = i[part], j[part]
+                pairs = zip(labels[at].tolist(), to.tolist(), strict=True)
+                made = [smooth.curvature(label, other, clock) for label, other in pairs]
+                clock.check()
+                proved = torch.tensor(made, dtype=torch.float64)
+                boundary = _boundary(smooth, features[at], labels[at], to, proved, rounding)
+                for better in (closed_form(boundary, proved), distance(boundary, clock=clock)):
+                    found[at, to] = torch.maximum(found[at, to], better)
+                solved[at, to] = True
+            nearest = torch.where(solved & torch.isfinite(found), found, torch.inf).amin(1)
+    return found.amin(1)
+
+
+def _cheap(smooth: SmoothHead, boundary: Boundary) -> Tensor:
+    """The better of the closed form with a rough curvature and f / (|W1| |a|), [pairs]."""
+    errors = boundary.errors
+    start = boundary.at(torch.zeros_like(boundary.centre), torch.zeros_like(boundary.m))
+    value = (start.value - errors.own_fixed * (1.0 + 1e-9) - errors.fixed) * (1.0 - 1e-14)
+    steepest = smooth.spectral * boundary.a.norm(dim=1) * (1.0 + 1e-10) + errors.per_length
+    linear = torch.where(value > 0, value / steepest.clamp_min(1e-300) * (1.0 - 1e-14), 0.0)
+    return torch.maximum(closed_form(boundary, boundary.m), linear.nan_to_num(nan=0.0))
+
+
+def _boundary(
+    smooth: SmoothHead,
+    features: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    m: Tensor,
+    rounding: Rounding,
+) -> Boundary:
+    """The pairs' boundaries, all in float64, with their errors."""
+    head, first = smooth.head, smooth.first
+    a = head.weight[labels] - head.weight[others]
+    constant = head.bias[labels] - head.bias[others]
+    relative, absolute = smooth.deployed(rounding)
+    own = Rounding.sound(torch.float64).own_gamma(sum(first.weight.shape) + 64)
+    through = smooth.through[labels] + smooth.through[others]
+    size = (through * features.abs()).sum(1)
+    size = (size + smooth.through_bias[labels] + smooth.through_bias[others]) * (1.0 + 1e-10)
+    per_length = through.norm(dim=1) * (1.0 + 1e-10)
+    sums = smooth.row_sums[labels] + smooth.row_sums[others]
+    # Of the gradient: W1^T (a s'(t)) where t is off by own times |W1| |h + d| + |b1|, s'' <= 1/4.
+    inner = features.abs() @ first.weight.abs().T + first.bias_magnitude.expand(first.out_shape)
+    steep = smooth.absolute * a.norm(dim=1) * (2 * own)
+    errors = Errors(
+        fixed=relative * size + absolute * sums + head.min_lead(rounding),
+        per_length=relative * per_length,
+        own_fixed=2 * own * size + 2e-14 * sums + 1e-300,
+        own_per_length=2 * own * per_length,
+        gradient_fixed=steep * (1.0 + inner.amax(1)) + 1e-300,
+        gradient_per_length=steep * (1.0 + 1e-10) * smooth.first.row_norms().max(),
+    )
+    return Boundary(first.weight, smooth.bias, features, a, constant, m, errors)
+
+
+def crc_radius(
+    compiled: CompiledNetwork,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    norm: str,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
+    """Radius [batch] float64 in ``norm`` and pixel units within which the label cannot change.
+
+    As ``lipschitz_radius``, with the distance to the class boundaries of the smooth head in the
+    place of the margin over its Lipschitz constant. Raises OutOfTime before the cheap distances
+    are there.
+    """
+    if not has_smooth_head(compiled):
+        return lipschitz_radius(
+            compiled, x, labels, norm=norm, rounding=rounding, dtype=dtype, clock=clock
+        )
+    (place,) = compiled.steps[-2].sources
+    walked = walk(compiled, x, rounding, dtype, keep=place, clock=clock)
+    assert walked.kept is not None
+    features = walked.kept.flatten(1).to("cpu", torch.float64)
+    smooth = SmoothHead.of(compiled)
+    allowed = boundary_distances(smooth, features, labels.cpu(), rounding, clock=clock)
+    epsilon = walked.epsilon(place, allowed.to(x.device))
+    if rounding.is_sound:
+        final = walked.epsilon(len(compiled.steps), head_cap(compiled, walked.final))
+        epsilon = torch.minimum(epsilon, final)
+    return walked.radius(epsilon, norm)

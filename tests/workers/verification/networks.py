@@ -40,8 +40,8 @@ from models.layers.kinds import (
     Shift,
 )
 from models.network import INPUT, Network
-from workers.verification.layers.s_shaped import KERNEL_ERROR
-from workers.verification.layers.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
+from workers.verification.layers.smooth.s_shaped import KERNEL_ERROR
+from workers.verification.layers.smooth.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
 
 
 class Builder:

@@ -15,6 +15,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,8 +26,13 @@ from workers.verification.bounds.lipschitz import head_cap, lipschitz_radius, wa
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.compiled_network import CompiledNetwork, Head
-from workers.verification.layers.softplus import softplus_error
-from workers.verification.norms.curvature import largest_eigenvalue
+from workers.verification.layers.smooth.softplus import softplus_error
+from workers.verification.norms.curvature import (
+    largest_eigenvalue,
+    store_numbers,
+    stored_numbers,
+)
+from workers.verification.numerics import MANY, ROOM, lowered, nonzero, raised
 from workers.verification.rounding import Rounding
 
 __all__ = ["SmoothHead", "boundary_distances", "crc_radius", "has_smooth_head"]
@@ -37,6 +43,8 @@ BLOCK = 2**20
 TOGETHER = 3
 #: Heads whose proved curvatures are kept in this process.
 KEPT = 4
+#: Changes whenever a curvature may come out otherwise, so that kept ones are made anew.
+VERSION = 1
 
 
 def has_smooth_head(compiled: CompiledNetwork) -> bool:
@@ -58,29 +66,40 @@ class SmoothHead:
     """z(h) = W2 s(W1 h + b1) + b2, float64 on the CPU, and what rounding may change in it.
 
     first, head: the two dense maps as compiled; spectral, absolute: norms of W1 and |W1|.
-    ``curvatures``: m of a pair (y, j), where -m I bounds the Hessian of z_y - z_j; made once.
+    curvatures: the proved m of pairs "y,j", where -m I bounds the Hessian of z_y - z_j; path: where
+    they are kept for other processes.
     """
 
     first: Dense
     head: Head
     spectral: float
     absolute: float
-    curvatures: dict[tuple[int, int], float] = field(default_factory=dict)
+    path: Path | None = None
+    curvatures: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, compiled: CompiledNetwork) -> SmoothHead:
-        """The head of a network that has one; kept with its curvatures, by the network's digest."""
-        if compiled.digest in _HEADS:
-            _HEADS.move_to_end(compiled.digest)
-            return _HEADS[compiled.digest]
+        """The head of a network that has one; kept in this process, with its curvatures."""
         step = compiled.steps[-2]
         assert isinstance(step.op, Dense)
-        assert step.norms is not None
-        made = cls(step.op, compiled.head, step.norms.spectral, step.norms.absolute)
-        _HEADS[compiled.digest] = made
+        # An estimate's norms are no bounds: its head is another one.
+        key = (compiled.digest, step.norms.spectral, step.norms.absolute)
+        if key not in _HEADS:
+            path = None
+            if compiled.cache_dir is not None:
+                digest = compiled.digest.removeprefix("sha256:")
+                path = compiled.cache_dir / f"curvatures-{VERSION}-{digest}.json"
+            known = {} if path is None else stored_numbers(path)
+            _HEADS[key] = cls(step.op, compiled.head, *key[1:], path, known)
+        _HEADS.move_to_end(key)
         while len(_HEADS) > KEPT:
             _HEADS.popitem(last=False)
-        return made
+        return _HEADS[key]
+
+    def keep(self, before: int) -> None:
+        """Write the curvatures down, if there are more than ``before``."""
+        if self.path is not None and len(self.curvatures) > before:
+            store_numbers(self.path, {**stored_numbers(self.path), **self.curvatures})
 
     @cached_property
     def bias(self) -> Tensor:
@@ -90,19 +109,19 @@ class SmoothHead:
     @cached_property
     def through(self) -> Tensor:
         """|W2| |W1|, [classes, features], rounded up."""
-        return self.head.weight.abs() @ self.first.weight.abs() * (1.0 + 1e-10)
+        return raised(self.head.weight.abs() @ self.first.weight.abs(), MANY)
 
     @cached_property
     def through_bias(self) -> Tensor:
         """|W2| (|b1| + log 2) + |b2|, [classes], rounded up; and |W2| 1."""
         size = self.first.bias_magnitude.expand(self.first.out_shape).reshape(-1)
         inner = self.head.weight.abs() @ (size + math.log(2.0))
-        return (inner + self.head.bias_magnitude) * (1.0 + 1e-10)
+        return raised(inner + self.head.bias_magnitude, MANY)
 
     @cached_property
     def row_sums(self) -> Tensor:
         """|W2| 1, [classes], rounded up."""
-        return self.head.weight.abs().sum(1) * (1.0 + 1e-10)
+        return raised(self.head.weight.abs().sum(1), MANY)
 
     def deployed(self, rounding: Rounding) -> tuple[float, float]:
         """(relative, absolute): a deployed logit is within relative (|W2| (|W1| |h| + |b1| + log 2)
@@ -117,26 +136,26 @@ class SmoothHead:
         kernel, relative = softplus_error(rounding)
         growth = (1.0 + first) * (1.0 + relative) * (1.0 + last) - 1.0
         floor = rounding.underflow * self.first.floor
-        return growth * 1.01, (kernel + (1.0 + relative) * floor) * (1.0 + last) * 1.01
+        return growth * ROOM, (kernel + (1.0 + relative) * floor) * (1.0 + last) * ROOM
 
     def curvature(self, label: int, other: int, clock: Clock = UNLIMITED) -> float:
         """m of the pair, proved: at most 1/4 of the largest eigenvalue of W1^T diag(relu(-a)) W1,
         a = W2[label] - W2[other]. Raises OutOfTime."""
-        if (label, other) not in self.curvatures:
+        key = f"{label},{other}"
+        if key not in self.curvatures:
             falling = (self.head.weight[other] - self.head.weight[label]).clamp_min(0.0)
             used = falling > 0
             rows = self.first.weight[used] * falling[used].sqrt()[:, None]
-            proved = largest_eigenvalue(rows, clock) * 0.25 * (1.0 + 1e-12)
-            self.curvatures[label, other] = min(proved, self.rough(label)[other].item())
-        return self.curvatures[label, other]
+            self.curvatures[key] = raised(0.25 * largest_eigenvalue(rows, clock))
+        return min(self.curvatures[key], self.rough(label)[other].item())
 
     def rough(self, label: int) -> Tensor:
         """The same for every other class, [classes], at no cost: the largest entry and |W1|^2."""
         falling = (self.head.weight - self.head.weight[label]).amax(1).clamp_min(0.0)
-        return falling * (0.25 * self.spectral**2 * (1.0 + 1e-12))
+        return raised(falling * (0.25 * self.spectral**2))
 
 
-_HEADS: OrderedDict[str, SmoothHead] = OrderedDict()
+_HEADS: OrderedDict[tuple[str, float, float], SmoothHead] = OrderedDict()
 
 
 def boundary_distances(
@@ -167,6 +186,7 @@ def boundary_distances(
         found[i, j] = _cheap(smooth, _boundary(smooth, features[i], labels[i], j, m, rounding))
     solved = labels[:, None] == torch.arange(classes)
     nearest = torch.full((batch,), math.inf, dtype=torch.float64)
+    known = len(smooth.curvatures)
     with contextlib.suppress(OutOfTime):
         while True:
             # No boundary at 0: the label does not lead there, and nothing will help.
@@ -187,6 +207,7 @@ def boundary_distances(
                     found[at, to] = torch.maximum(found[at, to], better)
                 solved[at, to] = True
             nearest = torch.where(solved & torch.isfinite(found), found, torch.inf).amin(1)
+    smooth.keep(known)
     return found.amin(1)
 
 
@@ -194,9 +215,9 @@ def _cheap(smooth: SmoothHead, boundary: Boundary) -> Tensor:
     """The better of the closed form with a rough curvature and f / (|W1| |a|), [pairs]."""
     errors = boundary.errors
     start = boundary.at(torch.zeros_like(boundary.centre), torch.zeros_like(boundary.m))
-    value = (start.value - errors.own_fixed * (1.0 + 1e-9) - errors.fixed) * (1.0 - 1e-14)
-    steepest = smooth.spectral * boundary.a.norm(dim=1) * (1.0 + 1e-10) + errors.per_length
-    linear = torch.where(value > 0, value / steepest.clamp_min(1e-300) * (1.0 - 1e-14), 0.0)
+    value = lowered(start.value - raised(errors.own_fixed) - errors.fixed)
+    steepest = raised(smooth.spectral * boundary.a.norm(dim=1), MANY) + errors.per_length
+    linear = torch.where(value > 0, lowered(value / nonzero(steepest)), 0.0)
     return torch.maximum(closed_form(boundary, boundary.m), linear.nan_to_num(nan=0.0))
 
 
@@ -216,8 +237,8 @@ def _boundary(
     own = Rounding.sound(torch.float64).own_gamma(sum(first.weight.shape) + 64)
     through = smooth.through[labels] + smooth.through[others]
     size = (through * features.abs()).sum(1)
-    size = (size + smooth.through_bias[labels] + smooth.through_bias[others]) * (1.0 + 1e-10)
-    per_length = through.norm(dim=1) * (1.0 + 1e-10)
+    size = raised(size + smooth.through_bias[labels] + smooth.through_bias[others], MANY)
+    per_length = raised(through.norm(dim=1), MANY)
     sums = smooth.row_sums[labels] + smooth.row_sums[others]
     # Of the gradient: W1^T (a s'(t)) where t is off by own times |W1| |h + d| + |b1|, s'' <= 1/4.
     inner = features.abs() @ first.weight.abs().T + first.bias_magnitude.expand(first.out_shape)
@@ -228,7 +249,7 @@ def _boundary(
         own_fixed=2 * own * size + 2e-14 * sums + 1e-300,
         own_per_length=2 * own * per_length,
         gradient_fixed=steep * (1.0 + inner.amax(1)) + 1e-300,
-        gradient_per_length=steep * (1.0 + 1e-10) * smooth.first.row_norms().max(),
+        gradient_per_length=raised(steep * smooth.first.row_norms().max()),
     )
     return Boundary(first.weight, smooth.bias, features, a, constant, m, errors)
 

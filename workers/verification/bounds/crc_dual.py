@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.layers.softplus import curve
+from workers.verification.layers.smooth.softplus import curve
+from workers.verification.numerics import MANY, lowered, nonzero, raised, sum_error
 
 __all__ = ["Boundary", "Errors", "Iterate", "closed_form", "distance"]
 
@@ -27,7 +28,6 @@ STEPS, GAIN = 12, 1e-11
 TOLERANCE, ITERATIONS = 1e-7, 80
 #: eta m stays below this.
 MOST = 0.999
-_U64 = 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Boundary:
     @property
     def largest_eta(self) -> Tensor:
         """[pairs]: eta m <= MOST."""
-        return MOST / self.m.clamp_min(1e-300)
+        return MOST / nonzero(self.m)
 
     def at(self, d: Tensor, eta: Tensor) -> Iterate:
         """Value, gradient and second derivatives at h + d."""
@@ -115,7 +115,7 @@ class Iterate:
 
     def merit(self, boundary: Boundary) -> Tensor:
         """How far from optimal, [pairs]: squared, in units of length."""
-        steep = self.gradient.norm(dim=1).clamp_min(1e-300)
+        steep = nonzero(self.gradient.norm(dim=1))
         # At the largest eta f need not vanish.
         held = (self.eta >= boundary.largest_eta) & (self.value > 0)
         lack = torch.where(held, 0.0, self.value / steep)
@@ -139,18 +139,19 @@ def certificate(boundary: Boundary, iterate: Iterate) -> Tensor:
     With e(R) = fixed + per_length R the bound reads R^2 = B - 2 eta e(R): its positive root.
     """
     errors, eta = boundary.errors, iterate.eta
-    length = iterate.d.norm(dim=1)
-    steep = iterate.gradient.norm(dim=1)
-    size = (iterate.d.shape[1] + 32) * _U64
+    length = raised(iterate.d.norm(dim=1), MANY)
+    steep = raised(iterate.gradient.norm(dim=1), MANY)
+    # Of sums over the features: relative to the sizes of what is added.
+    share = 4 * sum_error(8 * iterate.d.shape[1])
     off = eta * (errors.gradient_fixed + errors.gradient_per_length * length)
-    residual = iterate.residual.norm(dim=1) * (1.0 + size) + off + 8 * size * (length + eta * steep)
-    left = 1.0 - eta * boundary.m * (1.0 + 4 * _U64)
-    value = iterate.value - (errors.own_fixed + errors.own_per_length * length) * (1.0 + 1e-9)
-    held = length.square() + 2 * eta * (value - errors.fixed) - residual.square() / left
-    size_of_terms = length.square() + 2 * eta * (iterate.value.abs() + errors.fixed)
-    held = held - 4 * size * size_of_terms
+    residual = raised(iterate.residual.norm(dim=1), MANY) + share * (length + eta * steep) + off
+    left = lowered(1.0 - raised(eta * boundary.m))
+    value = iterate.value - raised(errors.own_fixed + errors.own_per_length * length)
+    square = iterate.d.square().sum(1)
+    held = square + 2 * eta * (value - errors.fixed) - raised(residual.square() / left)
+    held = held - share * (square + 2 * eta * (iterate.value.abs() + errors.fixed))
     slope = eta * errors.per_length
-    root = (slope.square() + held).clamp_min(0.0).sqrt() * (1.0 - 1e-14) - slope * (1.0 + 1e-14)
+    root = lowered((slope.square() + held).clamp_min(0.0).sqrt()) - raised(slope)
     sure = (left > 0) & (eta >= 0) & (held > 0) & torch.isfinite(root)
     return torch.where(sure, root, 0.0).clamp_min(0.0)
 
@@ -159,14 +160,13 @@ def closed_form(boundary: Boundary, m: Tensor) -> Tensor:
     """[pairs]: f falls by at most |grad| R + m R^2 / 2 within R; rounded down, 0 where f <= 0."""
     errors = boundary.errors
     start = boundary.at(torch.zeros_like(boundary.centre), torch.zeros_like(boundary.m))
-    size = (boundary.centre.shape[1] + 32) * _U64
-    steep = start.gradient.norm(dim=1) * (1.0 + size) + errors.gradient_fixed
-    steep = (steep + errors.per_length) * (1.0 + 1e-14)
-    value = (start.value - errors.own_fixed * (1.0 + 1e-9) - errors.fixed) * (1.0 - 1e-14)
+    steep = raised(start.gradient.norm(dim=1), MANY) + errors.gradient_fixed
+    steep = raised(steep + errors.per_length)
+    value = lowered(start.value - raised(errors.own_fixed) - errors.fixed)
     # (sqrt(s^2 + 2 m f) - s) / m, in a form that loses nothing where m is small.
     found = 2 * value / (steep + (steep.square() + 2 * m * value.clamp_min(0.0)).sqrt())
     found = torch.where((value > 0) & torch.isfinite(found), found, 0.0)
-    return found.clamp_min(0.0) * (1.0 - 1e-14)
+    return lowered(found.clamp_min(0.0))
 
 
 def distance(boundary: Boundary, *, steps: int = STEPS, clock: Clock = UNLIMITED) -> Tensor:
@@ -203,7 +203,7 @@ def _newton(boundary: Boundary, state: Iterate) -> Iterate:
     rhs = torch.cat([state.residual, state.gradient])
     eta, bend = state.eta.repeat(2), state.bend.repeat(2, 1)
     u, v = _solve(boundary, eta, bend, rhs).chunk(2)
-    along = (state.gradient * v).sum(1).clamp_min(1e-300)
+    along = nonzero((state.gradient * v).sum(1))
     raised = (state.value - (state.gradient * u).sum(1)) / along
     change = (state.eta + raised).clamp_min(0.0).minimum(boundary.largest_eta) - state.eta
     change = change.nan_to_num(0.0)

@@ -14,11 +14,10 @@ from workers.verification.layers import (
     moves,
     pooling,
     relu,
-    s_shaped,
-    softplus,
     sorting,
 )
 from workers.verification.layers.rules import LayerRules
+from workers.verification.layers.smooth import s_shaped, softplus
 
 __all__ = ["LAYERS", "anchored_slopes", "apply_layer", "rules_of"]
 

@@ -8,6 +8,11 @@ computing the matrix has rounded. A guess that is too low can not pass.
 
 from __future__ import annotations
 
+import json
+import math
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,14 +20,15 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.norms.backward_errors import cholesky_error, gram_error
+from workers.verification.numerics import MANY, raised
 
-__all__ = ["bounds_eigenvalues", "largest_eigenvalue"]
+__all__ = ["bounds_eigenvalues", "largest_eigenvalue", "store_numbers", "stored_numbers"]
 
 #: Raises of the guess that are tried, then the trace.
 RAISES = (1e-6, 1e-3, 3e-2)
 #: Sides up to which the guess is an eigenvalue of the matrix itself.
 SMALL = 128
-_U64 = 2.0**-53
 
 
 def bounds_eigenvalues(gram: Tensor, inner: int, bound: float) -> bool:
@@ -33,8 +39,8 @@ def bounds_eigenvalues(gram: Tensor, inner: int, bound: float) -> bool:
     """
     n = len(gram)
     trace = float(gram.diagonal().sum())
-    # |computed G - G|_2 <= gamma_inner |A|_F^2, and the factorisation's own backward error.
-    tau = 4 * (n + inner + 64) * _U64 * (trace + n * bound)
+    lost = gram_error(n, inner, raised(trace, MANY))
+    tau = raised(lost + cholesky_error(n, trace + n * bound))
     shifted = -gram
     shifted.diagonal().add_(bound - tau)
     _, failed = torch.linalg.cholesky_ex(shifted)
@@ -61,14 +67,14 @@ def largest_eigenvalue(matrix: Tensor, clock: Clock = UNLIMITED) -> float:
     gram = matrix.T @ matrix
     trace = float(gram.diagonal().sum())
     guess = _guess(gram, clock)
-    bound = trace * (1.0 + (matrix.numel() + 64) * 2 * _U64)
+    bound = raised(trace, max(MANY, 2 * matrix.numel()))
     for share in RAISES:
-        raised = guess * (1.0 + share)
+        tried = guess * (1.0 + share)
         clock.check()
-        if raised < bound and bounds_eigenvalues(gram, matrix.shape[0], raised):
-            bound = raised
+        if tried < bound and bounds_eigenvalues(gram, matrix.shape[0], tried):
+            bound = tried
             break
-    return bound * scale**2 * (1.0 + 1e-12)
+    return raised(bound) * scale**2
 
 
 def _guess(gram: Tensor, clock: Clock) -> float:
@@ -88,3 +94,21 @@ def _guess(gram: Tensor, clock: Clock) -> float:
     except ArpackError:
         return float(torch.linalg.eigvalsh(gram)[-1])
     return float(found[0])
+
+
+def stored_numbers(path: Path) -> dict[str, float]:
+    """What ``store_numbers`` wrote; nothing where that is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+        numbers = {str(key): float(value) for key, value in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return numbers if all(0.0 <= value < math.inf for value in numbers.values()) else {}
+
+
+def store_numbers(path: Path, numbers: dict[str, float]) -> None:
+    """Write proved numbers by name, in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.{id(numbers)}.tmp")
+    temporary.write_text(json.dumps(numbers))
+    temporary.replace(path)

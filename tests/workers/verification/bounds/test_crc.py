@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,8 @@ from tests.workers.verification.bounds.smooth_heads import (
     smooth_network,
 )
 from tests.workers.verification.certification import certify
-from workers.verification.bounds.crc import boundary_distances, has_smooth_head
+from workers.verification.bounds import crc
+from workers.verification.bounds.crc import SmoothHead, boundary_distances, has_smooth_head
 from workers.verification.bounds.crc_dual import (
     Boundary,
     Errors,
@@ -204,6 +207,7 @@ def test_radii_hold_and_beat_the_lipschitz_radius(classes: int, norm: str, clip:
         length = np.linalg.norm(step, axis=1) if norm == "l2" else abs(step).max(1)
         step /= length[:, None]
         points = (x[row] + 0.999 * radius * step).astype(np.float32)
+        points = points.clip(0, 1) if clip else points
         assert (deployed(points).argmax(1) == by["crc"].label[row]).all()
 
 
@@ -230,6 +234,30 @@ def test_a_factor_in_the_softplus_is_part_of_the_dense_layers() -> None:
     x = np.random.default_rng(0).random((4, 8)).astype(np.float32)
     found = certify(network, x, ("1/1000",), method="crc", attack=None)
     assert (found.radius > 0).any()
+
+
+def test_curvatures_are_kept_for_other_processes_and_estimates_for_nobody(tmp_path: Path) -> None:
+    network = smooth_network(11, classes=4)
+    crc._HEADS.clear()
+    first = SmoothHead.of(CompiledNetwork.compile(network, cache_dir=tmp_path))
+    h = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).to(F64)
+    labels = logits(network, h).argmax(1)
+    found = boundary_distances(first, h, labels, SOUND)
+    assert first.curvatures
+    crc._HEADS.clear()
+    again = SmoothHead.of(CompiledNetwork.compile(network, cache_dir=tmp_path))
+    assert again is not first
+    assert again.curvatures == first.curvatures
+    assert torch.equal(boundary_distances(again, h, labels, SOUND), found)
+    # The norms of an estimate are too small for a proof: a head of its own.
+    estimate = CompiledNetwork.compile(network, cache_dir=tmp_path, estimate=True)
+    assert SmoothHead.of(estimate) is not again
+    assert SmoothHead.of(estimate).spectral <= again.spectral
+    (path,) = tmp_path.glob("curvatures-*.json")
+    for damaged in ("{", "[]", '{"0,1": "x"}', '{"0,1": -1.0}', '{"0,1": NaN}'):
+        path.write_text(damaged)
+        crc._HEADS.clear()
+        assert not SmoothHead.of(CompiledNetwork.compile(network, cache_dir=tmp_path)).curvatures
 
 
 def test_rounding_is_taken_off_and_grows_with_the_weights() -> None:

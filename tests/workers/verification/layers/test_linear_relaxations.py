@@ -20,9 +20,9 @@ from models.layers.kinds import Layer, LeakyReLU, ReLU
 from tests.extent import examples
 from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
 from workers.verification.layers.rules import LinearRelaxation
-from workers.verification.layers.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
-from workers.verification.layers.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
-from workers.verification.layers.softplus import curve
+from workers.verification.layers.smooth.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
+from workers.verification.layers.smooth.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
+from workers.verification.layers.smooth.softplus import curve
 from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.rounding import Rounding
 

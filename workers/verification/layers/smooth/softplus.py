@@ -14,8 +14,15 @@ from models.layers.activations import Softplus
 from models.layers.base import Layer
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
-from workers.verification.layers.rules import LEAST_SLOPE, Ball, Box, LayerRules, LinearRelaxation
-from workers.verification.numerics import rough_norm, rounded_down, rounded_up
+from workers.verification.layers.rules import MIN_SLOPE, Ball, Box, LayerRules, LinearRelaxation
+from workers.verification.numerics import (
+    MANY,
+    raised,
+    rough_norm,
+    rounded_down,
+    rounded_up,
+    up,
+)
 from workers.verification.rounding import Rounding
 
 __all__ = ["KERNEL_ERROR", "RULES", "SOFTPLUS_BALL", "curve", "softplus", "softplus_error"]
@@ -49,7 +56,7 @@ def softplus_error(rounding: Rounding) -> tuple[float, float]:
     if not rounding.is_sound:
         return 0.0, 0.0
     relative = 2 * rounding.deployed + 4 * rounding.own
-    return (KERNEL_ERROR + _OWN_ERROR + relative) * (1.0 + 1e-9), relative * (1.0 + 1e-9)
+    return raised(KERNEL_ERROR + _OWN_ERROR + relative, MANY), raised(relative, MANY)
 
 
 def _open(layer: Layer, boxes: list[Box]) -> Tensor:
@@ -84,7 +91,8 @@ def _lines(
     lowest = torch.minimum(lowest, torch.minimum(at_low - slope * low, at_high - slope * high))
     absolute, relative = softplus_error(rounding)
     reach = torch.maximum(low.abs(), high.abs())
-    error = absolute + relative * high.clamp_min(0.0) + 2.0**-50 * rounding.is_sound * reach
+    lost = (up(3) - 1.0) * rounding.is_sound * reach
+    error = absolute + relative * high.clamp_min(0.0) + lost
     return LinearRelaxation(
         below,
         rounded_down(lowest - error, dtype),
@@ -102,14 +110,14 @@ def _slopes(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tenso
     """
     a, u = centre.to(torch.float64), upper.to(torch.float64)
     top = torch.maximum(a, u)
-    steepest = torch.sigmoid(top) * (1.0 + 1e-13)
+    steepest = raised(torch.sigmoid(top))
     width = u - a
     # Its error: two values' roundings over the width.
     wide = width > 1e-3 * (1.0 + a.abs() + u.abs())
     chord = (curve(u) - curve(a)) / torch.where(wide, width, 1.0) + 1e-10
     slope = torch.where(wide, torch.minimum(chord, steepest), steepest)
     slope = torch.where(torch.isfinite(slope), slope, 1.0)
-    return rounded_up(slope, centre.dtype).clamp(LEAST_SLOPE, 1.0)
+    return rounded_up(slope, centre.dtype).clamp(MIN_SLOPE, 1.0)
 
 
 def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
@@ -136,7 +144,7 @@ def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[f
     than |z|, which the room below the largest float32 number covers."""
     absolute, relative = softplus_error(rounding)
     size = torch.Size(step.shape).numel() ** 0.5
-    return 1.0 + 2 * relative, 2 * relative * centre_norm + 2 * absolute * size * (1.0 + 1e-12)
+    return 1.0 + 2 * relative, 2 * relative * centre_norm + raised(2 * absolute * size)
 
 
 SOFTPLUS_BALL = Ball(_growth)

@@ -1,0 +1,304 @@
+"""Truncated series of one skew kernel as ONE affine map: skew orthogonal convolutions as deployed.
+
+The chain z <- x + c_i K z, i = d ... 1, beginning with z = x, is the polynomial p(K) x with
+coefficients a_j = c_1 ... c_j. Step by step its norm would be the sum of a_j |K|^j, some e^|K|. For
+a skew K (a kernel that is its own negative transpose, with the same zero padding on all sides, or a
+skew matrix) it is the largest |p(it)| for |t| <= |K|, which is proved in exact rationals
+(``norms.power_series``): 1 for the exponential series of degree 8 or 12 and |K| up to 3.3.
+
+Its deployed roundings. One stage computes z_i = x + c_i K z_(i+1) up to e_i with |e_i| <= gamma_t
+|c_i| |K| |z_(i+1)| + u |x|, for the t roundings of map, factor and sum. What reaches the output of
+e_i is c_1 ... c_(i-1) K^(i-1) e_i, so that in the Euclidean norm the errors E_i of z_i obey
+    E_i <= |c_i| |K|_2 E_(i+1) + gamma_t |c_i| ||K||_2 (sup |q_(i+1)(it)| |x| + E_(i+1)) + u |x|,
+||K||_2 the norm of the entrywise absolute value, q_i the polynomial with z_i = q_i(K) x. Solved in
+units of u |x| that is a number of rounding steps, ``terms``, of a map whose ``absolute_norm`` is
+1: far fewer than the entrywise bound sum_j a_j |K|^j gives. ``terms`` is at least what each
+product meets on its way (j maps and j + 1 sums), so that this entrywise bound, ``absolute``, holds
+with the same gamma.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from models.layers.kinds import Add
+from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.graph.affine import Affine, Inner
+from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.norms.circulant import circulant_norm
+from workers.verification.norms.power_series import imaginary_supremum
+from workers.verification.norms.spectral import absolute_norm, dense_norm
+from workers.verification.numerics import MANY, ROOM, SECOND_ORDER, raised
+from workers.verification.rounding import Rounding, gamma
+
+__all__ = ["SkewSeries", "with_skew_series"]
+
+#: Divisors that are recognised as the whole numbers that they are.
+MOST_TERMS = 64
+#: Roundings of one deployed factor c and one sum.
+MORE_TERMS = 6.0
+#: Multiplications, about, that a norm may take whenever a network is compiled.
+CHEAP = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class SkewSeries(Affine):
+    """p(K) for a skew map K on the values of a shape; ``scales`` are c_1 ... c_d, exact."""
+
+    kernel: Convolution | Dense = field(kw_only=True)
+    scales: tuple[Fraction, ...] = field(kw_only=True)
+
+    @classmethod
+    def of(cls, kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> SkewSeries:
+        """The map that a chain of this kernel deploys."""
+        zero = torch.zeros((), dtype=torch.float64)
+        shape, inner = kernel.in_shape, _inner(kernel, scales)
+        terms = _terms(kernel, scales)
+        return cls(shape, shape, zero, zero, terms, kernel=kernel, scales=scales, inner=inner)
+
+    @property
+    def coefficients(self) -> tuple[Fraction, ...]:
+        """a_0 ... a_d."""
+        return _coefficients(self.scales)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self._horner(x, 1.0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """W^T y = p(-K) y: [rows, *out_shape] -> [rows, *in_shape]."""
+        return self._horner(y, -1.0)
+
+    def _horner(self, x: Tensor, sign: float) -> Tensor:
+        z = x
+        for scale in reversed(self.scales):
+            image = self.kernel.linear(z).reshape(x.shape)
+            z = torch.add(x, image, alpha=sign * float(scale))
+        return z
+
+    def absolute(self, x: Tensor) -> Tensor:
+        """sum_j |a_j| |K|^j x for x >= 0, which is at least |W| x."""
+        z = x
+        for scale in reversed(self.scales):
+            image = self.kernel.absolute(z).reshape(x.shape)
+            z = torch.add(x, image, alpha=raised(abs(float(scale))))
+        return z
+
+    def weights(self) -> list[Tensor]:
+        return self.kernel.weights()
+
+    def row_norms_square(self) -> Tensor:
+        """No row is longer than the map's norm."""
+        return torch.tensor(raised(self.spectral() ** 2), dtype=torch.float64)
+
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
+        def made() -> Tensor:
+            bound = imaginary_supremum(self.coefficients, _quick_norm(self.kernel))
+            if bound > 1.0:
+                bound = min(
+                    bound, imaginary_supremum(self.coefficients, self.kernel.spectral(clock))
+                )
+            return torch.tensor(bound, dtype=torch.float64)
+
+        return self.scalar("spectral", made)
+
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
+        """What ``terms`` are counted for: the size of the result, no norm of absolute values."""
+        return max(1.0, self.spectral(clock)) * SECOND_ORDER
+
+
+def _coefficients(scales: tuple[Fraction, ...]) -> tuple[Fraction, ...]:
+    found = [Fraction(1)]
+    for scale in scales:
+        found.append(found[-1] * scale)
+    return tuple(found)
+
+
+def _quick_norm(kernel: Convolution | Dense) -> float:
+    """Upper bound on |K|, made once: of the circulant map where that is cheap, else of flattenings.
+
+    Every output is a matrix [out, in h w] times a window, and a value is in h w windows (Singla and
+    Feizi 2021, theorem 1).
+    """
+    if isinstance(kernel, Dense):
+        return kernel.scalar("norm", lambda: torch.tensor(kernel.spectral(), dtype=torch.float64))
+
+    def made() -> Tensor:
+        weight = kernel.weight
+        channels, _, height, width = weight.shape
+        size = kernel.geometry.size
+        grid = (size[0] + height - 1, size[1] + width - 1)
+        largest = float(weight.abs().max())
+        if grid[0] * grid[1] * channels**3 <= CHEAP and largest > 0.0:
+            # A power of two, so that squares neither overflow nor underflow.
+            scale = 2.0 ** math.frexp(largest)[1]
+            return torch.tensor(circulant_norm(weight / scale, grid) * scale, dtype=torch.float64)
+        flat = dense_norm(weight.reshape(channels, -1))
+        return torch.tensor(raised(flat * (height * width) ** 0.5), dtype=torch.float64)
+
+    return kernel.scalar("norm", made)
+
+
+def _terms(kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> float:
+    """Rounding steps of the chain, as they are counted above."""
+    unit = Rounding.sound(torch.float64).deployed
+    # Ours may sum in one go what is deployed in parts.
+    each = max(kernel.terms, kernel.weight[0].numel() + 2.0) + MORE_TERMS
+    entrywise = absolute_norm(kernel.absolute, kernel.in_shape)
+    reach = min(_quick_norm(kernel), entrywise)
+    if not each * unit < 0.25:
+        return math.inf
+    each_up = raised(gamma(each, unit) / unit)
+    steps = 0.0
+    for index in range(len(scales), 0, -1):
+        scale = raised(abs(float(scales[index - 1])))
+        size = imaginary_supremum(_coefficients(scales[index:]), reach)
+        grown = each_up * entrywise * (size + unit * steps)
+        steps = raised(scale * (reach * steps + grown) + ROOM, MANY)
+    return max(steps, (len(scales) + 1) * each)
+
+
+def _inner(kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> Inner:
+    """What the chain holds in between, for inputs of at most 1 in size, and what underflow in one
+    of its steps may grow to (``Inner.lost``)."""
+    held = torch.ones(1, *kernel.in_shape, dtype=torch.float64)
+    lost = torch.zeros_like(held)
+    ones, gain = held, 1.0
+    for scale in reversed(scales):
+        image = kernel.absolute(held).reshape(held.shape)
+        share = abs(float(scale))
+        gain = max(gain, float(image.max()))
+        held = ones + image * share
+        lost = (kernel.absolute(lost).reshape(held.shape) + kernel.floor) * share + 4.0
+    return Inner(max(gain, float(held.max())) * ROOM, 0.0, float(lost.max()) * ROOM)
+
+
+def with_skew_series(steps: list[GraphStep]) -> list[GraphStep]:
+    """The steps, each chain of one skew kernel as one."""
+    uses: dict[int, list[int]] = {}
+    for index, step in enumerate(steps):
+        for source in step.sources:
+            uses.setdefault(source, []).append(index)
+    replaced: dict[int, GraphStep] = {}
+    gone: set[int] = set()
+    for index in range(len(steps)):
+        if index in gone:
+            continue
+        found = _chain(steps, index, uses)
+        if found is not None:
+            members, scales = found
+            op, last = steps[index].op, members[-1]
+            assert isinstance(op, Convolution | Dense)
+            name = "+".join((steps[index].name, steps[last].name))
+            series = SkewSeries.of(op, scales)
+            replaced[last] = GraphStep(name, series, steps[index].sources, steps[last].shape)
+            gone.update(members[:-1])
+    if not replaced:
+        return steps
+    place, kept = {0: 0}, []
+    for index, step in enumerate(steps):
+        if index in gone:
+            continue
+        step = replaced.get(index, step)
+        kept.append(replace(step, sources=tuple(place[source] for source in step.sources)))
+        place[index + 1] = len(kept)
+    return kept
+
+
+def _chain(
+    steps: list[GraphStep], first: int, uses: dict[int, list[int]]
+) -> tuple[list[int], tuple[Fraction, ...]] | None:
+    """(steps of the longest chain that begins with this map, c_1 ... c_d), or None."""
+    kernel, start = steps[first].op, steps[first].sources
+    if not isinstance(kernel, Convolution | Dense) or not _is_skew(kernel):
+        return None
+    members: list[int] = []
+    scales: list[Fraction] = []
+    best = None
+    at = first
+    while len(scales) < MOST_TERMS:
+        if not _same_map(steps[at].op, kernel):
+            break
+        part, scale = [at], Fraction(1)
+        following = _only(uses, at)
+        if following is not None and isinstance(factor := steps[following].op, Diagonal):
+            found = _scalar(factor)
+            if found is None:
+                break
+            scale = found
+            part.append(following)
+            following = _only(uses, following)
+        if following is None or not isinstance(steps[following].op, Add):
+            break
+        before = part[-1] + 1
+        if sorted(steps[following].sources) != sorted((before, start[0])) or before == start[0]:
+            break
+        members = [*members, *part, following]
+        # The first map of the chain belongs to the innermost factor.
+        scales = [scale, *scales]
+        best = (members, tuple(scales))
+        after = _only(uses, following)
+        if after is None or steps[after].sources != (following + 1,):
+            break
+        at = after
+    # One sum alone is x + K x: a residual map like any other, but its norm is known all the same.
+    return best
+
+
+def _only(uses: dict[int, list[int]], step: int) -> int | None:
+    """The only step that reads this step's result."""
+    readers = uses.get(step + 1, [])
+    return readers[0] if len(readers) == 1 else None
+
+
+def _same_map(op: object, kernel: Convolution | Dense) -> bool:
+    if op is kernel:
+        return True
+    if type(op) is not type(kernel):
+        return False
+    assert isinstance(op, Convolution | Dense)
+    if isinstance(op, Convolution):
+        assert isinstance(kernel, Convolution)
+        if op.geometry != kernel.geometry:
+            return False
+    return (
+        op.in_shape == kernel.in_shape
+        and not bool(op.bias.any())
+        and (op.weight is kernel.weight or torch.equal(op.weight, kernel.weight))
+    )
+
+
+def _is_skew(kernel: Convolution | Dense) -> bool:
+    """Whether the map is its own negative transpose, exactly, with no bias."""
+    if kernel.in_shape != kernel.out_shape or bool(kernel.bias.any()):
+        return False
+    weight = kernel.weight
+    if isinstance(kernel, Dense):
+        return torch.equal(weight, -weight.T)
+    geometry = kernel.geometry
+    height, width = weight.shape[2:]
+    half = ((height - 1) // 2, (width - 1) // 2)
+    plain = geometry.stride == geometry.dilation == (1, 1) and geometry.groups == 1
+    if not plain or height % 2 == 0 or width % 2 == 0 or geometry.padding != half + half:
+        return False
+    return torch.equal(weight, -weight.transpose(0, 1).flip(2, 3))
+
+
+def _scalar(op: Diagonal) -> Fraction | None:
+    """The one factor of an elementwise map without a shift, exactly; None where it is not that."""
+    if bool(op.bias.any()) or op.scale.numel() == 0:
+        return None
+    value = float(op.scale.flatten()[0])
+    if not bool((op.scale == value).all()) or value == 0.0:
+        return None
+    # A division by a whole number is held as the float64 next to its inverse; no float32 factor is.
+    whole = round(1.0 / value)
+    if abs(whole) <= MOST_TERMS and whole and 1.0 / whole == value:
+        return Fraction(1, whole)
+    single = float(torch.tensor(value, dtype=torch.float32))
+    return Fraction(value) if single == value else None

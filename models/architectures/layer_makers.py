@@ -119,7 +119,7 @@ def _skew_conv2d(row: LayerRow, shape: Shape) -> Layer:
     if height % 2 == 0 or width % 2 == 0:
         row.refuse(f"needs an odd kernel, not {(height, width)}")
     _afford(row, largest * largest * height * width)
-    degree = row.integer("degree", 12)
+    degree = row.integer("degree", 8)
     if degree not in DEGREES:
         row.refuse(f"has the degree {degree}: only {DEGREES} are contractions")
     return SkewConv2d(

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.layers.affine import Conv2d, Divide, Linear, Shift
+from models.layers.affine import Conv2d, Divide, Shift
 from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
-from models.layers.joins import Add, Slice
+from models.layers.joins import Add, ReduceSum, Slice
+from models.layers.one_lipschitz.partial_sums import block_and_levels, in_partial_sums
 from models.layers.one_lipschitz.skew_kernels import (
     dense_matrix,
     exact_scale,
@@ -35,6 +36,18 @@ DEGREES = (8, 12)
 TRAINED = 5
 #: Values of an image up to which its matrix is deployed in place of the chain.
 DENSE = 1024
+#: Numbers that the parts of one deployed convolution may be, per sample.
+PARTS = 2**18
+
+
+def _groups(channels: int, taps: int, places: int) -> int:
+    """Groups of input channels to be summed apart: the fewest roundings within ``PARTS``."""
+    fitting = [
+        groups
+        for groups in range(1, channels + 1)
+        if channels % groups == 0 and groups * channels * places <= max(PARTS, channels * places)
+    ]
+    return min(fitting, key=lambda groups: taps * channels // groups + groups)
 
 
 class SkewConv2d(Layer):
@@ -57,7 +70,7 @@ class SkewConv2d(Layer):
         *,
         channels: int,
         out: int,
-        degree: int = 12,
+        degree: int = 8,
     ) -> None:
         super().__init__()
         self.weight = parameter(weight)
@@ -165,14 +178,18 @@ class SkewConv2d(Layer):
             matrix = kernel.new_empty(self.out * places, self.channels * places)
         bias = self.bias
         if places == 1:
-            return (DeployedLayer(Conv2d(matrix[:, :, None, None], bias)),)
+            sizes = block_and_levels(self.channels, 1)
+            return in_partial_sums(matrix, bias, tuple(shape[1:]), sizes)
         if bias is not None:
             bias = nn.Parameter(bias.detach().repeat_interleave(places))
-        return (
-            DeployedLayer(Reshape(shape=(self.channels * places,)), None, "values"),
-            DeployedLayer(Linear(matrix, bias), ("values",), "matrix"),
-            DeployedLayer(Reshape(shape=(self.out, *shape[1:])), ("matrix",)),
-        )
+        values = self.channels * places
+        sizes = block_and_levels(values, 2)
+        one_place = DeployedLayer(Reshape(shape=(values, 1, 1)), None, "values")
+        first, *rest = in_partial_sums(matrix, bias, (), sizes)
+        parts = [first._replace(inputs=("values",)), *rest]
+        parts[-1] = parts[-1]._replace(name="matrix")
+        image = DeployedLayer(Reshape(shape=(self.out, *shape[1:])), ("matrix",))
+        return (one_place, *parts, image)
 
     def _chain(self, shape: Shape) -> tuple[DeployedLayer, ...]:
         """Horner's scheme: one convolution that stands there ``degree`` times, quotients, sums."""
@@ -188,11 +205,23 @@ class SkewConv2d(Layer):
                 DeployedLayer(Permute(axes=(2, 0, 1)), ("wider",), "widened"),
             ]
             source = "widened"
-        conv = Conv2d(self.frozen(), padding=(height // 2, width // 2))
+        # In groups of input channels, whose results are summed: few roundings per output.
+        groups = _groups(largest, height * width, shape[1] * shape[2])
+        kernel = self.frozen().reshape(largest, groups, -1, height, width).transpose(0, 1)
+        kernel = kernel.reshape(groups * largest, -1, height, width)
+        conv = Conv2d(kernel, padding=(height // 2, width // 2), groups=groups)
+        apart, together = Reshape(shape=(groups, largest, *shape[1:])), ReduceSum(axes=(0,))
         at = source
         for divisor in range(self.degree, 0, -1):
-            parts.append(DeployedLayer(conv, (at,), f"map{divisor}"))
             term = f"map{divisor}"
+            if groups == 1:
+                parts.append(DeployedLayer(conv, (at,), term))
+            else:
+                parts += [
+                    DeployedLayer(conv, (at,), f"groups{divisor}"),
+                    DeployedLayer(apart, (f"groups{divisor}",), f"apart{divisor}"),
+                    DeployedLayer(together, (f"apart{divisor}",), term),
+                ]
             if divisor > 1:
                 quotient = Divide(torch.tensor(float(divisor), dtype=self.weight.dtype))
                 parts.append(DeployedLayer(quotient, (term,), f"term{divisor}"))

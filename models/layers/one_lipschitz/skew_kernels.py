@@ -55,7 +55,7 @@ def taylor(x: Tensor, kernel: Tensor, degree: int) -> Tensor:
     padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
     z = x
     for divisor in range(degree, 0, -1):
-        z = x + F.conv2d(z, kernel, padding=padding) / divisor
+        z = torch.add(x, F.conv2d(z, kernel, padding=padding), alpha=1.0 / divisor)
     return z
 
 

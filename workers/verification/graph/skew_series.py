@@ -59,8 +59,17 @@ class SkewSeries(Affine):
         """The map that a chain of this kernel deploys."""
         zero = torch.zeros((), dtype=torch.float64)
         shape, inner = kernel.in_shape, _inner(kernel, scales)
-        terms = _terms(kernel, scales)
-        return cls(shape, shape, zero, zero, terms, kernel=kernel, scales=scales, inner=inner)
+        return cls(
+            shape,
+            shape,
+            zero,
+            zero,
+            _terms(kernel, scales, kernel.terms),
+            kernel=kernel,
+            scales=scales,
+            inner=inner,
+            least_own_terms=_terms(kernel, scales, kernel.own_terms),
+        )
 
     @property
     def coefficients(self) -> tuple[Fraction, ...]:
@@ -144,11 +153,10 @@ def _quick_norm(kernel: Convolution | Dense) -> float:
     return kernel.scalar("norm", made)
 
 
-def _terms(kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> float:
-    """Rounding steps of the chain, as they are counted above."""
+def _terms(kernel: Convolution | Dense, scales: tuple[Fraction, ...], once: float) -> float:
+    """Rounding steps of the chain, as they are counted above; ``once``: those of the map."""
     unit = Rounding.sound(torch.float64).deployed
-    # Ours may sum in one go what is deployed in parts.
-    each = max(kernel.terms, kernel.weight[0].numel() + 2.0) + MORE_TERMS
+    each = once + MORE_TERMS
     entrywise = absolute_norm(kernel.absolute, kernel.in_shape)
     reach = min(_quick_norm(kernel), entrywise)
     if not each * unit < 0.25:

@@ -15,7 +15,13 @@ from models.layers.activations import AtLeast, AtMost, ReLUTheta
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import Layer
 from models.layers.kinds import BatchNorm
-from models.layers.one_lipschitz import Householder, NormalizedHead, OrthogonalChannels, SkewConv2d
+from models.layers.one_lipschitz import (
+    Householder,
+    NormalizedHead,
+    OrthogonalChannels,
+    SkewConv2d,
+    SummedLinear,
+)
 from models.layers.one_lipschitz.skew_kernels import flattenings, skew
 from models.layers.reparametrized import (
     NormalizedLinear,
@@ -158,7 +164,7 @@ def _limit(
 
 
 _RULES: dict[type[Layer], Initial] = {
-    **dict.fromkeys((Conv2d, Linear), _affine),
+    **dict.fromkeys((Conv2d, Linear, SummedLinear), _affine),
     **dict.fromkeys((OrthogonalChannels, OrthogonalConv2d, OrthogonalLinear), _orthogonal),
     **dict.fromkeys((NormalizedHead, NormalizedLinear), _orthogonal),
     **dict.fromkeys((ResidualConv2d, ResidualOrthogonalLinear), _residual),

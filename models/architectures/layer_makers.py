@@ -49,6 +49,7 @@ from models.layers.one_lipschitz import (
     PairMax,
     SkewConv2d,
     SpaceToDepth,
+    SummedLinear,
 )
 from models.layers.one_lipschitz.pairs import ORDERS
 from models.layers.one_lipschitz.skew import DEGREES
@@ -314,5 +315,6 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "slice": _slice,
     "space-to-depth": lambda row, shape: SpaceToDepth(block=row.integer("block", 2, maximum=64)),
     "softplus": lambda row, shape: Softplus(beta=row.number("beta", 1.0, 1e-3, 1e3)),
+    "summed-linear": lambda row, shape: _linear(row, shape, SummedLinear),
     "tanh": lambda row, shape: Tanh(),
 }

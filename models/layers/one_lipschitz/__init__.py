@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from models.layers.one_lipschitz.abs_shift import AbsShift
 from models.layers.one_lipschitz.channels import PadChannels, SpaceToDepth
-from models.layers.one_lipschitz.head import NormalizedHead
+from models.layers.one_lipschitz.head import NormalizedHead, SummedLinear
 from models.layers.one_lipschitz.orthogonal import OrthogonalChannels
 from models.layers.one_lipschitz.pairs import Householder, PairMax
 from models.layers.one_lipschitz.skew import SkewConv2d
 
 __all__ = ["ONE_LIPSCHITZ", "AbsShift", "Householder", "NormalizedHead", "OrthogonalChannels"]
-__all__ += ["PadChannels", "PairMax", "SkewConv2d", "SpaceToDepth"]
+__all__ += ["PadChannels", "PairMax", "SkewConv2d", "SpaceToDepth", "SummedLinear"]
 
 #: Layers that are trained as they are here and deployed as something else.
 ONE_LIPSCHITZ = (
@@ -30,4 +30,5 @@ ONE_LIPSCHITZ = (
     PairMax,
     SkewConv2d,
     SpaceToDepth,
+    SummedLinear,
 )

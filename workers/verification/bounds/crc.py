@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from models.layers.activations import Softplus
+from models.layers.shapes import Reshape
 from workers.verification.bounds.crc_dual import Boundary, Errors, closed_form, distance
 from workers.verification.bounds.lipschitz import head_cap, lipschitz_radius, walk
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
@@ -49,16 +50,25 @@ VERSION = 1
 
 def has_smooth_head(compiled: CompiledNetwork) -> bool:
     """Whether the network ends in dense, softplus, dense."""
+    return _first_dense(compiled) is not None
+
+
+def _first_dense(compiled: CompiledNetwork) -> int | None:
+    """The step of the head's first dense map; None where the network does not end in such a head.
+
+    A reshape before the last dense map moves no number.
+    """
     steps = compiled.steps
-    if len(steps) < 2 or not compiled.head.terms:
-        return False
-    first, activation = steps[-2], steps[-1]
-    return (
-        isinstance(first.op, Dense)
-        and isinstance(activation.op, Softplus)
-        and activation.op.beta == 1.0
-        and activation.sources == (len(steps) - 1,)
-    )
+    place = len(steps) - 1
+    while place > 0 and isinstance(steps[place].op, Reshape):
+        place -= 1
+    if place < 1 or not compiled.head.terms:
+        return None
+    dense, activation = steps[place - 1].op, steps[place].op
+    if not (isinstance(dense, Dense) and isinstance(activation, Softplus)):
+        return None
+    in_a_row = all(steps[i].sources == (i,) for i in range(place, len(steps)))
+    return place - 1 if in_a_row and activation.beta == 1.0 else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,9 @@ class SmoothHead:
     @classmethod
     def of(cls, compiled: CompiledNetwork) -> SmoothHead:
         """The head of a network that has one; kept in this process, with its curvatures."""
-        step = compiled.steps[-2]
+        place = _first_dense(compiled)
+        assert place is not None
+        step = compiled.steps[place]
         assert isinstance(step.op, Dense)
         # An estimate's norms are no bounds: its head is another one.
         key = (compiled.digest, step.norms.spectral, step.norms.absolute)
@@ -270,11 +282,12 @@ def crc_radius(
     place of the margin over its Lipschitz constant. Raises OutOfTime before the cheap distances
     are there.
     """
-    if not has_smooth_head(compiled):
+    dense = _first_dense(compiled)
+    if dense is None:
         return lipschitz_radius(
             compiled, x, labels, norm=norm, rounding=rounding, dtype=dtype, clock=clock
         )
-    (place,) = compiled.steps[-2].sources
+    (place,) = compiled.steps[dense].sources
     walked = walk(compiled, x, rounding, dtype, keep=place, clock=clock)
     assert walked.kept is not None
     features = walked.kept.flatten(1).to("cpu", torch.float64)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from models.layers.activations import Softplus
 from models.layers.kinds import Linear
+from models.layers.one_lipschitz import SummedLinear
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
@@ -234,6 +235,27 @@ def test_a_factor_in_the_softplus_is_part_of_the_dense_layers() -> None:
     x = np.random.default_rng(0).random((4, 8)).astype(np.float32)
     found = certify(network, x, ("1/1000",), method="crc", attack=None)
     assert (found.radius > 0).any()
+
+
+def test_a_wide_head_in_partial_sums_loses_less_by_rounding() -> None:
+    """The same weights, deployed as one sum and as sums of sums, behind an export."""
+    found = {}
+    for kind in (Linear, SummedLinear):
+        generator = torch.Generator().manual_seed(4)
+        first, last = (
+            kind(torch.randn(out, into, generator=generator) * into**-0.5, torch.zeros(out))
+            for out, into in ((256, 144), (5, 256))
+        )
+        rows = [("a", first, ("input",)), ("s", Softplus(), ("a",)), ("b", last, ("s",))]
+        network = import_onnx_bytes(export_onnx(Network((144,), rows).deployed()))
+        smooth = head_of(network)
+        h = torch.randn(4, 144, generator=generator).to(F64)
+        labels = logits(network, h).argmax(1)
+        exact = boundary_distances(smooth, h, labels, IGNORED)
+        found[kind] = exact - boundary_distances(smooth, h, labels, SOUND), exact
+    assert torch.allclose(found[Linear][1], found[SummedLinear][1], rtol=1e-9)
+    assert bool((found[SummedLinear][0] > 0).all())
+    assert bool((found[SummedLinear][0] < 0.4 * found[Linear][0]).all())
 
 
 def test_curvatures_are_kept_for_other_processes_and_estimates_for_nobody(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import torch
 from models.layers.kinds import Add
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.graph.skew_series import SkewSeries
+from workers.verification.graph.skew_series import MORE_TERMS, SkewSeries
 
 __all__ = ["with_skew_series"]
 
 #: Stages of a chain at most, and divisors that are recognised as the whole numbers that they are.
 MOST_TERMS = 64
+#: Rounding steps of one factor, as ``SkewSeries`` counts them with one sum.
+FACTOR_TERMS = MORE_TERMS - 2.0
 
 
 def with_skew_series(steps: list[GraphStep]) -> list[GraphStep]:
@@ -110,16 +112,20 @@ def _same_map(op: object, kernel: Convolution | Dense) -> bool:
         assert isinstance(kernel, Convolution)
         if op.geometry != kernel.geometry:
             return False
+    # Deployed alike, too: what one stage rounds, each does.
+    alike = (op.terms, op.own_terms, op.inner) == (kernel.terms, kernel.own_terms, kernel.inner)
     return (
-        op.in_shape == kernel.in_shape
-        and not bool(op.bias.any())
+        alike
+        and op.in_shape == kernel.in_shape
+        and not bool(op.bias_magnitude.any())
         and (op.weight is kernel.weight or torch.equal(op.weight, kernel.weight))
     )
 
 
 def _is_skew(kernel: Convolution | Dense) -> bool:
     """Whether the map is its own negative transpose, exactly, with no bias."""
-    if kernel.in_shape != kernel.out_shape or bool(kernel.bias.any()):
+    # Parts of a bias that cancel leave their rounding: its magnitude counts.
+    if kernel.in_shape != kernel.out_shape or bool(kernel.bias_magnitude.any()):
         return False
     weight = kernel.weight
     if isinstance(kernel, Dense):
@@ -135,7 +141,8 @@ def _is_skew(kernel: Convolution | Dense) -> bool:
 
 def _scalar(op: Diagonal) -> Fraction | None:
     """The one factor of an elementwise map without a shift, exactly; None where it is not that."""
-    if bool(op.bias.any()) or op.scale.numel() == 0:
+    # One product or quotient: other elementwise maps round more often, and not their exact scale.
+    if op.terms > FACTOR_TERMS or bool(op.bias_magnitude.any()) or op.scale.numel() == 0:
         return None
     value = float(op.scale.flatten()[0])
     if not bool((op.scale == value).all()) or value == 0.0:

@@ -35,7 +35,7 @@ from workers.verification.norms.spectral import absolute_norm, dense_norm
 from workers.verification.numerics import MANY, ROOM, SECOND_ORDER, raised
 from workers.verification.rounding import Rounding, gamma
 
-__all__ = ["SkewSeries"]
+__all__ = ["MORE_TERMS", "SkewSeries"]
 
 #: Roundings of one deployed factor c and one sum.
 MORE_TERMS = 6.0

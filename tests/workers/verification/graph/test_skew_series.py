@@ -12,8 +12,8 @@ from torch import Tensor
 
 from models.architectures.published import build
 from models.layers.affine import Conv2d, Divide, Linear, Multiply
-from models.layers.joins import Add
-from models.layers.kinds import Reshape
+from models.layers.joins import Add, ReduceSum
+from models.layers.kinds import BatchNorm, Reshape
 from models.layers.one_lipschitz.skew_kernels import exact_scale, skew
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
@@ -157,6 +157,37 @@ def test_factors_are_taken_as_they_are() -> None:
     assert op.scales[2] != Fraction(1, 3)
     rows[1] = ("d3", Divide(torch.tensor(3.3)), ("m3",))
     # 1 / 3.3 has no exact form here: not taken for one.
+    assert series_of(rows) == []
+
+
+def in_groups(biases: Tensor | None = None) -> Rows:
+    """The map of ``kernel()`` in two groups of channels, summed."""
+    weight = kernel().reshape(4, 2, 2, 3, 3).transpose(0, 1).reshape(8, 2, 3, 3)
+    return [
+        ("groups", Conv2d(weight, biases, padding=1, groups=2), ("input",)),
+        ("apart", Reshape(shape=(2, 4, 6, 5)), ("groups",)),
+        ("m1", ReduceSum(axes=(0,)), ("apart",)),
+        ("s1", Add(), ("m1", "input")),
+    ]
+
+
+def test_stages_that_round_otherwise_are_no_chain() -> None:
+    """A stage of more rounding steps, biases that cancel, a batch norm in the place of a factor."""
+    (op,) = series_of(in_groups())
+    whole = kernel()
+    assert torch.equal(op.kernel.weights()[0], whole.to(F64))
+    assert op.kernel.terms < Conv2d(whole).weight[0].numel()
+    mixed = [
+        *in_groups(),
+        ("m2", Conv2d(whole, padding=1), ("s1",)),
+        ("s2", Add(), ("m2", "input")),
+    ]
+    assert [len(found.scales) for found in series_of(mixed)] == [1]
+    cancels = torch.tensor([1.0] * 4 + [-1.0] * 4)
+    assert series_of(in_groups(cancels)) == []
+    rows = chain(2)
+    ones = torch.ones(4)
+    rows[1] = ("d2", BatchNorm(ones / 2, 0 * ones, 0 * ones, ones, eps=0.0), ("m2",))
     assert series_of(rows) == []
 
 

@@ -15,7 +15,14 @@ from models.layers.activations import AtLeast, AtMost, ReLUTheta
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import Layer
 from models.layers.kinds import BatchNorm
-from models.layers.one_lipschitz import NormalizedHead, OrthogonalChannels
+from models.layers.one_lipschitz import (
+    Householder,
+    NormalizedHead,
+    OrthogonalChannels,
+    SkewConv2d,
+    SummedLinear,
+)
+from models.layers.one_lipschitz.skew_kernels import flattenings, skew
 from models.layers.reparametrized import (
     NormalizedLinear,
     OrthogonalConv2d,
@@ -28,6 +35,8 @@ __all__ = ["NO_LIMIT", "initial_tensors"]
 
 #: A threshold that no value reaches, for the half of the channels that is not clamped.
 NO_LIMIT = 2.0**60
+#: Power steps of a skew convolution before its training.
+FIRST_POWER_STEPS = 50
 
 Tensors = dict[str, Tensor]
 Initial = Callable[[Any, Mapping[str, Any], str, torch.Generator | None], Tensors]
@@ -101,6 +110,35 @@ def _residual(
     return {"weight": weight, "gain": torch.ones(layer.gain.shape), "bias": torch.zeros(shape[0])}
 
 
+def _skew(
+    layer: SkewConv2d, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    """As published; the vectors of the power steps after some of them, from normal ones."""
+    channels = layer.weight.shape[0]
+    deviation = 1 / math.sqrt(channels)
+    weight = torch.empty(layer.weight.shape).normal_(0, deviation, generator=generator)
+    tensors = {"weight": weight}
+    for name, matrix in zip(("tall", "flat"), flattenings(skew(weight)), strict=True):
+        vector = torch.empty(len(matrix)).normal_(generator=generator)
+        for _ in range(FIRST_POWER_STEPS):
+            vector = nn.functional.normalize(matrix @ (matrix.T @ vector), dim=0)
+        tensors[name] = vector
+    if layer.bias is not None:
+        bias = torch.empty(layer.bias.shape).uniform_(-deviation, deviation, generator=generator)
+        tensors["bias"] = bias
+    return tensors
+
+
+def _householder(
+    layer: Householder, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    """pi / 2, where a fold is (min, max); a second fold begins at random."""
+    theta = torch.full(layer.theta.shape, math.pi / 2)
+    if len(theta) > 1:
+        theta[1:].uniform_(0, math.pi, generator=generator)
+    return {"theta": theta}
+
+
 def _batch_norm(
     layer: BatchNorm, row: Mapping[str, Any], init: str, generator: torch.Generator | None
 ) -> Tensors:
@@ -126,10 +164,12 @@ def _limit(
 
 
 _RULES: dict[type[Layer], Initial] = {
-    **dict.fromkeys((Conv2d, Linear), _affine),
+    **dict.fromkeys((Conv2d, Linear, SummedLinear), _affine),
     **dict.fromkeys((OrthogonalChannels, OrthogonalConv2d, OrthogonalLinear), _orthogonal),
     **dict.fromkeys((NormalizedHead, NormalizedLinear), _orthogonal),
     **dict.fromkeys((ResidualConv2d, ResidualOrthogonalLinear), _residual),
+    SkewConv2d: _skew,
+    Householder: _householder,
     BatchNorm: _batch_norm,
     ReLUTheta: _relu_theta,
     AtLeast: _limit,

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from models.architectures.layer_rows import LayerRow
 from models.errors import ModelError
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Add,
@@ -32,11 +42,17 @@ from models.layers.kinds import (
 )
 from models.layers.one_lipschitz import (
     AbsShift,
+    Householder,
     NormalizedHead,
     OrthogonalChannels,
     PadChannels,
+    PairMax,
+    SkewConv2d,
     SpaceToDepth,
+    SummedLinear,
 )
+from models.layers.one_lipschitz.pairs import ORDERS
+from models.layers.one_lipschitz.skew import DEGREES
 from models.layers.reparametrized import (
     NormalizedLinear,
     OrthogonalConv2d,
@@ -95,6 +111,34 @@ def _orthogonal_channels(row: LayerRow, shape: Shape) -> Layer:
     channels = _image(row, shape)[0]
     _afford(row, channels * channels)
     return OrthogonalChannels(_meta(channels, channels, 1, 1), _meta(channels))
+
+
+def _skew_conv2d(row: LayerRow, shape: Shape) -> Layer:
+    channels, out = _image(row, shape)[0], row.integer("out")
+    height, width = row.pair("kernel", 3)
+    largest = max(channels, out)
+    if height % 2 == 0 or width % 2 == 0:
+        row.refuse(f"needs an odd kernel, not {(height, width)}")
+    _afford(row, largest * largest * height * width)
+    degree = row.integer("degree", 8)
+    if degree not in DEGREES:
+        row.refuse(f"has the degree {degree}: only {DEGREES} are contractions")
+    return SkewConv2d(
+        _meta(largest, largest, height, width),
+        _meta(largest * height),
+        _meta(largest),
+        _meta(out) if row.boolean("bias", True) else None,
+        channels=channels,
+        out=out,
+        degree=degree,
+    )
+
+
+def _householder(row: LayerRow, shape: Shape) -> Layer:
+    order = row.integer("order", 1)
+    if shape[0] % 2 or order not in ORDERS:
+        row.refuse(f"takes an even number of channels, and an order of {ORDERS}, not {order}")
+    return Householder(_meta(order, shape[0] // 2))
 
 
 def _residual_conv2d(row: LayerRow, shape: Shape) -> Layer:
@@ -242,6 +286,7 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "concat": lambda row, shape: Concat(axis=row.integer("axis", 0, minimum=0)),
     "conv2d": _conv2d,
     "flatten": lambda row, shape: Reshape(shape=(math.prod(shape),)),
+    "householder": _householder,
     "global-avg-pool": _global_avg_pool,
     "leaky-relu": lambda row, shape: LeakyReLU(slope=row.number("slope", 0.01, 0.0, 1.0)),
     "linear": _linear,
@@ -256,6 +301,7 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "orthogonal-conv2d": _orthogonal_conv2d,
     "orthogonal-linear": lambda row, shape: _linear(row, shape, OrthogonalLinear),
     "pad-channels": lambda row, shape: PadChannels(channels=row.integer("channels")),
+    "pair-max": lambda row, shape: PairMax(),
     "reduce-mean": _reduction(ReduceMean),
     "reduce-sum": _reduction(ReduceSum),
     "relu": lambda row, shape: ReLU(),
@@ -265,7 +311,10 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "residual-conv2d": _residual_conv2d,
     "residual-orthogonal-linear": _residual_linear,
     "sigmoid": lambda row, shape: Sigmoid(),
+    "skew-conv2d": _skew_conv2d,
     "slice": _slice,
     "space-to-depth": lambda row, shape: SpaceToDepth(block=row.integer("block", 2, maximum=64)),
+    "softplus": lambda row, shape: Softplus(beta=row.number("beta", 1.0, 1e-3, 1e3)),
+    "summed-linear": lambda row, shape: _linear(row, shape, SummedLinear),
     "tanh": lambda row, shape: Tanh(),
 }

@@ -17,6 +17,7 @@ from models.layers.activations import (
     ReLU,
     ReLUTheta,
     Sigmoid,
+    Softplus,
     Tanh,
 )
 from models.layers.affine import Conv2d, Divide, Linear, Multiply, Shift
@@ -87,6 +88,7 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         Pad,
         Clip,
         Sigmoid,
+        Softplus,
         Tanh,
         AtLeast,
         AtMost,

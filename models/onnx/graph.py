@@ -184,6 +184,8 @@ class Translation:
     open_matmuls: dict[str, int] = field(default_factory=dict)
     #: The layer that computes each activation, and its inputs, by our name of the activation.
     origins: dict[str, tuple[Layer, tuple[Activation, ...]]] = field(default_factory=dict)
+    #: Layers that may stand at several nodes, by the names of their constants and their geometry.
+    shared: dict[tuple[Any, ...], Layer] = field(default_factory=dict)
     parameters: int = 0
     activation_bytes: int = 0
     folded_bytes: int = 0

@@ -98,6 +98,10 @@ def activation_memory(kept: float) -> Callable[[CompiledNetwork], float]:
     return needed
 
 
+def _always(compiled: CompiledNetwork) -> bool:
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bound(ABC):
     """One bound: what it covers, what it costs, and how it is tried.
@@ -110,7 +114,9 @@ class Bound(ABC):
     out; in_auto: whether ``method: auto`` runs it;
     dominates: bounds that prove nothing at any epsilon that this one does not prove;
     within: in a cascade, tried only where the bound before it missed by less than this share of the
-    margin at the centre (None: everywhere).
+    margin at the centre (None: everywhere);
+    worth_trying(compiled): whether ``auto`` runs it on this network: False where a cheaper bound
+    proves as much.
     """
 
     name: str
@@ -121,6 +127,7 @@ class Bound(ABC):
     in_auto: bool = True
     dominates: tuple[str, ...] = ()
     within: float | None = None
+    worth_trying: Callable[[CompiledNetwork], bool] = _always
 
     @property
     def max_passes(self) -> float:

@@ -1,20 +1,34 @@
 """Layers that lengthen no difference by construction, as they are trained.
 
-They are laid out for processors: matrices across channels instead of convolutions, and moves of
-numbers. Images are [batch, c, h, w] like everywhere else, but lie in memory as torch's
-``channels_last``, so that a matrix across the channels of all places is one matrix product. What
-is deployed in their place is plain: convolutions, sums, Abs, Gather, reshapes.
+``AbsShift``, ``OrthogonalChannels`` and the moves beside them are laid out for processors: matrices
+across channels instead of convolutions, and moves of numbers. Images are [batch, c, h, w] like
+everywhere else, but lie in memory as torch's ``channels_last``, so that a matrix across the
+channels of all places is one matrix product. ``SkewConv2d``, ``Householder`` and ``PairMax`` are
+the published skew orthogonal convolutions. What is deployed in their place is plain: convolutions,
+sums, quotients, Abs, MaxMin, Gather, slices, reshapes.
 """
 
 from __future__ import annotations
 
 from models.layers.one_lipschitz.abs_shift import AbsShift
 from models.layers.one_lipschitz.channels import PadChannels, SpaceToDepth
-from models.layers.one_lipschitz.head import NormalizedHead
+from models.layers.one_lipschitz.head import NormalizedHead, SummedLinear
 from models.layers.one_lipschitz.orthogonal import OrthogonalChannels
+from models.layers.one_lipschitz.pairs import Householder, PairMax
+from models.layers.one_lipschitz.skew import SkewConv2d
 
-__all__ = ["ONE_LIPSCHITZ", "AbsShift", "NormalizedHead", "OrthogonalChannels", "PadChannels"]
-__all__ += ["SpaceToDepth"]
+__all__ = ["ONE_LIPSCHITZ", "AbsShift", "Householder", "NormalizedHead", "OrthogonalChannels"]
+__all__ += ["PadChannels", "PairMax", "SkewConv2d", "SpaceToDepth", "SummedLinear"]
 
 #: Layers that are trained as they are here and deployed as something else.
-ONE_LIPSCHITZ = (AbsShift, NormalizedHead, OrthogonalChannels, PadChannels, SpaceToDepth)
+ONE_LIPSCHITZ = (
+    AbsShift,
+    Householder,
+    NormalizedHead,
+    OrthogonalChannels,
+    PadChannels,
+    PairMax,
+    SkewConv2d,
+    SpaceToDepth,
+    SummedLinear,
+)

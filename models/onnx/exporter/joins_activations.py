@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
@@ -59,6 +69,19 @@ def _gather(
     graph.node("Gather", [*inputs, places], output, axis=layer.axis + 1)
 
 
+def _softplus(
+    graph: GraphWriter, layer: Softplus, inputs: list[str], output: str, shape: Shape
+) -> None:
+    if layer.beta == 1.0:
+        graph.node("Softplus", inputs, output)
+        return
+    scaled, plain_output = f"{output}.scaled", f"{output}.plain"
+    beta = graph.constant(torch.tensor(layer.beta))
+    graph.node("Mul", [*inputs, beta], scaled)
+    graph.node("Softplus", [scaled], plain_output)
+    graph.node("Div", [plain_output, beta], output)
+
+
 def _concat(
     graph: GraphWriter, layer: Concat, inputs: list[str], output: str, shape: Shape
 ) -> None:
@@ -103,5 +126,6 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     ReduceSum.kind: _reduce_sum,
     Sigmoid.kind: plain("Sigmoid"),
     Slice.kind: _slice,
+    Softplus.kind: _softplus,
     Tanh.kind: plain("Tanh"),
 }

@@ -1,4 +1,4 @@
-"""ONNX activations beside Relu: Clip, Sigmoid, Tanh, and maxima and minima.
+"""ONNX activations beside Relu: Clip, Sigmoid, Softplus, Tanh, and maxima and minima.
 
 Limits by one number become one layer, however they are written: Relu, Clip, Max and Min in a row
 are one Clip.
@@ -11,13 +11,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
 from models.layers.joins import Maximum, Minimum
 from models.layers.kinds import Layer, ReLU
 from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.arithmetic import broadcasts_to, joined, sample_constant
 
-__all__ = ["absolute", "clamped", "clip", "maximum", "minimum", "sigmoid", "tanh"]
+__all__ = ["absolute", "clamped", "clip", "maximum", "minimum", "sigmoid", "softplus", "tanh"]
 
 #: Exporters write "no bound" as the largest number of float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -31,6 +31,11 @@ def absolute(operation: Operation, translation: Translation) -> Activation:
 def sigmoid(operation: Operation, translation: Translation) -> Activation:
     """Sigmoid, elementwise."""
     return translation.emit(operation, Sigmoid(), operation.activation())
+
+
+def softplus(operation: Operation, translation: Translation) -> Activation:
+    """Softplus, elementwise. Another beta than 1 is written as operators around it."""
+    return translation.emit(operation, Softplus(), operation.activation())
 
 
 def tanh(operation: Operation, translation: Translation) -> Activation:

@@ -20,6 +20,7 @@ from models.onnx.operators.activations import (
     maximum,
     minimum,
     sigmoid,
+    softplus,
     tanh,
 )
 from models.onnx.operators.arithmetic import add, div, mul, neg, sub, sum_of
@@ -218,6 +219,7 @@ OPERATORS: dict[str, Translator] = {
     "Reshape": _reshape,
     "Sigmoid": sigmoid,
     "Slice": cut,
+    "Softplus": softplus,
     "Split": split,
     "Squeeze": _squeeze,
     "Sub": sub,

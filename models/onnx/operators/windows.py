@@ -56,14 +56,18 @@ def conv(operation: Operation, translation: Translation) -> Activation:
     if groups < 1:
         operation.refuse(f"group = {groups}", code="invalid_onnx")
     windows = _windows(operation, x.shape, kernel)
-    layer = Conv2d(
-        translation.weight(operation, array),
-        None if constant is None else translation.weight(operation, constant),
-        stride=windows.stride,
-        padding=windows.padding,
-        dilation=windows.dilation,
-        groups=groups,
-    )
+    # A kernel that stands at several nodes, in the same way, is one layer.
+    key = (*operation.input_names[1:], windows, groups)
+    layer = translation.shared.get(key)
+    if layer is None:
+        layer = translation.shared[key] = Conv2d(
+            translation.weight(operation, array),
+            None if constant is None else translation.weight(operation, constant),
+            stride=windows.stride,
+            padding=windows.padding,
+            dilation=windows.dilation,
+            groups=groups,
+        )
     _charge_padded(operation, translation, x.shape, windows)
     return translation.emit(operation, layer, x)
 

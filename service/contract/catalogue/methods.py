@@ -104,6 +104,15 @@ _ROWS = (
         deterministic=False,
     ),
     Method(
+        "crc",
+        "Distance to the class boundaries of a one-hidden-layer softplus head, by its curvature",
+        "sound: every iterate of the dual gives a valid bound, curvatures are proved",
+        _BOTH,
+        20,
+        "for all epsilons, and the curvatures once per model",
+        "Singla, Feizi 2020; Singla, Feizi 2022",
+    ),
+    Method(
         "crown",
         "Linear relaxation, backward, adaptive slopes; for l2 with the pixel box",
         "sound: rounding of every step is part of the bound",

@@ -73,6 +73,7 @@ STEPS: dict[str, Step] = {
     "Sub": with_constant("Sub"),
     "Sub of two": of_two("Sub"),
     "Sum": of_two("Sum"),
+    "Softplus": unary("Softplus"),
     "Tanh": unary("Tanh"),
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,

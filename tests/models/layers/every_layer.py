@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather
 from models.network import Network
@@ -36,7 +46,8 @@ def every_new_layer() -> Network:
         ("wide", Concat(axis=2), ("high", "low")),
         ("clip", Clip(low=-0.7, high=0.9), ("wide",)),
         ("upper", Clip(high=0.8), ("clip",)),
-        ("sum", ReduceSum(axes=(1,), keepdims=True), ("upper",)),
+        ("soft", Softplus(), ("upper",)),
+        ("sum", ReduceSum(axes=(1,), keepdims=True), ("soft",)),
         ("mean", ReduceMean(axes=(0, 1)), ("sum",)),
         ("sigmoid", Sigmoid(), ("mean",)),
     ]

@@ -8,7 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Add,
@@ -30,7 +40,8 @@ from models.layers.kinds import (
     Shift,
 )
 from models.network import INPUT, Network
-from workers.verification.layers.s_shaped import KERNEL_ERROR
+from workers.verification.layers.smooth.s_shaped import KERNEL_ERROR
+from workers.verification.layers.smooth.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
 
 
 class Builder:
@@ -89,6 +100,7 @@ class Builder:
             lambda: Clip(high=0.5) if self.random.integers(2) else Clip(low=0.1),
             Sigmoid,
             Tanh,
+            Softplus,
             MaxMin,
             lambda: ReLUTheta(self.normal(*per_channel).abs()),
             lambda: AtLeast(self.normal(*per_channel)),
@@ -263,6 +275,8 @@ def _magnitude(layer: Layer, inputs: list[Tensor], unit: float) -> tuple[Tensor,
         return layer(size), math.prod(inputs[0].shape[axis + 1] for axis in layer.axes) + 1
     if isinstance(layer, Sigmoid | Tanh):
         return torch.full((1,), KERNEL_ERROR / unit, dtype=torch.float64), 1
+    if isinstance(layer, Softplus):
+        return SOFTPLUS_ERROR / unit + inputs[0].clamp_min(0.0), 1
     if isinstance(layer, LeakyReLU):
         return layer(inputs[0]).abs() * (inputs[0] < 0), 1
     return torch.zeros(1, dtype=torch.float64), 0

@@ -8,6 +8,7 @@ certified epsilon has a closed form.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,27 +22,56 @@ from workers.verification.graph.compiled_network import CompiledNetwork, GraphSt
 from workers.verification.numerics import lowered, nonzero, raised, rough_norm
 from workers.verification.rounding import Rounding, overflow_ceiling
 
-__all__ = ["lipschitz_constant", "lipschitz_radius"]
+__all__ = ["Walk", "head_cap", "lipschitz_constant", "lipschitz_radius", "walk"]
 
 #: The least slope that is not zero.
 MIN_SLOPE = 1e-290
 
 
-def lipschitz_radius(
+@dataclass(frozen=True)
+class Walk:
+    """How far every value may be from its centre: slopes[i] epsilon + offsets[i], in l2.
+
+    final, kept: the centres of the last value and of one that was asked for; cap [batch]: the
+    largest epsilon at which no step can overflow float32.
+    """
+
+    final: Tensor
+    kept: Tensor | None
+    slopes: list[float]
+    offsets: list[Tensor]
+    cap: Tensor
+    inputs: int
+
+    def epsilon(self, value: int, allowed: Tensor) -> Tensor:
+        """The largest epsilon at which the value is within ``allowed`` [batch] of its centre."""
+        slope, offset = self.slopes[value], self.offsets[value]
+        if slope == 0.0:
+            return torch.where(allowed > offset, torch.inf, -torch.inf)
+        return (allowed - offset) / slope
+
+    def radius(self, epsilon: Tensor, norm: str) -> Tensor:
+        """epsilon (l2) as a radius in ``norm``, capped and rounded down; -inf: nothing is sure."""
+        cap = self.cap
+        if norm == "linf":
+            epsilon = epsilon / math.sqrt(self.inputs)
+            cap = cap / math.sqrt(self.inputs)
+        epsilon = torch.minimum(lowered(epsilon), cap)
+        finite = torch.isfinite(self.final.flatten(1).sum(1)) & torch.isfinite(self.offsets[-1])
+        sure = finite & ~torch.isnan(epsilon)
+        return torch.where(sure, epsilon, torch.full_like(epsilon, -math.inf))
+
+
+def walk(
     compiled: CompiledNetwork,
     x: Tensor,
-    labels: Tensor,
-    *,
-    norm: str,
     rounding: Rounding,
     dtype: torch.dtype,
+    *,
+    keep: int | None = None,
     clock: Clock = UNLIMITED,
-) -> Tensor:
-    """Radius [batch] float64 in ``norm`` and pixel units within which the label cannot change.
-
-    Negative or zero: nothing is certified. Rounded down; sound in the deployed network too
-    (``rounding``). x [batch, *shape]; labels [batch]. Raises OutOfTime.
-    """
+) -> Walk:
+    """The ball's growth through all steps, from the centres x [batch, *shape]. Raises OutOfTime."""
     batch = x.shape[0]
     centres: list[Tensor | None] = [x.to(dtype)]
     slopes: list[float] = [1.0]
@@ -66,29 +96,41 @@ def lipschitz_radius(
         offsets.append(raised(carried * factor + offset))
         centres.append(forward_step(step, inputs))  # type: ignore[arg-type]
         for source in set(step.sources):
-            if last_use[source] == index:
+            if last_use[source] == index and source != keep:
                 centres[source] = None
     final = centres[-1]
     assert final is not None
-    at_centre = centre_margins(compiled.head, final, labels, rounding)
+    kept = None if keep is None else centres[keep]
+    return Walk(final, kept, slopes, offsets, cap, math.prod(compiled.input_shape))
+
+
+def lipschitz_radius(
+    compiled: CompiledNetwork,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    norm: str,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
+    """Radius [batch] float64 in ``norm`` and pixel units within which the label cannot change.
+
+    Negative or zero: nothing is certified. Rounded down; sound in the deployed network too
+    (``rounding``). x [batch, *shape]; labels [batch]. Raises OutOfTime.
+    """
+    walked = walk(compiled, x, rounding, dtype, clock=clock)
+    at_centre = centre_margins(compiled.head, walked.final, labels, rounding)
     # margin - rounding - slope_j R > 0, strictly: R below this value for every class but the label.
     room = lowered(at_centre.margin - at_centre.rounding)
     allowed = room / nonzero(at_centre.slope)
     allowed = torch.where((at_centre.slope == 0) & (room > 0), torch.inf, allowed)
     allowed = allowed.scatter(1, labels[:, None], torch.inf).amin(1)
     if rounding.is_sound and compiled.head.terms:
-        allowed = torch.minimum(allowed, _head_cap(compiled, final))
-    if slopes[-1] == 0.0:
-        epsilon = torch.where(allowed > offsets[-1], torch.inf, -torch.inf)
-    else:
-        epsilon = (allowed - offsets[-1]) / slopes[-1]
-    if norm == "linf":
-        epsilon = epsilon / math.sqrt(math.prod(compiled.input_shape))
-        cap = cap / math.sqrt(math.prod(compiled.input_shape))
-    epsilon = torch.minimum(lowered(epsilon), cap)
-    finite = torch.isfinite(final.flatten(1).sum(1)) & torch.isfinite(offsets[-1])
-    finite = finite & torch.isfinite(at_centre.logits).all(1)
-    return torch.where(finite & ~torch.isnan(epsilon), epsilon, torch.full_like(epsilon, -math.inf))
+        allowed = torch.minimum(allowed, head_cap(compiled, walked.final))
+    radius = walked.radius(walked.epsilon(len(compiled.steps), allowed), norm)
+    finite = torch.isfinite(at_centre.logits).all(1)
+    return torch.where(finite, radius, torch.full_like(radius, -math.inf))
 
 
 def _overflow_cap(
@@ -109,7 +151,7 @@ def _overflow_cap(
     return room / nonzero(slope)
 
 
-def _head_cap(compiled: CompiledNetwork, centre: Tensor) -> Tensor:
+def head_cap(compiled: CompiledNetwork, centre: Tensor) -> Tensor:
     """Largest radius around ``centre`` at which the head cannot overflow float32, [batch]."""
     head = compiled.head.on(centre.device)
     rows = nonzero(head.row_norms.max())

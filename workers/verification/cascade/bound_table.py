@@ -7,6 +7,7 @@ from workers.verification.bounds.alpha_crown import alpha_crown_margins
 from workers.verification.bounds.alpha_crown_intermediate import alpha_crown_intermediate_margins
 from workers.verification.bounds.arithmetics import MarginsBound, RadiusBound
 from workers.verification.bounds.bcp import bcp_margins
+from workers.verification.bounds.crc import crc_radius, has_smooth_head
 from workers.verification.bounds.crown import cap_margins, crown_margins
 from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.lipschitz import lipschitz_radius
@@ -59,6 +60,15 @@ BOUNDS: dict[str, Bound] = {
             dominates=("ibp", "bcp"),
             margins=local_margins,
             randomized=randomized_local_margins,
+        ),
+        RadiusBound(
+            name="crc",
+            norms=("l2", "linf"),
+            has_rule=has_ball_rule,
+            expected_passes=20,
+            memory=activation_memory(4),
+            worth_trying=has_smooth_head,
+            radius=crc_radius,
         ),
         MarginsBound(
             name="crown",

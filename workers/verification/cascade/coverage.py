@@ -39,6 +39,8 @@ def covering_bounds(
         if step is not None
     }
     covering = [bound for bound in bounds if bound.name not in passed_over]
+    if method == "auto":
+        covering = [bound for bound in covering if bound.worth_trying(compiled)]
     if not covering:
         step = next(step for step in missing.values() if step is not None)
         layer = f"rule for the layer {_kind(step)!r} ({step.name})"

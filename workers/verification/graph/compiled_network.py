@@ -101,7 +101,8 @@ class Head:
 class CompiledNetwork:
     """Steps in order, the head on the last value, and facts about the input.
 
-    digest: of the network (``Network.graph_digest``).
+    digest: of the network (``Network.graph_digest``); cache_dir: where a bound may keep what it has
+    proved of the network by that digest.
     """
 
     input_shape: tuple[int, ...]
@@ -109,6 +110,7 @@ class CompiledNetwork:
     head: Head
     float32_safe: bool
     digest: str
+    cache_dir: Path | None = None
 
     @classmethod
     def compile(
@@ -136,7 +138,7 @@ class CompiledNetwork:
                 steps = _with_norms(steps, digest, cache_dir, estimate, clock)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
-        return cls(network.input_shape, tuple(steps), head, safe, digest)
+        return cls(network.input_shape, tuple(steps), head, safe, digest, cache_dir)
 
 
 def _without_scalars(layer: Layer, shape: tuple[int, ...]) -> Layer:
@@ -148,13 +150,19 @@ def _translate(network: Network) -> list[GraphStep]:
     positions = {INPUT: 0}
     shapes = {INPUT: network.input_shape}
     steps: list[GraphStep] = []
+    #: A layer that stands at several nodes is one map.
+    made: dict[tuple[Layer, tuple[int, ...]], Affine] = {}
     for node in network.nodes:
         layer = _without_scalars(network.layer(node.name), node.shape)
         shape = node.shape or (1,)
         sources = tuple(positions[source] for source in node.inputs)
         rules = rules_of(layer)
         before = shapes[node.inputs[0]]
-        op = layer if rules.affine is None else rules.affine(layer, before)
+        op: Affine | Layer = layer
+        if rules.affine is not None:
+            if (layer, before) not in made:
+                made[layer, before] = rules.affine(layer, before)
+            op = made[layer, before]
         overlap = 1 if rules.overlap is None else rules.overlap(layer, before)
         steps.append(GraphStep(node.name, op, sources, shape, overlap=overlap))
         positions[node.name] = len(steps)

@@ -14,6 +14,7 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.graph.partial_sums import with_whole_maps
+from workers.verification.graph.skew_chains import with_skew_series
 from workers.verification.layers.registry import rules_of
 
 __all__ = ["fuse"]
@@ -46,6 +47,7 @@ def _padded(pad: Pad, conv: Convolution) -> Convolution:
 def fuse(input_shape: tuple[int, ...], steps: list[GraphStep]) -> list[GraphStep]:
     """Merge each step into its only consumer's predecessor where the product keeps its form."""
     steps = with_whole_maps(steps)
+    steps = with_skew_series(steps)
     while True:
         uses = [0] * (len(steps) + 1)
         for step in steps:

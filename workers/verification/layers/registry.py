@@ -14,10 +14,10 @@ from workers.verification.layers import (
     moves,
     pooling,
     relu,
-    s_shaped,
     sorting,
 )
 from workers.verification.layers.rules import LayerRules
+from workers.verification.layers.smooth import s_shaped, softplus
 
 __all__ = ["LAYERS", "anchored_slopes", "apply_layer", "rules_of"]
 
@@ -28,6 +28,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **absolute.RULES,
     **clamp.RULES,
     **s_shaped.RULES,
+    **softplus.RULES,
     **sorting.RULES,
     **pooling.RULES,
     **joins.RULES,

@@ -1,4 +1,4 @@
-"""Clip, Sigmoid, Tanh, Max, Min: import = ONNX Runtime in every form; bounds come down to one."""
+"""Clip, Softplus, Tanh, Max, Min and others: import = ONNX Runtime; bounds come down to one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from models.errors import ModelError
+from models.layers.activations import Softplus
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
@@ -92,11 +93,29 @@ def test_bounds_in_a_row_are_one_layer(
 
 
 @pytest.mark.parametrize("opset", [9, 13, 21])
-@pytest.mark.parametrize("op", ["Sigmoid", "Tanh"])
+@pytest.mark.parametrize("op", ["Sigmoid", "Softplus", "Tanh"])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
 def test_smooth_activations(op: str, opset: int, scale: float) -> None:
     data = flattened([node(op, ["x"], ["y"])], (3, 50), opset=opset)
     assert_agrees(data, samples=8, scale=scale)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 5.0])
+def test_softplus_with_a_factor_is_deployed_exported_and_read_again(beta: float) -> None:
+    """As exporters write it: a product, the plain operator, a quotient."""
+    rows: list[Any] = [("s", Softplus(beta=beta), ("input",))]
+    network = Network((7,), rows).eval()
+    deployed = network.deployed()
+    kind = "softplus" if beta == 1.0 else "divide"
+    assert kinds(deployed) == (["softplus"] if beta == 1.0 else ["multiply", "softplus", kind])
+    x = torch.from_numpy(normal(3, 50, 7)) * 10
+    for data in (export_onnx(network), export_onnx(deployed)):
+        again = import_onnx_bytes(data)
+        assert kinds(again) == kinds(deployed)
+        assert torch.allclose(again(x), network(x), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(network(x), torch.nn.Softplus(beta)(x), rtol=1e-6, atol=1e-6)
+    stored = Network.from_description(network.description(), network.stored_tensors())
+    assert torch.equal(stored(x), network(x))
 
 
 @settings(max_examples=examples(50), deadline=None)

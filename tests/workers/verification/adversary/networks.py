@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Add,
@@ -95,7 +104,7 @@ class Body(Growth):
         elif kind == 7:
             self.add(ReLUTheta(self.levels().abs()))
         elif kind == 8:
-            self.add(Sigmoid() if self.random.integers(2) else Tanh())
+            self.add((Sigmoid, Tanh, Softplus)[int(self.random.integers(3))]())
         elif self.shape[0] % 2 == 0:
             self.add(MaxMin())
         else:

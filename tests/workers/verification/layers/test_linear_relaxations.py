@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
 from models.layers.kinds import Layer, LeakyReLU, ReLU
 from tests.extent import examples
 from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
 from workers.verification.layers.rules import LinearRelaxation
-from workers.verification.layers.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
+from workers.verification.layers.smooth.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
+from workers.verification.layers.smooth.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
+from workers.verification.layers.smooth.softplus import curve
 from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.rounding import Rounding
 
@@ -41,6 +43,7 @@ TRIED: list[Layer] = [
     AtLeast(torch.tensor(-0.7)),
     AtMost(torch.tensor(0.4)),
     Sigmoid(),
+    Softplus(),
     Tanh(),
     Abs(),
 ]
@@ -90,6 +93,36 @@ def test_the_runtime_keeps_the_stated_kernel_error(kind: str) -> None:
     for x in (bits.view(np.float32), -bits.view(np.float32)):
         error = np.abs(deployed(kind, x).astype(np.float64) - exact(kind, x)).max()
         assert error <= 0.5 * KERNEL_ERROR
+
+
+def test_the_runtime_keeps_the_stated_error_of_softplus() -> None:
+    """Every 509th finite float32, beside one of the two roundings that are allowed."""
+    bits = np.arange(0, 0x7F800000, 509, dtype=np.uint32)
+    for x in (bits.view(np.float32), -bits.view(np.float32)):
+        z = x.astype(np.float64)
+        found = deployed("Softplus", x).astype(np.float64)
+        exactly = np.maximum(z, 0.0) + np.log1p(np.exp(-np.abs(z)))
+        assert (np.abs(found - exactly) - 2.0**-24 * np.maximum(z, 0.0)).max() <= (
+            0.5 * SOFTPLUS_ERROR
+        )
+        own = np.abs(curve(torch.from_numpy(z)).numpy() - exactly)
+        assert (own - 2.0**-52 * np.maximum(z, 0.0)).max() <= 1e-14
+
+
+def test_anchored_slopes_of_softplus_hold() -> None:
+    random = np.random.default_rng(0)
+    for dtype in DTYPES:
+        lower, upper = boxes(random, 4096, dtype)
+        share = torch.from_numpy(random.random((1, 4096)) * 1.2 - 0.1)
+        centre = torch.lerp(lower.double(), upper.double(), share).to(dtype)
+        rule = rules_of(Softplus()).slopes
+        assert rule is not None
+        slopes = rule(Softplus(), centre, lower, upper).double()
+        z, a = grid(lower, upper), centre.double()
+        change, room = (curve(z) - curve(a)).abs(), 2.0**-51 * (1.0 + z.abs() + a.abs())
+        assert bool((change <= slopes * (z - a).abs() + room).all())
+        assert bool((slopes <= 1.0).all())
+        assert float(slopes.mean()) < 0.8
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -147,9 +180,11 @@ def test_lines_hold_over_the_whole_box(
         values = apply_layer(layer, z)
         # The line at z is evaluated here with an error of a few units in float64.
         noise = 2.0**-50 * (1.0 + values.abs() + z.abs())
-        error = 0.0
+        error: float | Tensor = 0.0
         if type(layer) in S_SHAPED:
             error = KERNEL_ERROR if rounding.is_sound else -1e-15
+        if isinstance(layer, Softplus) and rounding.is_sound:
+            error = SOFTPLUS_ERROR + 2.0**-23 * z.clamp_min(0.0)
         if not rounding.is_sound:
             noise = noise + 2.0**-18 * (1.0 + values.abs() + z.abs())
         above = lines.upper_slope.double() * z + lines.upper_intercept.double()
@@ -159,9 +194,9 @@ def test_lines_hold_over_the_whole_box(
         assert bool((values - error >= below - noise).all())
 
 
-@pytest.mark.parametrize("kind", ["Sigmoid", "Tanh"])
+@pytest.mark.parametrize("kind", ["Sigmoid", "Softplus", "Tanh"])
 def test_lines_hold_for_the_deployed_kernel(kind: str) -> None:
-    layer: Layer = Sigmoid() if kind == "Sigmoid" else Tanh()
+    layer: Layer = {"Sigmoid": Sigmoid, "Softplus": Softplus, "Tanh": Tanh}[kind]()
     for seed in range(20):
         lower, upper = boxes(np.random.default_rng(seed), 64, torch.float32)
         z = grid(lower, upper)
@@ -193,12 +228,14 @@ def test_lines_are_tight() -> None:
     assert gap(AtLeast(torch.tensor(0.5)), 0.6, 2.0) == 0.0
     # One kink: a triangle, as for ReLU.
     assert gap(ReLUTheta(torch.tensor(5.0)), -1.0, 1.0) <= 1.0
-    for layer in (Sigmoid(), Tanh()):
+    assert gap(Softplus(), -1e3, 1e3) < 501.0
+    for layer in (Sigmoid(), Softplus(), Tanh()):
         # A small box: second order in its width. A wide one: little more than the range.
         assert gap(layer, 0.4, 0.41) < 1e-4
         assert gap(layer, -0.41, -0.4) < 1e-4
         assert gap(layer, -0.01, 0.01) < 1e-4
-        assert gap(layer, -1e3, 1e3) < 2.1 * S_SHAPED[type(layer)].height
+        if type(layer) in S_SHAPED:
+            assert gap(layer, -1e3, 1e3) < 2.1 * S_SHAPED[type(layer)].height
 
 
 @given(dtype=st.sampled_from(DTYPES), seed=st.integers(0, 10**6))

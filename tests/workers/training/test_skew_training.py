@@ -1,0 +1,109 @@
+"""Skew orthogonal convolutions are trained, and what is deployed of them is certified as norm 1."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.layers.one_lipschitz import SkewConv2d
+from models.network import Network
+from models.onnx.deployed import DeployedNetwork
+from models.onnx.exporter.export import export_onnx
+from models.onnx.importer import import_onnx_bytes
+from tests.workers.training.runs import CPU, images
+from workers.training.config import TrainingConfig
+from workers.training.loop import train
+from workers.verification.bounds.lipschitz import lipschitz_constant
+from workers.verification.cascade.run import certify_samples
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.skew_series import SkewSeries
+from workers.verification.results import CertificationRequest
+
+ARCHITECTURE: dict[str, Any] = {
+    "input": [1, 28, 28],
+    "layers": [
+        {"kind": "skew-conv2d", "out": 4},
+        {"kind": "householder", "order": 2},
+        {"kind": "orthogonal-conv2d", "out": 8, "kernel": 2},
+        {"kind": "skew-conv2d", "out": 8, "degree": 8},
+        {"kind": "pair-max"},
+        {"kind": "orthogonal-conv2d", "out": 16, "kernel": 2},
+        {"kind": "skew-conv2d", "out": 12},
+        {"kind": "maxmin"},
+        {"kind": "flatten"},
+        {"kind": "normalized-linear", "out": 10},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def trained() -> Network:
+    config = TrainingConfig(
+        method="emma",
+        architecture=ARCHITECTURE,
+        epsilon=0.3,
+        epochs=8,
+        batch_size=20,
+        learning_rate=3e-3,
+        activation="relu",
+    )
+    network, _ = train(config, images(100), device=CPU)
+    return network
+
+
+def test_it_learns_and_its_kernels_move(trained: Network) -> None:
+    data = images(100)
+    x = data.x.to(torch.float32) / 255
+    with torch.no_grad():
+        right = trained(x).argmax(1) == data.y
+    assert float(right.float().mean()) > 0.5
+    for node in trained.nodes:
+        layer = trained.layer(node.name)
+        if isinstance(layer, SkewConv2d):
+            # Power steps have followed the norms: the kernel in training is the one deployed.
+            weight = layer.weight.requires_grad_()
+            assert torch.allclose(layer.kernel().detach(), layer.frozen(), atol=0.02)
+            weight.requires_grad_(False)
+
+
+def test_what_is_deployed_is_certified_as_norm_one(trained: Network) -> None:
+    compiled = CompiledNetwork.compile(trained.deployed())
+    series = [step.op for step in compiled.steps if isinstance(step.op, SkewSeries)]
+    assert len(series) == 2
+    assert 0.999 < lipschitz_constant(compiled) < 1.005
+    generator = torch.Generator().manual_seed(0)
+    for op in series:
+        assert op.spectral() == 1.0
+        x = torch.randn(1, *op.in_shape, generator=generator, dtype=torch.float64)
+        for _ in range(40):
+            y = op.linear(x / x.norm())
+            x = op.adjoint(y)
+        assert float(y.norm()) <= 1.0 + 1e-12
+
+
+def test_the_file_gets_the_same_radii(trained: Network) -> None:
+    deployed = trained.deployed()
+    data = export_onnx(deployed)
+    x = images(10).x.numpy().astype(np.float32) / 255
+    runtime = DeployedNetwork(data, deployed.input_shape, None)
+    logits = runtime(x)
+    request = CertificationRequest("l2", (Fraction(1, 100),), "lipschitz", attack=None)
+    ours, again = (
+        certify_samples(
+            network,
+            x,
+            logits.argmax(1),
+            np.arange(len(x)),
+            request,
+            deployed=runtime,
+            deployed_logits=logits,
+            device=CPU,
+        ).radius
+        for network in (deployed, import_onnx_bytes(data))
+    )
+    assert (ours > 0).any()
+    np.testing.assert_allclose(again, ours, rtol=0, atol=1e-5)

@@ -1,0 +1,182 @@
+"""Truncated series of one skew kernel as ONE affine map: skew orthogonal convolutions as deployed.
+
+The chain z <- x + c_i K z, i = d ... 1, beginning with z = x, is the polynomial p(K) x with
+coefficients a_j = c_1 ... c_j. Step by step its norm would be the sum of a_j |K|^j, some e^|K|. For
+a skew K (a kernel that is its own negative transpose, with the same zero padding on all sides, or a
+skew matrix) it is the largest |p(it)| for |t| <= |K|, which is proved in exact rationals
+(``norms.power_series``): 1 for the exponential series of degree 8 or 12 and |K| up to 3.3.
+
+Its deployed roundings. One stage computes z_i = x + c_i K z_(i+1) up to e_i with |e_i| <= gamma_t
+|c_i| |K| |z_(i+1)| + u |x|, for the t roundings of map, factor and sum. What reaches the output of
+e_i is c_1 ... c_(i-1) K^(i-1) e_i, so that in the Euclidean norm the errors E_i of z_i obey
+    E_i <= |c_i| |K|_2 E_(i+1) + gamma_t |c_i| ||K||_2 (sup |q_(i+1)(it)| |x| + E_(i+1)) + u |x|,
+||K||_2 the norm of the entrywise absolute value, q_i the polynomial with z_i = q_i(K) x. Solved in
+units of u |x| that is a number of rounding steps, ``terms``, of a map whose ``absolute_norm`` is
+1: far fewer than the entrywise bound sum_j a_j |K|^j gives. ``terms`` is at least what each
+product meets on its way (j maps and j + 1 sums), so that this entrywise bound, ``absolute``, holds
+with the same gamma.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.graph.affine import Affine, Inner
+from workers.verification.graph.affine_maps import Convolution, Dense
+from workers.verification.norms.circulant import circulant_norm
+from workers.verification.norms.power_series import imaginary_supremum
+from workers.verification.norms.spectral import absolute_norm, dense_norm
+from workers.verification.numerics import MANY, ROOM, SECOND_ORDER, raised
+from workers.verification.rounding import Rounding, gamma
+
+__all__ = ["MORE_TERMS", "SkewSeries"]
+
+#: Roundings of one deployed factor c and one sum.
+MORE_TERMS = 6.0
+#: Multiplications, about, that a norm may take whenever a network is compiled.
+CHEAP = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class SkewSeries(Affine):
+    """p(K) for a skew map K on the values of a shape; ``scales`` are c_1 ... c_d, exact."""
+
+    kernel: Convolution | Dense = field(kw_only=True)
+    scales: tuple[Fraction, ...] = field(kw_only=True)
+
+    @classmethod
+    def of(cls, kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> SkewSeries:
+        """The map that a chain of this kernel deploys."""
+        zero = torch.zeros((), dtype=torch.float64)
+        shape, inner = kernel.in_shape, _inner(kernel, scales)
+        return cls(
+            shape,
+            shape,
+            zero,
+            zero,
+            _terms(kernel, scales, kernel.terms),
+            kernel=kernel,
+            scales=scales,
+            inner=inner,
+            least_own_terms=_terms(kernel, scales, kernel.own_terms),
+        )
+
+    @property
+    def coefficients(self) -> tuple[Fraction, ...]:
+        """a_0 ... a_d."""
+        return _coefficients(self.scales)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self._horner(x, 1.0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """W^T y = p(-K) y: [rows, *out_shape] -> [rows, *in_shape]."""
+        return self._horner(y, -1.0)
+
+    def _horner(self, x: Tensor, sign: float) -> Tensor:
+        z = x
+        for scale in reversed(self.scales):
+            image = self.kernel.linear(z).reshape(x.shape)
+            z = torch.add(x, image, alpha=sign * float(scale))
+        return z
+
+    def absolute(self, x: Tensor) -> Tensor:
+        """sum_j |a_j| |K|^j x for x >= 0, which is at least |W| x."""
+        z = x
+        for scale in reversed(self.scales):
+            image = self.kernel.absolute(z).reshape(x.shape)
+            z = torch.add(x, image, alpha=raised(abs(float(scale))))
+        return z
+
+    def weights(self) -> list[Tensor]:
+        return self.kernel.weights()
+
+    def row_norms_square(self) -> Tensor:
+        """No row is longer than the map's norm."""
+        return torch.tensor(raised(self.spectral() ** 2), dtype=torch.float64)
+
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
+        def made() -> Tensor:
+            bound = imaginary_supremum(self.coefficients, _quick_norm(self.kernel))
+            if bound > 1.0:
+                bound = min(
+                    bound, imaginary_supremum(self.coefficients, self.kernel.spectral(clock))
+                )
+            return torch.tensor(bound, dtype=torch.float64)
+
+        return self.scalar("spectral", made)
+
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
+        """What ``terms`` are counted for: the size of the result, no norm of absolute values."""
+        return max(1.0, self.spectral(clock)) * SECOND_ORDER
+
+
+def _coefficients(scales: tuple[Fraction, ...]) -> tuple[Fraction, ...]:
+    found = [Fraction(1)]
+    for scale in scales:
+        found.append(found[-1] * scale)
+    return tuple(found)
+
+
+def _quick_norm(kernel: Convolution | Dense) -> float:
+    """Upper bound on |K|, made once: of the circulant map where that is cheap, else of flattenings.
+
+    Every output is a matrix [out, in h w] times a window, and a value is in h w windows (Singla and
+    Feizi 2021, theorem 1).
+    """
+    if isinstance(kernel, Dense):
+        return kernel.scalar("norm", lambda: torch.tensor(kernel.spectral(), dtype=torch.float64))
+
+    def made() -> Tensor:
+        weight = kernel.weight
+        channels, _, height, width = weight.shape
+        size = kernel.geometry.size
+        grid = (size[0] + height - 1, size[1] + width - 1)
+        largest = float(weight.abs().max())
+        if grid[0] * grid[1] * channels**3 <= CHEAP and largest > 0.0:
+            # A power of two, so that squares neither overflow nor underflow.
+            scale = 2.0 ** math.frexp(largest)[1]
+            return torch.tensor(circulant_norm(weight / scale, grid) * scale, dtype=torch.float64)
+        flat = dense_norm(weight.reshape(channels, -1))
+        return torch.tensor(raised(flat * (height * width) ** 0.5), dtype=torch.float64)
+
+    return kernel.scalar("norm", made)
+
+
+def _terms(kernel: Convolution | Dense, scales: tuple[Fraction, ...], once: float) -> float:
+    """Rounding steps of the chain, as they are counted above; ``once``: those of the map."""
+    unit = Rounding.sound(torch.float64).deployed
+    each = once + MORE_TERMS
+    entrywise = absolute_norm(kernel.absolute, kernel.in_shape)
+    reach = min(_quick_norm(kernel), entrywise)
+    if not each * unit < 0.25:
+        return math.inf
+    each_up = raised(gamma(each, unit) / unit)
+    steps = 0.0
+    for index in range(len(scales), 0, -1):
+        scale = raised(abs(float(scales[index - 1])))
+        size = imaginary_supremum(_coefficients(scales[index:]), reach)
+        grown = each_up * entrywise * (size + unit * steps)
+        steps = raised(scale * (reach * steps + grown) + ROOM, MANY)
+    return max(steps, (len(scales) + 1) * each)
+
+
+def _inner(kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> Inner:
+    """What the chain holds in between, for inputs of at most 1 in size, and what underflow in one
+    of its steps may grow to (``Inner.lost``)."""
+    held = torch.ones(1, *kernel.in_shape, dtype=torch.float64)
+    lost = torch.zeros_like(held)
+    ones, gain = held, 1.0
+    for scale in reversed(scales):
+        image = kernel.absolute(held).reshape(held.shape)
+        share = abs(float(scale))
+        gain = max(gain, float(image.max()))
+        held = ones + image * share
+        lost = (kernel.absolute(lost).reshape(held.shape) + kernel.floor) * share + 4.0
+    return Inner(max(gain, float(held.max())) * ROOM, 0.0, float(lost.max()) * ROOM)

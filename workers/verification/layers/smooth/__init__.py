@@ -1,0 +1,1 @@
+"""Rules of smooth activations, whose deployed kernels are approximations."""

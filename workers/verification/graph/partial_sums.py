@@ -66,17 +66,26 @@ def _chain(steps: list[GraphStep], first: int) -> tuple[int, Affine] | None:
             break
         counts.append(left[0])
         left, last = left[1:], index
-        if tuple(steps[index].shape) != left or math.prod(counts) >= groups:
+        if tuple(steps[index].shape) != left:
+            # The axis stays with size 1: what follows counts on it.
+            return None
+        if math.prod(counts) >= groups:
             break
     out = conv.out_shape[0] // groups
     shape = (out, *conv.out_shape[1:])
     if math.prod(counts) != groups or left not in (shape, (out,)):
         return None
-    if left == (out,) and (math.prod(shape) != out or conv.in_shape[1:] != (1, 1)):
+    if left == (out,) and not _reads_one_place(conv):
         return None
     if not _only_uses(steps, first, last):
         return None
     return last, _whole(conv, counts, left)
+
+
+def _reads_one_place(conv: Convolution) -> bool:
+    """Whether the image is one place and the window that place: a matrix of the channels."""
+    ones, unpadded = (1, 1), conv.geometry.padding == (0, 0, 0, 0)
+    return unpadded and conv.in_shape[1:] == ones and tuple(conv.weight.shape[2:]) == ones
 
 
 def _only_uses(steps: list[GraphStep], first: int, last: int) -> bool:
@@ -102,7 +111,7 @@ def _whole(conv: Convolution, counts: Sequence[int], out_shape: tuple[int, ...])
     terms = conv.terms + sum(counts)
     products = weight[0].numel() + 4.0
     inner = Inner(conv.inner.gain, conv.inner.shift, raised(conv.inner.lost + products))
-    if out_shape == (out,) and conv.in_shape[1:] == (1, 1) and tuple(kernel) == (1, 1):
+    if out_shape == (out,):
         return Dense(
             conv.in_shape,
             out_shape,

@@ -99,7 +99,8 @@ class SkewSeries(Affine):
 
     def row_norms_square(self) -> Tensor:
         """No row is longer than the map's norm."""
-        return torch.tensor(raised(self.spectral() ** 2), dtype=torch.float64)
+        norm = self.spectral()
+        return torch.tensor(raised(norm * norm), dtype=torch.float64)
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         def made() -> Tensor:
@@ -153,7 +154,10 @@ def _terms(kernel: Convolution | Dense, scales: tuple[Fraction, ...], once: floa
     """Rounding steps of the chain, as they are counted above; ``once``: those of the map."""
     unit = Rounding.sound(torch.float64).deployed
     each = once + MORE_TERMS
-    entrywise = absolute_norm(kernel.absolute, kernel.in_shape)
+    entrywise = kernel.scalar(
+        "entrywise",
+        lambda: torch.tensor(absolute_norm(kernel.absolute, kernel.in_shape), dtype=torch.float64),
+    )
     reach = min(_quick_norm(kernel), entrywise)
     if not each * unit < 0.25:
         return math.inf

@@ -19,8 +19,11 @@ from workers.verification.numerics import raised
 
 __all__ = ["exponential_series", "imaginary_supremum"]
 
-#: Halvings of the interval at most, and the width of the answer that is good enough.
+#: Halvings of the interval at most, and the width of the answer that is good enough: absolute up
+#: to 1, relative above.
 HALVINGS, WIDTH = 60, Fraction(1, 10**12)
+#: Squares of values that are numbers of use; a Fraction may hold what no float does.
+LARGEST = 2**1000
 
 
 def exponential_series(degree: int) -> tuple[Fraction, ...]:
@@ -33,7 +36,7 @@ def imaginary_supremum(coefficients: tuple[Fraction, ...], reach: float) -> floa
     """Upper bound on |sum_j coefficients[j] (it)^j| over |t| <= reach; within 1e-12, at least.
 
     Exactly 1 where the polynomial is proved to be nowhere above it and coefficients[0] = 1.
-    Infinite where reach is not finite.
+    Infinite where reach is not finite, or the polynomial beyond ``LARGEST``.
     """
     if not math.isfinite(reach) or reach < 0.0:
         return math.inf
@@ -49,6 +52,8 @@ def imaginary_supremum(coefficients: tuple[Fraction, ...], reach: float) -> floa
     if above <= 0:
         return 1.0
     most = _maximum(_bernstein(excess, interval), sign_only=False)
+    if most > LARGEST:
+        return math.inf
     return raised(math.sqrt(1.0 + float(max(most, Fraction(0)))))
 
 
@@ -86,7 +91,7 @@ def _maximum(coefficients: list[Fraction], *, sign_only: bool) -> Fraction:
         least = max([least, *(max(piece[0], piece[-1]) for piece in pieces)])
         if sign_only and least > 0:
             return least
-        goal = Fraction(0) if sign_only else least + WIDTH
+        goal = Fraction(0) if sign_only else least + WIDTH * max(Fraction(1), least)
         still = [piece for piece in pieces if max(piece) > goal]
         settled = max([settled, *(max(piece) for piece in pieces if max(piece) <= goal)])
         if not still:

@@ -26,6 +26,7 @@ from workers.verification.bounds.lipschitz import lipschitz_constant
 from workers.verification.forward.margins import logit_enclosure
 from workers.verification.forward.propagation import propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.skew_chains import MOST_STAGES
 from workers.verification.graph.skew_series import SkewSeries
 from workers.verification.norms.circulant import circulant_norm
 from workers.verification.norms.spectral import materialize
@@ -158,6 +159,26 @@ def test_factors_are_taken_as_they_are() -> None:
     rows[1] = ("d3", Divide(torch.tensor(3.3)), ("m3",))
     # 1 / 3.3 has no exact form here: not taken for one.
     assert series_of(rows) == []
+
+
+@pytest.mark.parametrize("size", [1e3, 1e20, 1e37])
+def test_a_series_beyond_all_numbers_certifies_nothing(size: float) -> None:
+    """|p(it)|^2 holds |K|^24, a fraction that no float is as large as."""
+    conv = Conv2d(kernel() * size, padding=1)
+    (op,) = series_of(chain(12, conv))
+    assert op.spectral() > 1e25
+    assert float(op.row_norms_square()) > 1e50
+    x = np.random.default_rng(0).random((3, *SHAPE)).astype(np.float32)
+    for method in ("lipschitz", "ibp", "crown"):
+        found = certify(network(chain(12, conv)), x, ("1/1000",), method=method, attack=None)
+        assert not (np.asarray(found.radius) > 0).any()
+
+
+def test_chains_of_many_stages_are_cut() -> None:
+    """Rationals of degree 64 take half a minute; what is beyond the cut is taken step by step."""
+    rows = chain(40)
+    (op,) = series_of(rows)
+    assert op.scales == tuple(Fraction(1, i) for i in range(40 - MOST_STAGES + 1, 41))
 
 
 def in_groups(biases: Tensor | None = None) -> Rows:

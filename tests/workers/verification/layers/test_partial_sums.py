@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +138,13 @@ def broken(case: str) -> Rows:
             ("matrix", Linear(normal(8, 16)), ("first",)),
             ("z", Add(), ("matrix", "side")),
         ],
+        "axis kept": lambda: [
+            first,
+            view,
+            ("sum", ReduceSum(axes=(0,), keepdims=True), ("levels",)),
+            ("turned", Permute(axes=(1, 2, 0, 3)), ("sum",)),
+            ("z", Multiply(normal(2, 1, 2)), ("turned",)),
+        ],
         "activation inside": lambda: [
             first,
             ("relu", ReLU(), ("partial",)),
@@ -157,7 +165,7 @@ def broken(case: str) -> Rows:
     "case",
     [
         *("other axis", "mean", "two axes", "half of the groups", "not all levels"),
-        *("read before the sum", "activation inside", "another order"),
+        *("read before the sum", "axis kept", "activation inside", "another order"),
     ],
 )
 @torch.no_grad()
@@ -171,6 +179,39 @@ def test_what_only_looks_like_a_chain_is_taken_step_by_step(case: str) -> None:
         values.append(forward_step(step, [values[source] for source in step.sources]))
     logits = values[-1].flatten(1) @ compiled.head.weight.T + compiled.head.bias
     assert torch.allclose(logits, network.double()(x.double()), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"padding": 1, "stride": 3},
+        {"padding": (0, 2, 0, 0), "stride": 3},
+        {"size": 3, "padding": 1},
+    ],
+    ids=["padding alone", "padding on one side", "window beyond the image"],
+)
+@torch.no_grad()
+def test_one_place_is_a_matrix_only_where_the_window_is_that_place(window: dict[str, Any]) -> None:
+    """A 1 x 1 window with padding and a stride may see no pixel at all: then z is the biases."""
+    size = window.pop("size", 1)
+    conv = Conv2d(normal(8, 4, size, size), normal(8), groups=2, **window)
+    rows: Rows = [
+        ("partial", conv, ("input",)),
+        ("levels", Reshape(shape=(2, 4)), ("partial",)),
+        ("sum", ReduceSum(axes=(0,)), ("levels",)),
+        ("bent", ReLU(), ("sum",)),
+        ("z", Add(), ("sum", "bent")),
+    ]
+    network = network_of(rows, (8, 1, 1))
+    compiled = CompiledNetwork.compile(network)
+    x = normal(5, 8, 1, 1)
+    values = [x.double()]
+    for step in compiled.steps:
+        values.append(forward_step(step, [values[source] for source in step.sources]))
+        assert tuple(values[-1].shape[1:]) == step.shape
+    logits = values[-1].flatten(1) @ compiled.head.weight.T + compiled.head.bias
+    assert torch.allclose(logits, network.double()(x.double()), atol=1e-9)
+    assert all(math.isfinite(op.bias_norm()) for op in affine_steps(compiled))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ are there.
 from __future__ import annotations
 
 import onnx
-from onnx import ModelProto, TensorShapeProto, helper, numpy_helper
+from onnx import ModelProto, TypeProto, helper, numpy_helper
 
 from models.onnx.constant_rules import Array, Arrays
 
@@ -43,7 +43,7 @@ def inferred_shapes(model: ModelProto, arrays: Arrays) -> list[Sizes | None]:
     except onnx.shape_inference.InferenceError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"shapes {_listed(arrays)}: {lines[-1][-200:]}") from error
-    return [_sizes(value.type.tensor_type.shape) for value in found.graph.output]
+    return [_sizes(value.type.tensor_type) for value in found.graph.output]
 
 
 def _plain(array: Array) -> Array:
@@ -55,7 +55,10 @@ def _listed(arrays: Arrays) -> list[list[int]]:
     return [list(array.shape) for array in arrays if array is not None][:8]
 
 
-def _sizes(shape: TensorShapeProto) -> Sizes | None:
-    if not all(size.HasField("dim_value") for size in shape.dim):
+def _sizes(tensor: TypeProto.Tensor) -> Sizes | None:
+    # No shape at all is not the shape () of one number: old opsets do not know a negative axis.
+    if not tensor.HasField("shape"):
         return None
-    return tuple(size.dim_value for size in shape.dim)
+    if not all(size.HasField("dim_value") for size in tensor.shape.dim):
+        return None
+    return tuple(size.dim_value for size in tensor.shape.dim)

@@ -104,6 +104,23 @@ def test_the_numbers_are_the_deployed_ones_bit_for_bit(kind: str, count: int) ->
     assert np.array_equal(shift_of(network), expected[0])
 
 
+@pytest.mark.parametrize("opset", [9, 10, 11])
+def test_negative_axes_of_old_opsets(opset: int) -> None:
+    """The standard's inference leaves such a shape open, which is not the shape of one number."""
+    constants = {"c": normal(0, 2, 3), "d": normal(1, 2, 1), "axis": ints(-1)}
+    cut = node("Slice", ["all"], ["k"], starts=[1], ends=[9], axes=[-1])
+    if opset > 9:
+        cut = node("Slice", ["all", "one", "nine", "axis"], ["k"])
+        constants |= {"one": ints(1), "nine": ints(9)}
+    nodes = [
+        node("Concat", ["c", "d"], ["all"], axis=-1),
+        cut,
+        node("Add", ["x", "k0"], ["y"]),
+    ]
+    nodes.insert(2, node("Unsqueeze", ["k"], ["k0"], axes=[0]))
+    assert_agrees(flattened(nodes, (2, 3), constants, opset=opset))
+
+
 def test_no_session_without_computed_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **more: Any) -> Any:
         raise AssertionError

@@ -125,8 +125,15 @@ def one_step_off() -> Conv2d:
         changed(bias=torch.tensor([0.0, 0.0, 0.0, 1e-30])),
         Conv2d(kernel()[:, :, :, :1].contiguous(), padding=(1, 0)),
         Conv2d(normal(4, 4, 3, 3), padding=1),
+        Conv2d(kernel(), padding=(2, 1, 0, 1)),
+        Conv2d(kernel(), padding=2, dilation=2),
+        Conv2d(kernel(size=2), padding=(0, 0, 1, 1)),
+        Conv2d(kernel()[:, :2].contiguous(), padding=1, groups=2),
     ],
-    ids=["one unit off", "bias", "not skew", "plain"],
+    ids=[
+        *("one unit off", "bias", "not skew", "plain"),
+        *("padding elsewhere", "dilated", "no middle", "in groups"),
+    ],
 )
 def test_what_is_not_exactly_skew_is_taken_step_by_step(conv: Conv2d) -> None:
     rows = chain(8, conv)

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.base import DeployedLayer
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
@@ -94,6 +103,7 @@ ONE: dict[type[Layer], Callable[[], Layer]] = {
     Shift: lambda: Shift(normal(4, 1, 1)),
     Sigmoid: Sigmoid,
     Slice: lambda: Slice(axis=1, start=1, stop=5, step=2),
+    Softplus: Softplus,
     Tanh: Tanh,
 }
 TWO: dict[type[Layer], Callable[[], Layer]] = {

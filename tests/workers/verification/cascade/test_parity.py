@@ -213,7 +213,8 @@ def test_the_heads_rounding_alone_lets_nothing_through_that_the_enclosure_refuse
     inside = exact[2] <= 1
     assert int(inside.sum()) > 0
     assert ((found.share <= 1) == inside).all()
-    assert (found.share >= exact[2]).all()
+    # Rows are computed in other blocks: their float64 sums differ in the last bits.
+    assert (found.share >= exact[2] * (1 - 1e-9)).all()
     assert (found.examined | (found.difference <= found.budget).all(1)).all()
 
 

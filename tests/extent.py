@@ -19,9 +19,14 @@ MORE = 10
 T = TypeVar("T")
 
 
-def examples(count: int) -> int:
-    """So many examples of a property, or seeds of a loop; ten times as many in a nightly run."""
-    return count * MORE if ALL else count
+def examples(count: int, night: int | None = None) -> int:
+    """So many examples of a property, or seeds of a loop.
+
+    In a nightly run ``night`` of them, by default ten times as many.
+    """
+    if not ALL:
+        return count
+    return count * MORE if night is None else night
 
 
 def part(whole: Sequence[T], *indices: int) -> list[T]:

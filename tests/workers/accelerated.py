@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.extent import part
+from tests.extent import examples, part
 from tests.workers.accelerator import DEVICE
 from tests.workers.training.runs import config_of, images
 from tests.workers.verification.cascade.answers import answers
@@ -32,7 +32,7 @@ def certify() -> int:
     """Every bound and the cascade, l2 and linf, sound and estimated, with and without chance."""
     different = 0
     for seed, norm in part([(3, "l2"), (6, "linf"), (3, "linf"), (6, "l2")], 0, 1):
-        x = np.random.default_rng(seed).random((4, 2, 8, 8)).astype(np.float32)
+        x = np.random.default_rng(seed).random((examples(2, night=4), 2, 8, 8)).astype(np.float32)
         for method in ("auto", *BOUNDS):
             request = CertificationRequest(
                 norm,

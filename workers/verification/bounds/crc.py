@@ -27,6 +27,7 @@ from workers.verification.bounds.lipschitz import head_cap, lipschitz_radius, wa
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.compiled_network import CompiledNetwork, Head
+from workers.verification.graph.graph_step import UnsupportedLayer
 from workers.verification.layers.smooth.softplus import softplus_error
 from workers.verification.norms.curvature import (
     largest_eigenvalue,
@@ -89,11 +90,14 @@ class SmoothHead:
 
     @classmethod
     def of(cls, compiled: CompiledNetwork) -> SmoothHead:
-        """The head of a network that has one; kept in this process, with its curvatures."""
+        """The head of a network that has one; kept in this process, with its curvatures.
+
+        Raises UnsupportedLayer where there is none.
+        """
         place = _first_dense(compiled)
-        assert place is not None
-        step = compiled.steps[place]
-        assert isinstance(step.op, Dense)
+        step = compiled.steps[place or 0]
+        if place is None or not isinstance(step.op, Dense):
+            raise UnsupportedLayer("the network does not end in dense, softplus, dense")
         # An estimate's norms are no bounds: its head is another one.
         key = (compiled.digest, step.norms.spectral, step.norms.absolute)
         if key not in _HEADS:

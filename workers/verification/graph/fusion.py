@@ -57,8 +57,12 @@ def fuse(input_shape: tuple[int, ...], steps: list[GraphStep]) -> list[GraphStep
             if len(step.sources) != 1 or step.sources[0] == 0 or uses[step.sources[0]] != 1:
                 continue
             before = steps[step.sources[0] - 1]
-            if isinstance(before.op, Diagonal) and rules_of(step.op).permutes:
-                steps = _swapped(steps, step.sources[0] - 1, index)
+            if (
+                isinstance(before.op, Diagonal)
+                and isinstance(step.op, Layer)
+                and rules_of(step.op).permutes
+            ):
+                steps = _swapped(steps, step.sources[0] - 1, index, before.op, step.op)
                 break
             merged = _merge(before, step)
             if merged is not None:
@@ -87,11 +91,10 @@ def _replace(steps: list[GraphStep], first: int, second: int, fused: GraphStep) 
     return result
 
 
-def _swapped(steps: list[GraphStep], first: int, second: int) -> list[GraphStep]:
+def _swapped(
+    steps: list[GraphStep], first: int, second: int, diagonal: Diagonal, moved: Layer
+) -> list[GraphStep]:
     """A diagonal map after a permutation of indices instead of before it."""
-    diagonal, moved = steps[first].op, steps[second].op
-    assert isinstance(diagonal, Diagonal)
-    assert isinstance(moved, Layer)
 
     def through(tensor: Tensor) -> Tensor:
         result: Tensor = moved(tensor.expand(diagonal.out_shape)[None])[0]

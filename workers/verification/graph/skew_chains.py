@@ -39,10 +39,10 @@ def with_skew_series(steps: list[GraphStep]) -> list[GraphStep]:
         if index in gone:
             continue
         found = _chain(steps, index, uses)
-        if found is not None:
+        op = steps[index].op
+        if found is not None and isinstance(op, Convolution | Dense):
             members, scales = found
-            op, last = steps[index].op, members[-1]
-            assert isinstance(op, Convolution | Dense)
+            last = members[-1]
             name = "+".join((steps[index].name, steps[last].name))
             series = SkewSeries.of(op, scales)
             replaced[last] = GraphStep(name, series, steps[index].sources, steps[last].shape)
@@ -108,13 +108,14 @@ def _only(uses: dict[int, list[int]], step: int) -> int | None:
 def _same_map(op: object, kernel: Convolution | Dense) -> bool:
     if op is kernel:
         return True
-    if type(op) is not type(kernel):
+    if not isinstance(op, Convolution | Dense) or type(op) is not type(kernel):
         return False
-    assert isinstance(op, Convolution | Dense)
-    if isinstance(op, Convolution):
-        assert isinstance(kernel, Convolution)
-        if op.geometry != kernel.geometry:
-            return False
+    if (
+        isinstance(op, Convolution)
+        and isinstance(kernel, Convolution)
+        and op.geometry != kernel.geometry
+    ):
+        return False
     # Deployed alike, too: what one stage rounds, each does.
     alike = (op.terms, op.own_terms, op.inner) == (kernel.terms, kernel.own_terms, kernel.inner)
     return (

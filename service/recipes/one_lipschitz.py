@@ -23,7 +23,7 @@ __all__ = ["ROWS"]
 
 _OURS = "ours"
 _FAST: Settings = {
-    "epochs": 24,
+    "epochs": 36,
     "batch_size": 512,
     "optimizer": "orthogonal-muon",
     "learning_rate": 0.03,

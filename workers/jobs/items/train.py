@@ -24,6 +24,7 @@ from service.contract.settings import Settings
 from service.contract.storage.files import storage_errors
 from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
+from workers.jobs.hardware.allocator import keep_freed_memory
 from workers.jobs.hardware.device import device_of
 from workers.jobs.inspection.training_data import FILES
 from workers.jobs.items.prepare import files_of, inspect_apart
@@ -75,6 +76,7 @@ def train_model(
     data, facts = _data(store, settings, submission, stop=stop)
     _check(settings, submission, facts)
     torch.set_num_threads(settings.training_threads or len(os.sched_getaffinity(0)))
+    keep_freed_memory()
     folder = store.training_dir(submission.id)
     checkpoint = folder / "checkpoint.safetensors"
 

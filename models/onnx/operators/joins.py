@@ -221,25 +221,27 @@ def gather(operation: Operation, translation: Translation) -> Activation:
         operation.refuse_batch("it takes rows out of the batch")
     if not isinstance(indices, Constant):
         operation.refuse("only constant places are supported")
-    places = operation.integers(1) or []
+    if indices.value.dtype.kind != "i":
+        operation.refuse("places must be integers", code="invalid_onnx")
+    places = [int(place) for place in indices.value.reshape(-1)]
     size = x.shape[axis - 1]
     if not places or not all(-size <= place < size for place in places):
         operation.refuse(f"places {places[:16]} of {size}", code="shape_mismatch")
     places = [place % size for place in places]
     step = places[1] - places[0] if len(places) > 1 else 1
-    if step < 1 or places != list(range(places[0], places[-1] + 1, step)):
-        if len(set(places)) < len(places):
-            operation.refuse(
-                "a place is taken twice", hint="only different places of an axis are supported"
-            )
-        if indices.value.ndim != 1:
-            operation.refuse(f"places of rank {indices.value.ndim} are not supported")
-        return translation.emit(operation, Gather(torch.tensor(places), axis=axis - 1), x)
-    cut = slice(places[0], places[-1] + 1, step)
-    x = _sliced(operation, translation, x, axis - 1, cut)
-    if indices.value.ndim == 0:
-        return translation.emit(operation, Reshape(shape=_without(x.shape, axis - 1)), x)
-    return x
+    if step >= 1 and places == list(range(places[0], places[-1] + 1, step)):
+        cut = slice(places[0], places[-1] + 1, step)
+        taken = _sliced(operation, translation, x, axis - 1, cut)
+    elif len(set(places)) < len(places):
+        operation.refuse(
+            "a place is taken twice", hint="only different places of an axis are supported"
+        )
+    else:
+        taken = translation.emit(operation, Gather(torch.tensor(places), axis=axis - 1), x)
+    if indices.value.ndim == 1:
+        return taken
+    shape = (*x.shape[: axis - 1], *indices.value.shape, *x.shape[axis:])
+    return translation.emit(operation, Reshape(shape=shape), taken)
 
 
 def reduce_sum(operation: Operation, translation: Translation) -> Activation:

@@ -137,7 +137,10 @@ def test_slices_that_leave_the_batch_whole() -> None:
 @settings(max_examples=examples(40), deadline=None)
 @given(
     OPSETS,
-    st.sampled_from([0, 2, -1, [1], [0, 1], [1, 3], [-4, -2], [0, 1, 2, 3], [3, 0], [2, 3, 1, 0]]),
+    st.sampled_from(
+        [0, 2, -1, [1], [0, 1], [1, 3], [-4, -2], [0, 1, 2, 3], [3, 0], [2, 3, 1, 0]]
+        + [[[1]], [[0, 1], [2, 3]], [[3, 1], [0, 2]], [[[2], [-1]]]]
+    ),
     BATCHES,
 )
 def test_gather_of_places(opset: int, places: Any, batch: int | str) -> None:
@@ -301,6 +304,7 @@ I = {  # noqa: E741
         ([node("Slice", ["x", "pair", "halves", "ones"], ["y"])], "invalid_onnx"),
         ([node("Gather", ["x", "twice"], ["y"], axis=1)], "unsupported_operator"),
         ([node("Gather", ["x", "nine"], ["y"], axis=1)], "shape_mismatch"),
+        ([node("Gather", ["x", "real"], ["y"], axis=1)], "invalid_onnx"),
         ([node("Gather", ["x", "zero"], ["y"], axis=0)], "batch_dependent"),
         ([node("ReduceMean", ["x"], ["y"])], "batch_dependent"),
         ([node("ReduceSum", ["x", "zero"], ["y"])], "batch_dependent"),

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("forked_inspections")
 LONG = {"attack": {"steps": 300, "restarts": 1, "audit": 1.0, "seed": 0}}
 
 
-def certified(corridor: Corridor, **spec: object) -> dict[str, Any]:
+def certified(corridor: Corridor, samples: int, **spec: object) -> dict[str, Any]:
     """The report."""
-    job = corridor.submit(data=tiny_npz(corridor.folder / "many.npz", samples=100), **spec)
+    job = corridor.submit(data=tiny_npz(corridor.folder / "many.npz", samples=samples), **spec)
     WorkLoop(corridor.settings, corridor.store, corridor.ledger, job.id).work()
     assert corridor.outcome(job, 0)["status"] == "succeeded"
     report = corridor.store.read_json(corridor.store.report_path(job.id))
@@ -32,15 +32,15 @@ def certified(corridor: Corridor, **spec: object) -> dict[str, Any]:
 
 
 def test_a_spent_budget_leaves_samples_undecided(corridor: Corridor) -> None:
-    report = certified(corridor, time_budget_s=0.001, **LONG)
+    report = certified(corridor, 100, time_budget_s=0.001, **LONG)
     assert report["budget_spent"] is True
     assert all(row["undecided"] > 0 for row in report["results"])
 
 
 def test_a_large_budget_changes_nothing(corridor: Corridor) -> None:
     # More than any machine takes: 11 days.
-    with_budget = certified(corridor, time_budget_s=1e6, attack=None)
-    without = certified(corridor, attack=None)
+    with_budget = certified(corridor, 15, time_budget_s=1e6, attack=None)
+    without = certified(corridor, 15, attack=None)
     assert with_budget["budget_spent"] is without["budget_spent"] is False
     assert with_budget["results"] == without["results"]
 

@@ -34,12 +34,15 @@ MAX_MEMBERS = 5_000
 #: How a torch file without a zip container starts: the pickle of torch's magic number.
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ZIP_MAGIC = b"PK\x03\x04"
+# torch 1.4 to 1.6 named a storage by its address in memory: up to 20 digits.
 _MEMBER = re.compile(
-    r"data\.pkl|data/[0-9]{1,9}|version|byteorder|\.format_version|\.storage_alignment"
+    r"data\.pkl|data/[0-9]{1,20}|version|byteorder|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id"
 )
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _GLOBALS = {
+    # Milestones of a learning rate's schedule.
+    "collections Counter",
     "collections OrderedDict",
     "torch._utils _rebuild_parameter",
     "torch._utils _rebuild_tensor",

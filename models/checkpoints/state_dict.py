@@ -35,23 +35,18 @@ IGNORED_TENSORS = ("num_batches_tracked", "deepz_lambda", "u", "u_train", "u_tes
 #: The tensors of a normalisation.
 _NORMALIZATION = {"mean", "std"}
 #: Keys under which training scripts store the state dict, and keys that may be beside it.
-_WRAPPERS = ("state_dict", "model_state_dict")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+#: What holds tensors of its own, and is no network. Figures and words may have any name.
 _BESIDE = (
-    "acc",
-    "args",
-    "arch",
-    "best_acc",
-    "epoch",
-    "err",
-    "iteration",
-    "loss",
+    "amp",
     "lr_scheduler",
+    "optim",
     "optimizer",
     "optimizer_state_dict",
     "sampler_indices",
+    "scaler",
     "scheduler",
     "scheduler_state_dict",
-    "step",
 )
 
 
@@ -77,11 +72,16 @@ def read_network(
     """The network of a checkpoint (``format`` "safetensors" or "pt"). Raises ModelError.
 
     Layers with weights take the checkpoint's modules of the same kind in order; where every such
-    layer of the list carries a name, by that name (``models.checkpoints.pairing``).
+    layer of the list carries a name, by that name (``models.checkpoints.pairing``). Of a file with
+    a list of state dicts, ``"stage"`` of the architecture (from 1) says which is meant.
     """
+    stage = None
+    if not isinstance(architecture, str) and "stage" in architecture:
+        architecture = dict(architecture)
+        stage = architecture.pop("stage")
     plan = blueprint(architecture, activation=activation).deployed()
     loaded = network_of_state_dict(
-        _state_dict(read_checkpoint(path, format)), plan, ordered=format == "pt"
+        _state_dict(read_checkpoint(path, format), stage), plan, ordered=format == "pt"
     )
     network = loaded.network
     stated = stated_layers(path) if format == "safetensors" else None
@@ -149,12 +149,14 @@ def network_of_state_dict(
     return Loaded(network, pairing, found.warnings)
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The state dict inside what a file holds, out of its wrapper."""
+def _state_dict(content: Any, stage: object) -> dict[str, Tensor]:
+    """The state dict inside what a file holds, out of its wrapper, or the one of a cascade's stage
+    (from 1)."""
     if isinstance(content, dict):
-        wrapped = [key for key in _WRAPPERS if key in content]
+        wrapped = [key for key in _WRAPPERS if isinstance(content.get(key), dict | list)]
         if len(wrapped) == 1:
-            beside = [str(k)[:60] for k in content if k not in wrapped and k not in _BESIDE]
+            others = (key for key in content if key not in wrapped and key not in _BESIDE)
+            beside = [str(key)[:60] for key in others if _holds_tensors(content[key])]
             if beside:
                 mismatch(
                     f"the file holds {beside[:8]} beside {wrapped[0]!r}: it is unclear which of "
@@ -162,12 +164,9 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
                 )
             content = content[wrapped[0]]
     if isinstance(content, list):
-        if len(content) != 1:
-            mismatch(
-                f"the checkpoint is a cascade of {len(content)} networks",
-                hint="upload each stage as a model of its own",
-            )
-        (content,) = content
+        content = _stage(content, stage)
+    elif stage is not None:
+        mismatch("the architecture names a stage, the file holds one network")
     if not isinstance(content, dict) or not content:
         raise ModelError("the checkpoint holds no state dict", code="invalid_checkpoint")
     others = [str(k)[:60] for k, v in content.items() if not isinstance(v, Tensor)]
@@ -177,6 +176,34 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
             code="invalid_checkpoint",
         )
     return content
+
+
+def _stage(cascade: list[Any], stage: object) -> Any:
+    """One of the networks of a list."""
+    known = f"stages 1 to {len(cascade)}"
+    if stage is None and len(cascade) != 1:
+        mismatch(
+            f"the checkpoint is a cascade of {len(cascade)} networks ({known})",
+            hint='say which in the architecture: {"name": ..., "stage": 1}',
+        )
+    stage = 1 if stage is None else stage
+    if type(stage) is not int or not 1 <= stage <= len(cascade):
+        mismatch(f"there is no stage {str(stage)[:20]}: the checkpoint has {known}")
+    return cascade[stage - 1]
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether there is a tensor of more than one number somewhere in it."""
+    stack = [value]
+    while stack:
+        entry = stack.pop()
+        if isinstance(entry, Tensor) and entry.dim() > 0:
+            return True
+        if isinstance(entry, dict):
+            stack.extend(entry.values())
+        elif isinstance(entry, list | tuple):
+            stack.extend(entry)
+    return False
 
 
 def _groups(tensors: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Group]:

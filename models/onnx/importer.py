@@ -59,7 +59,7 @@ class ImportedOnnx:
 
 
 def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
-    """The network of an ONNX file (opset 9 to 21), operator by operator. Raises ModelError."""
+    """The network of an ONNX file (opset 7 to 26), operator by operator. Raises ModelError."""
     return read_onnx(path, limits).network
 
 
@@ -69,7 +69,7 @@ def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
 
 
 def read_onnx(path: Path, limits: OnnxLimits | None = None) -> ImportedOnnx:
-    """An ONNX file (opset 9 to 21) as a network, operator by operator. Raises ModelError."""
+    """An ONNX file (opset 7 to 26) as a network, operator by operator. Raises ModelError."""
     limits = limits or OnnxLimits()
     size = path.stat().st_size
     if size > limits.file_bytes:
@@ -215,6 +215,10 @@ def _named(kind: str, places: list[str]) -> str:
     return f"{kind!r} ({where})"
 
 
+#: Operators that broadcast from opset 8 on.
+_SAME_SHAPES = ("Max", "Min", "Sum")
+
+
 def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:
     """The operator's outputs, in order."""
     if not any(isinstance(value, Activation) for value in operation.inputs):
@@ -229,6 +233,14 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
             "this operator is supported on constants only",
             hint="supported operators: " + ", ".join(sorted(OPERATORS)),
         )
+    if operation.opset < 8 and operation.op_type in _SAME_SHAPES:
+        shapes = {v.shape if isinstance(v, Activation) else None for v in operation.inputs}
+        if len(shapes) > 1:
+            operation.refuse(
+                "its inputs must have one shape before opset 8",
+                code="invalid_onnx",
+                hint="export with a newer opset",
+            )
     result = translator(operation, translation)
     return result if isinstance(result, list) else [result]
 

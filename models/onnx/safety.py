@@ -21,8 +21,8 @@ from models.errors import ModelError
 
 __all__ = ["OPSETS", "OnnxLimits", "node_label", "opset_of", "parse_onnx"]
 
-#: Opsets of the default domain that are understood.
-OPSETS = range(9, 22)
+#: Opsets of the default domain that are understood: what ONNX Runtime vouches for.
+OPSETS = range(7, 27)
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _VALUE_ATTRIBUTES = {

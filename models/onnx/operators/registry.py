@@ -69,6 +69,8 @@ def _leaky_relu(operation: Operation, translation: Translation) -> Activation:
 def _batch_normalization(operation: Operation, translation: Translation) -> Activation:
     if operation.attributes.get("training_mode") or any(operation.outputs[1:]):
         operation.refuse("training mode is not inference", hint="export the model in eval mode")
+    if not operation.attributes.get("spatial", 1):
+        operation.refuse("statistics per place (spatial = 0) are not supported")
     tensors = []
     for index in range(1, 5):
         array = operation.constant(index)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import re
+import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +85,53 @@ def test_wrappers(tmp_path: Path, legacy: bool) -> None:
         {"state_dict": model.state_dict(), "epoch": 60, "err": 0.3},
         {"model_state_dict": model.state_dict(), "optimizer": {"lr": 0.1}},
         {"state_dict": [model.state_dict()]},
+        {"net": model.state_dict(), "test_acc": 0.9, "best loss": torch.tensor(0.1), "why": None},
+        {"model": model.state_dict(), "schedule": {"milestones": Counter([30, 60]), "lr": [0.1]}},
         {key: nn.Parameter(t) if t.is_floating_point() else t
          for key, t in model.state_dict().items()},
     ):  # fmt: skip
         assert_same(load_checkpoint(write(tmp_path, content, legacy=legacy), "pt", LIST), model)
+
+
+def test_a_stage_of_a_cascade(tmp_path: Path) -> None:
+    models = [sequential(), sequential()]
+    with torch.no_grad():
+        models[1][0].weight.mul_(2.0)
+    path = write(tmp_path, {"state_dict": [model.state_dict() for model in models]})
+    for stage, model in enumerate(models, start=1):
+        assert_same(load_checkpoint(path, "pt", {**LIST, "stage": stage}), model)
+    for stage in (0, 3, -1, True, "1", 1.0):
+        with pytest.raises(ModelError, match="stages 1 to 2"):
+            load_checkpoint(path, "pt", {**LIST, "stage": stage})
+    single = write(tmp_path, models[0].state_dict())
+    with pytest.raises(ModelError, match="holds one network"):
+        load_checkpoint(single, "pt", {**LIST, "stage": 1})
+
+
+def test_storages_named_by_their_address(tmp_path: Path) -> None:
+    """As torch 1.4 to 1.6 wrote them."""
+    model = sequential()
+    path = write(tmp_path, model.state_dict())
+    members = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            # All that those releases wrote.
+            if re.search(r"/(data\.pkl|version|data/\d+)$", name):
+                members[name] = archive.read(name)
+    pickled = next(name for name in members if name.endswith("data.pkl"))
+    keys = [name.rpartition("/")[2] for name in members if "/data/" in name]
+    for key in keys:
+        long = f"939{int(key):011d}"
+        old, new = (b"X" + len(k).to_bytes(4, "little") + k.encode() for k in (key, long))
+        members[pickled] = members[pickled].replace(old + b"q", new + b"q")
+        members = {
+            name[: -len(key)] + long if name.endswith(f"/data/{key}") else name: content
+            for name, content in members.items()
+        }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert_same(load_checkpoint(path, "pt", LIST), model)
 
 
 def test_safetensors_keeps_no_order_but_numbers_do(tmp_path: Path) -> None:
@@ -183,7 +228,11 @@ NAN = torch.full((3,), float("nan"))
         (but(**{"10__bias": NAN}), "non_finite_weights", "NaN"),
         (but(**{"1__running_var": -torch.ones(4)}), "invalid_network", "variance"),
         ({"state_dict": [sequential().state_dict()] * 2}, "architecture_mismatch", "cascade of 2"),
-        ({"state_dict": sequential().state_dict(), "ema": {}}, "architecture_mismatch", "ema"),
+        (
+            {"state_dict": sequential().state_dict(), "ema": {"w": torch.ones(2)}},
+            "architecture_mismatch",
+            "ema",
+        ),
         ({**sequential().state_dict(), "epoch": 3}, "invalid_checkpoint", "epoch"),
         ([1, 2], "architecture_mismatch", None),
         (torch.zeros(3), "invalid_checkpoint", None),

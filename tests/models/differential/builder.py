@@ -94,13 +94,15 @@ class Builder:
             forms += ["transpose", "squeeze", "concat", "gather", "split", "reverse"]
             forms += ["reverse"] * 2 if self.opset >= 10 else []
         if array.ndim and array.size and (array == array.flat[0]).all():
-            forms += ["fill", "fill", "expand", "expand"]
+            forms += ["fill", "fill"] if self.opset >= 9 else []
+            forms += ["expand", "expand"] if self.opset >= 8 else []
         if array.dtype == np.int64 and array.shape == (1,):
             forms += ["product", "product", "product", "shape"]
         small = array.dtype == np.int64 and bool((array < 2**40).all() and (array > -(2**40)).all())
         if small and array.ndim == 1 and array.size > 0:
             step = int(array[1] - array[0]) if array.size > 1 else 1
-            if step and np.array_equal(array, array[0] + step * np.arange(array.size)):
+            even = self.opset >= 11 and step
+            if even and np.array_equal(array, array[0] + step * np.arange(array.size)):
                 forms.append("range")
         return str(getattr(self, f"_{self.pick(forms)}")(array))
 

@@ -19,7 +19,7 @@ from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
-OPSETS = st.sampled_from([9, 11, 13, 15, 17, 19, 20, 21])
+OPSETS = st.sampled_from([7, 8, 9, 11, 13, 15, 17, 19, 20, 21, 23, 25, 26])
 
 
 @settings(max_examples=examples(40), deadline=None)
@@ -271,3 +271,24 @@ def test_refused(nodes: list[Any], code: str) -> None:
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(flattened(nodes, (3, 4), constants, opset=11))
     assert caught.value.code == code, caught.value
+
+
+@pytest.mark.parametrize("op", ["Max", "Min", "Sum"])
+def test_what_does_not_broadcast_in_opset_7_is_refused(op: str) -> None:
+    constants = {"c": np.array([0.5], np.float32)}
+    with pytest.raises(ModelError, match="before opset 8") as caught:
+        import_onnx_bytes(flattened([node(op, ["x", "c"], ["y"])], (4,), constants, opset=7))
+    assert caught.value.code == "invalid_onnx"
+    two = [node("Relu", ["x"], ["r"]), node(op, ["x", "r"], ["y"])]
+    assert_agrees(flattened(two, (4,), opset=7))
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+def test_batch_norm_of_old_opsets(opset: int) -> None:
+    constants = {"s": normal(0, 3), "b": normal(1, 3), "m": normal(2, 3), "v": normal(3, 3) ** 2}
+    made = node("BatchNormalization", ["x", *constants], ["y"], spatial=1)
+    assert_agrees(flattened([made], (3, 2, 2), constants, opset=opset))
+    made.attribute[0].i = 0
+    with pytest.raises(ModelError, match="spatial") as caught:
+        import_onnx_bytes(flattened([made], (3, 2, 2), constants, opset=opset))
+    assert caught.value.code == "unsupported_operator"

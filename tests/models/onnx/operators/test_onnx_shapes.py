@@ -16,7 +16,7 @@ from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
-OPSETS = st.sampled_from([9, 11, 13, 15, 17, 19, 20, 21])
+OPSETS = st.sampled_from([7, 8, 9, 11, 13, 15, 17, 19, 20, 21, 23, 25, 26])
 
 
 @settings(max_examples=examples(40), deadline=None)

@@ -16,7 +16,7 @@ from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, normal
 
-OPSETS = st.sampled_from([9, 10, 11, 12, 13, 14, 16, 18, 19, 21])
+OPSETS = st.sampled_from([7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 19, 21, 22, 24, 26])
 SIZES = st.integers(1, 3)
 
 

@@ -219,11 +219,12 @@ def gather(operation: Operation, translation: Translation) -> Activation:
     axis = operation.axis(operation.attributes["axis"], x.rank)
     if axis == 0:
         operation.refuse_batch("it takes rows out of the batch")
-    if not isinstance(indices, Constant):
+    array = operation.constant(1) if isinstance(indices, Constant) else None
+    if array is None:
         operation.refuse("only constant places are supported")
-    if indices.value.dtype.kind != "i":
+    if array.dtype.kind != "i":
         operation.refuse("places must be integers", code="invalid_onnx")
-    places = [int(place) for place in indices.value.reshape(-1)]
+    places = [int(place) for place in array.reshape(-1)]
     size = x.shape[axis - 1]
     if not places or not all(-size <= place < size for place in places):
         operation.refuse(f"places {places[:16]} of {size}", code="shape_mismatch")
@@ -238,9 +239,9 @@ def gather(operation: Operation, translation: Translation) -> Activation:
         )
     else:
         taken = translation.emit(operation, Gather(torch.tensor(places), axis=axis - 1), x)
-    if indices.value.ndim == 1:
+    if array.ndim == 1:
         return taken
-    shape = (*x.shape[: axis - 1], *indices.value.shape, *x.shape[axis:])
+    shape = (*x.shape[: axis - 1], *array.shape, *x.shape[axis:])
     return translation.emit(operation, Reshape(shape=shape), taken)
 
 

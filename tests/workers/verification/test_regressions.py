@@ -70,6 +70,12 @@ def denormal_box() -> Network:
     return chain((2,), *layers, Linear(T([[1.0], [0.0]]), T([0.0, level])))
 
 
+#: In any order in which four terms may be added, some row meets its two large ones first.
+OVERFLOWING = Linear(
+    1e38 * T([[0.0] * 4, [2.0, 2, -2, -2], [2.0, -2, 2, -2], [2.0, -2, -2, 2]]),
+    T([1e38, 0.0, 0.0, 0.0]),
+)
+
 #: name: (network, clean point, point that the deployed network gets wrong)
 CASES: dict[str, tuple[Network, Any, Any]] = {
     "overlapping max pool": (
@@ -119,12 +125,12 @@ CASES: dict[str, tuple[Network, Any, Any]] = {
         [[0.68]],
     ),
     "partial sums of the head overflow": (
-        chain((4,), Linear(T([[0.0] * 4, [2e38, 2e38, -2e38, -2e38]]), T([1e38, 0.0]))),
+        chain((4,), OVERFLOWING),
         [[0.8] * 4],
         [[0.88] * 4],
     ),
     "the same behind a relu": (
-        chain((4,), ReLU(), Linear(T([[0.0] * 4, [2e38, 2e38, -2e38, -2e38]]), T([1e38, 0.0]))),
+        chain((4,), ReLU(), OVERFLOWING),
         [[0.8] * 4],
         [[0.88] * 4],
     ),

@@ -239,6 +239,8 @@ def test_the_mean_of_an_image_is_average_pooling(keepdims: int) -> None:
 @settings(max_examples=examples(40), deadline=None)
 @given(OPSETS, st.lists(st.sampled_from(["x", "r", "c", "n"]), min_size=1, max_size=5))
 def test_sums_and_negation(opset: int, sources: list[str]) -> None:
+    if opset < 8:  # nothing broadcasts yet
+        sources = ["n" if source == "c" else source for source in sources]
     if "c" in sources:
         sources = [*(s for s in sources if s != "c"), "c"] if sources.count("c") > 1 else sources
         sources = ["r", *sources]

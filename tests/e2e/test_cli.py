@@ -89,7 +89,7 @@ def test_demo(root: Path, tmp_path: Path) -> None:
     if not (root / "examples" / "mnist_certified.onnx").exists():
         pytest.skip("the example network has not been made")
     folders = ("--out", tmp_path / "demo", "--data-dir", tmp_path / "data")
-    ended = certserve("demo", *folders, "--samples", "all" if ALL else 60)
+    ended = certserve("demo", *folders, "--samples", "all" if ALL else 30)
     assert ended.returncode == 0, ended.stderr
     names = sorted(path.name for path in (tmp_path / "demo").iterdir())
     assert names == ["report.csv", "report.html", "report.json", "report.svg"]

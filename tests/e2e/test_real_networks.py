@@ -13,10 +13,11 @@ from PIL import Image
 
 from service.client import Client
 from tests.e2e.live_service import JOB_S, LiveService
+from tests.extent import examples
 
 pytestmark = pytest.mark.slow
 
-SAMPLES = 16
+SAMPLES = examples(10, 32)
 
 #: Network, epsilon (l2), normalisation, data, least clean accuracy.
 MNIST = {"mean": [0.1307], "std": [0.3081]}

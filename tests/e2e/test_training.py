@@ -28,7 +28,7 @@ DIGITS: dict[str, Any] = {
     "activation": "maxmin",
     "epochs": 12,
     "learning_rate": 5e-3,
-    "certify": {"epsilons": ["1/4", "1/2"], "attack": {"audit": 1.0}},
+    "certify": {"epsilons": ["1/4", "1/2"], "samples": 200, "attack": {"audit": 1.0}},
 }
 
 

@@ -183,6 +183,8 @@ def corridor(tmp_path: Path, redis_url: str) -> Iterator[Corridor]:
         lease_ttl_s=5.0,
         retry_delay_s=0.1,
         device="cpu",
+        # Threads of tiny tensors would wait for each other while other tests run.
+        training_threads=1,
     )
     made = Corridor(tmp_path, settings)
     yield made
@@ -220,6 +222,7 @@ def start_worker(corridor: Corridor) -> Iterator[Callable[..., subprocess.Popen[
                 "CERTSERVE_SAMPLES_PER_SHARD": str(settings.samples_per_shard),
                 "CERTSERVE_LEASE_TTL_S": str(settings.lease_ttl_s),
                 "CERTSERVE_RETRY_DELAY_S": str(settings.retry_delay_s),
+                "CERTSERVE_TRAINING_THREADS": str(settings.training_threads),
                 **environment,
             },
         )

@@ -35,32 +35,31 @@ def attempt(corridor: Corridor, job: JobSubmission, *, pause: bool = False) -> d
     )
 
 
-@pytest.mark.parametrize("damage", ["cut off", "other run", "none"])
-def test_a_checkpoint_that_cannot_be_read_costs_time_and_nothing_else(
-    corridor: Corridor, damage: str
-) -> None:
+def test_a_checkpoint_that_cannot_be_read_costs_time_and_nothing_else(corridor: Corridor) -> None:
     whole = attempt(corridor, training(corridor))
-    job, other = training(corridor), training(corridor)
-    # What a reader on this host fetched from another one (``Store.read_json``) is in no one's way.
-    corridor.store.job_dir(job.id)
-    corridor.store.training_dir(job.id).mkdir()
-    corridor.store.write_json(corridor.store.training_dir(job.id) / "history.json", {"history": []})
-    with pytest.raises(Paused):
-        attempt(corridor, job, pause=True)
-    checkpoint = corridor.store.training_dir(job.id) / "checkpoint.safetensors"
-    if damage == "cut off":
-        checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    if damage == "other run":
-        assert other.training is not None
-        seeded = other.model_copy(update={"training": {**other.training, "seed": 5}})
+    for damage in ("cut off", "other run", "none"):
+        job, other = training(corridor), training(corridor)
+        folder = corridor.store.training_dir(job.id)
+        # What a reader on this host fetched from another one (``Store.read_json``) is in no one's
+        # way.
+        corridor.store.job_dir(job.id)
+        folder.mkdir()
+        corridor.store.write_json(folder / "history.json", {"history": []})
         with pytest.raises(Paused):
-            attempt(corridor, seeded, pause=True)
-        corridor.store.training_dir(other.id).joinpath(checkpoint.name).replace(checkpoint)
-    done = attempt(corridor, job)
-    assert done["model"]["digest"] == whole["model"]["digest"]
-    assert done["history"] == whole["history"]
-    left = {path.name for path in corridor.store.training_dir(job.id).iterdir()}
-    assert left == {"history.json", "trained.json"}
+            attempt(corridor, job, pause=True)
+        checkpoint = folder / "checkpoint.safetensors"
+        if damage == "cut off":
+            checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+        if damage == "other run":
+            assert other.training is not None
+            seeded = other.model_copy(update={"training": {**other.training, "seed": 5}})
+            with pytest.raises(Paused):
+                attempt(corridor, seeded, pause=True)
+            corridor.store.training_dir(other.id).joinpath(checkpoint.name).replace(checkpoint)
+        done = attempt(corridor, job)
+        assert done["model"]["digest"] == whole["model"]["digest"], damage
+        assert done["history"] == whole["history"], damage
+        assert {path.name for path in folder.iterdir()} == {"history.json", "trained.json"}
 
 
 def test_a_worker_that_is_told_to_stop_writes_a_checkpoint_first(

@@ -155,8 +155,8 @@ def _state_dict(content: Any, stage: object) -> dict[str, Tensor]:
     if isinstance(content, dict):
         wrapped = [key for key in _WRAPPERS if isinstance(content.get(key), dict | list)]
         if len(wrapped) == 1:
-            others = (key for key in content if key not in wrapped and key not in _BESIDE)
-            beside = [str(key)[:60] for key in others if _holds_tensors(content[key])]
+            named = [key for key in content if key not in wrapped and key not in _BESIDE]
+            beside = [str(key)[:60] for key in named if _holds_tensors(content[key])]
             if beside:
                 mismatch(
                     f"the file holds {beside[:8]} beside {wrapped[0]!r}: it is unclear which of "

@@ -11,7 +11,16 @@ from fastapi import FastAPI
 from service.api.errors import PROBLEM_RESPONSES, install_handlers
 from service.api.middleware import SecurityHeaders
 from service.api.openapi import describe
-from service.api.routes import catalogue, certify, events, health, jobs, reports, train
+from service.api.routes import (
+    catalogue,
+    certify,
+    documentation,
+    events,
+    health,
+    jobs,
+    reports,
+    train,
+)
 from service.api.services import Services
 from service.api.uploads import datasets, models
 from service.contract.settings import Settings
@@ -23,7 +32,10 @@ _DESCRIPTION = """Certified robustness as a service: post a classifier, a data s
 model; get back what no perturbation inside it can change. Errors are RFC 9457 problem details."""
 
 #: One module of endpoints per subject.
-_SUBJECTS = (certify, train, jobs, events, reports, models, datasets, catalogue, health)
+_SUBJECTS = (
+    *(certify, train, jobs, events, reports),
+    *(models, datasets, catalogue, health, documentation),
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -45,6 +57,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=release(),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,
         responses=PROBLEM_RESPONSES,
     )

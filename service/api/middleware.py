@@ -17,12 +17,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-#: The page of the documentation loads its viewer from a public address.
-_DOCS_POLICY = (
-    "default-src 'none'; script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    "style-src https://cdn.jsdelivr.net 'unsafe-inline'; connect-src 'self'; "
-    "img-src data: https://fastapi.tiangolo.com; frame-ancestors 'none'"
-)
 
 
 def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
@@ -31,7 +25,6 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 _ADDED = _raw(_HEADERS)
-_DOCS = _raw({**_HEADERS, "Content-Security-Policy": _DOCS_POLICY})
 
 
 class SecurityHeaders:
@@ -51,10 +44,9 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = message["headers"]
                 present = {name for name, _ in headers}
-                added = _DOCS if scope["path"] in ("/docs", "/redoc") else _ADDED
                 message["headers"] = [
                     *headers,
-                    *((name, value) for name, value in added if name not in present),
+                    *((name, value) for name, value in _ADDED if name not in present),
                 ]
                 services = getattr(scope["app"].state, "services", None)
                 if services is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,7 +78,25 @@ def test_a_foreign_name_that_leads_here_is_not_served(api: httpx.Client) -> None
 def test_the_openapi_page_describes_the_endpoints(api: httpx.Client) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     assert {"/certify", "/jobs", "/jobs/{job_id}", "/models", "/datasets", "/readyz"} <= set(paths)
-    assert api.get("/docs").status_code == 200
+
+
+def test_the_pages_about_the_api_need_nothing_from_outside(api: httpx.Client) -> None:
+    for path, script in (("/docs", "swagger-ui-bundle.js"), ("/redoc", "redoc.standalone.js")):
+        page = api.get(path)
+        assert page.status_code == 200
+        linked = re.findall(r'(?:src|href|spec-url)="([^"]+)"', page.text)
+        assert f"docs/{script}" in linked
+        assert "//" not in "".join(linked), "only relative addresses"
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "http" not in policy
+        assert "script-src 'self' 'unsafe" not in policy
+        for address in linked:
+            assert api.get(f"/{address}").status_code == 200, address
+    answer = api.get("/docs/swagger-ui-bundle.js")
+    assert answer.headers["content-type"].startswith("text/javascript")
+    for name in ("core.py", "..%2fcore.py", "__init__.py"):
+        assert api.get(f"/docs/{name}").status_code == 404
 
 
 def test_every_reference_of_the_openapi_page_leads_somewhere(api: httpx.Client) -> None:

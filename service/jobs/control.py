@@ -17,6 +17,7 @@ from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, 
 from service.contract.schemas.submissions import (
     TERMINAL,
     DatasetSource,
+    JobDetails,
     JobError,
     JobRecord,
     JobSubmission,
@@ -29,7 +30,7 @@ from service.contract.storage.store import Store
 from service.contract.times import now
 from service.jobs.notifier import Notifier
 
-__all__ = ["Jobs", "check_fit", "new_state", "record"]
+__all__ = ["Jobs", "check_fit", "details", "new_state", "record"]
 
 _log = logging.getLogger(__name__)
 
@@ -222,9 +223,17 @@ def record(state: JobState) -> JobRecord:
                 if state.status == "succeeded" and submission.spec
                 else None,
                 "model": f"/models/{state.model_id}" if state.model_id else None,
+                "training": f"{base}/training" if submission.kind == "train" else None,
             },
         }
     )
+
+
+def details(state: JobState) -> JobDetails:
+    """The same, and what was asked for."""
+    submission = state.submission
+    shown = record(state).model_dump(by_alias=True)
+    return JobDetails(**shown, spec=submission.spec or None, plan=submission.training)
 
 
 def _unknown(job_id: str) -> NotFound:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, JsonValue
 from service.api.auth import Principal
 from service.api.errors import PROBLEM
 from service.api.services import UsesServices
-from service.contract.schemas.submissions import JobKind, JobRecord, JobStatus
-from service.jobs.control import record
+from service.contract.schemas.submissions import JobDetails, JobKind, JobRecord, JobStatus
+from service.jobs.control import details
 
 __all__ = ["Page", "router"]
 
@@ -54,37 +54,37 @@ async def get_job(
     services: UsesServices,
     principal: Principal,
     wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
-) -> JobRecord:
+) -> JobDetails:
     """The job; with ``wait`` the answer comes when it has ended, or after that many seconds."""
     wait_s = min(wait, services.settings.max_wait_s)
-    return record(await services.jobs.wait(job_id, wait_s, principal))
+    return details(await services.jobs.wait(job_id, wait_s, principal))
 
 
 @router.post(
     "/jobs/{job_id}/cancel",
     status_code=202,
-    response_model=JobRecord,
+    response_model=JobDetails,
     summary="Cancel a job",
 )
-async def cancel_job(job_id: str, services: UsesServices, principal: Principal) -> JobRecord:
+async def cancel_job(job_id: str, services: UsesServices, principal: Principal) -> JobDetails:
     """It is `cancelled` at once; its workers stop within five seconds. A job that has ended does
     not change, so cancelling twice is safe."""
-    return record(await services.jobs.cancel(job_id, principal))
+    return details(await services.jobs.cancel(job_id, principal))
 
 
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=202,
-    response_model=JobRecord,
+    response_model=JobDetails,
     responses={409: PROBLEM},
     summary="Run a failed or cancelled job again",
 )
 async def retry_job(
     job_id: str, response: Response, services: UsesServices, principal: Principal
-) -> JobRecord:
+) -> JobDetails:
     """The same id, a new attempt; on disk before the answer. Finished shards of a cancelled attempt
     are kept; a failed attempt starts over."""
-    job = record(await services.jobs.retry(job_id, principal))
+    job = details(await services.jobs.retry(job_id, principal))
     # Set after the look-up: a malformed id may hold characters that no header can.
     response.headers["Location"] = f"/jobs/{job.id}"
     return job
@@ -95,7 +95,7 @@ async def retry_job(
     status_code=204,
     response_class=Response,
     responses={
-        202: {"model": JobRecord, "description": "The job was active and is cancelled now"},
+        202: {"model": JobDetails, "description": "The job was active and is cancelled now"},
         204: {"description": "The job had ended and is removed with all its files"},
     },
     summary="Cancel an active job, remove one that has ended",
@@ -105,4 +105,4 @@ async def delete_job(job_id: str, services: UsesServices, principal: Principal) 
     state = await services.jobs.delete(job_id, principal)
     if state is None:
         return Response(status_code=204)
-    return JSONResponse(record(state).model_dump(mode="json"), status_code=202)
+    return JSONResponse(details(state).model_dump(mode="json"), status_code=202)

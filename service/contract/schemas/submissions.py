@@ -19,6 +19,7 @@ __all__ = [
     "TERMINAL",
     "AttackSpec",
     "DatasetSource",
+    "JobDetails",
     "JobError",
     "JobKind",
     "JobLinks",
@@ -237,6 +238,7 @@ class JobLinks(Strict):
     events: str | None = None
     report: str | None = None
     model: str | None = None
+    training: str | None = None
 
 
 class JobError(BaseModel):
@@ -252,7 +254,7 @@ class JobError(BaseModel):
 
 
 class JobRecord(Strict):
-    """A job as GET /jobs/{id} shows it."""
+    """A job as a list shows it."""
 
     id: str
     kind: JobKind
@@ -265,3 +267,14 @@ class JobRecord(Strict):
     model_id: str | None = None
     dataset_id: str | None = None
     links: JobLinks
+
+
+class JobDetails(JobRecord):
+    """A job as GET /jobs/{id} shows it.
+
+    ``spec``: of the certification, defaults filled in; null for a training that certifies nothing.
+    ``plan``: of a training, what its recipe and defaults came to.
+    """
+
+    spec: dict[str, JsonValue] | None = None
+    plan: dict[str, JsonValue] | None = None

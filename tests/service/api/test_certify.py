@@ -60,7 +60,7 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
         "model_id", "dataset_id", "links",
     }  # fmt: skip
     assert set(job["progress"]) == {"done", "total", "unit", "message", "eta_s"}
-    assert set(job["links"]) == {"self", "events", "report", "model"}
+    assert set(job["links"]) == {"self", "events", "report", "model", "training"}
     assert (job["kind"], job["status"], job["error"]) == ("certify", "queued", None)
     (kept,) = JournalReader(store.folder("journal")).read()
     assert kept.id == job["id"]
@@ -72,6 +72,8 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
     assert isinstance(ledger.lease(job["id"], worker="w"), Lease)
     shown = api.get(f"/jobs/{job['id']}").json()
     assert shown["status"] == "running"
+    assert shown["spec"] == kept.spec, "defaults filled in"
+    assert shown["plan"] is shown["links"]["training"] is None
     assert shown["model_id"] == job["model_id"] == kept.model.digest
 
 

@@ -112,7 +112,7 @@ def build_report(
         "by_method": dict(sorted(Counter(results.method).items())),
         "parity": _finite(facts.get("parity")),
         "budget_spent": bool(notes.pop("budget_spent", False)),
-        "warnings": _warnings(found, results, facts),
+        "warnings": [*_warnings(found, results, facts), *_whole_range(spec, cap)],
         "notes": notes,
         "timing": _timing(timing, results, count),
         "device": device,
@@ -191,6 +191,18 @@ def _warnings(found: Verdicts, results: SampleResults, facts: Mapping[str, Any])
             f"or less counts as no answer: the {dropped} may round it to a tie."
         )
     return said
+
+
+def _whole_range(spec: Spec, cap: float) -> list[str]:
+    """A sentence where an epsilon reaches every input that there is."""
+    if not spec.clip:
+        return []
+    return [
+        f"Epsilon {text} reaches every input in [0, 1]: epsilons are in pixel units"
+        + (f", was {text}/255 meant?" if float(epsilon) <= 255 and "/" not in text else ".")
+        for epsilon, text in ((e, epsilon_text(e)) for e in spec.epsilons)
+        if float(epsilon) >= cap
+    ]
 
 
 def _curve(spec: Spec, found: Verdicts, rows: list[dict[str, Any]], cap: float) -> dict[str, Any]:

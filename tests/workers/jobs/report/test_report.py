@@ -132,6 +132,22 @@ def test_an_estimate_that_is_broken_is_withdrawn(case: Case) -> None:
     assert report["statement"].startswith("ESTIMATE")
 
 
+@given(cases(), st.sampled_from(["l2", "linf"]), st.booleans())
+def test_an_epsilon_that_reaches_every_input_is_told(case: Case, norm: str, clip: bool) -> None:
+    submission, facts, results = case
+    asked = [f"1/{1000 + index}" for index in range(len(submission.spec["epsilons"]) - 1)]
+    spec = dict(submission.spec) | {"norm": norm, "clip": clip, "epsilons": [*asked, "8"]}
+    results.certified[:] = results.falsified[:] = False
+    results.radius[:] = 0.0
+    report, _ = finished((submission.model_copy(update={"spec": spec}), facts, results))
+    said = [sentence for sentence in report["warnings"] if "every input" in sentence]
+    assert said == (
+        ["Epsilon 8 reaches every input in [0, 1]: epsilons are in pixel units, was 8/255 meant?"]
+        if clip
+        else []
+    )
+
+
 @given(cases())
 def test_a_misclassified_sample_is_never_certified(case: Case) -> None:
     submission, facts, results = case

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from models.architectures.layer_rows import MAX_SIZE, LayerRow
+from models.architectures.lipconvnet import lipconvnet
 from models.errors import ModelError
 
 __all__ = ["FAMILIES", "family_layers"]
@@ -79,6 +80,7 @@ MAX_DEPTH = 200
 
 #: A further family is one function and one row here.
 FAMILIES: dict[str, Callable[[LayerRow, Sequence[Row]], list[Row]]] = {
+    "lipconvnet": lipconvnet,
     "liresnet": _liresnet,
     "orthogonal-dense": _orthogonal_dense,
     "shiftnet": _shiftnet,

@@ -85,6 +85,13 @@ class LayerRow:
         # Rounded as ONNX stores it: the float32 number that is deployed is verified.
         return torch.tensor(float(value), dtype=torch.float32).item()
 
+    def choice(self, key: str, default: str, known: Mapping[str, Any]) -> str:
+        """One of the names in ``known``."""
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in known:
+            self.refuse(f'needs "{key}", one of {", ".join(known)}, not {value!r:.40}')
+        return value
+
     def finish(self) -> None:
         """Refuse the keys that nothing has read."""
         unknown = sorted(str(key)[:40] for key in self.row if key not in self.known)

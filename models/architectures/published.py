@@ -31,6 +31,8 @@ ACTIVATIONS: dict[str, tuple[Row, ...]] = {
     "relu": ({"kind": "relu"},),
     "leaky-relu": ({"kind": "leaky-relu"},),
     "maxmin": ({"kind": "maxmin"},),
+    "householder": ({"kind": "householder"},),
+    "householder-2": ({"kind": "householder", "order": 2},),
     "clamped-maxmin": (
         {"kind": "maxmin"},
         {"kind": "at-most", "half": "first", "value": 1.0},

@@ -27,6 +27,11 @@ __all__ = ["Hyperparameters", "TrainSpec", "TrainingPlan", "certification_spec"]
 
 _MAX_SEED = 2**53 - 1
 
+#: Of the architectures by name; a layer list names its own.
+Activation = Literal[
+    "relu", "relu-theta", "maxmin", "clamped-maxmin", "householder", "householder-2"
+]
+
 
 class Hyperparameters(LocalLipBOptions, GloroTradesOptions, EmmaOptions):
     """How a run goes; every one has a default, recipes and requests replace some.
@@ -52,7 +57,7 @@ class Hyperparameters(LocalLipBOptions, GloroTradesOptions, EmmaOptions):
     epsilon_schedule: ScheduleSpec = constant(1.0)
     augmentation: Literal["none", "crop-flip", "reflect-flip", "shift"] = "none"
     power_steps: int = Field(default=1, ge=1, le=1000)
-    activation: Literal["relu", "relu-theta", "maxmin", "clamped-maxmin"] = "relu"
+    activation: Activation = "relu"
     theta: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
     init: Literal["default", "glorot", "he", "orthogonal"] | None = None
     validation_samples: int = Field(default=1000, ge=0, le=1_000_000)
@@ -70,7 +75,7 @@ class TrainSpec(Strict):
     architecture: str | dict[str, JsonValue] | None = None
     norm: Literal["l2", "linf"] = "l2"
     recipe: Literal["paper", "fast"] | dict[str, JsonValue] = "fast"
-    activation: Literal["relu", "relu-theta", "maxmin", "clamped-maxmin"] | None = None
+    activation: Activation | None = None
     epochs: int | None = Field(default=None, ge=1, le=100_000)
     batch_size: int | None = Field(default=None, ge=1, le=65_536)
     learning_rate: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)

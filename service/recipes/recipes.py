@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from service.recipes import bcp, emma, gloro, local_lip, one_lipschitz, plain
+from service.recipes import bcp, emma, gloro, local_lip, one_lipschitz, plain, soc
 from service.recipes.recipe import COSINE, Recipe
 
 __all__ = ["RECIPES", "recipe_of"]
@@ -18,6 +18,7 @@ RECIPES: tuple[Recipe, ...] = (
     *gloro.ROWS,
     *emma.ROWS,
     *one_lipschitz.ROWS,
+    *soc.ROWS,
 )
 
 

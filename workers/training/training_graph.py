@@ -159,11 +159,15 @@ class TrainingGraph:
 
     def features(self, x: Tensor) -> Tensor:
         """What the last layer takes, [batch, features], float32."""
+        return self.values(x)[-1].to(x.dtype)
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """The input and every step's value, in what the forward pass computes in."""
         values = [x]
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             for step in self.steps:
                 values.append(self.run(step, *(values[source] for source in step.sources)))
-        return values[-1].to(x.dtype)
+        return values
 
     @contextlib.contextmanager
     def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
@@ -216,10 +220,11 @@ class TrainingGraph:
         """[classes, features]."""
         return self.weights[self._head_name][0]
 
-    def lipschitz(self) -> Tensor:
-        """Estimate of the l2 Lipschitz constant before the last layer, a scalar with gradient."""
+    def lipschitz(self, value: int | None = None) -> Tensor:
+        """Estimate of the l2 Lipschitz constant before the last layer, or up to ``value`` (0 is the
+        input, i + 1 step i's result); a scalar with gradient."""
         slopes = [self.head_weight.new_ones(())]
-        for step in self.steps:
+        for step in self.steps[:value]:
             joined = [slopes[source] for source in step.sources]
             slope = joined[0] if len(joined) == 1 else joined_radius(step, joined)
             slopes.append(self.factor(step) * slope)

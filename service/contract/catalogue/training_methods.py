@@ -21,6 +21,8 @@ from service.contract.schemas.training_options import (
     LocalLipGOptions,
     NoOptions,
     OneLipschitzOptions,
+    SocCrcOptions,
+    SocOptions,
 )
 
 __all__ = ["TRAINING_METHODS", "TrainingMethod"]
@@ -133,6 +135,24 @@ _ROWS = (
         compiled=False,
         certify_with={"method": "lipschitz"},
         options=OneLipschitzOptions,
+    ),
+    TrainingMethod(
+        "soc",
+        "For 1-Lipschitz layers behind unit rows: cross-entropy less the mean certified radius",
+        "about 1",
+        "Singla, Singla, Feizi 2022",
+        compiled=False,
+        certify_with={"method": "lipschitz"},
+        options=SocOptions,
+    ),
+    TrainingMethod(
+        "soc-crc",
+        "For 1-Lipschitz layers before a softplus head: cross-entropy and the head's curvature",
+        "about 1.1",
+        "Singla, Feizi 2022",
+        compiled=False,
+        certify_with={"method": "crc"},
+        options=SocCrcOptions,
     ),
 )
 

@@ -7,6 +7,8 @@ are taken at the recipe's top level too, and a plan keeps them among its other h
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from service.contract.schemas.submissions import Strict
@@ -21,6 +23,8 @@ __all__ = [
     "LocalLipGOptions",
     "NoOptions",
     "OneLipschitzOptions",
+    "SocCrcOptions",
+    "SocOptions",
 ]
 
 
@@ -50,6 +54,26 @@ class OneLipschitzOptions(Strict):
     """``temperature``: by which logits are divided in the cross-entropy."""
 
     temperature: float = Field(default=0.25, gt=0, le=1000, allow_inf_nan=False)
+
+
+class _OneRadius(Strict):
+    """``loss`` of the logits; ``gamma``: weight of the mean radius, which is subtracted from it."""
+
+    loss: Literal["cross-entropy", "logit-annealing"] = "cross-entropy"
+    gamma: float = Field(default=0.1, ge=0, le=1000, allow_inf_nan=False)
+
+
+class SocOptions(_OneRadius):
+    """``shift``: what is added to the logits first; ``emma``: EMMA's, with its ``least_share``."""
+
+    shift: Literal["none", "emma"] = "none"
+
+
+class SocCrcOptions(_OneRadius):
+    """``curvature``: weight of the head's mean curvature."""
+
+    gamma: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    curvature: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
 
 
 class _LastLayer(Strict):

@@ -45,7 +45,7 @@ class Hyperparameters(LocalLipBOptions, GloroTradesOptions, EmmaOptions):
 
     epochs: int = Field(default=20, ge=1, le=100_000)
     batch_size: int = Field(default=256, ge=1, le=65_536)
-    optimizer: Literal["adam", "nadam", "orthogonal-muon", "sgd"] = "adam"
+    optimizer: Literal["adam", "nadam", "orthogonal-muon", "sgd", "sgd-normalized"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0, le=100, allow_inf_nan=False)
     learning_rate_schedule: ScheduleSpec = Field(
         default_factory=lambda: ScheduleSpec(points=[(0.0, 1.0), (1.0, 0.0)], shape="cosine")

@@ -12,7 +12,30 @@ from workers.training.data import TrainingData
 from workers.training.schedules import Schedule
 
 CPU = torch.device("cpu")
-ACTIVATION = {"emma": "maxmin", "local-lip-b": "relu-theta", "local-lip-g": "clamped-maxmin"}
+ACTIVATION = {
+    "emma": "maxmin",
+    "local-lip-b": "relu-theta",
+    "local-lip-g": "clamped-maxmin",
+    "soc": "maxmin",
+    "soc-crc": "householder",
+}
+#: 2 channels in two blocks of one convolution.
+LIPCONVNET = {
+    "name": "lipconvnet",
+    "input": [1, 28, 28],
+    "blocks": 2,
+    "depth": 2,
+    "width": 2,
+    "mean": [0.2],
+}
+ARCHITECTURE: dict[str, dict[str, object]] = {
+    "soc": LIPCONVNET,
+    "soc-crc": {**LIPCONVNET, "head": "crc", "hidden": 32},
+}
+OPTIONS: dict[str, dict[str, object]] = {
+    "soc": {"gamma": 0.1, "shift": "emma", "loss": "logit-annealing"},
+    "soc-crc": {"gamma": 0.1, "curvature": 0.01},
+}
 
 
 def images(count: int = 60, *, classes: int = 10) -> TrainingData:
@@ -34,7 +57,8 @@ def config_of(method: str = "emma", **changes: object) -> TrainingConfig:
         bears_bfloat16=row.bfloat16,
         bfloat16_on_cpu=row.bfloat16_on_cpu,
         compiles=row.compiled,
-        architecture="mnist-small",
+        architecture=ARCHITECTURE.get(method, "mnist-small"),
+        options=OPTIONS.get(method, {}),
         epsilon=0.3,
         epochs=2,
         batch_size=16,

@@ -14,7 +14,8 @@ from workers.training.bounds.local_norms import LocalTrainingPass
 from workers.training.config import TrainingConfig
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["Bound", "Bounded", "ball_and_box", "global_ball", "local_ball_and_box", "whole_network"]
+__all__ = ["Bound", "Bounded", "ball_and_box", "global_ball", "l2_radius", "local_ball_and_box"]
+__all__ += ["whole_network"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Bounded:
 Bound = Callable[[TrainingGraph, Tensor, Tensor | None, float | Tensor, TrainingConfig], Bounded]
 
 
-def _radius(epsilon: float | Tensor, x: Tensor, config: TrainingConfig) -> float | Tensor:
+def l2_radius(epsilon: float | Tensor, x: Tensor, config: TrainingConfig) -> float | Tensor:
     """epsilon as a Euclidean radius."""
     return epsilon * float(x[0].numel()) ** 0.5 if config.norm == "linf" else epsilon
 
@@ -46,7 +47,7 @@ def global_ball(
     """f_j + epsilon Lip |w_j - w_r| (GloRo, Leino et al. 2021; EMMA, Hu et al. 2023)."""
     logits = graph.logits(graph.features(x))
     chosen = logits.argmax(1) if reference is None else reference
-    radius = graph.lipschitz() * _radius(epsilon, x, config)
+    radius = graph.lipschitz() * l2_radius(epsilon, x, config)
     return Bounded(logits, ball_logits(logits, graph.head_weight, radius, chosen))
 
 
@@ -61,7 +62,7 @@ def whole_network(
     logits = graph.logits(graph.features(x))
     chosen = logits.argmax(1) if reference is None else reference
     norm = torch.linalg.matrix_norm(graph.head_weight, 2)
-    added = 2.0**0.5 * _radius(epsilon, x, config) * graph.lipschitz() * norm
+    added = 2.0**0.5 * l2_radius(epsilon, x, config) * graph.lipschitz() * norm
     others = torch.ones_like(logits).scatter_(1, chosen[:, None], 0.0)
     return Bounded(logits, logits + added * others)
 

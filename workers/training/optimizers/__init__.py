@@ -11,11 +11,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from models.layers.one_lipschitz import SkewConv2d
+from models.layers.reparametrized import NormalizedLinear, OrthogonalLinear
 from models.network import Network
 from workers.training.optimizers.orthogonal_muon import OrthogonalMuon
 
-__all__ = ["OPTIMIZERS", "Maker", "set_rate"]
+__all__ = ["NORMALIZED", "OPTIMIZERS", "Maker", "set_rate"]
 
+#: Layers whose map does not change with the size of their weight.
+NORMALIZED = (NormalizedLinear, OrthogonalLinear, SkewConv2d)
 #: (network, its parameters that are trained, learning rate, weight decay) -> the optimiser.
 Maker = Callable[[Network, Sequence[nn.Parameter], float, float], torch.optim.Optimizer]
 
@@ -31,11 +35,26 @@ def _plain(optimizer: Callable[..., torch.optim.Optimizer], **options: object) -
     return make
 
 
+def _sgd_normalized(
+    network: Network, parameters: Sequence[nn.Parameter], rate: float, decay: float
+) -> torch.optim.Optimizer:
+    """SGD whose weight decay is for weights that are normalised before they act: there it sets how
+    fast they turn and takes nothing from the map (as LipConvnets were trained)."""
+    layers = (network.layer(node.name) for node in network.nodes)
+    normalized = {layer.weight for layer in layers if isinstance(layer, NORMALIZED)}
+    groups = [
+        {"params": [p for p in parameters if p in normalized], "weight_decay": decay},
+        {"params": [p for p in parameters if p not in normalized], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
 OPTIMIZERS: dict[str, Maker] = {
     "adam": _plain(torch.optim.Adam),
     "nadam": _plain(torch.optim.NAdam),
     "orthogonal-muon": OrthogonalMuon.of_network,
     "sgd": _plain(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "sgd-normalized": _sgd_normalized,
 }
 
 

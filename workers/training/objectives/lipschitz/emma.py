@@ -12,7 +12,17 @@ from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["OBJECTIVES", "emma"]
+__all__ = ["OBJECTIVES", "emma", "just_bearable"]
+
+
+def just_bearable(found: Bounded, y: Tensor, least_share: float) -> Tensor:
+    """e_j epsilon K_j, [batch, classes]: the share of what each class's logit may gain at which it
+    would just win."""
+    added = found.worst - found.logits
+    with torch.no_grad():
+        margins = found.logits.gather(1, y[:, None]) - found.logits
+        share = (margins / added.clamp_min(1e-9)).clamp(least_share, 1.0)
+    return share * added
 
 
 def emma(
@@ -24,11 +34,8 @@ def emma(
     share of epsilon at which it would just win.
     """
     found = global_ball(graph, x, y, at.epsilon, config)
-    added = found.worst - found.logits
-    with torch.no_grad():
-        margins = found.logits.gather(1, y[:, None]) - found.logits
-        share = (margins / added.clamp_min(1e-9)).clamp(config.least_share, 1.0)
-    return F.cross_entropy(found.logits + share * added, y), found
+    added = just_bearable(found, y, config.least_share)
+    return F.cross_entropy(found.logits + added, y), found
 
 
 OBJECTIVES = {"emma": Objective(emma, global_ball)}

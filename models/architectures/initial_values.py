@@ -19,6 +19,7 @@ from models.layers.one_lipschitz import (
     Householder,
     NormalizedHead,
     OrthogonalChannels,
+    ProjectionPool,
     SkewConv2d,
     SummedLinear,
 )
@@ -139,6 +140,12 @@ def _householder(
     return {"theta": theta}
 
 
+def _projection(
+    layer: ProjectionPool, row: Mapping[str, Any], init: str, generator: torch.Generator | None
+) -> Tensors:
+    return {"theta": torch.empty(layer.theta.shape).uniform_(0, math.pi, generator=generator)}
+
+
 def _batch_norm(
     layer: BatchNorm, row: Mapping[str, Any], init: str, generator: torch.Generator | None
 ) -> Tensors:
@@ -170,6 +177,7 @@ _RULES: dict[type[Layer], Initial] = {
     **dict.fromkeys((ResidualConv2d, ResidualOrthogonalLinear), _residual),
     SkewConv2d: _skew,
     Householder: _householder,
+    ProjectionPool: _projection,
     BatchNorm: _batch_norm,
     ReLUTheta: _relu_theta,
     AtLeast: _limit,

@@ -47,11 +47,13 @@ from models.layers.one_lipschitz import (
     OrthogonalChannels,
     PadChannels,
     PairMax,
+    ProjectionPool,
     SkewConv2d,
     SpaceToDepth,
     SummedLinear,
 )
 from models.layers.one_lipschitz.pairs import ORDERS
+from models.layers.one_lipschitz.projection import MAX_FOLDS
 from models.layers.one_lipschitz.skew import DEGREES
 from models.layers.reparametrized import (
     NormalizedLinear,
@@ -139,6 +141,13 @@ def _householder(row: LayerRow, shape: Shape) -> Layer:
     if shape[0] % 2 or order not in ORDERS:
         row.refuse(f"takes an even number of channels, and an order of {ORDERS}, not {order}")
     return Householder(_meta(order, shape[0] // 2))
+
+
+def _projection_pool(row: LayerRow, shape: Shape) -> Layer:
+    if shape[0] % 2:
+        row.refuse(f"pairs channels: {shape} has an odd number of them")
+    folds = row.integer("folds", 3, maximum=MAX_FOLDS)
+    return ProjectionPool(_meta(shape[0] // 2), folds=folds)
 
 
 def _residual_conv2d(row: LayerRow, shape: Shape) -> Layer:
@@ -302,6 +311,7 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "orthogonal-linear": lambda row, shape: _linear(row, shape, OrthogonalLinear),
     "pad-channels": lambda row, shape: PadChannels(channels=row.integer("channels")),
     "pair-max": lambda row, shape: PairMax(),
+    "projection-pool": _projection_pool,
     "reduce-mean": _reduction(ReduceMean),
     "reduce-sum": _reduction(ReduceSum),
     "relu": lambda row, shape: ReLU(),

@@ -22,7 +22,10 @@ MAX_DEPTH = 200
 STD = 0.2507
 
 #: What halves the channels at the end of a block, in the place of an activation.
-POOLS: dict[str, Row] = {"max": {"kind": "pair-max"}}
+POOLS: dict[str, Row] = {
+    "max": {"kind": "pair-max"},
+    "projection": {"kind": "projection-pool"},
+}
 
 
 def _unit_rows(row: LayerRow, classes: int) -> list[Row]:

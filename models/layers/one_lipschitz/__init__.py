@@ -3,9 +3,9 @@
 ``AbsShift``, ``OrthogonalChannels`` and the moves beside them are laid out for processors: matrices
 across channels instead of convolutions, and moves of numbers. Images are [batch, c, h, w] like
 everywhere else, but lie in memory as torch's ``channels_last``, so that a matrix across the
-channels of all places is one matrix product. ``SkewConv2d``, ``Householder`` and ``PairMax`` are
-the published skew orthogonal convolutions. What is deployed in their place is plain: convolutions,
-sums, quotients, Abs, MaxMin, Gather, slices, reshapes.
+channels of all places is one matrix product. ``SkewConv2d``, ``Householder``, ``PairMax``
+and ``ProjectionPool`` are those of the published skew orthogonal convolutions. What is deployed in
+their place is plain: convolutions, sums, quotients, Abs, MaxMin, Gather, slices, reshapes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ from models.layers.one_lipschitz.channels import PadChannels, SpaceToDepth
 from models.layers.one_lipschitz.head import NormalizedHead, SummedLinear
 from models.layers.one_lipschitz.orthogonal import OrthogonalChannels
 from models.layers.one_lipschitz.pairs import Householder, PairMax
+from models.layers.one_lipschitz.projection import ProjectionPool
 from models.layers.one_lipschitz.skew import SkewConv2d
 
 __all__ = ["ONE_LIPSCHITZ", "AbsShift", "Householder", "NormalizedHead", "OrthogonalChannels"]
-__all__ += ["PadChannels", "PairMax", "SkewConv2d", "SpaceToDepth", "SummedLinear"]
+__all__ += [
+    "PadChannels",
+    "PairMax",
+    "ProjectionPool",
+    "SkewConv2d",
+    "SpaceToDepth",
+    "SummedLinear",
+]
 
 #: Layers that are trained as they are here and deployed as something else.
 ONE_LIPSCHITZ = (
@@ -28,6 +36,7 @@ ONE_LIPSCHITZ = (
     OrthogonalChannels,
     PadChannels,
     PairMax,
+    ProjectionPool,
     SkewConv2d,
     SpaceToDepth,
     SummedLinear,

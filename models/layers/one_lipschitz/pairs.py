@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.layers.activations import MaxMin
-from models.layers.affine import Conv2d, Linear
+from models.layers.affine import Conv2d
 from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
 from models.layers.joins import Slice
+from models.layers.shapes import Permute, Reshape
 
-__all__ = ["ORDERS", "Householder", "PairMax"]
+__all__ = ["ORDERS", "Householder", "PairMax", "around_folds", "folded"]
 
 #: Folds in a row.
 ORDERS = (1, 2)
@@ -54,13 +56,7 @@ class Householder(Layer):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=1)
-        shape = (-1, *([1] * (x.dim() - 2)))
-        for angle in self.theta:
-            sine, cosine = (f(angle / 2).reshape(shape) for f in (torch.sin, torch.cos))
-            beyond = 2 * torch.relu(first * sine - second * cosine)
-            first, second = first - beyond * sine, second + beyond * cosine
-        return torch.cat([first, second], dim=1)
+        return torch.cat(folded(x, self.theta), dim=1)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         shape = _even(self.kind, shapes[0])
@@ -69,35 +65,75 @@ class Householder(Layer):
         return shape
 
     def deployed(self, *shapes: Shape) -> tuple[DeployedLayer, ...]:
-        """Rotations across channels around MaxMin; two in a row are one."""
+        """Rotations of pairs around MaxMin; two in a row are one."""
         (shape,) = shapes
-        angles = self.theta.detach().to(torch.float64)
-        half = self.theta.shape[1]
-        # With the line turned onto the diagonal the fold is (min, max): MaxMin and a swap.
-        turns = [math.pi / 4 - angle / 2 for angle in angles]
-        swap = torch.eye(2 * half).to(angles).roll(half, 0)
-        maps = [_rotation(turns[0])]
-        for before, after in itertools.pairwise(turns):
-            maps.append(_rotation(after - before) @ swap)
-        maps.append(_rotation(-turns[-1]) @ swap)
-        parts: list[DeployedLayer] = []
-        source: tuple[int | str, ...] = (0,)
-        for index, matrix in enumerate(maps):
-            weight = matrix.to(self.theta)
-            flat = len(shape) == 1
-            layer: Layer = Linear(weight) if flat else Conv2d(weight[:, :, None, None])
-            name = "" if index == len(maps) - 1 else f"turn{index}"
-            parts.append(DeployedLayer(layer, source, name))
-            if name:
-                parts.append(DeployedLayer(MaxMin(), (name,), f"fold{index}"))
-                source = (f"fold{index}",)
-        return tuple(parts)
+        return around_folds(self.theta, None, shape)
+
+
+def folded(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Both halves of the channels after a fold for each row of angles [order, C / 2]."""
+    first, second = x.chunk(2, dim=1)
+    shape = (-1, *([1] * (x.dim() - 2)))
+    for angle in theta:
+        sine, cosine = (f(angle / 2).reshape(shape) for f in (torch.sin, torch.cos))
+        beyond = 2 * torch.relu(first * sine - second * cosine)
+        first, second = first - beyond * sine, second + beyond * cosine
+    return first, second
+
+
+def around_folds(theta: Tensor, last: Tensor | None, shape: Shape) -> tuple[DeployedLayer, ...]:
+    """Folds of the angles [order, pairs] as plain layers, for inputs of ``shape``.
+
+    last [pairs, 2]: unit rows that each pair is read by in the end; None: the pairs themselves.
+    """
+    angles = theta.detach().to(torch.float64)
+    # With the line turned onto the diagonal the fold is (min, max): MaxMin and a swap.
+    turns = [math.pi / 4 - angle / 2 for angle in angles]
+    maps = [_rotation(turns[0])]
+    maps += [_rotation(after - before).flip(2) for before, after in itertools.pairwise(turns)]
+    back = _rotation(-turns[-1]).flip(2)
+    if last is not None:
+        back = last.detach().to(torch.float64)[:, None] @ back
+    parts: list[DeployedLayer] = []
+    source: int | str = 0
+    for index, matrices in enumerate([*maps, back]):
+        ends = index == len(maps)
+        parts += _of_pairs(matrices.to(theta), shape, source, f"turn{index}", ends=ends)
+        if not ends:
+            source = f"fold{index}"
+            parts.append(DeployedLayer(MaxMin(), (f"turn{index}",), source))
+    return tuple(parts)
 
 
 def _rotation(angle: Tensor) -> Tensor:
-    """[2 n, 2 n]: every pair (i, i + n) turned by its angle."""
-    sine, cosine = torch.diag(torch.sin(angle)), torch.diag(torch.cos(angle))
-    return torch.cat([torch.cat([cosine, -sine], 1), torch.cat([sine, cosine], 1)])
+    """[n, 2, 2]: the rotations by n angles."""
+    sine, cosine = torch.sin(angle), torch.cos(angle)
+    return torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
+
+
+def _of_pairs(
+    matrices: Tensor, shape: Shape, source: int | str, name: str, *, ends: bool
+) -> Iterator[DeployedLayer]:
+    """Matrices [n, 1 or 2, 2], one for each pair (i, i + n) of channels: a convolution in groups of
+    two, so that an output is two products, between moves. The last layer is ``name``, or has no
+    name where it ``ends`` the sub-graph.
+    """
+    pairs, out, _ = matrices.shape
+    places = tuple(shape[1:]) or (1, 1)
+    rows: list[Layer] = [
+        Reshape(shape=(2, pairs, *places)),
+        Permute(axes=(1, 0, 2, 3)),
+        Reshape(shape=(2 * pairs, *places)),
+        Conv2d(matrices.reshape(-1, 2, 1, 1), groups=pairs),
+    ]
+    if out == 2:
+        rows += [Reshape(shape=(pairs, 2, *places)), Permute(axes=(1, 0, 2, 3))]
+    rows.append(Reshape(shape=(out * pairs, *shape[1:])))
+    for index, layer in enumerate(rows):
+        last = index == len(rows) - 1
+        here = ("" if ends else name) if last else f"{name}-{index}"
+        yield DeployedLayer(layer, (source,), here)
+        source = here
 
 
 class PairMax(Layer):

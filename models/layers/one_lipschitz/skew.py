@@ -95,12 +95,14 @@ class SkewConv2d(Layer):
         """
         if not self._learning():
             return self.frozen()
-        kernel = skew(self.weight)
-        norms = [
-            self._norm(matrix, vector)
-            for matrix, vector in zip(flattenings(kernel), (self.tall, self.flat), strict=True)
-        ]
-        return kernel / torch.minimum(*norms).clamp_min(1e-12)
+        # Norms are no place for half a precision.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            kernel = skew(self.weight)
+            norms = [
+                self._norm(matrix, vector)
+                for matrix, vector in zip(flattenings(kernel), (self.tall, self.flat), strict=True)
+            ]
+            return kernel / torch.minimum(*norms).clamp_min(1e-12)
 
     def _learning(self) -> bool:
         return torch.is_grad_enabled() and self.weight.requires_grad

@@ -77,17 +77,20 @@ class _Series(torch.autograd.Function):
     Value and input gradient are exact. The weight gradient pairs the series phi(J) x of the input
     with that of the output's gradient, phi(t) = (e^t - 1) / t: of its terms J^p ... J^q it has the
     factor 1 / ((p + 1)! (q + 1)!) in the place of 1 / (p + q + 1)! (Singla and Feizi 2022).
+    Inside an autocast all convolutions, backward too, multiply in its dtype; sums stay as they are.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, degree: int) -> Tensor:
-        padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        kernel = kernel.to(dtype)
         z = x
         for divisor in range(degree, 1, -1):
-            z = torch.add(x, F.conv2d(z, kernel, padding=padding), alpha=1.0 / divisor)
-        ctx.save_for_backward(z, kernel)
+            z = torch.add(x, _image(z, kernel), alpha=1.0 / divisor)
+        ctx.save_for_backward(z.to(dtype), kernel)
         ctx.degree = degree
-        return x + F.conv2d(z, kernel, padding=padding)
+        return x + _image(z, kernel)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None]:
@@ -97,9 +100,15 @@ class _Series(torch.autograd.Function):
         g = gradient
         for divisor in range(ctx.degree, 1, -1):
             # The transpose of J is -J.
-            g = torch.add(gradient, F.conv2d(g, kernel, padding=padding), alpha=-1.0 / divisor)
-        weight = conv2d_weight(z, kernel.shape, g, padding=padding)
-        return gradient - F.conv2d(g, kernel, padding=padding), weight, None
+            g = torch.add(gradient, _image(g, kernel), alpha=-1.0 / divisor)
+        weight = conv2d_weight(z, kernel.shape, g.to(kernel.dtype), padding=padding)
+        return gradient - _image(g, kernel), weight.to(gradient.dtype), None
+
+
+def _image(z: Tensor, kernel: Tensor) -> Tensor:
+    """J z in the dtype of z, multiplied in the kernel's."""
+    padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
+    return F.conv2d(z.to(kernel.dtype), kernel, padding=padding).to(z.dtype)
 
 
 def trained_series(x: Tensor, kernel: Tensor, degree: int) -> Tensor:

@@ -2,9 +2,9 @@
 arXiv:2211.08453; 2020, arXiv:2006.00731).
 
 f_j(h) = z_y - z_j has a Hessian between -m I and M I, so that within r of h it falls by at most
-|grad f_j| r + m r^2 / 2. In training m is the head's largest entry times its norm, and only the
-nearest classes are looked at; what is certified is every class, with curvatures that are proved
-(``workers.verification.bounds.crc``).
+|grad f_j| r + m r^2 / 2. In training m and M come from a few power steps, which are LOWER
+estimates, and only the nearest classes are looked at; what is certified is every class, with
+curvatures that are proved (``workers.verification.bounds.crc``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ __all__ = ["OBJECTIVES", "curvature_ball", "soc_crc"]
 
 #: The nearest other classes that are looked at.
 COMPETITORS = 9
-#: Power steps of a pair's curvature, from a new direction in every step.
-POWER_STEPS = 2
+#: Power steps of a pair's curvature in a training step, each from a new direction, and for the
+#: estimate on validation samples.
+POWER_STEPS, VALIDATION_STEPS = 2, 20
 #: Purpose of the random numbers.
 DIRECTION = 0
 _TINY = 1e-12
@@ -39,38 +40,38 @@ _TINY = 1e-12
 class _Pairs:
     """Boundaries between the label and its nearest classes.
 
-    logits [batch, classes]; other [batch, k]: the classes; first [hidden, features], head [classes,
-    hidden]: W1, W2; margin, steep, bend [batch, k]: z_y - z_j, |grad f_j| and m; reach: the
-    Lipschitz constant before the head; beta: of softplus.
+    logits [batch, classes]; other [batch, k]: the classes; margin, steep [batch, k]: z_y - z_j and
+    |grad f_j|; falling, rising [batch, k]: m and M; reach: the Lipschitz constant before the head.
     """
 
     logits: Tensor
     other: Tensor
-    first: Tensor
-    head: Tensor
     margin: Tensor
     steep: Tensor
-    bend: Tensor
+    falling: Tensor
+    rising: Tensor
     reach: Tensor
-    beta: float
 
     def bounded(self, radius: float | Tensor) -> Bounded:
         """Upper estimates of the nearest classes' logits within ``radius`` of the pixels."""
         move = self.reach * radius
-        rise = self.steep * move + 0.5 * self.bend * move.square()
+        rise = self.steep * move + 0.5 * self.falling * move.square()
         return Bounded(self.logits, self.logits.scatter_add(1, self.other, rise))
 
     def radii(self) -> Tensor:
         """The closed form (sqrt(g^2 + 2 m f) - g) / m of the distance, without its cancellation, in
         pixels: [batch], 0 where the label does not lead."""
         margin = self.margin.relu()
-        root = (self.steep.square() + 2.0 * self.bend * margin + _TINY).sqrt()
+        root = (self.steep.square() + 2.0 * self.falling * margin + _TINY).sqrt()
         distance: Tensor = (2.0 * margin / (self.steep + root)).amin(1)
         return distance / self.reach
 
 
-def _pairs(graph: TrainingGraph, x: Tensor, y: Tensor) -> _Pairs | None:
-    """None where the network does not end in dense, softplus, dense."""
+def _pairs(
+    graph: TrainingGraph, x: Tensor, y: Tensor, generator: torch.Generator, steps: int
+) -> _Pairs | None:
+    """The curvatures by ``steps`` power steps from a random direction; None where the network does
+    not end in dense, softplus, dense."""
     if len(graph.steps) < 2:
         return None
     dense, activation = graph.steps[-2:]
@@ -79,27 +80,43 @@ def _pairs(graph: TrainingGraph, x: Tensor, y: Tensor) -> _Pairs | None:
     if not (in_a_row and isinstance(layer, Linear) and isinstance(smooth, Softplus)):
         return None
     values = graph.values(x)
-    (source,) = dense.sources
     first, head = graph.weights[dense.name][0], graph.head_weight
     logits = graph.logits(values[-1].to(x.dtype))
     others = logits.detach().scatter(1, y[:, None], -torch.inf)
     other = others.topk(min(COMPETITORS, logits.shape[1] - 1), dim=1).indices
-    a = head[y][:, None] - head[other]
     slopes = torch.sigmoid(smooth.beta * values[-2].to(x.dtype))
-    gradients = (a * slopes[:, None]) @ first
-    norm = graph.norm(dense.name)
-    bend = 0.25 * smooth.beta * norm.square() * (-a).relu().amax(2)
+    gradients = ((head[y][:, None] - head[other]) * slopes[:, None]) @ first
+    start = torch.randn(first.shape[1], generator=generator).to(first)
+    # Pairs of classes that the batch holds several times are computed once.
+    once, places = torch.unique(y[:, None] * len(head) + other, return_inverse=True)
+    a = head[once // len(head)] - head[once % len(head)]
+    quarter = 0.25 * smooth.beta
+    falling, rising = (
+        quarter * _largest(first, weights, start, steps)[places]
+        for weights in ((-a).relu(), a.relu())
+    )
     return _Pairs(
         logits,
         other,
-        first,
-        head,
         logits.gather(1, y[:, None]) - logits.gather(1, other),
         (gradients.square().sum(2) + _TINY).sqrt(),
-        bend,
-        graph.lipschitz(source),
-        smooth.beta,
+        falling,
+        rising,
+        graph.lipschitz(dense.sources[0]),
     )
+
+
+def _largest(first: Tensor, weights: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Estimates of the largest eigenvalues of W1^T diag(weights) W1, weights [pairs, hidden] >= 0,
+    with a gradient through the last product: [pairs]."""
+    with torch.no_grad():
+        vector = start.expand(len(weights), -1)
+        for _ in range(steps):
+            image = (F.normalize(vector, dim=1) @ first.T) * weights
+            vector = image @ first
+        vector = F.normalize(vector, dim=1)
+    result: Tensor = ((vector @ first.T).square() * weights).sum(1)
+    return result
 
 
 def curvature_ball(
@@ -112,7 +129,8 @@ def curvature_ball(
     """f_j + |grad| r + m r^2 / 2 for the nearest classes; without such a head ``global_ball``."""
     if reference is None:
         reference = graph.logits(graph.features(x)).argmax(1)
-    pairs = _pairs(graph, x, reference)
+    generator = ScheduledWeights.of(0.0, 0.0, 0.0).generator(config, DIRECTION)
+    pairs = _pairs(graph, x, reference, generator, VALIDATION_STEPS)
     if pairs is None:
         return global_ball(graph, x, reference, epsilon, config)
     return pairs.bounded(l2_radius(epsilon, x, config))
@@ -128,40 +146,18 @@ def soc_crc(
     """
     options = config.options
     loss_of = LOSSES[options.get("loss", "cross-entropy")]
-    pairs = _pairs(graph, x, y)
+    pairs = _pairs(graph, x, y, at.generator(config, DIRECTION), POWER_STEPS)
     if pairs is None:
         found = global_ball(graph, x, y, at.epsilon, config)
         return loss_of(found.logits, y), found
     found = pairs.bounded(l2_radius(at.epsilon, x, config))
     loss = loss_of(found.logits, y)
-    weight, gamma = float(options.get("curvature", 0.0)), float(options.get("gamma", 0.0))
-    if weight > 0.0:
-        start = torch.randn(pairs.first.shape[1], generator=at.generator(config, DIRECTION))
-        loss = loss + weight * _curvatures(pairs, y, start.to(x)).mean()
+    curvature, gamma = float(options.get("curvature", 0.0)), float(options.get("gamma", 0.0))
+    if curvature > 0.0:
+        loss = loss + curvature * torch.maximum(pairs.falling, pairs.rising).mean()
     if gamma > 0.0:
         loss = loss - gamma * pairs.radii().mean()
     return loss, found
-
-
-def _curvatures(pairs: _Pairs, y: Tensor, start: Tensor) -> Tensor:
-    """Estimates of max(m, M) for every pair, [batch, k], by power steps from ``start`` [features].
-
-    beta / 4 times the largest eigenvalue of W1^T diag(relu(-+a)) W1; pairs of classes that the
-    batch holds several times are computed once.
-    """
-    classes = len(pairs.head)
-    once, places = torch.unique(y[:, None] * classes + pairs.other, return_inverse=True)
-    a = pairs.head[once // classes] - pairs.head[once % classes]
-    sizes = []
-    for weights in ((-a).relu(), a.relu()):
-        with torch.no_grad():
-            vector = start.expand(len(a), -1)
-            for _ in range(POWER_STEPS):
-                image = (F.normalize(vector, dim=1) @ pairs.first.T) * weights
-                vector = image @ pairs.first
-            vector = F.normalize(vector, dim=1)
-        sizes.append(((vector @ pairs.first.T).square() * weights).sum(1))
-    return 0.25 * pairs.beta * torch.maximum(*sizes)[places]
 
 
 OBJECTIVES = {"soc-crc": Objective(soc_crc, curvature_ball)}

@@ -58,7 +58,11 @@ def steps(skewed: Any, plain: Any, options: argparse.Namespace) -> None:
 
     def trainer(architecture: Any) -> Trainer:
         config = TrainingConfig(
-            method="soc", architecture=architecture, epsilon=36 / 255, batch_size=options.batch
+            method="soc",
+            architecture=architecture,
+            epsilon=36 / 255,
+            batch_size=options.batch,
+            optimizer="sgd-normalized",
         )
         return Trainer(config, build_network(config))
 

@@ -181,22 +181,55 @@ SHIFTNET: dict[str, Any] = {
         "attack": {"steps": 10, "audit": 0.25},
     },
 }
+#: Skew convolutions, folds, pooling by projection and a softplus head.
+LIPCONVNET: dict[str, Any] = {
+    "method": "soc-crc",
+    "dataset": "digits",
+    "epsilon": "1/2",
+    "architecture": {
+        "name": "lipconvnet",
+        "input": [1, 8, 8],
+        "blocks": 2,
+        "depth": 2,
+        "width": 4,
+        "pooling": "projection",
+        "head": "crc",
+        "hidden": 32,
+        "mean": [0.3],
+    },
+    "recipe": {
+        "epochs": 8,
+        "batch_size": 64,
+        "optimizer": "sgd-normalized",
+        "learning_rate": 0.1,
+        "clip_norm": 1.0,
+        "activation": "householder",
+        "options": {"curvature": 0.01, "gamma": 0.1},
+    },
+    "certify": {
+        "epsilons": ["1/8", "1/4"],
+        "samples": 100,
+        "attack": {"steps": 5, "audit": 0.25},
+    },
+}
 
 
+@pytest.mark.parametrize("wish", [SHIFTNET, LIPCONVNET], ids=lambda wish: wish["method"])
 def test_a_one_lipschitz_model_has_the_same_radii_as_an_upload(
-    calm_service: LiveService, tmp_path: Path
+    calm_service: LiveService, tmp_path: Path, wish: dict[str, Any]
 ) -> None:
     """What a training deploys is a plain ONNX file: the upload path sees nothing else."""
     file = tmp_path / "model.onnx"
     with Client(calm_service.url) as client:
-        job = client.train(SHIFTNET)
+        job = client.train(wish)
         done = client.wait(job["id"], timeout_s=WAIT_S)
         file.write_bytes(client.model_file(done["model_id"], "onnx"))
-        spec = {"norm": "l2", **SHIFTNET["certify"], "method": "lipschitz", "attack": None}
+        method = "crc" if wish["method"] == "soc-crc" else "lipschitz"
+        spec = {"norm": "l2", **wish["certify"], "method": method, "attack": None}
         again = client.certify(file, "digits", spec)
         client.wait(again["id"], timeout_s=WAIT_S)
         first, second = (json.loads(client.report(job_id)) for job_id in (job["id"], again["id"]))
-    assert first["method"] == "lipschitz"
+    assert first["method"] == method
     assert first["soundness"] == second["soundness"] == "sound"
     assert first["clean_accuracy"] > 0.85
     assert first["results"][1]["certified_accuracy"] > 0.4

@@ -93,7 +93,7 @@ class _Series(torch.autograd.Function):
         return x + _image(z, kernel)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor, None]:
         (gradient,) = gradients
         z, kernel = ctx.saved_tensors
         padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
@@ -102,7 +102,9 @@ class _Series(torch.autograd.Function):
             # The transpose of J is -J.
             g = torch.add(gradient, _image(g, kernel), alpha=-1.0 / divisor)
         weight = conv2d_weight(z, kernel.shape, g.to(kernel.dtype), padding=padding)
-        return gradient - _image(g, kernel), weight.to(gradient.dtype), None
+        # The network's input asks for no gradient.
+        wanted = gradient - _image(g, kernel) if ctx.needs_input_grad[0] else None
+        return wanted, weight.to(gradient.dtype), None
 
 
 def _image(z: Tensor, kernel: Tensor) -> Tensor:

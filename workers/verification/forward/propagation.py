@@ -140,16 +140,18 @@ class ForwardPass:
         values = [] if values is None else values
         values.append(before)
         last_use = {source: i for i, step in enumerate(steps) for source in step.sources}
-        parts = KnownParts(steps, self.rounding)
+        parts = KnownParts.of(steps, self.rounding)
         result = before
         for index, step in enumerate(steps):
             self.clock.check()
             if refine is not None and not isinstance(step.op, Affine):
                 refine(index, values)
             inputs = [_held(values[source]) for source in step.sources]
-            parts.read(step, inputs)
+            if parts is not None:
+                parts.read(step, inputs)
             result = self.carry(index, step, inputs)
-            parts.tighten(step, result)
+            if parts is not None:
+                parts.tighten(step, result)
             values.append(result)
             for source in set(step.sources):
                 if refine is None and last_use[source] == index:

@@ -69,6 +69,14 @@ class KnownParts:
         self.sizes: dict[int, Tensor] = {}
         self.radii: dict[int, Tensor] = {}
 
+    @classmethod
+    def of(cls, steps: Sequence[GraphStep], rounding: Rounding) -> KnownParts | None:
+        """None where no part is known, as in training: a pass has nothing to do for them."""
+        for step in steps:
+            if step.section is not None:
+                return cls(steps, rounding)
+        return None
+
     def read(self, step: GraphStep, inputs: Sequence[Enclosure]) -> None:
         """Keep the sizes of what a step reads."""
         for source, state in zip(step.sources, inputs, strict=True):

@@ -12,15 +12,25 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.base import Layer
 from models.layers.euclidean import L2Pool2d, Sort
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import EXACT, monotone
-from workers.verification.layers.rules import Ball, LayerRules
-from workers.verification.numerics import lost_in_norm, raised, rough_norm
+from workers.verification.layers.pooling import CONSTANT_SHARE
+from workers.verification.layers.rules import BackwardState, Ball, Carried, LayerRules
+from workers.verification.numerics import (
+    lost_in_norm,
+    magnitude,
+    nonzero,
+    raised,
+    rough_norm,
+    total,
+)
 from workers.verification.rounding import Rounding
 
 __all__ = ["RULES"]
@@ -84,8 +94,49 @@ def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> En
     return box_to_ball(Enclosure(centre, radius, lower, upper, valid))
 
 
+def _backward(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
+    """|x| >= <x, a> / |a| for the box's middle a, from below; the farthest corner, from above."""
+    layer, rows = _pool(step), rows.dense()
+    lower, upper = state.box(step.sources[0])
+    terms = 4 * math.prod(layer.kernel) + MORE
+    middle = (lower + upper) * 0.5
+    norm = raised(layer(middle), terms, state.dtype)
+    highest = raised(layer(torch.maximum(lower.abs(), upper.abs())), terms, state.dtype)
+    positive = rows.coefficients.clamp_min(0.0)
+    negative = rows.coefficients - positive
+    share = positive / nonzero(rows.pick(norm))
+    source = state.shape_of(step.sources[0])
+    ones = share.new_ones(source[0], 1, *layer.kernel)
+    spread = F.conv_transpose2d(share, ones, stride=layer.stride, groups=source[0])
+    rest = (0, source[2] - spread.shape[3], 0, source[1] - spread.shape[2])
+    result = LinearForm(F.pad(spread, rest) * rows.pick(middle), source, rows.sample)
+    lost = total(-negative * rows.pick(highest))
+    if state.rounding.is_sound:
+        relative = 4 * _relative(layer, state.rounding)
+        lost = lost + magnitude(rows.coefficients * rows.pick(highest)) * relative
+        lost = lost + magnitude(rows.coefficients) * (4 * _lost(layer, state.rounding))
+        lost = raised(lost, 31, state.dtype) + state.rounded(step.sources[0], result)
+    return [result], -lost, lost
+
+
+def _sorted_backward(
+    state: BackwardState, index: int, step: GraphStep, rows: LinearForm
+) -> Carried:
+    """Of the i-th least number nothing but its box is kept."""
+    rows, layer = rows.dense(), step.op
+    if not isinstance(layer, Sort):
+        raise TypeError(f"{step.kind} is no sorted axis")
+    low, high = (layer(end) for end in state.box(step.sources[0]))
+    positive = rows.coefficients.clamp_min(0.0)
+    below, above = positive * rows.pick(low), (rows.coefficients - positive) * rows.pick(high)
+    source = state.shape_of(step.sources[0])
+    nowhere = rows.coefficients.new_zeros(rows.coefficients.shape[0], *source)
+    size = (magnitude(below) + magnitude(above)) * CONSTANT_SHARE
+    return [LinearForm(nowhere, source, rows.sample)], total(below) + total(above), size
+
+
 RULES: dict[type[Layer], LayerRules] = {
-    L2Pool2d: LayerRules(forward=_forward, ball=BALL),
+    L2Pool2d: LayerRules(forward=_forward, ball=BALL, backward=_backward),
     # The i-th least number never falls where none of them does, and sorting brings no two apart.
-    Sort: LayerRules(forward=monotone(EXACT), ball=EXACT),
+    Sort: LayerRules(forward=monotone(EXACT), ball=EXACT, backward=_sorted_backward),
 }

@@ -212,11 +212,16 @@ def stretch_of(compiled: CompiledNetwork, start: int, steps: tuple[int, ...], se
     point = normal(1, *shape, seed=seed).double()
     vector = normal(1, *shape, seed=seed + 99).double()
     length = 0.0
-    for _ in range(12):
+    for _ in range(8):
         vector = vector / vector.norm()
-        _, image = torch.autograd.functional.jvp(run, point, vector)
+        # The derivative along a direction is the derivative of the adjoint's, which is linear.
+        start_point = point.clone().requires_grad_()
+        value = run(start_point)
+        weights = torch.zeros_like(value, requires_grad=True)
+        (pulled,) = torch.autograd.grad(value, start_point, weights, create_graph=True)
+        (image,) = torch.autograd.grad(pulled, weights, vector)
         length = float(image.norm())
-        _, vector = torch.autograd.functional.vjp(run, point, image)
+        (vector,) = torch.autograd.grad(run(start_point), start_point, image)
     return length
 
 
@@ -226,12 +231,12 @@ def test_no_part_stretches_more_than_its_norm(name: str) -> None:
     compiled = compiled_of(make())
     for step in compiled.steps:
         if step.section is not None:
-            for seed in range(examples(3)):
+            for seed in range(examples(2)):
                 found = stretch_of(compiled, step.section.start, step.section.steps, seed)
                 assert found <= step.section.norm * (1 + 1e-9)
     body = [i for i, step in enumerate(compiled.steps) if step.name != "tail"]
     constant = lipschitz_constant(compiled)
-    found = max(stretch_of(compiled, 0, tuple(body), seed) for seed in range(examples(3)))
+    found = max(stretch_of(compiled, 0, tuple(body), seed) for seed in range(examples(2)))
     assert found <= constant * (1 + 1e-6)
     if expected is not None:
         assert constant == pytest.approx(expected, rel=1e-3)
@@ -248,7 +253,7 @@ def test_deployed_values_lie_in_the_ball_behind_a_part(name: str) -> None:
     for dtype in (torch.float32, F64):
         rounding = Rounding.sound(dtype)
         state = propagate(compiled, region, rounding=rounding, dtype=dtype)
-        for seed in range(examples(6)):
+        for seed in range(examples(3)):
             noise = normal(2, *SHAPE, seed=seed).double()
             noise = noise / noise.flatten(1).norm(dim=1)[:, None, None, None]
             values = [(x.double() + noise * epsilon[:, None, None, None] * (1 - 1e-6)).float()]

@@ -148,6 +148,8 @@ def whole_norm(
         if not isinstance(op, (Add, Affine, *MOVES)):
             return math.inf
         terms += op.own_terms + 1.0 if isinstance(op, Affine) else 1.0
+    if not terms < NUMBERS:
+        return math.inf
 
     def run(x: Tensor, *, absolute: bool) -> Tensor:
         values = {start: x}

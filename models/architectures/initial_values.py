@@ -16,11 +16,19 @@ from models.layers.affine import Conv2d, Linear
 from models.layers.base import Layer
 from models.layers.kinds import BatchNorm
 from models.layers.one_lipschitz import (
+    AolConv2d,
+    AolLinear,
+    BroConv2d,
+    BroLinear,
+    CplConv2d,
+    CplLinear,
     Householder,
     NormalizedHead,
     OrthogonalChannels,
     ProjectionPool,
     SkewConv2d,
+    SllConv2d,
+    SllLinear,
     SummedLinear,
 )
 from models.layers.one_lipschitz.skew_kernels import flattenings, skew
@@ -130,6 +138,39 @@ def _skew(
     return tensors
 
 
+def _potential(
+    layer: CplConv2d | SllConv2d,
+    row: Mapping[str, Any],
+    init: str,
+    generator: torch.Generator | None,
+) -> Tensors:
+    """As published: Glorot's normal weights, biases U(-b, b) with b = 1 / sqrt(fan in); the vector
+    of the power steps after some of them."""
+    weight = nn.init.xavier_normal_(torch.empty(layer.weight.shape), generator=generator)
+    bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
+    bias = torch.empty(layer.bias.shape).uniform_(-bound, bound, generator=generator)
+    tensors = {"weight": weight, "bias": bias}
+    if isinstance(layer, SllConv2d):
+        return {**tensors, "scale": torch.zeros(layer.scale.shape)}
+    vector = torch.empty(layer.vector.shape).normal_(generator=generator)
+    started = type(layer)(weight, bias, vector)
+    for _ in range(FIRST_POWER_STEPS):
+        started.lengths()
+    return {**tensors, "vector": started.vector}
+
+
+def _reflector(
+    layer: BroConv2d | BroLinear,
+    row: Mapping[str, Any],
+    init: str,
+    generator: torch.Generator | None,
+) -> Tensors:
+    """V normal; the bias 0."""
+    shape = layer.weight.shape
+    weight = torch.empty(shape).normal_(0, 1 / math.sqrt(shape[0]), generator=generator)
+    return {"weight": weight, "bias": torch.zeros(layer.bias.shape)}
+
+
 def _householder(
     layer: Householder, row: Mapping[str, Any], init: str, generator: torch.Generator | None
 ) -> Tensors:
@@ -173,7 +214,9 @@ def _limit(
 _RULES: dict[type[Layer], Initial] = {
     **dict.fromkeys((Conv2d, Linear, SummedLinear), _affine),
     **dict.fromkeys((OrthogonalChannels, OrthogonalConv2d, OrthogonalLinear), _orthogonal),
-    **dict.fromkeys((NormalizedHead, NormalizedLinear), _orthogonal),
+    **dict.fromkeys((AolConv2d, AolLinear, NormalizedHead, NormalizedLinear), _orthogonal),
+    **dict.fromkeys((CplConv2d, CplLinear, SllConv2d, SllLinear), _potential),
+    **dict.fromkeys((BroConv2d, BroLinear), _reflector),
     **dict.fromkeys((ResidualConv2d, ResidualOrthogonalLinear), _residual),
     SkewConv2d: _skew,
     Householder: _householder,

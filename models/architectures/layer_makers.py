@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.architectures.layer_rows import LayerRow
+from models.architectures.lipschitz_makers import LIPSCHITZ_KINDS, MAX_PARAMETERS
 from models.errors import ModelError
 from models.layers.activations import (
     Abs,
@@ -67,7 +68,6 @@ __all__ = ["KINDS", "MAX_PARAMETERS", "THETA"]
 
 #: Initial thresholds of ReLU-theta (Local-Lip, Huang et al. 2021: 1 or 2).
 THETA = 1.0
-MAX_PARAMETERS = 1 << 27
 
 
 def _meta(*shape: int) -> Tensor:
@@ -327,4 +327,5 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "softplus": lambda row, shape: Softplus(beta=row.number("beta", 1.0, 1e-3, 1e3)),
     "summed-linear": lambda row, shape: _linear(row, shape, SummedLinear),
     "tanh": lambda row, shape: Tanh(),
+    **LIPSCHITZ_KINDS,
 }

@@ -22,6 +22,7 @@ from models.layers.activations import (
 )
 from models.layers.affine import Conv2d, Divide, Linear, Multiply, Shift
 from models.layers.base import Layer, Shape, ShapeError
+from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Add, Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.normalization import BatchNorm, Normalize
 from models.layers.one_lipschitz import ONE_LIPSCHITZ
@@ -82,6 +83,8 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         Add,
         MaxPool2d,
         AvgPool2d,
+        L2Pool2d,
+        Sort,
         Reshape,
         Permute,
         Gather,

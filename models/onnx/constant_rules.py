@@ -35,6 +35,8 @@ _MAX_RANK = 64
 _LARGEST_STEP = 1 << 53
 #: ONNX writes "to the end" as the largest or smallest number of its type.
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
+#: The same as exporters write it, which turn an axis around.
+_ENDS = (_SMALLEST, _SMALLEST + 1, _LARGEST)
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _sliced(operation: Operation, arrays: Arrays) -> int:
         for name in ("starts", "ends", "axes")
         for number in operation.attributes.get(name, ())
     ]
-    if any(abs(n) > _LARGEST_STEP and n not in (_SMALLEST, _LARGEST) for n in numbers):
+    if any(abs(n) > _LARGEST_STEP and n not in _ENDS for n in numbers):
         raise ValueError("a place or a step is too large")
     steps = arrays[4] if len(arrays) > 4 else None
     if steps is not None and any(abs(int(step)) > _LARGEST_STEP for step in steps.reshape(-1)):

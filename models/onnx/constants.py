@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from models.errors import ModelError
 from models.onnx.constant_rules import CONSTANT_OPERATORS, DTYPES, Array, Arrays
 from models.onnx.constant_shapes import inferred_shapes
-from models.onnx.graph import Activation, Constant, Operation, Translation
+from models.onnx.graph import Constant, Operation, Translation
 from models.onnx.session import failure, open_session
 
 __all__ = ["evaluate", "read_tensor", "shape_of"]
@@ -35,7 +35,7 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
     """The outputs of an operator on constants, under both batch sizes. Raises ModelError."""
     if operation.op_type == "Constant":
         return [Constant.of(_literal(operation))]
-    constants = [value for value in operation.inputs if not isinstance(value, Activation)]
+    constants = [v for v in operation.inputs if v is None or isinstance(v, Constant)]
     if operation.op_type == "Identity" and constants[0] is not None:
         return [constants[0]]
     values = _run(operation, translation, [None if c is None else c.value for c in constants])

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from onnx import GraphProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from models.errors import ModelError
-from models.onnx.graph import Activation, Value
+from models.onnx.graph import Activation, Squares, Value
 
 __all__ = ["declared_values", "refuse_contradictions"]
 
@@ -66,7 +66,7 @@ def refuse_contradictions(declared: Iterable[Declaration], values: Mapping[str, 
 
 def _own(value: Value) -> tuple[int, list[int | None]]:
     """Element type and sizes of a value; None where a size is the batch's or depends on it."""
-    if isinstance(value, Activation):
+    if isinstance(value, Activation | Squares):
         return TensorProto.FLOAT, [None, *value.shape]
     code = helper.np_dtype_to_tensor_dtype(value.value.dtype)
     sizes = zip(value.value.shape, value.other.shape, strict=False)

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, NoReturn
 
 import numpy as np
@@ -25,7 +26,7 @@ from models.layers.kinds import AvgPool2d, Conv2d, Layer, Linear, MaxPool2d, Sha
 from models.onnx.attributes import checked_attributes
 from models.onnx.safety import OnnxLimits, node_label
 
-__all__ = ["Activation", "Constant", "Operation", "Translation", "Value"]
+__all__ = ["Activation", "Constant", "Operation", "Squares", "Translation", "Value"]
 
 #: Batch sizes used for a symbolic one: two primes, which hardly any layer has both as its sizes.
 SYMBOLIC_BATCH = (99_991, 99_989)
@@ -73,7 +74,25 @@ class Constant:
         return not (same and np.array_equal(self.value, self.other, equal_nan=True))
 
 
-Value = Activation | Constant
+@dataclass(frozen=True)
+class Squares:
+    """factor * (sums of squares of the numbers of ``base``) + shift: no layer, until its root.
+
+    Summed over ``axes`` of the sample, or over the windows of a pool; over neither: each square.
+    shape: without the batch; sign_only: its sign alone.
+    """
+
+    base: Activation
+    shape: Shape
+    axes: tuple[int, ...] = ()
+    kernel: tuple[int, int] | tuple[()] = ()
+    stride: tuple[int, int] = (1, 1)
+    factor: Fraction = Fraction(1)
+    shift: Fraction = Fraction(0)
+    sign_only: bool = False
+
+
+Value = Activation | Constant | Squares
 
 
 @dataclass(frozen=True)
@@ -134,7 +153,7 @@ class Operation:
         value = self.input(index)
         if value is None:
             return None
-        if isinstance(value, Activation):
+        if not isinstance(value, Constant):
             self.refuse(f"input {index} must be a constant")
         if value.depends_on_batch:
             self.refuse_batch(f"input {index} depends on the batch size")
@@ -209,8 +228,8 @@ class Translation:
             )
         if not np.isfinite(array).all():
             operation.refuse("a parameter is NaN or infinite", code="non_finite_weights")
-        # A flipped constant has negative strides, which torch does not take.
-        return torch.tensor(np.asarray(array, order="C"))
+        # A flipped constant has negative strides, also along axes of one place: torch takes none.
+        return torch.from_numpy(np.array(array, order="C"))
 
     def charge(self, operation: Operation, shape: Shape) -> None:
         """Count an intermediate result of this shape (per sample) against the limits."""

@@ -22,9 +22,11 @@ from models.onnx.graph import (
     Activation,
     Constant,
     Operation,
+    Squares,
     Translation,
     Value,
 )
+from models.onnx.operators.euclidean import SQUARE_OPERATORS
 from models.onnx.operators.registry import OPERATORS
 from models.onnx.output import FINAL_OPERATORS, cut_final_operator, refuse_other_axes
 from models.onnx.safety import OnnxLimits, opset_of, parse_onnx
@@ -41,7 +43,9 @@ __all__ = [
 ]
 
 #: Names of the operators that an uploaded graph may hold.
-SUPPORTED_OPERATORS = tuple(sorted({*OPERATORS, *CONSTANT_OPERATORS, *FINAL_OPERATORS}))
+SUPPORTED_OPERATORS = tuple(
+    sorted({*OPERATORS, *SQUARE_OPERATORS, *CONSTANT_OPERATORS, *FINAL_OPERATORS})
+)
 #: How many kinds of unknown operators an error names.
 NAMED_OPERATORS = 8
 
@@ -189,7 +193,7 @@ def refuse_unknown_operators(graph: GraphProto) -> None:
     """Raise ModelError (unsupported_operator) that names every operator that is not supported."""
     unknown: dict[str, list[str]] = {}
     for index, node in enumerate(graph.node):
-        if node.op_type not in OPERATORS and node.op_type not in CONSTANT_OPERATORS:
+        if node.op_type not in SUPPORTED_OPERATORS or node.op_type in FINAL_OPERATORS:
             where = f"node {node.name!r}" if node.name else f"node #{index}"
             unknown.setdefault(node.op_type, []).append(where)
     if not unknown:
@@ -221,16 +225,24 @@ _SAME_SHAPES = ("Max", "Min", "Sum")
 
 def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:
     """The operator's outputs, in order."""
+    if any(isinstance(value, Squares) for value in operation.inputs):
+        if operation.op_type not in SQUARE_OPERATORS:
+            operation.refuse("squares are supported on the way to a Euclidean norm only")
+        return [SQUARE_OPERATORS[operation.op_type](operation, translation)]
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in CONSTANT_OPERATORS:
             return evaluate(operation, translation)
-        operation.refuse("this operator is not supported on constants alone")
+        operation.refuse(
+            "this operator is not supported on constants alone",
+            hint="compute the weights before the export: a file that computes them by sums has "
+            "others on every machine",
+        )
     if operation.op_type == "Shape":
         return [shape_of(operation, translation.batch)]
     translator = OPERATORS.get(operation.op_type)
     if translator is None:
         operation.refuse(
-            "this operator is supported on constants only",
+            "this operator is supported on constants or sums of squares only",
             hint="supported operators: " + ", ".join(sorted(OPERATORS)),
         )
     if operation.opset < 8 and operation.op_type in _SAME_SHAPES:

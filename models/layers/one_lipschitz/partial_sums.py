@@ -20,7 +20,10 @@ from models.layers.base import DeployedLayer, Layer
 from models.layers.joins import ReduceSum
 from models.layers.shapes import Reshape
 
-__all__ = ["block_and_levels", "in_partial_sums"]
+__all__ = ["block_and_levels", "convolution_in_partial_sums", "groups_of", "in_partial_sums"]
+
+#: Numbers that the parts of one deployed convolution may be, per sample.
+PARTS = 2**18
 
 
 def block_and_levels(channels: int, levels: int) -> tuple[int, ...]:
@@ -72,3 +75,45 @@ def in_partial_sums(
         )
         for index, ((name, layer), before) in enumerate(zip(rows, names, strict=True))
     )
+
+
+def groups_of(channels: int, taps: int, places: int) -> int:
+    """Groups of input channels to be summed apart: the fewest roundings within ``PARTS``.
+
+    places: numbers of one channel of the result (times its channels over those of the input).
+    """
+    fitting = [
+        groups
+        for groups in range(1, channels + 1)
+        if channels % groups == 0 and groups * channels * places <= max(PARTS, channels * places)
+    ]
+    return min(fitting, key=lambda groups: taps * channels // groups + groups)
+
+
+def convolution_in_partial_sums(
+    weight: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, ...],
+    padding: tuple[int, ...],
+    stride: tuple[int, int] = (1, 1),
+) -> tuple[DeployedLayer, ...]:
+    """The chain of layers for a kernel [out, in, h, w] on images [in, h, w] of this shape."""
+    out, channels, height, width = weight.shape
+    whole = Conv2d(weight, bias, padding=padding, stride=stride)
+    _, rows, columns = whole.output_shape(shape)
+    groups = groups_of(channels, height * width, -(-out * rows * columns // channels))
+    if groups == 1:
+        return (DeployedLayer(whole, (0,)),)
+    kernel = weight.reshape(out, groups, -1, height, width).transpose(0, 1)
+    kernel = kernel.reshape(groups * out, -1, height, width)
+    parts = [
+        DeployedLayer(
+            Conv2d(kernel, padding=padding, stride=stride, groups=groups), (0,), "partial"
+        ),
+        DeployedLayer(Reshape(shape=(groups, out, rows, columns)), ("partial",), "levels"),
+        DeployedLayer(ReduceSum(axes=(0,)), ("levels",), "sum"),
+    ]
+    if bias is not None:
+        parts.append(DeployedLayer(Shift(bias.reshape(out, 1, 1)), ("sum",), "bias"))
+    parts[-1] = parts[-1]._replace(name="")
+    return tuple(parts)

@@ -17,7 +17,11 @@ from models.errors import ModelError
 from models.layers.affine import Conv2d, Divide, Shift
 from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
 from models.layers.joins import Add, ReduceSum, Slice
-from models.layers.one_lipschitz.partial_sums import block_and_levels, in_partial_sums
+from models.layers.one_lipschitz.partial_sums import (
+    block_and_levels,
+    groups_of,
+    in_partial_sums,
+)
 from models.layers.one_lipschitz.skew_kernels import (
     dense_matrix,
     exact_scale,
@@ -36,18 +40,6 @@ DEGREES = (8, 12)
 TRAINED = 5
 #: Values of an image up to which its matrix is deployed in place of the chain.
 DENSE = 1024
-#: Numbers that the parts of one deployed convolution may be, per sample.
-PARTS = 2**18
-
-
-def _groups(channels: int, taps: int, places: int) -> int:
-    """Groups of input channels to be summed apart: the fewest roundings within ``PARTS``."""
-    fitting = [
-        groups
-        for groups in range(1, channels + 1)
-        if channels % groups == 0 and groups * channels * places <= max(PARTS, channels * places)
-    ]
-    return min(fitting, key=lambda groups: taps * channels // groups + groups)
 
 
 class SkewConv2d(Layer):
@@ -208,7 +200,7 @@ class SkewConv2d(Layer):
             ]
             source = "widened"
         # In groups of input channels, whose results are summed: few roundings per output.
-        groups = _groups(largest, height * width, shape[1] * shape[2])
+        groups = groups_of(largest, height * width, shape[1] * shape[2])
         kernel = self.frozen().reshape(largest, groups, -1, height, width).transpose(0, 1)
         kernel = kernel.reshape(groups * largest, -1, height, width)
         conv = Conv2d(kernel, padding=(height // 2, width // 2), groups=groups)

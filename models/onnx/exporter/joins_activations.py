@@ -15,6 +15,7 @@ from models.layers.activations import (
     Softplus,
     Tanh,
 )
+from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
@@ -82,6 +83,33 @@ def _softplus(
     graph.node("Div", [plain_output, beta], output)
 
 
+def _l2_pool(
+    graph: GraphWriter, layer: L2Pool2d, inputs: list[str], output: str, shape: Shape
+) -> None:
+    windows = {"kernel_shape": list(layer.kernel), "strides": list(layer.stride)}
+    if layer.eps == 0.0:
+        graph.node("LpPool", inputs, output, p=2, **windows)
+        return
+    squares, means, sums, shifted = (
+        f"{output}.{part}" for part in ("squares", "means", "sums", "shifted")
+    )
+    count = float(layer.kernel[0] * layer.kernel[1])
+    graph.node("Mul", [*inputs, *inputs], squares)
+    graph.node("AveragePool", [squares], means, **windows)
+    graph.node("Mul", [means, graph.constant(torch.tensor(count))], sums)
+    graph.node("Add", [sums, graph.constant(torch.tensor(layer.eps))], shifted)
+    graph.node("Sqrt", [shifted], output)
+
+
+def _sort(graph: GraphWriter, layer: Sort, inputs: list[str], output: str, shape: Shape) -> None:
+    graph.top_k(
+        [*inputs, graph.constant([shape[layer.axis]])],
+        [output, f"{output}.places"],
+        axis=layer.axis + 1,
+        largest=int(layer.descending),
+    )
+
+
 def _concat(
     graph: GraphWriter, layer: Concat, inputs: list[str], output: str, shape: Shape
 ) -> None:
@@ -118,6 +146,7 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     Clip.kind: _clip,
     Concat.kind: _concat,
     Gather.kind: _gather,
+    L2Pool2d.kind: _l2_pool,
     MaxMin.kind: _maxmin,
     Maximum.kind: plain("Max"),
     Minimum.kind: plain("Min"),
@@ -126,6 +155,7 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     ReduceSum.kind: _reduce_sum,
     Sigmoid.kind: plain("Sigmoid"),
     Slice.kind: _slice,
+    Sort.kind: _sort,
     Softplus.kind: _softplus,
     Tanh.kind: plain("Tanh"),
 }

@@ -53,6 +53,12 @@ class GraphWriter:
         """A Split with one output per part."""
         self.nodes.append(helper.make_node("Split", inputs, outputs, name=outputs[0], axis=axis))
 
+    def top_k(self, inputs: list[str], outputs: list[str], **attributes: int) -> None:
+        """A TopK: values and their places."""
+        self.nodes.append(
+            helper.make_node("TopK", inputs, outputs, name=outputs[0], sorted=1, **attributes)
+        )
+
 
 #: Writes a layer: graph, layer, names of its inputs, name of its output, shape of its first input.
 Exporter = Callable[[GraphWriter, Any, list[str], str, Shape], None]

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.layers.kinds import Add, Divide, Layer, Multiply, Shape, Shift
-from models.onnx.graph import Activation, Constant, Operation, Translation
+from models.onnx.graph import Activation, Constant, Operation, Squares, Translation
+from models.onnx.operators.euclidean import squared
 
 __all__ = [
     "add",
@@ -109,9 +110,11 @@ def sub(operation: Operation, translation: Translation) -> Activation:
     return joined(operation, translation, Add(), operation.activation(0), negated)
 
 
-def mul(operation: Operation, translation: Translation) -> Activation:
-    """x * y with one constant."""
+def mul(operation: Operation, translation: Translation) -> Activation | Squares:
+    """x * y with one constant; x * x on the way to a Euclidean norm."""
     if _both_activations(operation):
+        if operation.activation(0) == operation.activation(1):
+            return squared(operation.activation())
         operation.refuse("products of two activations are not supported")
     return _one_constant(operation, translation, Multiply)
 

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.layers.activations import Abs, MaxMin
-from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers.kinds import AvgPool2d, Gather, Reshape, Shape, Shift
+from models.layers.activations import Abs
+from models.layers.joins import Concat, ReduceMean, ReduceSum, Slice
+from models.layers.kinds import AvgPool2d, Gather, Reshape, Shift
 from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation
+from models.onnx.operators.axes import reduced_axes, without
+from models.onnx.operators.sorting import pairs_in_order
 from models.onnx.operators.windows import pad_axes
 
 __all__ = ["concat", "cut", "gather", "reduce_mean", "reduce_sum", "split"]
@@ -55,9 +57,9 @@ def concat(operation: Operation, translation: Translation) -> Activation:
             leading.append(array[0])
     if len(parts) == 1:
         return parts[0]
-    pairs = _pairs(translation, axis, parts)
+    pairs = pairs_in_order(operation, translation, axis, parts)
     if pairs is not None:
-        return translation.emit(operation, MaxMin(), pairs)
+        return pairs
     partly = _partly_absolute(translation, axis, parts)
     if partly is not None:
         layer, whole = partly
@@ -79,41 +81,13 @@ def _padded(
     if not arrays:
         return x
     zeros = np.zeros(x.shape, dtype=np.float32)
-    if any(_without(array.shape, axis) != _without(x.shape, axis) for array in arrays):
+    if any(without(array.shape, axis) != without(x.shape, axis) for array in arrays):
         operation.refuse("a constant part differs in shape", code="shape_mismatch")
     size = sum(array.shape[axis] for array in arrays)
     value = np.concatenate([*arrays, zeros] if before else [zeros, *arrays], axis=axis)
     amounts = {axis: (size, 0) if before else (0, size)}
     x = pad_axes(operation, translation, x, amounts, 0.0)
     return translation.emit(operation, Shift(translation.weight(operation, value)), x)
-
-
-def _without(shape: Shape, axis: int) -> Shape:
-    return (*shape[:axis], *shape[axis + 1 :])
-
-
-def _pairs(translation: Translation, axis: int, parts: list[Activation]) -> Activation | None:
-    """The input of a MaxMin, if the parts are maxima and minima of that input's two halves."""
-    if axis != 0 or len(parts) != 2:
-        return None
-    (high, of_high), (low, of_low) = (
-        translation.origins.get(part.name, (None, ())) for part in parts
-    )
-    if not (isinstance(high, Maximum) and isinstance(low, Minimum)):
-        return None
-    if {part.name for part in of_high} != {part.name for part in of_low}:
-        return None
-    halves: dict[int, Activation] = {}
-    for part in of_high:
-        layer, sources = translation.origins.get(part.name, (None, ()))
-        if not isinstance(layer, Slice) or (layer.axis, layer.step) != (0, 1):
-            return None
-        whole = sources[0]
-        if 2 * part.shape[0] != whole.shape[0] or layer.start not in (0, part.shape[0]):
-            return None
-        halves[layer.start] = whole
-    whole_names = {whole.name for whole in halves.values()}
-    return whole if len(halves) == 2 and len(whole_names) == 1 else None
 
 
 def _partly_absolute(
@@ -247,7 +221,7 @@ def gather(operation: Operation, translation: Translation) -> Activation:
 
 def reduce_sum(operation: Operation, translation: Translation) -> Activation:
     """ReduceSum over axes other than the batch."""
-    axes = _reduced(operation)
+    axes = reduced_axes(operation)
     if not axes:
         return operation.activation()
     layer = ReduceSum(axes=axes, keepdims=bool(operation.attributes["keepdims"]))
@@ -258,7 +232,7 @@ def reduce_mean(operation: Operation, translation: Translation) -> Activation:
     """ReduceMean over axes other than the batch; over an image's two it is an average pooling."""
     x, axes, keepdims = (
         operation.activation(),
-        _reduced(operation),
+        reduced_axes(operation),
         bool(operation.attributes["keepdims"]),
     )
     if not axes:
@@ -269,19 +243,3 @@ def reduce_mean(operation: Operation, translation: Translation) -> Activation:
             return pooled
         return translation.emit(operation, Reshape(shape=x.shape[:1]), pooled)
     return translation.emit(operation, ReduceMean(axes=axes, keepdims=keepdims), x)
-
-
-def _reduced(operation: Operation) -> list[int]:
-    """Axes without the batch, sorted, from the attribute or the second input; none: identity."""
-    rank = operation.activation().rank
-    given = operation.integers(1)
-    if given is None:
-        given = operation.attributes.get("axes")
-    if not given:
-        if operation.attributes.get("noop_with_empty_axes"):
-            return []
-        operation.refuse_batch("without axes it takes the batch axis along")
-    axes = sorted(operation.axes(given, rank))
-    if axes[0] == 0:
-        operation.refuse_batch(f"axes {axes} name the batch axis")
-    return [axis - 1 for axis in axes]

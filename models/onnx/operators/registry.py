@@ -12,7 +12,7 @@ from collections.abc import Callable
 from onnx import TensorProto
 
 from models.layers.kinds import BatchNorm, LeakyReLU, Permute, Reshape, Shape
-from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation
+from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation, Value
 from models.onnx.operators.activations import (
     absolute,
     clamped,
@@ -23,15 +23,28 @@ from models.onnx.operators.activations import (
     softplus,
     tanh,
 )
-from models.onnx.operators.arithmetic import add, div, mul, neg, sub, sum_of
+from models.onnx.operators.arithmetic import (
+    add,
+    broadcasts_to,
+    div,
+    mul,
+    neg,
+    sample_constant,
+    sub,
+    sum_of,
+)
+from models.onnx.operators.convolutions import conv, conv_transpose
 from models.onnx.operators.dense import gemm, matmul
+from models.onnx.operators.euclidean import lp_pool, power, reduce_l2
 from models.onnx.operators.joins import concat, cut, gather, reduce_mean, reduce_sum, split
-from models.onnx.operators.windows import average_pool, conv, global_average_pool, max_pool, pad
+from models.onnx.operators.rearrangements import depth_to_space, space_to_depth
+from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
+from models.onnx.operators.windows import average_pool, global_average_pool, max_pool, pad
 
 __all__ = ["OPERATORS", "Translator"]
 
 #: An operator with several outputs gives an activation for each.
-Translator = Callable[[Operation, Translation], Activation | list[Activation]]
+Translator = Callable[[Operation, Translation], Value | list[Activation]]
 
 
 def _identity(operation: Operation, translation: Translation) -> Activation:
@@ -64,6 +77,19 @@ def _leaky_relu(operation: Operation, translation: Translation) -> Activation:
     if not 0 <= slope <= 1:
         operation.refuse(f"alpha = {slope} is outside [0, 1]")
     return translation.emit(operation, LeakyReLU(slope=slope), operation.activation())
+
+
+def _prelu(operation: Operation, translation: Translation) -> Activation:
+    """PRelu with one slope from 0 to 1 for all: a LeakyRelu."""
+    array = operation.constant(1)
+    assert array is not None
+    slope = float(array.flat[0]) if array.size and (array == array.flat[0]).all() else math.nan
+    if array.dtype.kind != "f" or not 0 <= slope <= 1:
+        operation.refuse("only one slope from 0 to 1 for all channels is supported")
+    x = operation.activation()
+    if not broadcasts_to(sample_constant(operation, array, x).shape, x.shape):
+        operation.refuse(f"slopes of shape {array.shape} do not fit", code="shape_mismatch")
+    return translation.emit(operation, LeakyReLU(slope=slope), x)
 
 
 def _batch_normalization(operation: Operation, translation: Translation) -> Activation:
@@ -200,33 +226,44 @@ OPERATORS: dict[str, Translator] = {
     "Clip": clip,
     "Concat": concat,
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "DepthToSpace": depth_to_space,
     "Div": div,
     "Dropout": _dropout,
     "Flatten": _flatten,
     "Gather": gather,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
+    "GlobalLpPool": lp_pool,
     "Identity": _identity,
     "LeakyRelu": _leaky_relu,
+    "LpPool": lp_pool,
     "MatMul": matmul,
     "Max": maximum,
     "MaxPool": max_pool,
     "Min": minimum,
     "Mul": mul,
     "Neg": neg,
+    "PRelu": _prelu,
     "Pad": pad,
+    "Pow": power,
+    "ReduceL2": reduce_l2,
+    "ReduceMax": reduce_max,
     "ReduceMean": reduce_mean,
+    "ReduceMin": reduce_min,
     "ReduceSum": reduce_sum,
     "Relu": _relu,
     "Reshape": _reshape,
     "Sigmoid": sigmoid,
     "Slice": cut,
     "Softplus": softplus,
+    "SpaceToDepth": space_to_depth,
     "Split": split,
     "Squeeze": _squeeze,
     "Sub": sub,
     "Sum": sum_of,
     "Tanh": tanh,
+    "TopK": top_k,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

@@ -12,10 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from models.layers.kinds import AvgPool2d, Conv2d, MaxPool2d, Pad, Permute, Reshape, Shape
+from models.layers.kinds import AvgPool2d, MaxPool2d, Pad, Permute, Reshape, Shape
 from models.onnx.graph import Activation, Operation, Translation
 
-__all__ = ["average_pool", "conv", "global_average_pool", "max_pool", "pad", "pad_axes"]
+__all__ = [
+    "Windows",
+    "average_pool",
+    "charge_padded",
+    "global_average_pool",
+    "image_of",
+    "max_pool",
+    "pad",
+    "pad_axes",
+    "pair_of",
+    "windows_of",
+]
 
 
 #: Largest number of windows that may start in the padding.
@@ -25,7 +36,7 @@ MAX_STEP = 1 << 24
 
 
 @dataclass(frozen=True)
-class _Windows:
+class Windows:
     """Where the windows stand; ``extra`` (bottom, right) is what ``ceil_mode`` adds to ``pads``."""
 
     kernel: tuple[int, int]
@@ -40,46 +51,14 @@ class _Windows:
         return (top, left, bottom + self.extra[0], right + self.extra[1])
 
 
-def conv(operation: Operation, translation: Translation) -> Activation:
-    """Conv on images [N, c, h, w] with constant weights."""
-    x = _image(operation)
-    array, constant = operation.constant(1), operation.constant(2)
-    assert array is not None
-    if array.ndim != 4 or 0 in array.shape:
-        operation.refuse(f"weights of shape {array.shape} are not supported: only 2-d convolutions")
-    kernel = tuple(array.shape[2:])
-    if tuple(operation.attributes.get("kernel_shape", kernel)) != kernel:
-        operation.refuse("kernel_shape is not the shape of the weights", code="shape_mismatch")
-    if constant is not None and constant.shape != (array.shape[0],):
-        operation.refuse(f"a bias of shape {constant.shape} does not fit", code="shape_mismatch")
-    groups = operation.attributes["group"]
-    if groups < 1:
-        operation.refuse(f"group = {groups}", code="invalid_onnx")
-    windows = _windows(operation, x.shape, kernel)
-    # A kernel that stands at several nodes, in the same way, is one layer.
-    key = (*operation.input_names[1:], windows, groups)
-    layer = translation.shared.get(key)
-    if layer is None:
-        layer = translation.shared[key] = Conv2d(
-            translation.weight(operation, array),
-            None if constant is None else translation.weight(operation, constant),
-            stride=windows.stride,
-            padding=windows.padding,
-            dilation=windows.dilation,
-            groups=groups,
-        )
-    _charge_padded(operation, translation, x.shape, windows)
-    return translation.emit(operation, layer, x)
-
-
 def max_pool(operation: Operation, translation: Translation) -> Activation:
     """MaxPool on images; the indices' output must be unused."""
-    x = _image(operation)
+    x = image_of(operation)
     if any(operation.outputs[1:]):
         operation.refuse("the output of indices is not supported")
-    windows = _windows(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
-    _charge_padded(operation, translation, x.shape, windows)
-    _refuse_empty_windows(operation, x.shape, windows)
+    windows = windows_of(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
+    charge_padded(operation, translation, x.shape, windows)
+    _refuse_emptywindows_of(operation, x.shape, windows)
     layer = MaxPool2d(
         kernel=windows.kernel,
         stride=windows.stride,
@@ -95,19 +74,19 @@ def average_pool(operation: Operation, translation: Translation) -> Activation:
     With ``count_include_pad`` ONNX Runtime divides by the places inside the padded image: those
     that ``ceil_mode`` adds beyond it never count. Then the padding is a layer of its own.
     """
-    x = _image(operation)
-    windows = _windows(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
+    x = image_of(operation)
+    windows = windows_of(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
     include = bool(operation.attributes["count_include_pad"])
-    _charge_padded(operation, translation, x.shape, windows)
+    charge_padded(operation, translation, x.shape, windows)
     if include and any(windows.extra) and any(windows.pads):
         x = translation.emit(operation, Pad(padding=windows.pads), x)
-        windows = _Windows(
+        windows = Windows(
             windows.kernel, windows.stride, windows.dilation, (0, 0, 0, 0), windows.extra
         )
     if any(windows.extra):
         include = False
     if not include:
-        _refuse_empty_windows(operation, x.shape, windows)
+        _refuse_emptywindows_of(operation, x.shape, windows)
     layer = AvgPool2d(
         kernel=windows.kernel,
         stride=windows.stride,
@@ -120,7 +99,7 @@ def average_pool(operation: Operation, translation: Translation) -> Activation:
 
 def global_average_pool(operation: Operation, translation: Translation) -> Activation:
     """GlobalAveragePool on images: one window as large as the image."""
-    x = _image(operation)
+    x = image_of(operation)
     kernel = (x.shape[1], x.shape[2])
     return translation.emit(operation, AvgPool2d(kernel=kernel, stride=1), x)
 
@@ -187,17 +166,17 @@ def pad_axes(
     return translation.emit(operation, Permute(axes=back), x)
 
 
-def _image(operation: Operation) -> Activation:
+def image_of(operation: Operation) -> Activation:
     x = operation.activation()
     if len(x.shape) != 3:
         operation.refuse(f"only images [batch, c, h, w] are supported, not rank {x.rank}")
     return x
 
 
-def _windows(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> _Windows:
+def windows_of(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> Windows:
     attributes = operation.attributes
-    stride = _pair(operation, "strides")
-    dilation = _pair(operation, "dilations")
+    stride = pair_of(operation, "strides")
+    dilation = pair_of(operation, "dilations")
     if len(kernel) != 2 or min(kernel) < 1:
         operation.refuse(f"a window of {kernel} is not supported: only 2-d ones")
     size = (kernel[0], kernel[1])
@@ -224,10 +203,10 @@ def _windows(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> _Wi
             extra[axis] = _ceil_extra(
                 shape[1 + axis], before, after, size[axis], stride[axis], dilation[axis]
             )
-    return _Windows(size, stride, dilation, (top, left, bottom, right), (extra[0], extra[1]))
+    return Windows(size, stride, dilation, (top, left, bottom, right), (extra[0], extra[1]))
 
 
-def _pair(operation: Operation, name: str) -> tuple[int, int]:
+def pair_of(operation: Operation, name: str) -> tuple[int, int]:
     given = operation.attributes.get(name, (1, 1))
     if len(given) != 2 or min(given) < 1:
         operation.refuse(f"{name} {list(given)} are not supported: two numbers >= 1")
@@ -271,7 +250,7 @@ def _ceil_extra(size: int, before: int, after: int, k: int, s: int, d: int) -> i
     return max(0, (count - 1) * s + reach - (size + before + after))
 
 
-def _refuse_empty_windows(operation: Operation, shape: Shape, windows: _Windows) -> None:
+def _refuse_emptywindows_of(operation: Operation, shape: Shape, windows: Windows) -> None:
     """Every window must hold at least one place of the image itself."""
     top, left, bottom, right = windows.padding
     for size, k, s, d, before, after in zip(
@@ -292,8 +271,8 @@ def _refuse_empty_windows(operation: Operation, shape: Shape, windows: _Windows)
             operation.refuse("a window lies in the padding alone", code="invalid_network")
 
 
-def _charge_padded(
-    operation: Operation, translation: Translation, shape: Shape, windows: _Windows
+def charge_padded(
+    operation: Operation, translation: Translation, shape: Shape, windows: Windows
 ) -> None:
     """Padding is real memory while the layer runs: count it like an intermediate result."""
     top, left, bottom, right = windows.padding

@@ -11,6 +11,17 @@ from tests.models.differential.arithmetic import (
     unary,
     with_constant,
 )
+from tests.models.differential.lipschitz import (
+    conv_transpose,
+    depth_to_space,
+    global_lp_pool,
+    lp_pool,
+    ordered_pairs,
+    prelu,
+    root_of_squares,
+    space_to_depth,
+    top_k,
+)
 from tests.models.differential.reshaping import (
     concat,
     cut,
@@ -61,8 +72,14 @@ STEPS: dict[str, Step] = {
     "Min of two": of_two("Min"),
     "Mul": with_constant("Mul"),
     "Neg": unary("Neg"),
+    "Norm": root_of_squares,
+    "PRelu": prelu,
     "Pad": pad,
+    "Pairs in order": ordered_pairs,
+    "ReduceL2": reduction("ReduceL2", 18),
+    "ReduceMax": reduction("ReduceMax", 18),
     "ReduceMean": reduction("ReduceMean", 18),
+    "ReduceMin": reduction("ReduceMin", 18),
     "ReduceSum": reduction("ReduceSum", 13),
     "Relu": unary("Relu"),
     "Reshape": reshape,
@@ -75,6 +92,7 @@ STEPS: dict[str, Step] = {
     "Sum": of_two("Sum"),
     "Softplus": unary("Softplus"),
     "Tanh": unary("Tanh"),
+    "TopK": top_k,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
 }
@@ -82,6 +100,11 @@ STEPS: dict[str, Step] = {
 IMAGE_STEPS: dict[str, Step] = {
     "AveragePool": average_pool,
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "DepthToSpace": depth_to_space,
     "GlobalAveragePool": unary("GlobalAveragePool"),
+    "GlobalLpPool": global_lp_pool,
+    "LpPool": lp_pool,
     "MaxPool": max_pool,
+    "SpaceToDepth": space_to_depth,
 }

@@ -8,17 +8,26 @@ certified epsilon has a closed form.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.forward.ball import ball_rule, joined_radius, joined_slope, reads_norm
+from workers.verification.forward.ball import (
+    ball_rule,
+    joined_radius,
+    joined_slope,
+    largest_input,
+    reads_norm,
+)
 from workers.verification.forward.margins import centre_margins
 from workers.verification.forward.propagation import forward_step
+from workers.verification.forward.sections import inner_values, section_error
 from workers.verification.graph.affine import Affine, Inner
-from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep, Section
 from workers.verification.numerics import lowered, nonzero, raised, rough_norm
 from workers.verification.rounding import Rounding, overflow_ceiling
 
@@ -78,8 +87,11 @@ def walk(
     offsets: list[Tensor] = [torch.zeros(batch, dtype=torch.float64, device=x.device)]
     cap = torch.full_like(offsets[0], torch.inf)
     last_use = {source: i for i, step in enumerate(compiled.steps) for source in step.sources}
+    wanted = inner_values(compiled.steps)
+    norms: dict[int, Tensor] = {}
     for index, step in enumerate(compiled.steps):
         clock.check()
+        norms.update(_norms(wanted, step, centres, norms))
         inputs = [centres[source] for source in step.sources]
         centre_norm = torch.zeros_like(offsets[0])
         rounds = reads_norm(step.op)
@@ -94,6 +106,10 @@ def walk(
         # Never below the normal numbers, where a product would be rounded down by more than u.
         slopes.append(max(raised(slope * factor), MIN_SLOPE if factor > 0.0 else 0.0))
         offsets.append(raised(carried * factor + offset))
+        if step.section is not None:
+            whole = _over_section(step.section, compiled.steps, norms, slopes, offsets, rounding)
+            if whole[0] < slopes[-1]:
+                slopes[-1], offsets[-1] = whole
         centres.append(forward_step(step, inputs))  # type: ignore[arg-type]
         for source in set(step.sources):
             if last_use[source] == index and source != keep:
@@ -102,6 +118,43 @@ def walk(
     assert final is not None
     kept = None if keep is None else centres[keep]
     return Walk(final, kept, slopes, offsets, cap, math.prod(compiled.input_shape))
+
+
+def _norms(
+    wanted: frozenset[int],
+    step: GraphStep,
+    centres: list[Tensor | None],
+    known: dict[int, Tensor],
+) -> dict[int, Tensor]:
+    """Norms [batch] of those centres that the step reads, are wanted, and not known yet."""
+    found = {}
+    for source in wanted.intersection(step.sources).difference(known):
+        centre = centres[source]
+        if centre is not None:
+            found[source] = rough_norm(centre)
+    return found
+
+
+def _over_section(
+    section: Section,
+    steps: Sequence[GraphStep],
+    norms: dict[int, Tensor],
+    slopes: list[float],
+    offsets: list[Tensor],
+    rounding: Rounding,
+) -> tuple[float, Tensor]:
+    """(slope, offset) behind a part that is known as a whole.
+
+    Values of the part are at most norm + offset + slope epsilon in size, and what rounding adds
+    grows with that affinely.
+    """
+    inside = {source for index in section.steps for source in steps[index].sources}
+    sizes = {value: raised(norms[value] + offsets[value]) for value in inside}
+    reach = {value: torch.tensor([slopes[value]], dtype=torch.float64) for value in inside}
+    error = section_error(section, steps, sizes, rounding)
+    grown = float(section_error(section, steps, reach, rounding))
+    slope = max(raised(section.norm * slopes[section.start] + grown), MIN_SLOPE)
+    return slope, raised(section.norm * offsets[section.start] + error)
 
 
 def lipschitz_radius(
@@ -145,7 +198,9 @@ def _overflow_cap(
         absolute, bias, inner = max(1.0, factor), 0.0, Inner()
     terms = op.terms if isinstance(op, Affine) else 2
     ceiling = overflow_ceiling(terms)
-    reach = min((ceiling - bias) / nonzero(absolute), inner.max_input(ceiling))
+    reach = min(
+        (ceiling - bias) / nonzero(absolute), inner.max_input(ceiling), largest_input(step.op)
+    )
     room = reach - centre_norm - offset
     room = torch.where(room > 0, room, torch.full_like(room, -math.inf))
     return room / nonzero(slope)
@@ -166,5 +221,8 @@ def lipschitz_constant(compiled: CompiledNetwork) -> float:
     for step in compiled.steps:
         zero = torch.zeros(1, dtype=torch.float64)
         factor, _ = ball_rule(step, zero, Rounding.sound(torch.float64))
-        slopes.append(joined_slope(step, [slopes[source] for source in step.sources]) * factor)
+        slope = joined_slope(step, [slopes[source] for source in step.sources]) * factor
+        if step.section is not None:
+            slope = min(slope, step.section.norm * slopes[step.section.start])
+        slopes.append(slope)
     return slopes[-1]

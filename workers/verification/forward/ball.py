@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "has_ball_rule",
     "joined_radius",
     "joined_slope",
+    "largest_input",
     "reads_norm",
 ]
 
@@ -75,6 +77,12 @@ def reads_norm(op: Affine | Layer) -> bool:
     """Whether the step's rule depends on the norm of the centre: it rounds in proportion."""
     ball = _ball_of(op)
     return ball is None or ball.reads_norm
+
+
+def largest_input(op: Affine | Layer) -> float:
+    """Norm of the step's inputs from which a layer may overflow on the way to its result."""
+    ball = _ball_of(op)
+    return math.inf if ball is None else ball.largest_input
 
 
 def has_ball_rule(op: Affine | Layer) -> bool:

@@ -24,6 +24,7 @@ from models.layers.base import Layer
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import Enclosure
 from workers.verification.forward.ball import AFFINE_BALL
+from workers.verification.forward.sections import KnownParts
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
@@ -139,13 +140,18 @@ class ForwardPass:
         values = [] if values is None else values
         values.append(before)
         last_use = {source: i for i, step in enumerate(steps) for source in step.sources}
+        parts = KnownParts.of(steps, self.rounding)
         result = before
         for index, step in enumerate(steps):
             self.clock.check()
             if refine is not None and not isinstance(step.op, Affine):
                 refine(index, values)
             inputs = [_held(values[source]) for source in step.sources]
+            if parts is not None:
+                parts.read(step, inputs)
             result = self.carry(index, step, inputs)
+            if parts is not None:
+                parts.tighten(step, result)
             values.append(result)
             for source in set(step.sources):
                 if refine is None and last_use[source] == index:

@@ -22,6 +22,7 @@ from workers.verification.graph.affine import FLOAT32_SAFE, Affine, Inner, Norms
 from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.fusion import fuse
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
+from workers.verification.graph.sections.search import with_sections
 from workers.verification.layers.registry import rules_of
 from workers.verification.numerics import MANY, raised, up
 from workers.verification.rounding import SOFTMAX_GAP, Rounding
@@ -29,7 +30,7 @@ from workers.verification.rounding import SOFTMAX_GAP, Rounding
 __all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer"]
 
 #: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
-NORMS_VERSION = 2
+NORMS_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class CompiledNetwork:
             if network.dropped_output is not None:
                 head = replace(head, gap=SOFTMAX_GAP)
             if norms:
-                steps = _with_norms(steps, digest, cache_dir, estimate, clock)
+                cache = None if estimate else cache_dir
+                steps = _with_norms(steps, network.input_shape, digest, cache, estimate, clock)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
         return cls(network.input_shape, tuple(steps), head, safe, digest, cache_dir)
@@ -192,15 +194,20 @@ def _stored_norms(path: Path) -> dict[str, list[float]]:
 
 
 def _with_norms(
-    steps: list[GraphStep], digest: str, cache_dir: Path | None, estimate: bool, clock: Clock
+    steps: list[GraphStep],
+    input_shape: tuple[int, ...],
+    digest: str,
+    cache_dir: Path | None,
+    estimate: bool,
+    clock: Clock,
 ) -> list[GraphStep]:
     path = None
     stored: dict[str, list[float]] = {}
-    if cache_dir is not None and not estimate:
+    if cache_dir is not None:
         path = cache_dir / f"norms-{NORMS_VERSION}-{digest.removeprefix('sha256:')}.json"
         stored = _stored_norms(path)
     known = len(stored)
-    result = []
+    result: list[GraphStep] = []
     try:
         for index, step in enumerate(steps):
             norms = step.norms
@@ -213,6 +220,7 @@ def _with_norms(
             result.append(
                 GraphStep(step.name, step.op, step.sources, step.shape, norms, step.overlap)
             )
+        result = with_sections(result, input_shape, stored, clock)
     finally:
         # Where the time ran out, the next compilation goes on from here.
         if path is not None and len(stored) > known:

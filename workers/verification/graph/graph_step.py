@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from models.layers.base import Layer
 from workers.verification.graph.affine import Affine, Norms
 
-__all__ = ["GraphStep", "UnsupportedLayer"]
+__all__ = ["GraphStep", "Section", "UnsupportedLayer"]
 
 
 class UnsupportedLayer(ValueError):
@@ -27,12 +27,26 @@ UNBOUNDED = Norms(math.inf, math.inf)
 
 
 @dataclass(frozen=True)
+class Section:
+    """A part of the graph that is known as a whole: from value ``start`` to the last of ``steps``.
+
+    In real arithmetic the last result moves by at most ``norm`` times as much as the start (l2),
+    whatever the start is. Every way from the input to the last step leads through the start;
+    ``steps`` are the positions of all steps between them, in order.
+    """
+
+    start: int
+    steps: tuple[int, ...]
+    norm: float
+
+
+@dataclass(frozen=True)
 class GraphStep:
     """One step: ``op`` (an affine map or a layer with rules) applied to earlier values.
 
     sources: positions of earlier values, 0 is the input; value i + 1 is step i's result.
     norms: of an affine map, infinite where nobody computed them. overlap: largest number of windows
-    that one input of a max pool is in.
+    that one input of a pool is in. section: what is known of a part of the graph that ends here.
     """
 
     name: str
@@ -41,6 +55,7 @@ class GraphStep:
     shape: tuple[int, ...]
     norms: Norms = UNBOUNDED
     overlap: int = 1
+    section: Section | None = None
 
     @property
     def kind(self) -> str:

@@ -148,5 +148,6 @@ RULES: dict[type[Layer], LayerRules] = dict.fromkeys(
         slopes=_slopes,
         relax=_lines,
         open=_open,
+        slopes_in_unit_interval=True,
     ),
 )

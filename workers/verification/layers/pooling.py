@@ -17,7 +17,7 @@ from workers.verification.layers.rules import BackwardState, Ball, Carried, Laye
 from workers.verification.numerics import LONGEST_SUM, magnitude, raised, sum_error, total
 from workers.verification.rounding import Rounding, unit_roundoff
 
-__all__ = ["RULES", "overlap_of"]
+__all__ = ["CONSTANT_SHARE", "RULES", "overlap_of"]
 
 
 #: The pass takes ``sum_error(LONGEST_SUM)`` of a constant's magnitude; products of this rule are

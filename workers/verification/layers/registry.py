@@ -10,6 +10,7 @@ from workers.verification.layers import (
     absolute,
     affine,
     clamp,
+    euclidean,
     joins,
     moves,
     pooling,
@@ -31,6 +32,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **softplus.RULES,
     **sorting.RULES,
     **pooling.RULES,
+    **euclidean.RULES,
     **joins.RULES,
     **moves.RULES,
 }

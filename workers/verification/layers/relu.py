@@ -146,6 +146,7 @@ RULES: dict[type[Layer], LayerRules] = {
         relax=_relu_lines,
         open=crosses_zero,
         kink_at_zero=True,
+        slopes_in_unit_interval=True,
     ),
     LeakyReLU: LayerRules(
         forward=_leaky_forward,
@@ -154,5 +155,6 @@ RULES: dict[type[Layer], LayerRules] = {
         relax=_leaky_lines,
         open=crosses_zero,
         kink_at_zero=True,
+        slopes_in_unit_interval=True,
     ),
 }

@@ -78,6 +78,7 @@ class Ball:
     growth(step, centre_norm, rounding) gives (factor, offset), with centre_norm [batch] the sum of
     the norms of the input centres. Where the layer rounds, |layer(z)| <= max(1, factor) |z| holds
     besides (``lipschitz`` keeps it from overflowing).
+    largest_input: norm of an input from which the layer may overflow float32 (of those that round).
     reads_norm: whether growth depends on centre_norm; False saves computing it, and says that the
     layer cannot overflow. join: how several inputs move the output.
     """
@@ -85,6 +86,7 @@ class Ball:
     growth: Growth
     reads_norm: bool = True
     join: Join = SUM
+    largest_input: float = math.inf
 
     def grown(
         self, step: GraphStep, radius: Tensor, centre_norm: Tensor, rounding: Rounding
@@ -170,6 +172,7 @@ class LayerRules:
     backward(state, index, step, rows): rows . result as rows on the step's inputs, from below.
     open(layer, boxes of the inputs): where tighter boxes would make the rules above tighter, bool
     in the shape of an input. None: nowhere. kink_at_zero: only the side of 0 matters there.
+    slopes_in_unit_interval: elementwise in real arithmetic, never falling, 1-Lipschitz.
     absorbs_rounding: ``backward`` pays for the roundings of the coefficients that it is given.
     permutes: the result holds the input's numbers, each once, elsewhere.
     overlap(layer, input shape): largest number of windows that one input is in.
@@ -184,6 +187,7 @@ class LayerRules:
     backward: Callable[[BackwardState, int, GraphStep, LinearForm], Carried] | None = None
     open: Callable[[Any, list[Box]], Tensor] | None = None
     kink_at_zero: bool = False
+    slopes_in_unit_interval: bool = False
     absorbs_rounding: bool = False
     permutes: bool = False
     overlap: Callable[[Any, tuple[int, ...]], int] | None = None

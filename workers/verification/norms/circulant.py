@@ -23,7 +23,7 @@ from workers.verification.norms.backward_errors import cholesky_error, hermitian
 from workers.verification.numerics import MANY, raised
 from workers.verification.rounding import unit_roundoff
 
-__all__ = ["circulant_norm", "root"]
+__all__ = ["circulant_norm", "periodic_norm", "polyphase", "root"]
 
 #: Shifts of the grid, in grid steps.
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
@@ -55,6 +55,33 @@ def circulant_norm(
             return min(bound, twisted)
         bound = min(bound, twisted)
     return bound
+
+
+def periodic_norm(blocks: Tensor, grid: tuple[int, int], clock: Clock = UNLIMITED) -> float:
+    """Upper bound on the norm of a stride-1 convolution whose window goes around the image [h, w],
+    tight to about 1e-7 relative. blocks [out, in, kh, kw], float64, of any size.
+
+    Its eigenspaces are the image's own frequencies: no shift is one of them.
+    """
+    taps = blocks.shape[2] * blocks.shape[3]
+    grams = _Autocorrelation(blocks) if taps <= FEW_TAPS else _Symbols(blocks)
+    frequencies = torch.cartesian_prod(*_frequencies(grid, (0.0, 0.0)))
+    return _proved(grams, frequencies, math.inf, clock)
+
+
+def polyphase(kernel: Tensor, stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """Stride-1 blocks [out, in * s_h * s_w, ceil(k_h / s_h), ceil(k_w / s_w)] of a strided kernel.
+
+    Space-to-depth permutes coordinates, so the norm is the same.
+    """
+    out_channels, in_channels, kernel_h, kernel_w = kernel.shape
+    (stride_h, stride_w), (d_h, d_w) = stride, dilation
+    full_h, full_w = d_h * (kernel_h - 1) + 1, d_w * (kernel_w - 1) + 1
+    blocks_h, blocks_w = -(-full_h // stride_h), -(-full_w // stride_w)
+    full = kernel.new_zeros(out_channels, in_channels, blocks_h * stride_h, blocks_w * stride_w)
+    full[:, :, :full_h:d_h, :full_w:d_w] = kernel
+    full = full.reshape(out_channels, in_channels, blocks_h, stride_h, blocks_w, stride_w)
+    return full.permute(0, 1, 3, 5, 2, 4).reshape(out_channels, -1, blocks_h, blocks_w)
 
 
 def _frequencies(grid: tuple[int, int], shift: tuple[float, float]) -> tuple[Tensor, Tensor]:

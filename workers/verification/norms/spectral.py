@@ -22,7 +22,7 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.backward_errors import cholesky_error, gram_error
-from workers.verification.norms.circulant import circulant_norm, root
+from workers.verification.norms.circulant import circulant_norm, polyphase, root
 from workers.verification.numerics import MANY, nonzero, raised
 
 __all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_iteration_norm"]
@@ -225,7 +225,7 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, clock: Clock, *, floor:
     if pointwise and min(in_channels, out_channels) <= DENSE_SIDE:
         # One matrix at every place.
         return dense_norm(kernel.flatten(1), clock)
-    blocks = _polyphase(kernel, geometry)
+    blocks = polyphase(kernel, geometry.stride, geometry.dilation)
     grid = (height + blocks.shape[2] - 1, width + blocks.shape[3] - 1)
     if min(inputs, outputs) <= EXACT_SIDE:
         # Of many groups most are ruled out without their matrix.
@@ -314,21 +314,6 @@ def _adjoint_batched(
         return _adjoint(apply, like)(y)
 
     return transposed
-
-
-def _polyphase(kernel: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Stride-1 blocks [out, in * s_h * s_w, ceil(k_h / s_h), ceil(k_w / s_w)] of a strided kernel.
-
-    Space-to-depth permutes coordinates, so the norm is the same.
-    """
-    out_channels, in_channels, kernel_h, kernel_w = kernel.shape
-    (stride_h, stride_w), (d_h, d_w) = geometry.stride, geometry.dilation
-    full_h, full_w = d_h * (kernel_h - 1) + 1, d_w * (kernel_w - 1) + 1
-    blocks_h, blocks_w = -(-full_h // stride_h), -(-full_w // stride_w)
-    full = kernel.new_zeros(out_channels, in_channels, blocks_h * stride_h, blocks_w * stride_w)
-    full[:, :, :full_h:d_h, :full_w:d_w] = kernel
-    full = full.reshape(out_channels, in_channels, blocks_h, stride_h, blocks_w, stride_w)
-    return full.permute(0, 1, 3, 5, 2, 4).reshape(out_channels, -1, blocks_h, blocks_w)
 
 
 def power_iteration_norm(

@@ -22,6 +22,7 @@ from models.layers.activations import (
     Softplus,
     Tanh,
 )
+from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import LAYER_KINDS, Gather, Layer, Linear, Multiply, ReLU, Reshape
 from models.layers.one_lipschitz import ONE_LIPSCHITZ
@@ -104,6 +105,11 @@ CASES: dict[str, Callable[[], Branches]] = {
     ],
     "gather": lambda: one(Gather(torch.tensor([2, 0, 3, 1]))),
     "gather of some": lambda: one(Gather(torch.tensor([3, 0, 4]), axis=2)),
+    "l2-pool2d": lambda: [
+        ("m", Multiply(spread(9)), ("input",)),
+        ("z", L2Pool2d(kernel=(1, 2), stride=(2, 2)), ("m",)),
+    ],
+    "sort": lambda: [("m", Multiply(spread(10)), ("input",)), ("z", Sort(axis=1), ("m",))],
     "concat": lambda: two(Concat(axis=1)),
     "maximum": lambda: two(Maximum()),
     "minimum": lambda: two(Minimum()),

@@ -182,5 +182,12 @@ BALL = Ball(_growth, reads_norm=False)
 
 RULES: dict[type[Layer], LayerRules] = dict.fromkeys(
     S_SHAPED,
-    LayerRules(value=s_shaped, forward=_forward, ball=BALL, relax=_lines, open=_open),
+    LayerRules(
+        value=s_shaped,
+        forward=_forward,
+        ball=BALL,
+        relax=_lines,
+        open=_open,
+        slopes_in_unit_interval=True,
+    ),
 )

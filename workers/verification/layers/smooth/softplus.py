@@ -157,5 +157,6 @@ RULES: dict[type[Layer], LayerRules] = {
         slopes=_slopes,
         relax=_lines,
         open=_open,
+        slopes_in_unit_interval=True,
     )
 }

@@ -135,6 +135,9 @@ def _train(
         if at.step:
             trainer.restore(at.tensors)
     loop = _Loop(config, trainer, kept, held, at, ranks)
+    if not ranks.alone:
+        # All have begun with the same checkpoint, or without one.
+        ranks.check_equal({"loop.step": torch.tensor(loop.step), **loop.state()}, device)
     began, saved = time.monotonic() - at.seconds, time.monotonic()
     while loop.step < loop.total:
         if loop.advance(progress):

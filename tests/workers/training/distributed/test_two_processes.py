@@ -41,7 +41,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
         for rank in range(SIZE)
     ]
     try:
-        assert wait_until(lambda: all(rank.poll() is not None for rank in ranks), 300)
+        assert wait_until(lambda: all(rank.poll() is not None for rank in ranks), 500)
     finally:
         for rank in ranks:
             rank.kill()

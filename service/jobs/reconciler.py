@@ -160,8 +160,10 @@ class Reconciler:
         wanted = max(1, len(workers)) - self._notifier.waiting().total()
         owned = max((int(facts.get("devices", 1)) for facts in workers), default=None)
         queued, running = self._ledger.index.open_jobs()
-        # While there are enough of them, queued jobs need no more.
-        active = sorted(running | queued if wanted > 0 else running)
+        # While there are enough of them, queued jobs need no more; but a training may wait for a
+        # larger worker, and has to say so.
+        waiting = queued if wanted > 0 else self._ledger.index.queued_trainings()
+        active = sorted(running | waiting)
         for start in range(0, len(active), _BATCH):
             batch = active[start : start + _BATCH]
             for job_id, seen in zip(batch, self._ledger.survey(batch), strict=True):

@@ -35,6 +35,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     train.add_argument("--batch-size", type=int)
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--devices", type=int, help="GPUs (or CPU processes) that share each batch")
     train.add_argument("--certify", help="spec of the certification as JSON; null: none")
     train.add_argument("--out", type=Path, default=Path("out/train"), help="folder of the results")
     train.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
@@ -95,7 +96,10 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "recipe": _json_or_name(options.recipe),
     }
-    for name in ("test_dataset", "activation", "epochs", "batch_size", "learning_rate"):
+    for name in (
+        *("test_dataset", "activation", "epochs", "batch_size", "learning_rate"),
+        "devices",
+    ):
         if getattr(options, name) is not None:
             request[name] = getattr(options, name)
     if options.architecture is not None:

@@ -48,6 +48,19 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where workers compute."
     )
+    devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated numbers of the GPUs that a worker owns, counted from 0 (on a "
+        "CPU: of processes); unset: one GPU, or as many processes as there are processors.",
+    )
+    max_devices: int = Field(
+        default=8, gt=0, description="Most devices that one training may ask for."
+    )
+    rank_timeout_s: float = Field(
+        default=45.0,
+        gt=0,
+        description="Seconds that a device of a training waits in a step for the other ones.",
+    )
     data_sources: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
         description="Colon-separated folders that hold data sets in their public layouts; "
@@ -218,6 +231,20 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _split_devices(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("devices")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("every device is named once")
         return value
 
     @field_validator("webhook_secret")

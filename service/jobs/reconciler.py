@@ -156,17 +156,19 @@ class Reconciler:
 
     def _attend_active(self) -> None:
         # Any wake-up job serves any job: one for every worker is enough.
-        wanted = (
-            max(1, len(self._ledger.worker_registry.living())) - self._notifier.waiting().total()
-        )
+        workers = self._ledger.worker_registry.living()
+        wanted = max(1, len(workers)) - self._notifier.waiting().total()
+        owned = max((int(facts.get("devices", 1)) for facts in workers), default=None)
         queued, running = self._ledger.index.open_jobs()
-        # While there are enough of them, queued jobs need no more.
-        active = sorted(running | queued if wanted > 0 else running)
+        # While there are enough of them, queued jobs need no more; but a training may wait for a
+        # larger worker, and has to say so.
+        waiting = queued if wanted > 0 else self._ledger.index.queued_trainings()
+        active = sorted(running | waiting)
         for start in range(0, len(active), _BATCH):
             batch = active[start : start + _BATCH]
             for job_id, seen in zip(batch, self._ledger.survey(batch), strict=True):
                 try:
-                    free = self._attend(job_id, seen)
+                    free = self._attend(job_id, seen, owned)
                 except Problem as problem:
                     # E.g. a full disk: this job's outcome cannot be written, but others may go on.
                     _log.warning("job %s cannot be reconciled: %s", job_id, problem)
@@ -175,8 +177,11 @@ class Reconciler:
                     self._notifier.notify(job_id)
                 wanted -= min(free, max(0, wanted))
 
-    def _attend(self, job_id: str, seen: Survey) -> int:
-        """Reconcile one job; the number of its items that wait for a worker."""
+    def _attend(self, job_id: str, seen: Survey, owned: int | None) -> int:
+        """Reconcile one job; the number of its items that wait for a worker.
+
+        ``owned``: the most devices that a living worker owns; None where none is alive.
+        """
         if self._store.has(self._store.outcome_path(job_id)):
             # Its worker died between the outcome and the ledger.
             follow(self._store, self._ledger, job_id)
@@ -187,7 +192,11 @@ class Reconciler:
                 _log.warning("job %s: %s", job_id, seen.exhausted)
                 give_up(self._store, self._ledger, state.submission, seen.exhausted)
             return 0
-        return seen.free
+        enough = owned is None or seen.devices <= owned
+        awaits = "" if enough else _waiting_for(seen.devices, owned)
+        if awaits != seen.awaits:
+            self._ledger.await_devices(job_id, awaits)
+        return seen.free if enough else 0
 
     def _run(self) -> None:
         while True:
@@ -199,3 +208,7 @@ class Reconciler:
                 _log.exception("a round of the reconciler failed")
             if self._stop.wait(self._settings.reconcile_interval_s):
                 return
+
+
+def _waiting_for(devices: int, owned: int | None) -> str:
+    return f"waiting for a worker with {devices} devices: the largest one has {owned}"

@@ -29,7 +29,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     """The complete plan of a request on the data set named ``dataset``.
 
     Raises InvalidInput (no_recipe, missing_architecture, conflicting_fields, invalid_epsilon,
-    unsupported_precision), ValidationError.
+    unsupported_precision, too_many_devices), ValidationError.
     """
     given: dict[str, Any] = {}
     name = spec.recipe if isinstance(spec.recipe, str) else "custom"
@@ -88,6 +88,21 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
             hint='leave "precision" out: "auto" uses bfloat16 where the method supports it',
             field="recipe.precision",
         )
+    if spec.devices > hyperparameters.batch_size:
+        raise InvalidInput(
+            f"a batch of {hyperparameters.batch_size} samples cannot be shared by {spec.devices} "
+            "devices",
+            code="too_many_devices",
+            hint="at least one sample of every batch for each device",
+            field="devices",
+        )
+    if spec.devices > 1 and hyperparameters.compiled is True:
+        raise InvalidInput(
+            "a training on several devices is not compiled",
+            code="conflicting_fields",
+            hint='leave "compiled" out, or train on one device',
+            field="recipe.compiled",
+        )
     return TrainingPlan(
         method=spec.method,
         architecture=architecture,
@@ -95,6 +110,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
         epsilon=Fraction(spec.epsilon),
         recipe=name,
         seed=spec.seed,
+        devices=spec.devices,
         hyperparameters=hyperparameters,
         certify=spec.certify is not None,
         held_out=held_out,

@@ -38,6 +38,7 @@ from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from workers.jobs.hardware.device_check import DEVICE_LOST
+from workers.jobs.hardware.owned_devices import owned_devices
 from workers.jobs.items.steps import STEPS, ItemContext
 from workers.jobs.items.training_pace import Pace
 from workers.jobs.redis_retries import retry_on_redis_errors
@@ -82,6 +83,7 @@ class WorkLoop:
     def __init__(self, settings: Settings, store: Store, ledger: Ledger, job_id: str) -> None:
         self.settings, self.store, self.ledger = settings, store, ledger
         self.job_id = job_id
+        self.devices = owned_devices(settings)
         self.worker = f"{platform.node()}:{os.getpid()}"
         self._progress_at = 0.0
         self._asked_at = 0.0
@@ -104,7 +106,7 @@ class WorkLoop:
                     return
 
     def _next(self) -> Next:
-        return self.ledger.scheduler.next_job(passed_over=self._passed_over)
+        return self.ledger.scheduler.next_job(devices=self.devices, passed_over=self._passed_over)
 
     def _turn(self, renewer: LeaseRenewer) -> None:
         """One item of the job in hand. A job whose outcome cannot be written is skipped."""
@@ -281,7 +283,7 @@ class WorkLoop:
             return False
         self._asked_at = time.monotonic()
         try:
-            return self.ledger.scheduler.somebody_waits(self.job_id)
+            return self.ledger.scheduler.somebody_waits(self.job_id, devices=self.devices)
         except redis.RedisError as error:
             logger.info("job %s: it is unknown whether a smaller job waits: %s", self.job_id, error)
             return False

@@ -5,11 +5,12 @@ A checkpoint is one safetensors file, written beside the old one and renamed; no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from workers.training.config import TrainingError
+from workers.training.config import TrainingConfig, TrainingError
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "run_digest"]
+
+
+def run_digest(config: TrainingConfig, samples: int) -> str:
+    """Digest of a run's settings and its number of samples. A checkpoint fits the same run only."""
+    described = asdict(config)
+    # These follow from the method; checkpoints from before there were the others still count.
+    of_method = ("bears_bfloat16", "bfloat16_on_cpu", "compiles")
+    new = {"options": not config.options, "devices": config.devices == 1}
+    for name in (*of_method, *(name for name, unused in new.items() if unused)):
+        del described[name]
+    text = json.dumps([described, samples], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass

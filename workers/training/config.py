@@ -52,6 +52,7 @@ class TrainingConfig:
     threshold of ReLU-theta. precision (auto, float32, bfloat16) and compiled (auto or a bool):
     ``workers.training.precision``; bears_bfloat16, bfloat16_on_cpu, compiles: what the
     method's row says of it.
+    devices: ranks that share every batch of ``batch_size`` samples.
     options: of the method alone, by name. See ``docs/training.md``.
     """
 
@@ -60,6 +61,7 @@ class TrainingConfig:
     epsilon: float
     norm: str = "l2"
     seed: int = 0
+    devices: int = 1
     epochs: int = 20
     batch_size: int = 256
     optimizer: str = "adam"
@@ -107,6 +109,7 @@ class TrainingConfig:
             epsilon=float(Fraction(plan["epsilon"])),
             norm=plan["norm"],
             seed=int(plan["seed"]),
+            devices=int(plan.get("devices", 1)),
             bears_bfloat16=method.bfloat16,
             bfloat16_on_cpu=method.bfloat16_on_cpu,
             compiles=method.compiled,

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.network import Network
 from workers.training.config import TrainingError
 
-__all__ = ["AUGMENTATIONS", "TrainingData", "split"]
+__all__ = ["AUGMENTATIONS", "TrainingData", "check_data", "split"]
 
 #: Multipliers that spread seeds, epochs and steps over the generators' seeds.
 _SPREAD = 0x9E3779B97F4A7C15
@@ -50,6 +51,25 @@ class TrainingData:
         """x float32 [b, *shape] in [0, 1], augmented, and y [b]."""
         x = pixels(self.x[rows])
         return AUGMENTATIONS[augmentation](x, seeded(seed, 2, step)), self.y[rows]
+
+
+def check_data(network: Network, data: TrainingData) -> None:
+    """Check that the data fit the network. Raises TrainingError."""
+    if tuple(data.x.shape[1:]) != network.input_shape:
+        raise TrainingError(
+            "shape_mismatch",
+            f"the samples are {list(data.x.shape[1:])}, the architecture takes "
+            f"{list(network.input_shape)}",
+            hint="an architecture made for this data set, or another data set",
+            field="architecture",
+        )
+    if len(data.y) and not 0 <= int(data.y.min()) <= int(data.y.max()) < network.classes:
+        raise TrainingError(
+            "label_out_of_range",
+            f"labels go from {int(data.y.min())} to {int(data.y.max())}, the architecture has "
+            f"classes 0 to {network.classes - 1}",
+            hint='"classes" of a family, or the last layer of a layer list',
+        )
 
 
 def pixels(x: Tensor) -> Tensor:

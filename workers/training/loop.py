@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,15 @@ import torch
 from torch import Tensor
 
 from models.network import Network
-from workers.training.checkpoint import Checkpoint
+from workers.training.checkpoint import Checkpoint, run_digest
 from workers.training.config import TrainingConfig, TrainingError
-from workers.training.data import TrainingData, pixels, split
+from workers.training.data import TrainingData, check_data, pixels, split
+from workers.training.distributed.ranks import ALONE, Ranks
 from workers.training.objectives import OBJECTIVES
 from workers.training.trainer import Trainer, build_network
 from workers.verification.answers import label_leads
 
-__all__ = ["History", "Paused", "Report", "check_data", "run_digest", "train"]
+__all__ = ["History", "Paused", "Report", "train"]
 
 #: The curve: one row per epoch.
 History = list[dict[str, Any]]
@@ -48,36 +47,6 @@ class Paused(Exception):
     """The run was asked to stop; its checkpoint is written."""
 
 
-def run_digest(config: TrainingConfig, samples: int) -> str:
-    """Digest of a run's settings and its number of samples. A checkpoint fits the same run only."""
-    described = asdict(config)
-    # These follow from the method; checkpoints from before there were options still count.
-    of_method = ("bears_bfloat16", "bfloat16_on_cpu", "compiles")
-    for name in (*of_method, *(() if config.options else ("options",))):
-        del described[name]
-    text = json.dumps([described, samples], sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_data(network: Network, data: TrainingData) -> None:
-    """Check that the data fit the network. Raises TrainingError."""
-    if tuple(data.x.shape[1:]) != network.input_shape:
-        raise TrainingError(
-            "shape_mismatch",
-            f"the samples are {list(data.x.shape[1:])}, the architecture takes "
-            f"{list(network.input_shape)}",
-            hint="an architecture made for this data set, or another data set",
-            field="architecture",
-        )
-    if len(data.y) and not 0 <= int(data.y.min()) <= int(data.y.max()) < network.classes:
-        raise TrainingError(
-            "label_out_of_range",
-            f"labels go from {int(data.y.min())} to {int(data.y.max())}, the architecture has "
-            f"classes 0 to {network.classes - 1}",
-            hint='"classes" of a family, or the last layer of a layer list',
-        )
-
-
 def train(
     config: TrainingConfig,
     data: TrainingData,
@@ -89,6 +58,7 @@ def train(
     on_checkpoint: Callable[[], None] = lambda: None,
     should_pause: Callable[[], bool] = lambda: False,
     checkpoint_s: float = CHECKPOINT_S,
+    ranks: Ranks = ALONE,
 ) -> tuple[Network, History]:
     """Train to the end and return the network (on the CPU, as trained) and the curve.
 
@@ -96,12 +66,14 @@ def train(
     validated, ``on_epoch(curve so far)`` after every epoch. ``should_pause`` is asked every few
     steps. Checkpoints are written to ``checkpoint`` every ``checkpoint_s`` seconds, before a pause
     and at the end, and ``on_checkpoint`` is called; where one is there, the run goes on from it.
+    Of several ``ranks`` each calls this with the same settings and data; the first one's answers
+    count, and it alone writes checkpoints.
     Raises TrainingError (training_diverged, shape_mismatch, label_out_of_range, too_few_samples,
-    bad_checkpoint), ModelError, Paused, OSError (a full disk).
+    bad_checkpoint), ModelError, Paused, OSError (a full disk), RanksLost.
     """
     kept = _Kept(checkpoint, checkpoint_s, on_checkpoint)
     with _arithmetic(device):
-        return _train(config, data, device, kept, progress, on_epoch, should_pause)
+        return _train(config, data, device, kept, progress, on_epoch, should_pause, ranks)
 
 
 @contextlib.contextmanager
@@ -149,19 +121,23 @@ def _train(
     progress: Report,
     on_epoch: Callable[[History], None],
     should_pause: Callable[[], bool],
+    ranks: Ranks,
 ) -> tuple[Network, History]:
     network = build_network(config).to(device)
     check_data(network, data)
     kept, held = split(data, config.validation_samples, config.seed)
     kept, held = kept.to(device), held.to(device)
-    trainer = Trainer(config, network)
+    trainer = Trainer(config, network, ranks)
     digest = run_digest(config, len(data.x))
     at = Checkpoint()
     if kept_at.path is not None:
         at = Checkpoint.load(kept_at.path, digest, device) or at
         if at.step:
             trainer.restore(at.tensors)
-    loop = _Loop(config, trainer, kept, held, at)
+    loop = _Loop(config, trainer, kept, held, at, ranks)
+    if not ranks.alone:
+        # All have begun with the same checkpoint, or without one.
+        ranks.check_equal({"loop.step": torch.tensor(loop.step), **loop.state()}, device)
     began, saved = time.monotonic() - at.seconds, time.monotonic()
     while loop.step < loop.total:
         if loop.advance(progress):
@@ -169,15 +145,18 @@ def _train(
         ended = loop.step == loop.total
         pausing = not ended and should_pause()
         due = ended or pausing or time.monotonic() - saved > kept_at.every_s
+        pausing, due = loop.decided(pausing=pausing, due=due)
         if kept_at.path is not None and due:
-            spent = time.monotonic() - began
-            Checkpoint(loop.step, loop.state(), loop.history, spent).save(kept_at.path, digest)
-            kept_at.told()
+            state, spent = loop.state(), time.monotonic() - began
+            ranks.check_equal(state, device)
+            if ranks.first:
+                Checkpoint(loop.step, state, loop.history, spent).save(kept_at.path, digest)
+                kept_at.told()
             saved = time.monotonic()
         if pausing:
             raise Paused
     network = network.cpu()
-    if network.deployed().non_finite():
+    if ranks.first and network.deployed().non_finite():
         raise loop.diverged()
     return network, loop.history
 
@@ -192,20 +171,48 @@ class _Loop:
         data: TrainingData,
         held: TrainingData,
         at: Checkpoint,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.config, self.trainer, self.data, self.held = config, trainer, data, held
         self.batch_size = min(config.batch_size, len(data.x))
+        if self.batch_size < ranks.size:
+            raise TrainingError(
+                "too_few_samples",
+                f"a batch of {self.batch_size} samples cannot be shared by {ranks.size} devices",
+                hint="fewer devices, or a larger batch",
+                field="devices",
+            )
         self.per_epoch = data.steps(self.batch_size)
         self.total = config.epochs * self.per_epoch
         self.step = at.step
         self.history: History = list(at.history)
+        #: Sums of the epoch so far, of every rank: [ranks, 3]; this rank's own are its row.
         sums = at.tensors.get("loop.sums")
-        self.sums = torch.zeros(3, device=trainer.device) if sums is None else sums
+        self.table = (
+            torch.zeros(ranks.size, 3, device=trainer.device)
+            if sums is None
+            else sums.reshape(ranks.size, 3)
+        )
+        self.sums = self.table[ranks.rank]
+        #: Steps until the ranks look at the loss again: a clock of their own none of them has.
+        self._stride, self._step_s = LOOK_EVERY if ranks.alone else 1, 0.0
         self._order: tuple[int, Tensor] | None = None
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of a checkpoint."""
-        return {**self.trainer.state(), "loop.sums": self.sums}
+        sums = self.table[0] if self.ranks.alone else self.table
+        return {**self.trainer.state(), "loop.sums": sums}
+
+    def decided(self, *, pausing: bool, due: bool) -> tuple[bool, bool]:
+        """What the first rank says of both, for all of them; and how far they go until they look
+        again."""
+        if self.ranks.alone:
+            return pausing, due
+        stride = min(float(LOOK_EVERY), LOOK_AFTER_S / max(self._step_s, 1e-6))
+        told = self.ranks.decided([pausing, due, max(1.0, stride)], self.trainer.device)
+        self._stride = int(told[2])
+        return bool(told[0]), bool(told[1])
 
     def advance(self, progress: Report) -> bool:
         """Do some steps of the epoch. Returns whether it ended; its row is then on the curve."""
@@ -213,18 +220,20 @@ class _Loop:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.data.order(self.config.seed, epoch))
         order = self._order[1]
-        last = min(self.per_epoch, (first // LOOK_EVERY + 1) * LOOK_EVERY)
-        due = time.monotonic() + LOOK_AFTER_S
+        last = min(self.per_epoch, (first // LOOK_EVERY + 1) * LOOK_EVERY, first + self._stride)
+        began = time.monotonic()
         try:
             for index in range(first, last):
                 self._step(order, index)
-                if time.monotonic() > due:
+                if self.ranks.alone and time.monotonic() - began > LOOK_AFTER_S:
                     break
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             # Singular values raise on the first weight that is not finite, before a loss is seen.
             raise self.diverged() from error
         # The only look: it waits for the device.
-        sums = self.sums.tolist()
+        self.table = self.ranks.table(self.sums)
+        sums = self.table.sum(0).tolist()
+        self._step_s = (time.monotonic() - began) / (last - first)
         if not all(map(math.isfinite, sums)):
             raise self.diverged()
         standing = f"epoch {epoch + 1} of {self.config.epochs}"
@@ -233,7 +242,8 @@ class _Loop:
             self.trainer.end_epoch()
             validating = lambda: progress(self.step, self.total, f"{standing}: validating")  # noqa: E731
             self.history.append(self._row(epoch, validating))
-            self.sums = torch.zeros_like(self.sums)
+            self.table = torch.zeros_like(self.table)
+            self.sums = self.table[self.ranks.rank]
         progress(self.step, self.total, f"{standing}, {self._message(sums, ended=ended)}")
         return ended
 
@@ -251,7 +261,7 @@ class _Loop:
         samples at the full epsilon. precision, compiled: as at the end of the epoch.
         """
         progress = self.step / self.total
-        loss, correct, robust = (float(value) for value in self.sums)
+        loss, correct, robust = (float(value) for value in self.table.sum(0))
         seen = self.per_epoch * self.batch_size
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -269,19 +279,26 @@ class _Loop:
 
     @torch.no_grad()
     def _validate(self, validating: Callable[[], None]) -> tuple[float, float]:
-        graph, config = self.trainer.graph, self.config
+        graph, config, samples = self.trainer.graph, self.config, len(self.held.x)
         bound = OBJECTIVES[config.method].bound
         graph.refresh()
-        correct = robust = 0
+        part = self.ranks.part(samples)
+        # A rank that has none looks at one all the same: a bound moves the graph's vectors.
+        seen = part if part.stop > part.start else slice(0, 1)
+        counts = torch.zeros(2, dtype=torch.int64, device=self.trainer.device)
         for x, y in zip(
-            self.held.x.split(VALIDATION_BATCH), self.held.y.split(VALIDATION_BATCH), strict=True
+            self.held.x[seen].split(VALIDATION_BATCH),
+            self.held.y[seen].split(VALIDATION_BATCH),
+            strict=True,
         ):
             validating()
             found = bound(graph, pixels(x), y, config.epsilon, config)
             right = label_leads(found.logits, y)
-            correct += int(right.sum())
-            robust += int((right & label_leads(found.worst, y)).sum())
-        return correct / len(self.held.x), robust / len(self.held.x)
+            robust = right & label_leads(found.worst, y)
+            if seen is part:
+                counts += torch.stack([right.sum(), robust.sum()])
+        correct, sure = self.ranks.table(counts).sum(0).tolist()
+        return correct / samples, sure / samples
 
     def _message(self, sums: list[float], *, ended: bool) -> str:
         """Progress message: loss and the estimate so far; at the end that on validation samples."""

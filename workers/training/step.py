@@ -73,6 +73,7 @@ class TrainingStep:
     ) -> None:
         self.graph, self.config = graph, config
         self.loss = loss
+        self.ranks = graph.ranks
         self.parameters = [p for p in graph.network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self._backends = list(BACKENDS.get(self.device.type, ())) if compiles else []
@@ -91,8 +92,12 @@ class TrainingStep:
         del self._backends[:given_up]
         self.given_up = given_up
 
-    def __call__(self, x: Tensor, y: Tensor, at: ScheduledWeights) -> tuple[Tensor, Tensor]:
-        """(loss, [correct, robust]) of the batch; the gradients are the parameters'."""
+    def __call__(
+        self, x: Tensor, y: Tensor, at: ScheduledWeights, share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, [correct, robust]) of this rank's ``share`` of the batch; the gradients of the
+        whole batch are the parameters'. The ranks' results add up to those of the batch.
+        """
         while self._backends:
             try:
                 return self._by_compiler(x, y, at)
@@ -101,7 +106,7 @@ class TrainingStep:
                 self._give_up(error)
                 # A lost device fails every call: that is no fault of the compiler's.
                 torch.zeros((), device=self.device).item()
-        return self._run(self._function, x, y, at)
+        return self._run(self._function, x, y, at, share)
 
     def _function(
         self, x: Tensor, y: Tensor, at: ScheduledWeights
@@ -118,15 +123,23 @@ class TrainingStep:
         return loss, counts, graph.vectors
 
     def _run(
-        self, function: Function, x: Tensor, y: Tensor, at: ScheduledWeights
+        self,
+        function: Function,
+        x: Tensor,
+        y: Tensor,
+        at: ScheduledWeights,
+        share: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         graph = self.graph
         for parameter in self.parameters:
             parameter.grad = None
         graph.refresh()
-        with graph.by_batch():
+        with graph.by_batch(share):
             loss, counts, vectors = function(x, y, at)
+        if not self.ranks.alone:
+            loss = loss * share
         loss.backward()
+        self.ranks.add_gradients(self.parameters)
         graph.vectors = vectors
         return loss.detach(), counts
 

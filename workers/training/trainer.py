@@ -12,6 +12,7 @@ from models.architectures.published import build
 from models.network import Network
 from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import seeded
+from workers.training.distributed.ranks import ALONE, Ranks
 from workers.training.lookahead import Lookahead
 from workers.training.objectives import OBJECTIVES, ScheduledWeights
 from workers.training.optimizers import OPTIMIZERS, set_rate
@@ -19,7 +20,7 @@ from workers.training.precision import dtype_of, wants_compilation
 from workers.training.step import TrainingStep
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["Trainer", "build_network"]
+__all__ = ["Trainer", "build_network", "network_in"]
 
 Parameters = Iterable[nn.Parameter]
 
@@ -40,17 +41,29 @@ def build_network(config: TrainingConfig) -> Network:
     return network
 
 
-class Trainer:
-    """Trains ``network`` in place, on its own device."""
+def network_in(config: TrainingConfig, tensors: Mapping[str, Tensor]) -> Network:
+    """The network of a checkpoint, whose tensors are ``Trainer.state()``, on the CPU."""
+    network = build_network(config)
+    own = ((name.partition("."), tensor) for name, tensor in tensors.items())
+    network.load_state_dict({name: tensor for (part, _, name), tensor in own if part == "network"})
+    return network
 
-    def __init__(self, config: TrainingConfig, network: Network) -> None:
+
+class Trainer:
+    """Trains ``network`` in place, on its own device, together with the other ``ranks``."""
+
+    def __init__(self, config: TrainingConfig, network: Network, ranks: Ranks = ALONE) -> None:
         if config.method not in OBJECTIVES:
             raise TrainingError("unknown_method", f"there is no training method {config.method!r}")
         self.config = config
         self.network = network
+        self.ranks = ranks
         # Raises for networks that cannot be trained, so below there are parameters.
         self.graph = TrainingGraph(
-            network, power_steps=config.power_steps, generator=seeded(config.seed, 4, 0)
+            network,
+            power_steps=config.power_steps,
+            generator=seeded(config.seed, 4, 0),
+            ranks=ranks,
         )
         self.device = self.graph.head.weight.device
         self.parameters = [p for p in network.parameters() if p.requires_grad]
@@ -63,17 +76,22 @@ class Trainer:
             self.graph,
             OBJECTIVES[config.method].loss,
             config,
-            compiles=wants_compilation(config, self.device),
+            # Messages between ranks are no part of a compiled graph.
+            compiles=ranks.alone and wants_compilation(config, self.device),
         )
 
     def train_on(self, x: Tensor, y: Tensor, progress: float, step: int) -> Tensor:
-        """Do the step of this number, at ``progress`` (0 to 1) of the run.
+        """Do the step of this number, at ``progress`` (0 to 1) of the run, on the whole batch.
 
-        Returns (loss, correct, robust), float32 [3], on the device: nothing waits for it.
+        Returns this rank's part of (loss, correct, robust), float32 [3], on the device: nothing
+        waits for it.
         """
         set_rate(self.optimizer, self.config.rate(progress))
+        rows = len(x)
+        part, share = self.ranks.part(rows), self.ranks.share(rows)
+        at = ScheduledWeights.at(self.config, progress, step).within(part.start, rows)
         with self.graph.computing_in(self.dtype):
-            loss, counts = self.step(x, y, ScheduledWeights.at(self.config, progress, step))
+            loss, counts = self.step(x[part], y[part], at, share)
         self.graph.keep_statistics()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)

@@ -7,9 +7,9 @@ certified is the deployed network, by ``workers.verification``. A layer that is 
 construction (``Layer.one_lipschitz``) needs no estimate, and nothing else of it has to be known:
 its deployed form may be a sub-graph.
 
-Batch norm takes the statistics of the batch inside ``by_batch`` (a training step), for clean inputs
-and bounds alike, and its running ones outside it: a validation, the deployed network and a
-certificate never see a batch.
+Batch norm takes the statistics of the batch inside ``by_batch`` (a training step; of several ranks
+those of the batch of them all), for clean inputs and bounds alike, and its running ones outside it:
+a validation, the deployed network and a certificate never see a batch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from models.layers.joins import ReduceMean, ReduceSum
 from models.layers.kinds import AvgPool2d, BatchNorm, Layer, Normalize, Shift
 from models.network import INPUT, Network, Node
 from workers.training.config import TrainingError
+from workers.training.distributed.ranks import ALONE, Ranks
 from workers.training.trained_maps import ScaledMap, SumMap, WeightedMap
 from workers.verification.forward.ball import ball_rule, joined_radius
 from workers.verification.graph.affine import Affine
@@ -52,8 +53,16 @@ class TrainingGraph:
     Raises TrainingError where a layer cannot be trained with certificates.
     """
 
-    def __init__(self, network: Network, *, power_steps: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        power_steps: int,
+        generator: torch.Generator,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.network = network
+        self.ranks = ranks
         self.power_steps = power_steps
         last = network.nodes[-1]
         head = network.layer(last.name)
@@ -85,7 +94,8 @@ class TrainingGraph:
                 self.vectors[step.name] = (start / start.norm()).to(step.op.weight)
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._norms: dict[str, Tensor] = {}
-        self._by_batch = False
+        #: This rank's share of the batch in a training step, whose statistics batch norm takes.
+        self._share: float | None = None
         with torch.no_grad():
             self.refresh()
             for name in self.vectors:
@@ -179,24 +189,24 @@ class TrainingGraph:
             self.dtype = before
 
     @contextlib.contextmanager
-    def by_batch(self) -> Iterator[None]:
-        """Inside, batch norm takes the statistics of the batch that it is given."""
-        self._by_batch = True
+    def by_batch(self, share: float = 1.0) -> Iterator[None]:
+        """Inside, batch norm takes the statistics of the batch, of which this rank has a
+        ``share``."""
+        self._share = share
         try:
             yield
         finally:
-            self._by_batch = False
+            self._share = None
 
     def scale_and_shift(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """Batch norm's scale and shift, [channels, 1, ...], for its clean input x [batch, ...]."""
         layer = self.network.layer(name)
         assert isinstance(layer, BatchNorm)
         mean, var = layer.mean, layer.var
-        if self._by_batch:
-            axes = [axis for axis in range(x.dim()) if axis != 1]
+        if self._share is not None:
             # Not in bfloat16: a mean over a batch is a long sum.
-            var, mean = torch.var_mean(x.to(layer.mean.dtype), axes, correction=0)
-            count = x.numel() // x.shape[1]
+            mean, var = self._statistics(x.to(layer.mean.dtype), self._share)
+            count = round(x.numel() / x.shape[1] / self._share)
             unbiased = var.detach() * (count / max(count - 1, 1))
             # What a step computes is functional: ``keep_statistics`` writes them to the layer.
             self.vectors[f"{name}.mean"] = layer.mean.lerp(mean.detach(), MOMENTUM)
@@ -206,6 +216,17 @@ class TrainingGraph:
         shift = layer.bias - mean * scale
         ones = [1] * (x.dim() - 2)
         return scale.reshape(-1, *ones), shift.reshape(-1, *ones)
+
+    def _statistics(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Mean and variance, [channels], of the batch of which x [batch, channels, ...] is a
+        ``share``."""
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        if self.ranks.alone:
+            var, mean = torch.var_mean(x, axes, correction=0)
+            return mean, var
+        mean = self.ranks.total(x.mean(axes) * share)
+        offsets = x - mean.reshape(-1, *([1] * (x.dim() - 2)))
+        return mean, self.ranks.total(offsets.square().mean(axes) * share)
 
     @torch.no_grad()
     def keep_statistics(self) -> None:

@@ -78,6 +78,14 @@ async def train(
         )
     value = await json_body(request, limit=services.settings.max_spec_bytes)
     spec = parse_model(TrainSpec, value, field="body", code="invalid_request")
+    most = services.settings.max_devices
+    if spec.devices > most:
+        raise InvalidInput(
+            f"{spec.devices} devices are more than a training may have here ({most})",
+            code="too_many_devices",
+            hint="ask for fewer; the limit is CERTSERVE_MAX_DEVICES",
+            field="devices",
+        )
     webhook = accepted_webhook(services.settings, spec.webhook)
     options = SubmissionOptions(principal, idempotency_key, spec.force, webhook)
     prepared = await to_thread.run_sync(lambda: _prepared(services, options, spec))

@@ -73,6 +73,10 @@ class Index:
         queued, running = pipeline.execute()
         return set(queued), set(running)
 
+    def queued_trainings(self) -> set[str]:
+        """Ids of the trainings that no worker has begun."""
+        return set(self._redis.zinter([self._keys.status("queued"), self._keys.of("kind:train")]))
+
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each status."""
         pipeline = self._redis.pipeline()

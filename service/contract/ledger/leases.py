@@ -69,12 +69,15 @@ class Renewal:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the reconciler sees of a job."""
+    """What the reconciler sees of a job. ``devices``: how many its free training needs, else 1;
+    ``awaits``: what it says that it waits for."""
 
     status: str
     free: int
     leased: int
     exhausted: Exhausted | None
+    devices: int = 1
+    awaits: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ def state_of(fields: Mapping[str, str]) -> JobState:
         done=int(float(fields.get("done", 0))),
         total=int(fields["total"]) if fields.get("total") else None,
         unit=fields.get("unit") or ("steps" if submission.kind == "train" else "samples"),
-        message=status if status not in messages else fields.get("message") or messages[status],
+        message=status
+        if status not in messages
+        else fields.get("awaits") or fields.get("message") or messages[status],
         eta_s=float(fields["eta_s"]) if fields.get("eta_s") else None,
     )
     model_id = fields.get("model_id") or (submission.model.digest if submission.model else None)

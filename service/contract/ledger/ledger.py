@@ -72,7 +72,7 @@ class Ledger:
         self.worker_registry = WorkerRegistry(redis, prefix=prefix, ttl_s=settings.worker_ttl_s)
         folder = Path(__file__).with_name("lua")
         names = ["create", "reopen", "lease", "renew", "commit", "release", "progress", "finish"]
-        names += ["forget", "survey"]
+        names += ["forget", "survey", "await_devices"]
         self._scripts: dict[str, Any] = {
             name: self._redis.register_script((folder / f"{name}.lua").read_text())
             for name in names
@@ -121,6 +121,7 @@ class Ledger:
             submission.result_key,
             entered,
             entered + scheduling_delay(submission),
+            submission.devices,
         ]
         return keys, arguments
 
@@ -134,6 +135,7 @@ class Ledger:
         arguments: list[str | float] = [job, submission.model_dump_json()]
         arguments += [_first_item(submission), submission.attempt]
         arguments += [entered := now(), entered + scheduling_delay(submission)]
+        arguments.append(submission.devices)
         return bool(self._scripts["reopen"](keys=keys, args=arguments))
 
     def forget(self, job_id: str) -> None:
@@ -301,7 +303,8 @@ class Ledger:
         return bool(held == str(lease.token))
 
     def survey(self, job_ids: Sequence[str]) -> list[Survey]:
-        """Free, leased and exhausted items of each job, in one round trip."""
+        """Free, leased and exhausted items of each job, and the devices that they need, in one
+        round trip."""
         script = self._scripts["survey"]
         pipeline = self._redis.pipeline(transaction=False)
         for job_id in job_ids:
@@ -309,10 +312,20 @@ class Ledger:
             script(keys=keys, args=[self._settings.max_attempts], client=pipeline)
         return [
             Survey(
-                status, int(free), int(leased), Exhausted(item, int(tries), error) if item else None
+                status,
+                int(free),
+                int(leased),
+                Exhausted(item, int(tries), error) if item else None,
+                int(devices),
+                awaits,
             )
-            for status, free, leased, item, tries, error in pipeline.execute()
+            for status, free, leased, item, tries, error, devices, awaits in pipeline.execute()
         ]
+
+    def await_devices(self, job_id: str, message: str) -> None:
+        """Let a job say what it waits for, until an item of it is leased; '' takes that back."""
+        keys = self._keys.job(job_id)
+        self._scripts["await_devices"](keys=[keys[0], keys[6]], args=[message])
 
 
 def _first_item(submission: JobSubmission) -> str:

@@ -67,20 +67,24 @@ class Scheduler:
         """The sorted set of job ids by priority time."""
         return f"{self._prefix}:line"
 
-    def next_job(self, *, passed_over: Collection[str] = ()) -> Next:
-        """The first job with a free item. It is not reserved: another worker may lease it first."""
-        job_id, wait = self._next(keys=[self.key], args=[self._prefix, *passed_over])
+    def next_job(self, *, devices: int = 1, passed_over: Collection[str] = ()) -> Next:
+        """The first job with a free item that a worker with ``devices`` devices can do.
+
+        It is not reserved: another worker may lease it first.
+        """
+        job_id, wait = self._next(keys=[self.key], args=[self._prefix, devices, *passed_over])
         if job_id:
             return Next(str(job_id))
         return Next(None, max(0.0, float(wait)) if wait else None)
 
-    def somebody_waits(self, job_id: str, *, waited_s: float = 5.0) -> bool:
-        """Whether a job before this one has waited ``waited_s`` seconds and no worker has it.
+    def somebody_waits(self, job_id: str, *, devices: int = 1, waited_s: float = 5.0) -> bool:
+        """Whether a job before this one, which a worker with ``devices`` devices can do, has
+        waited ``waited_s`` seconds and no worker has it.
 
         For long items: ask at a checkpoint, and where the answer is yes give the item back
         (``ItemStopped``); the worker then takes that job, and comes back to this one after it.
         """
-        return bool(self._waits(keys=[self.key], args=[self._prefix, job_id, waited_s]))
+        return bool(self._waits(keys=[self.key], args=[self._prefix, job_id, waited_s, devices]))
 
     def missing(self, job_ids: Iterable[str]) -> list[str]:
         """The open jobs without a priority time (entered by an earlier release)."""

@@ -217,6 +217,12 @@ class JobSubmission(Strict):
     result_key: str = ""
     webhook: str | None = None
 
+    @property
+    def devices(self) -> int:
+        """How many devices a worker must own to train it; a certification needs one."""
+        asked = (self.training or {}).get("devices", 1)
+        return asked if isinstance(asked, int) else 1
+
 
 class Progress(Strict):
     """How far a job is, in ``steps`` of a training, then in ``samples``; ``total`` and ``eta_s``

@@ -80,6 +80,12 @@ class TrainSpec(Strict):
     batch_size: int | None = Field(default=None, ge=1, le=65_536)
     learning_rate: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0, le=_MAX_SEED)
+    devices: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="GPUs (or CPU processes) that share every batch of this training.",
+    )
     test_dataset: str | None = Field(default=None, max_length=200)
     certify: dict[str, JsonValue] | None = Field(default_factory=dict)
     force: bool = False
@@ -138,6 +144,8 @@ class TrainingPlan(Strict):
     recipe: str
     seed: int
     hyperparameters: Hyperparameters
+    #: How many share every batch; batch_size is that of all of them together.
+    devices: int = Field(default=1, ge=1)
     #: Whether the trained model is certified, by the submission's spec.
     certify: bool = True
     #: Without a test data set, this share of the samples, chosen at random, is kept from training.
@@ -149,6 +157,8 @@ class TrainingPlan(Strict):
         # As plans were written before there were any: an equal request is known again.
         if not self.hyperparameters.options:
             del plan["hyperparameters"]["options"]
+        if self.devices == 1:
+            del plan["devices"]
         return plan
 
 

@@ -39,12 +39,14 @@ def test_every_option_arrives_as_the_service_takes_it() -> None:
         *("--test-dataset", "mnist", "--epochs", "3", "--batch-size", "8", "--seed", "4"),
         *("--recipe", '{"base": "paper", "clip_norm": 1}', "--certify", "null"),
         *("--architecture", '{"name": "liresnet", "depth": 2}', "--activation", "maxmin"),
+        *("--devices", "2"),
     )
     spec = TrainSpec.model_validate(wish)
     assert (spec.test_dataset, spec.epochs, spec.batch_size, spec.seed) == ("mnist", 3, 8, 4)
     assert spec.recipe == {"base": "paper", "clip_norm": 1}
     assert (spec.architecture, spec.activation) == ({"name": "liresnet", "depth": 2}, "maxmin")
     assert spec.certify is None
+    assert spec.devices == 2
 
 
 def test_json_that_is_none_is_refused() -> None:

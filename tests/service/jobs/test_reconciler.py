@@ -216,3 +216,32 @@ def test_an_outcome_on_disk_wins_over_the_ledger_and_over_later_outcomes(
     assert shown["status"] == "succeeded"
     assert shown["started_at"] <= shown["finished_at"]
     assert shown["links"]["report"] == f"/jobs/{job.id}/report"
+
+
+def test_a_training_says_which_worker_it_waits_for_and_wakes_nobody_up_until_then(
+    reconciler: Reconciler, ledger: Ledger, notifier: Notifier, accept: Make
+) -> None:
+    job = accept(kind="train", training={"devices": 4})
+    reconciler.tick()
+
+    def message() -> str:
+        state = ledger.get(job.id)
+        assert state is not None
+        return state.progress.message
+
+    assert message() == "waiting for a worker"
+    woken = notifier.waiting().total()
+    for name, devices in (("one", {}), ("two", {"devices": "2"})):
+        ledger.worker_registry.heartbeat(name, {"host": "h", **devices})
+        reconciler.tick()
+    assert message() == "waiting for a worker with 4 devices: the largest one has 2"
+    assert notifier.waiting().total() == woken
+    ledger.worker_registry.heartbeat("three", {"devices": "4"})
+    reconciler.tick()
+    assert message() == "waiting for a worker"
+    assert notifier.waiting().total() > woken
+    ledger.worker_registry.deregister("three")
+    reconciler.tick()
+    assert message().startswith("waiting for a worker with 4")
+    assert isinstance(ledger.lease(job.id, worker="three"), Lease)
+    assert message() == "starting"

@@ -18,17 +18,19 @@ def work(corridor: Corridor, job_id: str) -> None:
     WorkLoop(corridor.settings, corridor.store, corridor.ledger, job_id).work()
 
 
-def training(corridor: Corridor) -> JobSubmission:
+def training(corridor: Corridor, **changes: object) -> JobSubmission:
     """Enter a small training on the digits, of ``EPOCHS`` epochs, into the ledger."""
-    spec = TrainSpec(
-        method="standard",
-        dataset="digits",
-        epsilon="0.1",  # type: ignore[arg-type]
-        architecture={"name": "orthogonal-dense", "input": [1, 8, 8], "widths": [16]},
-        recipe={"activation": "maxmin"},
-        epochs=EPOCHS,
-        certify=None,
-    )
+    members: dict[str, object] = {
+        "method": "standard",
+        "dataset": "digits",
+        "epsilon": "0.1",
+        "architecture": {"name": "orthogonal-dense", "input": [1, 8, 8], "widths": [16]},
+        "recipe": {"activation": "maxmin"},
+        "epochs": EPOCHS,
+        "certify": None,
+        **changes,
+    }
+    spec = TrainSpec.model_validate(members)
     submission = JobSubmission(
         id=new_job_id(),
         kind="train",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.checkpoints.state_dict import weights_of
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
-from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.schemas.problems import TooLarge
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.settings import Settings
@@ -29,10 +26,14 @@ from workers.jobs.hardware.device import device_of
 from workers.jobs.inspection.training_data import FILES
 from workers.jobs.items.prepare import files_of, inspect_apart
 from workers.jobs.items.trained_model import held_samples, trained, trained_path
+from workers.jobs.items.training_run import config_of, samples_in
+from workers.jobs.parallel.launch import FOLDERS, Request, train_on_devices
 from workers.jobs.runtime.lease_renewer import ItemStopped
-from workers.training.config import TrainingConfig, TrainingError
+from workers.training.checkpoint import Checkpoint, run_digest
+from workers.training.config import TrainingError
 from workers.training.data import TrainingData
 from workers.training.loop import History, Report, train
+from workers.training.trainer import network_in
 
 __all__ = ["train_model"]
 
@@ -75,18 +76,23 @@ def train_model(
     assert plan is not None
     data, facts = _data(store, settings, submission, stop=stop)
     _check(settings, submission, facts)
-    torch.set_num_threads(settings.training_threads or len(os.sched_getaffinity(0)))
-    keep_freed_memory()
+    config = config_of(plan)
+    device = device_of(settings.device)
+    threads = settings.training_threads or len(os.sched_getaffinity(0))
     folder = store.training_dir(submission.id)
     checkpoint = folder / "checkpoint.safetensors"
 
     curve = _Curve(store, folder / "history.json")
 
     def run() -> tuple[Network, History]:
+        if config.devices > 1:
+            return run_on_devices()
+        torch.set_num_threads(threads)
+        keep_freed_memory()
         return train(
-            _config(plan),
+            config,
             data,
-            device=device_of(settings.device),
+            device=device,
             checkpoint=checkpoint,
             checkpoint_s=settings.checkpoint_interval_s,
             progress=progress,
@@ -94,6 +100,32 @@ def train_model(
             on_checkpoint=on_checkpoint,
             should_pause=should_pause,
         )
+
+    def run_on_devices() -> tuple[Network, History]:
+        _check_devices(config.devices, device)
+        train_on_devices(
+            Request(
+                plan=plan,
+                data=str(folder / "data"),
+                checkpoint=str(checkpoint),
+                checkpoint_s=settings.checkpoint_interval_s,
+                device=device.type,
+                threads=max(1, threads // config.devices),
+                limit_s=settings.rank_timeout_s,
+                log_format=settings.log_format,
+            ),
+            devices=config.devices,
+            folder=folder,
+            progress=progress,
+            on_epoch=curve.show,
+            on_checkpoint=on_checkpoint,
+            should_pause=should_pause,
+        )
+        digest = run_digest(config, len(data.x))
+        last = Checkpoint.load(checkpoint, digest, torch.device("cpu"))
+        if last is None:
+            raise FileNotFoundError(f"{checkpoint} is gone")
+        return network_in(config, last.tensors), last.history
 
     _compile_in(folder)
     with storage_errors():
@@ -119,12 +151,17 @@ def train_model(
     return result
 
 
-def _config(plan: Mapping[str, Any]) -> TrainingConfig:
-    method = TRAINING_METHODS.get(plan["method"])
-    if method is None:
-        # A newer version's journal, say.
-        raise TrainingError("unknown_method", f"there is no training method {plan['method']!r}")
-    return TrainingConfig.of_plan(plan, method)
+def _check_devices(wanted: int, device: torch.device) -> None:
+    """Refuse where the settings promise more GPUs than torch sees."""
+    seen = torch.cuda.device_count() if device.type == "cuda" else wanted
+    if seen < wanted:
+        raise TrainingError(
+            "too_few_devices",
+            f"{wanted} GPUs were asked for and this worker sees {seen}, although CERTSERVE_DEVICES "
+            "names as many",
+            hint="fewer devices; or ask the operator to correct CERTSERVE_DEVICES",
+            field="devices",
+        )
 
 
 def _compile_in(folder: Path) -> None:
@@ -139,7 +176,7 @@ def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any])
     """Refuse before the training what would fail after it or would take too long."""
     plan = submission.training
     assert plan is not None
-    epochs = _config(plan).epochs
+    epochs = config_of(plan).epochs
     if epochs * facts["samples"] > settings.max_training_samples:
         raise TooLarge(
             f"{epochs} epochs of {facts['samples']} samples are more than a training may take "
@@ -207,11 +244,7 @@ def _data(
         if not (folder / "facts.json").exists():
             # The worker was asked to stop: this does not count as a try.
             raise ItemStopped("the worker stops while the data set is read")
-    facts = json.loads((folder / "facts.json").read_text())
-    # Memory-mapped: parts that are not used need not stay in memory.
-    x = torch.from_numpy(np.load(folder / "x.npy", mmap_mode="c", allow_pickle=False))
-    y = torch.from_numpy(np.load(folder / "y.npy", allow_pickle=False))
-    return TrainingData(x, y), facts
+    return samples_in(folder)
 
 
 def _report_of(store: Store, submission: JobSubmission) -> dict[str, Any] | None:
@@ -259,7 +292,7 @@ def _blob(store: Store, content: bytes) -> tuple[str, int]:
 
 def _forget(folder: Path) -> None:
     """Remove what only the training needed, and the temporary files of killed processes."""
-    for name in ("data", "compiled"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / "data", folder / "compiled", *folder.glob(f"{FOLDERS}*")):
+        shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("*checkpoint.safetensors*"):
         path.unlink(missing_ok=True)

@@ -31,6 +31,7 @@ from service.contract.schemas.problems import Problem
 from service.contract.settings import Settings
 from workers.jobs.hardware.compute_threads import prepare_threads
 from workers.jobs.hardware.device_check import DEVICE_LOST, out_of_order
+from workers.jobs.hardware.owned_devices import hide_other_gpus, owned_devices
 from workers.jobs.hardware.usage import usage
 from workers.jobs.runtime import held_lease, template
 from workers.jobs.runtime.fork_server import Forked, ForkServer, ForkServerLost
@@ -56,7 +57,9 @@ class CertificationWorker(SpawnWorker):
     #: A Redis that comes back is noticed within seconds, not a minute.
     max_connection_wait_time = 5.0
 
-    def __init__(self, queues: list[str], *, ledger: Ledger | None = None, **options: Any) -> None:
+    def __init__(
+        self, queues: list[str], *, ledger: Ledger | None = None, devices: int = 1, **options: Any
+    ) -> None:
         super().__init__(
             queues,
             serializer="json",
@@ -68,6 +71,8 @@ class CertificationWorker(SpawnWorker):
             **options,
         )
         self.ledger = ledger
+        #: How many devices it owns.
+        self.devices = devices
         self.horse_status = 0
         #: The template that work horses are forked from; None: start fresh interpreters.
         self.template: ForkServer | None = None
@@ -155,9 +160,11 @@ class CertificationWorker(SpawnWorker):
         Work horses work on whatever comes next, so most wake-up jobs find their work done: then no
         work horse is started.
         """
-        if self.ledger is not None and not self.ledger.scheduler.next_job().soon:
-            self._drop(job, queue)
-            return
+        if self.ledger is not None:
+            following = self.ledger.scheduler.next_job(devices=self.devices)
+            if not following.soon:
+                self._drop(job, queue)
+                return
         descriptor = held_lease.create()
         os.environ[held_lease.VARIABLE] = str(descriptor)
         try:
@@ -259,6 +266,11 @@ def main() -> int:
     settings = Settings()
     configure_logging(settings.log_format)
     prepare_threads(settings.worker_threads)
+    try:
+        hide_other_gpus(settings, os.environ)
+    except ValueError as error:
+        logger.error("the worker cannot start: %s", error)
+        return 1
     broken = out_of_order(settings.device)
     if broken is not None:
         # Its jobs would fail three times here and succeed elsewhere.
@@ -267,11 +279,21 @@ def main() -> int:
     try:
         connection = rq_connection(settings)
         ledger = Ledger(connect(settings, retries=RETRIES), settings)
-        worker = CertificationWorker([settings.queue_name], connection=connection, ledger=ledger)
+        worker = CertificationWorker(
+            [settings.queue_name],
+            connection=connection,
+            ledger=ledger,
+            devices=owned_devices(settings),
+        )
     except (Problem, redis.RedisError) as error:
         logger.error("the worker cannot start: %s", error)
         return 1
-    facts = {"host": platform.node(), "pid": str(os.getpid()), "device": settings.device}
+    facts = {
+        "host": platform.node(),
+        "pid": str(os.getpid()),
+        "device": settings.device,
+        "devices": str(worker.devices),
+    }
     heartbeat = Heartbeat(ledger, worker.name, facts, settings.worker_ttl_s / 4)
     heartbeat.start()
     logger.info("worker %s waits for wake-up jobs on %s", worker.name, settings.queue_name)

@@ -23,8 +23,9 @@ Loss = Callable[
 @dataclass(frozen=True)
 class Objective:
     """One method. ``loss``: what a step minimises; a random number in it is drawn from
-    ``at.generator(config, ...)``, so that a resumed run draws the same. ``bound``: the estimate
-    of worst logits on validation samples.
+    ``at.uniform(config, x)`` or ``at.generator(config)``, so that a resumed run draws the same.
+    It is a mean over the batch: several devices have a part of it each. ``bound``: the estimate of
+    worst logits on validation samples.
     """
 
     loss: Loss

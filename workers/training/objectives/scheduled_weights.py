@@ -23,7 +23,8 @@ class ScheduledWeights:
     ``clean`` and ``robust``: kappa is 1 or 0, so that one of both losses is all; ``no_ball``:
     epsilon is 0. The code path of a step depends on these three alone, so that a step is compiled
     once for each of their combinations, and the values may be tensors (``on``). ``step``: its
-    number in the run, for ``generator`` alone.
+    number in the run, for ``generator`` alone. ``first``, ``rows``: the loss is given the rows from
+    ``first`` on of a batch of ``rows`` (None: all of it), for ``uniform`` alone.
     """
 
     epsilon: float | Tensor
@@ -33,6 +34,8 @@ class ScheduledWeights:
     robust: bool
     no_ball: bool
     step: int = 0
+    first: int = 0
+    rows: int | None = None
 
     @classmethod
     def of(cls, epsilon: float, kappa: float, trades: float, step: int = 0) -> ScheduledWeights:
@@ -57,6 +60,19 @@ class ScheduledWeights:
         the step would be compiled in.
         """
         return seeded(config.seed, _OBJECTIVES + purpose, self.step)
+
+    def within(self, first: int, rows: int) -> ScheduledWeights:
+        """The same for a rank that has the rows from ``first`` on of a batch of ``rows``."""
+        return replace(self, first=first, rows=rows)
+
+    def uniform(self, config: TrainingConfig, x: Tensor, purpose: int = 0) -> Tensor:
+        """Numbers in [0, 1) of the shape and device of x [b, *shape], from ``generator``.
+
+        A sample gets the same ones whichever rank has it.
+        """
+        rows = len(x) if self.rows is None else self.rows
+        drawn = torch.rand((rows, *x.shape[1:]), generator=self.generator(config, purpose))
+        return drawn[self.first : self.first + len(x)].to(x.device)
 
     def on(self, device: torch.device) -> ScheduledWeights:
         """The values as float32 tensors on a device: numbers would be compiled in."""

@@ -5,11 +5,13 @@
 --      17 entering:<principal>
 -- ARGV 1 id  2 kind  3 submission (JSON)  4 first item  5 principal  6 attempt
 --      7 fingerprint  8 result key or ''  9 entered at (s)  10 priority time (s)
+--      11 devices that its training needs
 -- Returns 1 where the job was entered, else 0.
 redis.call('ZREM', KEYS[17], ARGV[1])
 if redis.call('EXISTS', KEYS[1], KEYS[14]) > 0 then return 0 end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'kind', ARGV[2], 'submission', ARGV[3],
-  'principal', ARGV[5], 'attempt', ARGV[6], 'result_key', ARGV[8], 'entered', ARGV[9])
+  'principal', ARGV[5], 'attempt', ARGV[6], 'result_key', ARGV[8], 'entered', ARGV[9],
+  'devices', ARGV[11])
 redis.call('ZADD', KEYS[15], ARGV[10], ARGV[1])
 redis.call('ZADD', KEYS[2], 0, ARGV[4])
 redis.call('ZADD', KEYS[8], 0, ARGV[1])

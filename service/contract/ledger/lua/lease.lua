@@ -27,6 +27,7 @@ local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
 redis.call('HSET', KEYS[3], item, token)
 redis.call('ZADD', KEYS[2], string.format('%.6f', now + tonumber(ARGV[2])), item)
 redis.call('HSET', KEYS[1], 'worker', ARGV[4])
+redis.call('HDEL', KEYS[1], 'awaits')
 if job[1] == 'queued' then
   redis.call('HSET', KEYS[1], 'status', 'running', 'started_at', string.format('%.6f', now))
   redis.call('ZREM', KEYS[8], ARGV[1])

@@ -1,6 +1,8 @@
--- Whether a job with an earlier priority time has waited for long and no worker has it.
+-- Whether a job with an earlier priority time has waited for long and no worker has it, though
+-- this one could.
 -- KEYS 1 line
 -- ARGV 1 prefix  2 job id  3 least time since it was entered (s)
+--      4 devices that the worker owns
 -- Returns 1 or 0.
 local place = redis.call('ZSCORE', KEYS[1], ARGV[2])
 if not place then return 0 end
@@ -17,6 +19,10 @@ while true do
     -- Scores of leased items lie in the future: all that are open must be free.
     local free = redis.call('ZCOUNT', job .. ':free', '-inf', string.format('%.6f', now))
     local entered = tonumber(redis.call('HGET', job, 'entered') or '0')
-    if open > 0 and free == open and now - entered >= tonumber(ARGV[3]) then return 1 end
+    if open > 0 and free == open and now - entered >= tonumber(ARGV[3]) then
+      local first = redis.call('ZRANGE', job .. ':free', 0, 0)[1]
+      local devices = tonumber(redis.call('HGET', job, 'devices') or '1')
+      if first ~= 'train' or devices <= tonumber(ARGV[4]) then return 1 end
+    end
   end
 end

@@ -168,3 +168,33 @@ def test_training_that_waits_for_long_does_not_give_way(
     lease(ledger, training)
     ledger.create(certify(1, age_s=60))
     assert not ledger.scheduler.somebody_waits(training.id)
+
+
+def test_a_training_waits_for_a_worker_that_owns_its_devices_and_keeps_nobody_waiting(
+    ledger: Ledger, make_submission: Make
+) -> None:
+    ages = {"large": 60.0, "small": 30.0}
+    large, small = (
+        make_submission(
+            kind="train", training={"devices": count}, created_at=rfc3339(now() - ages[name])
+        )
+        for name, count in (("large", 4), ("small", 1))
+    )
+    ledger.create(large)
+    ledger.create(small)
+    scheduler = ledger.scheduler
+    assert [scheduler.next_job(devices=n).job_id for n in (1, 3)] == [small.id, small.id]
+    assert scheduler.next_job(devices=4).job_id == large.id
+    held = lease(ledger, small)
+    assert scheduler.next_job(devices=3).job_id is None
+    assert scheduler.somebody_waits(small.id, devices=4)
+    assert not scheduler.somebody_waits(small.id, devices=3)
+    # What comes after the training needs no devices.
+    trained = lease(ledger, large)
+    ledger.commit(trained, "model", next_items=["prepare"])
+    assert scheduler.next_job(devices=1).job_id == large.id
+    assert ledger.release(held, delay_s=0)
+    again = large.model_copy(update={"attempt": 2})
+    ledger.finish(large.id, "failed")
+    assert ledger.reopen(again)
+    assert scheduler.next_job(devices=1).job_id == small.id

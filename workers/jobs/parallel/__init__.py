@@ -1,0 +1,1 @@
+"""Data-parallel trainings: processes of a work horse that train one network together."""

@@ -34,6 +34,8 @@ from models.layers.base import Layer
 from workers.verification.backward.adjoint import adjoint, fan_out
 from workers.verification.backward.backward_pass import BackwardPass, has_backward_rule
 from workers.verification.backward.coordinate_minimum import Cells, least_value, reach_of
+from workers.verification.backward.input_ball import InputBall
+from workers.verification.backward.intermediate_bounds import from_input
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.forward.ball import ball_rule, has_ball_rule, joins_by_sum
 from workers.verification.graph.affine import Affine
@@ -47,6 +49,7 @@ from workers.verification.numerics import (
     lost_in_sums,
     magnitude,
     nonzero,
+    per_sample,
     raised,
     rough_norm,
     rounded_up,
@@ -82,7 +85,14 @@ class QuadraticPass:
     _errors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _reaches: dict[int, Tensor] = field(default_factory=dict)
 
-    def lower_bound(self, value: int, rows: LinearForm, choose: Choose, columns: int = 1) -> Tensor:
+    def lower_bound(
+        self,
+        value: int,
+        rows: LinearForm,
+        choose: Choose,
+        columns: int = 1,
+        end: InputBall | None = None,
+    ) -> Tensor:
         """Lower bounds [rows, columns] float64 of rows . value over the region: ``fall`` and the
         value at the centre."""
         flat = rows.coefficients.flatten(1)
@@ -93,7 +103,7 @@ class QuadraticPass:
             share = 4 * unit_roundoff(flat.dtype) + sum_error(flat.shape[1])
             size = magnitude(flat * picked)
             at_centre = at_centre - rounding_error(size, share) - lost_in_sums(flat.dtype)
-        return at_centre[:, None] + self.fall(value, rows, choose, columns)
+        return at_centre[:, None] + self.fall(value, rows, choose, columns, end=end)
 
     def fall(
         self,
@@ -102,12 +112,14 @@ class QuadraticPass:
         choose: Choose,
         columns: int = 1,
         cells: dict[int, Cells] | None = None,
+        end: InputBall | None = None,
     ) -> Tensor:
         """Lower bounds [rows, columns] float64 of rows . (value - its centre) over the region.
 
         choose: coefficients below every layer of two lines, and its own multipliers, for several
-        choices of these at once. cells: kept there for the next call with the same rows. Raises
-        OutOfTime.
+        choices of these at once. cells: kept there for the next call with the same rows. end: for
+        one column, the first map's own term at the input too, where all rows go through one.
+        Raises OutOfTime.
         """
         backward, count = self.backward, len(rows.coefficients)
         device = rows.coefficients.device
@@ -115,6 +127,7 @@ class QuadraticPass:
         pending = {value: _Pending(rows, zero)}
         constant, size = zero, zero
         kept: dict[int, Cells] = {} if cells is None else cells
+        ended: tuple[Tensor, Tensor] | None = None
         for index in range(value - 1, -1, -1):
             carried = pending.pop(index + 1, None)
             if carried is None:
@@ -130,6 +143,12 @@ class QuadraticPass:
             constant, size = constant + gained, size + held
             if backward.rounding.is_sound:
                 constant = constant - carried.rows.of_samples(self._lost(step))[:, None]
+            if end is not None and not pending and self._leaves_input(index):
+                form = parts[0].rows.dense()
+                # (1 + t) q, of which the square is |W|^2 times as much.
+                k = parts[0].square[:, 0] / step.norms.spectral**2
+                radius = form.of_samples(self._start_radius()).expand(count)
+                ended = constant, end.least(step, form, k, radius, backward.rounding)[:, None]
             for source, part in zip(step.sources, parts, strict=True):
                 known = pending.get(source)
                 if known is not None:
@@ -139,16 +158,30 @@ class QuadraticPass:
                     part = _Pending(merged, square)
                 pending[source] = part
         if 0 in pending:
-            end = pending[0]
-            lower, upper = backward.box(0)
-            radius = end.rows.of_samples(backward.region.radius(lower, upper))
-            drop = backward.over_region().fall(end.rows)[:, None]
-            ball = raised(0.5 * end.square * radius.square()[:, None], 4)
+            last = pending[0]
+            radius = last.rows.of_samples(self._start_radius())
+            drop = backward.over_region().fall(last.rows)[:, None]
+            ball = raised(0.5 * last.square * radius.square()[:, None], 4)
             constant, size = constant - drop - ball, size + drop.detach() + ball.detach()
+        if ended is not None:
+            exact = ended[0] + ended[1]
+            # Where it is climbed it is climbed alone: at first it may be the lower one.
+            constant = exact if exact.requires_grad else torch.fmax(constant, exact)
+            size = size + ended[1].detach().abs().nan_to_num(0.0, 0.0, 0.0)
         if backward.rounding.is_sound:
             constant = constant - sum_error(LONGEST_SUM) * size
         # Only what overflowed here is infinite: it says nothing.
         return torch.where(torch.isposinf(constant), -torch.inf, constant)
+
+    def _leaves_input(self, index: int) -> bool:
+        """Whether this step alone is an affine map on the input, rearrangements apart."""
+        op = from_input(self.backward.compiled, index + 1)
+        step = self.backward.compiled.steps[index]
+        return op is not None and op is step.op and step.norms.spectral > 0.0
+
+    def _start_radius(self) -> Tensor:
+        """Euclidean radius of the region, [batch] float64."""
+        return self.backward.region.radius(*self.backward.box(0))
 
     def _affine(
         self, index: int, step: GraphStep, carried: _Pending
@@ -244,19 +277,23 @@ class QuadraticPass:
         size = magnitude(products)
         return total(products), size * max(2.0, 2.0 * share)
 
-    def radius(self, value: int) -> Tensor:
-        """How far a value is from its centre, [batch] float64: a guess, for weights alone."""
-        state = self.backward.values[value]
-        if state is None:
-            raise ValueError(f"the value {value} is not kept")
-        corner = rough_norm(self._reach(value))
-        return torch.minimum(state.radius, corner).clamp(1e-100, 1e100)
-
     def _centre(self, value: int) -> Tensor:
         state = self.backward.values[value]
         if state is None:
             raise ValueError(f"the value {value} is not kept")
         return state.centre
+
+    def _ball(self, value: int) -> Tensor:
+        """How far a value is from its centre in the Euclidean norm, [batch] float64."""
+        state = self.backward.values[value]
+        if state is None:
+            raise ValueError(f"the value {value} is not kept")
+        return state.radius
+
+    def radius(self, value: int) -> Tensor:
+        """The same, where it is a weight: never 0, never infinite."""
+        corner = rough_norm(self._reach(value))
+        return torch.minimum(self._ball(value), corner).clamp(1e-100, 1e100)
 
     def _reach(self, value: int) -> Tensor:
         """|value - centre| elementwise, [batch, *shape], rounded up."""
@@ -295,9 +332,10 @@ class QuadraticPass:
     def _error(self, index: int, step: GraphStep) -> tuple[Tensor, Tensor]:
         """(d [batch, *shape], radius [batch] of the step's input).
 
-        d: how far dz' may be from W dz, where dz is within the box. Deployed rounding on values of
-        the box, this arithmetic's on the centre, and that of one backward step, a sum over the
-        outputs that an input enters, on dz alone (Higham 2002, section 3.1).
+        d: how far dz' may be from W dz, where dz is within box and ball. Deployed rounding on
+        values of the region, this arithmetic's on the centre, and that of one backward step, a sum
+        over the outputs that an input enters, on dz alone (Higham 2002, section 3.1). The ball
+        bounds |W| |dz| by the norms of W's rows, which for many inputs is far below the box.
         """
         if index not in self._errors:
             op, rounding = step.affine, self.backward.rounding
@@ -307,9 +345,13 @@ class QuadraticPass:
             back = rounding.own_gamma(max(op.own_terms, fan_out(op)))
             size = torch.maximum(lower.abs(), upper.abs()) * deployed
             size = size + self._centre(source).abs() * own + self._reach(source) * back
-            reach = op.absolute(size + floor(size.dtype, rounding))
+            boxed = op.absolute(size + floor(size.dtype, rounding))
+            centre = op.absolute(self._centre(source).abs() * (deployed + own))
+            ball = per_sample(self._ball(source) * (deployed + back), centre)
+            lost = rounding.underflow * op.floor
+            reach = torch.fmin(boxed, centre + op.row_norms_like(centre) * ball + lost)
             reach = reach + op.bound_like("bias_magnitude", reach) * (deployed + own)
-            error = rounding_error(reach, terms=op.own_terms + 8) + rounding.underflow * op.floor
+            error = rounding_error(reach, terms=op.own_terms + 8) + lost
             self._errors[index] = error, self.radius(source)
         return self._errors[index]
 

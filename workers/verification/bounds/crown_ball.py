@@ -14,13 +14,14 @@ CROWN's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.coordinate_minimum import Cells
+from workers.verification.backward.input_ball import InputBall
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.backward.quadratic_pass import QuadraticPass
 from workers.verification.bounds.crown import final_forms, refine_boxes
@@ -29,17 +30,36 @@ from workers.verification.enclosure import Enclosure
 from workers.verification.forward.margins import margin_lower_bounds
 from workers.verification.forward.propagation import forward_step, propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.numerics import nonzero
+from workers.verification.numerics import euclidean_norm, nonzero, raised
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 __all__ = ["Multipliers", "crown_ball_margins", "recast"]
 
+#: The key of what is at the input, and the first logarithm of the excess there.
+AT_INPUT, EXCESS = 0, -1.0
 #: Logarithms of the multipliers that are tried first, as shares of |g| / radius; and none at all.
 GRID = (-math.inf, -6.0, -4.0, -2.5, -1.0, 0.0)
-#: Gradient steps of each round; what is proved between two rounds is done.
-ROUNDS = (20, 40)
-LEARNING_RATE, LOG_RATE, DECAY, BETAS = 0.05, 0.2, 0.975, (0.9, 0.98)
+BETAS = (0.9, 0.98)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the search: gradient steps, rates (of logarithms too) and their decay.
+
+    directions: steps of conjugate gradients for the exact term at the input, per gradient step and
+    for the proof; 0: without that term.
+    """
+
+    steps: int
+    rate: float = 0.05
+    log_rate: float = 0.2
+    decay: float = 0.975
+    directions: tuple[int, int] = (0, 0)
+
+
+#: What is proved between two rounds is done.
+ROUNDS = (Round(20), Round(40), Round(120, 0.04, 0.1, 0.98, (4, 40)))
 
 
 def crown_ball_margins(
@@ -83,7 +103,7 @@ def crown_ball_margins(
 
 
 def recast(backward: BackwardPass, rounding: Rounding, dtype: torch.dtype) -> BackwardPass:
-    """The same pass in another arithmetic: its boxes, and centres computed anew."""
+    """The same pass in another arithmetic: its boxes, and balls around centres computed anew."""
     values: list[Enclosure | None] = []
     for number, state in enumerate(backward.values):
         if state is None or state.lower is None or state.upper is None:
@@ -95,7 +115,9 @@ def recast(backward: BackwardPass, rounding: Rounding, dtype: torch.dtype) -> Ba
             inputs = [values[source] for source in step.sources]
             centre = forward_step(step, [held.centre for held in inputs if held is not None])
         lower, upper = state.lower.to(dtype), state.upper.to(dtype)
-        values.append(replace(state, centre=centre, lower=lower, upper=upper))
+        moved = euclidean_norm(centre.to(torch.float64) - state.centre.to(torch.float64))
+        radius = raised(state.radius + raised(moved, 1), 1)
+        values.append(Enclosure(centre, radius, lower, upper, state.valid, state.round))
     return BackwardPass(
         backward.compiled,
         backward.region,
@@ -145,7 +167,8 @@ class _Start:
 class Multipliers:
     """What is free in each row: g = factor c + shift unit and own = exp(log) scale, by step.
 
-    factors, shifts [rows, *form]; logs, units, scales [rows]. Any numbers are valid.
+    factors, shifts [rows, *form]; logs, units, scales [rows]; excess [rows]: logarithm of the
+    excess of the exact term at the input, under the key ``AT_INPUT``. Any numbers are valid.
     """
 
     factors: dict[int, Tensor]
@@ -153,6 +176,7 @@ class Multipliers:
     logs: dict[int, Tensor]
     units: dict[int, Tensor]
     scales: dict[int, Tensor]
+    excess: dict[int, Tensor]
 
     @classmethod
     def after(cls, start: _Start, column: Tensor) -> Multipliers:
@@ -165,6 +189,7 @@ class Multipliers:
             {index: first.to(held) for index, held in start.scales.items()},
             start.units,
             start.scales,
+            {AT_INPUT: torch.full((len(column),), EXCESS, device=column.device)},
         )
 
     def __call__(self, index: int, rows: LinearForm) -> tuple[Tensor, Tensor]:
@@ -176,11 +201,15 @@ class Multipliers:
 
     def free(self) -> list[dict[int, Tensor]]:
         """What the optimiser moves."""
-        return [self.factors, self.shifts, self.logs]
+        return [self.factors, self.shifts, self.logs, self.excess]
+
+    def end(self, steps: int) -> InputBall | None:
+        """The exact term at the input, by so many steps (0: without it)."""
+        return InputBall(self.excess[AT_INPUT].exp(), steps) if steps else None
 
     def mapped(self, change: object) -> Multipliers:
         """With every tensor changed."""
-        held = (self.factors, self.shifts, self.logs, self.units, self.scales)
+        held = (self.factors, self.shifts, self.logs, self.units, self.scales, self.excess)
         return Multipliers(
             *({index: change(x) for index, x in part.items()} for part in held)  # type: ignore[operator]
         )
@@ -221,12 +250,12 @@ class _Search:
         chosen = Multipliers.after(start, column)
         best = torch.full_like(needed, -math.inf)
         still = torch.arange(len(needed), device=needed.device)
-        for steps in (0, *ROUNDS):
+        for turn in (Round(0), *ROUNDS):
             try:
-                if steps:
+                if turn.steps:
                     part = _some(guided, still)
-                    chosen = self._climb(guide, value, part, needed[still], chosen, steps)
-                found = self._proved(proof, value, _some(rows, still), chosen)
+                    chosen = self._climb(guide, value, part, needed[still], chosen, turn)
+                found = self._proved(proof, value, _some(rows, still), chosen, turn)
             except OutOfTime:
                 if bool(torch.isneginf(best).all()):
                     raise
@@ -240,10 +269,17 @@ class _Search:
         return best
 
     def _proved(
-        self, proof: QuadraticPass, value: int, rows: LinearForm, chosen: Multipliers
+        self,
+        proof: QuadraticPass,
+        value: int,
+        rows: LinearForm,
+        chosen: Multipliers,
+        turn: Round,
     ) -> Tensor:
         exact = rows.with_coefficients(rows.coefficients.to(torch.float64))
-        return proof.lower_bound(value, exact, chosen.mapped(lambda held: held.double()))[:, 0]
+        numbers = chosen.mapped(lambda held: held.double())
+        end = numbers.end(turn.directions[1])
+        return proof.lower_bound(value, exact, numbers, end=end)[:, 0]
 
     def _climb(
         self,
@@ -252,26 +288,30 @@ class _Search:
         rows: LinearForm,
         needed: Tensor,
         chosen: Multipliers,
-        steps: int,
+        turn: Round,
     ) -> Multipliers:
-        """The best multipliers met in so many gradient steps."""
+        """The best multipliers met in one round."""
         moving = chosen.mapped(lambda held: held.clone())
         free = [x.requires_grad_() for part in moving.free() for x in part.values()]
-        logs = [moving.logs[index] for index in moving.logs]
-        others = [x for x in free if not any(x is log for log in logs)]
+        slopes = [*moving.factors.values(), *moving.shifts.values()]
+        logs = [*moving.logs.values(), *moving.excess.values()]
         optimizer = torch.optim.Adam(
-            [{"params": others, "lr": LEARNING_RATE}, {"params": logs, "lr": LOG_RATE}], betas=BETAS
+            [{"params": slopes, "lr": turn.rate}, {"params": logs, "lr": turn.log_rate}],
+            betas=BETAS,
         )
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, turn.decay)
+        end = moving.end(turn.directions[0])
         kept = [x.detach().clone() for x in free]
         best = torch.full_like(needed, -math.inf)
         cells: dict[int, Cells] = {}
         with torch.no_grad():
             centre = guide.lower_bound(value, rows, moving)[:, 0]
             offset = centre - guide.fall(value, rows, moving, cells=cells)[:, 0]
-        for step in range(steps + 1):
+        for step in range(turn.steps + 1):
             with torch.enable_grad():
-                bound = guide.fall(value, rows, moving, cells=cells)[:, 0] + offset
+                if end is not None:
+                    end.excess = moving.excess[AT_INPUT].exp()
+                bound = guide.fall(value, rows, moving, cells=cells, end=end)[:, 0] + offset
             found = bound.detach()
             better = (found > best) & (best <= needed)
             best = torch.where(better, found, best)
@@ -279,7 +319,7 @@ class _Search:
                 mask = better.reshape(-1, *([1] * (new.dim() - 1)))
                 torch.where(mask, new.detach(), old, out=old)
             pulls = (best <= needed) & torch.isfinite(found)
-            if step == steps or not bool(pulls.any()):
+            if step == turn.steps or not bool(pulls.any()):
                 break
             optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():

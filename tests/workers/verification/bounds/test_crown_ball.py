@@ -23,10 +23,11 @@ from tests.workers.verification.networks import (
 )
 from tests.workers.verification.regions import points_of
 from workers.verification.backward.coordinate_minimum import Cells, least_value
+from workers.verification.backward.input_ball import InputBall
 from workers.verification.backward.intermediate_bounds import unit_forms
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.backward.quadratic_pass import QuadraticPass
-from workers.verification.bounds.alpha_crown_intermediate import alpha_crown_intermediate_margins
+from workers.verification.bounds.alpha_crown import alpha_crown_margins
 from workers.verification.bounds.crown import refined_pass
 from workers.verification.bounds.crown_ball import crown_ball_margins, recast
 from workers.verification.clock import Clock, OutOfTime
@@ -183,6 +184,61 @@ def test_any_slopes_and_multipliers_give_a_valid_bound(
 
 
 @given(
+    seed=st.integers(0, 10**6),
+    size=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
+    excess=st.sampled_from([1e-3, 0.3, 5.0]),
+    steps=st.sampled_from([0, 2, 60]),
+    conv=st.booleans(),
+)
+@settings(max_examples=examples(8), deadline=None)
+def test_the_term_at_the_input_is_below_every_point_of_the_ball_and_exact_for_the_best_excess(
+    seed: int, size: float, excess: float, steps: int, conv: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    b = Builder((1, 3, 4), seed)
+    b.conv(2, 3, padding=1)
+    if not conv:
+        b = Builder((12,), seed)
+        b.linear(9)
+    b.flatten()
+    b.linear(3)
+    step = CompiledNetwork.compile(b.build()).steps[0]
+    shape = step.affine.in_shape
+    c = torch.randn(4, *shape, generator=generator, dtype=F64)
+    # The hard case too: nothing along the direction in which the map is largest.
+    matrix = step.affine.linear(torch.eye(12, dtype=F64).reshape(12, *shape)).flatten(1)
+    values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    flat = c.flatten(1)
+    flat[3] -= (flat[3] @ vectors[:, -1]) * vectors[:, -1]
+    k = size * torch.rand(4, generator=generator, dtype=F64)
+    radius = torch.rand(4, generator=generator, dtype=F64) + 0.1
+    rows = LinearForm(c, shape, torch.zeros(4, dtype=torch.int64))
+
+    def bound(excess: Tensor) -> Tensor:
+        end = InputBall(excess, steps)
+        return end.least(step, rows, k, radius, Rounding.sound(F64)).nan_to_num(-torch.inf)
+
+    points = torch.randn(4, 3000, 12, generator=generator, dtype=F64)
+    points[:, 0], points[:, 1], points[:, 2] = -flat, vectors[:, -1], -vectors[:, -1]
+    points *= (radius[:, None] / points.norm(dim=2))[..., None]
+    points[:, :500] *= torch.rand(4, 500, 1, generator=generator, dtype=F64)
+    value = (points * flat[:, None]).sum(2)
+    value = value - 0.5 * k[:, None] * (points @ matrix).square().sum(2)
+    assert bool((bound(torch.full((4,), excess, dtype=F64)) <= value.amin(1)).all())
+    if steps < 60 or size in (0.0, 1e-6):
+        return
+    # The dual is exact in one number: the best excess of a fine grid leaves little.
+    grid = torch.logspace(-4, 4, 60, dtype=F64)
+    best = torch.stack([bound(torch.full((4,), float(e), dtype=F64)) for e in grid]).amax(0)
+    top = k[:, None] * values[-1] * (1.0 + torch.logspace(-6, 6, 1000, dtype=F64))
+    along = (flat @ vectors).square()
+    spread = top[..., None] - k[:, None, None] * values
+    dual = -0.5 * top * radius[:, None] ** 2 - 0.5 * (along[:, None] / spread).sum(2)
+    exact = dual.amax(1)
+    assert bool((best >= exact - 0.2 * exact.abs()).all())
+
+
+@given(
     dtype=st.sampled_from([F32, F64]),
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "l2", "linf"]),
@@ -261,8 +317,8 @@ def test_networks_without_activations_or_changes_are_bounded_exactly() -> None:
 
 
 def test_rows_in_small_blocks_get_what_they_get_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = block(3, ReLU())
-    x = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+    network = dense_network([4, 8, 8, 3], 3)
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(3))
     labels = network(x).argmax(1)
     region = Region(x, reach(0.1, 0.3, 0.6), "l2", True)
     compiled = CompiledNetwork.compile(network)
@@ -301,12 +357,22 @@ def test_what_is_proved_before_time_is_over_counts() -> None:
 
 
 def test_ball_and_box_decide_what_straight_lines_do_not() -> None:
-    """A network of small norm: the ball alone is good, lines lose it."""
-    network = dense_network([20, 30, 30, 3], 7)
-    x = torch.rand(12, 20, generator=torch.Generator().manual_seed(7))
-    labels = network(x).argmax(1)
-    region = Region(x, torch.full((12,), 0.5, dtype=F64), "l2", False)
+    """Orthogonal weights: the ball alone is good, lines lose it."""
+    generator = torch.Generator().manual_seed(7)
+    b = Builder((20,), 7)
+    for size in (20, 20, 3):
+        square = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q
+        b.add(Linear(square[:size], 0.1 * torch.randn(size, generator=generator)))
+        if size > 3:
+            b.add(ReLU())
+    network = b.build()
+    x = torch.rand(12, 20, generator=generator)
+    logits = network(x).topk(2, dim=1)
+    labels = logits.indices[:, 0]
+    # Twice what the norms alone prove.
+    epsilon = 1.5 * (logits.values[:, 0] - logits.values[:, 1]).double()
+    region = Region(x, epsilon, "l2", False)
     compiled = CompiledNetwork.compile(network)
-    lines = alpha_crown_intermediate_margins(compiled, region, labels, *DOUBLE)
+    lines = alpha_crown_margins(compiled, region, labels, *DOUBLE)
     both = crown_ball_margins(compiled, region, labels, *DOUBLE)
     assert (both > 0).all(1).sum() > (lines > 0).all(1).sum()

@@ -95,6 +95,12 @@ class QuadraticPass:
     ) -> Tensor:
         """Lower bounds [rows, columns] float64 of rows . value over the region: ``fall`` and the
         value at the centre."""
+        return self.at_centre(value, rows)[:, None] + self.fall(
+            value, rows, choose, columns, end=end
+        )
+
+    def at_centre(self, value: int, rows: LinearForm) -> Tensor:
+        """Lower bounds [rows] float64 of rows . the centre of the value."""
         flat = rows.coefficients.flatten(1)
         centre = self._centre(value)
         picked = rows.pick(centre).flatten(1)
@@ -103,7 +109,7 @@ class QuadraticPass:
             share = 4 * unit_roundoff(flat.dtype) + sum_error(flat.shape[1])
             size = magnitude(flat * picked)
             at_centre = at_centre - rounding_error(size, share) - lost_in_sums(flat.dtype)
-        return at_centre[:, None] + self.fall(value, rows, choose, columns, end=end)
+        return at_centre
 
     def fall(
         self,

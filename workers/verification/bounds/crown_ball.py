@@ -48,10 +48,12 @@ class Round:
     """One round of the search: gradient steps, rates (of logarithms too) and their decay.
 
     directions: steps of conjugate gradients for the exact term at the input, per gradient step and
-    for the proof; 0: without that term.
+    for the proof; 0: without that term. hope: tried only on samples no class of which is lost by
+    more than so many times its margin at the centre.
     """
 
     steps: int
+    hope: float = math.inf
     rate: float = 0.05
     log_rate: float = 0.2
     decay: float = 0.975
@@ -59,7 +61,7 @@ class Round:
 
 
 #: What is proved between two rounds is done.
-ROUNDS = (Round(20), Round(40), Round(120, 0.04, 0.1, 0.98, (4, 40)))
+ROUNDS = (Round(20, 3.0), Round(40, 1.5), Round(120, 1.2, 0.04, 0.1, 0.98, (4, 40)))
 
 
 def crown_ball_margins(
@@ -69,9 +71,12 @@ def crown_ball_margins(
     rounding: Rounding,
     dtype: torch.dtype,
     *,
+    rounds: int = len(ROUNDS),
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, over ball and box together.
+
+    rounds: of the search, at most.
 
     Sound for every row, in the deployed network too (``rounding``); the label's column is inf, a
     row of -inf certifies nothing. When the time is over what has been proved counts; raises
@@ -98,7 +103,7 @@ def crown_ball_margins(
         clock=clock,
     )
     bounds = margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)
-    search = _Search(backward)
+    search = _Search(backward, rounds)
     return final_forms(backward, labels, bounds, solve=search.solve)
 
 
@@ -220,6 +225,7 @@ class _Search:
     """The search of multipliers for the last rows, and the passes that guide and prove it."""
 
     backward: BackwardPass
+    rounds: int
     _passes: list[QuadraticPass] = field(default_factory=list)
 
     def passes(self) -> list[QuadraticPass]:
@@ -248,11 +254,17 @@ class _Search:
         with torch.no_grad():
             _, column = _best(guide.lower_bound(value, guided, start, len(GRID)))
         chosen = Multipliers.after(start, column)
+        centre = guide.at_centre(value, guided)
         best = torch.full_like(needed, -math.inf)
         still = torch.arange(len(needed), device=needed.device)
-        for turn in (Round(0), *ROUNDS):
+        for turn in (Round(0), *ROUNDS[: self.rounds]):
             try:
                 if turn.steps:
+                    left = _hopeful(centre - best, centre - needed, turn.hope, rows.sample)[still]
+                    chosen = chosen.mapped(lambda held, left=left: held[left])
+                    still = still[left]
+                    if not still.numel():
+                        break
                     part = _some(guided, still)
                     chosen = self._climb(guide, value, part, needed[still], chosen, turn)
                 found = self._proved(proof, value, _some(rows, still), chosen, turn)
@@ -304,9 +316,7 @@ class _Search:
         kept = [x.detach().clone() for x in free]
         best = torch.full_like(needed, -math.inf)
         cells: dict[int, Cells] = {}
-        with torch.no_grad():
-            centre = guide.lower_bound(value, rows, moving)[:, 0]
-            offset = centre - guide.fall(value, rows, moving, cells=cells)[:, 0]
+        offset = guide.at_centre(value, rows)
         for step in range(turn.steps + 1):
             with torch.enable_grad():
                 if end is not None:
@@ -330,6 +340,15 @@ class _Search:
             for old, new in zip(kept, free, strict=True):
                 new.copy_(old)
         return moving.mapped(lambda held: held.detach())
+
+
+def _hopeful(lost: Tensor, margin: Tensor, hope: float, sample: Tensor | None) -> Tensor:
+    """[rows] bool: of samples whose rows have all lost at most ``hope`` margins at the centre."""
+    far = ~(lost <= hope * margin)
+    if sample is None:
+        return ~far.any().expand_as(far)
+    count = torch.zeros(int(sample.max()) + 1, dtype=torch.int64, device=far.device)
+    return count.index_add(0, sample, far.to(torch.int64))[sample] == 0
 
 
 def _some(rows: LinearForm, chosen: Tensor) -> LinearForm:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from workers.verification.backward.backward_pass import has_backward_rule
 from workers.verification.backward.quadratic_pass import has_quadratic_rule
 from workers.verification.bounds.alpha_crown import alpha_crown_margins
@@ -102,6 +104,7 @@ BOUNDS: dict[str, Bound] = {
             auto_norms=("l2",),  # in linf the ball says nothing that the box does not
             replaces=("crown", "alpha-crown", "alpha-crown-intermediate"),
             margins=crown_ball_margins,
+            in_search=partial(crown_ball_margins, rounds=1),
             rows_per_sample=BACKWARD_ROWS,
             retry_share=0.0,  # what is proved is proved in float64
         ),

@@ -331,22 +331,34 @@ def test_rows_in_small_blocks_get_what_they_get_together(monkeypatch: pytest.Mon
     assert torch.allclose(together, apart, rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_proved_before_time_is_over_counts() -> None:
-    network = dense_network([6, 20, 20, 4], 1)
-    x = torch.rand(5, 6, generator=torch.Generator().manual_seed(1))
-    labels = network(x).argmax(1)
-    region = Region(x, torch.full((5,), 0.2, dtype=F64), "l2", False)
+def isometric(count: int) -> tuple[CompiledNetwork, Region, Tensor]:
+    """Orthogonal weights: the ball alone is good, lines lose it; twice what norms prove."""
+    generator = torch.Generator().manual_seed(7)
+    b = Builder((20,), 7)
+    for size in (20, 20, 3):
+        square = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q
+        b.add(Linear(square[:size], 0.1 * torch.randn(size, generator=generator)))
+        if size > 3:
+            b.add(ReLU())
+    network = b.build()
+    x = torch.rand(12, 20, generator=generator)[:count]
+    logits = network(x).topk(2, dim=1)
+    epsilon = 1.5 * (logits.values[:, 0] - logits.values[:, 1]).double()
     compiled = CompiledNetwork.compile(network)
+    return compiled, Region(x, epsilon, "l2", False), logits.indices[:, 0]
+
+
+def test_what_is_proved_before_time_is_over_counts() -> None:
+    case = isometric(5)
     looks = count()
-    full = crown_ball_margins(
-        compiled, region, labels, *DOUBLE, clock=Clock(1e9, now=lambda: float(next(looks)))
-    )
+    timed = Clock(1e9, now=lambda: float(next(looks)))
+    full = crown_ball_margins(*case, *DOUBLE, clock=timed)
     seen = []
-    for stop in np.linspace(0, next(looks), 12):
+    for stop in np.linspace(0, next(looks), 5):
         ticks = count()
         clock = Clock(float(stop), now=lambda ticks=ticks: float(next(ticks)))
         try:
-            found = crown_ball_margins(compiled, region, labels, *DOUBLE, clock=clock)
+            found = crown_ball_margins(*case, *DOUBLE, clock=clock)
         except OutOfTime:
             continue
         assert bool((found <= full + 1e-9).all())
@@ -357,22 +369,7 @@ def test_what_is_proved_before_time_is_over_counts() -> None:
 
 
 def test_ball_and_box_decide_what_straight_lines_do_not() -> None:
-    """Orthogonal weights: the ball alone is good, lines lose it."""
-    generator = torch.Generator().manual_seed(7)
-    b = Builder((20,), 7)
-    for size in (20, 20, 3):
-        square = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q
-        b.add(Linear(square[:size], 0.1 * torch.randn(size, generator=generator)))
-        if size > 3:
-            b.add(ReLU())
-    network = b.build()
-    x = torch.rand(12, 20, generator=generator)
-    logits = network(x).topk(2, dim=1)
-    labels = logits.indices[:, 0]
-    # Twice what the norms alone prove.
-    epsilon = 1.5 * (logits.values[:, 0] - logits.values[:, 1]).double()
-    region = Region(x, epsilon, "l2", False)
-    compiled = CompiledNetwork.compile(network)
-    lines = alpha_crown_margins(compiled, region, labels, *DOUBLE)
-    both = crown_ball_margins(compiled, region, labels, *DOUBLE)
+    case = isometric(12)
+    lines = alpha_crown_margins(*case, *DOUBLE)
+    both = crown_ball_margins(*case, *DOUBLE)
     assert (both > 0).all(1).sum() > (lines > 0).all(1).sum()

@@ -111,8 +111,10 @@ class Bound(ABC):
     expected_passes: plain forward passes per sample and epsilon that it takes, roughly: orders the
     cascade, and puts the attack before the first bound that would take more than it;
     memory(compiled): bytes that one sample takes; a bound that needs more than there is, is left
-    out; in_auto: whether ``method: auto`` runs it;
+    out; auto_norms: the norms for which ``method: auto`` runs it;
     dominates: bounds that prove nothing at any epsilon that this one does not prove;
+    replaces: bounds that ``auto`` leaves out where it runs this one: seldom better, and not cheaper
+    together;
     within: in a cascade, tried only where the bound before it missed by less than this share of the
     margin at the centre (None: everywhere);
     worth_trying(compiled): whether ``auto`` runs it on this network: False where a cheaper bound
@@ -124,8 +126,9 @@ class Bound(ABC):
     has_rule: HasRule
     expected_passes: float
     memory: Callable[[CompiledNetwork], float]
-    in_auto: bool = True
+    auto_norms: tuple[str, ...] = ("l2", "linf")
     dominates: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
     within: float | None = None
     worth_trying: Callable[[CompiledNetwork], bool] = _always
 

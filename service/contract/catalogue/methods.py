@@ -131,6 +131,16 @@ _ROWS = (
         "Wong, Kolter 2018",
     ),
     Method(
+        "crown-ball",
+        "CROWN over ball and box together: a quadratic bound with free slopes of all neurons, 60 "
+        "gradient steps",
+        "sound: whatever the search finds is proved in float64, rounding of every step inside",
+        _BOTH,
+        3_000,
+        "per epsilon",
+        "after Chiu et al. 2025 (SDP-CROWN)",
+    ),
+    Method(
         "alpha-crown",
         "CROWN with the slopes of the last bound optimised by 20 gradient steps",
         "sound: every iterate is a bound of its own, the best one counts",

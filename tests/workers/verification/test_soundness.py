@@ -314,6 +314,7 @@ def test_a_network_too_large_for_a_bound_falls_back_to_the_next_cheaper_one() ->
     small = certify(network, x, ("1/100",), attack=None, memory=room)
     assert set(small.notes["gave_up"]) == {
         "local-lip",
+        "crown-ball",
         "crown",
         "alpha-crown",
         "alpha-crown-intermediate",

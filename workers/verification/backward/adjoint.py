@@ -21,7 +21,7 @@ from workers.verification.graph.skew_series import SkewSeries
 from workers.verification.numerics import rounding_error
 from workers.verification.rounding import Rounding
 
-__all__ = ["ADJOINTS", "adjoint", "has_adjoint", "local_error"]
+__all__ = ["ADJOINTS", "adjoint", "fan_out", "has_adjoint", "local_error"]
 
 
 def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) -> Tensor:
@@ -32,13 +32,13 @@ def local_error(op: Affine, lower: Tensor, upper: Tensor, rounding: Rounding) ->
     and through the activation before it (docs/soundness.md, "Backward bounds").
     """
     both = rounding.deployed_gamma(op.terms) + rounding.own_gamma(op.own_terms)
-    both = both + rounding.own_gamma(max(op.own_terms, _fan_out(op)))
+    both = both + rounding.own_gamma(max(op.own_terms, fan_out(op)))
     size = op.absolute(torch.maximum(lower.abs(), upper.abs()))
     size = size + op.bound_like("bias_magnitude", size)
     return rounding_error(size, both, terms=op.terms) + rounding.underflow * op.floor
 
 
-def _fan_out(op: Affine) -> int:
+def fan_out(op: Affine) -> int:
     """At most how many outputs one input enters: the terms of one coefficient of W^T y."""
     return FAN_OUT[type(op)](op)
 

@@ -124,7 +124,7 @@ class BackwardPass:
                 continue
             self.clock.check()
             step = self.compiled.steps[index]
-            sources, gained, held = self._through(index, step, carried, slopes)
+            sources, gained, held = self.through(index, step, carried, slopes)
             constant = constant + gained - carried.of_samples(self._lost(step))
             size = size + held
             for source, contribution in zip(step.sources, sources, strict=True):
@@ -136,13 +136,14 @@ class BackwardPass:
                 pending[source] = contribution
         result = constant
         if 0 in pending:
-            result = result + self._over_region().least(pending[0])
+            result = result + self.over_region().least(pending[0])
         if self.rounding.is_sound:
             result = result - sum_error(LONGEST_SUM) * size
         # Only a product that overflowed here is infinite: it says nothing.
         return torch.where(torch.isposinf(result), -torch.inf, result)
 
-    def _over_region(self) -> Concretization:
+    def over_region(self) -> Concretization:
+        """Least values of rows on the input itself."""
         if self._concretization is None:
             lower, upper = self.box(0)
             self._concretization = Concretization(
@@ -166,7 +167,7 @@ class BackwardPass:
             lost = lost + self._sizes[source] * tiny
         return lost + lost_in_sums(self.dtype)
 
-    def _through(
+    def through(
         self, index: int, step: GraphStep, rows: LinearForm, slopes: LowerSlopes | None
     ) -> Carried:
         """Coefficients on the step's inputs, and what the constant gains (with its magnitude)."""

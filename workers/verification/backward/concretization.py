@@ -43,7 +43,6 @@ class Concretization:
 
     def least(self, rows: LinearForm) -> Tensor:
         """Least value [rows] float64 of rows . x' over the region."""
-        below, above, middle, reach, reach_norm = self._reach()
         flat = rows.coefficients.flatten(1)
         centre = self._centre()
         unit = unit_roundoff(self.dtype) if self.rounding.is_sound else 0.0
@@ -59,6 +58,14 @@ class Concretization:
         share = 4 * unit + sum_error(flat.shape[1])
         lost = share * norm * rows.of_samples(centre_norm) * ROOM
         lost = lost + lost_in_sums(self.dtype)
+        return at_centre - self.fall(rows) - lost * self.rounding.is_sound
+
+    def fall(self, rows: LinearForm) -> Tensor:
+        """Upper bound [rows] float64 on how far rows . x' may lie below rows . x in the region."""
+        flat = rows.coefficients.flatten(1)
+        if self.region.norm == "l2" and not self.region.clip:
+            return raised(rows.of_samples(self.region.epsilon) * euclidean_norm(flat), 3)
+        below, above, middle, reach, reach_norm = self._reach()
         if self.region.norm == "l2":
             drop, point = quick_maximum(
                 -flat.detach(),
@@ -74,11 +81,14 @@ class Concretization:
                 drop = drop + (along - along.detach())
         else:
             # Off centre where the pixel box cuts the ball: below and above are not symmetric.
+            unit = unit_roundoff(self.dtype) if self.rounding.is_sound else 0.0
+            norm = torch.linalg.vector_norm(flat.detach(), dim=1).to(torch.float64)
+            norm = norm + lost_in_norm(flat.shape[1], self.dtype)
             drop = quick_total(flat.abs() * rows.pick(reach).flatten(1))
             drop = drop - quick_total(flat * rows.pick(middle).flatten(1))
             share = (flat.shape[1] + 8 + SUM_ROUNDINGS) * unit
             drop = drop + share * norm * rows.of_samples(reach_norm) * 2
-        return at_centre - drop - lost * self.rounding.is_sound
+        return drop + lost_in_sums(self.dtype) * self.rounding.is_sound
 
     def _centre(self, dtype: torch.dtype = torch.float64) -> Tensor:
         if dtype not in self._centres:

@@ -65,7 +65,8 @@ def tightened(
     part = _samples_of(backward, rows)
     for index, step in enumerate(part.compiled.steps):
         if not isinstance(step.op, Affine):
-            refine_boxes(part, index, partial(optimized_bound, iterations=iterations))
+            solve = partial(optimized_bound, iterations=iterations)
+            refine_boxes(part, index, solve, again=True)
     return part
 
 

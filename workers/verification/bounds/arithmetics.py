@@ -101,13 +101,15 @@ class ClosedForm(Protocol):
 class MarginsBound(Bound):
     """A bound made of lower bounds on the margins: all positive is a proof.
 
-    margins: in one arithmetic; randomized: instead of it where the problem has a failure budget;
+    margins: in one arithmetic; in_search: a cheaper form of it, instead of it where a radius is
+    searched; randomized: instead of it where the problem has a failure budget;
     rows_per_sample: rows that it carries for each sample: blocks of samples shrink by as much;
     retry_share: a failed float32 pass is worth a retry where its bound lacks less than this share
     of the margin at the centre.
     """
 
     margins: Margins
+    in_search: Margins | None = None
     randomized: RandomizedMargins | None = None
     rows_per_sample: int = 1
     retry_share: float = 0.5
@@ -115,6 +117,8 @@ class MarginsBound(Bound):
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``; it never falsifies, and costs what is expected."""
         margins = self.margins
+        if budget.tightest and self.in_search is not None:
+            margins = self.in_search
         if problem.failure_budget is not None and self.randomized is not None:
             margins = partial(self.randomized, problem.failure_budget)
         verdict = margins_in_turn(

@@ -103,12 +103,17 @@ def refined_pass(
     return backward, margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)
 
 
-def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound) -> None:
-    """Tighten the boxes of step ``index``'s inputs, in place, where that makes the step tighter."""
+def refine_boxes(
+    backward: BackwardPass, index: int, solve: Solve = plain_bound, *, again: bool = False
+) -> None:
+    """Tighten the boxes of step ``index``'s inputs, in place, where that makes the step tighter.
+
+    again: CROWN has done so already, which is the best where one affine map leads to the input.
+    """
     step, region = backward.compiled.steps[index], backward.region
     for source, unstable in open_places(backward, step):
         first = from_input(backward.compiled, source)
-        if first is not None and (region.norm == "linf" or solve is not plain_bound):
+        if first is not None and (region.norm == "linf" or again):
             # One affine map leads here: intervals are exact for linf, and no slope is in the way.
             continue
         if isinstance(first, Dense | Convolution):
@@ -122,7 +127,8 @@ def refine_boxes(backward: BackwardPass, index: int, solve: Solve = plain_bound)
         if not places[0].numel():
             continue
         kink = rules_of(step.op).kink_at_zero
-        low, high = neuron_bounds(backward, source, places, kink=kink, solve=solve)
+        chosen = solve if first is None else plain_bound
+        low, high = neuron_bounds(backward, source, places, kink=kink, solve=chosen)
         lower = state.lower[places].to(torch.float64)
         upper = state.upper[places].to(torch.float64)
         state.lower[places] = rounded_down(torch.fmax(lower, low), backward.dtype)

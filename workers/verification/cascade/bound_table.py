@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from workers.verification.backward.backward_pass import has_backward_rule
+from workers.verification.backward.quadratic_pass import has_quadratic_rule
 from workers.verification.bounds.alpha_crown import alpha_crown_margins
 from workers.verification.bounds.alpha_crown_intermediate import alpha_crown_intermediate_margins
 from workers.verification.bounds.arithmetics import MarginsBound, RadiusBound
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crc import crc_radius, has_smooth_head
 from workers.verification.bounds.crown import cap_margins, crown_margins
+from workers.verification.bounds.crown_ball import crown_ball_margins
 from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.lipschitz import lipschitz_radius
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
@@ -86,10 +90,23 @@ BOUNDS: dict[str, Bound] = {
             has_rule=has_backward_rule,
             expected_passes=1_000,
             memory=activation_memory(30),
-            in_auto=False,  # for comparison with its paper: auto runs crown
+            auto_norms=(),  # for comparison with its paper: auto runs crown
             margins=cap_margins,
             rows_per_sample=BACKWARD_ROWS,
             retry_share=BACKWARD_RETRY_SHARE,
+        ),
+        MarginsBound(
+            name="crown-ball",
+            norms=("l2", "linf"),
+            has_rule=has_quadratic_rule,
+            expected_passes=3_000,
+            memory=activation_memory(60),
+            auto_norms=("l2",),  # in linf the ball says nothing that the box does not
+            replaces=("crown", "alpha-crown", "alpha-crown-intermediate"),
+            margins=crown_ball_margins,
+            in_search=partial(crown_ball_margins, rounds=1),
+            rows_per_sample=BACKWARD_ROWS,
+            retry_share=0.0,  # what is proved is proved in float64
         ),
         MarginsBound(
             name="alpha-crown",
@@ -119,7 +136,7 @@ BOUNDS: dict[str, Bound] = {
 }
 
 
-def auto_bounds() -> list[Bound]:
-    """What ``method: auto`` runs, in this order: the cheapest first."""
-    bounds = [bound for bound in BOUNDS.values() if bound.in_auto]
+def auto_bounds(norm: str) -> list[Bound]:
+    """What ``method: auto`` runs for this norm, in this order: the cheapest first."""
+    bounds = [bound for bound in BOUNDS.values() if norm in bound.auto_norms]
     return sorted(bounds, key=lambda bound: bound.expected_passes)

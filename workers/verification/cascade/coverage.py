@@ -6,11 +6,13 @@ Only a method that is left without any bound ends the job, before anything has b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from workers.verification.cascade.bound_table import BOUNDS, auto_bounds
 from workers.verification.graph.compiled_network import CompiledNetwork, GraphStep, UnsupportedLayer
 from workers.verification.protocol import Bound
 
-__all__ = ["UnknownMethod", "covering_bounds", "uncovered"]
+__all__ = ["UnknownMethod", "covering_bounds", "uncovered", "without_replaced"]
 
 
 class UnknownMethod(ValueError):
@@ -28,7 +30,7 @@ def covering_bounds(
     """
     if method != "auto" and method not in BOUNDS:
         raise UnknownMethod(f"unknown method {method!r}; known: auto, {', '.join(BOUNDS)}")
-    named = auto_bounds() if method == "auto" else [BOUNDS[method]]
+    named = auto_bounds(norm) if method == "auto" else [BOUNDS[method]]
     bounds = [bound for bound in named if norm in bound.norms]
     if not bounds:
         raise UnknownMethod(f"method {method!r} does not cover the norm {norm!r}")
@@ -48,6 +50,12 @@ def covering_bounds(
             raise UnsupportedLayer(f"no bound that the method 'auto' runs has a {layer}")
         raise UnsupportedLayer(f"the method {method!r} has no {layer}", hint='use "auto"')
     return covering, passed_over
+
+
+def without_replaced(bounds: list[Bound], fits: Callable[[Bound], bool]) -> list[Bound]:
+    """The bounds that no other one among them replaces; one that does not fit replaces none."""
+    replaced = {name for bound in bounds if fits(bound) for name in bound.replaces}
+    return [bound for bound in bounds if bound.name not in replaced]
 
 
 def uncovered(bound: Bound, compiled: CompiledNetwork) -> GraphStep | None:

@@ -20,7 +20,11 @@ from models.network import Network
 from workers.verification.answers import answers
 from workers.verification.attacks.replay import Deployed
 from workers.verification.cascade.block import Block
-from workers.verification.cascade.coverage import UnknownMethod, covering_bounds
+from workers.verification.cascade.coverage import (
+    UnknownMethod,
+    covering_bounds,
+    without_replaced,
+)
 from workers.verification.cascade.progress import Progress
 from workers.verification.cascade.radius import radius_rounded_down
 from workers.verification.cascade.shard import Shard, SoundnessViolation, fresh_notes
@@ -129,6 +133,7 @@ def certify_samples(
     )
     shard.notes["passed_over"] = passed_over
     shard.seconds["bound"] += time.perf_counter() - began
+    bounds = without_replaced(bounds, shard.fits)
     for number, block in enumerate(blocks):
         certify_block(shard, block, bounds, start=number * BLOCK)
         said.done = number * BLOCK + len(block.x)

@@ -12,7 +12,7 @@ from models.layers.base import Layer
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.layers.registry import rules_of
-from workers.verification.layers.rules import Ball
+from workers.verification.layers.rules import SUM, Ball
 from workers.verification.numerics import MANY, raised
 from workers.verification.rounding import Rounding
 
@@ -22,6 +22,7 @@ __all__ = [
     "has_ball_rule",
     "joined_radius",
     "joined_slope",
+    "joins_by_sum",
     "largest_input",
     "reads_norm",
 ]
@@ -98,3 +99,8 @@ def joined_radius(step: GraphStep, radii: Sequence[Tensor]) -> Tensor:
 def joined_slope(step: GraphStep, slopes: Sequence[float]) -> float:
     """The same for radii slope * epsilon + offset: joined offsets may be added (Minkowski)."""
     return _known(step).join.slope(slopes)
+
+
+def joins_by_sum(step: GraphStep) -> bool:
+    """Whether the moves of the inputs add up; else the root of the sum of their squares counts."""
+    return _known(step).join is SUM

@@ -10,7 +10,7 @@ from models.layers.kinds import Abs
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import EXACT
-from workers.verification.layers.rules import Box, LayerRules, LinearRelaxation
+from workers.verification.layers.rules import Box, LayerRules, LinearRelaxation, TwoLines
 from workers.verification.numerics import slack
 from workers.verification.rounding import Rounding
 
@@ -66,6 +66,11 @@ def _lines(
     return LinearRelaxation(low, None, chord, intercept, unstable, -1.0)
 
 
+def _sides(layer: Abs, lower: Tensor, upper: Tensor, rounding: Rounding) -> TwoLines:
+    one = torch.ones_like(lower)
+    return TwoLines(torch.where(_bent(layer, lower), -one, one), one)
+
+
 def _slopes(layer: Abs, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """1: on the centre's side of 0 nothing is gained, and a box on one side is a line."""
     return torch.ones_like(centre)
@@ -82,6 +87,7 @@ RULES: dict[type[Layer], LayerRules] = {
         ball=EXACT,
         slopes=_slopes,
         relax=_lines,
+        two_lines=_sides,
         open=_open,
         kink_at_zero=True,
     ),

@@ -15,6 +15,7 @@ from workers.verification.layers.rules import (
     Box,
     LayerRules,
     LinearRelaxation,
+    TwoLines,
 )
 from workers.verification.numerics import nonzero, rough_norm, slack, up
 from workers.verification.rounding import Rounding
@@ -132,6 +133,15 @@ def _leaky_lines(
     return _lines(lower, upper, layer.slope, rule, rounding)
 
 
+def _relu_sides(layer: ReLU, lower: Tensor, upper: Tensor, rounding: Rounding) -> TwoLines:
+    return TwoLines(0.0, 1.0)
+
+
+def _leaky_sides(layer: LeakyReLU, lower: Tensor, upper: Tensor, rounding: Rounding) -> TwoLines:
+    error = slack(lower.clamp_max(0.0).abs(), rounding.single_operation, rounding)
+    return TwoLines(layer.slope, 1.0, error + 4 * rounding.underflow)
+
+
 def crosses_zero(layer: Layer, boxes: list[Box]) -> Tensor:
     """Where 0 lies strictly inside the box of the only input."""
     ((lower, upper),) = boxes
@@ -144,6 +154,7 @@ RULES: dict[type[Layer], LayerRules] = {
         ball=EXACT,
         slopes=_relu_slopes,
         relax=_relu_lines,
+        two_lines=_relu_sides,
         open=crosses_zero,
         kink_at_zero=True,
         slopes_in_unit_interval=True,
@@ -153,6 +164,7 @@ RULES: dict[type[Layer], LayerRules] = {
         ball=ONE_ROUNDING,
         slopes=_leaky_slopes,
         relax=_leaky_lines,
+        two_lines=_leaky_sides,
         open=crosses_zero,
         kink_at_zero=True,
         slopes_in_unit_interval=True,

@@ -34,6 +34,7 @@ __all__ = [
     "Join",
     "LayerRules",
     "LinearRelaxation",
+    "TwoLines",
     "nothing",
     "plain_value",
 ]
@@ -115,6 +116,20 @@ class LinearRelaxation:
     min_slope: float
 
 
+@dataclass(frozen=True)
+class TwoLines:
+    """An elementwise layer that is a line through 0 on either side of 0: ``below`` z for z <= 0,
+    ``above`` z for z >= 0, neither slope larger than 1 in magnitude.
+
+    Slopes are numbers, or broadcast to [batch, *shape]. error [batch, *shape]: how far the deployed
+    value, and the one computed here, may be from it together; None: both are exact.
+    """
+
+    below: float | Tensor
+    above: float | Tensor
+    error: Tensor | None = None
+
+
 class BackwardState(Protocol):
     """What a backward rule may ask of the pass that it is part of (``BackwardPass``)."""
 
@@ -169,6 +184,7 @@ class LayerRules:
     is said by ``ball``.
     relax(layer, lower, upper, rule, rounding): a ``LinearRelaxation`` over the box, with lower
     slopes by the rule ``crown`` or ``cap``. Elementwise layers have it in place of ``backward``.
+    two_lines(layer, lower, upper, rounding): ``TwoLines`` over the box, of layers that are so.
     backward(state, index, step, rows): rows . result as rows on the step's inputs, from below.
     open(layer, boxes of the inputs): where tighter boxes would make the rules above tighter, bool
     in the shape of an input. None: nowhere. kink_at_zero: only the side of 0 matters there.
@@ -184,6 +200,7 @@ class LayerRules:
     ball: Ball | None = None
     slopes: Callable[[Any, Tensor, Tensor, Tensor], Tensor] | None = None
     relax: Callable[[Any, Tensor, Tensor, str, Rounding], LinearRelaxation] | None = None
+    two_lines: Callable[[Any, Tensor, Tensor, Rounding], TwoLines] | None = None
     backward: Callable[[BackwardState, int, GraphStep, LinearForm], Carried] | None = None
     open: Callable[[Any, list[Box]], Tensor] | None = None
     kink_at_zero: bool = False

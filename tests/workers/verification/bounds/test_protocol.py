@@ -104,7 +104,7 @@ def test_auto_runs_it_where_its_cost_puts_it(
     row: BruteForce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, x = small_network(11), pixels(11)
-    assert auto_bounds()[-1] is row
+    assert auto_bounds("linf")[-1] is row
     last = certify(network, x, method="auto")
     assert_true(network, x, last)
     deciders = {name for names in last.decided_by for name in names}
@@ -117,7 +117,7 @@ def test_auto_runs_it_where_its_cost_puts_it(
     first = certify(network, x, method="auto")
     assert {name for names in first.decided_by for name in names} == {"brute-force"}
     assert (first.certified == last.certified).all()
-    monkeypatch.setitem(BOUNDS, row.name, replace(row, in_auto=False))
+    monkeypatch.setitem(BOUNDS, row.name, replace(row, auto_norms=()))
     assert "brute-force" not in certify(network, x, method="auto").method
 
 

@@ -24,6 +24,7 @@ from workers.verification import layers
 from workers.verification.attacks.pgd import attack
 from workers.verification.backward.adjoint import ADJOINTS
 from workers.verification.backward.backward_pass import has_backward_rule
+from workers.verification.backward.quadratic_pass import has_quadratic_rule
 from workers.verification.cascade.bound_table import BOUNDS, auto_bounds
 from workers.verification.cascade.coverage import covering_bounds
 from workers.verification.forward.ball import ball_rule
@@ -49,9 +50,12 @@ REGISTERED = sorted(
         ("forward", "slopes"),
     }
 )
-AUTO = [bound.name for bound in auto_bounds()]
+AUTO = {norm: [bound.name for bound in auto_bounds(norm)] for norm in ("l2", "linf")}
 X = np.random.default_rng(0).random((3, 5)).astype(np.float32)
 EPSILONS = ("1/1000", "1/50", "1/5")
+
+#: What backward bounds need of a layer.
+BACKWARD = (has_backward_rule, has_quadratic_rule)
 
 
 def network() -> Network:
@@ -122,13 +126,13 @@ def test_every_method_is_right_or_refuses_the_layer(
     for method, error in refused.items():
         assert error.code == "unsupported_layer"
         assert error.message == f"the method {method!r} has no rule for the layer 'fold' (n1)"
-    left = [method for method in AUTO if method not in refused]
+    left = [method for method in AUTO[norm] if method not in refused]
     if not left:
         with pytest.raises(UnsupportedLayer, match=r"'auto'.*'fold'"):
             certify(model, X, EPSILONS, norm=norm, radius=False, attack=None)
         return
     found = certify(model, X, EPSILONS, norm=norm, radius=False, attack=None)
-    assert set(found.notes["passed_over"]) == refused.keys() & set(AUTO)
+    assert set(found.notes["passed_over"]) == refused.keys() & set(AUTO[norm])
     assert all("'fold'" in reason for reason in found.notes["passed_over"].values())
     assert set(found.method) <= {*left, "undecided"}
     assert found.certified.any()
@@ -169,10 +173,10 @@ def test_what_a_bound_needs_follows_from_the_registry(register: Any) -> None:
     bounds, passed_over = covering_bounds(compiled, "auto", "l2")
     assert {bound.name for bound in bounds} == {
         name
-        for name in AUTO
-        if BOUNDS[name].has_rule is not has_backward_rule and BOUNDS[name].worth_trying(compiled)
+        for name in AUTO["l2"]
+        if BOUNDS[name].has_rule not in BACKWARD and BOUNDS[name].worth_trying(compiled)
     }
-    assert set(passed_over) == {name for name in AUTO if BOUNDS[name].has_rule is has_backward_rule}
+    assert set(passed_over) == {name for name in AUTO["l2"] if BOUNDS[name].has_rule in BACKWARD}
     register(["ball", "forward", "relax"])
     assert covering_bounds(compiled, "auto", "l2")[1] == {}
 
@@ -196,7 +200,7 @@ def test_an_affine_map_without_an_adjoint_is_passed_over_by_backward_bounds(
     monkeypatch.delitem(ADJOINTS, Dense)
     found = certify(b.build(), X, EPSILONS, attack=None)
     assert set(found.notes["passed_over"]) == {
-        name for name in AUTO if BOUNDS[name].has_rule is has_backward_rule
+        name for name in AUTO["l2"] if BOUNDS[name].has_rule in BACKWARD
     }
     assert not (found.certified & ~full.certified).any()
     with pytest.raises(UnsupportedLayer, match="'crown' has no rule for the layer 'Dense'"):

@@ -42,10 +42,10 @@ __all__ = [
     "refuse_unknown_operators",
 ]
 
+#: Who translates what, beside the very last operator.
+_TABLES = (OPERATORS, SQUARE_OPERATORS, CONSTANT_OPERATORS)
 #: Names of the operators that an uploaded graph may hold.
-SUPPORTED_OPERATORS = tuple(
-    sorted({*OPERATORS, *SQUARE_OPERATORS, *CONSTANT_OPERATORS, *FINAL_OPERATORS})
-)
+SUPPORTED_OPERATORS = tuple(sorted({*FINAL_OPERATORS}.union(*_TABLES)))
 #: How many kinds of unknown operators an error names.
 NAMED_OPERATORS = 8
 
@@ -193,7 +193,7 @@ def refuse_unknown_operators(graph: GraphProto) -> None:
     """Raise ModelError (unsupported_operator) that names every operator that is not supported."""
     unknown: dict[str, list[str]] = {}
     for index, node in enumerate(graph.node):
-        if node.op_type not in SUPPORTED_OPERATORS or node.op_type in FINAL_OPERATORS:
+        if not any(node.op_type in table for table in _TABLES):
             where = f"node {node.name!r}" if node.name else f"node #{index}"
             unknown.setdefault(node.op_type, []).append(where)
     if not unknown:

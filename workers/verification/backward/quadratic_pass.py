@@ -261,8 +261,7 @@ class QuadraticPass:
         factor, offset = ball_rule(step, centres, backward.rounding)
         radii = [self.radius(source) for source in step.sources]
         joined = torch.stack(radii).sum(0)
-        length = torch.as_tensor(offset, dtype=torch.float64, device=joined.device)
-        length = length.expand(len(joined))
+        length = torch.zeros_like(joined, dtype=torch.float64) + offset
         move = nonzero(torch.maximum(joined * factor, length))
         grown = raised(factor**2 * (1.0 + length / move))
         lost = raised(0.5 * length * (length + move))

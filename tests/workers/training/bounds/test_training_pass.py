@@ -21,6 +21,7 @@ from models.layers.activations import (
     Tanh,
 )
 from models.layers.base import DeployedLayer
+from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Abs,
@@ -57,10 +58,10 @@ from workers.verification.rounding import Rounding
 SHAPE = (4, 8, 8)
 #: After the first convolution.
 INNER = (4, 6, 6)
-#: Layers of fixed constants, which no training uses.
-UNTRAINED = {Multiply, Divide}
+#: Layers of uploaded files alone.
+UNTRAINED = {Multiply, Divide, Sort}
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.
-BALL_ALONE = {Abs}
+BALL_ALONE = {Abs, L2Pool2d}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -102,7 +102,7 @@ BOUNDS: dict[str, Bound] = {
             expected_passes=3_000,
             memory=activation_memory(60),
             auto_norms=("l2",),  # in linf the ball says nothing that the box does not
-            replaces=("crown", "alpha-crown", "alpha-crown-intermediate"),
+            replaces=("crown",),
             margins=crown_ball_margins,
             in_search=partial(crown_ball_margins, rounds=1),
             rows_per_sample=BACKWARD_ROWS,

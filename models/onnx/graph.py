@@ -79,7 +79,8 @@ class Squares:
     """factor * (sums of squares of the numbers of ``base``) + shift: no layer, until its root.
 
     Summed over ``axes`` of the sample, or over the windows of a pool; over neither: each square.
-    shape: without the batch; sign_only: its sign alone.
+    shape: without the batch; sign_only: its sign alone. steps: operators since the squares that may
+    round.
     """
 
     base: Activation
@@ -90,6 +91,7 @@ class Squares:
     factor: Fraction = Fraction(1)
     shift: Fraction = Fraction(0)
     sign_only: bool = False
+    steps: int = 0
 
 
 Value = Activation | Constant | Squares

@@ -13,6 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import torch
+from onnx import TensorProto
 
 from models.layers.euclidean import L2Pool2d
 from models.layers.kinds import Multiply, Permute, Reshape
@@ -21,8 +22,14 @@ from models.onnx.operators.axes import reduced_axes
 
 __all__ = ["SQUARE_OPERATORS", "lp_pool", "power", "reduce_l2", "root_of_squares", "squared"]
 
-#: Least factor between squares and their root, and the most bits that one is held with.
-LEAST, LONGEST = Fraction(1, 2**60), 2048
+#: Least factor that sums of squares may have anywhere on the way to their root; the largest is one
+#: over it. The rules of the norm (``workers.verification.layers.euclidean``) count on it: further
+#: ones would let squares overflow, or be lost, where plain ones do not.
+LEAST = Fraction(1, 2**20)
+#: Largest number that is added to squares of such a factor.
+LARGEST_SHIFT = 2**40
+#: Most operators on that way, of which each rounds once or twice: the rules count on that too.
+MOST_STEPS = 5
 
 
 def squared(x: Activation) -> Squares:
@@ -32,9 +39,10 @@ def squared(x: Activation) -> Squares:
 
 def power(operation: Operation, translation: Translation) -> Squares:
     """Pow with the exponent 2, of an activation."""
-    if _number(operation, 1) != 2.0:
+    x = operation.activation()
+    if _number(operation, 1, x.rank) != 2.0:
         operation.refuse("only squares on the way to a Euclidean norm are supported")
-    return squared(operation.activation())
+    return squared(x)
 
 
 def reduce_l2(operation: Operation, translation: Translation) -> Activation:
@@ -59,7 +67,7 @@ def lp_pool(operation: Operation, translation: Translation) -> Activation:
 def root_of_squares(operation: Operation, translation: Translation) -> Activation:
     """Sqrt, or Pow with the exponent 1/2, of a sum of squares."""
     sums = _squares(operation)
-    if operation.op_type == "Pow" and _number(operation, 1) != 0.5:
+    if operation.op_type == "Pow" and _number(operation, 1, len(sums.shape) + 1) != 0.5:
         operation.refuse("only the square root of a sum of squares is supported")
     return _root(operation, translation, sums)
 
@@ -71,10 +79,10 @@ def _squares(operation: Operation) -> Squares:
     return value
 
 
-def _number(operation: Operation, index: int) -> float:
-    """The one number that a constant input is."""
+def _number(operation: Operation, index: int, rank: int) -> float:
+    """The one number that a constant input is, beside a value of so many axes (it may add none)."""
     array = operation.constant(index)
-    if array is None or array.size != 1 or array.dtype.kind != "f":
+    if array is None or array.size != 1 or array.ndim > rank or array.dtype.kind != "f":
         operation.refuse(f"input {index} must be one number on the way to a Euclidean norm")
     value = float(array.reshape(())[()])
     if not math.isfinite(value):
@@ -82,12 +90,12 @@ def _number(operation: Operation, index: int) -> float:
     return value
 
 
-def _constant_beside(operation: Operation) -> float:
+def _constant_beside(operation: Operation, sums: Squares) -> float:
     """The one number that a sum of squares is combined with."""
     at = 1 if isinstance(operation.input(0), Squares) else 0
     if isinstance(operation.input(at), Activation | Squares):
         operation.refuse("a sum of squares is only combined with numbers, on the way to its root")
-    return _number(operation, at)
+    return _number(operation, at, len(sums.shape) + 1)
 
 
 def _unsummed(operation: Operation, sums: Squares) -> None:
@@ -134,6 +142,8 @@ def _over_windows(operation: Operation, sums: Squares) -> Squares:
 def _pooled(operation: Operation, translation: Translation) -> Squares:
     sums = _squares(operation)
     if operation.op_type == "GlobalAveragePool":
+        if len(sums.shape) != 3:
+            operation.refuse("only images [batch, c, h, w] are supported")
         count = math.prod(sums.shape[1:])
         sums = _over_axes(operation, sums, [1, 2], kept=True)
         return _times(operation, sums, Fraction(1, count))
@@ -159,12 +169,14 @@ def _times(operation: Operation, sums: Squares, factor: Fraction) -> Squares:
 
 
 def _moderate(operation: Operation, sums: Squares) -> Squares:
-    """Refuse factors and shifts whose root is no ordinary number."""
-    length = max(sums.factor.denominator.bit_length(), sums.shift.denominator.bit_length())
-    ordinary = LEAST <= sums.factor <= 1 / LEAST and sums.shift <= 1 / LEAST
-    if not ordinary or length > LONGEST:
+    """One operator more. Refuse too many, and factors and shifts that are no ordinary numbers."""
+    if not LEAST <= sums.factor <= 1 / LEAST or sums.shift > LARGEST_SHIFT:
         operation.refuse("a factor on the way to a Euclidean norm is too large or too small")
-    return sums
+    if sums.steps >= MOST_STEPS:
+        operation.refuse(
+            f"more than {MOST_STEPS} factors, means and sums on the way to a Euclidean norm"
+        )
+    return replace(sums, steps=sums.steps + 1)
 
 
 def _scaled(operation: Operation, translation: Translation) -> Squares:
@@ -174,8 +186,9 @@ def _scaled(operation: Operation, translation: Translation) -> Squares:
         signed = replace(first, sign_only=False) == replace(second, sign_only=False)
         if first.sign_only == second.sign_only or not signed:
             operation.refuse("products of two sums of squares are not supported")
-        return replace(first, sign_only=False)
-    sums, number = _squares(operation), _constant_beside(operation)
+        return _moderate(operation, replace(first, sign_only=False))
+    sums = _squares(operation)
+    number = _constant_beside(operation, sums)
     if operation.op_type == "Div" and not isinstance(first, Squares):
         operation.refuse("a division by a sum of squares is not supported")
     if not number > 0.0:
@@ -185,7 +198,8 @@ def _scaled(operation: Operation, translation: Translation) -> Squares:
 
 
 def _shifted(operation: Operation, translation: Translation) -> Squares:
-    sums, number = _squares(operation), _constant_beside(operation)
+    sums = _squares(operation)
+    number = _constant_beside(operation, sums)
     if number < 0.0:
         operation.refuse("only numbers >= 0 are added on the way to a Euclidean norm")
     return _moderate(operation, replace(sums, shift=sums.shift + Fraction(number)))
@@ -193,6 +207,12 @@ def _shifted(operation: Operation, translation: Translation) -> Squares:
 
 def _kept(operation: Operation, translation: Translation) -> Squares:
     """Absolute value, maximum with 0: a sum of squares is not negative."""
+    return _squares(operation)
+
+
+def _cast(operation: Operation, translation: Translation) -> Squares:
+    if operation.attributes["to"] != TensorProto.FLOAT:
+        operation.refuse("only a cast to float is supported on the way to a Euclidean norm")
     return _squares(operation)
 
 
@@ -230,7 +250,7 @@ SQUARE_OPERATORS: dict[str, Callable[[Operation, Translation], Value]] = {
     "Abs": _kept,
     "Add": _shifted,
     "AveragePool": _pooled,
-    "Cast": _kept,
+    "Cast": _cast,
     "Div": _scaled,
     "GlobalAveragePool": _pooled,
     "Identity": _kept,

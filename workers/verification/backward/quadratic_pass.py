@@ -312,7 +312,8 @@ class QuadraticPass:
     def _rounded(self, value: int, rows: LinearForm) -> Tensor:
         """What two roundings of each coefficient may change in rows . dz, [rows]."""
         if not self.backward.rounding.is_sound:
-            return torch.zeros(len(rows.coefficients), dtype=torch.float64)
+            found = rows.coefficients
+            return torch.zeros(len(found), dtype=torch.float64, device=found.device)
         unit = unit_roundoff(self.backward.dtype)
         share = slack(self._reach(value), 4 * unit, self.backward.rounding)
         return rounding_error(magnitude(rows.coefficients * rows.pick(share)))

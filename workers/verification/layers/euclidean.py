@@ -3,8 +3,11 @@
 A norm is 1-Lipschitz in its window, and so is that of (x, sqrt(eps)); windows share no place, so
 that all of them together are. Deployed it is the root of a float32 sum of n squares, by whatever
 operators: every square meets at most n + ``MORE`` roundings, of which the root halves what comes
-before it. Squares lose below the least normal number, n of them at most the root of n times that.
-They overflow at 2^64, long before their root does: inputs must stay below ``LARGEST``.
+before it. Factors on the way stay between 2^-20 and 2^20 (``models.onnx.operators.euclidean``).
+Squares lose below the least normal number, n of them at most the root of n times that, and 2^10
+times as much where the least factor stood on them, at each of a few operators (``LOST``).
+They overflow at 2^64, or at 2^54 under the largest factor, long before their root does: inputs must
+stay below ``LARGEST``.
 """
 
 from __future__ import annotations
@@ -37,8 +40,10 @@ __all__ = ["RULES"]
 
 #: Roundings of one square beside those of the sum: square, mean, factors, eps, the root.
 MORE = 16
-#: Norms of inputs up to which no sum of squares overflows float32.
-LARGEST = 1e18
+#: Norms of inputs up to which no sum of squares, times 2^20, overflows float32.
+LARGEST = 1e15
+#: What squares may lose under factors and sums on the way, in what they lose without.
+LOST = 2.0**12
 
 
 def _pool(step: GraphStep) -> L2Pool2d:
@@ -56,7 +61,9 @@ def _relative(layer: L2Pool2d, rounding: Rounding) -> float:
 
 def _lost(layer: L2Pool2d, rounding: Rounding) -> float:
     """What lost squares may take from one norm, here and there."""
-    return 4 * lost_in_norm(math.prod(layer.kernel), torch.float32) if rounding.is_sound else 0.0
+    if not rounding.is_sound:
+        return 0.0
+    return LOST * lost_in_norm(math.prod(layer.kernel), torch.float32)
 
 
 def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, Tensor]:
@@ -100,8 +107,10 @@ def _backward(state: BackwardState, index: int, step: GraphStep, rows: LinearFor
     lower, upper = state.box(step.sources[0])
     terms = 4 * math.prod(layer.kernel) + MORE
     middle = (lower + upper) * 0.5
-    norm = raised(layer(middle), terms, state.dtype)
-    highest = raised(layer(torch.maximum(lower.abs(), upper.abs())), terms, state.dtype)
+    # Squares of the middle that are lost would make its slope longer than 1.
+    below = lost_in_norm(math.prod(layer.kernel), state.dtype)
+    norm = raised(layer(middle) + below, terms, state.dtype)
+    highest = raised(layer(torch.maximum(lower.abs(), upper.abs())) + below, terms, state.dtype)
     positive = rows.coefficients.clamp_min(0.0)
     negative = rows.coefficients - positive
     share = positive / nonzero(rows.pick(norm))

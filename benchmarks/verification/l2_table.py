@@ -44,7 +44,7 @@ def measure(folder: Path, name: str) -> str:
     network = import_onnx(folder / f"{name}.onnx")
     if normalization is not None:
         network = network.normalized(*normalization)
-    stored = np.load(folder / images)
+    stored = np.load(folder / images, allow_pickle=False)
     x = torch.from_numpy(stored["x"]).permute(0, 3, 1, 2) / 255
     x = x.reshape(-1, *network.input_shape).contiguous()
     labels = torch.from_numpy(stored["y"].astype(np.int64))

@@ -215,7 +215,8 @@ def test_scaled_weights_keep_the_certificates_that_float32_allows(scale: float) 
     x = np.random.default_rng(0).random((20, 6)).astype(np.float32)
     first, second = (certify(n, x, ("1/100",), attack=None) for n in (plain, moved))
     assert first.certified.any()
-    # Searches among slopes in float32 end elsewhere at another scale.
+    assert (second.radius >= first.radius * (1 - 1e-2) - 1e-4).all(), "nothing is lost"
+    # A search among slopes in float32 may end better at another scale.
     assert second.radius == pytest.approx(first.radius, rel=4e-2, abs=1e-4)
 
 

@@ -60,6 +60,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.verification.clock import Clock, OutOfTime
     from workers.verification.graph.compiled_network import CompiledNetwork
 
+    sandbox.opens_uploads()
     started, budget = time.monotonic(), request.get("time_budget_s")
     loaded = _load_model(request)
     network, outside = loaded.network, loaded.outside

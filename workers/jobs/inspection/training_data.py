@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.jobs.inspection.sandbox import opens_uploads
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -35,6 +37,7 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.datasets.sources import read_source
 
+    opens_uploads()
     plan = blueprint(request["architecture"], activation=request["activation"])
     shape, classes = plan.skeleton.input_shape, plan.skeleton.classes
     bounds = Bounds(**request["bounds"])

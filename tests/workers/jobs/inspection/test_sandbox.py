@@ -329,3 +329,22 @@ def test_a_child_ends_with_its_fork_server(run: Run, modules: Path, tmp_path: Pa
     assert wait_until(lambda: ProcessId.of(int(pid.read_text())) is None, WAIT_S)
     assert run("return 7", server)[0].status == 7
     server.close()
+
+
+def test_a_crash_with_no_address_space_left_is_the_limits_doing(child: Run) -> None:
+    """Native code that does not look whether it got its memory ends by a signal."""
+    opened = "from workers.jobs.inspection.sandbox import opens_uploads; opens_uploads()\n"
+    fill = (
+        "import mmap, resource; own = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "kept = mmap.mmap(-1, int(0.95 * resource.getrlimit(resource.RLIMIT_AS)[0]) - own)\n"
+    )
+    for code, memory, number, told in (
+        (opened + fill, 2**33, 11, True),
+        (opened, 2**33, 11, False),
+        ("", 2**33, 7, False),
+        ("", sandbox.OWN_BYTES - 1, 6, True),
+    ):
+        crash = f"import os, time; time.sleep(0.4); os.kill(os.getpid(), {number})"
+        ended, _ = child(code + crash, memory_bytes=memory)
+        assert ended.status == -number, ended.tail
+        assert ended.out_of_limits == told

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from workers.jobs.hardware.barrier_waits import watch_barriers
 from workers.jobs.hardware.compute_threads import prepare_threads
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,9 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(options.threads)
+    watched = not options.as_set and watch_barriers(options.threads)
     waiting = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY", "as built")
+    waiting = "watched" if watched else waiting
     print(f"{options.threads} thread(s), two processors, waiting: {waiting}", flush=True)
     works = {"training, BCP, mnist-small": training}
     for name, samples in BOUNDS.items():

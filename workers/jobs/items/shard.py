@@ -20,6 +20,7 @@ from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.storage.files import atomic_write, storage_errors
 from service.contract.storage.store import Store
+from workers.jobs.hardware.barrier_waits import watch_barriers
 from workers.jobs.hardware.device import device_name, device_of
 from workers.jobs.hardware.memory import total_memory
 from workers.jobs.items.prepare import facts_of, shards
@@ -74,6 +75,7 @@ def certify_shard(
         results = _undecided(prepared, rows, spec)
     else:
         torch.set_num_threads(settings.worker_threads)
+        watch_barriers(settings.worker_threads)
         device = device_of(settings.device)
         results = certify_samples(
             prepared.network.to(device),

@@ -22,6 +22,7 @@ from service.contract.storage.files import storage_errors
 from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 from workers.jobs.hardware.allocator import keep_freed_memory
+from workers.jobs.hardware.barrier_waits import watch_barriers
 from workers.jobs.hardware.device import device_of
 from workers.jobs.inspection.training_data import FILES
 from workers.jobs.items.prepare import files_of, inspect_apart
@@ -88,6 +89,7 @@ def train_model(
         if config.devices > 1:
             return run_on_devices()
         torch.set_num_threads(threads)
+        watch_barriers(threads)
         keep_freed_memory()
         return train(
             config,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import service
+from workers.jobs.hardware.compute_threads import SLEEPING
 from workers.jobs.parallel.messages import Failure, receive, send
 from workers.jobs.runtime import template
 from workers.training.distributed.ranks import RanksLost
@@ -230,6 +231,7 @@ def _environment(threads: int) -> dict[str, str]:
     }
     root = Path(str(service.__file__)).resolve().parents[1]
     return {
+        **SLEEPING,
         **kept,
         "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",

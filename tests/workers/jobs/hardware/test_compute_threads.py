@@ -1,4 +1,4 @@
-"""Compute threads sleep while they wait, in every process that computes, unless told otherwise."""
+"""How compute threads wait: watched, or asleep, unless an operator says otherwise."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.workers.jobs.conftest import Corridor
-from workers.jobs.hardware.compute_threads import WAITING, prepare_threads
+from workers.jobs.hardware import compute_threads
+from workers.jobs.hardware.compute_threads import SLEEPING, prepare_threads
 from workers.jobs.inspection import sandbox
 from workers.jobs.runtime import worker
 
 
-def test_an_operators_own_setting_wins() -> None:
-    assert prepare_threads(3, {}) == {"OMP_NUM_THREADS": "3", **WAITING}
+@pytest.fixture(params=[True, False], ids=["watched", "not watched"])
+def waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the environment says of waiting where threads can be watched, and where not."""
+    monkeypatch.setattr(compute_threads, "can_watch", lambda: request.param)
+    return {} if request.param else dict(SLEEPING)
+
+
+def test_an_operators_own_setting_wins(waiting: dict[str, str]) -> None:
+    assert prepare_threads(3, {}) == {"OMP_NUM_THREADS": "3", **waiting}
     own = {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "5"}
     assert prepare_threads(3, dict(own)) == own
 
@@ -30,7 +38,7 @@ def test_the_runtime_that_torch_loads_knows_the_variable() -> None:
     """Told by the runtime itself: a wheel with another one would silently ignore the setting."""
     environment = {"OMP_DISPLAY_ENV": "VERBOSE", "PATH": os.environ["PATH"]}
     told = {}
-    for name, own in (("ours", dict(prepare_threads(2, {}))), ("none", {})):
+    for name, own in (("ours", SLEEPING), ("none", {})):
         ended = subprocess.run(
             [sys.executable, "-c", SHOW],
             env={**environment, **own},
@@ -45,10 +53,13 @@ def test_the_runtime_that_torch_loads_knows_the_variable() -> None:
 
 
 def test_a_worker_hands_it_to_its_template_its_horses_and_their_children(
-    corridor: Corridor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    corridor: Corridor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    waiting: dict[str, str],
 ) -> None:
     """The worker is started as it is everywhere, up to the point where it would wait for work."""
-    for name in ("OMP_NUM_THREADS", *WAITING):
+    for name in ("OMP_NUM_THREADS", *SLEEPING):
         monkeypatch.delenv(name, raising=False)
     seen: dict[str, str] = {}
     templates: list[dict[str, str]] = []
@@ -72,10 +83,10 @@ def test_a_worker_hands_it_to_its_template_its_horses_and_their_children(
     monkeypatch.setattr(worker, "Settings", lambda: corridor.settings)
     monkeypatch.setattr(worker.template, "start", no_template)
     assert worker.main() == 0
-    expected = {"OMP_NUM_THREADS": str(corridor.settings.worker_threads), **WAITING}
+    expected = {"OMP_NUM_THREADS": str(corridor.settings.worker_threads), **waiting}
     assert {name: seen[name] for name in expected} == expected
     # A template forks, so it computes nothing and has one thread; how they wait is handed on.
-    assert [{name: one[name] for name in WAITING} for one in templates] == [WAITING]
+    assert [{k: v for k, v in one.items() if k in SLEEPING} for one in templates] == [waiting]
     child = sandbox._environment(tmp_path)
     assert {name: child[name] for name in expected} == expected
     assert json.dumps(dict(child))  # nothing in it that could not be handed on

@@ -26,9 +26,10 @@ from workers.verification.cascade.parity_inputs import (
     coordinate_changes,
     random_inputs,
 )
+from workers.verification.cascade.plain_parity import forward_pass, implausible
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.margins import logit_enclosure
-from workers.verification.forward.propagation import forward_step, propagate
+from workers.verification.forward.propagation import propagate
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -55,6 +56,8 @@ EXAMINED = 8
 #: Numbers in a network up to which no sum of a map that is safe in float32 overflows.
 MODERATE = 2.0**60
 
+_HINT = "check that the file runs as plain float32 and that no operator depends on the batch"
+
 #: float32 rows [N, *shape] -> logits [N, classes], all rows in one batch where the file allows it.
 Deployed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -74,13 +77,14 @@ class DeploymentMismatch(ValueError):
 class _Compared:
     """difference, budget [N, classes]; share [N] of the budget that is used (> 1: a mismatch);
     unchecked [N]: float32 may overflow there; examined [N]: the budget is the enclosure's,
-    elsewhere a smaller one, which was enough."""
+    elsewhere a smaller one, which was enough; logits [N, classes]: ours."""
 
     difference: Tensor
     budget: Tensor
     share: Tensor
     unchecked: Tensor
     examined: Tensor
+    logits: Tensor
 
 
 def extra_inputs(compiled: CompiledNetwork, samples: int) -> int:
@@ -132,6 +136,7 @@ def check_parity(
         row = int(found.share.argmax())
         if not float(found.share[row]) <= 1.0:
             raise _mismatch(compiled, deployed, inputs, found, row, together=kind == "batches")
+        _check_plainly(compiled, inputs, found, given, clock)
         largest_share = max(largest_share, float(found.share[row]))
         unchecked += int(found.unchecked.sum())
         tried[kind] = tried.get(kind, 0) + len(inputs.x)
@@ -190,25 +195,12 @@ def _moderate(op: Affine) -> bool:
 
 def _within_head(
     compiled: CompiledNetwork, x: NDArray[np.float32], given: NDArray[np.float32], clock: Clock
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The columns of ``_Compared`` by the head's rounding; examined: rows that need more."""
     rounding, head = Rounding.sound(torch.float64), compiled.head
     with exact_arithmetic(), torch.no_grad():
-        last = {source: i for i, step in enumerate(compiled.steps) for source in step.sources}
-        values: list[Tensor | None] = [torch.from_numpy(np.ascontiguousarray(x)).double()]
-        largest = torch.zeros(len(x), dtype=torch.float64)
-        for index, step in enumerate(compiled.steps):
-            clock.check()
-            inputs = [held for source in step.sources if (held := values[source]) is not None]
-            value = forward_step(step, inputs)
-            largest = torch.maximum(largest, value.abs().flatten(1).amax(1))
-            values.append(value)
-            for source in step.sources:
-                if last[source] == index:
-                    values[source] = None
-        final = values[-1]
-        assert final is not None
-        centre = final.flatten(1)
+        start = torch.from_numpy(np.ascontiguousarray(x)).double()
+        centre, largest = forward_pass(compiled, start, clock)
         logits = centre @ head.weight.T + head.bias
         size = centre.abs() @ head.absolute + head.bias_magnitude
         budget = rounding.deployed_gamma(head.terms) * size if head.terms else 0.0 * size
@@ -216,7 +208,7 @@ def _within_head(
         # Written so that a NaN needs more.
         enough = (difference <= budget).all(1) & (largest <= MODERATE)
         share = (difference / nonzero(budget)).amax(1).nan_to_num(torch.inf)
-    return difference, budget, share, torch.zeros_like(enough), ~enough
+    return difference, budget, share, torch.zeros_like(enough), ~enough, logits
 
 
 def _enclosed(
@@ -243,6 +235,32 @@ def _enclosed(
         return difference, budget, share.amax(1), unchecked
 
 
+def _check_plainly(
+    compiled: CompiledNetwork,
+    inputs: Inputs,
+    found: _Compared,
+    given: NDArray[np.float32],
+    clock: Clock,
+) -> None:
+    """Raise DeploymentMismatch where logits are inside a loose budget and yet are others."""
+    rows = (found.examined & ~found.unchecked).nonzero().flatten()
+    sizes = found.logits.abs()[~found.unchecked]
+    if not len(rows):
+        return
+    x = torch.from_numpy(np.ascontiguousarray(inputs.x[rows.numpy()])).double()
+    logits, deployed = found.logits[rows], torch.from_numpy(given[rows.numpy()]).double()
+    odd = implausible(compiled, x, logits, deployed, float(sizes.max()), clock)
+    if bool(odd.any()):
+        row = int(odd.nonzero()[0])
+        off = float((deployed[row] - logits[row]).abs().max())
+        raise DeploymentMismatch(
+            f"the deployed network's logits differ from the certified graph's by {off:.3g} on "
+            f"{inputs.names[int(rows[row])]}, where logits are {float(sizes.max()):.3g} at most "
+            "and float32 rounding does not move them that far",
+            _HINT,
+        )
+
+
 def _mismatch(
     compiled: CompiledNetwork,
     deployed: Deployed,
@@ -263,5 +281,5 @@ def _mismatch(
         f"the deployed network's logits differ from the certified graph's by "
         f"{float(found.difference[row, column]):.3g} on {where}, "
         f"where float32 rounding explains at most {float(found.budget[row, column]):.3g}",
-        "check that the file runs as plain float32 and that no operator depends on the batch",
+        _HINT,
     )

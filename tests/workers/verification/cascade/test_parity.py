@@ -10,6 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models.layers.activations import ReLU
+from models.layers.affine import Linear
+from models.layers.joins import Add
 from models.network import Network
 from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import Builder, dense_network, random_network
@@ -256,3 +259,60 @@ def test_the_box_alone_needs_no_norms() -> None:
     assert found[0] == found[1]
     assert torch.isfinite(torch.tensor(found[0]["budget"]))
     assert found[0]["unchecked"] == 0
+
+
+def _deep_network(blocks: int) -> Network:
+    """Residual blocks of two convolutions: the budget of its logits is a multiple of them."""
+    builder = Builder((3, 8, 8), 5)
+    builder.conv(8, 3, padding=1)
+    for _ in range(blocks):
+        builder.add(ReLU())
+        before = builder.last
+        builder.conv(8, 3, padding=1)
+        builder.add(ReLU())
+        builder.conv(8, 3, padding=1)
+        builder.add(Add(), builder.last, before)
+    builder.flatten()
+    builder.linear(10)
+    return builder.build()
+
+
+def test_a_loose_budget_lets_no_other_network_pass() -> None:
+    network = _deep_network(9)
+    x = np.random.default_rng(0).random((3, *network.input_shape)).astype(np.float32)
+    whole = _enclosed(
+        CompiledNetwork.compile(network, norms=False), x, evaluate(network, x), UNLIMITED
+    )
+    size = float(np.abs(evaluate(network, x)).max())
+    assert float(whole[1].min()) > size, "the budget alone would let anything pass"
+    assert check(network=network, x=x)["largest_share"] <= 1
+    shift = np.float32(0.05 * size)
+
+    def deployed(rows: Samples) -> Samples:
+        return evaluate(network, rows) + shift
+
+    compiled = CompiledNetwork.compile(network, norms=False)
+    with pytest.raises(DeploymentMismatch, match="does not move them that far"):
+        check_parity(compiled, x, deployed(x), deployed, clip=True)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9])
+def test_sums_that_cancel_explain_differences(size: float) -> None:
+    """Every logit is rounding of ``size``: another order of summation gives quite another one."""
+    weight = torch.tensor([[size, -size, 1.0], [size, -size, -1.0]]).repeat(1, 20)
+    builder = Builder((60,), 0)
+    builder.add(Linear(torch.eye(60), torch.zeros(60)))
+    builder.add(ReLU())
+    builder.add(Linear(weight, torch.zeros(2)))
+    network = builder.build()
+    backwards = Linear(weight.flip(1).contiguous(), torch.zeros(2))
+
+    def deployed(rows: Samples) -> Samples:
+        with torch.no_grad():
+            return backwards(torch.from_numpy(rows[:, ::-1].copy())).numpy()
+
+    x = np.random.default_rng(0).random((4, 20, 1)).astype(np.float32)
+    x = np.concatenate([x, x, x], axis=2).reshape(4, 60)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    facts = check_parity(compiled, x, deployed(x), deployed, clip=True)
+    assert facts["largest_share"] <= 1

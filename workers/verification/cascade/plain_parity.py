@@ -1,0 +1,113 @@
+"""The plain test beside the budgets of parity: are the deployed logits simply what ours are?
+
+A proved budget grows with the depth of a network. On ten residual layers it is many times the
+margin where ONNX Runtime is off by 4e-6, and would let a network pass that is another one. So
+logits must also agree to ``TOLERANCE`` of the largest logit. Rounding may explain a larger
+difference, where sums cancel or errors grow: then a float64 pass that is disturbed at random, by
+as much as float32 may err at each layer, moves about as far.
+
+This finds mistakes of an importer. It is no part of a proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from workers.verification.clock import Clock
+from workers.verification.forward.propagation import forward_step
+from workers.verification.graph.affine import Affine
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.rounding import Rounding, exact_arithmetic
+
+__all__ = ["Forward", "forward_pass", "implausible"]
+
+#: Differences below this share of the largest logit need no explanation.
+TOLERANCE = 1e-3
+#: Disturbed passes, and how many times their largest move a difference may be: they are few, and
+#: real errors are not random.
+DRAWS, ROOM = 3, 30.0
+
+#: (step, inputs) -> the step's value.
+Forward = Callable[[GraphStep, list[Tensor]], Tensor]
+
+
+def forward_pass(
+    compiled: CompiledNetwork, x: Tensor, clock: Clock, forward: Forward = forward_step
+) -> tuple[Tensor, Tensor]:
+    """The head's input [N, features], and the largest number on the way there [N].
+
+    x [N, *shape]: float64. Raises OutOfTime.
+    """
+    last = {source: i for i, step in enumerate(compiled.steps) for source in step.sources}
+    values: dict[int, Tensor] = {0: x}
+    largest = x.new_zeros(len(x))
+    final = x
+    for index, step in enumerate(compiled.steps):
+        clock.check()
+        final = forward(step, [values[source] for source in step.sources])
+        largest = torch.maximum(largest, final.abs().flatten(1).amax(1))
+        values[index + 1] = final
+        for source in set(step.sources):
+            if last[source] == index:
+                del values[source]
+    return final.flatten(1), largest
+
+
+def implausible(
+    compiled: CompiledNetwork,
+    x: Tensor,
+    logits: Tensor,
+    given: Tensor,
+    largest: float,
+    clock: Clock,
+) -> Tensor:
+    """Rows [N] whose deployed logits ``given`` rounding does not explain.
+
+    x [N, *shape], logits and given [N, classes]: float64; largest: the largest |logit| of all
+    inputs compared together. Raises OutOfTime.
+    """
+    off = (given - logits).abs()
+    # Written so that a NaN is implausible.
+    found = ~(off <= TOLERANCE * largest).all(1)
+    rows = found.nonzero().flatten()
+    if not len(rows):
+        return found
+    moved = torch.zeros_like(logits[rows])
+    for draw in range(DRAWS):
+        disturbed = _disturbed(compiled, x[rows], torch.Generator().manual_seed(draw), clock)
+        moved = torch.maximum(moved, (disturbed - logits[rows]).abs())
+    # A disturbance that overflows explains everything.
+    allowed = TOLERANCE * largest + ROOM * moved.amax(1, keepdim=True).nan_to_num(torch.inf)
+    found[rows] = ~(off[rows] <= allowed).all(1)
+    return found
+
+
+def _disturbed(
+    compiled: CompiledNetwork, x: Tensor, generator: torch.Generator, clock: Clock
+) -> Tensor:
+    """Logits of a pass in which every number is off by as much as float32 may err there."""
+    rounding = Rounding.sound(torch.float64)
+
+    def signs(like: Tensor) -> Tensor:
+        drawn = torch.randint(0, 2, like.shape, generator=generator)
+        return drawn.to(like.dtype).mul_(2.0).sub_(1.0)
+
+    def forward(step: GraphStep, inputs: list[Tensor]) -> Tensor:
+        value = forward_step(step, inputs)
+        if isinstance(step.op, Affine):
+            op = step.op
+            size = op.absolute(inputs[0].abs()) + op.bias_magnitude
+            return value + rounding.deployed_gamma(op.terms) * size * signs(value)
+        return value + rounding.single_operation * value.abs() * signs(value)
+
+    with exact_arithmetic():
+        centre, _ = forward_pass(compiled, x, clock, forward)
+        head = compiled.head
+        logits = centre @ head.weight.T + head.bias
+        size = centre.abs() @ head.absolute + head.bias_magnitude
+        gamma = rounding.deployed_gamma(head.terms) if head.terms else 0.0
+        return logits + gamma * size * signs(logits)

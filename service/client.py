@@ -168,6 +168,20 @@ class Client:
         self._check(answer)
         return answer.content
 
+    def rows_file(self, job_id: str) -> bytes:
+        """The rows per sample as one file, one JSON object per line; the report has its sha256."""
+        answer = self._http.get(f"/jobs/{job_id}/samples.jsonl")
+        self._check(answer)
+        return answer.content
+
+    def rows(self, job_id: str) -> list[dict[str, Any]]:
+        """The rows per sample."""
+        return [json.loads(line) for line in self.rows_file(job_id).splitlines()]
+
+    def signing_keys(self) -> dict[str, Any]:
+        """The public keys that the service signs reports with: ``public_key`` and ``former``."""
+        return self._json(self._http.get("/keys/signing"))
+
     def training_chart(self, job_id: str) -> bytes:
         """The curve of a training as SVG."""
         answer = self._http.get(f"/jobs/{job_id}/training.svg")

@@ -21,7 +21,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "service.reports": ("service.contract",),
     "service.uploads": ("service.contract", "service.access"),
     "service.webhooks": ("service.contract", "service.access", "service.jobs"),
-    "service.jobs": ("service.contract", "service.access", "service.webhooks", "service.recipes"),
+    "service.jobs": (
+        "service.contract",
+        "service.access",
+        "service.recipes",
+        "service.reports",
+        "service.webhooks",
+    ),
     "service.api": (
         "service.contract",
         "service.access",
@@ -47,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "service.access",
         "service.client",
         "service.recipes",
+        "service.reports",
         "service.supervisor",
     ),
     # ``service`` alone: where the packages lie is told to the children.

@@ -19,6 +19,7 @@ from service.api.routes import (
     health,
     jobs,
     reports,
+    signing,
     train,
 )
 from service.api.services import Services
@@ -33,7 +34,7 @@ model; get back what no perturbation inside it can change. Errors are RFC 9457 p
 
 #: One module of endpoints per subject.
 _SUBJECTS = (
-    *(certify, train, jobs, events, reports),
+    *(certify, train, jobs, events, reports, signing),
     *(models, datasets, catalogue, health, documentation),
 )
 

@@ -12,7 +12,7 @@ from service.api.services import Services
 __all__ = ["describe"]
 
 #: Paths that need no key.
-_OPEN = frozenset({"/healthz", "/readyz", "/methods", "/architectures"})
+_OPEN = frozenset({"/healthz", "/readyz", "/methods", "/architectures", "/keys/signing"})
 _SCHEME = {
     "type": "http",
     "scheme": "bearer",

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from service.access.keys import KeyRing
 from service.access.limits import KeyLimits
 from service.access.quotas import Quotas
+from service.access.signing_key import SigningKeys
 from service.api.metrics import Metrics
 from service.contract.ledger.connection import connect
 from service.contract.ledger.event_stream import EventLog
@@ -23,6 +24,7 @@ from service.jobs.idempotency import Repeats
 from service.jobs.intake import Intake
 from service.jobs.notifier import Notifier
 from service.jobs.reconciler import Reconciler
+from service.jobs.report_signer import ReportSigner
 from service.jobs.retention import Retention
 from service.jobs.submit import Submissions
 from service.webhooks.dispatcher import Webhooks
@@ -47,6 +49,8 @@ class Services:
     webhooks: Webhooks
     events: EventHub
     keys: KeyRing
+    signing_keys: SigningKeys
+    signer: ReportSigner
     limits: KeyLimits
     submissions: Submissions
     metrics: Metrics
@@ -72,7 +76,18 @@ class Services:
         webhooks = Webhooks(settings, store)
         webhooks.start()
         repeats = Repeats(redis)
-        reconciler = Reconciler(settings, store, ledger, notifier, repeats, retention, webhooks)
+        signing_keys = SigningKeys(settings.data_dir / "signing", settings.signing_key_file)
+        signer = ReportSigner(store, signing_keys)
+        reconciler = Reconciler(
+            settings,
+            store,
+            ledger,
+            notifier,
+            repeats,
+            retention=retention,
+            webhooks=webhooks,
+            signer=signer,
+        )
         reconciler.start()
         events = EventHub(
             EventLog(redis),
@@ -106,6 +121,8 @@ class Services:
             webhooks=webhooks,
             events=events,
             keys=keys,
+            signing_keys=signing_keys,
+            signer=signer,
             limits=limits,
             submissions=submissions,
             metrics=Metrics(ledger, limits),

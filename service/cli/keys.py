@@ -1,4 +1,8 @@
-"""``certserve keys create|list|revoke``: works on the data directory, a running service notices."""
+"""``certserve keys``: works on the data directory, a running service notices.
+
+``create``, ``list`` and ``revoke`` are about API keys, ``signing`` about the key that reports are
+signed with.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service.access.keys import KeyRing
+from service.access.signing_key import SigningKeys
+from service.contract.settings import Settings
 
 __all__ = ["add_parser", "ring_of"]
 
@@ -21,7 +27,7 @@ def ring_of(data_dir: Path, given: tuple[str, ...] = ()) -> KeyRing:
 
 def add_parser(commands: Any, data_dir: Path) -> None:
     """Add ``keys`` to the commands; ``data_dir`` is the default."""
-    keys = commands.add_parser("keys", help="make, list and revoke API keys")
+    keys = commands.add_parser("keys", help="API keys, and the key that signs reports")
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="make a key; it is printed once")
     create.add_argument("name", help="whose key it is, for people")
@@ -34,7 +40,10 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     revoke = actions.add_parser("revoke", help="revoke a key, effective at once")
     revoke.add_argument("id", help="the id that keys list shows")
     revoke.set_defaults(run=_revoke)
-    for action in (create, listing, revoke):
+    signing = actions.add_parser("signing", help="show the public keys that sign reports")
+    signing.add_argument("--rotate", action="store_true", help="make a new key first")
+    signing.set_defaults(run=_signing)
+    for action in (create, listing, revoke, signing):
         action.add_argument("--data-dir", type=Path, default=data_dir)
 
 
@@ -60,4 +69,13 @@ def _list(options: argparse.Namespace, console: Console) -> int:
 def _revoke(options: argparse.Namespace, console: Console) -> int:
     ring_of(options.data_dir).revoke(options.id)
     console.print(f"key {options.id} is revoked", highlight=False)
+    return 0
+
+
+def _signing(options: argparse.Namespace, console: Console) -> int:
+    secret = Settings().signing_key_file
+    keys = SigningKeys(options.data_dir.absolute() / "signing", secret)
+    print(keys.rotate() if options.rotate else keys.public())
+    for key in keys.former():
+        console.print(f"before: {key}", highlight=False)
     return 0

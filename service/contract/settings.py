@@ -183,6 +183,12 @@ class Settings(BaseSettings):
         default=2000, gt=0, description="Streams of events open at a time, per API process."
     )
 
+    signing_key_file: Path | None = Field(
+        default=None,
+        description="Private Ed25519 key (PEM) that reports are signed with; "
+        "unset: one is made in the data directory.",
+    )
+
     webhook_secret: SecretStr | None = Field(
         default=None,
         description="What webhooks are signed with, whsec_BASE64 or a long text; "

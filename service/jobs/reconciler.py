@@ -22,6 +22,7 @@ from service.contract.storage.journal import JournalReader
 from service.contract.storage.store import Store
 from service.jobs.idempotency import Repeats
 from service.jobs.notifier import Notifier
+from service.jobs.report_signer import ReportSigner
 from service.jobs.retention import Retention
 from service.webhooks.dispatcher import Webhooks
 
@@ -47,6 +48,7 @@ class Reconciler:
         repeats: Repeats,
         retention: Retention | None = None,
         webhooks: Webhooks | None = None,
+        signer: ReportSigner | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -56,6 +58,7 @@ class Reconciler:
         self._retention = retention
         self._webhooks = webhooks or Webhooks(settings, store)
         self._repeats = repeats
+        self._signer = signer
         self._swept_at = time.monotonic()
         self._memory: str | None = None
         #: Jobs that could not be entered or erased because the disk was full: tried each round.
@@ -160,6 +163,8 @@ class Reconciler:
         wanted = max(1, len(workers)) - self._notifier.waiting().total()
         owned = max((int(facts.get("devices", 1)) for facts in workers), default=None)
         queued, running = self._ledger.index.open_jobs()
+        if self._signer is not None:
+            self._signer.attend(queued | running)
         # While there are enough of them, queued jobs need no more; but a training may wait for a
         # larger worker, and has to say so.
         waiting = queued if wanted > 0 else self._ledger.index.queued_trainings()

@@ -43,6 +43,9 @@ _HEADERS = {
 _FORMS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The report", "content": {media: {} for media in _MEDIA_TYPES}}
 }
+_LINES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "JSON lines", "content": {"application/x-ndjson": {}}}
+}
 _NPZ: dict[int | str, dict[str, Any]] = {
     200: {"description": "A NumPy archive", "content": {"application/zip": {}}}
 }
@@ -87,6 +90,18 @@ async def samples(
     return await to_thread.run_sync(
         lambda: _sample_page(_finished(services, job_id, principal), cursor, limit)
     )
+
+
+@router.get(
+    "/jobs/{job_id}/samples.jsonl",
+    response_class=Response,
+    responses=_LINES,
+    summary="All rows in one file, whose sha256 the report names",
+)
+async def sample_lines(job_id: str, services: UsesServices, principal: Principal) -> FileResponse:
+    """One JSON object per line, in the order of the data set."""
+    path = await to_thread.run_sync(lambda: _finished(services, job_id, principal))
+    return FileResponse(path, media_type="application/x-ndjson", filename=f"{job_id}.jsonl")
 
 
 @router.get(
@@ -160,8 +175,8 @@ def _finished(services: Services, job_id: str, caller: Caller) -> Path:
 
 def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Response:
     rows = _finished(services, job_id, caller)
-    path = services.store.report_path(job_id)
-    if not services.store.has(path):
+    path = services.signer.signed(job_id)
+    if path is None:
         raise NotFound("this job has no report", code="no_report")
     if form == "json":
         return FileResponse(path, media_type="application/json", headers=_HEADERS)

@@ -27,7 +27,11 @@ __all__ = [
 ]
 
 #: What differs between two runs of one job, or names the result itself.
-_NOT_THE_RESULT = ("job_id", "created_at", "timing", "device", "signature", "result_digest")
+_NOT_THE_RESULT = (
+    *("job_id", "created_at", "timing", "device", "signature", "result_digest"),
+    # Digests of files, of which one is compressed: they name the same result in other words.
+    *("samples_digest", "counterexamples_digest"),
+)
 
 
 def canonical_json(value: object) -> bytes:
@@ -71,7 +75,8 @@ class ReportModel(_Row):
 class ReportDataset(_Row):
     """Which data: ``samples`` is how many were certified, ``total`` how many there are.
 
-    ``classes``: class folder -> label; None where labels do not come from folders.
+    ``classes``: class folder -> label; None where labels do not come from folders. ``digest``: of
+    the samples as they were certified, sha256 over x (float32), labels and indices (int64).
     """
 
     id: str | None
@@ -80,6 +85,7 @@ class ReportDataset(_Row):
     total: int | None = None
     split: str | None = None
     classes: dict[str, int] | None = None
+    digest: str | None = None
 
 
 class Threat(_Row):
@@ -148,6 +154,8 @@ class Report(_Row):
     ``statement`` says in words what was proved (or, in capitals, that this is an estimate).
     ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget, and
     how many ``inputs`` of each kind were compared (samples, batches, random, coordinates).
+    ``samples_digest`` and ``counterexamples_digest`` are the sha256 of the files samples.jsonl and
+    counterexamples.npz.
     ``notes`` holds JSON-able facts of bounds and attacks; never times, which would make the
     result digest of two equal runs differ.
     """
@@ -177,6 +185,8 @@ class Report(_Row):
     versions: dict[str, str]
     created_at: str
     result_digest: str | None = None
+    samples_digest: str | None = None
+    counterexamples_digest: str | None = None
     signature: Signature | None = None
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)

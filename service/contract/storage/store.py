@@ -35,8 +35,8 @@ __all__ = ["Collection", "Store"]
 
 Collection = Literal["models", "datasets"]
 
-#: What a merge leaves.
-_RESULTS = ("report.json", "samples.jsonl", "counterexamples.npz")
+#: What a merge leaves, and its signed form.
+_RESULTS = ("report.json", "report.signed.json", "samples.jsonl", "counterexamples.npz")
 
 
 class Store:
@@ -200,6 +200,10 @@ class Store:
     def report_path(self, job_id: str) -> Path:
         """The report as JSON."""
         return self._job_path(job_id) / "report.json"
+
+    def signed_report_path(self, job_id: str) -> Path:
+        """The report with the signature that an API process gave it."""
+        return self._job_path(job_id) / "report.signed.json"
 
     def samples_path(self, job_id: str) -> Path:
         """Sample rows, one JSON object per line."""

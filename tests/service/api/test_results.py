@@ -13,6 +13,7 @@ from service.contract.outcomes import conclude
 from service.contract.schemas.problems import InvalidInput
 from service.contract.schemas.report import result_digest
 from service.contract.storage.store import Store
+from service.reports.signing import Finding, parse_report, verify
 from tests.service.conftest import Make, finish
 
 
@@ -41,7 +42,7 @@ def test_a_report_comes_in_the_form_asked_for(accept_header: str, media_type: st
         assert negotiate(accept_header) == _MEDIA_TYPES[media_type]
 
 
-def test_the_json_report_is_served_byte_for_byte(
+def test_the_json_report_is_served_as_it_was_signed(
     api: httpx.Client, store: Store, ledger: Ledger, accept: Make
 ) -> None:
     job = accept()
@@ -52,7 +53,12 @@ def test_the_json_report_is_served_byte_for_byte(
     for path in ("report", "report.json"):
         answer = api.get(f"/jobs/{job.id}/{path}")
         assert answer.headers["content-type"] == "application/json"
-        assert answer.content == store.report_path(job.id).read_bytes()
+        assert answer.content == store.signed_report_path(job.id).read_bytes()
+    report = parse_report(answer.content)
+    told = api.get("/keys/signing").json()
+    assert verify(report, {told["public_key"]}) is Finding.VALID
+    del report["signature"]
+    assert report == store.read_json(store.report_path(job.id))
     assert api.get(f"/jobs/{job.id}/report.pdf").status_code == 422
     pdf = api.get(f"/jobs/{job.id}/report", headers={"accept": "application/pdf"})
     assert (pdf.status_code, pdf.json()["code"]) == (406, "not_acceptable")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.access.signing_key import SigningKeys
 from service.contract.ledger.connection import connect
 from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.outcomes import conclude, outcome_state
@@ -19,6 +20,8 @@ from service.contract.storage.store import Store
 from service.jobs.idempotency import Repeats
 from service.jobs.notifier import Notifier
 from service.jobs.reconciler import Reconciler
+from service.jobs.report_signer import ReportSigner
+from service.reports.signing import Finding, parse_report, verify
 from tests.service.conftest import Make, eventually, finish
 
 
@@ -245,3 +248,31 @@ def test_a_training_says_which_worker_it_waits_for_and_wakes_nobody_up_until_the
     assert message().startswith("waiting for a worker with 4")
     assert isinstance(ledger.lease(job.id, worker="three"), Lease)
     assert message() == "starting"
+
+
+def test_a_report_is_signed_when_its_job_has_ended(
+    quick: Settings,
+    store: Store,
+    ledger: Ledger,
+    redis: Redis,
+    notifier: Notifier,
+    accept: Make,
+    tmp_path: Path,
+) -> None:
+    """By the reconciler, before anybody asks; and once, whatever key there is later."""
+    keys = SigningKeys(tmp_path / "signing")
+    signer = ReportSigner(store, keys)
+    reconciler = Reconciler(quick, store, ledger, notifier, Repeats(redis), signer=signer)
+    good, failed = accept(), accept()
+    reconciler.tick()
+    assert not store.signed_report_path(good.id).exists()
+    finish(store, ledger, good)
+    conclude(store, ledger, failed, "failed", error=InvalidInput("no", code="invalid_onnx"))
+    reconciler.tick()
+    signed = store.signed_report_path(good.id).read_bytes()
+    assert verify(parse_report(signed), {keys.public()}) is Finding.VALID
+    assert not store.signed_report_path(failed.id).exists()
+    assert signer.signed(failed.id) is None
+    keys.rotate()
+    assert signer.signed(good.id) == store.signed_report_path(good.id)
+    assert store.signed_report_path(good.id).read_bytes() == signed

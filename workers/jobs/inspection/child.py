@@ -8,6 +8,7 @@ upload. It has no access to Redis, the store or other jobs.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import sys
 import time
@@ -47,11 +48,13 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     Raises exceptions with a ``code`` for whatever is wrong with the upload.
     """
     import numpy as np
+    import torch
 
     from models.onnx.deployed import DeployedNetwork
     from workers.jobs.datasets.arrays import Bounds, DataError
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.datasets.sources import read_source
+    from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.normalization_check import normalization_doubt
     from workers.jobs.report.doubts import data_doubts
     from workers.verification.cascade.coverage import covering_bounds
@@ -60,6 +63,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.verification.clock import Clock, OutOfTime
     from workers.verification.graph.compiled_network import CompiledNetwork
 
+    watch_barriers(torch.get_num_threads())
     sandbox.opens_uploads()
     started, budget = time.monotonic(), request.get("time_budget_s")
     loaded = _load_model(request)
@@ -110,6 +114,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         # The time budget is spent: no shard can certify anything.
         parity = {"max_difference": 0.0, "budget": 0.0, "unchecked": len(x)}
         doubt.append(_NO_TIME)
+    digest = hashlib.sha256()
+    for array in (x, labels, data.indices):
+        digest.update(np.ascontiguousarray(array).data)
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
         "layers": [
@@ -132,6 +139,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "normalization_outside": outside,
         "pairing": loaded.pairing,
         "classes_of_folders": data.classes,
+        "data_digest": f"sha256:{digest.hexdigest()}",
         "warnings": [*loaded.warnings, *data_doubts(data, x, network.classes), *doubt],
     }
     (folder / "facts.json").write_text(json.dumps(facts))

@@ -29,8 +29,6 @@ from pathlib import Path
 
 import service
 from service.contract.processes import die_with_parent
-from workers.jobs.hardware.barrier_waits import watch_barriers
-from workers.jobs.hardware.compute_threads import SLEEPING
 from workers.jobs.runtime.fork_server import Forked, ForkServer, ForkServerLost
 
 __all__ = [
@@ -193,8 +191,7 @@ def _start(
         return subprocess.Popen(
             [sys.executable, "-P", "-m", module, *_parameters(os.getpid(), limits), *arguments],
             cwd=folder,
-            # Nothing watches its threads, so they sleep at barriers.
-            env={**SLEEPING, **_environment(folder)},
+            env=_environment(folder),
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
@@ -244,7 +241,6 @@ def _use_threads(threads: int) -> None:
     """Set the child's compute threads; the template itself has one."""
     if threads > 1 and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-        watch_barriers(threads)
 
 
 def _kill(pid: int) -> None:

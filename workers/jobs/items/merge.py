@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -43,17 +44,29 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     # ``prepare`` computed the deployed network's predictions.
     forward_s = float(facts.get("forward_s", 0.0)) + results.seconds.get("forward", 0.0)
     timing = {"wall_s": wall_s, "forward_s": forward_s}
-    report = build_report(submission, facts, results, timing=timing, device=device or "cpu")
     rows = "".join(
         json.dumps(row, allow_nan=False) + "\n" for row in sample_rows(results, submission, facts)
+    ).encode()
+    counterexamples = _counterexamples(results, Spec.model_validate(submission.spec), facts)
+    report = build_report(
+        submission,
+        facts,
+        results,
+        timing=timing,
+        device=device or "cpu",
+        digests={
+            "samples_digest": _digest(rows),
+            "counterexamples_digest": _digest(counterexamples),
+        },
     )
-    store.create(store.samples_path(submission.id), rows.encode())
-    store.create(
-        store.counterexamples_path(submission.id),
-        _counterexamples(results, Spec.model_validate(submission.spec), facts),
-    )
+    store.create(store.samples_path(submission.id), rows)
+    store.create(store.counterexamples_path(submission.id), counterexamples)
     store.create_json(store.report_path(submission.id), report)
     return len(results.index)
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def concatenate(parts: Sequence[SampleResults]) -> SampleResults:

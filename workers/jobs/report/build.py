@@ -37,13 +37,14 @@ def build_report(
     *,
     timing: Mapping[str, float],
     device: str,
+    digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The JSON report, checked against the contract's schema, with its ``result_digest``.
 
     ``facts`` is what ``prepare`` found: ``layers`` (name, kind, shape of each), ``parameters``,
     ``input_shape``, ``classes``, ``graph_digest``, ``labelled``, ``total`` (samples in the data
     set), ``dropped_output``, ``batch`` ("any" or 1) and ``parity`` (difference, budget, inputs).
-    ``timing`` holds ``wall_s``.
+    ``timing`` holds ``wall_s``; ``digests`` those of the files beside the report.
     Raises ContradictionError when the verdicts cannot all be true: that job must fail.
     """
     spec = Spec.model_validate(submission.spec)
@@ -82,6 +83,7 @@ def build_report(
             "total": facts.get("total"),
             "split": submission.dataset.split,
             "classes": facts.get("classes_of_folders"),
+            "digest": facts.get("data_digest"),
         },
         "threat": {
             "norm": spec.norm,
@@ -118,6 +120,7 @@ def build_report(
         "device": device,
         "versions": _versions(),
         "created_at": rfc3339(now()),
+        **(digests or {}),
     }
     document = Report.model_validate(report).model_dump(mode="json", by_alias=True)
     document["result_digest"] = result_digest(document)

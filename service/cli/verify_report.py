@@ -1,0 +1,183 @@
+"""``certserve verify-report``: is this report what a service that I trust has said?
+
+Exit status 0: signed by a trusted key, and all that was asked for agrees; 1: not so; 2: this cannot
+be read; 3: a good signature, but by an unknown key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.access.signing_key import SigningKeys
+from service.cli.local_service import started_service
+from service.cli.terminal import progress_bar
+from service.client import Client
+from service.reports.signing import Finding, UnreadableReport, parse_report, verify
+
+__all__ = ["add_parser"]
+
+VALID, NOT_VALID, UNREADABLE, UNKNOWN_KEY = range(4)
+
+
+def add_parser(commands: Any, data_dir: Path) -> None:
+    """Add ``verify-report`` to the commands; ``data_dir`` is the default."""
+    parser = commands.add_parser("verify-report", help="check the signature of a report")
+    parser.add_argument("report", type=Path, help="report.json as it was downloaded")
+    trust = parser.add_mutually_exclusive_group()
+    trust.add_argument(
+        "--key",
+        action="append",
+        help="trusted public key, 64 hexadecimal digits or a file of such lines; may be repeated",
+    )
+    trust.add_argument(
+        "--url", default=None, help="trust the keys of this service; default: the data directory's"
+    )
+    parser.add_argument("--api-key", default=os.environ.get("CERTSERVE_KEY"))
+    parser.add_argument("--model", type=Path, help="the model file that the report must be about")
+    parser.add_argument("--dataset", type=Path, help="the data set file that it must be about")
+    parser.add_argument("--rows", type=Path, help="its samples.jsonl; default: from --url")
+    parser.add_argument(
+        "--recheck",
+        type=int,
+        default=0,
+        metavar="N",
+        help="certify N rows again, drawn by chance; takes --model and --dataset",
+    )
+    parser.add_argument("--data-dir", type=Path, default=data_dir)
+    parser.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    try:
+        report = parse_report(options.report.read_bytes())
+        found = verify(report, _trusted(options))
+    except (OSError, UnreadableReport) as error:
+        say(f"unreadable: {error}")
+        return UNREADABLE
+    say(f"{found.value}")
+    if found is Finding.UNKNOWN_KEY:
+        say(f"it names the key {report['signature']['public_key']}")
+        return UNKNOWN_KEY
+    if found is not Finding.VALID:
+        return NOT_VALID
+    try:
+        faults = _differing_files(report, options) or _recheck(report, options, console)
+    except _CannotCheck as error:
+        say(f"cannot be checked: {error}")
+        return UNREADABLE
+    for fault in faults:
+        say(fault)
+    return NOT_VALID if faults else VALID
+
+
+class _CannotCheck(ValueError):
+    """What was asked for needs something that is not there."""
+
+
+def _trusted(options: argparse.Namespace) -> set[str]:
+    """The public keys that count. Raises UnreadableReport, OSError."""
+    if options.url is not None:
+        with Client(options.url, key=options.api_key) as client:
+            answer = client.signing_keys()
+        return {answer["public_key"], *answer["former"]}
+    if options.key is None:
+        keys = SigningKeys(options.data_dir.absolute() / "signing")
+        return {keys.public(), *keys.former()} if keys.exists() else set()
+    found: set[str] = set()
+    for given in options.key:
+        lines = [given] if re.fullmatch(r"[0-9a-fA-F]{64}", given) else _lines(Path(given))
+        found.update(line.lower() for line in lines)
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not lines or not all(re.fullmatch(r"[0-9a-fA-F]{64}", line) for line in lines):
+        raise UnreadableReport(f"{path} is no list of public keys, 64 hexadecimal digits a line")
+    return lines
+
+
+def _differing_files(report: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
+    """What the report is not about, of the files that were given."""
+    faults = []
+    for given, what, named in (
+        (options.model, "model", report["model"]["id"]),
+        (options.dataset, "data set", (report.get("dataset") or {}).get("id")),
+        (options.rows, "file of rows", report.get("samples_digest")),
+    ):
+        if given is not None and _sha256(given) != named:
+            faults.append(f"the report is about another {what}: {named}, not {_sha256(given)}")
+    return faults
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _CannotCheck(str(error)) from error
+
+
+def _recheck(report: Mapping[str, Any], options: argparse.Namespace, console: Console) -> list[str]:
+    """Certify some rows again and say what does not agree.
+
+    The service that certifies is one of this machine's own: nobody checks themselves.
+    """
+    if options.recheck <= 0:
+        return []
+    if options.model is None or options.dataset is None:
+        raise _CannotCheck("--recheck takes --model and --dataset, the files")
+    claimed = _claimed_rows(report, options)
+    chosen = secrets.SystemRandom().sample(claimed, min(options.recheck, len(claimed)))
+    spec = {name: value for name, value in report["spec"].items() if name != "samples"}
+    spec["indices"] = sorted(row["index"] for row in chosen)
+    with ExitStack() as stack:
+        url = stack.enter_context(started_service(options.data_dir))
+        client = stack.enter_context(Client(url))
+        job = client.certify(options.model, options.dataset, spec, force=True)
+        with progress_bar(console) as show:
+            client.wait(job["id"], on_progress=show)
+        again = {row["index"]: row for row in client.rows(job["id"])}
+    faults = [fault for row in chosen if (fault := _disagreement(row, again[row["index"]]))]
+    console.print(f"{len(chosen) - len(faults)} of {len(chosen)} rows confirmed", highlight=False)
+    return faults
+
+
+def _claimed_rows(report: Mapping[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows that the report's digest names."""
+    if options.rows is not None:
+        data = options.rows.read_bytes()
+    elif options.url is not None:
+        with Client(options.url, key=options.api_key) as client:
+            data = client.rows_file(report["job_id"])
+    else:
+        raise _CannotCheck("--recheck takes --rows or --url, for the rows that were claimed")
+    if "sha256:" + hashlib.sha256(data).hexdigest() != report.get("samples_digest"):
+        raise _CannotCheck("the rows are not those that the report names")
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def _disagreement(row: Mapping[str, Any], again: Mapping[str, Any]) -> str | None:
+    """What of a claimed row does not hold; a sharper verdict is no disagreement."""
+    where = f"row {row['index']}"
+    for name in ("label", "prediction"):
+        if row[name] != again[name]:
+            return f"{where}: {name} {row[name]} was claimed, {again[name]} is found"
+    pairs = zip(row["certified"], again["certified"], strict=True)
+    if any(claimed and not confirmed for claimed, confirmed in pairs):
+        return f"{where}: what was claimed as certified is not certified here"
+    return None

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
-__all__ = ["Client", "JobFailed", "ServiceError"]
+__all__ = ["REPORT_FORMS", "Client", "Job", "JobFailed", "ServiceError"]
+
+#: Forms of a report, as file names end.
+REPORT_FORMS = ("json", "html", "csv", "svg")
 
 #: States that a job never leaves.
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
@@ -40,6 +43,45 @@ class JobFailed(ServiceError):
         problem = job.get("error") or {"code": job["status"], "detail": f"the job {job['status']}"}
         super().__init__(int(problem.get("status", 0)), problem)
         self.job = dict(job)
+
+
+class Job(dict[str, Any]):
+    """The record of a job as the service shows it, which knows how to go on:
+
+    ``client.certify(model, data, spec).wait().report``.
+    """
+
+    def __init__(self, client: Client, record: Mapping[str, Any]) -> None:
+        super().__init__(record)
+        self._client = client
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return str(self["id"])
+
+    def wait(
+        self,
+        *,
+        on_progress: Callable[[dict[str, Any]], None] = lambda job: None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """The record at the job's end. Raises JobFailed, TimeoutError."""
+        return self._client.wait(self.id, on_progress=on_progress, timeout_s=timeout_s)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The report of a job that has succeeded. Raises ServiceError."""
+        found: dict[str, Any] = json.loads(self._client.report(self.id))
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows per sample of a job that has succeeded. Raises ServiceError."""
+        return self._client.rows(self.id)
+
+    def cancel(self) -> Job:
+        """Ask for the job to be cancelled."""
+        return self._client.cancel(self.id)
 
 
 class Client:
@@ -82,7 +124,7 @@ class Client:
         force: bool = False,
         idempotency_key: str | None = None,
         webhook: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Job:
         """Submit a certification; the job record.
 
         A ``Path`` is uploaded, a text is the id of an earlier upload or a registered name.
@@ -110,22 +152,54 @@ class Client:
                 files=files or {"spec": (None, fields.pop("spec"))},
                 headers=headers,
             )
-        return self._json(answer)
+        return self._job(answer)
 
-    def train(
-        self, request: Mapping[str, Any], *, idempotency_key: str | None = None
-    ) -> dict[str, Any]:
+    def train(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a training (the body of POST /train); the job record."""
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        return self._json(self._http.post("/train", json=dict(request), headers=headers))
+        return self._job(self._http.post("/train", json=dict(request), headers=headers))
 
     def training(self, job_id: str) -> dict[str, Any]:
         """Plan and curve of a training."""
         return self._json(self._http.get(f"/jobs/{job_id}/training"))
 
-    def job(self, job_id: str) -> dict[str, Any]:
+    def job(self, job_id: str) -> Job:
         """The job as it is now."""
-        return self._json(self._http.get(f"/jobs/{job_id}"))
+        return self._job(self._http.get(f"/jobs/{job_id}"))
+
+    def jobs(
+        self, *, kind: str | None = None, status: str | None = None, limit: int = 50
+    ) -> dict[str, Any]:
+        """The newest jobs: ``items``, and ``next_cursor``, which is null at the end."""
+        wish = {"kind": kind, "status": status, "limit": limit}
+        given = {name: value for name, value in wish.items() if value is not None}
+        return self._json(self._http.get("/jobs", params=given))
+
+    def records(
+        self, collection: Literal["models", "datasets"], *, limit: int = 50
+    ) -> dict[str, Any]:
+        """The newest models or data sets, as ``jobs`` has jobs."""
+        return self._json(self._http.get(f"/{collection}", params={"limit": limit}))
+
+    def upload_model(self, file: Path, *, name: str | None = None) -> dict[str, Any]:
+        """Upload a model; its record."""
+        return self._upload("/models", {"model": file}, name)
+
+    def upload_dataset(
+        self, file: Path, *, name: str | None = None, labels: Path | None = None
+    ) -> dict[str, Any]:
+        """Upload a data set, with ``labels`` of an idx pair; its record."""
+        files = {"dataset": file} | ({} if labels is None else {"dataset_labels": labels})
+        return self._upload("/datasets", files, name)
+
+    def _upload(self, path: str, files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
+        with ExitStack() as opened:
+            sent = {
+                field: (file.name, opened.enter_context(file.open("rb")))
+                for field, file in files.items()
+            }
+            fields = {} if name is None else {"name": name}
+            return self._json(self._http.post(path, data=fields, files=sent))
 
     def wait(
         self,
@@ -134,7 +208,7 @@ class Client:
         on_progress: Callable[[dict[str, Any]], None] = lambda job: None,
         interval_s: float = 0.3,
         timeout_s: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> Job:
         """Follow a job to its end and return its record, also through a restart of the service.
 
         Raises JobFailed, TimeoutError.
@@ -158,9 +232,9 @@ class Client:
             time.sleep(interval_s)
         raise TimeoutError(f"job {job_id} has not ended within {timeout_s} s")
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
+    def cancel(self, job_id: str) -> Job:
         """Ask for a job to be cancelled."""
-        return self._json(self._http.post(f"/jobs/{job_id}/cancel"))
+        return self._job(self._http.post(f"/jobs/{job_id}/cancel"))
 
     def report(self, job_id: str, suffix: str = "json") -> bytes:
         """The report as ``json``, ``html``, ``csv`` or ``svg``."""
@@ -193,6 +267,9 @@ class Client:
         answer = self._http.get(f"/models/{model_id}/{part}")
         self._check(answer)
         return answer.content
+
+    def _job(self, answer: httpx.Response) -> Job:
+        return Job(self, self._json(answer))
 
     def _json(self, answer: httpx.Response) -> dict[str, Any]:
         self._check(answer)

@@ -13,13 +13,10 @@ from rich.console import Console
 
 from service.cli.local_service import started_service
 from service.cli.terminal import print_summary, progress_bar
-from service.client import Client
+from service.client import REPORT_FORMS, Client
 from service.supervisor.instance_lock import StartError
 
 __all__ = ["add_parser", "number_or_all"]
-
-#: Forms of a report, as file names end.
-REPORTS = ("json", "html", "csv", "svg")
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
@@ -46,8 +43,8 @@ def add_parser(commands: Any, data_dir: Path) -> None:
 def _certify(options: argparse.Namespace, console: Console) -> int:
     spec = _spec(options)
     suffix = "json" if options.out is None else options.out.suffix.lstrip(".") or "json"
-    if suffix not in REPORTS:
-        raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORTS)}")
+    if suffix not in REPORT_FORMS:
+        raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORT_FORMS)}")
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

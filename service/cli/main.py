@@ -1,7 +1,4 @@
-"""The command line: serve, worker, certify, train, verify-report, demo, keys.
-
-Exit status 0, 1 or 2 (usage).
-"""
+"""The command line: one module per command. Exit status 0, 1 or 2 (usage)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ import httpx
 from pydantic import ValidationError
 from rich.console import Console
 
-from service.cli import certify, demo, keys, serve, train, verify_report, worker
+from service.cli import certify, demo, doctor, keys, serve, train, verify_report, worker
+from service.cli.remote import jobs, methods, uploads
 from service.cli.settings_check import explain
 from service.client import ServiceError
 from service.contract.schemas.problems import Problem
@@ -51,9 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="certserve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve.add_parser(commands, settings)
-    for command in (worker, certify, train, verify_report):
+    for command in (worker, certify, train, verify_report, jobs, uploads):
         command.add_parser(commands, settings.data_dir)
-    demo.add_parser(commands)
+    for alone in (demo, methods, doctor):
+        alone.add_parser(commands)
     keys.add_parser(commands, settings.data_dir)
     return parser
 

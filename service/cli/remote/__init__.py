@@ -1,0 +1,1 @@
+"""Commands that look at a running service, and change what it has."""

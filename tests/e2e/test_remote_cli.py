@@ -1,0 +1,88 @@
+"""The commands that look at a running service, and the client that they use."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from service.cli.main import main
+from service.client import Client, Job
+from service.contract.catalogue.methods import METHODS
+from tests.e2e.live_service import SLOW_SPEC, LiveService
+
+pytestmark = pytest.mark.slow
+
+Uploads = tuple[Path, Path]
+Output = pytest.CaptureFixture[str]
+
+
+def test_from_upload_to_report(
+    calm_service: LiveService,
+    uploads: Uploads,
+    tmp_path: Path,
+    capsys: Output,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    where = ("--data-dir", str(calm_service.data_dir))
+
+    def run(*arguments: str) -> str:
+        assert main([*arguments, *where]) == 0
+        return capsys.readouterr().out
+
+    model = run("upload", str(uploads[0])).strip()
+    dataset = run("upload", str(uploads[1]), "--name", "mine").strip()
+    assert model.startswith("sha256:")
+    for collection, identity in (("models", model), ("datasets", dataset)):
+        listed = json.loads(run(collection, "--json"))["items"]
+        assert identity in [record["id"] for record in listed]
+        assert identity in "".join(run(collection).split()).replace("│", "")
+    with Client(calm_service.url) as client:
+        spec = {"norm": "linf", "epsilons": ["1/255"], "samples": 5}
+        job = client.certify(model, dataset, spec)
+        assert isinstance(job, Job)
+        done = job.wait(timeout_s=120)
+        report = done.report
+        assert [row["index"] for row in done.rows()] == [0, 1, 2, 3, 4]
+    assert report["threat"]["norm"] == "linf"
+    assert job.id in "".join(run("jobs", "--kind", "certify").split())
+    shown = run("show", job.id)
+    assert "succeeded" in shown
+    assert "1/255" in shown
+    assert json.loads(run("show", job.id, "--json"))["id"] == job.id
+    assert "certified radius" in run("report", job.id)
+    out = tmp_path / "new" / "rows.csv"
+    run("report", job.id, "--out", str(out))
+    assert len(list(csv.DictReader(out.open()))) == 5
+    assert json.loads(run("report", job.id, "--json")) == report
+    with Client(calm_service.url) as client:
+        slow = client.certify(*uploads, SLOW_SPEC, force=True)
+        assert "cancelled" in run("cancel", slow.id)
+        assert client.job(slow.id)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(("show", "01J00000000000000000000000"), "unknown_job"),
+     (("upload", "nothing.onnx"), "there is no file"),
+     (("upload", __file__), "--kind"),
+     (("report", "01J00000000000000000000000", "--out", "a.pdf"), ".svg")],
+)  # fmt: skip
+def test_what_is_wrong_is_told_in_one_line(
+    calm_service: LiveService, capsys: Output, arguments: tuple[str, ...], told: str
+) -> None:
+    assert main([*arguments, "--data-dir", str(calm_service.data_dir)]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_without_a_service_the_way_to_one_is_told(tmp_path: Path, capsys: Output) -> None:
+    assert main(["jobs", "--data-dir", str(tmp_path)]) == 1
+    assert "certserve serve" in capsys.readouterr().err
+
+
+def test_methods_need_no_service(capsys: Output) -> None:
+    assert main(["methods", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["items"]] == list(METHODS)

@@ -54,8 +54,8 @@ def _cifar(method: str, settings: Settings) -> Recipe:
 
 
 ROWS = (
-    _mnist("ibp", MNIST_LINF, _run(30, 0.4, 1.6, {})),
-    _mnist("ibp", MNIST_LINF_LARGE, _run(30, 0.5, 1.1, {})),
+    _mnist("ibp", MNIST_LINF, _run(30, 0.4, 1.8, {})),
+    _mnist("ibp", MNIST_LINF_LARGE, _run(30, 0.5, 1.15, {})),
     _cifar("ibp", _run(50, 0.5, 1.0, {})),
     _mnist("sabr", MNIST_LINF, _run(24, 0.4, 1.6, {"subselection_ratio": 0.6, **ONE_STEP})),
     _mnist("sabr", MNIST_LINF_LARGE, _run(24, 0.5, 1.1, {"subselection_ratio": 0.9, **ONE_STEP})),

@@ -26,7 +26,12 @@ _TINY = 1e-30
 
 
 def fused_loss(
-    graph: TrainingGraph, passed: BoxPass, least: Tensor, most: Tensor, y: Tensor, beta: float | Tensor
+    graph: TrainingGraph,
+    passed: BoxPass,
+    least: Tensor,
+    most: Tensor,
+    y: Tensor,
+    beta: float | Tensor,
 ) -> Tensor:
     """An upper bound of log sum_j exp(g_j), g_j = f_j - f_y, for each sample: [batch].
 

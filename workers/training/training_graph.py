@@ -196,25 +196,20 @@ class TrainingGraph:
     def by_batch(self, share: float = 1.0) -> Iterator[None]:
         """Inside, batch norm takes the statistics of the first batch that it sees there, of which
         this rank has a ``share``."""
-        self._share = share
-        self._scales = {}
+        self._share, self._scales = share, {}
         try:
             yield
         finally:
-            self._share = None
+            self._share, self._scales = None, {}
 
     def scale_and_shift(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Batch norm's scale and shift, [channels, 1, ...], for its clean input x [batch, ...].
-
-        Of several inputs of one step the first counts.
-        """
-        found = self._scales.get(name)
-        if found is None:
-            found = self._scale_and_shift(name, x)
+        """Batch norm's scale and shift, [channels, 1, ...], for its input x [batch, ...]. Of several
+        inputs in a training step the first one counts, which is to be the clean one."""
+        found = self._scales.get(name) or self._scale_and_shift(name, x)
         if self._share is not None:
             self._scales[name] = found
-        scale, shift = (value.reshape(-1, *([1] * (x.dim() - 2))) for value in found)
-        return scale, shift
+        ones = [1] * (x.dim() - 2)
+        return found[0].reshape(-1, *ones), found[1].reshape(-1, *ones)
 
     def _scale_and_shift(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same, [channels] each."""
@@ -223,7 +218,7 @@ class TrainingGraph:
         mean, var = layer.mean, layer.var
         if self._share is not None:
             # Not in bfloat16: a mean over a batch is a long sum.
-            mean, var = self._statistics(x.to(layer.mean.dtype), self._share)
+            mean, var = self.ranks.statistics(x.to(layer.mean.dtype), self._share)
             count = round(x.numel() / x.shape[1] / self._share)
             unbiased = var.detach() * (count / max(count - 1, 1))
             # What a step computes is functional: ``keep_statistics`` writes them to the layer.
@@ -232,17 +227,6 @@ class TrainingGraph:
         scale = layer.weight / torch.sqrt(var + layer.eps)
         self._norms[name] = scale.abs().amax()
         return scale, layer.bias - mean * scale
-
-    def _statistics(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance, [channels], of the batch of which x [batch, channels, ...] is a
-        ``share``."""
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        if self.ranks.alone:
-            var, mean = torch.var_mean(x, axes, correction=0)
-            return mean, var
-        mean = self.ranks.total(x.mean(axes) * share)
-        offsets = x - mean.reshape(-1, *([1] * (x.dim() - 2)))
-        return mean, self.ranks.total(offsets.square().mean(axes) * share)
 
     @torch.no_grad()
     def keep_statistics(self) -> None:
@@ -254,17 +238,7 @@ class TrainingGraph:
 
     def batch_mean(self, x: Tensor) -> Tensor:
         """The mean of x [batch, ...] over the whole batch, of which this rank has its share."""
-        mean = x.mean()
-        return (
-            mean
-            if self.ranks.alone or self._share is None
-            else self.ranks.total(mean * self._share)
-        )
-
-    @property
-    def takes_statistics(self) -> bool:
-        """Whether a batch norm takes the statistics of the batch, as in a training step."""
-        return self._share is not None and any(isinstance(s.op, BatchNorm) for s in self.steps)
+        return x.mean() if self._share is None else self.ranks.total(x.mean() * self._share)
 
     @property
     def head_weight(self) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.layers.kinds import BatchNorm
 from workers.training.bounds.box import Box, BoxPass, kinked, largest_gaps, pixel_box
 from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded
@@ -29,7 +30,8 @@ def clean_logits(graph: TrainingGraph, x: Tensor, at: ScheduledWeights) -> Tenso
 
     Without a gradient where nothing depends on them: no clean loss, no batch norm.
     """
-    counted_only = at.robust and not graph.takes_statistics
+    normalized = any(isinstance(step.op, BatchNorm) for step in graph.steps)
+    counted_only = at.robust and not normalized
     with torch.no_grad() if counted_only else nullcontext():
         return graph.logits(graph.features(x))
 

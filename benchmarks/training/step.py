@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from service.contract.catalogue.training_methods import TRAINING_METHODS
+from workers.jobs.hardware.allocator import keep_freed_memory
 from workers.jobs.hardware.device import device_of
 from workers.training.config import TrainingConfig
 from workers.training.step import COMPARED
@@ -38,6 +39,14 @@ ROWS = (
     ("local-lip-b", "relu-theta"),
     ("local-lip-b", "clamped-maxmin"),
     ("local-lip-g", "relu-theta"),
+    ("ibp", "relu"),
+    ("crown-ibp", "relu"),
+    ("sabr", "relu"),
+    ("taps", "relu"),
+    ("staps", "relu"),
+    ("mtl-ibp", "relu"),
+    ("cc-ibp", "relu"),
+    ("exp-ibp", "relu"),
 )
 
 #: Steps before the clock: a compiled one is compared with the eager one in its first.
@@ -123,6 +132,8 @@ def main() -> None:
     parser.add_argument("--method", help="one method only, in this process")
     parser.add_argument("--activation", default="relu")
     options = parser.parse_args()
+    # As a training does.
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     if options.method:
         print(json.dumps(measure(options.method, options.activation, options)))

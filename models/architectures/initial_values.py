@@ -60,9 +60,11 @@ def initial_tensors(
 ) -> Tensors:
     """Every tensor of the blueprint's state dict that the list itself does not give.
 
-    ``init`` and ``theta`` (of ReLU-theta) come before what the list says.
+    ``init`` and ``theta`` (of ReLU-theta) come before what the list says. ``ibp`` is for all
+    weights but the last layer's.
     """
     tensors: Tensors = {}
+    chosen, last = init or plan.init, plan.skeleton.nodes[-1].name
     for node in plan.skeleton.nodes:
         layer = plan.skeleton.layer(node.name)
         rule = _RULES.get(type(layer))
@@ -70,7 +72,8 @@ def initial_tensors(
             row = plan.rows[node.name]
             if theta is not None and isinstance(layer, ReLUTheta):
                 row = {**row, "value": theta}
-            found = rule(layer, row, init or plan.init, generator)
+            begins = "default" if chosen == "ibp" and node.name == last else chosen
+            found = rule(layer, row, begins, generator)
             tensors.update({f"layers.{node.name}.{name}": v for name, v in found.items()})
     return tensors
 
@@ -78,8 +81,9 @@ def initial_tensors(
 def _affine(
     layer: Conv2d | Linear, row: Mapping[str, Any], init: str, generator: torch.Generator | None
 ) -> Tensors:
-    """torch's U(-b, b) with b = 1 / sqrt(fan in), the papers' normal, orthogonal rows, or Glorot's
-    U(-b, b) with b = sqrt(6 / (fan in + fan out))."""
+    """torch's U(-b, b) with b = 1 / sqrt(fan in), the papers' normal, orthogonal rows, Glorot's
+    U(-b, b) with b = sqrt(6 / (fan in + fan out)), or for boxes N(0, 2 pi / (fan in)^2), which
+    keeps their widths (Shi et al. 2021, section 4.1)."""
     shape = layer.weight.shape
     has_bias = layer.bias is not None
     if init == "orthogonal":
@@ -94,8 +98,11 @@ def _affine(
     if init == "glorot":
         weight = nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
         return {"weight": weight, **({"bias": torch.zeros(shape[0])} if has_bias else {})}
-    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    fan_in = math.prod(shape[1:])
+    bound = 1 / math.sqrt(fan_in)
     tensors = {"weight": torch.empty(shape).uniform_(-bound, bound, generator=generator)}
+    if init == "ibp":
+        tensors["weight"].normal_(0, math.sqrt(2 * math.pi) / fan_in, generator=generator)
     if has_bias:
         tensors["bias"] = torch.empty(shape[0]).uniform_(-bound, bound, generator=generator)
     return tensors

@@ -27,7 +27,7 @@ __all__ = ["Blueprint", "blueprint_of"]
 #: Kinds that join the layer before them with the one that a single ``from`` names.
 JOINING = ("add", "concat", "maximum", "minimum", "residual")
 #: How weights may begin, see ``models.architectures.initial_values``.
-INITS = ("default", "glorot", "he", "orthogonal")
+INITS = ("default", "glorot", "he", "ibp", "orthogonal")
 MAX_LAYERS = 1_000
 MAX_ACTIVATION = 1 << 26
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}")

@@ -46,7 +46,8 @@ ACTIVATIONS: dict[str, tuple[Row, ...]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published network: an activation follows every layer but the last."""
+    """A published network: an activation follows every layer but the last, and batch norm stands
+    before it where the paper has that."""
 
     source: str
     input: tuple[int, int, int]
@@ -58,18 +59,29 @@ class Architecture:
     init: str = "default"
     #: First thresholds (most, least) of each clamped MaxMin, in order.
     clamps: tuple[tuple[float, float], ...] = ()
+    batch_norm: bool = False
+    #: (mean, std) of each channel, by which pixels are normalised first.
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def layer_list(self, activation: Sequence[Row]) -> dict[str, Any]:
         """The same as a layer list."""
         layers: list[Row] = []
+        if self.pixels is not None:
+            mean, std = self.pixels
+            layers.append({"kind": "normalize", "mean": list(mean), "std": list(std)})
         clamps = iter(self.clamps)
+        norm: list[Row] = [{"kind": "batch-norm"}] if self.batch_norm else []
+
+        def behind() -> list[Row]:
+            return [*norm, *_clamped(activation, next(clamps, None))]
+
         for out, kernel, stride, padding in self.convolutions:
             conv = {"out": out, "kernel": kernel, "stride": stride, "padding": padding}
-            layers += [{"kind": "conv2d", **conv}, *_clamped(activation, next(clamps, None))]
+            layers += [{"kind": "conv2d", **conv}, *behind()]
         layers.append({"kind": "flatten"})
-        for out in self.dense:
-            layers += [{"kind": "linear", "out": out}, *_clamped(activation, next(clamps, None))]
-        layers = layers[: len(layers) - len(activation)]
+        for out in self.dense[:-1]:
+            layers += [{"kind": "linear", "out": out}, *behind()]
+        layers.append({"kind": "linear", "out": self.dense[-1]})
         return {"input": list(self.input), "layers": layers, "init": self.init}
 
 
@@ -106,6 +118,11 @@ _EIGHT_CLAMPS = (
     *((0.8, -0.8), (1.0, -1.0), (1.4, -1.4), (1.4, -1.4), (1.4, -1.4), (1.6, -1.6)),
     *((2.0, -2.0), (3.0, -3.0), (1.6, -1.6)),
 )
+_FIVE = ((16, 3, 1, 1), (16, 4, 2, 1), (32, 4, 2, 1))
+_SEVEN = ((64, 3, 1, 1), (64, 3, 1, 1), (128, 3, 2, 1), (128, 3, 1, 1), (128, 3, 1, 1))
+_MNIST_PIXELS = ((0.1307,), (0.3081,))
+_CIFAR_PIXELS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_CTBENCH = "CTBench (Mao et al. 2024); Shi et al. 2021"
 _BCP, _CAP = "BCP (Lee et al. 2020)", "CAP (Wong et al. 2018)"
 _COLT = "COLT (Balunovic & Vechev 2020)"
 
@@ -125,6 +142,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cifar-convmedbig": Architecture(
         _COLT, _CIFAR, ((32, 3, 1, 1), (32, 4, 2, 1), (128, 4, 2, 1)), (250, 10)
     ),
+    **{
+        f"{data}-{name}-bn": Architecture(
+            _CTBENCH, shape, convolutions, (512, 10), "ibp", batch_norm=True, pixels=pixels
+        )
+        for name, convolutions in (("cnn5", _FIVE), ("cnn7", _SEVEN))
+        for data, shape, pixels in (
+            ("mnist", _MNIST, _MNIST_PIXELS),
+            ("cifar", _CIFAR, _CIFAR_PIXELS),
+        )
+    },
 }
 
 

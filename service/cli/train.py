@@ -27,7 +27,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     train.add_argument("--dataset", required=True, help="a registered name or an id")
     train.add_argument("--test-dataset", help="what the report is made on; default: its test split")
     train.add_argument("--epsilon", required=True, help="36/255 or 1.58, in pixel units")
-    train.add_argument("--norm", choices=("l2", "linf"), default="l2")
+    train.add_argument("--norm", choices=("l2", "linf"), help="default: the method's")
     train.add_argument("--recipe", default="fast", help="fast, paper or JSON hyperparameters")
     train.add_argument("--architecture", help="a name or JSON; default: the recipe's")
     train.add_argument("--activation")
@@ -92,12 +92,11 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         "method": options.method,
         "dataset": options.dataset,
         "epsilon": options.epsilon,
-        "norm": options.norm,
         "seed": options.seed,
         "recipe": _json_or_name(options.recipe),
     }
     for name in (
-        *("test_dataset", "activation", "epochs", "batch_size", "learning_rate"),
+        *("norm", "test_dataset", "activation", "epochs", "batch_size", "learning_rate"),
         "devices",
     ):
         if getattr(options, name) is not None:

@@ -140,10 +140,13 @@ def _with_options(method: str, recipe: Settings, given: Settings) -> dict[str, A
 
 
 def _recipe(spec: TrainSpec, dataset: str, name: str, given: object = None) -> Recipe | None:
-    # All published epsilons are for l2.
-    epsilon = Fraction(spec.epsilon) if spec.norm == "l2" else None
     activation = spec.activation or (given if isinstance(given, str) else None)
-    return recipe_of(spec.method, dataset, name, epsilon=epsilon, activation=activation)
+    return recipe_of(
+        *(spec.method, dataset, name),
+        norm=spec.norm,
+        epsilon=Fraction(spec.epsilon),
+        activation=activation,
+    )
 
 
 def _no_recipe(spec: TrainSpec, dataset: str) -> InvalidInput:

@@ -17,16 +17,22 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "CIFAR_EPSILON",
+    "CIFAR_LINF",
+    "CIFAR_LINF_LARGE",
     "COSINE",
     "MNIST",
     "MNIST_EPSILON",
+    "MNIST_LINF",
+    "MNIST_LINF_LARGE",
     "TINY_IMAGENET",
     "Reached",
     "Recipe",
     "Settings",
+    "constant",
     "falling",
     "published",
     "ramp",
+    "smooth",
 ]
 
 Settings = Mapping[str, Any]
@@ -34,6 +40,8 @@ Settings = Mapping[str, Any]
 MNIST, CIFAR10, CIFAR100, TINY_IMAGENET = "mnist", "cifar10", "cifar100", "tiny-imagenet"
 #: The published epsilons, l2 in pixel units.
 CIFAR_EPSILON, MNIST_EPSILON = "36/255", "1.58"
+#: Those for linf.
+CIFAR_LINF, CIFAR_LINF_LARGE, MNIST_LINF, MNIST_LINF_LARGE = "2/255", "8/255", "0.1", "0.3"
 
 COSINE: Settings = {"points": [[0.0, 1.0], [1.0, 0.0]], "shape": "cosine"}
 
@@ -44,8 +52,8 @@ class Reached:
     attack, and certified; None where it is not known.
 
     ``runs``: how many were made, None where that is not said; of several, the last one's figures.
-    What is published was certified with power iteration, which is no proof; what is measured is
-    sound.
+    What is published was certified with power iteration or without regard to rounding, which is no
+    proof; what is measured is sound.
     """
 
     status: Literal["measured", "published, not reproduced"]
@@ -78,6 +86,17 @@ class Recipe:
     source: str
     settings: Settings
     reached: tuple[Reached, ...] = ()
+    norm: Literal["l2", "linf"] = "l2"
+
+
+def constant(value: float) -> Settings:
+    """The same all the run."""
+    return {"points": [[0.0, value]]}
+
+
+def smooth(begin: float, end: float, high: float) -> Settings:
+    """0 until ``begin``, a smooth rise to ``high`` at ``end`` (shares of the run)."""
+    return {"points": [[begin, 0.0], [end, high]], "shape": "smooth"}
 
 
 def ramp(begin: float, end: float, low: float = 0.0, high: float = 1.0) -> Settings:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 
 from service.recipes import bcp, emma, gloro, local_lip, one_lipschitz, plain, soc
+from service.recipes.linf import ctbench, expressive_losses, ours
 from service.recipes.recipe import COSINE, Recipe
 
 __all__ = ["RECIPES", "recipe_of"]
 
 #: All recipes. Of several for one method and data set the one counts whose activation is asked for,
-#: then the one of the epsilon asked for, then the first.
+#: then the one of the norm and epsilon asked for, then of the norm, then the first.
 RECIPES: tuple[Recipe, ...] = (
     *plain.ROWS,
     *bcp.ROWS,
@@ -19,17 +20,25 @@ RECIPES: tuple[Recipe, ...] = (
     *emma.ROWS,
     *one_lipschitz.ROWS,
     *soc.ROWS,
+    *ours.ROWS,
+    *ctbench.ROWS,
+    *expressive_losses.ROWS,
 )
 
 
 def _row(
-    method: str, dataset: str, name: str, epsilon: Fraction | None, activation: str | None
+    method: str,
+    dataset: str,
+    name: str,
+    norm: str,
+    epsilon: Fraction | None,
+    activation: str | None,
 ) -> Recipe | None:
     rows = [r for r in RECIPES if (r.method, r.dataset, r.name) == (method, dataset, name)]
 
-    def fits(row: Recipe) -> tuple[bool, bool]:
+    def fits(row: Recipe) -> tuple[bool, bool, bool]:
         wanted = activation is not None and row.settings.get("activation") == activation
-        return wanted, Fraction(row.epsilon) == epsilon
+        return wanted, row.norm == norm and Fraction(row.epsilon) == epsilon, row.norm == norm
 
     return max(rows, key=fits, default=None)
 
@@ -39,12 +48,13 @@ def recipe_of(
     dataset: str,
     name: str,
     *,
+    norm: str = "l2",
     epsilon: Fraction | None = None,
     activation: str | None = None,
 ) -> Recipe | None:
     """The recipe's row; ``fast`` without one is the paper's in a tenth of the epochs."""
-    found = _row(method, dataset, name, epsilon, activation)
-    paper = _row(method, dataset, "paper", epsilon, activation)
+    found = _row(method, dataset, name, norm, epsilon, activation)
+    paper = _row(method, dataset, "paper", norm, epsilon, activation)
     if found is not None or paper is None or name != "fast":
         return found
     settings = {
@@ -57,4 +67,5 @@ def recipe_of(
         *(method, dataset, "fast", paper.architecture, paper.epsilon),
         f"a tenth of {paper.source}",
         settings,
+        norm=paper.norm,
     )

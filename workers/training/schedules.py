@@ -25,11 +25,24 @@ def _steps(low: float, high: float, progress: float) -> float:
     return low
 
 
+#: Part of a smooth rise that goes with t^4 (Shi et al. 2021, from Xu et al. 2020).
+QUARTIC = 0.25
+
+
+def _smooth(low: float, high: float, progress: float) -> float:
+    """a t^4 up to QUARTIC, then its tangent, which ends at 1."""
+    scale = 1.0 / (QUARTIC**3 * (4.0 - 3.0 * QUARTIC))
+    if progress < QUARTIC:
+        return _linear(low, high, scale * progress**4)
+    return _linear(low, high, scale * QUARTIC**3 * (4.0 * progress - 3.0 * QUARTIC))
+
+
 #: How two neighbouring points are joined: a new shape is one row.
 SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "linear": _linear,
     "log": _log,
     "cosine": _cosine,
+    "smooth": _smooth,
     "steps": _steps,
 }
 

@@ -8,8 +8,9 @@ construction (``Layer.one_lipschitz``) needs no estimate, and nothing else of it
 its deployed form may be a sub-graph.
 
 Batch norm takes the statistics of the batch inside ``by_batch`` (a training step; of several ranks
-those of the batch of them all), for clean inputs and bounds alike, and its running ones outside it:
-a validation, the deployed network and a certificate never see a batch.
+those of the batch of them all), and its running ones outside it: a validation, the deployed network
+and a certificate never see a batch. Within a step the first pass counts, which is that of the clean
+samples: bounds and attacks that follow it see the same affine map.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ class TrainingGraph:
                 self.vectors[step.name] = (start / start.norm()).to(step.op.weight)
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._norms: dict[str, Tensor] = {}
+        #: Batch norms' scale and shift, [channels] each, that this step's first pass has found.
+        self._scales: dict[str, tuple[Tensor, Tensor]] = {}
         #: This rank's share of the batch in a training step, whose statistics batch norm takes.
         self._share: float | None = None
         with torch.no_grad():
@@ -135,8 +138,9 @@ class TrainingGraph:
                 self.weights[node.name] = layer.tensors()
 
     def forget(self) -> None:
-        """Compute norms anew when they are asked for."""
+        """Compute norms, and the statistics of a batch, anew when they are asked for."""
         self._norms = {}
+        self._scales = {}
 
     def map_at(self, step: GraphStep, x: Tensor) -> WeightedMap | ScaledMap | SumMap | None:
         """The step as an affine map for its clean input x [batch, ...]; None for other layers."""
@@ -190,22 +194,31 @@ class TrainingGraph:
 
     @contextlib.contextmanager
     def by_batch(self, share: float = 1.0) -> Iterator[None]:
-        """Inside, batch norm takes the statistics of the batch, of which this rank has a
-        ``share``."""
-        self._share = share
+        """Inside, batch norm takes the statistics of the first batch that it sees there, of which
+        this rank has a ``share``."""
+        self._share, self._scales = share, {}
         try:
             yield
         finally:
-            self._share = None
+            self._share, self._scales = None, {}
 
     def scale_and_shift(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Batch norm's scale and shift, [channels, 1, ...], for its clean input x [batch, ...]."""
+        """Batch norm's scale and shift, [channels, 1, ...], for its input x [batch, ...]. Of several
+        inputs in a training step the first one counts, which is to be the clean one."""
+        found = self._scales.get(name) or self._scale_and_shift(name, x)
+        if self._share is not None:
+            self._scales[name] = found
+        ones = [1] * (x.dim() - 2)
+        return found[0].reshape(-1, *ones), found[1].reshape(-1, *ones)
+
+    def _scale_and_shift(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, [channels] each."""
         layer = self.network.layer(name)
         assert isinstance(layer, BatchNorm)
         mean, var = layer.mean, layer.var
         if self._share is not None:
             # Not in bfloat16: a mean over a batch is a long sum.
-            mean, var = self._statistics(x.to(layer.mean.dtype), self._share)
+            mean, var = self.ranks.statistics(x.to(layer.mean.dtype), self._share)
             count = round(x.numel() / x.shape[1] / self._share)
             unbiased = var.detach() * (count / max(count - 1, 1))
             # What a step computes is functional: ``keep_statistics`` writes them to the layer.
@@ -213,20 +226,7 @@ class TrainingGraph:
             self.vectors[f"{name}.var"] = layer.var.lerp(unbiased, MOMENTUM)
         scale = layer.weight / torch.sqrt(var + layer.eps)
         self._norms[name] = scale.abs().amax()
-        shift = layer.bias - mean * scale
-        ones = [1] * (x.dim() - 2)
-        return scale.reshape(-1, *ones), shift.reshape(-1, *ones)
-
-    def _statistics(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance, [channels], of the batch of which x [batch, channels, ...] is a
-        ``share``."""
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        if self.ranks.alone:
-            var, mean = torch.var_mean(x, axes, correction=0)
-            return mean, var
-        mean = self.ranks.total(x.mean(axes) * share)
-        offsets = x - mean.reshape(-1, *([1] * (x.dim() - 2)))
-        return mean, self.ranks.total(offsets.square().mean(axes) * share)
+        return scale, layer.bias - mean * scale
 
     @torch.no_grad()
     def keep_statistics(self) -> None:
@@ -235,6 +235,10 @@ class TrainingGraph:
             if isinstance(step.op, BatchNorm) and f"{step.name}.mean" in self.vectors:
                 step.op.mean.copy_(self.vectors.pop(f"{step.name}.mean"))
                 step.op.var.copy_(self.vectors.pop(f"{step.name}.var"))
+
+    def batch_mean(self, x: Tensor) -> Tensor:
+        """The mean of x [batch, ...] over the whole batch, of which this rank has its share."""
+        return x.mean() if self._share is None else self.ranks.total(x.mean() * self._share)
 
     @property
     def head_weight(self) -> Tensor:

@@ -31,6 +31,7 @@ async def methods() -> dict[str, list[dict[str, Any]]]:
                 "name": row.name,
                 "architecture": row.architecture,
                 "activation": row.settings.get("activation", "relu"),
+                "norm": row.norm,
                 "epsilon": row.epsilon,
                 "source": row.source,
                 "reached": [asdict(figures) for figures in row.reached],

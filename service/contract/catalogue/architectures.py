@@ -28,6 +28,8 @@ _8C2F = (
     "conv(64,3,1,1)x2 conv(64,4,2,0) conv(128,3,1,1)x2 conv(128,4,2,0) "
     "conv(256,3,1,1) conv(256,4,2,0) fc256 fc200"
 )
+_CNN5 = "normalize conv(16,3,1,1) conv(16,4,2,1) conv(32,4,2,1) fc512 fc10, batch norm"
+_CNN7 = "normalize conv(64,3,1,1)x2 conv(128,3,2,1) conv(128,3,1,1)x2 fc512 fc10, batch norm"
 
 _ROWS = (
     NamedArchitecture("mnist-small", (1, 28, 28), 10, _SMALL),
@@ -47,6 +49,10 @@ _ROWS = (
         10,
         "conv(32,3,1,1) conv(32,4,2,1) conv(128,4,2,1) fc250 fc10",
     ),
+    NamedArchitecture("mnist-cnn5-bn", (1, 28, 28), 10, _CNN5),
+    NamedArchitecture("cifar-cnn5-bn", (3, 32, 32), 10, _CNN5),
+    NamedArchitecture("mnist-cnn7-bn", (1, 28, 28), 10, _CNN7),
+    NamedArchitecture("cifar-cnn7-bn", (3, 32, 32), 10, _CNN7),
 )
 
 #: Architectures by name, in the order of the table.

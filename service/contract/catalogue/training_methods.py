@@ -14,15 +14,21 @@ from typing import Any
 from service.contract.schemas.submissions import Strict
 from service.contract.schemas.training_options import (
     BcpOptions,
+    CrownIbpOptions,
     EmmaOptions,
+    ExpressiveOptions,
     GloroTradesOptions,
+    IbpOptions,
     LmtOptions,
     LocalLipBOptions,
     LocalLipGOptions,
     NoOptions,
     OneLipschitzOptions,
+    SabrOptions,
     SocCrcOptions,
     SocOptions,
+    StapsOptions,
+    TapsOptions,
 )
 
 __all__ = ["TRAINING_METHODS", "TrainingMethod"]
@@ -37,6 +43,7 @@ class TrainingMethod:
     takes it on a processor that multiplies it, too. compiled: whether ``auto`` compiles
     the step on a GPU. certify_with: members of the spec that its model is certified with where the
     request does not say; by default on all test samples. options: the model of its own options.
+    norms: those it trains for; the first one where the request does not say.
     """
 
     name: str
@@ -48,6 +55,7 @@ class TrainingMethod:
     compiled: bool = True
     certify_with: Mapping[str, Any] = field(default_factory=lambda: {"method": "bcp"})
     options: type[Strict] = NoOptions
+    norms: tuple[str, ...] = ("l2", "linf")
 
     def described(self) -> dict[str, Any]:
         """The row as GET /methods lists it; of the options their names."""
@@ -60,6 +68,7 @@ class TrainingMethod:
             "compiled": self.compiled,
             "certify_with": dict(self.certify_with),
             "options": sorted(self.options.model_fields),
+            "norms": list(self.norms),
         }
 
 
@@ -153,6 +162,94 @@ _ROWS = (
         compiled=False,
         certify_with={"method": "crc"},
         options=SocCrcOptions,
+    ),
+    TrainingMethod(
+        "ibp",
+        "Interval bounds: cross-entropy of the worst logits over the box",
+        "about 2.5",
+        "Gowal et al. 2018; Shi et al. 2021",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=IbpOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "crown-ibp",
+        "Interval bounds inside, one linear bound of the loss back to the pixels",
+        "about 4",
+        "Zhang et al. 2020; Xu et al. 2020",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=CrownIbpOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "sabr",
+        "Interval bounds of a small box around an adversarial example",
+        "about 2.5 and the attack",
+        "Mueller, Eckert, Fischer, Vechev 2023",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=SabrOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "taps",
+        "Interval bounds of the first layers, an attack in their box for the others",
+        "about 3 and the attack",
+        "Mao, Mueller, Fischer, Vechev 2023",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=TapsOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "staps",
+        "The same for SABR's small box",
+        "about 3 and both attacks",
+        "Mao, Mueller, Fischer, Vechev 2023",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=StapsOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "mtl-ibp",
+        "Weighted sum of the losses of an attack and of interval bounds",
+        "about 3.5 and the attack",
+        "De Palma et al. 2024",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=ExpressiveOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "cc-ibp",
+        "Cross-entropy of weighted sums of attacked and bounded logits",
+        "about 3.5 and the attack",
+        "De Palma et al. 2024",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=ExpressiveOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "exp-ibp",
+        "Product of powers of the losses of an attack and of interval bounds",
+        "about 3.5 and the attack",
+        "De Palma et al. 2024",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=ExpressiveOptions,
+        norms=("linf",),
     ),
 )
 

@@ -16,15 +16,21 @@ from service.contract.schemas.training_schedules import ScheduleSpec, constant
 
 __all__ = [
     "BcpOptions",
+    "CrownIbpOptions",
     "EmmaOptions",
+    "ExpressiveOptions",
     "GloroTradesOptions",
+    "IbpOptions",
     "LmtOptions",
     "LocalLipBOptions",
     "LocalLipGOptions",
     "NoOptions",
     "OneLipschitzOptions",
+    "SabrOptions",
     "SocCrcOptions",
     "SocOptions",
+    "StapsOptions",
+    "TapsOptions",
 ]
 
 
@@ -95,3 +101,60 @@ class LocalLipGOptions(_LastLayer):
 
 class LocalLipBOptions(LocalLipGOptions, BcpOptions):
     """BCP's, and those of the sparsity loss."""
+
+
+class IbpOptions(LmtOptions):
+    """``l1``: weight of the sum of all weights' magnitudes. ``regularization``: weight of Shi's
+    regularisers while epsilon grows, which act below ``regularization_tolerance``."""
+
+    l1: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    regularization: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    regularization_tolerance: float = Field(default=0.5, gt=0, le=1, allow_inf_nan=False)
+
+
+class CrownIbpOptions(IbpOptions):
+    """``beta``: share of interval bounds in the loss at the last epsilon."""
+
+    beta: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+
+
+class _Attack(IbpOptions):
+    """``attack_steps`` of ``attack_step_size`` (in radii of the box), from as many random starts
+    as ``attack_restarts``."""
+
+    attack_steps: int = Field(default=8, ge=0, le=1000)
+    attack_restarts: int = Field(default=1, ge=1, le=64)
+    attack_step_size: float = Field(default=0.25, gt=0, le=100, allow_inf_nan=False)
+
+
+class ExpressiveOptions(_Attack):
+    """``alpha``: share of interval bounds, the rest is the attack's, which looks ``attack_scale``
+    times as far."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1, allow_inf_nan=False)
+    attack_scale: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False)
+
+
+class _Shrunk(_Attack):
+    """``relu_shrinkage``: what upper ends behind unstable ReLUs are multiplied with."""
+
+    relu_shrinkage: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+
+
+class SabrOptions(_Shrunk):
+    """``subselection_ratio``: the paper's lambda, the small box's radius in epsilons."""
+
+    subselection_ratio: float = Field(default=0.4, gt=0, le=1, allow_inf_nan=False)
+
+
+class TapsOptions(_Shrunk):
+    """``attacked_activations``: activations behind the box that is attacked, ``gradient_weight`` of
+    that attack's loss; a point within ``linked_share`` of an end moves with it."""
+
+    attacked_activations: int = Field(default=1, ge=0, le=1000)
+    gradient_weight: float = Field(default=4.0, gt=0, le=1000, allow_inf_nan=False)
+    linked_share: float = Field(default=0.5, gt=0, le=1, allow_inf_nan=False)
+
+
+class StapsOptions(TapsOptions, SabrOptions):
+    """TAPS's, and the small box of SABR."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
@@ -59,7 +59,7 @@ class Hyperparameters(LocalLipBOptions, GloroTradesOptions, EmmaOptions):
     power_steps: int = Field(default=1, ge=1, le=1000)
     activation: Activation = "relu"
     theta: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
-    init: Literal["default", "glorot", "he", "orthogonal"] | None = None
+    init: Literal["default", "glorot", "he", "ibp", "orthogonal"] | None = None
     validation_samples: int = Field(default=1000, ge=0, le=1_000_000)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compiled: bool | Literal["auto"] = "auto"
@@ -90,6 +90,26 @@ class TrainSpec(Strict):
     certify: dict[str, JsonValue] | None = Field(default_factory=dict)
     force: bool = False
     webhook: WebhookUrl | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _norm_of_the_method(cls, value: Any) -> Any:
+        """A method's first norm where none is asked for."""
+        method = value.get("method") if isinstance(value, dict) else None
+        row = TRAINING_METHODS.get(method) if isinstance(method, str) else None
+        return value if row is None else {"norm": row.norms[0], **value}
+
+    @field_validator("norm")
+    @classmethod
+    def _norm_that_it_trains_for(cls, value: str, info: ValidationInfo) -> str:
+        row = TRAINING_METHODS.get(info.data.get("method", ""))
+        if row is not None and value not in row.norms:
+            raise PydanticCustomError(
+                "unsupported_norm",
+                "{method} trains for {known}, not for {norm}",
+                {"method": row.name, "known": " and ".join(row.norms), "norm": value},
+            )
+        return value
 
     @field_validator("method")
     @classmethod

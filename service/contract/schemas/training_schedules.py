@@ -19,11 +19,12 @@ class ScheduleSpec(Strict):
     """A value over the run: points (share of the run, value), clamped at both ends.
 
     ``linear`` and ``log`` interpolate, ``cosine`` falls or rises along half a wave, ``steps``
-    holds the last point's value.
+    holds the last point's value, ``smooth`` begins like t^4 and goes on as a line (Shi et al.
+    2021).
     """
 
     points: list[tuple[Share, Amount]] = Field(min_length=1, max_length=100)
-    shape: Literal["linear", "log", "cosine", "steps"] = "linear"
+    shape: Literal["linear", "log", "cosine", "smooth", "steps"] = "linear"
 
     @model_validator(mode="before")
     @classmethod

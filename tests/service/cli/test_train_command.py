@@ -23,12 +23,11 @@ def request(*arguments: str) -> dict[str, Any]:
     return _request(parser.parse_args([*base, *arguments]))
 
 
-def test_what_is_left_out_is_left_to_the_recipe() -> None:
+def test_what_is_left_out_is_left_to_the_method_and_its_recipe() -> None:
     assert request() == {
         "method": "bcp",
         "dataset": "mine",
         "epsilon": "36/255",
-        "norm": "l2",
         "seed": 0,
         "recipe": "fast",
     }
@@ -39,14 +38,15 @@ def test_every_option_arrives_as_the_service_takes_it() -> None:
         *("--test-dataset", "mnist", "--epochs", "3", "--batch-size", "8", "--seed", "4"),
         *("--recipe", '{"base": "paper", "clip_norm": 1}', "--certify", "null"),
         *("--architecture", '{"name": "liresnet", "depth": 2}', "--activation", "maxmin"),
-        *("--devices", "2"),
+        *("--devices", "2", "--norm", "linf"),
     )
     spec = TrainSpec.model_validate(wish)
     assert (spec.test_dataset, spec.epochs, spec.batch_size, spec.seed) == ("mnist", 3, 8, 4)
     assert spec.recipe == {"base": "paper", "clip_norm": 1}
     assert (spec.architecture, spec.activation) == ({"name": "liresnet", "depth": 2}, "maxmin")
     assert spec.certify is None
-    assert spec.devices == 2
+    assert (spec.devices, spec.norm) == (2, "linf")
+    assert TrainSpec.model_validate(request()).norm == "l2"
 
 
 def test_json_that_is_none_is_refused() -> None:

@@ -32,7 +32,20 @@ ARCHITECTURE: dict[str, dict[str, object]] = {
     "soc": LIPCONVNET,
     "soc-crc": {**LIPCONVNET, "head": "crc", "hidden": 32},
 }
+_BOX = {"l1": 1e-4, "regularization": 0.5}
+_ATTACK = {**_BOX, "attack_steps": 2, "attack_restarts": 2}
+_SMALL_BOX = {**_ATTACK, "subselection_ratio": 0.5, "relu_shrinkage": 0.8}
+_BETWEEN = {**_ATTACK, "alpha": 0.3, "attack_scale": 1.5}
+#: In which no part of a loss is switched off.
 OPTIONS: dict[str, dict[str, object]] = {
+    "ibp": {**_BOX},
+    "crown-ibp": {**_BOX, "beta": 0.5},
+    "sabr": {**_SMALL_BOX},
+    "taps": {**_ATTACK, "attacked_activations": 1, "gradient_weight": 2.0},
+    "staps": {**_SMALL_BOX, "attacked_activations": 1, "gradient_weight": 2.0},
+    "mtl-ibp": {**_BETWEEN},
+    "cc-ibp": {**_BETWEEN},
+    "exp-ibp": {**_BETWEEN},
     "soc": {"gamma": 0.1, "shift": "emma", "loss": "logit-annealing"},
     "soc-crc": {"gamma": 0.1, "curvature": 0.01},
 }

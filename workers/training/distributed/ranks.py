@@ -64,6 +64,17 @@ class Ranks:
         result: Tensor = _Total.apply(x)
         return result
 
+    def statistics(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Mean and variance, [channels], of the batch of which x [batch, channels, ...] is a
+        ``share``."""
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        if self.alone:
+            var, mean = torch.var_mean(x, axes, correction=0)
+            return mean, var
+        mean = self.total(x.mean(axes) * share)
+        offsets = x - mean.reshape(-1, *([1] * (x.dim() - 2)))
+        return mean, self.total(offsets.square().mean(axes) * share)
+
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by the sum over all ranks, in one message."""
         if self.alone:

@@ -1,0 +1,1 @@
+"""Recipes of the methods for linf that rest on boxes, published and ours."""

@@ -1,0 +1,110 @@
+"""CROWN-IBP's backward pass in training, with gradients (Zhang et al. 2020, arXiv:1906.06316).
+
+Intermediate boxes are those of a ``BoxPass``; linear relaxations are the verifier's own rules with
+rounding left out. Rows go back to the pixels, or as far as every layer is known: what arrives at
+another layer's result is bounded by that value's box. Nothing here is a certificate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.layers.base import Layer
+from models.layers.kinds import Add
+from workers.training.bounds.box import Box, BoxPass, kinked
+from workers.training.trained_maps import ScaledMap, WeightedMap
+from workers.training.training_graph import TrainingGraph
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.registry import rules_of
+from workers.verification.rounding import Rounding
+
+__all__ = ["least_values"]
+
+#: How the slope below an unstable ReLU is chosen: 1 where the box is mostly above 0, else 0.
+RULE = "crown"
+
+
+def least_values(graph: TrainingGraph, passed: BoxPass, rows: Tensor) -> Tensor:
+    """Lower bounds of rows . features over the pass's input box: [batch, rows].
+
+    rows [batch, rows, features]; features: what the last layer takes.
+    """
+    pending = {len(graph.steps): rows}
+    result = rows.new_zeros(rows.shape[:2])
+    for index in range(len(graph.steps) - 1, -1, -1):
+        carried = pending.pop(index + 1, None)
+        if carried is None:
+            continue
+        step = graph.steps[index]
+        found = _through(graph, passed, step, carried)
+        if found is None:
+            result = result + _least(carried, passed.boxes[index + 1])
+            continue
+        sources, gained = found
+        result = result + gained
+        for source, part in zip(step.sources, sources, strict=True):
+            pending[source] = pending[source] + part if source in pending else part
+    return result + _least(pending[0], passed.boxes[0]) if 0 in pending else result
+
+
+def _through(
+    graph: TrainingGraph, passed: BoxPass, step: GraphStep, rows: Tensor
+) -> tuple[list[Tensor], Tensor | float] | None:
+    """The rows on the step's inputs and what the constant gains, [batch, rows]; None where the
+    layer is not known."""
+    layer, shape = step.op, passed.boxes[step.sources[0]].lower.shape[1:]
+    assert isinstance(layer, Layer)
+    if kinked(step):
+        return _relaxed(passed.boxes[step.sources[0]], layer, rows)
+    if isinstance(layer, Add):
+        return [rows for _ in step.sources], 0.0
+    op = graph.map_at(step, passed.boxes[step.sources[0]].lower)
+    if isinstance(op, WeightedMap):
+        back = op.adjoint(rows.flatten(0, 1)).reshape(*rows.shape[:2], *shape)
+        return [back], 0.0 if op.bias is None else _sum(_channels(op.bias, rows) * rows)
+    if isinstance(op, ScaledMap):
+        return [rows * op.scale], _sum(rows * op.shift)
+    if rules_of(layer).affine is not None or rules_of(layer).permutes:
+        return _linear(layer, rows, shape)
+    return None
+
+
+def _relaxed(before: Box, layer: Layer, rows: Tensor) -> tuple[list[Tensor], Tensor] | None:
+    rule = rules_of(layer).relax
+    if rule is None:
+        return None
+    lines = rule(layer, before.lower, before.upper, RULE, Rounding.ignored())
+    above, below = rows.clamp_max(0.0), rows.clamp_min(0.0)
+    back = below * lines.lower_slope.unsqueeze(1) + above * lines.upper_slope.unsqueeze(1)
+    gained = _sum(above * lines.upper_intercept.unsqueeze(1))
+    if lines.lower_intercept is not None:
+        gained = gained + _sum(below * lines.lower_intercept.unsqueeze(1))
+    return [back], gained
+
+
+def _linear(layer: Layer, rows: Tensor, shape: torch.Size) -> tuple[list[Tensor], Tensor]:
+    """A fixed affine layer: its transpose is the gradient of rows . layer(z)."""
+    with torch.enable_grad():
+        zero = rows.new_zeros((rows.shape[0] * rows.shape[1], *shape)).requires_grad_()
+        value = layer(zero)
+        (back,) = torch.autograd.grad(
+            value, zero, rows.flatten(0, 1).reshape_as(value), create_graph=True
+        )
+    constant = layer(rows.new_zeros((1, *shape)))
+    return [back.reshape(*rows.shape[:2], *shape)], _sum(rows * constant.unsqueeze(1))
+
+
+def _least(rows: Tensor, box: Box) -> Tensor:
+    """min over the box of rows . z, [batch, rows]."""
+    return _sum(rows * box.middle.unsqueeze(1)) - _sum(rows.abs() * box.half.unsqueeze(1))
+
+
+def _sum(values: Tensor) -> Tensor:
+    """[batch, rows, ...] -> [batch, rows]."""
+    return values.flatten(2).sum(2)
+
+
+def _channels(values: Tensor, like: Tensor) -> Tensor:
+    """[channels], broadcastable to ``like`` [batch, rows, channels, ...]."""
+    return values.reshape(-1, *([1] * (like.dim() - 3)))

@@ -1,0 +1,1 @@
+"""Objectives for linf that rest on boxes and linear relaxations."""

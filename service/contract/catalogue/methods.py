@@ -131,6 +131,15 @@ _ROWS = (
         "Wong, Kolter 2018",
     ),
     Method(
+        "zonotope",
+        "Zonotopes, forward: the slope of least area at every unstable neuron, then learnt slopes",
+        "sound: any slopes are valid; rounding of every step is carried beside the error terms",
+        _BOTH,
+        6_000,
+        "per epsilon",
+        "Singh et al. 2018 (DeepZ); Balunovic, Vechev 2020 (COLT)",
+    ),
+    Method(
         "crown-ball",
         "CROWN over ball and box together: a quadratic bound with free slopes of all neurons, 60 "
         "gradient steps",

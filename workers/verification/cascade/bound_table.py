@@ -16,6 +16,7 @@ from workers.verification.bounds.crown_ball import crown_ball_margins
 from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.lipschitz import lipschitz_radius
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
+from workers.verification.bounds.zonotope import zonotope_margins, zonotope_memory
 from workers.verification.forward.ball import has_ball_rule
 from workers.verification.forward.local_pass import has_local_rule
 from workers.verification.forward.propagation import has_forward_rule
@@ -92,6 +93,19 @@ BOUNDS: dict[str, Bound] = {
             memory=activation_memory(30),
             auto_norms=(),  # for comparison with its paper: auto runs crown
             margins=cap_margins,
+            rows_per_sample=BACKWARD_ROWS,
+            retry_share=BACKWARD_RETRY_SHARE,
+        ),
+        MarginsBound(
+            name="zonotope",
+            norms=("l2", "linf"),
+            has_rule=has_forward_rule,
+            expected_passes=6_000,
+            memory=zonotope_memory,
+            auto_norms=(),  # for comparison with its papers: crown and alpha-crown are cheaper
+            dominates=("ibp", "bcp"),
+            margins=zonotope_margins,
+            in_search=partial(zonotope_margins, iterations=0),
             rows_per_sample=BACKWARD_ROWS,
             retry_share=BACKWARD_RETRY_SHARE,
         ),

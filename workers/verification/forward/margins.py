@@ -16,6 +16,7 @@ __all__ = [
     "CentreMargins",
     "centre_margins",
     "certified",
+    "head_gammas",
     "logit_enclosure",
     "margin_lower_bounds",
 ]
@@ -42,7 +43,7 @@ class CentreMargins:
         self.logits = logits
 
 
-def _head_gammas(head: Head, rounding: Rounding) -> tuple[float, float]:
+def head_gammas(head: Head, rounding: Rounding) -> tuple[float, float]:
     """(deployed, own) relative errors of the head: its own side is always float64."""
     if not rounding.is_sound:
         return 0.0, 0.0
@@ -54,7 +55,7 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     """Margins of the head at ``centre`` [batch, features] and how fast they may fall."""
     head = head.on(centre.device)
     centre = centre.flatten(1).to(torch.float64)
-    deployed, own = _head_gammas(head, rounding)
+    deployed, own = head_gammas(head, rounding)
     logits = centre @ head.weight.T + head.bias
     margin = logits.gather(1, labels[:, None]) - logits
     size = centre.abs() @ head.absolute + head.bias_magnitude
@@ -88,7 +89,7 @@ def margin_lower_bounds(
         upper = state.upper.flatten(1).to(torch.float64)
         reach = torch.maximum(lower.abs(), upper.abs())
         head_size = reach @ head.absolute + head.bias_magnitude
-        deployed, own = _head_gammas(head, rounding)
+        deployed, own = head_gammas(head, rounding)
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
         centre_size = centre.abs() @ head.absolute + head.bias_magnitude
         both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
@@ -166,7 +167,7 @@ def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[T
     """
     head = head.on(state.centre.device)
     centre = state.centre.flatten(1).to(torch.float64)
-    deployed, own = _head_gammas(head, rounding)
+    deployed, own = head_gammas(head, rounding)
     logits = centre @ head.weight.T + head.bias
     size = centre.abs() @ head.absolute + head.bias_magnitude
     reach = raised(state.radius[:, None] * head.row_norms)

@@ -14,10 +14,10 @@ from torch import Tensor
 from models.layers.base import Layer
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.layers.rules import ROOT_OF_SQUARES, Ball, plain_value
+from workers.verification.layers.rules import ROOT_OF_SQUARES, Ball, LinearPart, plain_value
 from workers.verification.rounding import Rounding
 
-__all__ = ["EXACT", "EXACT_JOIN", "ONE_ROUNDING", "monotone", "moved"]
+__all__ = ["EXACT", "EXACT_JOIN", "MOVES", "ONE_ROUNDING", "monotone", "moved"]
 
 
 def _still(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, float]:
@@ -53,6 +53,17 @@ def moved(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclo
         state.valid,
         state.round,
     )
+
+
+def _moves(layer: Layer, *changes: Tensor) -> Tensor:
+    """Numbers that are moved: what the layer puts there itself does not change."""
+    still: Tensor = layer(*(torch.zeros_like(change[:1]) for change in changes))
+    result: Tensor = layer(*changes)
+    return result - still if bool(still.any()) else result
+
+
+#: Of layers that only move numbers, and put constants beside them.
+MOVES = LinearPart(_moves)
 
 
 def monotone(

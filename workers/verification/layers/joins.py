@@ -10,12 +10,21 @@ from models.layers.kinds import Add
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.enclosure import Enclosure
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.layers.exact import EXACT, EXACT_JOIN, ONE_ROUNDING, monotone, moved
+from workers.verification.layers.exact import (
+    EXACT,
+    EXACT_JOIN,
+    MOVES,
+    ONE_ROUNDING,
+    monotone,
+    moved,
+)
 from workers.verification.layers.rules import (
     BackwardState,
     Carried,
     LayerRules,
+    LinearPart,
     nothing,
+    plain_value,
 )
 from workers.verification.numerics import ROOM, magnitude, rough_norm
 from workers.verification.rounding import Rounding, overflow_ceiling
@@ -86,8 +95,14 @@ def _slice(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) 
 
 RULES: dict[type[Layer], LayerRules] = {
     Add: LayerRules(
-        forward=_add_forward, ball=ONE_ROUNDING, backward=_add_backward, absorbs_rounding=True
+        forward=_add_forward,
+        ball=ONE_ROUNDING,
+        backward=_add_backward,
+        linear=LinearPart(plain_value, rounds=True),
+        absorbs_rounding=True,
     ),
-    Concat: LayerRules(forward=monotone(EXACT_JOIN), ball=EXACT_JOIN, backward=_concat),
-    Slice: LayerRules(forward=moved, ball=EXACT, backward=_slice),
+    Concat: LayerRules(
+        forward=monotone(EXACT_JOIN), ball=EXACT_JOIN, backward=_concat, linear=MOVES
+    ),
+    Slice: LayerRules(forward=moved, ball=EXACT, backward=_slice, linear=MOVES),
 }

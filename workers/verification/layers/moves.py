@@ -6,7 +6,7 @@ from models.layers.base import Layer
 from models.layers.kinds import Gather, Pad, Permute, Reshape
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.layers.exact import EXACT, moved
+from workers.verification.layers.exact import EXACT, MOVES, moved
 from workers.verification.layers.rules import BackwardState, Carried, LayerRules, nothing
 from workers.verification.numerics import magnitude, total
 
@@ -49,8 +49,8 @@ def _gather(state: BackwardState, index: int, step: GraphStep, rows: LinearForm)
 
 
 RULES: dict[type[Layer], LayerRules] = {
-    Reshape: LayerRules(forward=moved, ball=EXACT, backward=_reshape, permutes=True),
-    Permute: LayerRules(forward=moved, ball=EXACT, backward=_permute, permutes=True),
-    Gather: LayerRules(forward=moved, ball=EXACT, backward=_gather),
-    Pad: LayerRules(forward=moved, ball=EXACT, backward=_pad),
+    Reshape: LayerRules(forward=moved, ball=EXACT, backward=_reshape, permutes=True, linear=MOVES),
+    Permute: LayerRules(forward=moved, ball=EXACT, backward=_permute, permutes=True, linear=MOVES),
+    Gather: LayerRules(forward=moved, ball=EXACT, backward=_gather, linear=MOVES),
+    Pad: LayerRules(forward=moved, ball=EXACT, backward=_pad, linear=MOVES),
 }

@@ -33,6 +33,7 @@ __all__ = [
     "Carried",
     "Join",
     "LayerRules",
+    "LinearPart",
     "LinearRelaxation",
     "TwoLines",
     "nothing",
@@ -130,6 +131,18 @@ class TwoLines:
     error: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LinearPart:
+    """A layer that is linear up to a constant, in several inputs perhaps, and no affine map here.
+
+    change(layer, *inputs): by how much the result moves where the inputs move by these; exact in
+    any arithmetic where nothing is rounded. rounds: whether each result is a sum, rounded once.
+    """
+
+    change: Callable[..., Tensor]
+    rounds: bool = False
+
+
 class BackwardState(Protocol):
     """What a backward rule may ask of the pass that it is part of (``BackwardPass``)."""
 
@@ -186,6 +199,7 @@ class LayerRules:
     slopes by the rule ``crown`` or ``cap``. Elementwise layers have it in place of ``backward``.
     two_lines(layer, lower, upper, rounding): ``TwoLines`` over the box, of layers that are so.
     backward(state, index, step, rows): rows . result as rows on the step's inputs, from below.
+    linear: ``LinearPart`` of layers that move numbers or add them up.
     open(layer, boxes of the inputs): where tighter boxes would make the rules above tighter, bool
     in the shape of an input. None: nowhere. kink_at_zero: only the side of 0 matters there.
     slopes_in_unit_interval: elementwise in real arithmetic, never falling, 1-Lipschitz.
@@ -202,6 +216,7 @@ class LayerRules:
     relax: Callable[[Any, Tensor, Tensor, str, Rounding], LinearRelaxation] | None = None
     two_lines: Callable[[Any, Tensor, Tensor, Rounding], TwoLines] | None = None
     backward: Callable[[BackwardState, int, GraphStep, LinearForm], Carried] | None = None
+    linear: LinearPart | None = None
     open: Callable[[Any, list[Box]], Tensor] | None = None
     kink_at_zero: bool = False
     slopes_in_unit_interval: bool = False

@@ -39,7 +39,13 @@ from models.onnx.operators.euclidean import lp_pool, power, reduce_l2
 from models.onnx.operators.joins import concat, cut, gather, reduce_mean, reduce_sum, split
 from models.onnx.operators.rearrangements import depth_to_space, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
-from models.onnx.operators.windows import average_pool, global_average_pool, max_pool, pad
+from models.onnx.operators.windows import (
+    average_pool,
+    global_average_pool,
+    global_max_pool,
+    max_pool,
+    pad,
+)
 
 __all__ = ["OPERATORS", "Translator"]
 
@@ -235,6 +241,7 @@ OPERATORS: dict[str, Translator] = {
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
     "GlobalLpPool": lp_pool,
+    "GlobalMaxPool": global_max_pool,
     "Identity": _identity,
     "LeakyRelu": _leaky_relu,
     "LpPool": lp_pool,

@@ -19,7 +19,7 @@ from models.onnx.runtime import OnnxRuntimeModel
 from models.onnx.safety import OPSETS
 from tests.models.differential.builder import Builder
 from tests.models.differential.mutations import mutate
-from tests.models.differential.operators import IMAGE_STEPS, STEPS
+from tests.models.differential.operators import IMAGE_STEPS, LINE_STEPS, STEPS
 
 __all__ = ["Outcome", "compare", "compare_mutant", "mutant", "random_model"]
 
@@ -63,7 +63,8 @@ def random_model(seed: int) -> ModelProto:
         shape = b.shapes[name]
         if not shape:
             break
-        steps = IMAGE_STEPS if len(shape) == 3 and b.chance(0.5) else STEPS
+        windows = {2: LINE_STEPS, 3: IMAGE_STEPS}.get(len(shape), STEPS)
+        steps = windows if b.chance(0.5) else STEPS
         name = steps[b.pick(steps)](b, name, shape)
         known = b.learn(name) is not None
         if not known:

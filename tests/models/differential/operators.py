@@ -46,7 +46,7 @@ from tests.models.differential.weighted import (
     pad,
 )
 
-__all__ = ["IMAGE_STEPS", "STEPS"]
+__all__ = ["IMAGE_STEPS", "LINE_STEPS", "STEPS"]
 
 #: Steps on activations of any shape (at least one axis beside the batch).
 STEPS: dict[str, Step] = {
@@ -104,7 +104,13 @@ IMAGE_STEPS: dict[str, Step] = {
     "DepthToSpace": depth_to_space,
     "GlobalAveragePool": unary("GlobalAveragePool"),
     "GlobalLpPool": global_lp_pool,
+    "GlobalMaxPool": unary("GlobalMaxPool"),
     "LpPool": lp_pool,
     "MaxPool": max_pool,
     "SpaceToDepth": space_to_depth,
+}
+#: Steps on lines [batch, channels, length].
+LINE_STEPS: dict[str, Step] = {
+    name: IMAGE_STEPS[name]
+    for name in ("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
 }

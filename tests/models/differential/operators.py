@@ -35,6 +35,7 @@ from tests.models.differential.reshaping import (
     transpose,
     unsqueeze,
 )
+from tests.models.differential.scikit_learn import chosen_features, scaled_features
 from tests.models.differential.steps import Step
 from tests.models.differential.weighted import (
     average_pool,
@@ -54,6 +55,7 @@ STEPS: dict[str, Step] = {
     "Abs of a part": partly_absolute,
     "Add": with_constant("Add"),
     "Add of two": of_two("Add"),
+    "ArrayFeatureExtractor": chosen_features,
     "BatchNormalization": batch_normalization,
     "Cast": cast,
     "Clip": clip,
@@ -83,6 +85,7 @@ STEPS: dict[str, Step] = {
     "ReduceSum": reduction("ReduceSum", 13),
     "Relu": unary("Relu"),
     "Reshape": reshape,
+    "Scaler": scaled_features,
     "Sigmoid": unary("Sigmoid"),
     "Slice": cut,
     "Split": split,

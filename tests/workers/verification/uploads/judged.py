@@ -27,7 +27,7 @@ def judged(
     epsilons: tuple[str, ...],
     norm: str = "linf",
     method: str = "crown",
-    points: int = 60,
+    points: int = 30,
 ) -> SampleResults:
     """Certificates of the file's own decisions, tried by the attack and by ``points`` per sample.
 

@@ -8,9 +8,12 @@ import onnx
 from onnx import AttributeProto, NodeProto, helper
 
 from models.errors import ModelError
+from models.onnx.safety import ML_DOMAIN
 
 __all__ = ["checked_attributes"]
 
+#: The version of that domain whose schemas are looked up: of what is understood of it there is one.
+_ML_VERSION = 5
 #: Attributes that must be 0 or 1, because runtimes differ on other numbers.
 _SWITCHES = (
     "allowzero",
@@ -20,6 +23,7 @@ _SWITCHES = (
     "noop_with_empty_axes",
     # With another number a Cast in ONNX Runtime leaves its output unwritten.
     "saturate",
+    "select_last_index",
     "storage_order",
     "training_mode",
     "transA",
@@ -30,7 +34,8 @@ _SWITCHES = (
 def checked_attributes(node: NodeProto, label: str, opset: int) -> dict[str, Any]:
     """Attributes by name, defaults filled in; raises ModelError if the schema forbids the node."""
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        version, domain = (_ML_VERSION, ML_DOMAIN) if node.domain == ML_DOMAIN else (opset, "")
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
     except onnx.defs.SchemaError as error:
         raise ModelError(
             f"{label}: opset {opset} has no such operator", code="unsupported_operator"

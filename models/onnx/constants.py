@@ -65,9 +65,11 @@ def _moves(
 
 
 def shape_of(operation: Operation, batch: tuple[int, int]) -> Constant:
-    """Shape of an activation: the batch size, then the sample's shape."""
+    """Shape of an activation: the batch size, where it has a batch axis, and the sample's shape."""
     shape = operation.activation().shape
     start, end = operation.attributes.get("start", 0), operation.attributes.get("end")
+    if not operation.batched:
+        return Constant.of(np.array(shape, dtype=np.int64)[start:end])
     first, second = (np.array([size, *shape], dtype=np.int64)[start:end] for size in batch)
     return Constant(first, second)
 

@@ -21,7 +21,7 @@ Declaration = tuple[str, str, TypeProto.Tensor]
 
 
 def declared_values(graph: GraphProto) -> list[Declaration]:
-    """Every tensor type that the graph declares of a value."""
+    """Every tensor type that the graph declares of a value; an output may be a list of maps."""
     places: tuple[tuple[str, Iterable[ValueInfoProto]], ...] = (
         ("its inputs", graph.input),
         ("its value_info", graph.value_info),
@@ -31,6 +31,10 @@ def declared_values(graph: GraphProto) -> list[Declaration]:
     for where, values in places:
         for value in values:
             kind = value.type.WhichOneof("value")
+            if kind == "sequence_type" and where == "its outputs":
+                if value.type.sequence_type.elem_type.WhichOneof("value") == "map_type":
+                    continue
+                kind = "sequence_type of other things than maps"
             if kind not in (None, "tensor_type"):
                 raise ModelError(
                     f"the graph declares {value.name!r} in {where} as {kind}, not as a tensor",
@@ -66,6 +70,8 @@ def refuse_contradictions(declared: Iterable[Declaration], values: Mapping[str, 
 
 def _own(value: Value) -> tuple[int, list[int | None]]:
     """Element type and sizes of a value; None where a size is the batch's or depends on it."""
+    if isinstance(value, Activation) and not value.batched:
+        return TensorProto.FLOAT, [*value.shape]
     if isinstance(value, Activation | Squares):
         return TensorProto.FLOAT, [None, *value.shape]
     code = helper.np_dtype_to_tensor_dtype(value.value.dtype)

@@ -13,8 +13,8 @@ from models.onnx.runtime import OnnxRuntimeModel
 
 __all__ = ["Batch", "DeployedNetwork"]
 
-#: The batches that a file is deployed with: of any size, or one row at a time.
-Batch = Literal["any", 1]
+#: The batches that a file is deployed with: of any size, or of so many rows (1: one at a time).
+Batch = Literal["any"] | int
 
 #: Samples per call of ONNX Runtime.
 BATCH = 256
@@ -41,8 +41,8 @@ class DeployedNetwork:
             self._std = per_channel(normalization["std"], shape).numpy()
 
     def settle_batch(self, sizes: Sequence[int]) -> Batch:
-        """Which batches the file takes: one row at a time where its batch is fixed to 1 or it
-        refuses a batch of one of these sizes. All later calls use the result.
+        """Which batches the file takes: as many rows as it is fixed to, else one row at a time
+        where it refuses a batch of one of these sizes. All later calls use the result.
 
         Some files declare a batch of any size and then view everything as [1, ...].
         """
@@ -53,7 +53,7 @@ class DeployedNetwork:
     @property
     def batch(self) -> Batch:
         """Which batches the file takes, as far as is known by now."""
-        return 1 if self._model.batch == 1 else "any"
+        return "any" if self._model.batch is None else self._model.batch
 
     def one_by_one(self) -> None:
         """Run every row alone from now on."""

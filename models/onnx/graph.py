@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NoReturn
 
@@ -35,15 +35,25 @@ FIXED_BATCH = (1, 1)
 
 @dataclass(frozen=True)
 class Activation:
-    """An ONNX value that depends on the input: our node's name and its shape without the batch."""
+    """An ONNX value that depends on the input: our node's name and its shape without the batch.
+
+    batched: whether it has a batch axis in the file, which is then [batch, *shape]. A value without
+    one is of shape ``shape`` there; a batch of one row is thought before it, and axes are counted
+    as if it were there (``Operation.axis``).
+    """
 
     name: str
     shape: Shape
+    batched: bool = True
 
     @property
     def rank(self) -> int:
-        """Number of axes as ONNX counts them, batch included."""
+        """Number of axes, batch included."""
         return len(self.shape) + 1
+
+    def unbatched(self) -> Activation:
+        """The same numbers in a value of the file that has no batch axis."""
+        return replace(self, batched=False)
 
 
 @dataclass(frozen=True)
@@ -170,8 +180,20 @@ class Operation:
             self.refuse(f"input {index} must be a vector of integers", code="invalid_onnx")
         return [int(entry) for entry in array.reshape(-1)]
 
+    @property
+    def batched(self) -> bool:
+        """Whether the activations that it reads have a batch axis in the file."""
+        return all(v.batched for v in self.inputs if isinstance(v, Activation))
+
     def axis(self, axis: int, rank: int) -> int:
-        """An axis counted from the front; the batch axis (0) included."""
+        """An axis counted from the front; the batch axis (0) included.
+
+        In the file the axes of a value without a batch axis are counted without it.
+        """
+        if not self.batched:
+            if not 1 - rank <= axis < rank - 1:
+                self.refuse(f"axis {axis} does not exist in rank {rank - 1}", code="shape_mismatch")
+            return axis % (rank - 1) + 1
         if not -rank <= axis < rank:
             self.refuse(f"axis {axis} does not exist in rank {rank}", code="shape_mismatch")
         return axis % rank

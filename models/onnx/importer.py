@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnx import GraphProto, TensorProto, TypeProto
+from onnx import GraphProto
 
 from models.errors import ModelError
-from models.layers.kinds import Layer, Reshape, Shape
+from models.layers.kinds import Layer, Reshape
 from models.network import INPUT, Network
 from models.onnx.constant_rules import CONSTANT_OPERATORS
 from models.onnx.constants import evaluate, read_tensor, shape_of
-from models.onnx.declarations import declared_values, refuse_contradictions
+from models.onnx.declarations import refuse_contradictions
+from models.onnx.forms.endings import FINAL_OPERATORS, refuse_other_axes
+from models.onnx.forms.plain import Asked, PlainForm, plain_form
+from models.onnx.forms.signature import InputSignature, signatures
 from models.onnx.graph import (
-    FIXED_BATCH,
     SYMBOLIC_BATCH,
     Activation,
     Constant,
@@ -27,16 +29,15 @@ from models.onnx.graph import (
     Value,
 )
 from models.onnx.operators.euclidean import SQUARE_OPERATORS
-from models.onnx.operators.registry import OPERATORS
-from models.onnx.output import FINAL_OPERATORS, cut_final_operator, refuse_other_axes
-from models.onnx.safety import OnnxLimits, opset_of, parse_onnx
+from models.onnx.operators.registry import OPERATORS, UNBATCHED
+from models.onnx.operators.views import settled
+from models.onnx.safety import OnnxLimits
 
 __all__ = [
     "SUPPORTED_OPERATORS",
     "ImportedOnnx",
     "import_onnx",
     "import_onnx_bytes",
-    "input_signature",
     "read_onnx",
     "read_onnx_bytes",
     "refuse_unknown_operators",
@@ -52,14 +53,20 @@ NAMED_OPERATORS = 8
 
 @dataclass(frozen=True)
 class ImportedOnnx:
-    """A file's network, and the batch sizes at which the file runs it: 1 only, or any (None).
+    """A file's network, and the plain form of the file that is deployed in its place.
 
-    Row by row at every such batch size: nothing in the file lets the rows of a batch depend on
-    each other.
+    batch: rows that the file takes at once, row by row: nothing in it lets them depend on each
+    other. None: any number. deployed: the bytes of the plain form. output, others: the file's
+    output that was taken, and those that were left out. binary: whether that is one score z of two
+    classes, whose logits are (0, z).
     """
 
     network: Network
     batch: int | None
+    deployed: bytes
+    output: str
+    others: tuple[str, ...] = ()
+    binary: bool = False
 
 
 def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
@@ -72,7 +79,9 @@ def import_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> Network:
     return read_onnx_bytes(data, limits).network
 
 
-def read_onnx(path: Path, limits: OnnxLimits | None = None) -> ImportedOnnx:
+def read_onnx(
+    path: Path, limits: OnnxLimits | None = None, asked: Asked | None = None
+) -> ImportedOnnx:
     """An ONNX file (opset 7 to 26) as a network, operator by operator. Raises ModelError."""
     limits = limits or OnnxLimits()
     size = path.stat().st_size
@@ -80,31 +89,74 @@ def read_onnx(path: Path, limits: OnnxLimits | None = None) -> ImportedOnnx:
         raise ModelError(
             f"the file has {size} bytes, more than {limits.file_bytes}", code="model_too_large"
         )
-    return read_onnx_bytes(path.read_bytes(), limits)
+    return read_onnx_bytes(path.read_bytes(), limits, asked)
 
 
-def read_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> ImportedOnnx:
+def read_onnx_bytes(
+    data: bytes, limits: OnnxLimits | None = None, asked: Asked | None = None
+) -> ImportedOnnx:
     """The same from the file's bytes; no other file is ever opened. Raises ModelError.
 
-    A Softmax or LogSoftmax at the very end is left out: ``Network.dropped_output`` names it.
+    What only makes another form of the answer at the very end is left out (``models.onnx.forms``):
+    ``Network.dropped_output`` names it. One score behind a Sigmoid is a binary classifier.
     """
-    limits = limits or OnnxLimits()
-    model = parse_onnx(data, limits)
-    graph, opset = model.graph, opset_of(model)
-    declared = declared_values(graph)
-    final = cut_final_operator(graph)
-    refuse_unknown_operators(graph)
-    batch, shape, name = input_signature(graph)
-    output = _single_output(graph)
+    limits, asked = limits or OnnxLimits(), asked or Asked()
+    form = plain_form(data, limits, asked)
+    network, batch = _read(form, limits)
+    if network.classes == 1 and form.ends_in_sigmoid and form.dropped is None:
+        form = plain_form(data, limits, replace(asked, binary=True))
+        network, batch = _read(form, limits)
+    if network.classes < 2:
+        raise ModelError(
+            "the network has one output: a classifier needs at least two",
+            code="invalid_network",
+            hint='one score of two classes is certified with "binary": true in the spec (class 1 '
+            "where it is above 0)",
+        )
+    return ImportedOnnx(
+        network=network,
+        batch=batch,
+        deployed=form.model.SerializeToString(),
+        output=form.output,
+        others=form.others,
+        binary=form.score is not None,
+    )
+
+
+def _read(form: PlainForm, limits: OnnxLimits) -> tuple[Network, int | None]:
+    """The network of a plain form, and the rows that it takes at once; under the likelier reading
+    of its input, or the other one."""
+    refuse_unknown_operators(form.graph)
+    first, *others = signatures(form.graph)
+    try:
+        return _as_network(form, first, limits)
+    except ModelError as error:
+        for signature in others:
+            try:
+                return _as_network(form, signature, limits)
+            except ModelError:
+                continue
+        raise error
+
+
+def _as_network(
+    form: PlainForm, signature: InputSignature, limits: OnnxLimits
+) -> tuple[Network, int | None]:
+    graph, opset, batch = form.graph, form.opset, signature.batch
+    output = graph.output[0].name
     uses = Counter(source for node in graph.node for source in node.input)
     uses[output] += 1
-    translation = Translation(SYMBOLIC_BATCH if batch is None else FIXED_BATCH, limits, uses)
-    values: dict[str, Value] = {name: Activation(INPUT, shape)}
+    sizes = SYMBOLIC_BATCH if batch is None else (batch, batch)
+    translation = Translation(sizes, limits, uses)
+    given = Activation(INPUT, signature.shape, signature.has_batch_axis)
+    values: dict[str, Value] = {signature.name: given}
     for tensor in graph.initializer:
         if not tensor.name or tensor.name in values:
             raise ModelError(f"the name {tensor.name!r} is defined twice", code="invalid_onnx")
         values[tensor.name] = Constant.of(read_tensor(tensor))
     for index, node in enumerate(graph.node):
+        if form.score is not None and form.score in node.input:
+            _require_one_score(form.score, values.get(form.score))
         operation = Operation.read(node, index, opset, values)
         results = _translate(operation, translation)
         named = [name for name in operation.outputs if name]
@@ -122,71 +174,34 @@ def read_onnx_bytes(data: bytes, limits: OnnxLimits | None = None) -> ImportedOn
             f"the output {output!r} is not computed from the input by any layer",
             code="invalid_network",
         )
-    dropped = None
-    if final is not None:
-        operation = Operation.read(final.node, len(graph.node), opset, values)
-        if any(taken in values for taken in final.names):
-            operation.refuse("its output has a name that is taken", code="invalid_onnx")
-        refuse_other_axes(operation, logits.shape)
-        dropped = operation.op_type
-        values.update(dict.fromkeys(final.names, logits))
-    refuse_contradictions(declared, values)
+    for node in form.nodes:
+        refuse_other_axes(
+            Operation.read(node, len(graph.node), opset, {**values, node.input[0]: logits}), logits
+        )
+    taken = [name for name in form.alike if name in values]
+    if taken:
+        raise ModelError(f"the name {taken[0]!r} is defined twice", code="invalid_onnx")
+    values.update(dict.fromkeys(form.alike, logits))
+    refuse_contradictions(form.declared, values)
     rows = _flatten_output(translation.rows, logits)
-    network = Network(shape, _leading_to(rows), dropped_output=dropped).eval()
-    if network.classes < 2:
-        raise ModelError(
-            "the network has one output: a classifier needs at least two", code="invalid_network"
-        )
-    return ImportedOnnx(network, 1 if translation.one_row_only else batch)
-
-
-def input_signature(graph: GraphProto) -> tuple[int | None, Shape, str]:
-    """Batch size (None: symbolic), sample shape and name of the graph's one input."""
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        raise ModelError(
-            f"the graph has {len(inputs)} inputs, not one: {[value.name for value in inputs][:8]}",
-            code="invalid_network",
-        )
-    (value,) = inputs
-    tensor: TypeProto.Tensor = value.type.tensor_type
-    if tensor.elem_type != TensorProto.FLOAT:
-        raise ModelError(
-            f"the input {value.name!r} is not float32",
-            code="unsupported_dtype",
-            hint="export the model with a float32 input",
-        )
-    sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
-    if len(sizes) < 2 or not value.name:
-        raise ModelError("the input must be [batch, ...] with a known rank", code="shape_mismatch")
-    batch = None if sizes[0] == -1 else sizes[0]
+    network = Network(signature.shape, _leading_to(rows), dropped_output=form.dropped).eval()
+    if not translation.one_row_only:
+        return network, batch
     if batch not in (None, 1):
         raise ModelError(
-            f"the batch size is fixed to {batch}",
-            code="shape_mismatch",
-            hint="export the model with batch size 1 or a symbolic (dynamic) batch axis",
+            f"the batch is fixed to {batch}, but the graph runs one row only", code="shape_mismatch"
         )
-    shape = tuple(size if size is not None else -1 for size in sizes[1:])
-    if any(size < 1 for size in shape):
-        raise ModelError(
-            "only the batch axis of the input may be symbolic",
-            code="shape_mismatch",
-            hint="export the model with a fixed image size",
-        )
-    if 4 * math.prod(shape) > OnnxLimits().activation_bytes:
-        raise ModelError(f"an input of shape {shape} is too large", code="model_too_large")
-    return batch, shape, value.name
+    return network, 1
 
 
-def _single_output(graph: GraphProto) -> str:
-    if len(graph.output) != 1:
+def _require_one_score(name: str, value: Value | None) -> None:
+    if not isinstance(value, Activation) or math.prod(value.shape) != 1:
+        shape = list(value.shape) if isinstance(value, Activation) else None
         raise ModelError(
-            f"the graph has {len(graph.output)} outputs, not one: "
-            f"{[value.name for value in graph.output][:8]}",
+            f"a binary classifier has one score; {name!r} has shape {shape} for each sample",
             code="invalid_network",
+            hint='leave "binary" out of the spec',
         )
-    return graph.output[0].name
 
 
 def refuse_unknown_operators(graph: GraphProto) -> None:
@@ -239,6 +254,8 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
         )
     if operation.op_type == "Shape":
         return [shape_of(operation, translation.batch)]
+    if not operation.batched:
+        return _without_batch_axis(operation, translation)
     translator = OPERATORS.get(operation.op_type)
     if translator is None:
         operation.refuse(
@@ -255,6 +272,20 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
             )
     result = translator(operation, translation)
     return result if isinstance(result, list) else [result]
+
+
+def _without_batch_axis(operation: Operation, translation: Translation) -> Sequence[Value]:
+    """The outputs of an operator on activations that have no batch axis in the file."""
+    translator = UNBATCHED.get(operation.op_type)
+    if translator is None:
+        operation.refuse(
+            "this operator is not supported on an input without a batch axis",
+            hint="export the model with a batch axis; without one, supported are "
+            + ", ".join(sorted(UNBATCHED)),
+        )
+    result = translator(operation, translation)
+    results = result if isinstance(result, list) else [result]
+    return [settled(operation, translation, value) for value in results]
 
 
 Rows = list[tuple[str, Layer, tuple[str, ...]]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 
 from models.errors import ModelError
 from models.layers.kinds import Shape
-from models.onnx.importer import input_signature, refuse_unknown_operators
-from models.onnx.output import cut_final_operator
-from models.onnx.safety import parse_onnx
+from models.onnx.forms.plain import plain_form
+from models.onnx.forms.signature import signature_for
+from models.onnx.importer import refuse_unknown_operators
 from models.onnx.session import failure, open_session
 
 __all__ = ["OnnxRuntimeModel"]
@@ -22,10 +21,11 @@ __all__ = ["OnnxRuntimeModel"]
 class OnnxRuntimeModel:
     """float32 [N, *input_shape] -> float32 logits [N, classes], run by ONNX Runtime.
 
-    The session sees re-serialised bytes that ``parse_onnx`` has searched: no external data, no
-    operators beside the supported ones, the CPU provider alone. A Softmax or LogSoftmax at the
-    very end is cut off (``dropped_output`` names it): the logits are what goes into it. A graph
-    whose batch is fixed to 1 runs one by one, and so does one that refused a batch before.
+    The session sees the re-serialised plain form (``models.onnx.forms``): no external data, no
+    operators beside the supported ones, the CPU provider alone. What only makes another form of the
+    answer at the very end is cut off (``dropped_output`` names it): the logits are what goes into
+    it. A graph whose batch is fixed to 1, or that has no batch axis, runs one by one, and so does
+    one that refused a batch before; one whose batch is fixed to more runs filled up to it.
     ``input_shape`` may be the graph's own or differ from it by axes of size 1 or by a row-major
     flattening. Raises ModelError.
     """
@@ -33,21 +33,15 @@ class OnnxRuntimeModel:
     def __init__(
         self, source: bytes | Path, input_shape: Iterable[int], *, threads: int = 1
     ) -> None:
-        model = parse_onnx(source if isinstance(source, bytes) else source.read_bytes())
-        final = cut_final_operator(model.graph)
-        self.dropped_output = None if final is None else final.node.op_type
-        refuse_unknown_operators(model.graph)
-        #: 1: rows are run one by one; None: together.
-        self.batch: int | None
-        self.batch, self.graph_shape, self._input = input_signature(model.graph)
+        form = plain_form(source if isinstance(source, bytes) else source.read_bytes())
+        self.dropped_output = form.dropped
+        refuse_unknown_operators(form.graph)
         self.input_shape: Shape = tuple(input_shape)
-        if not _same_order(self.input_shape, self.graph_shape):
-            raise ModelError(
-                f"inputs of shape {self.input_shape} do not fit the graph's {self.graph_shape}",
-                code="shape_mismatch",
-            )
+        self._signature = signature_for(form.graph, self.input_shape)
+        #: Rows of each run; None: together.
+        self.batch: int | None = self._signature.batch
         try:
-            self._session = open_session(model.SerializeToString(), threads=threads)
+            self._session = open_session(form.model.SerializeToString(), threads=threads)
         except Exception as error:
             raise failure("ONNX Runtime refuses the model", error) from error
 
@@ -58,14 +52,24 @@ class OnnxRuntimeModel:
                 f"inputs are {x.dtype} {x.shape}, not float32 [N, {self.input_shape}]",
                 code="shape_mismatch",
             )
-        x = np.ascontiguousarray(x.reshape(len(x), *self.graph_shape))
+        x = np.ascontiguousarray(x.reshape(len(x), *self._signature.shape))
         if self.batch is None and len(x) > 1:
             logits = self._together(x)
             if logits is not None:
                 return logits
             self.batch = 1
-        rows = [self._run(x[index : index + 1]).reshape(1, -1) for index in range(len(x))]
-        return np.concatenate(rows) if rows else np.empty((0, 0), dtype=np.float32)
+        step = self.batch or 1
+        blocks = [self._block(x[start : start + step]) for start in range(0, len(x), step)]
+        return np.concatenate(blocks) if blocks else np.empty((0, 0), dtype=np.float32)
+
+    def _block(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows of one run, the last of them again where there are fewer than the file takes."""
+        rows = len(x)
+        fixed = self._signature.batch or rows
+        if rows < fixed:
+            x = np.concatenate([x, np.repeat(x[-1:], fixed - rows, axis=0)])
+        logits = self._run(x.reshape(self._signature.of_graph(len(x))))
+        return logits.reshape(fixed, -1)[:rows]
 
     def _together(self, x: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """All at once; None where a graph with a symbolic batch runs only one by one.
@@ -80,20 +84,9 @@ class OnnxRuntimeModel:
 
     def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            (logits,) = self._session.run(None, {self._input: x})
+            (logits,) = self._session.run(None, {self._signature.name: x})
         except Exception as error:
             raise failure("ONNX Runtime cannot run the model", error) from error
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
             raise ModelError("the output is not float32", code="unsupported_dtype")
         return logits
-
-
-def _same_order(first: Shape, second: Shape) -> bool:
-    """Whether both shapes certainly hold the same numbers in the same row-major order."""
-
-    def bare(shape: Shape) -> Shape:
-        return tuple(size for size in shape if size != 1)
-
-    if math.prod(first) != math.prod(second):
-        return False
-    return bare(first) == bare(second) or min(len(bare(first)), len(bare(second))) <= 1

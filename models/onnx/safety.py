@@ -19,12 +19,25 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from models.errors import ModelError
 
-__all__ = ["OPSETS", "OnnxLimits", "node_label", "opset_of", "parse_onnx"]
+__all__ = [
+    "ML_DOMAIN",
+    "OPSETS",
+    "OnnxLimits",
+    "check_graph",
+    "node_label",
+    "opset_of",
+    "parse_onnx",
+]
 
 #: Opsets of the default domain that are understood: what ONNX Runtime vouches for.
 OPSETS = range(7, 27)
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+#: Where converters of scikit-learn take their operators from, those that are understood of it, and
+#: its versions.
+ML_DOMAIN = "ai.onnx.ml"
+_ML_OPERATORS = ("ArrayFeatureExtractor", "LinearClassifier", "Scaler")
+_ML_VERSIONS = range(1, 6)
 _VALUE_ATTRIBUTES = {
     AttributeProto.FLOAT,
     AttributeProto.INT,
@@ -69,10 +82,11 @@ class OnnxLimits:
 
 
 def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
-    """The model of an ONNX file's bytes, checked: no other file is opened, limits are kept.
+    """The model of an ONNX file's bytes: no other file is opened, sizes are bounded, and names are
+    unique. Nodes and tensors are checked by ``check_graph``, once nothing unneeded is among them.
 
     Raises ModelError (model_too_large, invalid_onnx, external_data, unsupported_operator,
-    unsupported_opset, unsupported_dtype).
+    unsupported_opset).
     """
     limits = limits or OnnxLimits()
     if len(data) > limits.file_bytes:
@@ -104,11 +118,24 @@ def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
         raise ModelError("training information is not taken", code="invalid_onnx")
     opset_of(model)
     _refuse_doubled_names(model)
-    for tensor in graph.initializer:
-        _check_tensor(tensor, f"initializer {tensor.name!r}")
-    for index, node in enumerate(graph.node):
-        _check_node(node, index)
     return model
+
+
+def check_graph(model: ModelProto) -> None:
+    """Raise ModelError (unsupported_operator, unsupported_dtype, invalid_onnx) where a node or a
+    tensor of the model is none that is understood."""
+    for tensor in model.graph.initializer:
+        _check_tensor(tensor, f"initializer {tensor.name!r}")
+    for index, node in enumerate(model.graph.node):
+        _check_node(node, index)
+        if node.domain == ML_DOMAIN:
+            versions = {row.version for row in model.opset_import if row.domain == ML_DOMAIN}
+            if len(versions) != 1 or not versions <= set(_ML_VERSIONS):
+                raise ModelError(
+                    f"the model imports the versions {sorted(versions)} of {ML_DOMAIN}",
+                    code="unsupported_opset",
+                    hint=f"one from {_ML_VERSIONS[0]} to {_ML_VERSIONS[-1]} is understood",
+                )
 
 
 def opset_of(model: ModelProto) -> int:
@@ -203,7 +230,8 @@ def _refuse_name(message: str) -> NoReturn:
 
 def _check_node(node: NodeProto, index: int) -> None:
     label = node_label(node, index)
-    if node.domain not in _DEFAULT_DOMAINS:
+    ours = node.domain == ML_DOMAIN and node.op_type in _ML_OPERATORS
+    if node.domain not in _DEFAULT_DOMAINS and not ours:
         raise ModelError(
             f"{label}: operators of the domain {node.domain!r} are not supported",
             code="unsupported_operator",

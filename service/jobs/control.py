@@ -52,6 +52,14 @@ def check_fit(spec: Spec, model: ModelSource, dataset: DatasetSource) -> None:
             hint="a name of GET /architectures, or a layer list",
             field="spec.architecture",
         )
+    if model.format != "onnx" and (spec.output is not None or spec.binary):
+        field = "spec.binary" if spec.binary else "spec.output"
+        raise InvalidInput(
+            f"{field} says what the output of an ONNX file means; a state dict has none",
+            code="unexpected_output",
+            hint="leave it out, or send the ONNX file",
+            field=field,
+        )
     if dataset.samples is not None and spec.indices is not None:
         beyond = [index for index in spec.indices if index >= dataset.samples]
         if beyond:

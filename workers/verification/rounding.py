@@ -17,8 +17,10 @@ import torch
 
 __all__ = [
     "FLOAT32_MAX",
+    "SIGMOID_GAP",
     "SOFTMAX_GAP",
     "Rounding",
+    "answer_gap",
     "exact_arithmetic",
     "gamma",
     "overflow_ceiling",
@@ -37,8 +39,29 @@ FLOAT32_MAX = 3.4e38
 #: few; and a LogSoftmax of up to 2^23 classes rounds to 2^-20 at most.
 SOFTMAX_GAP = 2.0**-18
 
+#: Behind a Sigmoid, where scores are (0, z) or (-z, z): then |z| > 2^-17, and a float32 Sigmoid
+#: that is off by 1e-6 (``layers.smooth.s_shaped``) is on z's side of 1/2 by more than 8e-7.
+SIGMOID_GAP = 2.0**-16
+
+#: By how much a logit must lead, by the operator at the end that was left out.
+ANSWER_GAPS = {
+    "ArgMax": 0.0,
+    "LogSoftmax": SOFTMAX_GAP,
+    # Of probabilities, which it divides by their sum: two roundings more.
+    "Normalizer": SOFTMAX_GAP,
+    "Sigmoid": SIGMOID_GAP,
+    "Softmax": SOFTMAX_GAP,
+}
+
 #: Absolute error that underflow (gradual or flushed to zero) may add per term of a dot product.
 UNDERFLOW = 2.0**-120
+
+
+def answer_gap(dropped_output: str | None) -> float:
+    """A logit that leads by more than this is the file's answer, whatever of ``ANSWER_GAPS`` stands
+    behind the logits (``Network.dropped_output``: names joined by "and"). Raises KeyError."""
+    names = [] if dropped_output is None else dropped_output.split(" and ")
+    return max([0.0, *(ANSWER_GAPS[name] for name in names)])
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

@@ -19,6 +19,7 @@ __all__ = [
     "mul",
     "neg",
     "sample_constant",
+    "scaler",
     "sub",
     "sum_of",
 ]
@@ -133,6 +134,19 @@ def div(operation: Operation, translation: Translation) -> Activation:
 def neg(operation: Operation, translation: Translation) -> Activation:
     """-x, which is x * -1 bit for bit."""
     return _with_constant(operation, translation, Multiply, MINUS_ONE, operation.activation())
+
+
+def scaler(operation: Operation, translation: Translation) -> Activation:
+    """Scaler (scikit-learn): (x - offset) * scale, one of each per feature or for all."""
+    x = operation.activation()
+    arrays = []
+    for name, plain in (("offset", 0.0), ("scale", 1.0)):
+        array = np.array(operation.attributes.get(name, (plain,)), dtype=np.float32)
+        if len(x.shape) != 1 or array.size not in (1, x.shape[0]):
+            operation.refuse(f"{array.size} values of {name} do not fit inputs of shape {x.shape}")
+        arrays.append(array)
+    moved = _with_constant(operation, translation, Shift, np.negative(arrays[0]), x)
+    return _with_constant(operation, translation, Multiply, arrays[1], moved)
 
 
 def sum_of(operation: Operation, translation: Translation) -> Activation:

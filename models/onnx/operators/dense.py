@@ -1,4 +1,4 @@
-"""Dense ONNX operators: Gemm and MatMul with a constant matrix on either side."""
+"""Dense ONNX operators: Gemm, MatMul with a constant matrix on either side, LinearClassifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.layers.kinds import Conv2d, Linear, Multiply, Permute, Reshape, Shape
 from models.onnx.graph import Activation, Constant, Operation, Translation
 
-__all__ = ["gemm", "matmul"]
+__all__ = ["gemm", "linear_classifier", "matmul", "vector_matmul"]
 
 #: Largest alpha: it multiplies the error of underflow in a sum, which stays far below 2^-120.
 LARGEST_ALPHA = 2.0**20
@@ -125,6 +125,54 @@ def matmul(operation: Operation, translation: Translation) -> Activation:
     out = weight.shape[0]
     shape = {1: (out,), 2: (out, 1) if left else (1, out)}[len(x.shape)]
     return _view(operation, translation, result, shape)
+
+
+def vector_matmul(operation: Operation, translation: Translation) -> Activation:
+    """x @ W or W @ x for a constant matrix W and x [k] without a batch axis."""
+    left = isinstance(operation.input(0), Constant)
+    x, array = operation.activation(1 if left else 0), operation.constant(0 if left else 1)
+    assert array is not None
+    if array.ndim != 2 or len(x.shape) != 1:
+        operation.refuse(f"a constant of shape {array.shape} with a value of shape {x.shape}")
+    weight = array if left else array.T
+    if weight.shape[1] != x.shape[0]:
+        operation.refuse(
+            f"a matrix of shape {array.shape} does not fit {x.shape}", code="shape_mismatch"
+        )
+    result = translation.emit(operation, Linear(translation.weight(operation, weight)), x)
+    translation.open_matmuls[operation.outputs[0]] = len(translation.rows) - 1
+    return result
+
+
+def linear_classifier(operation: Operation, translation: Translation) -> list[Activation]:
+    """LinearClassifier (scikit-learn): x @ coefficients^T + intercepts, as scores alone.
+
+    Two outputs: labels, which nothing may read, and the scores [N, classes].
+    """
+    x, attributes = operation.activation(), operation.attributes
+    if attributes["post_transform"] != b"NONE":
+        operation.refuse(
+            f"post_transform {attributes['post_transform'].decode(errors='replace')!r} is not "
+            "supported here: only SOFTMAX, and LOGISTIC of two opposite scores, at the very end",
+            hint="export the raw scores (skl2onnx: raw_scores=True)",
+        )
+    if len(operation.outputs) != 2 or translation.uses[operation.outputs[0]]:
+        operation.refuse("only its second output, the scores, is supported")
+    intercepts = np.array(attributes.get("intercepts", ()), dtype=np.float32)
+    weights = np.array(attributes["coefficients"], dtype=np.float32)
+    classes = len(intercepts)
+    if len(x.shape) != 1 or classes < 2 or weights.size != classes * x.shape[0]:
+        operation.refuse(
+            f"{weights.size} coefficients and {classes} intercepts do not fit inputs of shape "
+            f"{x.shape}: two classes or more are supported, each with scores of its own",
+            code="shape_mismatch",
+        )
+    layer = Linear(
+        translation.weight(operation, weights.reshape(classes, -1)),
+        translation.weight(operation, intercepts),
+    )
+    scores = translation.emit(operation, layer, x)
+    return [scores, scores]
 
 
 def _at_every_place(

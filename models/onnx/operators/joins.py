@@ -14,7 +14,15 @@ from models.onnx.operators.axes import reduced_axes, without
 from models.onnx.operators.sorting import pairs_in_order
 from models.onnx.operators.windows import pad_axes
 
-__all__ = ["concat", "cut", "gather", "reduce_mean", "reduce_sum", "split"]
+__all__ = [
+    "concat",
+    "cut",
+    "extract_features",
+    "gather",
+    "reduce_mean",
+    "reduce_sum",
+    "split",
+]
 
 #: An end of a slice that no axis reaches: "to the end", whatever the size.
 _TO_THE_END = (1 << 31) - 1
@@ -189,10 +197,26 @@ def _sliced(
 
 def gather(operation: Operation, translation: Translation) -> Activation:
     """Gather of different places of an axis; of one, or of places at equal distances, a slice."""
-    x, indices = operation.activation(), operation.input(1)
-    axis = operation.axis(operation.attributes["axis"], x.rank)
+    axis = operation.axis(operation.attributes["axis"], operation.activation().rank)
     if axis == 0:
         operation.refuse_batch("it takes rows out of the batch")
+    return _gathered(operation, translation, axis)
+
+
+def extract_features(operation: Operation, translation: Translation) -> Activation:
+    """ArrayFeatureExtractor (scikit-learn): places of the last axis of [N, features]."""
+    x, places = operation.activation(), operation.constant(1)
+    if len(x.shape) != 1 or places is None:
+        operation.refuse("only constant places of features [batch, n] are supported")
+    found = _gathered(operation, translation, 1)
+    shape = (places.size,)
+    return (
+        found if found.shape == shape else translation.emit(operation, Reshape(shape=shape), found)
+    )
+
+
+def _gathered(operation: Operation, translation: Translation, axis: int) -> Activation:
+    x, indices = operation.activation(), operation.input(1)
     array = operation.constant(1) if isinstance(indices, Constant) else None
     if array is None:
         operation.refuse("only constant places are supported")

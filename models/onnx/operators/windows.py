@@ -1,5 +1,6 @@
-"""ONNX operators that slide a window over an image, and padding.
+"""ONNX operators that slide a window over an image or a line, and padding.
 
+A line [c, l] is an image of height 1: views on both sides of the layer, which move no number.
 Automatic padding and ``ceil_mode`` are resolved here, as ONNX Runtime resolves them, to explicit
 padding (top, left, bottom, right), so that layers know one form only.
 """
@@ -7,6 +8,7 @@ padding (top, left, bottom, right), so that layers know one form only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +21,16 @@ __all__ = [
     "Windows",
     "average_pool",
     "charge_padded",
+    "four_pads",
     "global_average_pool",
+    "global_max_pool",
     "image_of",
+    "in_shape_of",
     "max_pool",
     "pad",
     "pad_axes",
     "pair_of",
+    "two",
     "windows_of",
 ]
 
@@ -52,11 +58,11 @@ class Windows:
 
 
 def max_pool(operation: Operation, translation: Translation) -> Activation:
-    """MaxPool on images; the indices' output must be unused."""
-    x = image_of(operation)
+    """MaxPool on images and lines; the indices' output must be unused."""
+    x = image_of(operation, translation)
     if any(operation.outputs[1:]):
         operation.refuse("the output of indices is not supported")
-    windows = windows_of(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
+    windows = windows_of(operation, x.shape, two(operation, operation.attributes["kernel_shape"]))
     charge_padded(operation, translation, x.shape, windows)
     _refuse_emptywindows_of(operation, x.shape, windows)
     layer = MaxPool2d(
@@ -65,17 +71,17 @@ def max_pool(operation: Operation, translation: Translation) -> Activation:
         padding=windows.padding,
         dilation=windows.dilation,
     )
-    return translation.emit(operation, layer, x)
+    return in_shape_of(operation, translation, translation.emit(operation, layer, x))
 
 
 def average_pool(operation: Operation, translation: Translation) -> Activation:
-    """AveragePool on images.
+    """AveragePool on images and lines.
 
     With ``count_include_pad`` ONNX Runtime divides by the places inside the padded image: those
     that ``ceil_mode`` adds beyond it never count. Then the padding is a layer of its own.
     """
-    x = image_of(operation)
-    windows = windows_of(operation, x.shape, tuple(operation.attributes["kernel_shape"]))
+    x = image_of(operation, translation)
+    windows = windows_of(operation, x.shape, two(operation, operation.attributes["kernel_shape"]))
     include = bool(operation.attributes["count_include_pad"])
     charge_padded(operation, translation, x.shape, windows)
     if include and any(windows.extra) and any(windows.pads):
@@ -94,14 +100,23 @@ def average_pool(operation: Operation, translation: Translation) -> Activation:
         dilation=windows.dilation,
         count_include_pad=include,
     )
-    return translation.emit(operation, layer, x)
+    return in_shape_of(operation, translation, translation.emit(operation, layer, x))
 
 
 def global_average_pool(operation: Operation, translation: Translation) -> Activation:
-    """GlobalAveragePool on images: one window as large as the image."""
-    x = image_of(operation)
+    """GlobalAveragePool on images and lines: one window as large as the image."""
+    x = image_of(operation, translation)
     kernel = (x.shape[1], x.shape[2])
-    return translation.emit(operation, AvgPool2d(kernel=kernel, stride=1), x)
+    pooled = translation.emit(operation, AvgPool2d(kernel=kernel, stride=1), x)
+    return in_shape_of(operation, translation, pooled)
+
+
+def global_max_pool(operation: Operation, translation: Translation) -> Activation:
+    """GlobalMaxPool on images and lines: one window as large as the image."""
+    x = image_of(operation, translation)
+    kernel = (x.shape[1], x.shape[2])
+    pooled = translation.emit(operation, MaxPool2d(kernel=kernel, stride=kernel), x)
+    return in_shape_of(operation, translation, pooled)
 
 
 def pad(operation: Operation, translation: Translation) -> Activation:
@@ -166,11 +181,44 @@ def pad_axes(
     return translation.emit(operation, Permute(axes=back), x)
 
 
-def image_of(operation: Operation) -> Activation:
+def image_of(operation: Operation, translation: Translation) -> Activation:
+    """The operator's input as an image [c, h, w]; a line [c, l] as one of height 1."""
     x = operation.activation()
+    if len(x.shape) == 2:
+        return translation.emit(operation, Reshape(shape=(x.shape[0], 1, x.shape[1])), x)
     if len(x.shape) != 3:
-        operation.refuse(f"only images [batch, c, h, w] are supported, not rank {x.rank}")
+        operation.refuse(
+            f"only images [batch, c, h, w] and lines [batch, c, l] are supported, not rank {x.rank}"
+        )
     return x
+
+
+def in_shape_of(operation: Operation, translation: Translation, image: Activation) -> Activation:
+    """The result as the operator gives it: of a line a line again."""
+    if len(operation.activation().shape) == 3:
+        return image
+    shape = (image.shape[0], image.shape[2])
+    return translation.emit(operation, Reshape(shape=shape), image)
+
+
+def two(operation: Operation, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes along a line as along both axes of an image of height 1."""
+    if len(operation.activation().shape) != 2:
+        return tuple(sizes)
+    if len(sizes) != 1:
+        operation.refuse(f"{list(sizes)} do not fit a line [batch, c, l]", code="shape_mismatch")
+    return (1, sizes[0])
+
+
+def four_pads(operation: Operation) -> list[int]:
+    """The pads as (top, left, bottom, right); zeros where there are none."""
+    given = operation.attributes.get("pads")
+    if given is None:
+        return [0, 0, 0, 0]
+    axes = len(operation.activation().shape) - 1
+    if len(given) != 2 * axes or min(given) < 0:
+        operation.refuse(f"pads {list(given)} are not supported: two numbers >= 0 per axis")
+    return [0, given[0], 0, given[1]] if axes == 1 else list(given)
 
 
 def windows_of(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> Windows:
@@ -178,10 +226,10 @@ def windows_of(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> W
     stride = pair_of(operation, "strides")
     dilation = pair_of(operation, "dilations")
     if len(kernel) != 2 or min(kernel) < 1:
-        operation.refuse(f"a window of {kernel} is not supported: only 2-d ones")
+        operation.refuse(f"a window of {kernel} is not supported: only of one or two axes")
     size = (kernel[0], kernel[1])
     auto = attributes["auto_pad"].decode(errors="replace")
-    pads = list(attributes.get("pads", (0, 0, 0, 0)))
+    pads = four_pads(operation)
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         if dilation != (1, 1):
             # ONNX Runtime refuses such a Conv; for pooling the standard and it disagree.
@@ -194,8 +242,6 @@ def windows_of(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> W
         pads = [0, 0, 0, 0]
     elif auto != "NOTSET":
         operation.refuse(f"auto_pad {auto!r} is not supported")
-    if len(pads) != 4 or min(pads) < 0:
-        operation.refuse(f"pads {pads} are not supported: four numbers >= 0")
     top, left, bottom, right = pads
     extra = [0, 0]
     if attributes.get("ceil_mode"):
@@ -207,9 +253,10 @@ def windows_of(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> W
 
 
 def pair_of(operation: Operation, name: str) -> tuple[int, int]:
-    given = operation.attributes.get(name, (1, 1))
+    given = operation.attributes.get(name)
+    given = (1, 1) if given is None else two(operation, given)
     if len(given) != 2 or min(given) < 1:
-        operation.refuse(f"{name} {list(given)} are not supported: two numbers >= 1")
+        operation.refuse(f"{name} {list(given)} are not supported: one number >= 1 per axis")
     if max(given) > MAX_STEP:
         operation.refuse(f"{name} {list(given)} are larger than any image")
     return (int(given[0]), int(given[1]))

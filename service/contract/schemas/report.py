@@ -57,7 +57,9 @@ class ReportModel(_Row):
 
     dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
     pairing: the state dict's tensor -> layer and parameter that it became; None for ONNX.
-    batch: "any", or 1 where the file runs one input at a time: what the claim is about.
+    batch: "any", or the rows that the file takes at once (1: one at a time): what the claim is
+    about. output: the ONNX output that holds the scores. binary: it is one score z of two classes,
+    certified as the logits (0, z).
     """
 
     id: str
@@ -69,7 +71,9 @@ class ReportModel(_Row):
     classes: int | None = None
     dropped_output: str | None = None
     pairing: dict[str, str] | None = None
-    batch: Literal["any", 1] | None = None
+    batch: Literal["any"] | int | None = None
+    output: str | None = None
+    binary: bool = False
 
 
 class ReportDataset(_Row):

@@ -99,6 +99,8 @@ class Spec(Strict):
     normalization: Normalization | None = None
     clip: bool = True
     architecture: str | dict[str, JsonValue] | None = None
+    output: str | None = Field(None, min_length=1, max_length=1000)
+    binary: bool = False
     radius: bool = True
     attack: AttackSpec | None = Field(default_factory=lambda: AttackSpec())
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)

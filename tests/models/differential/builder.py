@@ -16,9 +16,14 @@ Shape = tuple[int, ...]
 
 
 class Builder:
-    """Nodes and constants of one random graph with the input ``x`` [batch, *shape]."""
+    """Nodes and constants of one random graph with the input ``x`` [batch, *shape].
 
-    def __init__(self, rng: np.random.Generator, shape: Shape, opset: int, batch: int | str):
+    batch: None where the file has no batch axis.
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, shape: Shape, opset: int, batch: int | str | None
+    ) -> None:
         self.rng, self.opset, self.batch = rng, opset, batch
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
@@ -239,15 +244,17 @@ class Builder:
             "g",
             [
                 helper.make_tensor_value_info(
-                    "x", TensorProto.FLOAT, [self.batch, *self.shapes["x"]]
+                    "x",
+                    TensorProto.FLOAT,
+                    [*([] if self.batch is None else [self.batch]), *self.shapes["x"]],
                 )
             ],
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
             self.initializers,
         )
-        opset = helper.make_opsetid("", self.opset)
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("ai.onnx.ml", 1)]
         return helper.make_model(
-            graph, opset_imports=[opset], ir_version=8 if self.opset < 21 else 10
+            graph, opset_imports=opsets, ir_version=8 if self.opset < 21 else 10
         )
 
     def learn(self, name: str) -> Shape | None:
@@ -260,6 +267,7 @@ class Builder:
         if not value.type.tensor_type.HasField("shape"):
             return None
         sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        sizes = [1, *sizes] if self.batch is None else sizes
         if not sizes or any(size < 1 for size in sizes[1:]):
             return None
         self.shapes[name] = tuple(sizes[1:])

@@ -19,7 +19,8 @@ from models.onnx.runtime import OnnxRuntimeModel
 from models.onnx.safety import OPSETS
 from tests.models.differential.builder import Builder
 from tests.models.differential.mutations import mutate
-from tests.models.differential.operators import IMAGE_STEPS, STEPS
+from tests.models.differential.operators import IMAGE_STEPS, LINE_STEPS, STEPS
+from tests.models.differential.scikit_learn import linear_scores
 
 __all__ = ["Outcome", "compare", "compare_mutant", "mutant", "random_model"]
 
@@ -57,13 +58,15 @@ def random_model(seed: int) -> ModelProto:
     image = bool(rng.random() < 0.4)
     if image:
         shape = (int(rng.integers(1, 5)), int(rng.integers(4, 9)), int(rng.integers(4, 9)))
-    b = Builder(rng, shape, opset, 1 if rng.random() < 0.2 else "N")
+    batch = rng.choice(4, p=[0.2, 0.05, 0.08, 0.67])
+    b = Builder(rng, shape, opset, [1, 3, None, "N"][int(batch)])
     name, known = "x", True
     for _ in range(b.number(1, 5)):
         shape = b.shapes[name]
         if not shape:
             break
-        steps = IMAGE_STEPS if len(shape) == 3 and b.chance(0.5) else STEPS
+        windows = {2: LINE_STEPS, 3: IMAGE_STEPS}.get(len(shape), STEPS)
+        steps = windows if b.chance(0.5) else STEPS
         name = steps[b.pick(steps)](b, name, shape)
         known = b.learn(name) is not None
         if not known:
@@ -73,11 +76,20 @@ def random_model(seed: int) -> ModelProto:
         known = known and b.learn(name) is not None
     if known and len(b.shapes[name]) > 0 and (b.chance(0.5) or math.prod(b.shapes[name]) < 2):
         flat, size = b.node("Flatten", [name], axis=1), math.prod(b.shapes[name])
+        if b.chance(0.15):
+            return b.model(linear_scores(b, flat, size))
         name = b.node("Gemm", [flat, b.constant(b.normal(size, 3)), b.constant(b.normal(3))])
     else:
         name = b.node("Flatten", [name], axis=1)
+    if b.chance(0.1):
+        # Nodes that the scores do not need, and outputs that hold none.
+        b.node(b.pick(["Det", "Relu", "ArgMax"]), [name])
     if b.chance(0.15):
         name = b.node(b.pick(["Softmax", "LogSoftmax"]), [name], axis=b.pick([1, 1, -1]))
+    if b.chance(0.1):
+        name = b.node("ArgMax", [name], axis=b.pick([1, 1, -1]), keepdims=b.pick([0, 1]))
+    elif b.chance(0.1):
+        name = b.node("Sigmoid", [name])
     return b.model(name)
 
 
@@ -106,13 +118,13 @@ def compare_model(seed: int, model: ModelProto) -> Outcome:
     data = model.SerializeToString()
     try:
         imported = read_onnx_bytes(data)
-        runtime = OnnxRuntimeModel(data, imported.network.input_shape)
+        runtime = OnnxRuntimeModel(imported.deployed, imported.network.input_shape)
     except ModelError as error:
         status = "refused" if error.code != ModelError.code else "wrong"
         return Outcome(seed, status, error.code, operators)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the test looks for
         return Outcome(seed, "wrong", f"{type(error).__name__}: {error}", operators)
-    batches = BATCHES if imported.batch is None else BATCHES[:3]
+    batches = BATCHES[:3] if imported.batch == 1 else BATCHES
     rng = np.random.default_rng(seed + 1)
     x = rng.standard_normal((sum(batches), *imported.network.input_shape))
     scales = np.resize(SCALES, len(x)).reshape(-1, *([1] * (x.ndim - 1)))
@@ -158,7 +170,9 @@ def _difference(
         rows = slice(start, start + batch)
         start += batch
         try:
-            expected = runtime._run(x[rows])
+            # A file that takes any number of rows takes these together.
+            together = runtime.batch is None
+            expected = runtime._run(x[rows]) if together else runtime(x[rows])
         except ModelError as error:
             return f"batch {batch}: {error.message}"
         if expected.reshape(batch, -1).shape != given[rows].shape:
@@ -181,7 +195,8 @@ def _beyond_float32(network: Network, x: NDArray[np.float32]) -> NDArray[np.bool
         parameters = [t.abs().max() for t in layer.state_dict().values() if t.numel()]
         factor = max([1.0, *(float(size) for size in parameters)])
         for values in (*given, result / factor):
-            beyond = beyond | ~(values.abs().flatten(1).amax(1) * factor <= LARGEST_PRODUCT)
+            sizes = values.abs().reshape(len(x), -1).amax(1)
+            beyond = beyond | ~(sizes * factor <= LARGEST_PRODUCT)
 
     hooks = [layer.register_forward_hook(look) for layer in exact.layers.values()]
     try:
@@ -198,7 +213,7 @@ def _with_errors(network: Network, x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
 
     def err(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor:
-        sizes = torch.stack([t.abs().flatten(1).amax(1) for t in (*given, result)]).amax(0)
+        sizes = torch.stack([t.abs().reshape(len(x), -1).amax(1) for t in (*given, result)]).amax(0)
         signs = 2 * torch.rand(result.shape, generator=generator, dtype=torch.float64) - 1
         return result + LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
 

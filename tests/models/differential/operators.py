@@ -35,6 +35,7 @@ from tests.models.differential.reshaping import (
     transpose,
     unsqueeze,
 )
+from tests.models.differential.scikit_learn import chosen_features, scaled_features
 from tests.models.differential.steps import Step
 from tests.models.differential.weighted import (
     average_pool,
@@ -46,7 +47,7 @@ from tests.models.differential.weighted import (
     pad,
 )
 
-__all__ = ["IMAGE_STEPS", "STEPS"]
+__all__ = ["IMAGE_STEPS", "LINE_STEPS", "STEPS"]
 
 #: Steps on activations of any shape (at least one axis beside the batch).
 STEPS: dict[str, Step] = {
@@ -54,6 +55,7 @@ STEPS: dict[str, Step] = {
     "Abs of a part": partly_absolute,
     "Add": with_constant("Add"),
     "Add of two": of_two("Add"),
+    "ArrayFeatureExtractor": chosen_features,
     "BatchNormalization": batch_normalization,
     "Cast": cast,
     "Clip": clip,
@@ -83,6 +85,7 @@ STEPS: dict[str, Step] = {
     "ReduceSum": reduction("ReduceSum", 13),
     "Relu": unary("Relu"),
     "Reshape": reshape,
+    "Scaler": scaled_features,
     "Sigmoid": unary("Sigmoid"),
     "Slice": cut,
     "Split": split,
@@ -104,7 +107,13 @@ IMAGE_STEPS: dict[str, Step] = {
     "DepthToSpace": depth_to_space,
     "GlobalAveragePool": unary("GlobalAveragePool"),
     "GlobalLpPool": global_lp_pool,
+    "GlobalMaxPool": unary("GlobalMaxPool"),
     "LpPool": lp_pool,
     "MaxPool": max_pool,
     "SpaceToDepth": space_to_depth,
+}
+#: Steps on lines [batch, channels, length].
+LINE_STEPS: dict[str, Step] = {
+    name: IMAGE_STEPS[name]
+    for name in ("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
 }

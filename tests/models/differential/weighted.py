@@ -85,13 +85,14 @@ def pad(b: Builder, x: str, shape: Shape) -> str:
 
 def _windows(b: Builder, shape: Shape, *, dilated: bool, named: bool = True) -> dict[str, Any]:
     kernel = [b.number(1, min(3, size)) for size in shape[1:]]
+    axes = len(kernel)
     attributes: dict[str, Any] = {"kernel_shape": kernel} if named or b.chance(0.5) else {}
     if b.chance(0.6):
         attributes["strides"] = [b.number(1, 3) for _ in kernel]
     if dilated and b.chance(0.25):
         attributes["dilations"] = [b.number(1, 2) for _ in kernel]
     if b.chance(0.5):
-        attributes["pads"] = [b.number(0, kernel[place % 2] - 1) for place in range(4)]
+        attributes["pads"] = [b.number(0, kernel[place % axes] - 1) for place in range(2 * axes)]
     elif b.chance(0.5):
         attributes["auto_pad"] = b.pick(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
     return {"kernel": kernel, **attributes}

@@ -113,10 +113,6 @@ def test_what_was_dropped_is_written_down(tmp_path: Path) -> None:
          "unsupported_operator"),
         (classifier(node("Softmax", ["l"], ["s"]), node("Softmax", ["s"], ["y"])),
          "unsupported_operator"),
-        (classifier(node("Softmax", ["l"], ["y"]), node("Relu", ["y"], ["z"])),
-         "unsupported_operator"),
-        (classifier(node("Softmax", ["l"], ["s"]), node("Identity", ["s"], ["y"]),
-                    node("Relu", ["s"], ["z"])), "unsupported_operator"),
         (classifier(node("Softmax", ["l"], ["y"], axis=0)), "batch_dependent"),
         (classifier(node("Softmax", ["l"], ["y"], axis=2)), "shape_mismatch"),
         (classifier(node("Softmax", ["l"], ["y"]), trailing=True), "unsupported_operator"),
@@ -137,6 +133,21 @@ def test_refused(data: bytes, code: str) -> None:
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(data)
     assert caught.value.code == code, caught.value
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        [node("Softmax", ["l"], ["y"]), node("Relu", ["y"], ["z"])],
+        [node("Softmax", ["l"], ["s"]), node("Identity", ["s"], ["y"]), node("Det", ["s"], ["z"])],
+    ],
+)
+def test_nodes_that_no_output_needs_are_cut_away_first(end: Any) -> None:
+    data = classifier(*end)
+    bare = classifier(node("Softmax", ["l"], ["y"]))
+    assert import_onnx_bytes(data).graph_digest() == import_onnx_bytes(bare).graph_digest()
+    x = normal(1, 3, 6)
+    np.testing.assert_array_equal(OnnxRuntimeModel(data, (6,))(x), OnnxRuntimeModel(bare, (6,))(x))
 
 
 def test_a_softmax_elsewhere_is_explained() -> None:

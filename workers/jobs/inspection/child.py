@@ -69,6 +69,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     loaded = _load_model(request)
     network, outside = loaded.network, loaded.outside
     network.save(folder)
+    # The form of the file that is certified, and nothing else of it.
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     # No norms: the shards compute them once, and keep them.
     compiled = CompiledNetwork.compile(network, norms=False)
@@ -128,6 +129,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "classes": network.classes,
         "dropped_output": network.dropped_output,
         "batch": batch,
+        "output": loaded.output,
+        "other_outputs": list(loaded.other_outputs),
+        "binary": loaded.binary,
         "graph_digest": network.graph_digest(),
         "labelled": data.y is not None,
         "total": data.size,
@@ -149,7 +153,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
 class _Loaded:
     """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
 
-    one_row_only: the file runs at batch 1 only. pairing, warnings: of a state dict, which tensor
+    one_row_only: the file runs at batch 1 only. output, other_outputs, binary: of an ONNX file, as
+    in ``ImportedOnnx``. pairing, warnings: of a state dict, which tensor
     went into which layer, and what is doubtful about that.
     """
 
@@ -157,6 +162,9 @@ class _Loaded:
     onnx: bytes
     outside: Mapping[str, Any] | None
     one_row_only: bool = False
+    output: str | None = None
+    other_outputs: Sequence[str] = ()
+    binary: bool = False
     pairing: dict[str, str] | None = None
     warnings: Sequence[str] = ()
 
@@ -165,17 +173,17 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
     from models.checkpoints.state_dict import read_network
     from models.errors import ModelError
     from models.onnx.exporter.export import export_onnx
-    from models.onnx.importer import read_onnx
+    from models.onnx.forms.plain import Asked
+    from models.onnx.importer import ImportedOnnx, read_onnx
 
     model, normalization = request["model"], request["normalization"]
     path = Path(model["path"])
-    uploaded_onnx = model["format"] == "onnx"
     pairing: dict[str, str] | None = None
     warnings: list[str] = []
-    one_row_only = False
-    if uploaded_onnx:
-        imported = read_onnx(path)
-        network, one_row_only = imported.network, imported.batch == 1
+    imported: ImportedOnnx | None = None
+    if model["format"] == "onnx":
+        imported = read_onnx(path, asked=Asked(model.get("output"), bool(model.get("binary"))))
+        network = imported.network
     elif model["architecture"] is None:
         raise ModelError(
             "a state dict holds weights but no graph",
@@ -195,8 +203,16 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
         )
     if network.classes < 2:
         raise ModelError("a classifier needs at least two logits", code="too_few_classes")
-    if uploaded_onnx:
-        return _Loaded(network, path.read_bytes(), normalization, one_row_only)
+    if imported is not None:
+        return _Loaded(
+            network,
+            imported.deployed,
+            normalization,
+            imported.batch == 1,
+            output=imported.output,
+            other_outputs=imported.others,
+            binary=imported.binary,
+        )
     return _Loaded(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
 
 

@@ -121,6 +121,8 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
             "path": _blob(store, model.digest),
             "format": model.format,
             "architecture": spec.architecture,
+            "output": spec.output,
+            "binary": spec.binary,
         },
         "normalization": None if spec.normalization is None else spec.normalization.model_dump(),
         "dataset": {

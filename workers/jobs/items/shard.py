@@ -26,7 +26,7 @@ from workers.jobs.hardware.memory import total_memory
 from workers.jobs.items.prepare import facts_of, shards
 from workers.verification.cascade.run import certify_samples, deployed_answers
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
-from workers.verification.rounding import SOFTMAX_GAP
+from workers.verification.rounding import answer_gap
 
 __all__ = ["allowance", "certification_request", "certify_shard"]
 
@@ -185,7 +185,7 @@ def _undecided(prepared: PreparedSamples, rows: slice, spec: Spec) -> SampleResu
     """Rows of the samples for which no time was left."""
     label = prepared.y[rows]
     count = len(label)
-    gap = 0.0 if prepared.network.dropped_output is None else SOFTMAX_GAP
+    gap = answer_gap(prepared.network.dropped_output)
     prediction, margin, correct = deployed_answers(prepared.logits[rows], label, gap)
     verdicts = ["undecided" if ok else "misclassified" for ok in correct.tolist()]
     nothing: NDArray[np.bool_] = np.zeros((count, len(spec.epsilons)), dtype=bool)

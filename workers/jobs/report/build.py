@@ -13,7 +13,7 @@ from service.contract.schemas.epsilons import epsilon_text
 from service.contract.schemas.report import Report, SampleRow, result_digest
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.times import now, rfc3339
-from workers.jobs.report.statement import statement
+from workers.jobs.report.statement import claim_about, statement
 from workers.jobs.report.statistics import (
     accuracy_curve,
     clopper_pearson,
@@ -24,6 +24,7 @@ from workers.jobs.report.statistics import (
 from workers.jobs.report.verdicts import ContradictionError, Verdicts, verdicts
 from workers.verification.answers import NO_ANSWER
 from workers.verification.results import SampleResults
+from workers.verification.rounding import answer_gap
 
 __all__ = ["build_report", "sample_rows"]
 
@@ -43,7 +44,8 @@ def build_report(
 
     ``facts`` is what ``prepare`` found: ``layers`` (name, kind, shape of each), ``parameters``,
     ``input_shape``, ``classes``, ``graph_digest``, ``labelled``, ``total`` (samples in the data
-    set), ``dropped_output``, ``batch`` ("any" or 1) and ``parity`` (difference, budget, inputs).
+    set), ``dropped_output``, ``batch`` ("any" or rows), ``output``, ``other_outputs``,
+    ``binary`` and ``parity`` (difference, budget, inputs).
     ``timing`` holds ``wall_s``; ``digests`` those of the files beside the report.
     Raises ContradictionError when the verdicts cannot all be true: that job must fail.
     """
@@ -75,6 +77,8 @@ def build_report(
             "dropped_output": facts.get("dropped_output"),
             "pairing": facts.get("pairing"),
             "batch": facts.get("batch"),
+            "output": facts.get("output"),
+            "binary": bool(facts.get("binary")),
         },
         "dataset": {
             "id": submission.dataset.id,
@@ -105,6 +109,12 @@ def build_report(
             labelled=labelled,
             failure_probability=failure_probability,
             batch=facts.get("batch", "any"),
+            about=claim_about(
+                facts.get("output"),
+                facts.get("other_outputs", ()),
+                binary=bool(facts.get("binary")),
+                dropped=facts.get("dropped_output"),
+            ),
         ),
         "failure_probability": failure_probability,
         "clean_accuracy": clean if labelled else None,
@@ -188,10 +198,12 @@ def _warnings(found: Verdicts, results: SampleResults, facts: Mapping[str, Any])
         said.append(
             f"The attack disproved the estimate for {found.withdrawn} samples; it was withdrawn."
         )
-    if dropped is not None:
+    gap = answer_gap(dropped)
+    if dropped is not None and gap:
         said.append(
-            f"Margins are of the logits before the final {dropped}. A logit that leads by 2^-18 "
-            f"or less counts as no answer: the {dropped} may round it to a tie."
+            f"Margins are of the logits before the final {dropped}. A logit that leads by "
+            f"2^{round(math.log2(gap))} or less counts as no answer: the {dropped} may round it to "
+            "a tie."
         )
     return said
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["statement"]
+__all__ = ["claim_about", "statement"]
 
 _SOUND = (
     "Every sample counted as certified is classified correctly, and no input within the stated "
@@ -25,10 +26,9 @@ _ESTIMATE = (
 _PROBABLE = (
     " The statements about all samples hold together except with probability at most {probability}."
 )
-_BATCH = {
-    "any": " It holds for every row of a batch of any size.",
-    1: " It holds for batch 1: the file runs one input at a time.",
-}
+_ANY_BATCH = " It holds for every row of a batch of any size."
+_ONE_ROW = " It holds for batch 1: the file runs one input at a time."
+_ROWS = " It holds for every row of a batch of {batch}, the only size that the file takes."
 _LIMITS = (
     "Nothing is said about inputs farther away, about other kinds of change (rotation, blur, "
     "another camera), about images outside this data set, or about the network on other hardware "
@@ -45,18 +45,49 @@ def statement(
     clip: bool,
     labelled: bool,
     failure_probability: float,
-    batch: Literal["any", 1] = "any",
+    batch: Literal["any"] | int = "any",
+    about: str = "",
 ) -> str:
     """Two paragraphs, an empty line between them: what is guaranteed, and what is not.
 
-    ``batch``: the batches that the deployed file takes.
+    ``batch``: the batches that the deployed file takes; ``about``: which of its answers it is about
+    (``claim_about``).
     """
     if soundness != "sound":
         return f"{_ESTIMATE}\n\n{_LIMITS}"
     text = (_SOUND if labelled else _UNLABELLED).format(
         norm=norm, clip=" whose pixels stay in [0, 1]" if clip else ""
     )
-    text += _BATCH[batch]
+    text += _ANY_BATCH if batch == "any" else _ONE_ROW if batch == 1 else _ROWS.format(batch=batch)
+    text += about
     if failure_probability > 0:
         text += _PROBABLE.format(probability=f"{failure_probability:.2g}")
     return f"{text}\n\n{_LIMITS}"
+
+
+def claim_about(
+    output: str | None, others: Sequence[str], *, binary: bool, dropped: str | None
+) -> str:
+    """Sentences on what the answer is, where the file has several outputs or one score; else empty.
+
+    output, others: the file's output with the scores, and those left out; dropped: what was left
+    out behind the logits.
+    """
+    text = ""
+    if others:
+        text += (
+            f" It is about the output {output!r} of the file, and says nothing about its other "
+            f"outputs ({', '.join(map(repr, others))})."
+        )
+    if binary:
+        above = "0.5 after the Sigmoid, 0 before it" if dropped else "0"
+        text += (
+            f" The file gives one score: the answer is class 1 where it is above {above}, class 0 "
+            "where it is below, and neither where it is equal."
+        )
+    if dropped is not None and "ArgMax" in dropped:
+        text += (
+            " The file answers with the number of a class: it is certified through the scores "
+            "before the final ArgMax, of which the class's is strictly the largest."
+        )
+    return text

@@ -35,7 +35,7 @@ from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.problem import Problem
 from workers.verification.region import float_above
 from workers.verification.results import POOL, CertificationRequest, SampleResults
-from workers.verification.rounding import SOFTMAX_GAP
+from workers.verification.rounding import answer_gap
 
 __all__ = [
     "PixelsOutOfRange",
@@ -96,7 +96,7 @@ def certify_samples(
     blocks: list[Block] = []
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    gap = 0.0 if network.dropped_output is None else SOFTMAX_GAP
+    gap = answer_gap(network.dropped_output)
     prediction, margin, correct = deployed_answers(deployed_logits, labels, gap)
     for start in range(0, len(x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(x)))

@@ -25,7 +25,7 @@ from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.graph.sections.search import with_sections
 from workers.verification.layers.registry import rules_of
 from workers.verification.numerics import MANY, raised, up
-from workers.verification.rounding import SOFTMAX_GAP, Rounding
+from workers.verification.rounding import Rounding, answer_gap
 
 __all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer"]
 
@@ -133,8 +133,7 @@ class CompiledNetwork:
         with torch.no_grad():
             steps = fuse(network.input_shape, _translate(network))
             steps, head = _split_head(network, steps)
-            if network.dropped_output is not None:
-                head = replace(head, gap=SOFTMAX_GAP)
+            head = replace(head, gap=answer_gap(network.dropped_output))
             if norms:
                 cache = None if estimate else cache_dir
                 steps = _with_norms(steps, network.input_shape, digest, cache, estimate, clock)

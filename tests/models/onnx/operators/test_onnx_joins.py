@@ -340,7 +340,9 @@ def test_layers_are_limited() -> None:
     """A few nodes of a file may become many layers: one per part of a Split."""
     names = [f"p{index}" for index in range(64)]
     nodes = [node("Split", ["x"], [f"{n}_{k}" for n in names], axis=1) for k in range(4)]
-    nodes.append(node("Relu", ["x"], ["y"]))
+    nodes.append(node("Add", [f"{names[0]}_0", f"{names[0]}_3"], ["s0"]))
+    nodes += [node("Add", [f"s{k}", f"{names[0]}_{k + 1}"], [f"s{k + 1}"]) for k in range(2)]
+    nodes.append(node("Relu", ["s2"], ["y"]))
     with pytest.raises(ModelError, match="layers") as caught:
         import_onnx_bytes(flattened(nodes, (64,)), OnnxLimits(layers=100))
     assert caught.value.code == "model_too_large"

@@ -249,7 +249,7 @@ def test_logits_with_trailing_axes() -> None:
         ([node("Relu", ["x"], ["x"])], "invalid_onnx"),
         ([node("Relu", ["x"], ["y"], alpha=1.0)], "invalid_onnx"),
         ([node("Relu", ["x", "x"], ["y"])], "invalid_onnx"),
-        ([node("Dropout", ["x"], ["y", "mask"]), node("Add", ["x", "mask"], ["z"])],
+        ([node("Dropout", ["x"], ["d", "mask"]), node("Add", ["x", "mask"], ["y"])],
          "invalid_onnx"),
         ([node("Shape", ["x"], ["s"]), node("Cast", ["s"], ["f"], to=1),
           node("Gather", ["f", "first"], ["g"]), node("Div", ["x", "g"], ["y"])],

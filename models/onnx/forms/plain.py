@@ -1,0 +1,130 @@
+"""A file as it was sent, brought to the one form that is certified and deployed.
+
+One input, one output with the logits, no node beside those that lead from one to the other. What is
+cut off or added is said in ``PlainForm``; a plain form is its own plain form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from models.onnx.declarations import Declaration, declared_values
+from models.onnx.forms.endings import Ending, cut_ending, cut_sigmoid, end_in
+from models.onnx.forms.outputs import choose_output, cut_away_unneeded
+from models.onnx.safety import OnnxLimits, check_graph, opset_of, parse_onnx
+
+__all__ = ["Asked", "PlainForm", "plain_form"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a spec says of the file: the name of the output with the scores, and whether that is one
+    score of two classes."""
+
+    output: str | None = None
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class PlainForm:
+    """The graph that is certified, and what it lost.
+
+    declared: types that the file declares of its values. nodes: those cut off whose axis must be
+    that of the classes; alike: values cut off that are as the logits are. dropped: operators cut
+    off the end, in the order of the graph. score: the value that is the one score of two classes.
+    output: the file's output that was taken, beside the ``others``.
+    """
+
+    model: ModelProto
+    declared: Sequence[Declaration]
+    nodes: Sequence[NodeProto]
+    alike: Sequence[str]
+    dropped: str | None
+    score: str | None
+    output: str
+    others: tuple[str, ...]
+
+    @property
+    def graph(self) -> GraphProto:
+        """The plain graph."""
+        return self.model.graph
+
+    @property
+    def opset(self) -> int:
+        """Its opset of the default domain."""
+        return opset_of(self.model)
+
+    @property
+    def ends_in_sigmoid(self) -> bool:
+        """Whether a Sigmoid gives its output."""
+        name = self.graph.output[0].name
+        return any(n.op_type == "Sigmoid" and name in n.output for n in self.graph.node)
+
+
+def plain_form(
+    data: bytes, limits: OnnxLimits | None = None, asked: Asked | None = None
+) -> PlainForm:
+    """The plain form of an ONNX file's bytes; no other file is ever opened. Raises ModelError."""
+    asked = asked or Asked()
+    model = parse_onnx(data, limits)
+    graph = model.graph
+    names = [value.name for value in graph.output]
+    output = choose_output(graph, asked.output)
+    cut_away_unneeded(graph)
+    declared = declared_values(graph)
+    ending = cut_ending(graph)
+    if ending.one_score or asked.binary:
+        if asked.binary and not ending.dropped and cut_sigmoid(graph):
+            ending.dropped.append("Sigmoid")
+        score = _two_logits(graph)
+    else:
+        score = None
+    cut_away_unneeded(graph)
+    check_graph(model)
+    return PlainForm(
+        model=model,
+        declared=declared,
+        nodes=ending.nodes,
+        alike=ending.alike,
+        dropped=_joined(ending),
+        score=score,
+        output=output,
+        others=tuple(name for name in names if name != output),
+    )
+
+
+def _joined(ending: Ending) -> str | None:
+    return " and ".join(ending.dropped) or None
+
+
+def _two_logits(graph: GraphProto) -> str:
+    """Let the graph end in the logits (0, z) of its one score z, in place; the name of z."""
+    score = graph.output[0].name
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {row.name for rows in (graph.input, graph.initializer) for row in rows}
+    taken |= {node.name for node in graph.node}
+    prefix = "binary"
+    while any(name.startswith(prefix) for name in taken):
+        prefix += "_"
+    column, shape, factors, logits = (
+        f"{prefix}.{part}" for part in ("column", "shape", "factors", "logits")
+    )
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array([-1, 1], np.int64), shape),
+            numpy_helper.from_array(np.array([[0, 1]], np.float32), factors),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Reshape", [score, shape], [column]),
+            # One product each: 0 and z, exactly.
+            helper.make_node("MatMul", [column, factors], [logits]),
+        ]
+    )
+    end_in(graph, logits)
+    return score

@@ -1,0 +1,98 @@
+"""The graph's one input: its name, the shape of a sample, and what its first axis is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx import GraphProto, TensorProto, TypeProto
+
+from models.errors import ModelError
+from models.layers.kinds import Shape
+from models.onnx.safety import OnnxLimits
+
+__all__ = ["InputSignature", "same_order", "signature_for", "signatures"]
+
+
+@dataclass(frozen=True)
+class InputSignature:
+    """One way to read the input's declaration.
+
+    shape: of one sample. batch: rows that the file takes at once, None for any number.
+    has_batch_axis: whether the first axis is the batch; without one the input is one sample.
+    """
+
+    name: str
+    shape: Shape
+    batch: int | None
+    has_batch_axis: bool = True
+
+    def of_graph(self, rows: int) -> Shape:
+        """The shape of the array that the file takes for so many samples."""
+        return (rows, *self.shape) if self.has_batch_axis else self.shape
+
+
+def signatures(graph: GraphProto) -> list[InputSignature]:
+    """The ways to read the graph's one input, the likelier first. Raises ModelError.
+
+    Of rank 1 it is one sample. Of a higher rank its first axis is the batch; where that is fixed to
+    more than 1 it may belong to the sample all the same.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise ModelError(
+            f"the graph has {len(inputs)} inputs, not one: {[value.name for value in inputs][:8]}",
+            code="invalid_network",
+        )
+    (value,) = inputs
+    tensor: TypeProto.Tensor = value.type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        raise ModelError(
+            f"the input {value.name!r} is not float32",
+            code="unsupported_dtype",
+            hint="export the model with a float32 input",
+        )
+    sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
+    if not sizes or not value.name:
+        raise ModelError("the input must be [batch, ...] with a known rank", code="shape_mismatch")
+    first, rest = sizes[0], tuple(sizes[1:])
+    if any(size < 1 for size in (rest or sizes)):
+        raise ModelError(
+            "only the batch axis of the input may be symbolic",
+            code="shape_mismatch",
+            hint="export the model with a fixed image size, and the batch as the first axis",
+        )
+    if 4 * math.prod(sizes[first < 1 :]) > OnnxLimits().activation_bytes:
+        raise ModelError(f"an input of shape {tuple(sizes)} is too large", code="model_too_large")
+    if first == 0:
+        raise ModelError("the batch size is fixed to 0", code="shape_mismatch")
+    sample = InputSignature(value.name, tuple(sizes), 1, has_batch_axis=False)
+    if not rest:
+        return [sample]
+    batched = InputSignature(value.name, rest, None if first < 1 else first)
+    return [batched, sample] if first > 1 else [batched]
+
+
+def signature_for(graph: GraphProto, shape: Sequence[int]) -> InputSignature:
+    """The reading under which a sample has this shape (``same_order``). Raises ModelError."""
+    found = signatures(graph)
+    for signature in found:
+        if same_order(tuple(shape), signature.shape):
+            return signature
+    raise ModelError(
+        f"inputs of shape {tuple(shape)} do not fit the graph's {found[0].shape}",
+        code="shape_mismatch",
+    )
+
+
+def same_order(first: Shape, second: Shape) -> bool:
+    """Whether both shapes certainly hold the same numbers in the same row-major order."""
+
+    def bare(shape: Shape) -> Shape:
+        return tuple(size for size in shape if size != 1)
+
+    if math.prod(first) != math.prod(second):
+        return False
+    return bare(first) == bare(second) or min(len(bare(first)), len(bare(second))) <= 1

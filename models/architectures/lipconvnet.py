@@ -1,5 +1,6 @@
 """LipConvnet (Singla and Feizi 2021, arXiv:2105.11417; 2022, arXiv:2211.08453): skew orthogonal
 convolutions, every block half as wide and twice as deep, a last layer that is read pair by pair.
+Any other layer of norm 1 may stand in the convolutions' places.
 
 Every layer before the last ones has norm 1 by construction, so that the whole certificate is what
 the head makes of its features: margins over |w_y - w_j| behind unit rows, distances to the
@@ -12,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from models.architectures.layer_rows import LayerRow
+from models.layers.one_lipschitz.bro import LARGEST_IMAGE
 
-__all__ = ["HEADS", "POOLS", "lipconvnet"]
+__all__ = ["HEADS", "LAYERS", "POOLS", "lipconvnet"]
 
 Row = Mapping[str, Any]
 
@@ -26,6 +28,60 @@ POOLS: dict[str, Row] = {
     "max": {"kind": "pair-max"},
     "projection": {"kind": "projection-pool"},
 }
+
+
+Maker = Callable[[int, int, int], Row]
+
+
+def _skew(row: LayerRow) -> Maker:
+    degree = row.integer("degree", 8)
+    return lambda out, kernel, places: {
+        "kind": "skew-conv2d",
+        "out": out,
+        "kernel": kernel,
+        "degree": degree,
+    }
+
+
+def _almost_orthogonal(row: LayerRow) -> Maker:
+    return lambda out, kernel, places: {
+        "kind": "aol-conv2d",
+        "out": out,
+        "kernel": kernel,
+        "padding": kernel // 2,
+    }
+
+
+def _potential(kind: str) -> Callable[[LayerRow], Maker]:
+    return lambda row: lambda out, kernel, places: {"kind": kind, "kernel": kernel}
+
+
+def _reflector(row: LayerRow) -> Maker:
+    """Windows where the map of the whole image can be deployed, else across channels alone."""
+    return lambda out, kernel, places: {
+        "kind": "bro-conv2d",
+        "kernel": kernel if kernel**2 <= places <= LARGEST_IMAGE // out else 1,
+    }
+
+
+def _orthogonal(row: LayerRow) -> Maker:
+    """Across channels alone: a window that overlaps its neighbour's is not orthogonal."""
+    return lambda out, kernel, places: {"kind": "orthogonal-conv2d", "out": out, "kernel": 1}
+
+
+#: What stands in the convolutions' places: of the request, a maker of one row for so many channels,
+#: a window and the places of the image. Where neighbours never meet in a window they do in the next
+#: block's channels.
+LAYERS: dict[str, Callable[[LayerRow], Maker]] = {
+    "aol": _almost_orthogonal,
+    "bro": _reflector,
+    "cholesky": _orthogonal,
+    "cpl": _potential("cpl-conv2d"),
+    "sll": _potential("sll-conv2d"),
+    "soc": _skew,
+}
+#: Layers that have as many channels behind as before: zeros are appended to the pixels.
+SQUARE = ("bro", "cpl", "sll")
 
 
 def _unit_rows(row: LayerRow, classes: int) -> list[Row]:
@@ -54,12 +110,12 @@ HEADS: dict[str, Callable[[LayerRow, int], list[Row]]] = {
 
 
 def lipconvnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
-    """``depth`` skew convolutions (5, 10, ... 40) in ``blocks`` and one before them.
+    """``depth`` convolutions (5, 10, ... 40) in ``blocks`` and one before them, each a ``layer``.
 
     ``width`` channels to begin with; each block ends in space-to-depth, a convolution of four times
     its channels and ``pooling`` of pairs, the last one in 1 x 1 convolutions and ``head``: of
     ``crc`` behind all channels, with ``hidden`` softplus units. ``mean`` of the pixels is by
-    channel, ``std`` one for all.
+    channel, ``std`` one for all. ``degree``: of the series of ``soc``.
     """
     blocks = row.integer("blocks", 5, maximum=8)
     depth = row.integer("depth", 5, maximum=MAX_DEPTH)
@@ -68,25 +124,33 @@ def lipconvnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     width = row.integer("width", 32, minimum=2, maximum=1 << 12)
     pool = POOLS[row.choice("pooling", "max", POOLS)]
     head = row.choice("head", "lln", HEADS)
-    degree = row.integer("degree", 8)
+    layer = row.choice("layer", "soc", LAYERS)
+    maker = LAYERS[layer](row)
     mean, std = row.get("mean", [0.5]), row.number("std", STD, 1e-3, 1e3)
     pixels = {"mean": mean, "std": [std] * len(mean) if isinstance(mean, list | tuple) else [std]}
 
-    def skew(channels: int, kernel: int = 3) -> Row:
-        return {"kind": "skew-conv2d", "out": channels, "kernel": kernel, "degree": degree}
-
-    each, channels = depth // blocks, width
-    layers: list[Row] = [
-        {"kind": "normalize", **pixels},
-        skew(channels),
-        *activation,
-    ]
+    each, channels, places = depth // blocks, width, _places(row)
+    layers: list[Row] = [{"kind": "normalize", **pixels}]
+    if layer in SQUARE:
+        layers.append({"kind": "pad-channels", "channels": channels})
+    layers += [maker(channels, 3, places), *activation]
     for _ in range(blocks - 1):
-        layers += [skew(channels), *activation] * (each - 1)
-        layers += [{"kind": "space-to-depth", "block": 2}, skew(4 * channels), pool]
+        layers += [maker(channels, 3, places), *activation] * (each - 1)
+        places //= 4
+        layers += [{"kind": "space-to-depth", "block": 2}, maker(4 * channels, 3, places), pool]
         channels *= 2
-    channels *= 4
+    channels, places = 4 * channels, places // 4
     layers.append({"kind": "space-to-depth", "block": 2})
-    layers += [skew(channels, 1), *activation] * (each - 1)
-    layers += [skew(channels, 1), *(activation if head == "crc" else (pool,)), {"kind": "flatten"}]
+    layers += [maker(channels, 1, places), *activation] * (each - 1)
+    layers += [maker(channels, 1, places), *(activation if head == "crc" else (pool,))]
+    layers.append({"kind": "flatten"})
     return [*layers, *HEADS[head](row, row.integer("classes", 10, minimum=2))]
+
+
+def _places(row: LayerRow) -> int:
+    """Of the images; 0 where no shape of images is given, which is refused later."""
+    shape = row.get("input", [3, 32, 32])
+    if not isinstance(shape, list | tuple) or len(shape) != 3:
+        return 0
+    height, width = shape[1:]
+    return height * width if type(height) is int and type(width) is int else 0

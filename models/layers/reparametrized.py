@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import DeployedLayer, Shape, ShapeError
+from models.layers.partial_sums import convolution_in_partial_sums
 
 __all__ = [
     "REPARAMETRIZED",
@@ -119,7 +120,9 @@ class OrthogonalConv2d(Conv2d):
         return super().output_shape(*shapes)
 
     def deployed(self, *shapes: Shape) -> tuple[DeployedLayer, ...]:
-        return (DeployedLayer(_plain_conv(self)),)
+        """In sums of partial sums: a neck reads thousands of numbers."""
+        weight, bias = self.tensors()
+        return convolution_in_partial_sums(weight, bias, shapes[0], self.padding, self.stride)
 
 
 class ResidualConv2d(Conv2d):

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import DeployedLayer, Shape, ShapeError
 from models.layers.one_lipschitz.head import SummedLinear
-from models.layers.one_lipschitz.partial_sums import convolution_in_partial_sums
+from models.layers.partial_sums import convolution_in_partial_sums
 
 __all__ = ["AolConv2d", "AolLinear"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
 from models.layers.one_lipschitz.head import SummedLinear
-from models.layers.one_lipschitz.partial_sums import block_and_levels, in_partial_sums
+from models.layers.partial_sums import block_and_levels, in_partial_sums
 from models.layers.shapes import Reshape
 
 __all__ = ["LARGEST_IMAGE", "BroConv2d", "BroLinear"]

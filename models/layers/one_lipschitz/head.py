@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.layers.affine import Linear
 from models.layers.base import DeployedLayer, Shape
-from models.layers.one_lipschitz.partial_sums import block_and_levels, in_partial_sums
+from models.layers.partial_sums import block_and_levels, in_partial_sums
 from models.layers.reparametrized import NormalizedLinear
 from models.layers.shapes import Reshape
 

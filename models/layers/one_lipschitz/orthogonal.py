@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.base import DeployedLayer, Shape, ShapeError
-from models.layers.one_lipschitz.partial_sums import block_and_levels, in_partial_sums
+from models.layers.partial_sums import block_and_levels, in_partial_sums
 from models.layers.reparametrized import OrthogonalConv2d
 
 __all__ = ["OrthogonalChannels", "polar_factor"]

@@ -17,11 +17,6 @@ from models.errors import ModelError
 from models.layers.affine import Conv2d, Divide, Shift
 from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
 from models.layers.joins import Add, ReduceSum, Slice
-from models.layers.one_lipschitz.partial_sums import (
-    block_and_levels,
-    groups_of,
-    in_partial_sums,
-)
 from models.layers.one_lipschitz.skew_kernels import (
     dense_matrix,
     exact_scale,
@@ -30,6 +25,7 @@ from models.layers.one_lipschitz.skew_kernels import (
     taylor,
     trained_series,
 )
+from models.layers.partial_sums import block_and_levels, groups_of, in_partial_sums
 from models.layers.shapes import Pad, Permute, Reshape
 
 __all__ = ["DEGREES", "SkewConv2d"]

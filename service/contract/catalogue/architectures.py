@@ -61,8 +61,8 @@ ARCHITECTURES: dict[str, NamedArchitecture] = {row.name: row for row in _ROWS}
 #: Members of the architectures with sizes, {"name": "liresnet", "depth": 12, ...}.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "lipconvnet": (
-        *("input", "classes", "depth", "blocks", "width", "pooling", "head", "hidden", "degree"),
-        *("mean", "std"),
+        *("input", "classes", "depth", "blocks", "width", "layer", "pooling", "head", "hidden"),
+        *("degree", "mean", "std"),
     ),
     "liresnet": ("input", "classes", "depth", "width", "dense_width", "dense_depth"),
     "orthogonal-dense": ("input", "classes", "widths"),

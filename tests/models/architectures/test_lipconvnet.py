@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from models.architectures.lipconvnet import HEADS, POOLS
+from models.architectures.lipconvnet import HEADS, LAYERS, POOLS
 from models.architectures.published import blueprint, build
 from models.errors import ModelError
-from models.onnx.deployed import DeployedNetwork
-from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
 from tests.extent import part
+from tests.workers.training.runs import radii_of_network_and_file
 from workers.verification.bounds.lipschitz import lipschitz_constant
-from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.results import CertificationRequest
 
 #: Of ten classes behind unit rows, in millions.
 PUBLISHED = {5: 16.75, 10: 21.73, 15: 26.71, 20: 31.69, 25: 36.67, 30: 41.65, 35: 46.63, 40: 51.61}
@@ -45,6 +40,26 @@ def test_sizes_are_the_published_ones(depth: int) -> None:
     assert kinds.count("space-to-depth") == 5
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_takes_the_places_of_the_convolutions(layer: str) -> None:
+    """At the published size: as many layers, the same channels and images."""
+    wish = {"name": "lipconvnet", "depth": 10, "activation": "maxmin"}
+    skew, other = (blueprint({**wish, **more}).skeleton for more in ({}, {"layer": layer}))
+    kinds = [other.layer(node.name).kind for node in other.nodes]
+    row = {"cholesky": "orthogonal-conv2d", "soc": "skew-conv2d"}.get(layer, f"{layer}-conv2d")
+    assert kinds.count(row) == 11
+    shapes = [[node.shape for node in network.nodes[2:]] for network in (skew, other)]
+    assert shapes[1][-len(shapes[0]) :] == shapes[0]
+
+
+def test_reflectors_have_windows_where_their_image_is_small() -> None:
+    wish = {"name": "lipconvnet", "layer": "bro", "width": 8}
+    skeleton = blueprint(wish).skeleton
+    layers = [skeleton.layer(node.name) for node in skeleton.nodes]
+    windows = [tuple(layer.weight.shape[2:]) for layer in layers if layer.kind == "bro-conv2d"]
+    assert windows == [(1, 1), (1, 1), (1, 1), (3, 3), (1, 1), (1, 1)]
+
+
 def test_a_curvature_head_reads_all_features() -> None:
     skeleton = blueprint({"name": "lipconvnet", "head": "crc", "classes": 100}).skeleton
     first, _, last = (node.shape for node in skeleton.nodes[-3:])
@@ -52,41 +67,26 @@ def test_a_curvature_head_reads_all_features() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "pooling", "activation"),
+    ("layer", "head", "pooling", "activation"),
     [
-        *((head, "max", "maxmin") for head in HEADS),
-        *(("lln", pooling, "householder-2") for pooling in POOLS),
+        *(("soc", head, "max", "maxmin") for head in HEADS),
+        *(("soc", "lln", pooling, "householder-2") for pooling in POOLS),
+        *((layer, "lln", "max", "maxmin") for layer in LAYERS if layer != "soc"),
     ],
 )
-def test_the_file_gets_the_radii_of_the_network(head: str, pooling: str, activation: str) -> None:
+def test_the_file_gets_the_radii_of_the_network(
+    layer: str, head: str, pooling: str, activation: str
+) -> None:
     sizes = {"hidden": 12} if head == "crc" else {}
-    wish = {**TINY, "head": head, "pooling": pooling, "activation": activation, **sizes}
+    wish = {**TINY, "layer": layer, "head": head, "pooling": pooling, "activation": activation}
+    wish |= sizes
     deployed = build(wish, generator=torch.Generator().manual_seed(1)).deployed()
     compiled = CompiledNetwork.compile(deployed)
     if head != "crc":
         # Every layer keeps its promise: nothing is left but the pixels' standard deviation.
         assert lipschitz_constant(compiled) * 0.2507 <= 1.001
-    data = export_onnx(deployed)
     x = np.random.default_rng(0).random((6, 3, 8, 8), dtype=np.float32)
-    runtime = DeployedNetwork(data, deployed.input_shape, None)
-    logits = runtime(x)
-    method = "crc" if head == "crc" else "lipschitz"
-    request = CertificationRequest("l2", (Fraction(1, 1000),), method, attack=None)
-    radii = [
-        certify_samples(
-            network,
-            x,
-            logits.argmax(1),
-            np.arange(len(x)),
-            request,
-            deployed=runtime,
-            deployed_logits=logits,
-            device=torch.device("cpu"),
-        ).radius
-        for network in (deployed, import_onnx_bytes(data))
-    ]
-    assert (radii[0] > 0).any()
-    np.testing.assert_allclose(radii[1], radii[0], rtol=0, atol=1e-5)
+    radii_of_network_and_file(deployed, x, "crc" if head == "crc" else "lipschitz")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,10 @@ def test_the_file_gets_the_radii_of_the_network(head: str, pooling: str, activat
         ({"blocks": 9}, "blocks"),
         ({"width": 1}, "width"),
         ({"pooling": "mean"}, "max"),
+        ({"layer": "cayley"}, "aol, bro, cholesky, cpl, sll, soc"),
+        ({"layer": ["soc"]}, "aol, bro"),
+        ({"layer": "aol", "degree": 8}, "unknown keys"),
+        ({"layer": "cpl", "width": 2}, "does not fit"),
         ({"head": ["lln"]}, "crc, lln, orthogonal"),
         ({"hidden": 8}, "unknown keys"),
         ({"degree": 7}, "degree"),

@@ -24,7 +24,7 @@ from models.layers.one_lipschitz import (
     SpaceToDepth,
 )
 from models.layers.one_lipschitz.orthogonal import polar_factor
-from models.layers.one_lipschitz.partial_sums import block_and_levels
+from models.layers.partial_sums import block_and_levels
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes

@@ -1,15 +1,25 @@
-"""Small training runs: images that are easy to learn, and a config per method."""
+"""Small training runs: images that are easy to learn, a config per method, and the radii of what
+comes out, which its file must get too."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from models.network import Network
+from models.onnx.deployed import DeployedNetwork
+from models.onnx.exporter.export import export_onnx
+from models.onnx.importer import import_onnx_bytes
 from service.contract.catalogue.training_methods import TRAINING_METHODS
 from workers.training.config import TrainingConfig
 from workers.training.data import TrainingData
 from workers.training.schedules import Schedule
+from workers.verification.cascade.run import certify_samples
+from workers.verification.results import CertificationRequest
 
 CPU = torch.device("cpu")
 ACTIVATION = {
@@ -82,3 +92,31 @@ def config_of(method: str = "emma", **changes: object) -> TrainingConfig:
         validation_samples=10,
     )
     return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def radii_of_network_and_file(
+    network: Network, x: NDArray[np.float32], method: str = "lipschitz"
+) -> NDArray[np.float64]:
+    """Certified l2 radii of the predictions for x; some are positive, and the exported file, read
+    again as if it were uploaded, gets the same ones up to 1e-5."""
+    deployed = network.deployed()
+    data = export_onnx(deployed)
+    runtime = DeployedNetwork(data, deployed.input_shape, None)
+    logits = runtime(x)
+    request = CertificationRequest("l2", (Fraction(1, 100),), method, attack=None)
+    ours, again = (
+        certify_samples(
+            form,
+            x,
+            logits.argmax(1),
+            np.arange(len(x)),
+            request,
+            deployed=runtime,
+            deployed_logits=logits,
+            device=CPU,
+        ).radius
+        for form in (deployed, import_onnx_bytes(data))
+    )
+    assert (ours > 0).any()
+    np.testing.assert_allclose(again, ours, rtol=0, atol=1e-5)
+    return ours

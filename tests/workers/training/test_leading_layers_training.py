@@ -1,24 +1,26 @@
-"""Networks of AOL, CPL, SLL and BRO layers and an l2 pool are trained, and certified as norm 1."""
+"""Networks of AOL, CPL, SLL and BRO layers and an l2 pool are trained, and certified as norm 1; so
+are LipConvnets of any layer."""
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from models.onnx.deployed import DeployedNetwork
-from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
-from tests.workers.training.runs import CPU, config_of, images
+from models.architectures.lipconvnet import LAYERS, STD
+from tests.workers.training.runs import (
+    CPU,
+    LIPCONVNET,
+    config_of,
+    images,
+    radii_of_network_and_file,
+)
+from workers.training.data import TrainingData, pixels
 from workers.training.loop import train
 from workers.training.schedules import Schedule
 from workers.verification.bounds.lipschitz import lipschitz_constant
-from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.results import CertificationRequest
 
 ARCHITECTURE: dict[str, Any] = {
     "input": [1, 28, 28],
@@ -56,28 +58,33 @@ def test_they_learn_and_the_file_gets_the_same_radii(method: str) -> None:
     )
     data = images(60)
     network, _ = train(config, data, device=CPU)
-    x = data.x.numpy()[:6].astype(np.float32) / 255
+    x = pixels(data.x)
     with torch.no_grad():
-        right = network(data.x / 255).argmax(1) == data.y
+        right = network(x).argmax(1) == data.y
     assert float(right.float().mean()) > 0.3
-    deployed = network.deployed()
-    assert lipschitz_constant(CompiledNetwork.compile(deployed)) <= 1.0 + 2e-3
-    file = export_onnx(deployed)
-    runtime = DeployedNetwork(file, deployed.input_shape, None)
-    logits = runtime(x)
-    request = CertificationRequest("l2", (Fraction(1, 100),), "lipschitz", attack=None)
-    ours, again = (
-        certify_samples(
-            form,
-            x,
-            logits.argmax(1),
-            np.arange(len(x)),
-            request,
-            deployed=runtime,
-            deployed_logits=logits,
-            device=CPU,
-        ).radius
-        for form in (deployed, import_onnx_bytes(file))
+    assert lipschitz_constant(CompiledNetwork.compile(network.deployed())) <= 1.0 + 2e-3
+    radii_of_network_and_file(network, x.numpy()[:6])
+
+
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer != "soc"])
+def test_a_lipconvnet_of_any_layer_learns_and_its_file_gets_the_same_radii(layer: str) -> None:
+    """On every other pixel of the middle; ``soc`` itself is trained in ``test_soc``."""
+    config = config_of(
+        "soc",
+        architecture={**LIPCONVNET, "input": [1, 12, 12], "layer": layer},
+        options={"gamma": 0.1},
+        epochs=10,
+        batch_size=20,
+        learning_rate=1e-2,
+        augmentation="none",
     )
-    assert (ours > 0).any()
-    np.testing.assert_allclose(again, ours, rtol=0, atol=1e-5)
+    data = images(60)
+    data = TrainingData(data.x[:, :, 2:26:2, 2:26:2].contiguous(), data.y)
+    network, _ = train(config, data, device=CPU)
+    x = pixels(data.x)
+    with torch.no_grad():
+        right = network(x).argmax(1) == data.y
+    assert float(right.float().mean()) > 0.3
+    # Nothing but the pixels' standard deviation.
+    assert lipschitz_constant(CompiledNetwork.compile(network.deployed())) * STD <= 1.0 + 2e-3
+    radii_of_network_and_file(network, x.numpy()[:4])

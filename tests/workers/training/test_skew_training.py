@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from models.layers.one_lipschitz import SkewConv2d
 from models.network import Network
-from models.onnx.deployed import DeployedNetwork
-from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
-from tests.workers.training.runs import CPU, images
+from tests.workers.training.runs import CPU, images, radii_of_network_and_file
 from workers.training.config import TrainingConfig
+from workers.training.data import pixels
 from workers.training.loop import train
 from workers.verification.bounds.lipschitz import lipschitz_constant
-from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.skew_series import SkewSeries
-from workers.verification.results import CertificationRequest
 
 ARCHITECTURE: dict[str, Any] = {
     "input": [1, 28, 28],
@@ -86,24 +80,4 @@ def test_what_is_deployed_is_certified_as_norm_one(trained: Network) -> None:
 
 
 def test_the_file_gets_the_same_radii(trained: Network) -> None:
-    deployed = trained.deployed()
-    data = export_onnx(deployed)
-    x = images(10).x.numpy().astype(np.float32) / 255
-    runtime = DeployedNetwork(data, deployed.input_shape, None)
-    logits = runtime(x)
-    request = CertificationRequest("l2", (Fraction(1, 100),), "lipschitz", attack=None)
-    ours, again = (
-        certify_samples(
-            network,
-            x,
-            logits.argmax(1),
-            np.arange(len(x)),
-            request,
-            deployed=runtime,
-            deployed_logits=logits,
-            device=CPU,
-        ).radius
-        for network in (deployed, import_onnx_bytes(data))
-    )
-    assert (ours > 0).any()
-    np.testing.assert_allclose(again, ours, rtol=0, atol=1e-5)
+    radii_of_network_and_file(trained, pixels(images(10).x).numpy())

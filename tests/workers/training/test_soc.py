@@ -4,7 +4,6 @@ are near what is proved, and what is trained is certified from its file."""
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,11 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.one_lipschitz import SkewConv2d
-from models.network import Network
-from models.onnx.deployed import DeployedNetwork
-from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
-from tests.workers.training.runs import CPU, config_of, images
+from tests.workers.training.runs import CPU, config_of, images, radii_of_network_and_file
 from workers.training.data import pixels
 from workers.training.loop import train
 from workers.training.objectives import OBJECTIVES
@@ -25,9 +20,7 @@ from workers.training.objectives.lipschitz.soc import logit_annealing
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.trainer import Trainer, build_network
 from workers.verification.bounds.crc import SmoothHead, boundary_distances
-from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.results import CertificationRequest
 from workers.verification.rounding import Rounding
 
 AT = ScheduledWeights.of(0.3, 0.0, 1.0, 7)
@@ -151,31 +144,8 @@ def test_what_is_trained_is_certified_from_its_file(method: str) -> None:
     network, history = train(config, images(80), device=CPU)
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["validation_accuracy"] >= 0.5
-    _certified_alike(network, "crc" if method == "soc-crc" else "lipschitz")
-
-
-def _certified_alike(network: Network, method: str) -> None:
-    deployed = network.deployed()
-    data = export_onnx(deployed)
-    x = images(10).x.numpy().astype(np.float32) / 255
-    runtime = DeployedNetwork(data, deployed.input_shape, None)
-    logits = runtime(x)
-    request = CertificationRequest("l2", (Fraction(1, 100),), method, attack=None)
-    ours, again = (
-        certify_samples(
-            form,
-            x,
-            logits.argmax(1),
-            np.arange(len(x)),
-            request,
-            deployed=runtime,
-            deployed_logits=logits,
-            device=CPU,
-        ).radius
-        for form in (deployed, import_onnx_bytes(data))
-    )
-    assert (ours > 0).any()
-    np.testing.assert_allclose(again, ours, rtol=0, atol=1e-5)
+    certified_with = "crc" if method == "soc-crc" else "lipschitz"
+    radii_of_network_and_file(network, pixels(images(10).x).numpy(), certified_with)
 
 
 def test_weight_decay_is_for_weights_that_are_normalised_alone() -> None:

@@ -19,7 +19,7 @@ from models.layers.activations import ReLU
 from models.layers.affine import Linear
 from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
 from models.layers.joins import Add
-from models.layers.one_lipschitz.partial_sums import convolution_in_partial_sums
+from models.layers.partial_sums import convolution_in_partial_sums
 
 __all__ = ["Potential"]
 

@@ -14,7 +14,7 @@ from models.layers.base import Layer
 from models.layers.joins import ReduceMean, ReduceSum
 from models.layers.kinds import Add, Conv2d, Linear, Multiply, Permute, ReLU, Reshape, Shift
 from models.layers.one_lipschitz import NormalizedHead, OrthogonalChannels
-from models.layers.one_lipschitz.partial_sums import in_partial_sums
+from models.layers.partial_sums import in_partial_sums
 from models.network import Network
 from workers.verification.bounds.lipschitz import lipschitz_constant, lipschitz_radius
 from workers.verification.forward.margins import logit_enclosure

@@ -68,6 +68,8 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "epsilons": ["12/85", "1/2"],
         "method": "auto",
         "soundness": "sound",
+        "output": None,
+        "binary": False,
         "deterministic": True,
         "samples": 1000,
         "indices": None,

@@ -60,17 +60,18 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
     row = BOUNDS["bcp"]
     assert isinstance(row, MarginsBound)
 
-    def proves(margins: Margins, rows: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
+    def tried(
+        margins: Margins, rows: torch.Tensor, epsilon: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         region = Region(x[rows], epsilon, "l2", True)
         bound = replace(row, margins=margins)
-        return bound.attempt(problem, region, y[rows], Budget(margin[rows])).proved
+        verdict = bound.attempt(problem, region, y[rows], Budget(margin[rows]))
+        return verdict.proved, verdict.least_margin / margin[rows]
 
     bcp = row.margins
     zero = torch.zeros(len(x), dtype=torch.float64)
     start = torch.full_like(zero, 1e-3)
-    radius = search_radius(
-        partial(proves, bcp), zero, zero + torch.inf, start, 50.0, width=2.0**-10
-    )
+    radius = search_radius(partial(tried, bcp), zero, zero + torch.inf, start, 50.0, width=2.0**-10)
     everything = torch.arange(len(x))
     print(
         f"\n{title}: {forward / len(x) * 1e3:.3f} ms per forward pass, {len(x)} samples, "
@@ -91,7 +92,7 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
             found: list[torch.Tensor] = []
 
             def run(margins: Margins = margins, found: list[torch.Tensor] = found) -> None:
-                found.append(proves(margins, everything, epsilon))  # noqa: B023
+                found.append(tried(margins, everything, epsilon)[0])  # noqa: B023
 
             seconds = least(run, 1 if "Lanczos" in name else 2)
             print(
@@ -99,7 +100,7 @@ def measure(title: str, network: Network, x: torch.Tensor, y: torch.Tensor) -> N
                 f"{int(found[-1].sum())}",
                 flush=True,
             )
-        proves(partial(local_margins, tally=tally), everything, epsilon)
+        tried(partial(local_margins, tally=tally), everything, epsilon)
         print(f"    {dict(tally)}, failure probability {failure_budget.failure_probability:.2g}")
 
 

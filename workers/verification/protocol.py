@@ -134,9 +134,14 @@ class Bound(ABC):
 
     @property
     def max_passes(self) -> float:
-        """Passes that one attempt may spend per sample: taken from the work budget in advance, and
-        what the verdict has not spent is given back. As expected, but for bounds that search."""
+        """Passes that one attempt may spend per sample. As expected, but for bounds that search."""
         return self.expected_passes
+
+    def price(self, *, tightest: bool) -> float:
+        """Passes that an attempt takes from the work budget per sample in advance: what the verdict
+        has not spent is given back, what it has spent beyond is taken then. tightest: as of
+        ``Budget``."""
+        return self.max_passes
 
     @abstractmethod
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:

@@ -21,7 +21,7 @@ from workers.verification.forward.margins import certified, logit_enclosure
 from workers.verification.forward.propagation import has_forward_rule, propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.lanczos import FailureBudget
-from workers.verification.problem import Problem
+from workers.verification.problem import Arithmetic, Problem
 from workers.verification.protocol import Bound, Budget, Verdict
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
@@ -102,7 +102,9 @@ class MarginsBound(Bound):
     """A bound made of lower bounds on the margins: all positive is a proof.
 
     margins: in one arithmetic; in_search: a cheaper form of it, instead of it where a radius is
-    searched; randomized: instead of it where the problem has a failure budget;
+    searched, in the first arithmetic alone, at the price of ``search_passes``; randomized: instead
+    of it where the problem has a failure budget; metered: they take ``spent`` [batch] too, to which
+    they add the forward passes that each sample has cost (else: as expected);
     rows_per_sample: rows that it carries for each sample: blocks of samples shrink by as much;
     retry_share: a failed float32 pass is worth a retry where its bound lacks less than this share
     of the margin at the centre.
@@ -110,15 +112,18 @@ class MarginsBound(Bound):
 
     margins: Margins
     in_search: Margins | None = None
+    search_passes: float | None = None
     randomized: RandomizedMargins | None = None
+    metered: bool = False
     rows_per_sample: int = 1
     retry_share: float = 0.5
 
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``; it never falsifies, and costs what is expected."""
         margins = self.margins
+        turns = problem.arithmetics()[-1 if budget.tightest else 0 :]
         if budget.tightest and self.in_search is not None:
-            margins = self.in_search
+            margins, turns = self.in_search, problem.arithmetics()[:1]
         if problem.failure_budget is not None and self.randomized is not None:
             margins = partial(self.randomized, problem.failure_budget)
         verdict = margins_in_turn(
@@ -127,11 +132,19 @@ class MarginsBound(Bound):
             region,
             labels,
             budget,
+            turns,
             rows_per_sample=self.rows_per_sample,
             retry_share=self.retry_share,
+            metered=self.metered,
         )
-        verdict.spent.fill_(self.expected_passes)
+        if not self.metered:
+            verdict.spent.fill_(self.price(tightest=budget.tightest))
         return verdict
+
+    def price(self, *, tightest: bool) -> float:
+        """As ``Bound.price``."""
+        cheaper = tightest and self.search_passes is not None
+        return self.search_passes if cheaper else self.max_passes  # type: ignore[return-value]
 
 
 def margins_in_turn(
@@ -140,14 +153,17 @@ def margins_in_turn(
     region: Region,
     labels: Tensor,
     budget: Budget,
+    turns: list[Arithmetic],
     *,
     rows_per_sample: int = 1,
     retry_share: float = 0.5,
+    metered: bool = False,
 ) -> Verdict:
-    """What ``margins`` prove, in one arithmetic of the problem after the other.
+    """What ``margins`` prove, in one arithmetic after the other.
 
-    Arguments as of ``Bound.attempt`` and ``MarginsBound``. The next arithmetic tries what failed
-    and may have failed by rounding, or broke down altogether. ``spent`` is left at 0.
+    turns: the arithmetics to try, of those of the problem; other arguments as of ``Bound.attempt``
+    and ``MarginsBound``. The next arithmetic tries what failed and may have failed by rounding, or
+    broke down altogether. ``spent`` is left at 0 unless the margins are metered.
     """
     x, clock = region.x, budget.clock
     verdict = Verdict.undecided(x.shape[0])
@@ -155,20 +171,23 @@ def margins_in_turn(
     hopeful = torch.ones(x.shape[0], dtype=torch.bool)
     everything = torch.arange(x.shape[0])
     with exact_arithmetic(), contextlib.suppress(OutOfTime):
-        turns = problem.arithmetics()[-1 if budget.tightest else 0 :]
         for number, (rounding, dtype) in enumerate(turns, start=1):
             still = (~proved & hopeful).nonzero().flatten()
             for rows in problem.blocks(
                 len(x), still, dtype, rows_per_sample=rows_per_sample, clock=clock
             ):
+                asked = labels[rows].to(problem.device)
+                spent = torch.zeros(len(asked), dtype=torch.float64, device=problem.device)
                 found = margins(
                     problem.compiled,
                     region.part(rows, problem.device),
-                    labels[rows].to(problem.device),
+                    asked,
                     rounding,
                     dtype,
                     clock=clock,
+                    **({"spent": spent} if metered else {}),
                 )
+                verdict.spent[rows] += spent.cpu()
                 proved[rows] = certified(found).cpu()
                 lowest[rows] = torch.maximum(lowest[rows], found.amin(1).cpu())
                 budget.report(everything[rows], proved[rows])

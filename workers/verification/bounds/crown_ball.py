@@ -40,7 +40,17 @@ __all__ = ["Multipliers", "crown_ball_margins", "recast"]
 AT_INPUT, EXCESS = 0, -1.0
 #: Logarithms of the multipliers that are tried first, as shares of |g| / radius; and none at all.
 GRID = (-math.inf, -6.0, -4.0, -2.5, -1.0, 0.0)
+#: The same for boxes of intermediate values, of which there are thousands.
+BOX_GRID = (-math.inf, -3.0, -1.0)
 BETAS = (0.9, 0.98)
+#: After every so many steps a row stops that would not reach what it needs if each step to come
+#: gained so many times as much as those before, for its rate.
+WINDOW, SPARE = 10, 1.5
+#: A row climbs beyond what it needs by so many times what its last proof lost by rounding.
+BEYOND = 1.25
+#: In plain forward passes, counted like those of CROWN: boxes and first multipliers of a sample,
+#: and a gradient step of a row.
+BOX_PASSES, STEP_PASSES = 2_000.0, 75.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,12 @@ class Round:
     decay: float = 0.975
     directions: tuple[int, int] = (0, 0)
 
+    def still_gained(self, step: int) -> float:
+        """How many times what the last ``WINDOW`` steps have gained all that follow may gain: as
+        much for each unit of the rates that are left, and ``SPARE`` times."""
+        left = self.decay**step - self.decay**self.steps
+        return SPARE * left / (self.decay ** (step - WINDOW) - self.decay**step)
+
 
 #: What is proved between two rounds is done.
 ROUNDS = (Round(20, 3.0), Round(40, 1.5), Round(120, 1.2, 0.04, 0.1, 0.98, (4, 40)))
@@ -72,11 +88,12 @@ def crown_ball_margins(
     dtype: torch.dtype,
     *,
     rounds: int = len(ROUNDS),
+    spent: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, over ball and box together.
 
-    rounds: of the search, at most.
+    rounds: of the search, at most; spent [batch] float64: forward passes, added in place.
 
     Sound for every row, in the deployed network too (``rounding``); the label's column is inf, a
     row of -inf certifies nothing. When the time is over what has been proved counts; raises
@@ -86,8 +103,8 @@ def crown_ball_margins(
     quadratic = QuadraticPass(backward)
 
     def plain(backward: BackwardPass, value: int, rows: LinearForm, needed: Tensor) -> Tensor:
-        start = _Start(quadratic)
-        return _best(quadratic.lower_bound(value, rows, start, len(GRID)))[0]
+        start = _Start(quadratic, BOX_GRID)
+        return _best(quadratic.lower_bound(value, rows, start, len(BOX_GRID)))[0]
 
     def refine(index: int, values: list[Enclosure | None]) -> None:
         backward.values = values
@@ -103,7 +120,9 @@ def crown_ball_margins(
         clock=clock,
     )
     bounds = margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)
-    search = _Search(backward, rounds)
+    spent = torch.zeros_like(region.epsilon) if spent is None else spent
+    spent += BOX_PASSES
+    search = _Search(backward, rounds, spent)
     return final_forms(backward, labels, bounds, solve=search.solve)
 
 
@@ -142,10 +161,10 @@ def _best(bounds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Start:
-    """CROWN's slopes, and multipliers in the proportions of ``GRID``; keeps what it chose."""
+    """CROWN's slopes, and multipliers in the proportions of a grid; keeps what it chose."""
 
-    def __init__(self, quadratic: QuadraticPass) -> None:
-        self.quadratic = quadratic
+    def __init__(self, quadratic: QuadraticPass, grid: tuple[float, ...] = GRID) -> None:
+        self.quadratic, self.grid = quadratic, grid
         self.factors: dict[int, Tensor] = {}
         self.units: dict[int, Tensor] = {}
         self.scales: dict[int, Tensor] = {}
@@ -165,7 +184,7 @@ class _Start:
         self.factors[index] = factors
         self.units[index] = length / math.sqrt(given[0].numel())
         self.scales[index] = scales
-        return slopes, scales[:, None] * torch.tensor(GRID).exp().to(scales)
+        return slopes, scales[:, None] * torch.tensor(self.grid).exp().to(scales)
 
 
 @dataclass
@@ -226,6 +245,7 @@ class _Search:
 
     backward: BackwardPass
     rounds: int
+    spent: Tensor
     _passes: list[QuadraticPass] = field(default_factory=list)
 
     def passes(self) -> list[QuadraticPass]:
@@ -252,32 +272,36 @@ class _Search:
         guided = rows.with_coefficients(rows.coefficients.to(dtype))
         start = _Start(guide)
         with torch.no_grad():
-            _, column = _best(guide.lower_bound(value, guided, start, len(GRID)))
+            reached, column = _best(guide.lower_bound(value, guided, start, len(GRID)))
         chosen = Multipliers.after(start, column)
         centre = guide.at_centre(value, guided)
         best = torch.full_like(needed, -math.inf)
+        aim = needed.clone()
         still = torch.arange(len(needed), device=needed.device)
         for turn in (Round(0), *ROUNDS[: self.rounds]):
             try:
                 if turn.steps:
                     left = _hopeful(centre - best, centre - needed, turn.hope, rows.sample)[still]
                     chosen = chosen.mapped(lambda held, left=left: held[left])
-                    still = still[left]
+                    still, reached = still[left], reached[left]
                     if not still.numel():
                         break
                     part = _some(guided, still)
-                    chosen = self._climb(guide, value, part, needed[still], chosen, turn)
+                    chosen, reached = self._climb(guide, value, part, aim[still], chosen, turn)
                 found = self._proved(proof, value, _some(rows, still), chosen, turn)
             except OutOfTime:
                 if bool(torch.isneginf(best).all()):
                     raise
                 break
             best[still] = torch.fmax(best[still], found)
+            # What the proof loses by rounding has to be climbed too.
+            lost = (reached - found).nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0)
+            aim[still] = needed[still] + BEYOND * lost
             left = (best[still] <= needed[still]) & torch.isfinite(found)
             if not chosen.factors or not bool(left.any()):
                 break
             chosen = chosen.mapped(lambda held, left=left: held[left])
-            still = still[left]
+            still, reached = still[left], reached[left]
         return best
 
     def _proved(
@@ -301,8 +325,8 @@ class _Search:
         needed: Tensor,
         chosen: Multipliers,
         turn: Round,
-    ) -> Multipliers:
-        """The best multipliers met in one round."""
+    ) -> tuple[Multipliers, Tensor]:
+        """The best multipliers met in one round, and the bounds [rows] that they gave."""
         moving = chosen.mapped(lambda held: held.clone())
         free = [x.requires_grad_() for part in moving.free() for x in part.values()]
         slopes = [*moving.factors.values(), *moving.shifts.values()]
@@ -315,6 +339,9 @@ class _Search:
         end = moving.end(turn.directions[0])
         kept = [x.detach().clone() for x in free]
         best = torch.full_like(needed, -math.inf)
+        behind = best
+        pulls = torch.ones_like(needed, dtype=torch.bool)
+        steps = torch.zeros_like(needed)
         cells: dict[int, Cells] = {}
         offset = guide.at_centre(value, rows)
         for step in range(turn.steps + 1):
@@ -323,14 +350,19 @@ class _Search:
                     end.excess = moving.excess[AT_INPUT].exp()
                 bound = guide.fall(value, rows, moving, cells=cells, end=end)[:, 0] + offset
             found = bound.detach()
-            better = (found > best) & (best <= needed)
+            better = (found > best) & pulls
             best = torch.where(better, found, best)
             for old, new in zip(kept, free, strict=True):
                 mask = better.reshape(-1, *([1] * (new.dim() - 1)))
                 torch.where(mask, new.detach(), old, out=old)
-            pulls = (best <= needed) & torch.isfinite(found)
+            pulls = pulls & (best <= needed) & torch.isfinite(found)
+            if step and step % WINDOW == 0:
+                reach = best + turn.still_gained(step) * (best - behind)
+                pulls = pulls & _all_of_sample(~(reach < needed), rows.sample)
+                behind = best
             if step == turn.steps or not bool(pulls.any()):
                 break
+            steps += pulls
             optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():
                 (-bound[pulls].sum()).backward()
@@ -339,16 +371,22 @@ class _Search:
         with torch.no_grad():
             for old, new in zip(kept, free, strict=True):
                 new.copy_(old)
-        return moving.mapped(lambda held: held.detach())
+        sample = torch.zeros_like(steps, dtype=torch.int64) if rows.sample is None else rows.sample
+        self.spent.index_add_(0, sample, STEP_PASSES * steps)
+        return moving.mapped(lambda held: held.detach()), best
 
 
 def _hopeful(lost: Tensor, margin: Tensor, hope: float, sample: Tensor | None) -> Tensor:
     """[rows] bool: of samples whose rows have all lost at most ``hope`` margins at the centre."""
-    far = ~(lost <= hope * margin)
+    return _all_of_sample(lost <= hope * margin, sample)
+
+
+def _all_of_sample(good: Tensor, sample: Tensor | None) -> Tensor:
+    """[rows] bool: of samples (None: all rows are of one) whose rows are all ``good``."""
     if sample is None:
-        return ~far.any().expand_as(far)
-    count = torch.zeros(int(sample.max()) + 1, dtype=torch.int64, device=far.device)
-    return count.index_add(0, sample, far.to(torch.int64))[sample] == 0
+        return good.all().expand_as(good)
+    bad = torch.zeros(int(sample.max()) + 1, dtype=torch.int64, device=good.device)
+    return bad.index_add(0, sample, (~good).to(torch.int64))[sample] == 0
 
 
 def _some(rows: LinearForm, chosen: Tensor) -> LinearForm:

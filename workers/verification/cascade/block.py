@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,31 @@ from torch import Tensor
 
 from workers.verification.results import POOL
 
-__all__ = ["Block"]
+__all__ = ["Block", "Tries"]
+
+
+@dataclass
+class Tries:
+    """Of one bound, per sample: the largest epsilon proved and the smallest where it failed, with
+    the margins there in units of those at the centre, [batch] each."""
+
+    proved: Tensor
+    left: Tensor
+    failed: Tensor
+    lack: Tensor
+
+    @classmethod
+    def none(cls, batch: int) -> Tries:
+        """None yet."""
+        zero = torch.zeros(batch, dtype=torch.float64)
+        return cls(zero, zero + torch.nan, zero + torch.inf, zero + torch.nan)
+
+    def add(self, rows: Tensor, epsilon: Tensor, proved: Tensor, margin: Tensor) -> None:
+        """One more try of each of these rows."""
+        better = proved & (epsilon > self.proved[rows])
+        self.proved[rows[better]], self.left[rows[better]] = epsilon[better], margin[better]
+        worse = ~proved & (epsilon < self.failed[rows])
+        self.failed[rows[worse]], self.lack[rows[worse]] = epsilon[worse], margin[worse]
 
 
 class Block:
@@ -38,14 +63,21 @@ class Block:
         self.failed = torch.full((count,), torch.inf, dtype=torch.float64)
         #: The last bound's least margin over the margin at the centre, where it failed.
         self.gap = torch.zeros(count, dtype=torch.float64)
+        #: The last bound's least margin over the margin at the centre, where it proved as well.
+        self.left = torch.full((count,), torch.nan, dtype=torch.float64)
         #: Plain forward passes that bounds may still cost the samples of each pool together.
         self.work = [work * min(POOL, count - start) for start in range(0, count, POOL)]
+        #: What verdicts and the search of the radius have cost each sample.
+        self.spent = {"verdict": torch.zeros(count, dtype=torch.float64)}
+        self.spent["radius"] = self.spent["verdict"].clone()
         self.by = [""] * count
         self.decided_by = [[""] * width for _ in range(count)]
         #: Who found the counterexample, per sample and asked epsilon.
         self.broken_by = [[""] * width for _ in range(count)]
         self.falsified = torch.zeros(count, width, dtype=torch.bool)
         self.counterexamples: dict[tuple[int, int], Tensor] = {}
+        #: What each bound's verdicts have shown of each sample: where its radius must lie.
+        self.tries: dict[str, Tries] = {}
         #: What each bound keeps for each sample from one attempt to the next.
         self.states: dict[str, list[dict[str, Any]]] = {}
         #: Whether no search of the radius is to come, per sample.
@@ -75,6 +107,10 @@ class Block:
         if not float(self.proved[row]):
             self.by[row] = ""
 
+    def tries_of(self, name: str) -> Tries:
+        """What the verdicts of the bound of this name have shown, to be changed in place."""
+        return self.tries.setdefault(name, Tries.none(len(self.x)))
+
     def states_of(self, name: str, rows: Tensor) -> list[dict[str, Any]]:
         """What the bound of this name keeps for these rows, to be changed in place."""
         states = self.states.setdefault(name, [{} for _ in range(len(self.x))])
@@ -97,10 +133,11 @@ class Block:
                 paid[place] = True
         return paid
 
-    def refund(self, rows: Tensor, passes: Tensor) -> None:
-        """Give back to their pools what rows have paid and not spent, [rows]."""
+    def settle(self, rows: Tensor, passes: Tensor) -> None:
+        """Give back to their pools what rows have paid and not spent, [rows]; take what they have
+        spent beyond it (less than 0)."""
         for row, unspent in zip(rows.tolist(), passes.tolist(), strict=True):
-            self.work[row // POOL] += max(0.0, unspent)
+            self.work[row // POOL] += unspent
 
     def open(self, position: int) -> Tensor:
         """[batch] bool: correct, neither proved nor falsified at this asked epsilon."""

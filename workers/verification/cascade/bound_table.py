@@ -119,6 +119,8 @@ BOUNDS: dict[str, Bound] = {
             replaces=("crown",),
             margins=crown_ball_margins,
             in_search=partial(crown_ball_margins, rounds=1),
+            search_passes=2_500,
+            metered=True,
             rows_per_sample=BACKWARD_ROWS,
             retry_share=0.0,  # what is proved is proved in float64
         ),

@@ -1,4 +1,8 @@
-"""Certified radius per sample: batched bracketing over epsilon with any bound as the predicate."""
+"""Certified radius per sample: a bracket over epsilon, with any bound as the predicate.
+
+What a bound says at one epsilon costs as much as a verdict, so few are asked for: the margins of
+the tries before, as far as they were told, say where the next one is worth most.
+"""
 
 from __future__ import annotations
 
@@ -8,58 +12,146 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["radius_rounded_down", "search_radius"]
+__all__ = ["Lost", "radius_rounded_down", "search_radius"]
 
-#: Halvings below the smallest known failure before a sample is left with no radius.
-HALVINGS = 20
+#: Tries below the smallest known failure before a sample is left with no radius.
+TRIES_FROM_NOTHING = 20
+#: While nothing has failed, the next epsilon is at most so many times the last one proved, and
+#: while nothing is proved, at least this share of the smallest one that failed.
+LEAP, DROP = 4.0, 0.25
+#: Where nothing is known of margins: the next epsilon above one that is proved.
+AHEAD = 1.5
+#: No try is nearer to the one proved than this share of the bracket.
+NEAR = 0.125
+#: After two tries that left more of the bracket it is halved.
+SLOW = 0.6
 
 
 def radius_rounded_down(radius: Tensor) -> Tensor:
     """Radii with 21 significant bits, rounded down: last bits may depend on the batch."""
-    mantissa, exponent = torch.frexp(radius)
-    return torch.where(
-        torch.isfinite(radius), torch.ldexp(torch.floor(mantissa * 2**21) / 2**21, exponent), radius
-    )
+    return _significant(radius, 21)
+
+
+def _significant(value: Tensor, bits: int) -> Tensor:
+    mantissa, exponent = torch.frexp(value)
+    short = torch.ldexp(torch.floor(mantissa * 2.0**bits) / 2.0**bits, exponent)
+    return torch.where(torch.isfinite(value), short, value)
+
+
+class Lost:
+    """What of the margin at the centre a bound loses up to an epsilon: a guess at its radius.
+
+    The share lost per epsilon, (1 - margin) / epsilon, grows slowly and nearly in proportion to
+    epsilon: a straight line through two tries. It only decides what is tried.
+    """
+
+    def __init__(self, batch: int) -> None:
+        #: Of the last two tries: epsilon, and share lost per epsilon (NaN: none yet).
+        self.epsilon = torch.full((batch, 2), torch.nan, dtype=torch.float64)
+        self.rate = self.epsilon.clone()
+
+    def learn(self, rows: Tensor, epsilon: Tensor, margin: Tensor) -> None:
+        """margin [rows]: at this epsilon, in units of the margin at the centre."""
+        usable = torch.isfinite(margin) & (epsilon > 0)
+        rows, epsilon, margin = rows[usable], epsilon[usable], margin[usable]
+        self.epsilon[rows, 0], self.rate[rows, 0] = self.epsilon[rows, 1], self.rate[rows, 1]
+        self.epsilon[rows, 1], self.rate[rows, 1] = epsilon, (1.0 - margin) / epsilon
+
+    def root(self, rows: Tensor) -> Tensor:
+        """Where about nothing is left, [rows]; infinite where nothing is lost, NaN: not known."""
+        first, last = self.rate[rows].unbind(1)
+        gap = self.epsilon[rows, 1] - self.epsilon[rows, 0]
+        growth = ((last - first) / gap).nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0)
+        # epsilon (start + growth epsilon) = 1.
+        start = (last - growth * self.epsilon[rows, 1]).clamp_min(0.0)
+        found = 2.0 / (start + (start.square() + 4.0 * growth).sqrt())
+        # One try: between all of the loss in proportion to epsilon, and to its square.
+        alone = torch.isnan(first)
+        only = self.epsilon[rows, 1] / (last * self.epsilon[rows, 1]).clamp_min(0.0) ** 0.75
+        found = torch.where(alone, only, found)
+        return torch.where(last <= 0, torch.inf, found)
 
 
 def search_radius(
-    proves: Callable[[Tensor, Tensor], Tensor],
+    proves: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     proved: Tensor,
     failed: Tensor,
     start: Tensor,
     cap: float,
     *,
     width: float,
+    tries: int = 2000,
+    lost: Lost | None = None,
+    allowed: Callable[[Tensor], Tensor] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Largest epsilon [batch] float64 at which ``proves`` succeeded; infinite beyond ``cap``.
 
-    proves(rows, epsilon [rows]) -> [rows] bool; proved [batch]: already proved epsilons (0: none);
+    proves(rows, epsilon [rows]) -> ([rows] bool, [rows] float64 margins in units of those at the
+    centre, NaN where they are not known); proved [batch]: already proved epsilons (0: none);
     failed [batch]: already failed ones (inf: none); start [batch]: first guess where nothing is
-    known; width: the bracket ends when its ends differ by less than this share. Every success is a
-    proof of its own, so nothing depends on monotony. The epsilons tried depend on the sample alone,
-    not on the batch. ``stop`` is asked before every try.
+    known; width: the bracket ends when its ends differ by less than this share; tries: of a sample
+    at most; lost: what is known of margins already; allowed(rows) -> [rows] bool: those for which
+    another try may be paid, asked before every try but the first.
+
+    Every success is a proof of its own, so nothing depends on monotony or on margins. The epsilons
+    tried depend on the sample alone, not on the batch: they are short numbers, so that the last
+    bits of a margin do not matter. ``stop`` is asked before every try.
     """
     low, high = proved.clone(), failed.clone()
+    lost = Lost(len(low)) if lost is None else lost
     tried = torch.zeros_like(low)
+    #: How many tries in a row have left more than ``SLOW`` of the bracket.
+    slow = torch.zeros_like(low)
     while True:
-        unbounded = low >= cap
         wide = (high - low) > width * high
-        no_root = (low <= 0) & (tried >= HALVINGS)
-        rows = (~unbounded & (wide | torch.isinf(high)) & ~no_root).nonzero().flatten()
+        no_root = (low <= 0) & (tried >= TRIES_FROM_NOTHING)
+        going = (low < cap) & (wide | torch.isinf(high)) & ~no_root & (tried < tries)
+        rows = going.nonzero().flatten()
+        if allowed is not None:
+            rows = rows[(tried[rows] == 0) | allowed(rows)]
         if not rows.numel() or stop():
             break
         lower, upper = low[rows], high[rows]
-        guess = torch.where(
-            torch.isinf(upper),
-            torch.where(lower > 0, 2 * lower, start[rows]),
-            torch.where(lower > 0, (lower + upper) / 2, upper / 4),
-        )
-        guess = guess.clamp_max(cap)
-        success = proves(rows, guess)
+        guess = _guess(lower, upper, lost.root(rows), start[rows], slow[rows] > 1, width, cap)
+        success, margin = proves(rows, guess)
+        lost.learn(rows, guess, margin)
         low[rows] = torch.where(success, guess, lower)
         high[rows] = torch.where(success, upper, guess)
+        left = (high[rows] - low[rows]) > SLOW * (upper - lower)
+        slow[rows] = torch.where(left & torch.isfinite(upper), slow[rows] + 1, 0.0)
         tried[rows] += 1
-        if bool((tried > 2000).any()):
-            break
     return torch.where(low >= cap, torch.full_like(low, math.inf), low)
+
+
+def _guess(
+    low: Tensor,
+    high: Tensor,
+    root: Tensor,
+    start: Tensor,
+    slow: Tensor,
+    width: float,
+    cap: float,
+) -> Tensor:
+    """The epsilon to try between ``low`` (proved) and ``high`` (failed), all [rows]."""
+    known, opened = low > 0, torch.isinf(high)
+    # Without a root: ahead, halved (far apart: in logarithms), or far down.
+    middle = torch.where(high > LEAP * low, (low * high).sqrt(), (low + high) / 2)
+    plain = torch.where(known, middle, high * DROP)
+    plain = torch.where(opened, torch.where(known, AHEAD * low, start), plain)
+    # A little below the root, so that it is more likely proved; at the ends, just inside them.
+    guess = root * (1 - width / 4)
+    first = torch.where(known, low, start)
+    leap = torch.where(torch.isinf(root), cap, LEAP * first)
+    above = torch.where(opened, leap, high * (1 - 0.75 * width))
+    step = torch.where(opened, max(4 * width, 0.125), 0.75 * width) * low
+    step = torch.where(opened, step, torch.maximum(step, (high - low) * NEAR))
+    below = torch.where(known, low + step, torch.where(opened, 0.0, high * DROP))
+    guess = torch.maximum(torch.minimum(guess, above), below)
+    # Ends that hardly move are not approached from one side for ever; a root below what is proved
+    # is none.
+    lost = torch.isnan(root) | (root < low * (1 - width)) | (slow & known)
+    guess = torch.where(lost, plain, guess)
+    short = _significant(guess, 3 - round(math.log2(width)))
+    inside = (short > low) & (short < high)
+    return torch.where(guess >= cap, cap, torch.where(inside, short, plain)).clamp_max(cap)

@@ -133,7 +133,11 @@ def certify_samples(
     )
     shard.notes["passed_over"] = passed_over
     shard.seconds["bound"] += time.perf_counter() - began
-    bounds = without_replaced(bounds, shard.fits)
+    # One that the work is not enough for replaces none: the cheaper one may be all there is.
+    enough = math.inf if work is None else work
+    bounds = without_replaced(
+        bounds, lambda bound: shard.fits(bound) and bound.max_passes <= enough
+    )
     for number, block in enumerate(blocks):
         certify_block(shard, block, bounds, start=number * BLOCK)
         said.done = number * BLOCK + len(block.x)

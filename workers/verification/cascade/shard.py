@@ -114,7 +114,8 @@ class Shard:
         rows: positions in the block; epsilon [rows] float64. What is proved or falsified is written
         into the block at once. A bound that runs out of memory leaves the rest undecided.
         """
-        rows, epsilon = self._affordable(bound, block, rows, epsilon)
+        price = bound.price(tightest=tightest)
+        rows, epsilon = self._affordable(price, block, rows, epsilon)
         if not rows.numel():
             return torch.zeros(0, dtype=torch.bool), rows
         tried = torch.zeros(rows.numel(), dtype=torch.bool)
@@ -130,7 +131,7 @@ class Shard:
         budget = Budget(
             block.margin[rows],
             self.clock,
-            passes=bound.max_passes,
+            passes=price,
             tightest=tightest,
             states=block.states_of(bound.name, rows),
             report=report,
@@ -149,8 +150,13 @@ class Shard:
             return self.gave_up(bound, rows, certain, str(error))
         proved = verdict.proved
         block.prove(rows[proved], epsilon[proved], bound.name)
-        block.gap[rows] = torch.where(proved, 0.0, verdict.least_margin / block.margin[rows])
-        block.refund(rows, bound.max_passes - verdict.spent)
+        left = verdict.least_margin / block.margin[rows]
+        block.gap[rows] = torch.where(proved, 0.0, left)
+        block.left[rows] = left
+        if not tightest:
+            block.tries_of(bound.name).add(rows, epsilon, proved, left)
+        block.settle(rows, price - verdict.spent)
+        block.spent["radius" if tightest else "verdict"][rows] += verdict.spent
         self._falsify(bound, block, rows, region, verdict)
         if not bool(proved.all()):
             self.spent()
@@ -182,13 +188,13 @@ class Shard:
         block.take_back(row, epsilon)
 
     def _affordable(
-        self, bound: Bound, block: Block, rows: Tensor, epsilon: Tensor
+        self, price: float, block: Block, rows: Tensor, epsilon: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(rows, epsilon) that time and work are left for; their pools have paid."""
         if rows.numel() and self.spent():
             rows, epsilon = rows[:0], epsilon[:0]
         if math.isfinite(block.work[0]):
-            paid = block.afford(rows, epsilon, bound.max_passes)
+            paid = block.afford(rows, epsilon, price)
             if not bool(paid.all()):
                 self.notes["work_spent"] = True
             rows, epsilon = rows[paid], epsilon[paid]

@@ -12,15 +12,19 @@ from workers.verification.bounds.arithmetics import RadiusBound
 from workers.verification.cascade.attack_stage import attack_block, attack_passes
 from workers.verification.cascade.block import Block
 from workers.verification.cascade.progress import epsilon_text
-from workers.verification.cascade.radius import search_radius
+from workers.verification.cascade.radius import Lost, search_radius
 from workers.verification.cascade.shard import Shard
 from workers.verification.protocol import Bound, Budget
 from workers.verification.region import Region, largest_distance
 
 __all__ = ["certify_block"]
 
-#: A radius is searched until its bracket is this narrow: before the attack, and after it.
-FINE, COARSE = 2.0**-10, 2.0**-4
+#: A radius is searched until its bracket is this narrow: by a method alone; in a cascade before the
+#: attack, and after it.
+EXACT, FINE, COARSE = 2.0**-10, 2.0**-7, 2.0**-4
+#: In a cascade, each sample is tried at so many epsilons at most: before the attack, and after it,
+#: where all but the first try may cost no more than the sample's verdicts have.
+CHEAP_TRIES, EXPENSIVE_TRIES = 5, 4
 
 
 def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int) -> None:
@@ -36,7 +40,10 @@ def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int
     with shard.timed("bound"):
         for bound in cheap:
             _apply(shard, bound, block, cascading=cascading)
-        _search(shard, cheap, block, FINE)
+        if cascading:
+            _search(shard, cheap, block, FINE, CHEAP_TRIES)
+        else:
+            _search(shard, cheap, block, EXACT)
     if shard.request.radius:
         block.closed.copy_(block.decided())
     with shard.timed("attack"):
@@ -48,8 +55,10 @@ def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int
         names = {bound.name for bound in expensive}
         unsettled = torch.tensor([by in names or not by for by in block.by])
         unsettled |= block.proved < min(block.epsilons)
-        chosen = unsettled if cheap else None
-        _search(shard, expensive[:1], block, COARSE if cheap else FINE, chosen)
+        if cascading:
+            _search(shard, expensive[:1], block, COARSE, EXPENSIVE_TRIES, unsettled, thrifty=True)
+        else:
+            _search(shard, expensive, block, EXACT)
     block.closed.fill_(True)
     block.states.clear()
     with shard.timed("attack"):
@@ -102,9 +111,19 @@ def _apply_closed_form(shard: Shard, bound: RadiusBound, block: Block) -> None:
 
 
 def _search(
-    shard: Shard, bounds: list[Bound], block: Block, width: float, chosen: Tensor | None = None
+    shard: Shard,
+    bounds: list[Bound],
+    block: Block,
+    width: float,
+    tries: int = 100,
+    chosen: Tensor | None = None,
+    *,
+    thrifty: bool = False,
 ) -> None:
-    """Raise the proved radius of every correct (and chosen) sample with the tightest bounds."""
+    """Raise the proved radius of every correct (and chosen) sample with the tightest bounds.
+
+    thrifty: at no more than the sample's verdicts have cost, but for the first try.
+    """
     dominated = {name for bound in bounds for name in bound.dominates}
     searching = [
         bound
@@ -118,8 +137,9 @@ def _search(
     cap = _cap(shard, block)
     start = torch.full((rows.numel(),), min(min(block.epsilons), cap), dtype=torch.float64)
 
-    def proves(chosen: Tensor, epsilon: Tensor) -> Tensor:
+    def proves(chosen: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
         proved = torch.zeros(chosen.numel(), dtype=torch.bool)
+        margin = torch.full((chosen.numel(),), torch.nan, dtype=torch.float64)
         block.closed[rows] = True
         block.closed[rows[chosen]] = False
         for bound in searching:
@@ -129,9 +149,16 @@ def _search(
             found, asked = shard.attempt(bound, block, asked, at, what, tightest=True)
             position = torch.searchsorted(rows[chosen], asked)
             proved[position[found]] = True
-        return proved
+            margin[position] = torch.fmax(margin[position], block.left[asked])
+        return proved, margin
 
-    failed = torch.minimum(block.failed[rows], block.ceiling()[rows])
+    price = sum(bound.price(tightest=True) for bound in searching)
+
+    def allowed(chosen: Tensor) -> Tensor:
+        spent = {name: passes[rows[chosen]] for name, passes in block.spent.items()}
+        return spent["radius"] + price <= spent["verdict"]
+
+    failed, lost = _known(block, rows, searching)
     radius = search_radius(
         proves,
         block.proved[rows].clone(),
@@ -139,8 +166,26 @@ def _search(
         start,
         cap,
         width=width,
+        tries=tries,
+        lost=lost,
+        allowed=allowed if thrifty else None,
         stop=shard.spent,
     )
     # Beyond the cap every input is proved.
     for row in rows[torch.isinf(radius)].tolist():
         block.prove(torch.tensor([row]), torch.tensor([math.inf]), block.by[row])
+
+
+def _known(block: Block, rows: Tensor, bounds: list[Bound]) -> tuple[Tensor, Lost]:
+    """(failed [rows], margins lost): what the verdicts of these bounds and the attack have shown.
+
+    Where one of several bounds was not tried, it may prove what the others did not.
+    """
+    lost = Lost(len(rows))
+    reach = torch.zeros(len(rows), dtype=torch.float64)
+    for bound in bounds:
+        tries = block.tries_of(bound.name)
+        lost.learn(torch.arange(len(rows)), tries.proved[rows], tries.left[rows])
+        lost.learn(torch.arange(len(rows)), tries.failed[rows], tries.lack[rows])
+        reach = torch.maximum(reach, tries.failed[rows])
+    return torch.minimum(reach, block.ceiling()[rows]), lost

@@ -6,6 +6,7 @@ The fused map's rounding terms and magnitudes cover the deployed, unfused evalua
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,7 +37,11 @@ def _merge(first: GraphStep, second: GraphStep) -> Affine | None:
 
 def _moderate(*maps: Affine) -> bool:
     """``Affine.moderate`` of each, looked at once: a step is asked after every merge."""
-    return all(op.scalar("moderate", lambda op=op: torch.tensor(op.moderate())) for op in maps)
+    return all(op.scalar("moderate", partial(_is_moderate, op)) for op in maps)
+
+
+def _is_moderate(op: Affine) -> Tensor:
+    return torch.tensor(op.moderate())
 
 
 def _padded(pad: Pad, conv: Convolution) -> Convolution:

@@ -19,6 +19,7 @@ with the same gamma.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class SkewSeries(Affine):
         """The map that a chain of this kernel deploys. known: its ``kernel_norms``, where an
         earlier compilation has found them. Raises OutOfTime."""
         for name, value in zip(("norm", "entrywise"), known, strict=False):
-            kernel.scalar(name, lambda value=value: torch.tensor(value, dtype=torch.float64))
+            kernel.scalar(name, functools.partial(torch.tensor, value, dtype=torch.float64))
         _reach(kernel, clock)
         _entrywise(kernel, clock)
         zero = torch.zeros((), dtype=torch.float64)

@@ -213,11 +213,11 @@ def added(first: Form, second: Form) -> Form | None:
     pair = [_factors(form) for form in (first, second)]
     if pair[0] is None:
         first, second, pair = second, first, pair[::-1]
-    diagonal, other = pair
-    if diagonal is not None and other is not None:
-        size = float(diagonal.factors.abs().max()) + float(other.factors.abs().max())
-        error = raised(diagonal.error + other.error + sum_error(2) * size, MANY)
-        return replace(diagonal, factors=diagonal.factors + other.factors, error=error)
+    diagonal, more = pair
+    if diagonal is not None and more is not None:
+        size = float(diagonal.factors.abs().max()) + float(more.factors.abs().max())
+        error = raised(diagonal.error + more.error + sum_error(2) * size, MANY)
+        return replace(diagonal, factors=diagonal.factors + more.factors, error=error)
     if diagonal is not None:
         return _with_factors(second, diagonal)
     if isinstance(first, Matrix) and isinstance(second, Matrix):

@@ -147,10 +147,23 @@ _BATCHES_BINARY: dict[Split, tuple[str, ...]] = {
     "train": ("data_batch_1.bin",),
 }
 
-_WNIDS: dict[Split, tuple[str, ...]] = {
-    "test": ("val/val_annotations.txt",),
-    "train": ("wnids.txt",),
-}
+
+def _tiny_imagenet(source: Path, split: Split) -> DatasetSource | None:
+    """``tiny-imagenet-200``, or a cut of it to fewer classes in the same layout."""
+    mark = "val/val_annotations.txt" if split == "test" else "wnids.txt"
+    for folder in (source, source / "tiny-imagenet"):
+        cuts = {
+            int(path.name.rpartition("-")[2]): path
+            for path in folder.glob("tiny-imagenet-*")
+            if path.name.rpartition("-")[2].isdecimal() and (path / mark).is_file()
+        }
+        if cuts:
+            paths = {"folder": str(cuts[max(cuts)])}
+            return DatasetSource(
+                kind="tiny_imagenet", name="tiny-imagenet", split=split, paths=paths
+            )
+    return None
+
 
 #: Registered names and their public layouts, in the order they are looked for.
 REGISTERED: dict[str, tuple[_Finder, ...]] = {
@@ -168,7 +181,7 @@ REGISTERED: dict[str, tuple[_Finder, ...]] = {
         _folder("cifar100", "images_folder", "cifar100", _TREE),
     ),
     "tiny-imagenet": (
-        _folder("tiny-imagenet", "tiny_imagenet", "tiny-imagenet-200", _WNIDS),
+        _tiny_imagenet,
         _folder("tiny-imagenet", "images_folder", "tiny-imagenet", _TREE),
     ),
     "digits": (_digits,),

@@ -21,11 +21,17 @@ from models.layers.one_lipschitz.skew_kernels import (
     dense_matrix,
     exact_scale,
     flattenings,
+    over_norm,
+    power_step,
     skew,
     taylor,
     trained_series,
 )
-from models.layers.partial_sums import block_and_levels, groups_of, in_partial_sums
+from models.layers.partial_sums import (
+    block_and_levels,
+    groups_of,
+    in_partial_sums,
+)
 from models.layers.shapes import Pad, Permute, Reshape
 
 __all__ = ["DEGREES", "SkewConv2d"]
@@ -34,8 +40,9 @@ __all__ = ["DEGREES", "SkewConv2d"]
 DEGREES = (8, 12)
 #: Degree of the series in training.
 TRAINED = 5
-#: Values of an image up to which its matrix is deployed in place of the chain.
-DENSE = 1024
+#: Values of an image up to which its matrix is deployed in place of the chain, and where the matrix
+#: has at most twice the kernel's numbers (images of 2 x 2), which a chain reads eight times.
+DENSE, DENSE_AND_SMALL = 1024, 4096
 
 
 class SkewConv2d(Layer):
@@ -85,22 +92,18 @@ class SkewConv2d(Layer):
             return self.frozen()
         # Norms are no place for half a precision.
         with torch.autocast(self.weight.device.type, enabled=False):
-            kernel = skew(self.weight)
-            norms = [
-                self._norm(matrix, vector)
-                for matrix, vector in zip(flattenings(kernel), (self.tall, self.flat), strict=True)
-            ]
-            return kernel / torch.minimum(*norms).clamp_min(1e-12)
+            with torch.no_grad():
+                kernel = skew(self.weight)
+                steps = [
+                    power_step(matrix, vector)
+                    for matrix, vector in zip(
+                        flattenings(kernel), (self.tall, self.flat), strict=True
+                    )
+                ]
+            return over_norm(self.weight, kernel, *steps)
 
     def _learning(self) -> bool:
         return torch.is_grad_enabled() and self.weight.requires_grad
-
-    def _norm(self, matrix: Tensor, vector: Tensor) -> Tensor:
-        with torch.no_grad():
-            right = F.normalize(matrix.T @ vector, dim=0)
-            vector.copy_(F.normalize(matrix @ right, dim=0))
-            left = vector.clone()
-        return torch.dot(left, matrix @ right)
 
     def forward(self, x: Tensor) -> Tensor:
         largest = self.weight.shape[0]
@@ -149,7 +152,9 @@ class SkewConv2d(Layer):
         largest, _, height, width = self.weight.shape
         if (height, width) == (1, 1) or shape[1:] == (1, 1):
             return self._matrix((1, 1), shape)
-        if largest * shape[1] * shape[2] <= DENSE:
+        places = shape[1] * shape[2]
+        small = places**2 <= 2 * height * width
+        if largest * places <= (DENSE_AND_SMALL if small else DENSE):
             return self._matrix(shape[1:], shape)
         return self._chain(shape)
 

@@ -6,7 +6,9 @@ real skew-symmetric matrix J, so that exp J is orthogonal.
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,17 @@ __all__ = [
     "dense_matrix",
     "exact_scale",
     "flattenings",
+    "over_norm",
+    "power_step",
     "skew",
     "taylor",
     "trained_series",
 ]
+
+#: A norm counts as this at least.
+TINY = 1e-12
+#: Sides from which on an exponential takes six products, not the library's dozen.
+LARGE = 1024
 
 
 def skew(weight: Tensor) -> Tensor:
@@ -38,6 +47,55 @@ def flattenings(kernel: Tensor) -> tuple[Tensor, Tensor]:
     channels, _, height, width = kernel.shape
     tall = kernel.permute(0, 2, 1, 3).reshape(channels * height, channels * width)
     return tall, kernel.reshape(channels, channels * height * width)
+
+
+class PowerStep(NamedTuple):
+    """Singular vectors of a matrix as they are known, both of norm 1, and left^T M right >= 0."""
+
+    left: Tensor
+    right: Tensor
+    norm: Tensor
+
+
+def power_step(matrix: Tensor, vector: Tensor) -> PowerStep:
+    """One power step for ``vector``, the left singular vector, in place."""
+    right = F.normalize(matrix.T @ vector, dim=0)
+    image = matrix @ right
+    norm = torch.linalg.vector_norm(image)
+    vector.copy_(image / norm.clamp_min(TINY))
+    return PowerStep(vector.clone(), right, norm)
+
+
+class _OverNorm(torch.autograd.Function):
+    """``kernel``, K = (W - W^T) / 2 of the weight W, over the lesser of two norms left^T M right of
+    its flattenings M, with the gradient of both. No branch on a number: a GPU need not wait."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, kernel: Tensor, *steps: Tensor) -> Tensor:
+        tall_left, tall_right, tall_norm, flat_left, flat_right, flat_norm = steps
+        norm = torch.minimum(tall_norm, flat_norm).clamp_min(TINY)
+        result = kernel / norm
+        of_tall = (tall_norm < flat_norm).to(norm.dtype)
+        vectors = (tall_left, tall_right * of_tall, flat_left, flat_right * (1 - of_tall))
+        ctx.save_for_backward(result, norm, *vectors)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        result, norm, tall_left, tall_right, flat_left, flat_right = ctx.saved_tensors
+        channels, _, height, width = result.shape
+        share = torch.dot(gradient.flatten(), result.flatten())
+        moved = gradient - torch.outer(flat_left, flat_right * share).reshape(result.shape)
+        tall = torch.outer(tall_left, tall_right * share)
+        moved -= tall.reshape(channels, height, channels, width).permute(0, 2, 1, 3)
+        return skew(moved.div_(norm)), *([None] * 7)
+
+
+def over_norm(weight: Tensor, kernel: Tensor, tall: PowerStep, flat: PowerStep) -> Tensor:
+    """``kernel``, which is ``skew(weight)``, over the lesser of two norms: with a gradient."""
+    result: Tensor = _OverNorm.apply(weight, kernel, *tall, *flat)
+    return result
 
 
 def exact_scale(kernel: Tensor) -> float:
@@ -63,15 +121,45 @@ def taylor(x: Tensor, kernel: Tensor, degree: int) -> Tensor:
 
 
 def dense_matrix(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """exp J as a matrix [c h w, c h w] in float64, for images of ``size``."""
+    """exp J as a matrix [c h w, c h w] in float64, for images of ``size``; |J| at most 3.3."""
     kernel = kernel.detach().to("cpu", torch.float64)
-    shape = (kernel.shape[0], *size)
-    units = torch.eye(shape[0] * size[0] * size[1], dtype=torch.float64)
-    padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
-    images = F.conv2d(units.reshape(-1, *shape), kernel, padding=padding).flatten(1)
-    # Row i is the image of unit i: the transpose of J.
-    result: Tensor = torch.linalg.matrix_exp(images.T)
+    channels, _, height, width = kernel.shape
+    places = torch.arange(size[0] * size[1]).reshape(size)
+    # Blocks [place of the result, place of the image], one tap in each.
+    blocks = kernel.new_zeros(places.numel(), places.numel(), channels, channels)
+    for row, column in itertools.product(range(height), range(width)):
+        down, right = row - height // 2, column - width // 2
+        results = _shifted(places, -down, -right)
+        blocks[results, _shifted(places, down, right)] = kernel[:, :, row, column]
+    matrix = blocks.permute(2, 0, 3, 1).reshape(channels * places.numel(), -1)
+    if len(matrix) > LARGE:
+        return _exponential(matrix)
+    result: Tensor = torch.linalg.matrix_exp(matrix)
     return result
+
+
+def _shifted(places: Tensor, down: int, right: int) -> Tensor:
+    """The places that such a shift does not push over the first edges, flat: from ``down`` on, or
+    all but the last ``-down``."""
+    height, width = places.shape
+    rows = places[max(down, 0) : max(height + min(down, 0), 0)]
+    return rows[:, max(right, 0) : max(width + min(right, 0), 0)].flatten()
+
+
+def _exponential(matrix: Tensor) -> Tensor:
+    """exp J within 1e-7 for |J| <= 3.3, in six products: the square of exp(J / 2), whose series of
+    degree 12 is four polynomials of degree 3 (Paterson and Stockmeyer 1973)."""
+    half = matrix / 2
+    square = half @ half
+    cube = square @ half
+    result = torch.zeros_like(half)
+    for first in (9, 6, 3, 0):
+        # Of the degree 12 the innermost polynomial has one coefficient more.
+        result = cube / math.factorial(12) if first == 9 else result @ cube
+        result.add_(square, alpha=1 / math.factorial(first + 2))
+        result.add_(half, alpha=1 / math.factorial(first + 1))
+        result.diagonal().add_(1 / math.factorial(first))
+    return result @ result
 
 
 class _Series(torch.autograd.Function):

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
+from service.contract.catalogue.architectures import ARCHITECTURES, CHOICES, FAMILIES
 from service.contract.catalogue.methods import METHODS
 from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.recipes.recipes import RECIPES
@@ -44,8 +44,12 @@ async def methods() -> dict[str, list[dict[str, Any]]]:
 @router.get("/architectures", summary="Named architectures")
 async def architectures() -> dict[str, list[dict[str, Any]]]:
     """What ``architecture`` may be for state dicts and trainings (``items``), and the families that
-    a training gives sizes to, ``{"name": ..., "depth": ...}``."""
+    a training gives sizes to, ``{"name": ..., "depth": ...}``; ``choices``: the words that a member
+    may be."""
     return {
         "items": [asdict(architecture) for architecture in ARCHITECTURES.values()],
-        "families": [{"name": name, "members": members} for name, members in FAMILIES.items()],
+        "families": [
+            {"name": name, "members": members, "choices": CHOICES.get(name, {})}
+            for name, members in FAMILIES.items()
+        ],
     }

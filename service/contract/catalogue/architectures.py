@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ARCHITECTURES", "FAMILIES", "NamedArchitecture"]
+__all__ = ["ARCHITECTURES", "CHOICES", "FAMILIES", "NamedArchitecture"]
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,13 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "liresnet": ("input", "classes", "depth", "width", "dense_width", "dense_depth"),
     "orthogonal-dense": ("input", "classes", "widths"),
     "shiftnet": ("input", "classes", "width", "depths", "patch", "mean"),
+}
+
+#: What a member of a family may be, where it is one of a few words.
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "lipconvnet": {
+        "head": ("crc", "lln", "orthogonal"),
+        "layer": ("aol", "bro", "cholesky", "cpl", "sll", "soc"),
+        "pooling": ("max", "projection"),
+    },
 }

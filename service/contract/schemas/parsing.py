@@ -19,6 +19,7 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 _CODES = {"extra_forbidden": "unknown_field", "missing": "missing_field"}
 _OWN = frozenset(
     {
+        "invalid_architecture",
         "invalid_epsilon",
         "invalid_indices",
         "invalid_normalization",

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
 from service.contract.schemas.epsilons import Epsilon
+from service.contract.schemas.families import checked_family
 
 __all__ = [
     "TERMINAL",
@@ -128,7 +129,9 @@ class Spec(Strict):
                 "{given} is not a known architecture; the known ones are {known}",
                 {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
             )
-        return {"name": name} if isinstance(value, str) and value in FAMILIES else value
+        if isinstance(value, str) and value in FAMILIES:
+            return {"name": name}
+        return checked_family(value) if isinstance(value, dict) and named else value
 
     @field_validator("indices")
     @classmethod

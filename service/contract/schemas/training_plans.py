@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.schemas.epsilons import Epsilon
+from service.contract.schemas.families import checked_family
 from service.contract.schemas.submissions import Spec, Strict
 from service.contract.schemas.training_options import (
     EmmaOptions,
@@ -132,7 +133,7 @@ class TrainSpec(Strict):
         members = value.items() if isinstance(value, dict) else ()
         sizes = {key: member for key, member in members if key != "name"}
         if isinstance(name, str) and name in FAMILIES:
-            return {"name": name, **sizes}
+            return checked_family({"name": name, **sizes})
         if isinstance(name, str) and name in ARCHITECTURES and not sizes:
             return name
         if isinstance(name, str) and name in ARCHITECTURES:

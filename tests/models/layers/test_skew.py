@@ -16,11 +16,19 @@ from torch import Tensor
 from models.architectures.published import build
 from models.errors import ModelError
 from models.layers.base import ShapeError
-from models.layers.one_lipschitz import ONE_LIPSCHITZ, Householder, PairMax, SkewConv2d
+from models.layers.one_lipschitz import (
+    ONE_LIPSCHITZ,
+    Householder,
+    PairMax,
+    SkewConv2d,
+    skew_kernels,
+)
 from models.layers.one_lipschitz.skew_kernels import (
     dense_matrix,
     exact_scale,
     flattenings,
+    over_norm,
+    power_step,
     skew,
     taylor,
     trained_series,
@@ -135,6 +143,47 @@ def test_the_exponential_is_orthogonal_and_the_series_never_lengthens() -> None:
         series = taylor(units, made.frozen().to(F64), degree).flatten(1)
         assert float(torch.linalg.matrix_norm(series, 2)) <= 1.0 + 1e-14
         assert torch.allclose(series.T, matrix, atol=0.05 if degree == 8 else 2e-3)
+
+
+@given(seed=st.integers(0, 10**6), kernel=st.sampled_from([1, 3, 5]), channels=st.integers(2, 5))
+@settings(max_examples=examples(20), deadline=None)
+def test_the_gradient_of_a_kernel_over_its_norm_is_autograds(
+    seed: int, kernel: int, channels: int
+) -> None:
+    weight = normal(channels, channels, kernel, kernel, seed=seed).to(F64).requires_grad_()
+    pull = normal(*weight.shape, seed=seed + 1).to(F64)
+    starts = [normal(len(m), seed=seed + 2).to(F64) for m in flattenings(skew(weight.detach()))]
+    made = skew(weight)
+    norms = []
+    for matrix, start in zip(flattenings(made), starts, strict=True):
+        right = F.normalize(matrix.detach().T @ start, dim=0)
+        left = F.normalize(matrix.detach() @ right, dim=0)
+        norms.append(torch.dot(left, matrix @ right))
+    expected = made / torch.minimum(*norms)
+    (gradient,) = torch.autograd.grad((expected * pull).sum(), weight)
+    with torch.no_grad():
+        frozen = skew(weight)
+        steps = [power_step(m, v) for m, v in zip(flattenings(frozen), starts, strict=True)]
+    found = over_norm(weight, frozen, *steps)
+    (own,) = torch.autograd.grad((found * pull).sum(), weight)
+    assert torch.allclose(found, expected)
+    # Where both norms are equal (a kernel of one place), either may be followed.
+    assert torch.allclose(own, gradient, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (1, 5), (3, 2)])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_both_ways_to_the_exponential_are_that_of_the_map(
+    size: tuple[int, int], kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map as its images of units, windows wider than the image included."""
+    weight = layer(3, 3, kernel).eval().frozen().to(F64)
+    units = torch.eye(3 * size[0] * size[1], dtype=F64).reshape(-1, 3, *size)
+    images = F.conv2d(units, weight, padding=kernel // 2).flatten(1).T
+    exact = torch.linalg.matrix_exp(images)
+    assert torch.allclose(dense_matrix(weight, size), exact, atol=1e-12)
+    monkeypatch.setattr(skew_kernels, "LARGE", 0)
+    assert torch.allclose(dense_matrix(weight, size), exact, atol=1e-6)
 
 
 def test_training_follows_the_norms_and_trains_the_kernel() -> None:

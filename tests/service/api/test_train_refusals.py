@@ -30,6 +30,14 @@ def client(serve: Callable[[Settings], httpx.Client], settings: Settings) -> htt
         ({"architecture": {"name": None}}, "unknown_architecture", "body.architecture"),
         ({"architecture": {"name": ["liresnet"]}}, "unknown_architecture", "body.architecture"),
         ({"architecture": {"name": "mnist-small", "depth": 3}}, "unknown_architecture", None),
+        *(
+            (
+                {"architecture": {"name": "lipconvnet", "layer": layer}},
+                "invalid_architecture",
+                "body.architecture",
+            )
+            for layer in ("cayley", None, ["soc"])
+        ),
         ({"architecture": None}, "missing_architecture", "architecture"),
         (
             {"architecture": {"input": [64], "layers": [{"kind": "linear", "out": 10}]}},

@@ -6,8 +6,6 @@ exact, and a final dense layer becomes the head, so that class differences can b
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +20,13 @@ from workers.verification.graph.affine import FLOAT32_SAFE, Affine, Inner, Norms
 from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.fusion import fuse
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
+from workers.verification.graph.known_norms import known_norms
 from workers.verification.graph.sections.search import with_sections
 from workers.verification.layers.registry import rules_of
 from workers.verification.numerics import MANY, raised, up
 from workers.verification.rounding import Rounding, answer_gap
 
 __all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer"]
-
-#: Changes whenever a norm may come out otherwise, so that cached norms are made anew.
-NORMS_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -130,13 +126,13 @@ class CompiledNetwork:
         norms found so far left in ``cache_dir``.
         """
         digest = network.graph_digest()
-        with torch.no_grad():
-            steps = fuse(network.input_shape, _translate(network))
+        cache = None if estimate else cache_dir
+        with torch.no_grad(), known_norms(cache, digest) as known:
+            steps = fuse(_translate(network), known, clock)
             steps, head = _split_head(network, steps)
             head = replace(head, gap=answer_gap(network.dropped_output))
             if norms:
-                cache = None if estimate else cache_dir
-                steps = _with_norms(steps, network.input_shape, digest, cache, estimate, clock)
+                steps = _with_norms(steps, network.input_shape, known, estimate, clock)
         safe = all(step.op.float32_safe() for step in steps if isinstance(step.op, Affine))
         safe = safe and head.float32_safe()
         return cls(network.input_shape, tuple(steps), head, safe, digest, cache_dir)
@@ -183,48 +179,21 @@ def _split_head(network: Network, steps: list[GraphStep]) -> tuple[list[GraphSte
     return steps, Head(identity, zeros, zeros, 0.0)
 
 
-def _stored_norms(path: Path) -> dict[str, list[float]]:
-    """What an earlier compilation wrote; nothing where that is missing or damaged."""
-    try:
-        stored = json.loads(path.read_text())
-        return {str(key): [float(row[0]), float(row[1])] for key, row in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError, IndexError):
-        return {}
-
-
 def _with_norms(
     steps: list[GraphStep],
     input_shape: tuple[int, ...],
-    digest: str,
-    cache_dir: Path | None,
+    known: dict[str, list[float]],
     estimate: bool,
     clock: Clock,
 ) -> list[GraphStep]:
-    path = None
-    stored: dict[str, list[float]] = {}
-    if cache_dir is not None:
-        path = cache_dir / f"norms-{NORMS_VERSION}-{digest.removeprefix('sha256:')}.json"
-        stored = _stored_norms(path)
-    known = len(stored)
     result: list[GraphStep] = []
-    try:
-        for index, step in enumerate(steps):
-            norms = step.norms
-            if isinstance(step.op, Affine):
-                key = f"{index}:{step.name}"
-                if key not in stored:
-                    made = step.op.estimated_norms(clock) if estimate else step.op.norms(clock)
-                    stored[key] = [made.spectral, made.absolute]
-                norms = Norms(*stored[key])
-            result.append(
-                GraphStep(step.name, step.op, step.sources, step.shape, norms, step.overlap)
-            )
-        result = with_sections(result, input_shape, stored, clock)
-    finally:
-        # Where the time ran out, the next compilation goes on from here.
-        if path is not None and len(stored) > known:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.{id(steps)}.tmp")
-            temporary.write_text(json.dumps(stored))
-            temporary.replace(path)
-    return result
+    for index, step in enumerate(steps):
+        norms = step.norms
+        if isinstance(step.op, Affine):
+            key = f"{index}:{step.name}"
+            if key not in known:
+                made = step.op.estimated_norms(clock) if estimate else step.op.norms(clock)
+                known[key] = [made.spectral, made.absolute]
+            norms = Norms(*known[key])
+        result.append(GraphStep(step.name, step.op, step.sources, step.shape, norms, step.overlap))
+    return with_sections(result, input_shape, known, clock)

@@ -6,10 +6,13 @@ The fused map's rounding terms and magnitudes cover the deployed, unfused evalua
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from models.layers.kinds import Layer, Pad
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
@@ -23,16 +26,22 @@ __all__ = ["fuse"]
 def _merge(first: GraphStep, second: GraphStep) -> Affine | None:
     """second o first as one affine map, where it keeps its form."""
     before, after = first.op, second.op
-    for op in (before, after):
-        if isinstance(op, Affine) and not op.moderate():
-            return None
     if isinstance(after, Diagonal) and isinstance(before, Dense | Convolution | Diagonal):
-        return before.scaled_output(after)
+        return before.scaled_output(after) if _moderate(before, after) else None
     if isinstance(before, Diagonal) and isinstance(after, Dense | Convolution):
-        return after.scaled_input(before)
+        return after.scaled_input(before) if _moderate(before, after) else None
     if isinstance(before, Pad) and before.value == 0.0 and isinstance(after, Convolution):
-        return _padded(before, after)
+        return _padded(before, after) if _moderate(after) else None
     return None
+
+
+def _moderate(*maps: Affine) -> bool:
+    """``Affine.moderate`` of each, looked at once: a step is asked after every merge."""
+    return all(op.scalar("moderate", partial(_is_moderate, op)) for op in maps)
+
+
+def _is_moderate(op: Affine) -> Tensor:
+    return torch.tensor(op.moderate())
 
 
 def _padded(pad: Pad, conv: Convolution) -> Convolution:
@@ -44,10 +53,15 @@ def _padded(pad: Pad, conv: Convolution) -> Convolution:
     return replace(conv, in_shape=(conv.in_shape[0], *size), geometry=geometry)
 
 
-def fuse(input_shape: tuple[int, ...], steps: list[GraphStep]) -> list[GraphStep]:
-    """Merge each step into its only consumer's predecessor where the product keeps its form."""
+def fuse(
+    steps: list[GraphStep], known: dict[str, list[float]], clock: Clock = UNLIMITED
+) -> list[GraphStep]:
+    """Merge each step into its only consumer's predecessor where the product keeps its form.
+
+    known: norms by name, of an earlier compilation; new ones are added. Raises OutOfTime.
+    """
     steps = with_whole_maps(steps)
-    steps = with_skew_series(steps)
+    steps = with_skew_series(steps, known, clock)
     while True:
         uses = [0] * (len(steps) + 1)
         for step in steps:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from models.layers.kinds import Reshape
-from workers.verification.graph.affine import Affine, Inner
+from workers.verification.graph.affine import Affine, Inner, Shape
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.graph.reductions import Reduction
@@ -30,12 +30,17 @@ __all__ = ["with_whole_maps"]
 
 
 def with_whole_maps(steps: list[GraphStep]) -> list[GraphStep]:
-    """The steps, each chain of partial sums as one."""
+    """The steps, each chain of partial sums as one; one map where they are of the same map."""
     index = 0
+    made: dict[tuple[int, tuple[int, ...], Shape], Affine] = {}
     while index < len(steps):
         found = _chain(steps, index)
         if found is not None:
-            last, op = found
+            last, conv, counts = found
+            key = (id(conv), counts, steps[last].shape)
+            if key not in made:
+                made[key] = _whole(conv, counts, steps[last].shape)
+            op = made[key]
             names = "+".join(step.name for step in steps[index : last + 1])
             whole = GraphStep(names, op, steps[index].sources, steps[last].shape)
             steps = [*steps[:index], whole, *_renumbered(steps[last + 1 :], last, last - index)]
@@ -51,8 +56,9 @@ def _renumbered(steps: Sequence[GraphStep], last: int, gone: int) -> list[GraphS
     ]
 
 
-def _chain(steps: list[GraphStep], first: int) -> tuple[int, Affine] | None:
-    """(place of the last step, the one map) of the chain that begins here."""
+def _chain(steps: list[GraphStep], first: int) -> tuple[int, Convolution, tuple[int, ...]] | None:
+    """(place of the last step, the convolution, terms of each sum) of the chain that begins
+    here."""
     conv = steps[first].op
     if not isinstance(conv, Convolution) or conv.geometry.groups == 1:
         return None
@@ -79,7 +85,7 @@ def _chain(steps: list[GraphStep], first: int) -> tuple[int, Affine] | None:
         return None
     if not _only_uses(steps, first, last):
         return None
-    return last, _whole(conv, counts, left)
+    return last, conv, tuple(counts)
 
 
 def _reads_one_place(conv: Convolution) -> bool:

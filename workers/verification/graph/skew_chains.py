@@ -12,6 +12,7 @@ from fractions import Fraction
 import torch
 
 from models.layers.kinds import Add
+from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.graph.skew_series import MORE_TERMS, SkewSeries
@@ -27,8 +28,13 @@ MOST_DIVISOR = 64
 FACTOR_TERMS = MORE_TERMS - 2.0
 
 
-def with_skew_series(steps: list[GraphStep]) -> list[GraphStep]:
-    """The steps, each chain of one skew kernel as one."""
+def with_skew_series(
+    steps: list[GraphStep], known: dict[str, list[float]], clock: Clock = UNLIMITED
+) -> list[GraphStep]:
+    """The steps, each chain of one skew kernel as one.
+
+    known: norms by name, of an earlier compilation; new ones are added. Raises OutOfTime.
+    """
     uses: dict[int, list[int]] = {}
     for index, step in enumerate(steps):
         for source in step.sources:
@@ -44,7 +50,9 @@ def with_skew_series(steps: list[GraphStep]) -> list[GraphStep]:
             members, scales = found
             last = members[-1]
             name = "+".join((steps[index].name, steps[last].name))
-            series = SkewSeries.of(op, scales)
+            key = f"kernel {index}:{name}"
+            series = SkewSeries.of(op, scales, known.get(key, ()), clock)
+            known[key] = series.kernel_norms
             replaced[last] = GraphStep(name, series, steps[index].sources, steps[last].shape)
             gone.update(members[:-1])
     if not replaced:

@@ -19,7 +19,9 @@ with the same gamma.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -29,8 +31,8 @@ from torch import Tensor
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine, Inner
 from workers.verification.graph.affine_maps import Convolution, Dense
-from workers.verification.norms.circulant import circulant_norm
 from workers.verification.norms.power_series import imaginary_supremum
+from workers.verification.norms.skew_maps import skew_norm, skew_norm_cost
 from workers.verification.norms.spectral import absolute_norm, dense_norm
 from workers.verification.numerics import MANY, ROOM, SECOND_ORDER, raised
 from workers.verification.rounding import Rounding, gamma
@@ -39,8 +41,8 @@ __all__ = ["MORE_TERMS", "SkewSeries"]
 
 #: Roundings of one deployed factor c and one sum.
 MORE_TERMS = 6.0
-#: Multiplications, about, that a norm may take whenever a network is compiled.
-CHEAP = 1e9
+#: Multiplications, about, that a kernel's norm may take.
+AFFORDABLE = 5e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +53,19 @@ class SkewSeries(Affine):
     scales: tuple[Fraction, ...] = field(kw_only=True)
 
     @classmethod
-    def of(cls, kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> SkewSeries:
-        """The map that a chain of this kernel deploys."""
+    def of(
+        cls,
+        kernel: Convolution | Dense,
+        scales: tuple[Fraction, ...],
+        known: Sequence[float] = (),
+        clock: Clock = UNLIMITED,
+    ) -> SkewSeries:
+        """The map that a chain of this kernel deploys. known: its ``kernel_norms``, where an
+        earlier compilation has found them. Raises OutOfTime."""
+        for name, value in zip(("norm", "entrywise"), known, strict=False):
+            kernel.scalar(name, functools.partial(torch.tensor, value, dtype=torch.float64))
+        _reach(kernel, clock)
+        _entrywise(kernel, clock)
         zero = torch.zeros((), dtype=torch.float64)
         shape, inner = kernel.in_shape, _inner(kernel, scales)
         return cls(
@@ -66,6 +79,11 @@ class SkewSeries(Affine):
             inner=inner,
             least_own_terms=_terms(kernel, scales, kernel.own_terms),
         )
+
+    @property
+    def kernel_norms(self) -> list[float]:
+        """Upper bounds on |K| and on the norm of its entrywise absolute value."""
+        return [_reach(self.kernel), _entrywise(self.kernel)]
 
     @property
     def coefficients(self) -> tuple[Fraction, ...]:
@@ -104,7 +122,7 @@ class SkewSeries(Affine):
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         def made() -> Tensor:
-            bound = imaginary_supremum(self.coefficients, _quick_norm(self.kernel))
+            bound = imaginary_supremum(self.coefficients, _reach(self.kernel, clock))
             if bound > 1.0:
                 bound = min(
                     bound, imaginary_supremum(self.coefficients, self.kernel.spectral(clock))
@@ -125,40 +143,45 @@ def _coefficients(scales: tuple[Fraction, ...]) -> tuple[Fraction, ...]:
     return tuple(found)
 
 
-def _quick_norm(kernel: Convolution | Dense) -> float:
-    """Upper bound on |K|, made once: of the circulant map where that is cheap, else of flattenings.
+def _reach(kernel: Convolution | Dense, clock: Clock = UNLIMITED) -> float:
+    """Upper bound on |K|, made once: of the circulant map where that is cheap, else of a
+    flattening.
 
     Every output is a matrix [out, in h w] times a window, and a value is in h w windows (Singla and
     Feizi 2021, theorem 1).
     """
     if isinstance(kernel, Dense):
-        return kernel.scalar("norm", lambda: torch.tensor(kernel.spectral(), dtype=torch.float64))
+        return kernel.scalar(
+            "norm", lambda: torch.tensor(kernel.spectral(clock), dtype=torch.float64)
+        )
 
     def made() -> Tensor:
-        weight = kernel.weight
+        weight, size = kernel.weight, kernel.geometry.size
         channels, _, height, width = weight.shape
-        size = kernel.geometry.size
-        grid = (size[0] + height - 1, size[1] + width - 1)
-        largest = float(weight.abs().max())
-        if grid[0] * grid[1] * channels**3 <= CHEAP and largest > 0.0:
-            # A power of two, so that squares neither overflow nor underflow.
-            scale = 2.0 ** math.frexp(largest)[1]
-            return torch.tensor(circulant_norm(weight / scale, grid) * scale, dtype=torch.float64)
-        flat = dense_norm(weight.reshape(channels, -1))
+        if skew_norm_cost(tuple(weight.shape), size) <= AFFORDABLE:
+            return torch.tensor(skew_norm(weight, size, clock), dtype=torch.float64)
+        flat = dense_norm(weight.reshape(channels, -1), clock)
         return torch.tensor(raised(flat * (height * width) ** 0.5), dtype=torch.float64)
 
     return kernel.scalar("norm", made)
+
+
+def _entrywise(kernel: Convolution | Dense, clock: Clock = UNLIMITED) -> float:
+    """Upper bound on the norm of |K|, entry by entry, made once."""
+    return kernel.scalar(
+        "entrywise",
+        lambda: torch.tensor(
+            absolute_norm(kernel.absolute, kernel.in_shape, clock), dtype=torch.float64
+        ),
+    )
 
 
 def _terms(kernel: Convolution | Dense, scales: tuple[Fraction, ...], once: float) -> float:
     """Rounding steps of the chain, as they are counted above; ``once``: those of the map."""
     unit = Rounding.sound(torch.float64).deployed
     each = once + MORE_TERMS
-    entrywise = kernel.scalar(
-        "entrywise",
-        lambda: torch.tensor(absolute_norm(kernel.absolute, kernel.in_shape), dtype=torch.float64),
-    )
-    reach = min(_quick_norm(kernel), entrywise)
+    entrywise = _entrywise(kernel)
+    reach = min(_reach(kernel), entrywise)
     if not each * unit < 0.25:
         return math.inf
     each_up = raised(gamma(each, unit) / unit)

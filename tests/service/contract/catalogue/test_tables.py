@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from models.architectures.families import FAMILIES as FAMILIES_BUILT
+from models.architectures.lipconvnet import HEADS, LAYERS, POOLS
 from models.architectures.published import ARCHITECTURES as BUILDABLE
-from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
+from service.contract.catalogue.architectures import ARCHITECTURES, CHOICES, FAMILIES
 from service.contract.catalogue.methods import METHODS
 from service.contract.catalogue.readme import BEGIN, END, tables, with_tables
 from service.contract.catalogue.training_methods import TRAINING_METHODS
@@ -24,6 +25,9 @@ def test_every_architecture_of_the_api_can_be_built_and_the_other_way_round() ->
     buildable = {name: (row.input, row.dense[-1]) for name, row in BUILDABLE.items()}
     assert offered == buildable
     assert set(FAMILIES) == set(FAMILIES_BUILT)
+    words = {"head": tuple(HEADS), "layer": tuple(LAYERS), "pooling": tuple(POOLS)}
+    assert {"lipconvnet": words} == CHOICES
+    assert set(words) <= set(FAMILIES["lipconvnet"])
 
 
 def test_every_method_of_the_api_is_a_bound_with_the_same_norms() -> None:

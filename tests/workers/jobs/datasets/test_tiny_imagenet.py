@@ -58,6 +58,24 @@ def test_both_splits_have_their_labels(tree: Path, tmp_path: Path) -> None:
         assert np.abs(data.x.astype(int).mean((1, 2, 3)) - 20 * (data.y + 1)).max() <= 2
 
 
+def test_a_cut_to_fewer_classes_is_found_and_the_largest_counts(tree: Path, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", data_sources=(tree.parent,))
+    store = Store(settings.data_dir)
+
+    def folder() -> str:
+        return resolve_dataset("tiny-imagenet", store, settings, split="train").paths["folder"]
+
+    cut = tree.rename(tree.parent / "tiny-imagenet-25")
+    for other in ("tiny-imagenet-x", "tiny-imagenet-100"):
+        (tree.parent / other).mkdir()
+    assert folder() == str(cut)
+    (tree.parent / "tiny-imagenet-3").mkdir()
+    (tree.parent / "tiny-imagenet-3" / "wnids.txt").write_text("n01\nn02\nn03\n")
+    assert folder() == str(cut)
+    (tree.parent / "tiny-imagenet-100" / "wnids.txt").write_text("n01\nn02\n")
+    assert folder() == str(tree.parent / "tiny-imagenet-100")
+
+
 def test_a_selection_reads_those_images_only(tree: Path) -> None:
     data = read_source("tiny_imagenet", {"folder": tree}, "test", [2, 0], Bounds())
     assert data.y is not None

@@ -163,6 +163,24 @@ PARTS: dict[str, tuple[Callable[[], list[Row]], float | None]] = {
         ],
         None,
     ),
+    "factors of every number": (
+        lambda: [
+            ("some", Multiply(normal(*SHAPE)), ("input",)),
+            ("more", Multiply(normal(4, 1, 1)), ("some",)),
+            ("z", Add(), ("input", "more")),
+        ],
+        float((1 + normal(*SHAPE) * normal(4, 1, 1)).abs().max()),
+    ),
+    "a convolution beside factors of its channels": (
+        lambda: [
+            ("map", Conv2d(KERNEL, padding=1), ("input",)),
+            ("some", Multiply(normal(4, 1, 1)), ("input",)),
+            ("sum", Add(), ("some", "map")),
+            ("less", Multiply(torch.tensor(-0.5)), ("input",)),
+            ("z", Add(), ("sum", "less")),
+        ],
+        None,
+    ),
     "a convex potential": (lambda: potential(0.3, ReLU()), 1.0),
     "a convex potential that is smooth": (lambda: potential(0.3, Sigmoid()), 1.0),
     "a convex potential with too long a step": (lambda: potential(4.0, ReLU()), None),
@@ -266,6 +284,39 @@ def test_deployed_values_lie_in_the_ball_behind_a_part(name: str) -> None:
             assert state.upper is not None
             boxed = (values[-1] >= state.lower) & (values[-1] <= state.upper)
             assert bool(boxed.flatten(1).all(1)[inside].all())
+
+
+@pytest.mark.parametrize("width", [8, 3000])
+def test_sums_of_factors_are_factors_at_any_width(width: int) -> None:
+    """Far beyond what is written out as a matrix: a norm that is exact all the same."""
+    falling = -normal(width).abs()
+    rows: list[Row] = []
+    at = "input"
+    for index in range(6):
+        rows += [
+            (f"f{index}", Multiply(torch.tensor(-0.5) if index % 2 else falling), (at,)),
+            (f"s{index}" if index < 5 else "z", Add(), (at, f"f{index}")),
+        ]
+        at = f"s{index}"
+    compiled = compiled_of(rows, (width,))
+    norms = [step.section.norm for step in compiled.steps if step.section is not None]
+    # 1 + (-1 / 2), and 1 + f.
+    most = float((1 + falling).abs().max())
+    assert norms == pytest.approx([most, 0.5] * 3)
+
+
+def test_a_matrix_beside_factors_has_its_exact_norm() -> None:
+    matrix, factors = normal(24, 24) / 5, normal(24)
+    rows: list[Row] = [
+        ("map", Linear(matrix, normal(24)), ("input",)),
+        ("some", Multiply(factors), ("input",)),
+        ("z", Add(), ("some", "map")),
+    ]
+    compiled = compiled_of(rows, (24,))
+    (section,) = (step.section for step in compiled.steps if step.section is not None)
+    whole = matrix.double() + torch.diag(factors.double())
+    exact = float(torch.linalg.matrix_norm(whole, 2))
+    assert exact <= section.norm <= exact * (1 + 1e-6)
 
 
 def test_dominators_are_where_every_way_leads() -> None:

@@ -1,4 +1,4 @@
-"""Linear maps in a form whose norm is known: moves of numbers, convolutions, matrices.
+"""Linear maps in a form whose norm is known: moves of numbers, factors, convolutions, matrices.
 
 ``circular``: the window goes around the image. Exporters write such a padding as slices that are
 joined, where step by step every border counts twice; as one circulant convolution its norm is
@@ -22,7 +22,7 @@ from workers.verification.norms.circulant import periodic_norm, polyphase
 from workers.verification.norms.spectral import ConvGeometry, conv_norm, dense_norm
 from workers.verification.numerics import MANY, raised, sum_error
 
-__all__ = ["Form", "Kernel", "Matrix", "Moves", "added", "schur"]
+__all__ = ["Factors", "Form", "Kernel", "Matrix", "Moves", "added", "schur"]
 
 Shape = tuple[int, ...]
 
@@ -65,6 +65,26 @@ class Moves:
         if not torch.equal(self.places, expected + 1):
             return None
         return (top, left, rows - height - top, columns - width - left)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Every number of the input times a factor of its own: factors [numbers], float64."""
+
+    factors: Tensor
+    in_shape: Shape
+    error: float = 0.0
+
+    def norm(self, clock: Clock = UNLIMITED) -> float:
+        """The largest factor: exactly the norm, beside the error."""
+        return raised(float(self.factors.abs().max()) + self.error)
+
+    def scaled(self, rows: Tensor) -> Factors:
+        """The map with every number of its result times a number [numbers]."""
+        factors = self.factors * rows
+        most = float(rows.abs().max())
+        error = raised(self.error * most + sum_error(2) * float(factors.abs().max()), MANY)
+        return replace(self, factors=factors, error=error)
 
 
 @dataclass(frozen=True)
@@ -176,7 +196,7 @@ class Matrix:
         return self.weight.shape == other.weight.shape
 
 
-Form = Moves | Kernel | Matrix
+Form = Moves | Factors | Kernel | Matrix
 
 
 def schur(weight: Tensor) -> float:
@@ -190,18 +210,16 @@ def schur(weight: Tensor) -> float:
 
 def added(first: Form, second: Form) -> Form | None:
     """The sum of two maps of the same input as one form; None where it has none."""
-    if isinstance(first, Moves):
-        first, second = second, first
-    if isinstance(second, Moves):
-        if not second.is_identity:
-            return None
-        if isinstance(first, Matrix):
-            second = Matrix(torch.eye(first.weight.shape[1], dtype=torch.float64))
-        elif isinstance(first, Kernel) and len(second.in_shape) == 3:
-            one = torch.eye(second.in_shape[0], dtype=torch.float64)[:, :, None, None]
-            second = Kernel(one, first.size, circular=first.circular)
-        else:
-            return None
+    pair = [_factors(form) for form in (first, second)]
+    if pair[0] is None:
+        first, second, pair = second, first, pair[::-1]
+    diagonal, more = pair
+    if diagonal is not None and more is not None:
+        size = float(diagonal.factors.abs().max()) + float(more.factors.abs().max())
+        error = raised(diagonal.error + more.error + sum_error(2) * size, MANY)
+        return replace(diagonal, factors=diagonal.factors + more.factors, error=error)
+    if diagonal is not None:
+        return _with_factors(second, diagonal)
     if isinstance(first, Matrix) and isinstance(second, Matrix):
         if not first.like(second):
             return None
@@ -218,6 +236,32 @@ def added(first: Form, second: Form) -> Form | None:
     if wide.weight.shape != other.weight.shape:
         return None
     return replace(wide, weight=wide.weight + other.weight, error=_lost(wide, other))
+
+
+def _factors(form: Form) -> Factors | None:
+    """The form as factors; the identity has ones."""
+    if isinstance(form, Moves) and form.is_identity:
+        ones = torch.ones(math.prod(form.in_shape), dtype=torch.float64)
+        return Factors(ones, form.in_shape)
+    return form if isinstance(form, Factors) else None
+
+
+def _with_factors(form: Form, diagonal: Factors) -> Form | None:
+    """The sum of a map with factors."""
+    if isinstance(form, Matrix):
+        if form.weight.shape[0] != form.weight.shape[1]:
+            return None
+        weight = form.weight + torch.diag(diagonal.factors)
+        size = schur(form.weight) + float(diagonal.factors.abs().max())
+        return Matrix(weight, raised(form.error + diagonal.error + sum_error(2) * size, MANY))
+    if not isinstance(form, Kernel) or len(diagonal.in_shape) != 3:
+        return None
+    channels = diagonal.factors.reshape(diagonal.in_shape[0], -1)
+    if not bool((channels == channels[:, :1]).all()):
+        return None
+    weight = torch.diag(channels[:, 0])[:, :, None, None]
+    kernel = Kernel(weight, form.size, circular=form.circular, error=diagonal.error)
+    return added(form, kernel)
 
 
 def _lost(first: Kernel | Matrix, second: Kernel | Matrix) -> float:

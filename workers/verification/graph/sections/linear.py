@@ -16,11 +16,11 @@ from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.graph.sections.forms import Form, Kernel, Matrix, Moves, added
+from workers.verification.graph.sections.forms import Factors, Form, Kernel, Matrix, Moves, added
 from workers.verification.norms.spectral import dense_norm, materialize
 from workers.verification.numerics import MANY, raised, sum_error
 
-__all__ = ["MOVES", "LinearPart", "moved_places", "whole_norm"]
+__all__ = ["MOVES", "Allowance", "LinearPart", "moved_places", "whole_norm"]
 
 #: Layers that only move numbers, and add constants (a padding).
 MOVES = (Concat, Gather, Pad, Permute, Reshape, Slice)
@@ -28,6 +28,8 @@ MOVES = (Concat, Gather, Pad, Permute, Reshape, Slice)
 WRITTEN_OUT = 2**22
 #: Linear parts without a form are written out as a matrix of up to so many columns and numbers.
 COLUMNS, NUMBERS = 1024, 2**22
+#: Multiplications of a symmetric matrix' eigenvalues, in units of its side cubed.
+EIGENVALUES = 10
 
 
 def moved_places(layer: Layer, places: Sequence[Tensor]) -> Tensor:
@@ -36,6 +38,23 @@ def moved_places(layer: Layer, places: Sequence[Tensor]) -> Tensor:
         layer = Pad(padding=layer.padding)
     result: Tensor = layer(*(part[None] for part in places))
     return result[0]
+
+
+@dataclass
+class Allowance:
+    """Multiplications, about, that the parts of one network may take to be written out: a count of
+    work, so that the same network gets the same norms everywhere."""
+
+    left: float = 4e11
+
+    def takes(self, columns: int, rows: int, steps: int) -> bool:
+        """Whether so much is left, of which this part is taken."""
+        side = min(columns, rows)
+        cost = float(columns) * rows * (side + 2 * columns * steps) + EIGENVALUES * side**3
+        if cost > self.left:
+            return False
+        self.left -= cost
+        return True
 
 
 @dataclass
@@ -71,6 +90,8 @@ class LinearPart:
             moves = [form for form in forms if isinstance(form, Moves)]
             if len(moves) == len(forms):
                 return Moves(moved_places(op, [m.places for m in moves]), self.shape)
+            if isinstance(op, Reshape) and isinstance(first, Factors):
+                return first
             same = isinstance(op, Reshape) and isinstance(first, Matrix) and len(step.shape) == 1
             return first if same else None
         if isinstance(op, Diagonal):
@@ -109,22 +130,17 @@ def _written_out(weight: Tensor, groups: int) -> Tensor | None:
 
 def _scaled(op: Diagonal, form: Form) -> Form | None:
     """A factor for each channel after a form; a shift alone changes nothing."""
-    full = op.scale.expand(op.out_shape).reshape(op.out_shape[0], -1)
-    rows = full[:, 0]
-    if not bool((full == rows[:, None]).all()):
-        return None
-    if bool((rows == 1.0).all()):
+    full = op.scale.expand(op.out_shape)
+    if bool((full == 1.0).all()):
         return form
     if isinstance(form, Moves):
-        if not (form.is_identity and tuple(form.places.shape) == form.in_shape):
-            return None
-        if len(form.in_shape) == 1:
-            return Matrix(torch.diag(rows))
-        if len(form.in_shape) != 3:
-            return None
-        weight = torch.diag(rows)[:, :, None, None]
-        return Kernel(weight, (form.in_shape[1], form.in_shape[2]))
-    return form.scaled(rows)
+        return Factors(full.flatten(), form.in_shape) if form.is_identity else None
+    if isinstance(form, Factors):
+        return form.scaled(full.flatten())
+    channels = full.reshape(op.out_shape[0], -1)
+    if not bool((channels == channels[:, :1]).all()):
+        return None
+    return form.scaled(channels[:, 0])
 
 
 def whole_norm(
@@ -132,12 +148,14 @@ def whole_norm(
     inner: Sequence[int],
     start: int,
     shape: tuple[int, ...],
+    allowance: Allowance,
     clock: Clock = UNLIMITED,
 ) -> float:
     """Upper bound on the norm of a linear part of the graph, written out as one matrix.
 
-    Infinite where it is too large for that, or not linear. What float64 changes in one number of
-    the matrix is at most its terms times the roundoff of the same number with absolute values.
+    Infinite where it is too large for that or what is left, or not linear. What float64 changes in
+    one number of the matrix is at most its terms times the roundoff of the same number with
+    absolute values.
     """
     columns, rows = math.prod(shape), math.prod(steps[inner[-1]].shape)
     if columns > COLUMNS or columns * rows > NUMBERS:
@@ -148,7 +166,7 @@ def whole_norm(
         if not isinstance(op, (Add, Affine, *MOVES)):
             return math.inf
         terms += op.own_terms + 1.0 if isinstance(op, Affine) else 1.0
-    if not terms < NUMBERS:
+    if not terms < NUMBERS or not allowance.takes(columns, rows, len(inner)):
         return math.inf
 
     def run(x: Tensor, *, absolute: bool) -> Tensor:

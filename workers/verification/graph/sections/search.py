@@ -15,8 +15,12 @@ from workers.verification.forward.ball import has_ball_rule
 from workers.verification.graph.affine_maps import Convolution
 from workers.verification.graph.graph_step import GraphStep, Section
 from workers.verification.graph.sections.dominators import Dominators
-from workers.verification.graph.sections.forms import Kernel
-from workers.verification.graph.sections.linear import MOVES, LinearPart, whole_norm
+from workers.verification.graph.sections.linear import (
+    MOVES,
+    Allowance,
+    LinearPart,
+    whole_norm,
+)
 from workers.verification.graph.sections.residuals import residual_norm
 from workers.verification.graph.sections.weights import slopes_from, weighted_norm
 
@@ -39,7 +43,7 @@ def with_sections(
     known: norms by name, of an earlier compilation; new ones are added. Raises OutOfTime.
     """
     result = list(steps)
-    graph = Dominators(result)
+    graph, allowance = Dominators(result), Allowance()
     shapes = [input_shape, *(step.shape for step in steps)]
     for index, step in enumerate(result):
         start = _start(graph, index)
@@ -51,7 +55,7 @@ def with_sections(
         key = f"section {start}-{index}:{step.name}"
         if key not in known:
             by_steps = slopes_from(result, inner, start)[index + 1]
-            norm = _norm(graph, start, inner, shapes[start], by_steps, clock)
+            norm = _norm(graph, start, inner, shapes[start], by_steps, allowance, clock)
             known[key] = [norm, by_steps]
         norm, by_steps = known[key]
         if norm < by_steps * (1.0 - LEAST_GAIN):
@@ -85,6 +89,7 @@ def _norm(
     inner: tuple[int, ...],
     shape: tuple[int, ...],
     by_steps: float,
+    allowance: Allowance,
     clock: Clock,
 ) -> float:
     """The least of the bounds that are known."""
@@ -97,6 +102,6 @@ def _norm(
         best = min(best, residual_norm(graph, start, last, shape, clock))
     if best > 1.0 and len(steps[last].sources) > 1:
         best = min(best, weighted_norm(steps, inner, start, shape))
-    if best > 1.0 and not isinstance(form, Kernel):
-        best = min(best, whole_norm(steps, inner, start, shape, clock))
+    if best > 1.0 and form is None:
+        best = min(best, whole_norm(steps, inner, start, shape, allowance, clock))
     return best

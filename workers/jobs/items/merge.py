@@ -17,6 +17,7 @@ from service.contract.times import now, seconds
 from workers.jobs.items.prepare import facts_of, shards
 from workers.jobs.items.trained_model import model_of
 from workers.jobs.report.build import build_report, sample_rows
+from workers.jobs.report.pictures import counterexample_pictures
 from workers.verification.results import SampleResults
 
 __all__ = ["concatenate", "merge", "merge_notes"]
@@ -61,6 +62,14 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     )
     store.create(store.samples_path(submission.id), rows)
     store.create(store.counterexamples_path(submission.id), counterexamples)
+    store.create(
+        store.counterexample_pictures_path(submission.id),
+        counterexample_pictures(
+            results,
+            Spec.model_validate(submission.spec).epsilons,
+            store.prepared_dir(submission.id) / "data.npz",
+        ),
+    )
     store.create_json(store.report_path(submission.id), report)
     return len(results.index)
 

@@ -56,7 +56,12 @@ _ENVIRONMENT = _environment()
 
 
 def accepts_html(request: Request) -> bool:
-    """Whether the client names HTML among what it takes: a browser does, programs do not."""
+    """Whether the client names HTML among what it takes: a browser does, programs do not.
+
+    What a page fetches for itself (htmx) names nothing.
+    """
+    if "hx-request" in request.headers:
+        return True
     parts = request.headers.get("accept", "").split(",")
     return any(_HTML.match(part) and not _NO_QUALITY.search(part) for part in parts)
 

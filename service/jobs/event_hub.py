@@ -128,11 +128,13 @@ class EventHub:
     ) -> AsyncGenerator[set[str]]:
         """Which of the jobs had events since the last time; an empty set after a pause without any.
 
-        However many jobs, it is one viewer. Raises TooManyRequests.
+        The first set is all of them: what the viewer knows of them may be older than this. However
+        many jobs, it is one viewer. Raises TooManyRequests.
         """
         if self.viewers >= self._max_viewers:
             raise TooManyRequests("too many streams of events are open", retry_after_s=5)
-        glance = _Glance()
+        glance = _Glance(changed={*job_ids})
+        glance.woken.set()
         watches = {job_id: self._watches.setdefault(job_id, _Watch()) for job_id in job_ids}
         for watch in watches.values():
             watch.glances.add(glance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from service.api.auth import Principal
 from service.api.services import Services, UsesServices
 from service.console.pages.jobs import row
 from service.console.rendering import fragment, need_html, page
+from service.console.shared import Shared, UsesShared
 from service.console.views.certificate import certificate
 from service.console.views.figures import history_charts
 from service.console.views.streams import STREAM_HEADERS, event
@@ -29,6 +31,8 @@ router = APIRouter(include_in_schema=False)
 
 #: Seconds between two looks at a training's curve while nothing else is new.
 _LOOK_S = 2.0
+#: The shortest time between two versions of what is shown.
+_PAUSE_S = 0.5
 
 
 @router.get("/jobs/{job_id}/view")
@@ -43,11 +47,11 @@ async def job_page(
 
 @router.get("/jobs/{job_id}/view/events")
 async def job_page_events(
-    job_id: str, services: UsesServices, principal: Principal
+    job_id: str, services: UsesServices, shared: UsesShared, principal: Principal
 ) -> StreamingResponse:
     """``progress`` and ``curve`` of a running job as parts of its page, then ``ended``."""
     state = await to_thread.run_sync(services.jobs.visible, job_id, principal)
-    lines = _events(services, state)
+    lines = _events(services, shared, state)
     return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
@@ -80,28 +84,43 @@ def _training(services: Services, state: JobState) -> dict[str, Any]:
     return {"plan": plan, "charts": history_charts(plan, history), "history": history}
 
 
-async def _events(services: Services, state: JobState) -> AsyncIterator[str]:
+async def _events(services: Services, shared: Shared, state: JobState) -> AsyncIterator[str]:
     job_id, epochs, looked = state.submission.id, -1, time.monotonic()
-    if state.status in TERMINAL:
-        yield event("ended", "")
-        return
+    trains, fresh = state.submission.training is not None, True
     async with aclosing(services.events.changes([job_id], pause_s=_LOOK_S)) as changes:
         async for changed in changes:
-            if changed:
-                try:
-                    state = await to_thread.run_sync(services.jobs.state, job_id)
-                except NotFound:
-                    return
-                if state.status in TERMINAL:
-                    yield event("ended", "")
-                    return
-                yield event("progress", fragment("job_progress.html", {"job": row(state)}))
-            else:
-                yield ": keep-alive\n\n"
-            if state.submission.training is None or time.monotonic() - looked < _LOOK_S:
-                continue
-            looked = time.monotonic()
-            context = await to_thread.run_sync(_training, services, state)
-            if len(context["history"]) != epochs:
-                epochs = len(context["history"])
-                yield event("curve", fragment("job_curve.html", context))
+            # Now and then without an event too: Redis may have lost some.
+            html = await shared.get(
+                ("progress", job_id), lambda: _progress(services, job_id), fresh=fresh
+            )
+            fresh = False
+            if html is None:
+                yield event("ended", "")
+                return
+            yield event("progress", html) if changed else ": keep-alive\n\n"
+            if trains and time.monotonic() - looked >= _LOOK_S:
+                looked = time.monotonic()
+                count, curve = await shared.get(
+                    ("curve", job_id), lambda: _curve(services, state), kept_s=_LOOK_S
+                )
+                if count != epochs:
+                    epochs = count
+                    yield event("curve", curve)
+            await asyncio.sleep(_PAUSE_S)
+
+
+def _progress(services: Services, job_id: str) -> str | None:
+    """How far a job is, as a part of its page; None once it has ended or was deleted."""
+    try:
+        state = services.jobs.state(job_id)
+    except NotFound:
+        return None
+    if state.status in TERMINAL:
+        return None
+    return fragment("job_progress.html", {"job": row(state)})
+
+
+def _curve(services: Services, state: JobState) -> tuple[int, str]:
+    """How many epochs a training's curve has, and the curve as a part of its page."""
+    context = _training(services, state)
+    return len(context["history"]), fragment("job_curve.html", context)

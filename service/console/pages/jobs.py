@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -17,12 +19,14 @@ from service.access.keys import Caller
 from service.api.auth import Principal
 from service.api.services import Services, UsesServices
 from service.console.rendering import PAGE_HEADERS, accepts_html, fragment, page
+from service.console.shared import Shared, UsesShared
 from service.console.views.blanks import blank_is_none
 from service.console.views.streams import STREAM_HEADERS, event
 from service.console.views.wording import title_of
 from service.contract.ledger.ledger import JobState
 from service.contract.schemas.problems import NotFound
 from service.contract.schemas.submissions import TERMINAL, JobKind, JobStatus
+from service.contract.times import now, seconds
 from service.jobs.bulk import APPLIES_TO, BulkAction, BulkFilter, statuses_for
 from service.jobs.control import record
 
@@ -33,6 +37,8 @@ router = APIRouter(include_in_schema=False)
 _ROWS = 50
 #: Seconds between two looks for new jobs, and the shortest time between two versions of a row.
 _LOOK_S = 3.0
+_PAUSE_S = 0.5
+_JUST_ENDED_S = 60.0
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 _Kind = Annotated[JobKind | None, blank_is_none]
@@ -77,6 +83,7 @@ async def jobs_page(
 @router.get("/console/jobs/events")
 async def job_list_events(
     services: UsesServices,
+    shared: UsesShared,
     principal: Principal,
     kind: _Kind = None,
     status: _Statuses = None,
@@ -84,8 +91,7 @@ async def job_list_events(
 ) -> Response:
     """Rows of the list as they change (``job-ID``), and ``list`` when other jobs belong there."""
     chosen = _Chosen(kind, status or (), cursor)
-    shown, _ = await to_thread.run_sync(lambda: _page(services, principal, chosen))
-    lines = _row_events(services, principal, chosen, shown)
+    lines = _row_events(services, shared, principal, chosen)
     return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
@@ -161,34 +167,50 @@ def _list_context(
 
 
 async def _row_events(
-    services: Services, caller: Caller, chosen: _Chosen, shown: Sequence[JobState]
+    services: Services, shared: Shared, caller: Caller, chosen: _Chosen
 ) -> AsyncIterator[str]:
+    listed = ("list", caller, chosen.query, chosen.cursor)
+
+    def look() -> list[JobState]:
+        return _page(services, caller, chosen)[0]
+
+    shown = await shared.get(listed, look, kept_s=_LOOK_S)
     known = [state.submission.id for state in shown]
-    active = [state.submission.id for state in shown if state.status not in TERMINAL]
-    looked = time.monotonic()
+    # Also what has just ended: the page may have been made before.
+    active = [state.submission.id for state in shown if _may_change(state)]
+    looked, fresh = time.monotonic(), True
     yield event("hello", "")
     async with aclosing(services.events.changes(active, pause_s=_LOOK_S)) as changes:
         async for changed in changes:
-            for state in await to_thread.run_sync(_states, services, sorted(changed)):
-                html = fragment("jobs_row.html", {"row": row(state)})
-                yield event(f"job-{state.submission.id}", html)
+            for job_id in sorted(changed):
+                make = partial(_row, services, job_id)
+                html = await shared.get(("row", job_id), make, fresh=fresh)
+                if html is not None:
+                    yield event(f"job-{job_id}", html)
+            fresh = False
             if time.monotonic() - looked < _LOOK_S:
+                await asyncio.sleep(_PAUSE_S)
                 continue
             looked = time.monotonic()
-            now, _ = await to_thread.run_sync(lambda: _page(services, caller, chosen))
-            if [state.submission.id for state in now] != known:
+            listing = await shared.get(listed, look, kept_s=_LOOK_S)
+            if [state.submission.id for state in listing] != known:
                 # The page asks for the list again, and comes back here with the new one.
                 yield event("list", "")
-                known = [state.submission.id for state in now]
+                known = [state.submission.id for state in listing]
             else:
                 yield ": keep-alive\n\n"
 
 
-def _states(services: Services, job_ids: Sequence[str]) -> list[JobState]:
-    found = []
-    for job_id in job_ids:
-        try:
-            found.append(services.jobs.state(job_id))
-        except NotFound:
-            continue  # deleted meanwhile: the next look at the list tells
-    return found
+def _may_change(state: JobState) -> bool:
+    if state.status not in TERMINAL or state.finished_at is None:
+        return True
+    return now() - seconds(state.finished_at) < _JUST_ENDED_S
+
+
+def _row(services: Services, job_id: str) -> str | None:
+    """The row of a job as it is now; None where it was deleted."""
+    try:
+        state = services.jobs.state(job_id)
+    except NotFound:
+        return None  # the next look at the list tells
+    return fragment("jobs_row.html", {"row": row(state)})

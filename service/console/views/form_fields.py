@@ -1,296 +1,23 @@
-"""The fields of the forms: one row each, with what a person should know before filling it in.
+"""The fields of the forms, as far as this version of the API knows them.
 
-A field of the spec that has no row here is offered all the same, as JSON, so that the form never
-falls behind the API.
+A field that has no row in the tables is offered all the same, as JSON, so that a form never falls
+behind the API.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
-from service.contract.catalogue.methods import METHODS
-from service.contract.catalogue.training_methods import TRAINING_METHODS
+from service.console.views.certify_form import CERTIFY
+from service.console.views.field import Field
+from service.console.views.train_form import TRAIN
 from service.contract.schemas.submissions import Spec
 from service.contract.schemas.training_plans import TrainSpec
 
-__all__ = ["Field", "certify_fields", "train_fields"]
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field: ``name`` as in the API, with a point before a part's name.
-
-    ``kind``: how the script reads it: text, number, number-or-text, numbers, list, flag, choice,
-    json, switch (unchecked: null) or part (of a switch). ``more``: among the further settings.
-    """
-
-    name: str
-    label: str
-    help: str
-    kind: str = "text"
-    value: str = ""
-    choices: tuple[tuple[str, str], ...] = ()
-    more: bool = False
-    required: bool = False
-    placeholder: str = ""
-
-
-_NORMS = (("l2", "l2: Euclidean distance"), ("linf", "linf: largest change of any one value"))
-
-_CERTIFY = (
-    Field(
-        "norm",
-        "Norm",
-        "How the size of a change is measured.",
-        "choice",
-        "l2",
-        _NORMS,
-    ),
-    Field(
-        "epsilons",
-        "Epsilons",
-        "The sizes of change to certify, separated by commas, in the units of the inputs. For "
-        "images that is pixel values from 0 to 1: write 8/255 for eight grey levels.",
-        "list",
-        "36/255",
-        required=True,
-        placeholder="36/255, 0.5",
-    ),
-    Field(
-        "method",
-        "Method",
-        "How robustness is proved. auto tries the cheapest bound first and spends more only on "
-        "what is still open.",
-        "choice",
-        "auto",
-        tuple((name, f"{name}: {row.title}") for name, row in METHODS.items()),
-    ),
-    Field(
-        "samples",
-        "Samples",
-        "How many samples, from the first one on; all for every sample.",
-        "number-or-text",
-        "1000",
-    ),
-    Field(
-        "architecture",
-        "Architecture",
-        "Only for weights without a graph (.safetensors, .pt): the name of what they belong to "
-        f"({', '.join([*ARCHITECTURES][:4])}, ...) or a layer list as JSON. Leave it empty for "
-        "ONNX.",
-        "json-or-text",
-        placeholder="cifar-6c2f",
-    ),
-    Field(
-        "normalization",
-        "Normalisation",
-        "Mean and standard deviation per channel, where the model expects them and does not "
-        "hold them itself. Epsilons stay in pixel units.",
-        "json",
-        placeholder='{"mean": [0.1307], "std": [0.3081]}',
-        more=True,
-    ),
-    Field(
-        "soundness",
-        "Soundness",
-        "sound: every certificate is a proof for the deployed float32 network. estimate: a "
-        "paper's own arithmetic, to reproduce its figures; nothing is guaranteed then.",
-        "choice",
-        "sound",
-        (("sound", "sound: proofs"), ("estimate", "estimate: NOT A PROOF")),
-        more=True,
-    ),
-    Field(
-        "deterministic",
-        "Only what holds with certainty",
-        "Unchecked, bounds may be used that hold except with a tiny probability, which is stated.",
-        "flag",
-        "true",
-        more=True,
-    ),
-    Field(
-        "clip",
-        "Inputs stay in their valid range",
-        "Changed inputs count only where they are still valid (pixels between 0 and 1).",
-        "flag",
-        "true",
-        more=True,
-    ),
-    Field(
-        "radius",
-        "Find each sample's radius",
-        "Also the largest certified radius of every sample, from which the curve is drawn.",
-        "flag",
-        "true",
-        more=True,
-    ),
-    Field(
-        "attack",
-        "Attack what is not certified",
-        "A search for counterexamples (PGD). It shows how much more could be proved at best.",
-        "switch",
-        "true",
-        more=True,
-    ),
-    Field(
-        "attack.steps", "Attack: steps", "Gradient steps of each start.", "part", "40", more=True
-    ),
-    Field("attack.restarts", "Attack: restarts", "Starts per sample.", "part", "1", more=True),
-    Field(
-        "attack.audit",
-        "Attack: audit",
-        "Share of the certified samples that is attacked too. It must never succeed there.",
-        "part",
-        "0.05",
-        more=True,
-    ),
-    Field("attack.seed", "Attack: seed", "Of its random starts.", "part", "0", more=True),
-    Field(
-        "effort",
-        "Effort",
-        "How much work auto may spend: quick, standard or exhaustive (a hundred times standard).",
-        "choice",
-        "standard",
-        tuple((name, name) for name in ("quick", "standard", "exhaustive")),
-        more=True,
-    ),
-    Field(
-        "time_budget_s",
-        "Time budget (s)",
-        "Seconds of worker time. What is open by then is undecided, and the report depends on the "
-        "machine. Empty: a budget of work, so that equal jobs give equal reports.",
-        "number",
-        more=True,
-    ),
-    Field(
-        "sample_time_s",
-        "Time per sample (s)",
-        "Seconds that a complete method may spend on a sample.",
-        "number",
-        more=True,
-    ),
-    Field(
-        "indices",
-        "Indices",
-        "Instead of a number of samples: their places in the data set, separated by commas.",
-        "numbers",
-        more=True,
-        placeholder="0, 17, 400",
-    ),
-    Field(
-        "input_range",
-        "Valid range of inputs",
-        "[low, high], or a list of lows and one of highs per feature; null for no range. Empty: "
-        "[0, 1].",
-        "json",
-        more=True,
-        placeholder="[0, 1]",
-    ),
-    Field(
-        "output",
-        "Output",
-        "Name of the ONNX output with the class scores, where there are several.",
-        more=True,
-    ),
-    Field(
-        "binary",
-        "One score, two classes",
-        "The graph has a single score: above the threshold is class 1.",
-        "flag",
-        more=True,
-    ),
-    Field(
-        "criterion",
-        "Criterion",
-        "What the model has to reach; the report says at its top whether it does.",
-        "json",
-        placeholder='{"epsilon": "36/255", "certified_accuracy": 0.6}',
-        more=True,
-    ),
-    Field("seed", "Seed", "Of everything random in the method.", "number", "0", more=True),
-)
-
-_TRAIN = (
-    Field(
-        "method",
-        "Method",
-        "The loss that makes the model certifiable.",
-        "choice",
-        "emma",
-        tuple((name, f"{name}: {row.title}") for name, row in TRAINING_METHODS.items()),
-    ),
-    Field("norm", "Norm", "How the size of a change is measured.", "choice", "l2", _NORMS),
-    Field(
-        "epsilon",
-        "Epsilon",
-        "The size of change to be robust against, in the units of the inputs.",
-        "text",
-        "36/255",
-        required=True,
-    ),
-    Field(
-        "recipe",
-        "Recipe",
-        "paper: the published schedule. fast: a short one. Or hyperparameters as JSON; GET "
-        "/methods lists them, and where there is no recipe for this method and data, give an "
-        "architecture.",
-        "json-or-text",
-        "fast",
-    ),
-    Field(
-        "architecture",
-        "Architecture",
-        f"A name ({', '.join(ARCHITECTURES)}), a family with its sizes as JSON "
-        f"({', '.join(FAMILIES)}), or a layer list. Empty: the recipe's.",
-        "json-or-text",
-    ),
-    Field("epochs", "Epochs", "Passes over the data. Empty: the recipe's.", "number"),
-    Field(
-        "batch_size", "Batch size", "Samples per step. Empty: the recipe's.", "number", more=True
-    ),
-    Field("learning_rate", "Learning rate", "Empty: the recipe's.", "number", more=True),
-    Field(
-        "activation",
-        "Activation",
-        "Of an architecture given by name. Empty: the recipe's.",
-        "text",
-        more=True,
-        placeholder="maxmin",
-    ),
-    Field(
-        "test_dataset",
-        "Data to certify on",
-        "Empty: the test split of a registered data set, a tenth held out of an upload.",
-        "text",
-        more=True,
-    ),
-    Field(
-        "certify",
-        "Certification",
-        "How the trained model is certified: a spec as JSON, null for not at all. Empty: at the "
-        "epsilon of training, on all test samples.",
-        "json",
-        more=True,
-        placeholder='{"epsilons": ["36/255"], "samples": 1000}',
-    ),
-    Field("devices", "Devices", "GPUs that share every batch.", "number", "1", more=True),
-    Field(
-        "sweep",
-        "Sweep",
-        "One hyperparameter and the values to train with, one model each.",
-        "json",
-        more=True,
-        placeholder='{"alpha": [0.1, 0.5]}',
-    ),
-    Field(
-        "seed", "Seed", "Of first values and the order of the samples.", "number", "0", more=True
-    ),
-)
+__all__ = ["certify_fields", "train_fields"]
 
 #: Of the training request: what the form asks for in another way.
 _ELSEWHERE = ("dataset", "force", "webhook")
@@ -298,12 +25,12 @@ _ELSEWHERE = ("dataset", "force", "webhook")
 
 def certify_fields() -> Sequence[Field]:
     """The fields of a spec, as far as this version knows them."""
-    return _known(_CERTIFY, Spec)
+    return _known(CERTIFY, Spec)
 
 
 def train_fields() -> Sequence[Field]:
     """The fields of a training request."""
-    return _known(_TRAIN, TrainSpec)
+    return _known(TRAIN, TrainSpec)
 
 
 def _known(rows: Iterable[Field], model: type[BaseModel]) -> list[Field]:

@@ -173,9 +173,9 @@ def test_pages_are_quick_at_a_thousand_jobs_and_ten_thousand_samples(
         api.get(address, headers=PAGE)
         spent = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()
             assert api.get(address, headers=PAGE).status_code == 200
-            spent.append(time.perf_counter() - began)
-        print(f"{address[:40]}: {1000 * statistics.median(spent):.1f} ms")
-        # Far above the 50 ms of a calm machine: this one may do other things.
-        assert min(spent) < 0.5
+            spent.append(time.process_time() - began)
+        print(f"{address[:40]}: {1000 * statistics.median(spent):.1f} ms of CPU")
+        # Time of the processor, server and client together: waiting for a busy machine is not it.
+        assert min(spent) < 0.1

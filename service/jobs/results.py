@@ -19,7 +19,7 @@ from service.contract.schemas.report import (
     ReportModel,
     Threat,
 )
-from service.contract.storage.pictures import THUMBNAILS, read_picture
+from service.contract.storage.pictures import COUNTEREXAMPLES, THUMBNAILS, read_picture
 from service.contract.storage.store import Store
 from service.jobs.control import Jobs
 from service.jobs.report_signer import ReportSigner
@@ -104,14 +104,14 @@ class Results:
         if of == "sample":
             path, number = self._store.prepared_dir(job_id) / THUMBNAILS, index
         else:
-            path = self._store.counterexample_pictures_path(job_id)
+            path = self._counterexamples(job_id)
             number = 2 * index + (of == "difference")
         return read_picture(path, number) if self._store.has(path) else None
 
     def counterexamples(self, rows: Path, job_id: str, caller: Caller) -> list[dict[str, Any]]:
         """The first few samples with a counterexample, and their pictures; none without any."""
         found: list[dict[str, Any]] = []
-        if not self._store.has(self._store.counterexample_pictures_path(job_id)):
+        if not self._store.has(self._counterexamples(job_id)):
             return found
         with rows.open("rb") as file:
             for line in file:
@@ -127,6 +127,9 @@ class Results:
                 if len(found) == _SHOWN:
                     break
         return found
+
+    def _counterexamples(self, job_id: str) -> Path:
+        return self._store.counterexamples_path(job_id).with_name(COUNTEREXAMPLES)
 
     def training(self, job_id: str, caller: Caller) -> dict[str, Any] | None:
         """Plan and history of a training; None for another job."""

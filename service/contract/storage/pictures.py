@@ -18,10 +18,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["MOST_BYTES", "MOST_FILE_BYTES", "THUMBNAILS", "pack_pictures", "read_picture"]
+__all__ = [
+    "COUNTEREXAMPLES",
+    "MOST_BYTES",
+    "MOST_FILE_BYTES",
+    "THUMBNAILS",
+    "pack_pictures",
+    "read_picture",
+]
 
 #: Name of the file of the samples' pictures, in the folder that ``prepare`` leaves.
 THUMBNAILS = "thumbnails.bin"
+#: And of those of the counterexamples, in the job's folder: number 2 i is of sample i, 2 i + 1 its
+#: difference to the sample.
+COUNTEREXAMPLES = "counterexamples.bin"
 
 MOST_BYTES = 16 * 1024
 MOST_FILE_BYTES = 32 * 1024 * 1024

@@ -36,8 +36,10 @@ __all__ = ["Collection", "Store"]
 Collection = Literal["models", "datasets"]
 
 #: What a merge leaves, and the report's signed form.
-_RESULTS = ("report.json", "report.signed.json", "samples.jsonl")
-_RESULTS += ("counterexamples.npz", "counterexamples.bin")
+_RESULTS = (
+    *("report.json", "report.signed.json", "samples.jsonl"),
+    *("counterexamples.npz", "counterexamples.bin"),
+)
 
 
 class Store:
@@ -213,10 +215,6 @@ class Store:
     def counterexamples_path(self, job_id: str) -> Path:
         """Counterexamples, each replayed in ONNX Runtime."""
         return self._job_path(job_id) / "counterexamples.npz"
-
-    def counterexample_pictures_path(self, job_id: str) -> Path:
-        """Pictures of them: number 2 i is of sample i, 2 i + 1 its difference to the sample."""
-        return self._job_path(job_id) / "counterexamples.bin"
 
     def outcome_path(self, job_id: str, *, attempt: int | None = None) -> Path:
         """How the job ended: created once, never overwritten; wins over the ledger.

@@ -36,7 +36,7 @@ def png(x: NDArray[np.float32]) -> bytes:
 
 def difference_png(x: NDArray[np.float32], other: NDArray[np.float32]) -> bytes:
     """``other - x`` around grey, stretched so that the largest difference is black or white."""
-    change = other.astype(np.float64) - x.astype(np.float64)
+    change = np.nan_to_num(other).astype(np.float64) - np.nan_to_num(x).astype(np.float64)
     largest = float(np.abs(change).max(initial=0.0))
     return png((0.5 + (change / largest if largest > 0 else change) / 2).astype(np.float32))
 

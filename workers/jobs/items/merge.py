@@ -12,6 +12,7 @@ import numpy as np
 
 from service.contract.schemas.problems import InternalError
 from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.storage.pictures import COUNTEREXAMPLES
 from service.contract.storage.store import Store
 from service.contract.times import now, seconds
 from workers.jobs.items.prepare import facts_of, shards
@@ -63,7 +64,7 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     store.create(store.samples_path(submission.id), rows)
     store.create(store.counterexamples_path(submission.id), counterexamples)
     store.create(
-        store.counterexample_pictures_path(submission.id),
+        store.counterexamples_path(submission.id).with_name(COUNTEREXAMPLES),
         counterexample_pictures(
             results,
             Spec.model_validate(submission.spec).epsilons,

@@ -59,6 +59,13 @@ say "ready $((SECONDS - up)) s after up"
 code=$(curl -s -o /dev/null -w '%{http_code}' "$url/jobs")
 [ "$code" = 401 ] || fail "without a key: $code instead of 401"
 
+page=$(curl -s -H 'Accept: text/html' "$url/login")
+grep -q csrf-token <<<"$page" || fail "no page to log in"
+for asset in $(grep -o '"/console/[^"]*"' <<<"$page" | tr -d '"'); do
+    curl -sf -o /dev/null "$url$asset" || fail "the page asks for $asset, which is not in the image"
+done
+say "the console and its files are there"
+
 # force: computed anew, though an equal job has been done.
 submit() { api -F model=@examples/mnist_certified.onnx -F dataset=@examples/mnist_test.npz -F "spec=$1" -F force=true "$url/certify" | member id; }
 spec='{"norm": "l2", "epsilons": ["3/10", 1], "samples": 300, "attack": {"steps": 100, "restarts": 1, "audit": 1.0, "seed": 0}}'

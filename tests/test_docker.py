@@ -6,6 +6,7 @@ import re
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def test_api_starts_without_what_its_image_lacks() -> None:
     code = (
         "import sys\n"
         f"for name in {ABSENT!r}: sys.modules[name] = None\n"
-        "import service.cli.main, service.supervisor.api_process, service.api.app, uvicorn\n"
-        "service.api.app.create_app()\n"
+        "import service.cli.main, service.supervisor.api_process, service.console.app, uvicorn\n"
+        "service.console.app.create_app()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -107,6 +108,20 @@ def test_requirements_of_the_images(root: Path, image: str, has: set[str], lacks
     names = {re.split(r"[<>=;]", line)[0] for line in printed.splitlines()}
     assert has <= names
     assert not lacks & names
+
+
+def test_everything_that_is_no_code_goes_into_the_wheel(root: Path) -> None:
+    packaging = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = packaging["package-data"]["*"]
+    others = [
+        path
+        for room in ("service", "workers", "models")
+        for path in (root / room).rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    ]
+    assert {"console.css", "job.html", "htmx.min.js"} <= {path.name for path in others}
+    for path in others:
+        assert any(path.match(pattern) for pattern in patterns), path
 
 
 def test_dockerfile_and_makefile_install_the_same_torch(root: Path) -> None:

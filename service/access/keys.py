@@ -28,6 +28,8 @@ _ID = re.compile(r"[a-z2-7]{10}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@ -]{0,99}")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _MIN_SECRET = 16
+#: How the tag of a stored key begins; its id follows.
+_STORED = "key:"
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,37 @@ class KeyRing:
 
     def find(self, token: str) -> Caller | None:
         """The caller behind a key, or None whatever is wrong with the key."""
-        found: Caller | None = None
+        found = self._match(token)
+        return None if found is None else found[0]
+
+    def tag(self, token: str) -> str | None:
+        """A name for a valid key that tells nothing of it: what a session keeps in its place."""
+        found = self._match(token)
+        return None if found is None else found[1]
+
+    def holder(self, tag: str) -> Caller | None:
+        """The caller behind the key of this tag; None once the key is revoked or not given."""
+        for caller, digest in self._given:
+            if hmac.compare_digest(_given_tag(digest), tag):
+                return caller
+        record = self._load().get(tag.removeprefix(_STORED))
+        if record is None or record["revoked_at"] is not None:
+            return None
+        return Caller(record["id"], admin=record["admin"])
+
+    def _match(self, token: str) -> tuple[Caller, str] | None:
+        found: tuple[Caller, str] | None = None
         digest = hashlib.sha256(token.encode()).digest()
         for caller, known in self._given:
             if hmac.compare_digest(digest, known):
-                found = caller
+                found = caller, _given_tag(known)
         records = self._load()
         parts = token.split("_", 2)
         record = records.get(parts[1]) if len(parts) == 3 else None
         stored = bytes.fromhex(record["hmac"]) if record is not None else bytes(32)
         same = hmac.compare_digest(self._hmac(token), stored)
         if record is not None and same and record["revoked_at"] is None:
-            found = Caller(record["id"], admin=record["admin"])
+            found = Caller(record["id"], admin=record["admin"]), _STORED + record["id"]
         return found
 
     def create(self, name: str, *, admin: bool = False) -> tuple[str, dict[str, Any]]:
@@ -143,6 +164,10 @@ class KeyRing:
 
     def _hmac(self, key: str) -> bytes:
         return hmac.new(self._pepper, key.encode(), hashlib.sha256).digest()
+
+
+def _given_tag(digest: bytes) -> str:
+    return "given:" + hashlib.sha256(b"session:" + digest).hexdigest()
 
 
 def _given_key(text: str) -> tuple[Caller, bytes]:

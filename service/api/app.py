@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from anyio import to_thread
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from service.api.errors import PROBLEM_RESPONSES, install_handlers
 from service.api.middleware import SecurityHeaders
 from service.api.openapi import describe
 from service.api.routes import (
+    bulk,
     catalogue,
     certify,
     documentation,
@@ -34,13 +35,16 @@ model; get back what no perturbation inside it can change. Errors are RFC 9457 p
 
 #: One module of endpoints per subject.
 _SUBJECTS = (
-    *(certify, train, jobs, events, reports, signing),
+    *(certify, train, bulk, jobs, events, reports, signing),
     *(models, datasets, catalogue, health, documentation),
 )
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; without ``settings`` the environment is read (uvicorn's ``--factory``)."""
+def create_app(settings: Settings | None = None, *, pages: Sequence[APIRouter] = ()) -> FastAPI:
+    """The application; without ``settings`` the environment is read (uvicorn's ``--factory``).
+
+    ``pages``: routers of the console, which is built on this API.
+    """
     chosen = settings or Settings()
 
     @asynccontextmanager
@@ -64,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=PROBLEM_RESPONSES,
     )
     app.add_middleware(SecurityHeaders)
-    routers = [module.router for module in _SUBJECTS]
+    routers = [*(module.router for module in _SUBJECTS), *pages]
     install_handlers(app, [route for router in routers for route in router.routes])
     for router in routers:
         app.include_router(router)

@@ -9,38 +9,63 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Depends, Request
 
 from service.access.keys import NOBODY, Caller
+from service.api.browser import SAFE, check_origin, check_token, from_browser, read_cookie
 from service.api.services import Services, UsesServices
 from service.contract.schemas.problems import Forbidden, Unauthorized
+from service.contract.settings import Settings
 
-__all__ = ["Admin", "Principal"]
-
-_UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+__all__ = ["Admin", "Principal", "identify"]
 
 
 async def _caller(request: Request, services: UsesServices) -> Caller:
-    caller = _identify(request, services)
+    caller = await identify(request, services)
     await services.limits.count_request(caller)
     return caller
 
 
-def _identify(request: Request, services: Services) -> Caller:
+async def identify(request: Request, services: Services) -> Caller:
+    """The caller: by key, by a browser's session, or anybody on loopback where there are no keys.
+
+    Raises Unauthorized, Forbidden, RedisError.
+    """
+    settings = services.settings
     if not services.keys.configured:
         _only_from_here(request)
+        _check_browser(request, settings, token_needed=True)
         return NOBODY
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    caller = services.keys.find(token.strip()) if scheme.lower() == "bearer" else None
+    if scheme.lower() == "bearer":
+        caller = services.keys.find(token.strip())
+    else:
+        identity = read_cookie(request, settings)
+        caller = (
+            None
+            if identity is None
+            else await to_thread.run_sync(services.sessions.caller, identity)
+        )
     if caller is None:
         raise Unauthorized(
-            "a valid API key is needed", hint="send the header Authorization: Bearer KEY"
+            "a valid API key is needed",
+            hint="send the header Authorization: Bearer KEY; in a browser, log in at /login",
         )
+    _check_browser(request, settings, token_needed=scheme.lower() != "bearer")
     return caller
 
 
+def _check_browser(request: Request, settings: Settings, *, token_needed: bool) -> None:
+    if request.method in SAFE or not from_browser(request, settings):
+        return
+    check_origin(request, settings)
+    if token_needed:
+        check_token(request, settings)
+
+
 def _only_from_here(request: Request) -> None:
-    """Without keys, serve only loopback addresses, and refuse requests of other sites' pages."""
+    """Without keys, serve only loopback addresses."""
     server = request.scope.get("server")
     if server is not None and server[1] is not None and not _is_loopback(str(server[0])):
         raise Forbidden(
@@ -54,11 +79,6 @@ def _only_from_here(request: Request) -> None:
             f"no API key is configured, so nothing is served under the name {request.url.hostname}",
             code="key_required",
             hint="ask for localhost or 127.0.0.1; or certserve keys create NAME",
-        )
-    # Browsers send this header with a form that another site's page posts here.
-    if request.method in _UNSAFE and request.headers.get("sec-fetch-site") == "cross-site":
-        raise Forbidden(
-            "the request comes from another site's page, which is refused", code="cross_site"
         )
 
 

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from service.access.keys import KeyRing
 from service.access.limits import KeyLimits
 from service.access.quotas import Quotas
+from service.access.sessions import Sessions
 from service.access.signing_key import SigningKeys
 from service.api.metrics import Metrics
 from service.contract.ledger.connection import connect
@@ -18,6 +19,7 @@ from service.contract.ledger.ledger import Ledger
 from service.contract.settings import Settings
 from service.contract.storage.journal import Journal
 from service.contract.storage.store import Store
+from service.jobs.bulk import Bulk
 from service.jobs.control import Jobs
 from service.jobs.event_hub import EventHub
 from service.jobs.idempotency import Repeats
@@ -25,6 +27,7 @@ from service.jobs.intake import Intake
 from service.jobs.notifier import Notifier
 from service.jobs.reconciler import Reconciler
 from service.jobs.report_signer import ReportSigner
+from service.jobs.results import Results
 from service.jobs.retention import Retention
 from service.jobs.submit import Submissions
 from service.webhooks.dispatcher import Webhooks
@@ -45,12 +48,15 @@ class Services:
     intake: Intake
     notifier: Notifier
     jobs: Jobs
+    bulk: Bulk
+    results: Results
     reconciler: Reconciler
     webhooks: Webhooks
     events: EventHub
     keys: KeyRing
     signing_keys: SigningKeys
     signer: ReportSigner
+    sessions: Sessions
     limits: KeyLimits
     submissions: Submissions
     metrics: Metrics
@@ -70,7 +76,8 @@ class Services:
         journal = Journal(store.folder("journal"))
         notifier = Notifier(connect(settings, text=False), settings)
         intake = Intake(journal, ledger, notifier)
-        limits = KeyLimits(Quotas(connect(settings, retries=1, timeout_s=1.0)), settings)
+        quotas = Quotas(connect(settings, retries=1, timeout_s=1.0))
+        limits = KeyLimits(quotas, settings)
         jobs = Jobs(store, ledger, journal, notifier, limits)
         retention = Retention(settings, store, ledger, journal)
         webhooks = Webhooks(settings, store)
@@ -117,12 +124,15 @@ class Services:
             intake=intake,
             notifier=notifier,
             jobs=jobs,
+            bulk=Bulk(jobs, ledger),
+            results=Results(jobs, store, signer),
             reconciler=reconciler,
             webhooks=webhooks,
             events=events,
             keys=keys,
             signing_keys=signing_keys,
             signer=signer,
+            sessions=Sessions(redis, keys, quotas, lifetime_s=settings.session_s),
             limits=limits,
             submissions=submissions,
             metrics=Metrics(ledger, limits),

@@ -144,6 +144,15 @@ class Settings(BaseSettings):
     keys_file: Path | None = Field(
         default=None, description="File that holds keys, one per line; CERTSERVE_KEYS wins over it."
     )
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[a-z0-9.:\[\]-]+$",
+        description="Address that browsers use, e.g. https://certserve.example, where a proxy "
+        "stands before the service; pages' requests must come from it.",
+    )
+    session_s: float = Field(
+        default=43_200.0, gt=0, description="Seconds after which a browser must log in again."
+    )
     key_requests_per_s: float = Field(
         default=500.0, gt=0, description="Requests per second of one key, twice that in a burst."
     )

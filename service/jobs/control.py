@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 
 from anyio import to_thread
 from redis.exceptions import RedisError
@@ -176,11 +177,12 @@ class Jobs:
         caller: Caller,
         *,
         kind: str | None,
-        status: str | None,
+        statuses: Collection[str],
         cursor: str | None,
         limit: int,
-    ) -> tuple[list[JobRecord], str | None]:
-        """Jobs, newest first, and the cursor of the next page. Raises RedisError."""
+    ) -> tuple[list[JobState], str | None]:
+        """Jobs of any of the statuses (none: of all of them), newest first, and the cursor of the
+        next page. Raises RedisError."""
         if cursor is not None and not is_job_id(cursor):
             raise InvalidInput(
                 "the cursor is not valid: give the next_cursor of an earlier page",
@@ -189,10 +191,10 @@ class Jobs:
             )
         owner = None if caller.admin else caller.name
         ids = self._ledger.index.ids(
-            kind=kind, status=status, owner=owner, before=cursor, limit=limit + 1
+            kind=kind, statuses=statuses, owner=owner, before=cursor, limit=limit + 1
         )
         states = self._ledger.index.get_many(ids[:limit])
-        return [record(state) for state in states], ids[limit - 1] if len(ids) > limit else None
+        return states, ids[limit - 1] if len(ids) > limit else None
 
 
 def new_state(submission: JobSubmission) -> JobState:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from anyio import to_thread
@@ -34,11 +35,21 @@ _BACKLOG = 2000
 _Queue = asyncio.Queue[JobEvent | None]
 
 
+@dataclass(eq=False)
+class _Glance:
+    """A viewer of several jobs, who only wants to know which of them have changed."""
+
+    changed: set[str] = field(default_factory=set)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: bool = False
+
+
 @dataclass
 class _Watch:
     """A job that somebody follows; ``last`` is the id read last, None until that is known."""
 
     queues: set[_Queue] = field(default_factory=set)
+    glances: set[_Glance] = field(default_factory=set)
     last: str | None = None
 
 
@@ -110,8 +121,50 @@ class EventHub:
         finally:
             self.viewers -= 1
             watch.queues.remove(queue)
-            if not watch.queues and self._watches.get(job_id) is watch:
-                del self._watches[job_id]
+            self._drop_unwatched(job_id, watch)
+
+    async def changes(
+        self, job_ids: Collection[str], *, pause_s: float
+    ) -> AsyncGenerator[set[str]]:
+        """Which of the jobs had events since the last time; an empty set after a pause without any.
+
+        The first set is all of them: what the viewer knows of them may be older than this. However
+        many jobs, it is one viewer. Raises TooManyRequests.
+        """
+        if self.viewers >= self._max_viewers:
+            raise TooManyRequests("too many streams of events are open", retry_after_s=5)
+        glance = _Glance(changed={*job_ids})
+        glance.woken.set()
+        watches = {job_id: self._watches.setdefault(job_id, _Watch()) for job_id in job_ids}
+        for watch in watches.values():
+            watch.glances.add(glance)
+        self.viewers += 1
+        try:
+            try:
+                newest = await to_thread.run_sync(self._log.newest, sorted(watches))
+            except RedisError as error:
+                _log.warning("events wait for Redis: %s", error)
+                newest = {}
+            for job_id, watch in watches.items():
+                if watch.last is None:
+                    watch.last = newest.get(job_id, "0-0")
+            if watches and (self._reader is None or self._reader.done()):
+                self._reader = asyncio.create_task(self._read())
+            while not glance.closed:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(glance.woken.wait(), pause_s)
+                glance.woken.clear()
+                changed, glance.changed = glance.changed, set()
+                yield changed
+        finally:
+            self.viewers -= 1
+            for job_id, watch in watches.items():
+                watch.glances.discard(glance)
+                self._drop_unwatched(job_id, watch)
+
+    def _drop_unwatched(self, job_id: str, watch: _Watch) -> None:
+        if not (watch.queues or watch.glances) and self._watches.get(job_id) is watch:
+            del self._watches[job_id]
 
     async def _missed(self, job_id: str, after: str) -> list[JobEvent]:
         try:
@@ -142,6 +195,9 @@ class EventHub:
                 watch.last = events[-1].id
                 for queue in list(watch.queues):
                     self._hand_out(queue, events)
+                for glance in watch.glances:
+                    glance.changed.add(job_id)
+                    glance.woken.set()
             await asyncio.sleep(_LOOK_S)
 
     @staticmethod
@@ -161,6 +217,9 @@ class EventHub:
                 if queue.full():
                     queue.get_nowait()
                 queue.put_nowait(None)
+            for glance in watch.glances:
+                glance.closed = True
+                glance.woken.set()
         if self._reader is not None:
             self._reader.cancel()
 

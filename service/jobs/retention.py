@@ -65,7 +65,7 @@ class Retention:
     def _jobs(self) -> Iterator[JobState]:
         before: str | None = None
         while True:
-            ids = self._ledger.index.ids(kind=None, status=None, before=before, limit=_BATCH)
+            ids = self._ledger.index.ids(before=before, limit=_BATCH)
             if not ids:
                 return
             yield from self._ledger.index.get_many(ids)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-from service.reports.axes import Plot, largest_distance, number, style
+from service.reports.axes import Plot, largest_distance, style, units
+from service.reports.epsilon_names import epsilon_names
 
-__all__ = ["render_svg"]
+__all__ = ["axis_end", "render_svg"]
 
 _PERCENT = [(step / 5, f"{step * 20} %") for step in range(6)]
 
@@ -21,12 +22,12 @@ def render_svg(report: Mapping[str, Any]) -> str:
     """
     epsilons: Sequence[float] = report["curve"]["epsilon"]
     shares: Sequence[float] = report["curve"]["certified_accuracy"]
-    plot = Plot(_axis_end(report))
+    plot = Plot(axis_end(report))
     norm = report["threat"]["norm"]
     parts = [
         plot.open("Certified accuracy over epsilon", _in_words(report), "accuracy"),
         style(),
-        plot.frame(f"epsilon ({norm} distance, pixel units)", "share of samples", _PERCENT),
+        plot.frame(f"epsilon ({norm} distance, {units(report)})", "share of samples", _PERCENT),
         _staircase(plot, epsilons, shares),
         _asked(plot, report),
         _clean(plot, report),
@@ -36,7 +37,7 @@ def render_svg(report: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _axis_end(report: Mapping[str, Any]) -> float:
+def axis_end(report: Mapping[str, Any]) -> float:
     """Where the axis ends: beyond all certified radii and asked epsilons, outliers excepted.
 
     An epsilon ten times beyond everything certified would squeeze the curve into a corner.
@@ -71,27 +72,41 @@ def _staircase(plot: Plot, epsilons: Sequence[float], shares: Sequence[float]) -
 
 def _asked(plot: Plot, report: Mapping[str, Any]) -> str:
     """Each asked epsilon: a mark over the full height, and both accuracies as points."""
+    named = zip(report["results"], epsilon_names(report), strict=True)
     rows = sorted(
-        (row for row in report["results"] if row["epsilon"] <= plot.x_end),
-        key=lambda row: float(row["epsilon"]),
+        ((row, name) for row, name in named if row["epsilon"] <= plot.x_end),
+        key=lambda pair: float(pair[0]["epsilon"]),
     )
-    parts, attacked = [], []
-    for row in rows:
+    parts = [_attacked(plot, report, [row for row, _ in rows])]
+    for row, name in rows:
         x, certified = plot.x(row["epsilon"]), plot.y(row["certified_accuracy"])
         parts.append(
             f'<line class="asked" x1="{x}" x2="{x}" y1="{plot.y(1.0)}" y2="{plot.y(0.0)}">'
-            f"<title>asked: epsilon {number(row['epsilon'])}</title></line>"
+            f"<title>asked: epsilon {escape(name)}</title></line>"
         )
         parts.append(_point("certified", x, certified, row["certified_accuracy"]))
         if row["attack_accuracy"] is not None:
-            attacked.append((x, plot.y(row["attack_accuracy"]), row["attack_accuracy"]))
-    if attacked:
-        clean = report["clean_accuracy"]
-        start = [(plot.x(0.0), plot.y(1.0 if clean is None else clean))]
-        corners = " ".join(f"{x},{y}" for x, y in start + [point[:2] for point in attacked])
-        parts.append(f'<polyline class="attacked" points="{corners}"/>')
-        parts += [_point("attacked", *point) for point in attacked]
+            share = row["attack_accuracy"]
+            parts.append(_point("attacked", x, plot.y(share), share))
     return "".join(parts)
+
+
+def _attacked(plot: Plot, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What attacks left, as steps: beyond an asked epsilon at most what was left there is left.
+
+    So the line is at every epsilon an upper bound, and never below the certified staircase. A
+    straight line from one asked epsilon to the next would be.
+    """
+    found = [row for row in rows if row["attack_accuracy"] is not None]
+    if not found:
+        return ""
+    clean = report["clean_accuracy"]
+    least = 1.0 if clean is None else clean
+    moves = [f"M{plot.x(0.0)} {plot.y(least)}"]
+    for row in found:
+        least = min(least, row["attack_accuracy"])
+        moves.append(f"H{plot.x(row['epsilon'])}V{plot.y(least)}")
+    return f'<path class="attacked" d="{"".join(moves)}H{plot.x(plot.x_end)}"/>'
 
 
 def _point(kind: str, x: float, y: float, share: float) -> str:
@@ -109,23 +124,18 @@ def _clean(plot: Plot, report: Mapping[str, Any]) -> str:
 
 
 def _legend(plot: Plot, report: Mapping[str, Any]) -> str:
-    """Names of the lines, at the lower left, where a falling staircase leaves no line to cover."""
     rows = [("certified", f"certified ({report['soundness']})")]
     if any(row["attack_accuracy"] is not None for row in report["results"]):
         rows.append(("attacked", "left by the attack"))
     if report["clean_accuracy"] is not None:
         rows.append(("clean", "clean"))
-    parts = []
-    for place, (kind, label) in enumerate(rows):
-        x = plot.left + 16
-        y = plot.height - plot.bottom - 16 - 20 * (len(rows) - 1 - place)
-        parts.append(f'<line class="{kind}" x1="{x}" x2="{x + 28}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{x + 36}" y="{y + 4.5}">{escape(label)}</text>')
-    far = [number(row["epsilon"]) for row in report["results"] if row["epsilon"] > plot.x_end]
+    parts = [plot.legend(rows)]
+    named = zip(report["results"], epsilon_names(report), strict=True)
+    far = [name for row, name in named if row["epsilon"] > plot.x_end]
     if far:
         note = "beyond the axis: " + ", ".join(far[:4]) + (" ..." if len(far) > 4 else "")
         parts.append(
-            f'<text class="soft" x="{plot.width - plot.right}" y="{plot.top - 8}" '
+            f'<text class="soft" x="{plot.width - plot.right}" y="{plot.top - 10}" '
             f'text-anchor="end">{escape(note)}</text>'
         )
     return "".join(parts)
@@ -135,10 +145,8 @@ def _in_words(report: Mapping[str, Any]) -> str:
     """The chart in words, for screen readers."""
     clean = report["clean_accuracy"]
     sentences = [] if clean is None else [f"Clean accuracy {clean:.2%}."]
-    for row in report["results"]:
+    for row, name in zip(report["results"], epsilon_names(report), strict=True):
         attacked = row["attack_accuracy"]
         left = "" if attacked is None else f", {attacked:.2%} left by the attack"
-        sentences.append(
-            f"At epsilon {number(row['epsilon'])}: {row['certified_accuracy']:.2%} certified{left}."
-        )
+        sentences.append(f"At epsilon {name}: {row['certified_accuracy']:.2%} certified{left}.")
     return " ".join(sentences)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
-__all__ = ["Plot", "largest_distance", "number", "round_ticks", "style"]
+__all__ = ["Plot", "is_image", "largest_distance", "number", "round_ticks", "style", "units"]
 
 #: Colours for light and dark readers; charts carry them along, so that each file stands alone.
 _STYLE = """
 .chart{--ink:#1c2430;--soft:#5b6675;--grid:#e3e7ec;--certified:#0b6e4f;--attacked:#c2410c;
 --clean:#3b5bdb;--fill:#0b6e4f1f;color:var(--ink);
-font:13px system-ui,-apple-system,"Segoe UI",sans-serif}
+font:15px system-ui,-apple-system,"Segoe UI",sans-serif}
 @media screen and (prefers-color-scheme:dark){.chart{--ink:#e8ecf1;--soft:#9aa6b5;--grid:#2c3540;
 --certified:#4cc29a;--attacked:#fb923c;--clean:#8ea8ff;--fill:#4cc29a2b}}
 .chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}
@@ -24,7 +24,8 @@ font:13px system-ui,-apple-system,"Segoe UI",sans-serif}
 .chart .area{fill:var(--fill);stroke:none}.chart .bar{fill:var(--certified)}
 .chart .attacked{stroke:var(--attacked);fill:none;stroke-width:2;stroke-dasharray:7 4}
 .chart .clean{stroke:var(--clean);fill:none;stroke-width:1.5;stroke-dasharray:1 3}
-.chart .dot-certified{fill:var(--certified)}.chart .dot-attacked{fill:var(--attacked)}
+.chart .dot-clean{fill:var(--clean)}.chart .dot-certified{fill:var(--certified)}
+.chart .dot-attacked{fill:var(--attacked)}
 """
 
 
@@ -36,6 +37,17 @@ def style() -> str:
 def number(value: float) -> str:
     """A short decimal for labels and coordinates, four significant digits, no trailing zeros."""
     return f"{value:.4g}"
+
+
+def is_image(report: Mapping[str, Any]) -> bool:
+    """Whether the inputs are images, so that one may speak of pixels."""
+    return len(report["model"]["input_shape"]) == 3
+
+
+def units(report: Mapping[str, Any]) -> str:
+    """What epsilons and radii are measured in."""
+    plain = (report.get("spec") or {}).get("input_range", [0, 1]) in ([0, 1], [0.0, 1.0])
+    return "pixel units" if is_image(report) and plain else "units of the inputs"
 
 
 def largest_distance(report: Mapping[str, Any]) -> float:
@@ -59,11 +71,11 @@ class Plot:
     x_end: float
     y_end: float = 1.0
     width: int = 760
-    height: int = 400
-    left: int = 64
+    height: int = 430
+    left: int = 68
     right: int = 24
-    top: int = 24
-    bottom: int = 56
+    top: int = 58
+    bottom: int = 60
 
     def x(self, value: float) -> float:
         """Horizontal position of a value, cut at the right edge."""
@@ -85,6 +97,18 @@ class Plot:
             f'<desc id="{identity}-desc">{escape(description)}</desc>'
         )
 
+    def legend(self, rows: Sequence[tuple[str, str]]) -> str:
+        """Names of the lines (class, name) in a row above the plot, where they cover nothing."""
+        parts, x, y = [], float(self.left), 16.0
+        for kind, label in rows:
+            wide = 44 + 8.2 * len(label)
+            if x > self.left and x + wide > self.width:
+                x, y = float(self.left), y + 20
+            parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x + 28:.1f}" y1="{y}" y2="{y}"/>')
+            parts.append(f'<text x="{x + 34:.1f}" y="{y + 5}">{escape(label)}</text>')
+            x += wide + 14
+        return "".join(parts)
+
     def frame(
         self, x_label: str, y_label: str, y_ticks: Sequence[tuple[float, str]], x_count: int = 8
     ) -> str:
@@ -102,7 +126,7 @@ class Plot:
             x = self.x(value)
             parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{foot}" y2="{foot + 5}"/>')
             parts.append(
-                f'<text class="soft" x="{x}" y="{foot + 20}" text-anchor="middle">'
+                f'<text class="soft" x="{x}" y="{foot + 22}" text-anchor="middle">'
                 f"{number(value)}</text>"
             )
         middle_x, middle_y = (self.left + end) / 2, (self.top + foot) / 2

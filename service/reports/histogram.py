@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from service.reports.axes import Plot, largest_distance, number, round_ticks, style
+from service.reports.axes import Plot, largest_distance, number, round_ticks, style, units
 
 __all__ = ["render_histogram"]
 
@@ -25,7 +25,7 @@ def render_histogram(report: Mapping[str, Any], samples: Iterable[Mapping[str, A
     counts = [0] * _BARS
     for radius in radii:
         counts[min(int(radius / width), _BARS - 1)] += 1
-    plot = Plot(max(radii) * 1.02, y_end=max(counts) * 1.08, height=260)
+    plot = Plot(max(radii) * 1.02, y_end=max(counts) * 1.08, height=280, top=16)
     levels = [(v, number(v)) for v in round_ticks(max(counts), 4) if v == int(v)]
     words = (
         f"{len(radii)} samples have a proved radius between {number(min(radii))} "
@@ -35,7 +35,7 @@ def render_histogram(report: Mapping[str, Any], samples: Iterable[Mapping[str, A
         plot.open("Certified radius of the samples", words, "radius"),
         style(),
         plot.frame(
-            f"certified radius ({report['threat']['norm']}, pixel units)", "samples", levels
+            f"certified radius ({report['threat']['norm']}, {units(report)})", "samples", levels
         ),
     ]
     for place, count in enumerate(counts):

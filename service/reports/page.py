@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import base64
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from service.reports.accuracy_curve import render_svg
-from service.reports.axes import number
+from service.reports.axes import is_image, number, units
+from service.reports.epsilon_names import epsilon_name, epsilon_names
+from service.reports.evidence import criterion, evidence
 from service.reports.histogram import render_histogram
+from service.reports.training_curve import render_training_svg
 
 __all__ = ["render_html"]
 
@@ -46,20 +50,32 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "value": _value}
+    environment.filters |= {"epsilon": epsilon_name}
     return environment
 
 
 _ENVIRONMENT = _environment()
 
 
-def render_html(report: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> str:
-    """A page that states what is proved and what is not, with both charts inline.
+def render_html(
+    report: Mapping[str, Any],
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    training: Mapping[str, Any] | None = None,
+    pictures: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """A page that states what is proved and what is not, with all charts inline.
 
     Everything that came from an upload (names, layer names) is escaped. ``samples`` are the rows of
-    ``samples.jsonl``; they feed the histogram of radii only.
+    ``samples.jsonl``; they feed the histogram of radii only. ``training``: plan and history of the
+    training that made the model. ``pictures``: counterexamples to show, each with ``index``,
+    ``label`` and the PNGs ``sample``, ``counterexample`` and ``difference`` (bytes).
     """
     histogram = render_histogram(report, samples)
     decided = sorted(report["by_method"].items(), key=lambda pair: (-pair[1], pair[0]))
+    curve = None
+    if training is not None and training["history"]:
+        curve = Markup(render_training_svg(training["plan"], training["history"]))  # noqa: S704
     return _ENVIRONMENT.get_template(
         "report.html"
     ).render(
@@ -68,5 +84,28 @@ def render_html(report: Mapping[str, Any], samples: Iterable[Mapping[str, Any]])
         histogram=None if histogram is None else Markup(histogram),  # noqa: S704
         decided=[(_VERDICTS.get(name, name), name in _VERDICTS, count) for name, count in decided],
         headlines=report["results"][:4],
+        names=epsilon_names(report),
+        units=units(report),
+        image=is_image(report),
+        criterion=criterion(report),
+        evidence=evidence(report),
+        training=training,
+        training_chart=curve,
+        pictures=[_inline(picture) for picture in pictures],
         classes=sorted((report["dataset"].get("classes") or {}).items(), key=lambda pair: pair[1]),
     )
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _inline(picture: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with the PNGs as addresses that hold them."""
+    names = ("sample", "counterexample", "difference")
+    return {
+        name: "data:image/png;base64," + base64.b64encode(value).decode()
+        if name in names
+        else value
+        for name, value in picture.items()
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.sax.saxutils import escape
 
 from service.reports.axes import Plot, style
 
@@ -17,6 +16,8 @@ _LINES = (
     ("validation_accuracy", "attacked", "accuracy, validation"),
     ("validation_robust", "certified", "robust, validation (estimate)"),
 )
+#: Most epochs whose points are marked.
+_MARKED = 40
 #: Where nothing is held out, the training's own figure is shown.
 _WITHOUT_VALIDATION = (_LINES[0], ("robust", "certified", "robust in training (estimate)"))
 
@@ -34,12 +35,13 @@ def render_training_svg(plan: Mapping[str, Any], history: Sequence[Mapping[str, 
         plot.frame("epoch", "share of samples", _PERCENT),
     ]
     for key, kind, _ in lines:
-        points = " ".join(f"{plot.x(row['epoch'])},{plot.y(row[key])}" for row in history)
+        places = [(plot.x(row["epoch"]), plot.y(row[key])) for row in history]
+        points = " ".join(f"{x},{y}" for x, y in places)
         parts.append(f'<polyline class="{kind}" points="{points}"/>')
-    for place, (_, kind, label) in enumerate(lines):
-        x, y = plot.left + 16, plot.height - plot.bottom - 16 - 20 * (len(lines) - 1 - place)
-        parts.append(f'<line class="{kind}" x1="{x}" x2="{x + 28}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{x + 36}" y="{y + 4.5}">{escape(label)}</text>')
+        if len(history) <= _MARKED:
+            # A single epoch is a point, of which a line would show nothing.
+            parts += [f'<circle class="dot-{kind}" cx="{x}" cy="{y}" r="3.5"/>' for x, y in places]
+    parts.append(plot.legend([(kind, label) for _, kind, label in lines]))
     return "".join([*parts, "</svg>"])
 
 

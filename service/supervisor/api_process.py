@@ -19,12 +19,12 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve ``service.api.app:create_app`` on the listening socket of the given descriptor."""
+    """Serve ``service.console.app:create_app`` on the listening socket of the given descriptor."""
     (descriptor,) = arguments or sys.argv[1:]
     listener = socket.socket(fileno=int(descriptor))
     configure_logging(Settings().log_format)
     config = uvicorn.Config(
-        "service.api.app:create_app",
+        "service.console.app:create_app",
         factory=True,
         log_config=None,
         access_log=False,

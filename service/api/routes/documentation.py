@@ -12,10 +12,12 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
+from service.api.browser import TOKEN_HEADER, page_token, set_cookie
+from service.api.services import UsesServices
 from service.contract.schemas.problems import NotFound
 
 __all__ = ["router"]
@@ -37,6 +39,12 @@ _POLICY = (
     "img-src 'self' data:; font-src 'self'; connect-src 'self'; worker-src blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+#: How the page starts its viewer, and what is put there: a header for the requests that it makes.
+_CALL = "SwaggerUIBundle({"
+_WITH_TOKEN = (
+    "requestInterceptor: (request) => {{ "
+    f'request.headers["{TOKEN_HEADER}"] = "{{token}}"; return request; }},'
+)
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -51,8 +59,9 @@ def _page(page: HTMLResponse) -> HTMLResponse:
 
 
 @router.get("/docs")
-async def swagger() -> HTMLResponse:
-    """Swagger UI: every endpoint, and a form to try it."""
+async def swagger(request: Request, services: UsesServices) -> HTMLResponse:
+    """Swagger UI: every endpoint, and a form to try it, whose requests bring the page's token."""
+    settings = services.settings
     page = get_swagger_ui_html(
         openapi_url=_OPENAPI,
         title=_TITLE,
@@ -60,7 +69,12 @@ async def swagger() -> HTMLResponse:
         swagger_css_url="docs/swagger-ui.css",
         swagger_favicon_url=_ICON,
     )
-    return _page(page)
+    token, fresh = page_token(request, settings)
+    text = bytes(page.body).decode().replace(_CALL, _CALL + _WITH_TOKEN.format(token=token), 1)
+    page = _page(HTMLResponse(text))
+    if fresh is not None:
+        set_cookie(request, page, settings, fresh)
+    return page
 
 
 @router.get("/redoc")

@@ -15,7 +15,7 @@ from service.api.errors import problem_response
 from service.api.services import Services, UsesServices
 from service.contract.schemas.problems import Problem, Unavailable
 
-__all__ = ["router"]
+__all__ = ["checks_of", "router"]
 
 router = APIRouter(tags=["health"])
 
@@ -31,7 +31,7 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", summary="Redis, store and at least one worker are there")
 async def readyz(services: UsesServices) -> Response:
     """200, or 503 with what is missing."""
-    checks = await to_thread.run_sync(_checks, services)
+    checks = await to_thread.run_sync(checks_of, services)
     missing = {name: check["detail"] for name, check in checks.items() if not check["ok"]}
     if not missing:
         return JSONResponse({"status": "ready", "checks": checks})
@@ -52,7 +52,8 @@ async def metrics(services: UsesServices, principal: Admin) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
-def _checks(services: Services) -> dict[str, dict[str, Any]]:
+def checks_of(services: Services) -> dict[str, dict[str, Any]]:
+    """What the service needs: name -> whether it is there, and a detail."""
     checks: dict[str, dict[str, Any]] = {}
     try:
         services.probe.memory.ping()

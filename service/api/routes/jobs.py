@@ -13,7 +13,7 @@ from service.api.auth import Principal
 from service.api.errors import PROBLEM
 from service.api.services import UsesServices
 from service.contract.schemas.submissions import JobDetails, JobKind, JobRecord, JobStatus
-from service.jobs.control import details
+from service.jobs.control import details, record
 
 __all__ = ["Page", "router"]
 
@@ -37,15 +37,17 @@ async def list_jobs(
     services: UsesServices,
     principal: Principal,
     kind: JobKind | None = None,
-    status: JobStatus | None = None,
+    status: Annotated[list[JobStatus] | None, Query(description="One or several")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(json_schema_extra=CURSOR)] = None,
 ) -> Page[JobRecord]:
-    """A page of jobs, of one kind or status if asked."""
-    items, following = await to_thread.run_sync(
-        lambda: services.jobs.page(principal, kind=kind, status=status, cursor=cursor, limit=limit)
+    """A page of jobs, of one kind or some statuses (`status=failed&status=cancelled`) if asked."""
+    states, following = await to_thread.run_sync(
+        lambda: services.jobs.page(
+            principal, kind=kind, statuses=status or (), cursor=cursor, limit=limit
+        )
     )
-    return Page(items=items, next_cursor=following)
+    return Page(items=[record(state) for state in states], next_cursor=following)
 
 
 @router.get("/jobs/{job_id}", summary="Get a job")

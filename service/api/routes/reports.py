@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, StreamingResponse
 
 from service import reports
@@ -16,8 +17,9 @@ from service.access.keys import Caller
 from service.api.auth import Principal
 from service.api.routes.jobs import Page
 from service.api.services import Services, UsesServices
-from service.contract.schemas.problems import Conflict, InvalidInput, NotAcceptable, NotFound
+from service.contract.schemas.problems import InvalidInput, NotAcceptable, NotFound
 from service.contract.schemas.report import SampleRow
+from service.jobs.results import PictureOf
 
 __all__ = ["router"]
 
@@ -36,15 +38,19 @@ _MEDIA_TYPES: dict[str, Form] = {
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Vary": "Accept",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox",
 }
-
+_PICTURE_HEADERS = {"Cache-Control": "private, max-age=300", "Vary": "Authorization, Cookie"}
 
 _FORMS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The report", "content": {media: {} for media in _MEDIA_TYPES}}
 }
 _LINES: dict[int | str, dict[str, Any]] = {
     200: {"description": "JSON lines", "content": {"application/x-ndjson": {}}}
+}
+_PNG: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A picture", "content": {"image/png": {}}}
 }
 _NPZ: dict[int | str, dict[str, Any]] = {
     200: {"description": "A NumPy archive", "content": {"application/zip": {}}}
@@ -88,7 +94,7 @@ async def samples(
 ) -> Page[SampleRow]:
     """Sample rows in the order of the data set; ``cursor`` comes from the page before."""
     return await to_thread.run_sync(
-        lambda: _sample_page(_finished(services, job_id, principal), cursor, limit)
+        lambda: _sample_page(services.results.samples_path(job_id, principal), cursor, limit)
     )
 
 
@@ -100,8 +106,27 @@ async def samples(
 )
 async def sample_lines(job_id: str, services: UsesServices, principal: Principal) -> FileResponse:
     """One JSON object per line, in the order of the data set."""
-    path = await to_thread.run_sync(lambda: _finished(services, job_id, principal))
+    path = await to_thread.run_sync(services.results.samples_path, job_id, principal)
     return FileResponse(path, media_type="application/x-ndjson", filename=f"{job_id}.jsonl")
+
+
+@router.get(
+    "/jobs/{job_id}/samples/{index}.png",
+    response_class=Response,
+    responses=_PNG,
+    summary="A sample as a small picture",
+)
+async def sample_picture(
+    job_id: str,
+    index: Annotated[int, PathParameter(ge=0, lt=2**62)],
+    services: UsesServices,
+    principal: Principal,
+    of: PictureOf = "sample",
+) -> Response:
+    """At most 64 x 64 pixels; ``of``: the sample itself, its counterexample, or how that differs
+    (stretched around grey). 404 where samples are no pictures."""
+    png = await to_thread.run_sync(lambda: services.results.picture(job_id, index, of, principal))
+    return Response(png, media_type="image/png", headers=_PICTURE_HEADERS)
 
 
 @router.get(
@@ -116,7 +141,7 @@ async def counterexamples(
     """Inputs that the deployed network gets wrong, each replayed in ONNX Runtime."""
 
     def find() -> Path:
-        _finished(services, job_id, principal)
+        services.results.finished(job_id, principal)
         path = services.store.counterexamples_path(job_id)
         if not services.store.has(path):
             raise NotFound("no counterexample was found", code="no_counterexamples")
@@ -152,32 +177,9 @@ def negotiate(accept: str) -> Form:
     return best[2]
 
 
-def _finished(services: Services, job_id: str, caller: Caller) -> Path:
-    """The samples' file of a job that succeeded. Raises NotFound, Conflict."""
-    state = services.jobs.visible(job_id, caller)
-    if state.status in ("failed", "cancelled"):
-        why = (state.error or {}).get("detail", "it was asked for")
-        raise Conflict(f"the job is {state.status}: {why}", code="no_report")
-    if state.status != "succeeded":
-        raise Conflict(
-            f"the job is {state.status}", code="not_finished", hint=f"GET /jobs/{job_id}?wait=60"
-        )
-    if not state.submission.spec:
-        raise NotFound(
-            "this training was asked for without a certification",
-            code="no_report",
-            hint='POST /certify with its model_id, or train without "certify": null',
-        )
-    path = services.store.samples_path(job_id)
-    services.store.has(path)
-    return path
-
-
 def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Response:
-    rows = _finished(services, job_id, caller)
-    path = services.signer.signed(job_id)
-    if path is None:
-        raise NotFound("this job has no report", code="no_report")
+    path = services.results.report_path(job_id, caller)
+    rows = services.results.samples_path(job_id, caller)
     if form == "json":
         return FileResponse(path, media_type="application/json", headers=_HEADERS)
     report = json.loads(path.read_bytes())
@@ -187,9 +189,13 @@ def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Resp
         name = {"Content-Disposition": f'attachment; filename="{job_id}.csv"'}
         lines = reports.render_csv(report, _rows(rows))
         return StreamingResponse(lines, media_type="text/csv", headers={**_HEADERS, **name})
-    return Response(
-        reports.render_html(report, _rows(rows)), media_type="text/html", headers=_HEADERS
+    page = reports.render_html(
+        report,
+        _rows(rows),
+        training=services.results.training(job_id, caller),
+        pictures=services.results.counterexamples(rows, job_id, caller),
     )
+    return Response(page, media_type="text/html", headers=_HEADERS)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -232,8 +232,7 @@ def _training(job_id: str, services: Services, principal: Principal) -> dict[str
     plan = state.submission.training
     if plan is None:
         raise NotFound("this job is not a training", code="no_training")
-    rows = services.store.read_json(services.store.training_dir(job_id) / "history.json")
-    history = [] if rows is None else rows["history"]
+    history = services.results.history(job_id)
     if history:
         used = {name: history[-1].get(name) for name in ("precision", "compiled")}
         plan = {**plan, "arithmetic": used}

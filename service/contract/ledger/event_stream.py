@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,14 @@ class EventLog:
         start = f"{min(milliseconds, 2**63)}-{min(number, 2**63) + 1}"
         entries = self._redis.xrange(self._key(job_id), min=start, count=_MOST)
         return [_event(event_id, fields) for event_id, fields in entries]
+
+    def newest(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The id of each job's newest event; 0-0 where there is none. Raises RedisError."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.xrevrange(self._key(job_id), count=1)
+        found = zip(job_ids, pipeline.execute(), strict=True)
+        return {job_id: entries[0][0] if entries else "0-0" for job_id, entries in found}
 
     def read(self, after: Mapping[str, str]) -> dict[str, list[JobEvent]]:
         """New events of several jobs (job -> last id read), in one call. Raises RedisError."""

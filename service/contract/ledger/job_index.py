@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from redis import Redis
@@ -30,33 +31,55 @@ class Index:
     def ids(
         self,
         *,
-        kind: str | None,
-        status: str | None,
         before: str | None,
         limit: int,
+        kind: str | None = None,
+        statuses: Collection[str] = (),
         owner: str | None = None,
     ) -> list[str]:
-        """Ids of jobs, newest first, older than ``before``; at most ``limit``."""
+        """Ids of jobs, newest first, older than ``before``; at most ``limit``.
+
+        ``statuses``: those that are asked for; none means all of them.
+        """
         # Read the index of the most selective filter; check the others page by page.
-        wishes = {"principal": owner, "status": status, "kind": kind}
-        asked = {name: value for name, value in wishes.items() if value is not None}
-        first = next(iter(asked), None)
-        prefix = {"principal": "owner", "status": "status", "kind": "kind", None: ""}[first]
-        index = self._keys.of("jobs" if first is None else f"{prefix}:{asked.pop(first)}")
-        if not asked:
-            return self._page(index, before, limit)
+        if owner is not None:
+            indexes = [self._keys.of(f"owner:{owner}")]
+        elif statuses:
+            indexes = [self._keys.status(status) for status in sorted({*statuses})]
+        else:
+            indexes = [self._keys.of("jobs" if kind is None else f"kind:{kind}")]
+        wanted = {} if kind is None else {"kind": {kind}}
+        wanted |= {"status": {*statuses}} if statuses else {}
+        if owner is None:
+            wanted.pop("status" if statuses else "kind", None)
+        if not wanted:
+            return self._page(indexes, before, limit)
         found: list[str] = []
         while len(found) < limit:
-            page = self._page(index, before, 500)
+            page = self._page(indexes, before, min(500, max(100, 2 * limit)))
             if not page:
                 break
             pipeline = self._redis.pipeline(transaction=False)
             for job_id in page:
-                pipeline.hmget(self._keys.of(f"job:{job_id}"), list(asked))
-            values = list(asked.values())
-            found += [j for j, v in zip(page, pipeline.execute(), strict=True) if v == values]
+                pipeline.hmget(self._keys.of(f"job:{job_id}"), list(wanted))
+            found += [
+                job_id
+                for job_id, values in zip(page, pipeline.execute(), strict=True)
+                if all(v in some for v, some in zip(values, wanted.values(), strict=True))
+            ]
             before = page[-1]
         return found[:limit]
+
+    def counts_of(self, *, kind: str | None = None, owner: str | None = None) -> dict[str, int]:
+        """How many jobs of this kind and owner there are in each status."""
+        asked = {"kind": kind, "owner": owner}
+        others = [self._keys.of(f"{n}:{value}") for n, value in asked.items() if value is not None]
+        if not others:
+            return self.counts()
+        pipeline = self._redis.pipeline(transaction=False)
+        for status in STATUSES:
+            pipeline.zinter([self._keys.status(status), *others])
+        return dict(zip(STATUSES, map(len, pipeline.execute()), strict=True))
 
     def known(self, job_ids: Sequence[str]) -> list[bool]:
         """Whether the ledger knows each of the jobs."""
@@ -88,6 +111,10 @@ class Index:
         """Ids of all jobs that have not ended."""
         return set(self._redis.smembers(self._keys.of("active")))
 
-    def _page(self, index: str, before: str | None, limit: int) -> list[str]:
+    def _page(self, indexes: Sequence[str], before: str | None, limit: int) -> list[str]:
         top = "+" if before is None else f"({before}"
-        return list(self._redis.zrevrangebylex(index, top, "-", start=0, num=limit))
+        pipeline = self._redis.pipeline(transaction=False)
+        for index in indexes:
+            pipeline.zrevrangebylex(index, top, "-", start=0, num=limit)
+        # Of each index the newest ones: among them are the newest of all.
+        return sorted({*chain.from_iterable(pipeline.execute())}, reverse=True)[:limit]

@@ -35,8 +35,11 @@ __all__ = ["Collection", "Store"]
 
 Collection = Literal["models", "datasets"]
 
-#: What a merge leaves, and its signed form.
-_RESULTS = ("report.json", "report.signed.json", "samples.jsonl", "counterexamples.npz")
+#: What a merge leaves, and the report's signed form.
+_RESULTS = (
+    *("report.json", "report.signed.json", "samples.jsonl"),
+    *("counterexamples.npz", "counterexamples.bin"),
+)
 
 
 class Store:

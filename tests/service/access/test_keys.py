@@ -115,7 +115,7 @@ def test_without_a_key_nothing_but_health_answers(login: Callable[..., httpx.Cli
     ]
     assert len(guarded) >= 15
     for method, path in guarded:
-        url = path.format(job_id="0" * 26, model_id="sha256:" + "0" * 64, dataset_id="x")
+        url = path.format(job_id="0" * 26, model_id="sha256:" + "0" * 64, dataset_id="x", index=0)
         for header in ({}, {"Authorization": "Bearer crt_aaaaaaaaaa_x"}, {"Authorization": "x"}):
             answer = stranger.request(method, url, headers=header)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized"), path
@@ -243,7 +243,10 @@ def test_no_key_is_logged(
 def test_other_sites_pages_may_not_send_forms_here(api: httpx.Client) -> None:
     answer = api.post("/models", headers={"Sec-Fetch-Site": "cross-site"})
     assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")
-    assert api.post("/models", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 400
+    own = {"Sec-Fetch-Site": "same-origin", "Origin": str(api.base_url)}
+    answer = api.post("/models", headers=own)
+    assert (answer.status_code, answer.json()["code"]) == (403, "stale_form")
+    assert api.post("/models").status_code == 400, "a program, which no page makes ask"
 
 
 def test_what_a_training_makes_is_its_owners_alone(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
+from fractions import Fraction
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service.reports import render_csv, render_html, render_svg
+from service.reports.epsilon_names import epsilon_name
+from service.reports.training_curve import render_training_svg
 from tests.report_cases import cases, finished
 from workers.jobs.report.statement import statement
 
@@ -88,3 +92,83 @@ def test_an_estimate_says_so_in_capitals() -> None:
         norm="l2", soundness="estimate", clip=True, labelled=True, failure_probability=0.0
     )
     assert "ESTIMATE" in text
+
+
+def _steps(svg: str, kind: str) -> list[tuple[float, float]]:
+    """Corners of the line of a class, in the chart's units (y grows downwards)."""
+    found = re.search(rf'<path class="{kind}" d="([^"]+)"', svg)
+    if found is None:
+        return []
+    x = y = 0.0
+    corners = []
+    for letter, numbers in re.findall(r"([MHV])([^MHV]+)", found[1]):
+        values = [float(number) for number in numbers.split()]
+        x = values[0] if letter in "MH" else x
+        y = values[-1] if letter in "MV" else y
+        corners.append((x, y))
+    return corners
+
+
+@given(cases())
+@settings(max_examples=40, deadline=None)
+def test_what_an_attack_left_is_never_drawn_below_what_is_certified(case: Case) -> None:
+    report, _ = finished(case)
+    svg = render_svg(report)
+    attacked, certified = _steps(svg, "attacked"), _steps(svg, "certified")
+    assert bool(attacked) == any(row["attack_accuracy"] is not None for row in report["results"])
+    for x, y in certified if attacked else ():
+        # The line of the attack holds from its corner on, that of the certificate up to its own.
+        left = [height for place, height in attacked if place <= x][-1]
+        assert left <= y + 0.02, (x, y)
+
+
+@given(st.integers(1, 2000), st.sampled_from([1, 2, 10, 100, 255, 1000]))
+def test_an_epsilon_is_called_what_it_is(numerator: int, denominator: int) -> None:
+    exact = Fraction(numerator, denominator)
+    name = epsilon_name(str(exact))
+    assert Fraction(name) == exact
+    if denominator == 255 and exact.denominator not in (1, 5):
+        assert name == f"{numerator}/255"
+    if denominator in (1, 10, 100, 1000):
+        assert "/" not in name
+
+
+def test_a_curve_of_one_epoch_has_something_to_see() -> None:
+    plan = {"method": "emma", "epsilon": "1/2", "hyperparameters": {"epochs": 1}}
+    row = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "robust": 0.25}
+    assert render_training_svg(plan, [row]).count("<circle") == 2
+    assert "<circle" not in render_training_svg(plan, [])
+
+
+@given(cases(), st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_the_page_says_at_its_top_whether_the_criterion_is_met(case: Case, met: bool) -> None:
+    report, rows = finished(case)
+    wish = {"epsilon": report["threat"]["epsilons_exact"][0], "certified_accuracy": 0.5}
+    page = render_html({**report, "criterion": {**wish, "met": met}}, rows)
+    verdict, other = ("PASS", "FAIL") if met else ("FAIL", "PASS")
+    assert f"<strong>{verdict}</strong>" in page
+    assert f"<strong>{other}</strong>" not in page
+    assert page.index(verdict) < page.index("Headline figures")
+    assert "conforms" not in page
+    for term in ("Domain", "Property", "Criterion", "Certainty", "Arithmetic"):
+        assert f"<dt>{term}</dt>" in page
+
+
+@given(cases())
+@settings(max_examples=5, deadline=None)
+def test_the_page_shows_the_training_and_the_counterexamples_it_is_given(case: Case) -> None:
+    report, rows = finished(case)
+    plan = {
+        "method": "emma", "recipe": "fast", "norm": "l2", "epsilon": "79/50", "seed": 3,
+        "architecture": {"name": "<b>net</b>"}, "hyperparameters": {"epochs": 2},
+    }  # fmt: skip
+    history = [{"epoch": 1, "loss": 1.0, "accuracy": 0.5, "robust": 0.25}]
+    picture = {"index": 7, "label": 1, "sample": b"A", "counterexample": b"B", "difference": None}
+    page = render_html(
+        report, rows, training={"plan": plan, "history": history}, pictures=[picture]
+    )
+    assert "<dd>emma</dd>" in page
+    assert "<dd>l2 ε = 1.58</dd>" in page
+    assert "&lt;b&gt;net" in page
+    assert page.count('src="data:image/png;base64,') == 2

@@ -40,7 +40,7 @@ _NO_TIME = (
 
 
 def inspect(request: Mapping[str, Any], folder: Path) -> None:
-    """Write network.json, weights.safetensors, deployed.onnx, data.npz and facts.json.
+    """Write network.json, weights.safetensors, deployed.onnx, thumbnails.bin, data.npz, facts.json.
 
     ``request``: ``model`` (path, format, architecture), ``normalization``, ``dataset`` (kind,
     files, split), ``selection``, ``norm``, ``method``, ``clip``, ``seed``, ``bounds``,
@@ -51,9 +51,11 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     import torch
 
     from models.onnx.deployed import DeployedNetwork
+    from service.contract.storage.pictures import THUMBNAILS
     from workers.jobs.datasets.arrays import Bounds, DataError
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.datasets.sources import read_source
+    from workers.jobs.datasets.thumbnails import thumbnails
     from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.normalization_check import normalization_doubt
     from workers.jobs.report.doubts import data_doubts
@@ -118,6 +120,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     digest = hashlib.sha256()
     for array in (x, labels, data.indices):
         digest.update(np.ascontiguousarray(array).data)
+    (folder / THUMBNAILS).write_bytes(thumbnails(x, data.indices))
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
         "layers": [

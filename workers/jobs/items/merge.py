@@ -12,11 +12,13 @@ import numpy as np
 
 from service.contract.schemas.problems import InternalError
 from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.storage.pictures import COUNTEREXAMPLES
 from service.contract.storage.store import Store
 from service.contract.times import now, seconds
 from workers.jobs.items.prepare import facts_of, shards
 from workers.jobs.items.trained_model import model_of
 from workers.jobs.report.build import build_report, sample_rows
+from workers.jobs.report.pictures import counterexample_pictures
 from workers.verification.results import SampleResults
 
 __all__ = ["concatenate", "merge", "merge_notes"]
@@ -61,6 +63,14 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     )
     store.create(store.samples_path(submission.id), rows)
     store.create(store.counterexamples_path(submission.id), counterexamples)
+    store.create(
+        store.counterexamples_path(submission.id).with_name(COUNTEREXAMPLES),
+        counterexample_pictures(
+            results,
+            Spec.model_validate(submission.spec).epsilons,
+            store.prepared_dir(submission.id) / "data.npz",
+        ),
+    )
     store.create_json(store.report_path(submission.id), report)
     return len(results.index)
 

@@ -22,6 +22,7 @@ from service.contract.schemas.problems import (
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.storage.files import storage_errors, sync_folder
+from service.contract.storage.pictures import THUMBNAILS
 from service.contract.storage.store import Store
 from workers.jobs.inspection.sandbox import NO_ROOM, ChildEnded, ChildLimits, run_child
 from workers.jobs.items.trained_model import certification_samples, model_of
@@ -31,8 +32,12 @@ __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
 
 logger = logging.getLogger(__name__)
 
-#: The last one is written last.
-FILES = ("network.json", "weights.safetensors", "deployed.onnx", "data.npz", "facts.json")
+#: The last one is written last. The first is one that folders of earlier releases lack, so that
+#: fetching such a folder leaves nothing of it behind.
+FILES = (
+    *(THUMBNAILS, "network.json", "weights.safetensors", "deployed.onnx", "data.npz"),
+    "facts.json",
+)
 
 
 def prepare(

@@ -240,14 +240,14 @@ def test_jobs_are_listed_newest_first_by_kind_and_status_in_pages(
         ledger.create(job)
         time.sleep(0.002)
     newest = [job.id for job in reversed(jobs)]
-    first = ledger.index.ids(kind=None, status=None, before=None, limit=4)
+    first = ledger.index.ids(before=None, limit=4)
     assert first == newest[:4]
-    assert ledger.index.ids(kind=None, status=None, before=first[-1], limit=4) == newest[4:]
+    assert ledger.index.ids(before=first[-1], limit=4) == newest[4:]
     trains = [job.id for job in reversed(jobs) if job.kind == "train"]
-    assert ledger.index.ids(kind="train", status=None, before=None, limit=9) == trains
+    assert ledger.index.ids(kind="train", before=None, limit=9) == trains
     ledger.finish(trains[0], "cancelled")
-    assert ledger.index.ids(kind="train", status="queued", before=None, limit=9) == trains[1:]
-    assert ledger.index.ids(kind=None, status="cancelled", before=None, limit=9) == trains[:1]
+    assert ledger.index.ids(kind="train", statuses=["queued"], before=None, limit=9) == trains[1:]
+    assert ledger.index.ids(statuses=["cancelled"], before=None, limit=9) == trains[:1]
 
 
 def test_workers_are_forgotten_when_they_fall_silent(redis: Redis, settings: Settings) -> None:

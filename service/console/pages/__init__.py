@@ -1,0 +1,1 @@
+"""The pages, one module of endpoints per subject."""

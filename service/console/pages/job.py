@@ -1,0 +1,126 @@
+"""GET /jobs/{id}/view: a job while it runs, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.access.keys import Caller
+from service.api.auth import Principal
+from service.api.services import Services, UsesServices
+from service.console.pages.jobs import row
+from service.console.rendering import fragment, need_html, page
+from service.console.shared import Shared, UsesShared
+from service.console.views.certificate import certificate
+from service.console.views.figures import history_charts
+from service.console.views.streams import STREAM_HEADERS, event
+from service.contract.ledger.ledger import JobState
+from service.contract.schemas.problems import NotFound
+from service.contract.schemas.submissions import TERMINAL
+
+__all__ = ["router"]
+
+router = APIRouter(include_in_schema=False)
+
+#: Seconds between two looks at a training's curve while nothing else is new.
+_LOOK_S = 2.0
+#: The shortest time between two versions of what is shown.
+_PAUSE_S = 0.5
+
+
+@router.get("/jobs/{job_id}/view")
+async def job_page(
+    job_id: str, request: Request, services: UsesServices, principal: Principal
+) -> Response:
+    """The page of a certification or a training."""
+    need_html(request, f"GET /jobs/{job_id[:40]}")
+    context = await to_thread.run_sync(lambda: _context(services, job_id, principal))
+    return page(request, services, "job.html", context, caller=principal)
+
+
+@router.get("/jobs/{job_id}/view/events")
+async def job_page_events(
+    job_id: str, services: UsesServices, shared: UsesShared, principal: Principal
+) -> StreamingResponse:
+    """``progress`` and ``curve`` of a running job as parts of its page, then ``ended``."""
+    state = await to_thread.run_sync(services.jobs.visible, job_id, principal)
+    lines = _events(services, shared, state)
+    return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
+    state = services.jobs.visible(job_id, caller)
+    context: dict[str, Any] = {
+        "job": row(state),
+        "state": state,
+        "submission": state.submission,
+        "report": None,
+        "found": None,
+        "answer": None,
+    }
+    context |= _training(services, state)
+    if state.status == "succeeded" and state.submission.spec:
+        report = services.results.report(job_id, caller)
+        if not report["results"]:
+            # A property is one question with one answer: no samples, no epsilons.
+            return {**context, "answer": report.get("property")}
+        path = services.results.samples_path(job_id, caller)
+        context |= {"report": report, "found": certificate(report, path)}
+    return context
+
+
+def _training(services: Services, state: JobState) -> dict[str, Any]:
+    plan = state.submission.training
+    if plan is None:
+        return {"plan": None, "charts": [], "history": []}
+    history = services.results.history(state.submission.id)
+    return {"plan": plan, "charts": history_charts(plan, history), "history": history}
+
+
+async def _events(services: Services, shared: Shared, state: JobState) -> AsyncIterator[str]:
+    job_id, epochs, looked = state.submission.id, -1, time.monotonic()
+    trains, fresh = state.submission.training is not None, True
+    async with aclosing(services.events.changes([job_id], pause_s=_LOOK_S)) as changes:
+        async for changed in changes:
+            # Now and then without an event too: Redis may have lost some.
+            html = await shared.get(
+                ("progress", job_id), lambda: _progress(services, job_id), fresh=fresh
+            )
+            fresh = False
+            if html is None:
+                yield event("ended", "")
+                return
+            yield event("progress", html) if changed else ": keep-alive\n\n"
+            if trains and time.monotonic() - looked >= _LOOK_S:
+                looked = time.monotonic()
+                count, curve = await shared.get(
+                    ("curve", job_id), lambda: _curve(services, state), kept_s=_LOOK_S
+                )
+                if count != epochs:
+                    epochs = count
+                    yield event("curve", curve)
+            await asyncio.sleep(_PAUSE_S)
+
+
+def _progress(services: Services, job_id: str) -> str | None:
+    """How far a job is, as a part of its page; None once it has ended or was deleted."""
+    try:
+        state = services.jobs.state(job_id)
+    except NotFound:
+        return None
+    if state.status in TERMINAL:
+        return None
+    return fragment("job_progress.html", {"job": row(state)})
+
+
+def _curve(services: Services, state: JobState) -> tuple[int, str]:
+    """How many epochs a training's curve has, and the curve as a part of its page."""
+    context = _training(services, state)
+    return len(context["history"]), fragment("job_curve.html", context)

@@ -1,0 +1,127 @@
+"""GET /jobs/{id}/samples/view: every sample with its verdict, filtered and sorted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+
+import numpy as np
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request, Response
+
+from service.access.keys import Caller
+from service.api.auth import Principal
+from service.api.services import Services, UsesServices
+from service.console.rendering import need_html, page
+from service.console.views.blanks import blank_is_none
+from service.console.views.sample_table import VERDICTS, SampleTable, Wish, sample_table
+from service.console.views.wording import title_of
+from service.contract.schemas.problems import NotFound
+from service.reports.epsilon_names import epsilon_names
+
+__all__ = ["router"]
+
+router = APIRouter(include_in_schema=False)
+
+_ROWS = 50
+
+Order = Literal["index", "label", "prediction", "margin", "radius"]
+Verdict = Literal["certified", "undecided", "falsified", "misclassified"]
+
+
+@router.get("/jobs/{job_id}/samples/view")
+async def samples_page(
+    job_id: str,
+    request: Request,
+    services: UsesServices,
+    principal: Principal,
+    epsilon: Annotated[int, Query(ge=0, lt=100)] = 0,
+    verdict: Annotated[Verdict | None, blank_is_none] = None,
+    label: Annotated[int | None, blank_is_none] = None,
+    method: Annotated[str | None, blank_is_none] = None,
+    sort: Order = "index",
+    down: bool = False,
+    part: Annotated[int, Query(ge=0, lt=10**9)] = 0,
+) -> Response:
+    """Fifty rows of the filter, in the order asked for."""
+    need_html(request, f"GET /jobs/{job_id[:40]}/samples")
+    wish = Wish(epsilon, verdict, label, method, sort, down)
+    context = await to_thread.run_sync(lambda: _context(services, job_id, principal, wish, part))
+    return page(request, services, "samples.html", context, caller=principal)
+
+
+def _context(
+    services: Services, job_id: str, caller: Caller, wish: Wish, part: int
+) -> dict[str, Any]:
+    state = services.results.finished(job_id, caller)
+    report = services.results.report(job_id, caller)
+    if wish.epsilon >= len(report["results"]):
+        raise NotFound("the report has no epsilon of this number", code="unknown_epsilon")
+    table = sample_table(services.results.samples_path(job_id, caller))
+    folders = {value: name for name, value in (report["dataset"].get("classes") or {}).items()}
+    shape = report["model"]["input_shape"]
+    context: dict[str, Any] = {
+        "job_id": job_id,
+        "title": title_of(state.submission),
+        "names": epsilon_names(report),
+        "norm": report["threat"]["norm"],
+        "folders": folders,
+        "pictures": len(shape) == 3 and shape[0] in (1, 3),
+        "wish": wish,
+        "verdicts": VERDICTS,
+        "table": table,
+        "rows": [],
+        "part": part,
+        "found": 0,
+        "last": 0,
+        "query": lambda **changes: _query(wish, part, changes),
+    }
+    if table is not None:
+        places = table.chosen(wish)
+        shown = places[part * _ROWS : (part + 1) * _ROWS]
+        context |= {
+            "rows": [_row(table, int(place), wish.epsilon) for place in shown],
+            "found": len(places),
+            "last": max(0, (len(places) - 1) // _ROWS),
+        }
+    return context
+
+
+def _row(table: SampleTable, place: int, epsilon: int) -> dict[str, Any]:
+    label, radius, margin = int(table.label[place]), table.radius[place], table.margin[place]
+    wrong = (label >= 0 and label != table.prediction[place]) or table.prediction[place] < 0
+    flags = zip(table.certified[place], table.falsified[place], strict=True)
+    return {
+        "index": int(table.index[place]),
+        "label": label if label >= 0 else None,
+        "prediction": int(table.prediction[place]),
+        "margin": None if np.isnan(margin) else float(margin),
+        "radius": None if not np.isfinite(radius) else float(radius),
+        "unbounded": bool(np.isposinf(radius)),
+        "method": table.method[place],
+        "broken": bool(table.falsified[place].any()),
+        "verdicts": [
+            "misclassified"
+            if wrong
+            else "certified"
+            if certified
+            else "falsified"
+            if falsified
+            else "undecided"
+            for certified, falsified in flags
+        ],
+    }
+
+
+def _query(wish: Wish, part: int, changes: dict[str, Any]) -> str:
+    values: dict[str, Any] = {
+        "epsilon": wish.epsilon,
+        "verdict": wish.verdict,
+        "label": wish.label,
+        "method": wish.method,
+        "sort": wish.order,
+        "down": "true" if wish.descending else None,
+        "part": part,
+        **changes,
+    }
+    return "?" + urlencode({name: value for name, value in values.items() if value is not None})

@@ -1,0 +1,1 @@
+"""What pages show, computed from reports and rows: plain functions and tables."""

@@ -1,0 +1,220 @@
+"""The console in a real browser: what a person does, and what an attacker would like to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.client import Client
+from tests.e2e.console.conftest import BOB, Watched
+from tests.e2e.live_service import JOB_S, SLOW_SPEC, LiveService
+
+Shot = Callable[[Any, str], None]
+
+#: Never done before it is cancelled.
+ENDLESS = {**SLOW_SPEC, "attack": {"steps": 50_000, "restarts": 1, "audit": 1.0, "seed": 0}}
+AXE = (Path(__file__).with_name("vendor") / "axe.min.js").read_text()
+
+
+def test_a_model_is_uploaded_followed_and_its_report_read(
+    admin: Watched, uploads: tuple[Path, Path], shot: Shot
+) -> None:
+    page = admin.open("/new")
+    page.fill("[name=epsilons]", "1/0")
+    page.set_input_files("[name=model]", uploads[0])
+    page.set_input_files("[name=dataset]", uploads[1])
+    page.click("button:text-is('Certify')")
+    page.wait_for_selector("[name=epsilons][aria-invalid]")
+    assert "epsilon" in page.inner_text("[data-problem]")
+    shot(page, "new")
+    page.fill("[name=epsilons]", "8/255, 0.5")
+    page.select_option("[name=method]", "lipschitz")
+    page.click("text=Further settings")
+    page.fill("[name='attack.audit']", "0.5")
+    page.click("button:text-is('Certify')")
+    page.wait_for_url("**/view")
+    # Without a reload: the stream says that the job has ended.
+    page.wait_for_selector("h2:text-is('How this was certified')", timeout=JOB_S * 1000)
+    assert page.locator(".uplot").count() == 2
+    assert page.locator("th a").all_inner_texts() == ["8/255", "0.5"]
+    spec = json.loads(page.locator("details pre").last.text_content())
+    assert spec["attack"]["audit"] == 0.5
+    shot(page, "job")
+    page.click("text=Report >> nth=0")
+    page.wait_for_url("**/report.html")
+    assert "tiny.onnx" in page.inner_text("h1")
+    shot(page, "report")
+    admin.settled()
+
+
+def test_samples_are_filtered_and_sorted(admin: Watched, client: Client, shot: Shot) -> None:
+    job = _succeeded(client)[0]
+    page = admin.open(f"/jobs/{job}/samples/view")
+    page.click("th a:text-is('Radius')")
+    page.wait_for_selector("th[aria-sort=ascending] a:has-text('Radius')")
+    page.click("th a:has-text('Radius')")
+    page.wait_for_selector("th[aria-sort=descending] a:has-text('Radius')")
+    cells = page.locator("td[data-name=radius]").all_inner_texts()
+    radii = [float("inf") if text == "unbounded" else float(text) for text in cells]
+    assert radii == sorted(radii, reverse=True)
+    assert len(radii) == 32
+    assert "sort=radius" in page.url
+    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    shot(page, "samples")
+    wanted = page.locator(".verdict-of").first.inner_text()
+    page.select_option("[name=verdict]", wanted)
+    page.wait_for_function(
+        "w => [...document.querySelectorAll('.verdict-of')].every(e => e.textContent === w)",
+        arg=wanted,
+    )
+    page.go_back()
+    page.wait_for_function("document.querySelectorAll('.samples tbody tr').length === 32")
+    admin.settled()
+
+
+def test_two_jobs_are_compared(
+    admin: Watched, client: Client, uploads: tuple[Path, Path], shot: Shot
+) -> None:
+    spec = {"norm": "l2", "epsilons": ["8/255", "0.9"], "method": "bcp", "attack": None}
+    other = client.certify(*uploads, spec)["id"]
+    client.wait(other, timeout_s=JOB_S)
+    first = next(job for job in _succeeded(client) if job != other)
+    page = admin.open("/compare")
+    page.select_option("[name=a]", first)
+    page.select_option("[name=b]", other)
+    page.click("main button:text-is('Compare')")
+    page.wait_for_selector("h2:text-is('Sample by sample')")
+    assert page.locator("tr:has(th:text-is('8/255'))").count() == 2
+    assert page.locator(".uplot").count() == 1
+    shot(page, "compare")
+    admin.settled()
+
+
+def test_jobs_are_cancelled_and_retried_in_bulk_live(
+    admin: Watched, client: Client, uploads: tuple[Path, Path], shot: Shot
+) -> None:
+    page = admin.open("/")
+    jobs = [client.certify(*uploads, ENDLESS)["id"] for _ in range(2)]
+    # They come into the list by themselves, and the first one is seen to run.
+    page.wait_for_selector(f"#job-{jobs[1]}")
+    page.wait_for_selector(f"#job-{jobs[0]} .state.running")
+    shot(page, "jobs")
+    page.click(f"#job-{jobs[1]} a")
+    page.click("button:text-is('Cancel')")
+    page.click("#dialog button:text-is('Cancel')")
+    page.wait_for_selector(".state.cancelled")
+    page.click("nav a:text-is('Jobs')")
+    page.click("label:has-text('cancelled')")
+    page.click("label:has-text('failed')")
+    page.wait_for_selector("button:text-is('Retry 1')")
+    page.click("button:text-is('Retry 1')")
+    page.click("#dialog button:text-is('Retry 1')")
+    page.wait_for_selector("button:text-is('Retry 0')")
+    assert client.job(jobs[1])["status"] in ("queued", "running")
+    page = admin.open("/?kind=certify")
+    page.click("button:text-is('Cancel 2')")
+    page.wait_for_selector("#dialog h2:has-text('Cancel 2 jobs?')")
+    shot(page, "confirm")
+    page.click("#dialog button:text-is('Cancel 2')")
+    page.wait_for_selector(f"#job-{jobs[0]} .state.cancelled")
+    assert {client.job(job)["status"] for job in jobs} == {"cancelled"}
+    admin.settled()
+
+
+def test_names_from_uploads_do_nothing(
+    admin: Watched, client: Client, uploads: tuple[Path, Path], hostile_images: Path, shot: Shot
+) -> None:
+    form = {
+        "spec": (None, json.dumps({"norm": "linf", "epsilons": ["2/255"], "method": "ibp"})),
+        "model": ("<script>window.broken=1</script>.onnx", uploads[0].read_bytes()),
+        "dataset": ("<svg onload=window.broken=1>.zip", hostile_images.read_bytes()),
+    }
+    job = client._http.post("/certify", files=form).json()["id"]
+    client.wait(job, timeout_s=JOB_S)
+    for path in ("/", f"/jobs/{job}/view", f"/jobs/{job}/samples/view", f"/compare?a={job}&b={job}",
+                 "/new", f"/jobs/{job}/report.html"):  # fmt: skip
+        page = admin.open(path)
+        assert "<s" in page.inner_text("body"), "the name is shown as it is"
+        admin.settled()
+
+
+def test_every_page_can_be_used_by_everybody(admin: Watched, client: Client, shot: Shot) -> None:
+    job = _succeeded(client)[0]
+    page = admin.page
+    for path in ("/", "/new", "/train", "/system", f"/compare?a={job}&b={job}",
+                 f"/jobs/{job}/view", f"/jobs/{job}/samples/view", "/nowhere"):  # fmt: skip
+        admin.open(path)
+        name = path.strip("/").split("?")[0].replace("/", "-") or "jobs"
+        for scheme in ("light", "dark"):
+            # Charts are drawn anew; of the rest only colours can differ.
+            page.emulate_media(color_scheme=scheme)
+            found = _violations(page, "all" if scheme == "light" else "color-contrast")
+            assert not found, (path, scheme, found)
+            shot(page, f"{name}-{scheme}")
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.wait_for_function("document.documentElement.scrollWidth <= 390")
+        shot(page, f"{name}-phone")
+        page.set_viewport_size({"width": 1280, "height": 900})
+    admin.open("/")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    admin.settled()
+
+
+def test_another_key_sees_nothing_of_it_and_logging_out_ends_the_session(
+    chromium: Any, service: LiveService, client: Client
+) -> None:
+    job = _succeeded(client)[0]
+    context = chromium.new_context()
+    bob = Watched(context.new_page(), service.url)
+    page = bob.open(f"/jobs/{job}/view")
+    page.fill("#key", BOB)
+    page.press("#key", "Enter")
+    page.wait_for_selector("h1:text-is('Not found')")
+    bob.open("/")
+    page.wait_for_selector("h2:text-is('Nothing has been certified yet')")
+    # A page of another origin can neither frame the console nor send its forms.
+    answer = page.evaluate(
+        "async job => (await fetch(`/jobs/${job}`, {method: 'DELETE'})).status", job
+    )
+    assert answer == 403
+    page.click("text=Log out")
+    page.wait_for_selector("h1:text-is('Log in')")
+    bob.open("/system")
+    page.wait_for_selector("h1:text-is('Log in')")
+    bob.settled()
+    context.close()
+
+
+def _succeeded(client: Client) -> list[str]:
+    found = client._http.get("/jobs?status=succeeded").json()["items"]
+    return [job["id"] for job in found]
+
+
+def _violations(page: Any, rules: str) -> list[str]:
+    """What axe finds serious or worse, by all of its rules or by one."""
+    session = page.context.new_cdp_session(page)
+    # Evaluated by the debugger, which the page's policy does not keep out.
+    session.send("Runtime.evaluate", {"expression": f"if (!window.axe) {{ {AXE} }}"})
+    options = {} if rules == "all" else {"runOnly": [rules]}
+    expression = f"""axe.run(document, {json.dumps(options)}).then(result => JSON.stringify({{
+        tried: result.passes.length + result.violations.length,
+        wrong: result.violations.filter(v => ["serious", "critical"].includes(v.impact)).map(
+            v => v.id + ": " + v.nodes.map(n => n.html.slice(0, 120)).join(" | "))}}))"""
+    answer = session.send("Runtime.evaluate", {"expression": expression, "awaitPromise": True})
+    session.detach()
+    told = json.loads(answer["result"]["value"])
+    assert told["tried"] > 0
+    found: list[str] = told["wrong"]
+    return found
+
+
+def test_the_test_of_pages_sees_what_is_wrong_with_one(admin: Watched) -> None:
+    page = admin.open("/system")
+    page.evaluate("document.querySelector('h1').innerHTML = '<img src=/console/mark.svg>'")
+    assert "image-alt" in "".join(_violations(page, "all"))
+    page.evaluate("document.querySelector('.soft').style.color = '#eee'")
+    assert "color-contrast" in "".join(_violations(page, "color-contrast"))

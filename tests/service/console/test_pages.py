@@ -1,0 +1,181 @@
+"""Every page: nothing runs in it, nothing frames it, and what an upload says is text."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import httpx
+from markupsafe import escape
+
+from service.contract.ids import new_job_id
+from service.contract.ledger.ledger import Ledger
+from service.contract.outcomes import conclude
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.submissions import JobSubmission
+from service.contract.storage.store import Store
+from tests.service.console.conftest import HOSTILE, PAGE, PNG, token_in, unsafe
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Inert(HTMLParser):
+    """Collects what a page would run or load, and fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        if tag == "style" or (tag == "script" and not values.get("src")):
+            self.wrong.append(tag)
+        for name, value in attrs:
+            if name == "style" or name.startswith(("on", "hx-on")):
+                self.wrong.append(f"{tag} {name}")
+            if name in ("src", "href", "action", "hx-get", "sse-connect") and value:
+                self.loads.append(value)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            self.wrong.append(data.strip())
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+
+def pages_of(job_id: str) -> list[str]:
+    return [
+        "/", "/?status=failed&status=succeeded&kind=certify", "/?kind=", "/new", "/train",
+        "/system", "/compare", f"/compare?a={job_id}&b={job_id}", f"/jobs/{job_id}/view",
+        f"/jobs/{job_id}/samples/view", f"/jobs/{job_id}/samples/view?epsilon=1&verdict=falsified"
+        "&label=3&method=crown&sort=radius&down=true", "/nowhere", "/jobs/x/view",
+        "/console/jobs/confirm?action=delete&status=failed",
+    ]  # fmt: skip
+
+
+def test_no_page_runs_or_frames_or_asks_for_anything_foreign(
+    api: httpx.Client, certified: Callable[..., JobSubmission]
+) -> None:
+    job = certified()
+    for address in pages_of(job.id):
+        answer = api.get(address, headers=PAGE)
+        expected = 404 if address in ("/nowhere", "/jobs/x/view") else 200
+        assert answer.status_code == expected, (address, answer.text[:300])
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cache-control"] == "no-store"
+        parser = Inert()
+        parser.feed(answer.text)
+        parser.close()
+        assert not parser.open, address
+        assert not parser.wrong, (address, parser.wrong)
+        assert all(load.startswith(("/", "#", "?")) for load in parser.loads), parser.loads
+        assert not any(load.startswith("//") for load in parser.loads)
+        assert "<script>alert" not in answer.text
+        assert len(answer.content) < 150_000
+    assert escape(HOSTILE) in api.get(f"/jobs/{job.id}/view", headers=PAGE).text
+
+
+def test_what_pages_ask_for_is_there_small_and_kept(api: httpx.Client) -> None:
+    page = api.get("/", headers=PAGE).text
+    names = re.findall(r'(?:src|href)="(/console/[^"]+)"', page)
+    assert len(names) >= 5
+    weight = len(page)
+    for name in {*names, "/console/vendor/uplot.min.js", "/console/charts.js"}:
+        answer = api.get(name)
+        assert answer.status_code == 200, name
+        assert ("immutable" in answer.headers["cache-control"]) == ("?v=" in name)
+        weight += len(answer.content)
+    assert weight <= 150_000
+    for name in ("../app.py", "..%2fapp.py", "vendor/NOTICE.txt", "templates/base.html", ""):
+        assert api.get(f"/console/{name}").status_code == 404
+
+
+def test_programs_get_json_where_people_get_pages(
+    api: httpx.Client, certified: Callable[..., JobSubmission]
+) -> None:
+    job = certified()
+    for accept in ("*/*", "application/json", "text/html;q=0", ""):
+        answer = api.get("/", headers={"Accept": accept})
+        assert answer.json()["items"][0]["id"] == job.id, accept
+        assert api.get("/train", headers={"Accept": accept}).status_code == 406
+        unknown = api.get("/nowhere", headers={"Accept": accept})
+        assert unknown.headers["content-type"] == "application/problem+json"
+    assert api.get(f"/jobs/{job.id}", headers=PAGE).json()["id"] == job.id
+
+
+def test_a_picture_is_given_as_it_is_stored(
+    api: httpx.Client, certified: Callable[..., JobSubmission]
+) -> None:
+    job = certified()
+    answer = api.get(f"/jobs/{job.id}/samples/3.png")
+    assert (answer.content, answer.headers["content-type"]) == (PNG, "image/png")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for missing in ("1.png", "0.png?of=difference", f"{2**61}.png"):
+        found = api.get(f"/jobs/{job.id}/samples/{missing}")
+        assert (found.status_code, found.json()["code"]) == (404, "no_picture")
+    assert api.get(f"/jobs/{job.id}/samples/-1.png").status_code == 422
+
+
+def test_bulk_actions_meet_the_filter_and_the_count_and_nothing_else(
+    api: httpx.Client, store: Store, ledger: Ledger, make_submission: Callable[..., JobSubmission]
+) -> None:
+    jobs = [make_submission() for _ in range(9)]
+    endings = ("failed", "cancelled", "succeeded")
+    for place, job in enumerate(jobs):
+        ledger.create(job)
+        error = InvalidInput("bad") if place % 3 == 0 else None
+        conclude(store, ledger, job, endings[place % 3], error=error)  # type: ignore[arg-type]
+    page = api.get("/?status=failed&status=cancelled", headers=PAGE)
+    assert page.text.count('<tr id="job-') == 6
+    assert "Retry 6" in page.text
+    assert "Delete 6" in page.text
+    headers = unsafe(api, token_in(page))
+    wish = {"action": "delete", "filter": {"status": ["failed", "running"]}, "expected_count": 2}
+    moved = api.post("/jobs/bulk", json=wish, headers=headers)
+    assert (moved.status_code, moved.json()["code"]) == (409, "count_changed")
+    assert len(api.get("/jobs").json()["items"]) == 9, "nothing was done"
+    done = api.post("/jobs/bulk", json={**wish, "expected_count": 3}, headers=headers)
+    assert done.json() == {"action": "delete", "done": 3, "refused": {}}
+    left = api.get("/jobs?status=failed&status=cancelled&status=succeeded").json()["items"]
+    assert {job["status"] for job in left} == {"cancelled", "succeeded"}
+    retried = {"action": "retry", "filter": {"kind": "certify"}, "expected_count": 3}
+    assert api.post("/jobs/bulk", json=retried, headers=headers).json()["done"] == 3
+    cancelled = {"action": "cancel", "filter": {}, "expected_count": 3}
+    assert api.post("/jobs/bulk", json=cancelled, headers=headers).json()["done"] == 3
+    none = {"action": "cancel", "filter": {"kind": "train"}, "expected_count": 0}
+    assert api.post("/jobs/bulk", json=none, headers=headers).json()["done"] == 0
+    for bad in ({}, {**none, "action": "burn"}, {**none, "filter": {"status": ["odd"]}}):
+        assert api.post("/jobs/bulk", json=bad, headers=headers).status_code == 422
+
+
+def test_pages_are_quick_at_a_thousand_jobs_and_ten_thousand_samples(
+    api: httpx.Client,
+    ledger: Ledger,
+    make_submission: Callable[..., JobSubmission],
+    certified: Callable[..., JobSubmission],
+) -> None:
+    job = certified(10_000)
+    ledger.create_all([make_submission(id=new_job_id()) for _ in range(1000)])
+    for address in ("/", "/?status=queued&status=failed&kind=certify", f"/jobs/{job.id}/view",
+                    f"/jobs/{job.id}/samples/view?sort=radius&down=true&part=100"):  # fmt: skip
+        api.get(address, headers=PAGE)
+        spent = []
+        for _ in range(5):
+            began = time.process_time()
+            assert api.get(address, headers=PAGE).status_code == 200
+            spent.append(time.process_time() - began)
+        print(f"{address[:40]}: {1000 * statistics.median(spent):.1f} ms of CPU")
+        # Time of the processor, server and client together: waiting for a busy machine is not it.
+        assert min(spent) < 0.1

@@ -1,0 +1,58 @@
+"""Thumbnails of the samples for people, made here so that the API decodes no upload."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.contract.storage.pictures import pack_pictures
+
+__all__ = ["difference_png", "is_picture", "png", "thumbnails"]
+
+#: Longest side of a thumbnail, and least side of what is a picture at all.
+_SIDE = 64
+_LEAST_SIDE = 4
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether inputs of this shape (one sample's) can be shown: [1 or 3, H, W]."""
+    return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= _LEAST_SIDE
+
+
+def png(x: NDArray[np.float32]) -> bytes:
+    """A sample [C, H, W] with values in [0, 1] as a PNG of at most 64 x 64; others are clipped."""
+    pixels = np.nan_to_num(np.clip(x, 0.0, 1.0) * np.float32(255) + np.float32(0.5))
+    image = Image.fromarray(_channels_last(pixels.astype(np.uint8)))
+    if max(image.size) > _SIDE:
+        image.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+def difference_png(x: NDArray[np.float32], other: NDArray[np.float32]) -> bytes:
+    """``other - x`` around grey, stretched so that the largest difference is black or white."""
+    change = np.nan_to_num(other).astype(np.float64) - np.nan_to_num(x).astype(np.float64)
+    largest = float(np.abs(change).max(initial=0.0))
+    return png((0.5 + (change / largest if largest > 0 else change) / 2).astype(np.float32))
+
+
+def thumbnails(x: NDArray[np.float32], index: NDArray[np.int64]) -> bytes:
+    """A file of the samples ``x`` [n, ...] under their places ``index`` [n] in the data set.
+
+    It holds none where samples are no pictures, and fewer than n where they are too many.
+    """
+
+    def made() -> Iterator[tuple[int, bytes]]:
+        for place, sample in zip(index.tolist(), x, strict=True):
+            yield place, png(sample)
+
+    return pack_pictures(made() if is_picture(x.shape[1:]) else ())
+
+
+def _channels_last(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))

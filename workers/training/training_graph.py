@@ -203,10 +203,8 @@ class TrainingGraph:
             self._share, self._scales = None, {}
 
     def scale_and_shift(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Batch norm's scale and shift, [channels, 1, ...], for its input x [batch, ...].
-
-        Of several inputs in a training step the first one counts, which is to be the clean one.
-        """
+        """Batch norm's scale and shift, [channels, 1, ...], for its input x [batch, ...]. Of
+        several inputs in a training step the first one counts, which is to be the clean one."""
         found = self._scales.get(name) or self._scale_and_shift(name, x)
         if self._share is not None:
             self._scales[name] = found

@@ -27,6 +27,10 @@ PARAMETERS = {
     "mnist-convmed": 348_374,
     "cifar-convmed": 2_118_856,
     "cifar-convmedbig": 2_133_736,
+    "mnist-cnn5-bn": 823_260,
+    "cifar-cnn5-bn": 1_069_312,
+    "mnist-cnn7-bn": 13_261_388,
+    "cifar-cnn7-bn": 17_194_704,
 }
 
 
@@ -35,7 +39,7 @@ def test_published_parameter_counts(name: str) -> None:
     assert blueprint(name).skeleton.parameter_count == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ["mnist-small", "cifar-small"])
+@pytest.mark.parametrize("name", ["mnist-small", "cifar-small", "mnist-cnn5-bn"])
 def test_initial_weights(name: str) -> None:
     """The same seed gives the same network; spreads are the papers'."""
     first, second = (build(name, generator=torch.Generator().manual_seed(3)) for _ in range(2))
@@ -49,6 +53,8 @@ def test_initial_weights(name: str) -> None:
                 deviation = math.sqrt(2 / (shape[0] * shape[2] * shape[3]))
                 assert layer.bias is not None
                 assert not layer.bias.any()
+            elif name.endswith("-bn") and node is not first.nodes[-1]:
+                deviation = math.sqrt(2 * math.pi) / math.prod(shape[1:])
             else:
                 deviation = 1 / math.sqrt(3 * math.prod(shape[1:]))
             assert layer.weight.std().item() == pytest.approx(deviation, rel=0.15)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from models.architectures.published import blueprint
 from service.contract.catalogue.training_methods import TRAINING_METHODS
@@ -52,6 +53,32 @@ def test_of_several_recipes_that_of_activation_and_norm_counts() -> None:
     assert plan(**tiny, recipe="paper").hyperparameters != inside.hyperparameters
     # Published for l2 0.3, which says nothing about linf 0.3.
     assert plan().architecture != plan(norm="linf").architecture
+
+
+def test_the_norm_is_one_that_the_method_trains_for_and_its_first_one_by_default() -> None:
+    for row in TRAINING_METHODS.values():
+        wish = {"method": row.name, "dataset": "mnist", "epsilon": 0.1}
+        assert TrainSpec.model_validate(wish).norm == row.norms[0]
+        for norm in ("l2", "linf"):
+            if norm in row.norms:
+                assert TrainSpec.model_validate({**wish, "norm": norm}).norm == norm
+                continue
+            with pytest.raises(ValidationError) as caught:
+                TrainSpec.model_validate({**wish, "norm": norm})
+            assert [error["type"] for error in caught.value.errors()] == ["unsupported_norm"]
+    assert TRAINING_METHODS["ibp"].norms == ("linf",)
+    assert TRAINING_METHODS["emma"].norms[0] == "l2"
+
+
+def test_of_several_recipes_for_linf_that_of_the_epsilon_counts() -> None:
+    runs = {}
+    for epsilon in ("0.1", "0.3", "0.2"):
+        wish = {"method": "sabr", "dataset": "mnist", "epsilon": epsilon, "recipe": "paper"}
+        runs[epsilon] = run_of(plan_of(TrainSpec.model_validate(wish), "mnist", held_out=0.0))
+    assert runs["0.1"].options["subselection_ratio"] == 0.4
+    assert runs["0.3"].options["subselection_ratio"] == 0.9
+    assert runs["0.2"].options == runs["0.1"].options
+    assert runs["0.1"].epsilon * runs["0.1"].epsilon_schedule.at(1.0) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("row", RECIPES, ids=lambda row: f"{row.method}-{row.dataset}")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.training.schedules import SHAPES, Schedule
+from workers.training.schedules import QUARTIC, SHAPES, Schedule
 
 shares = st.floats(0, 1)
 
@@ -35,3 +35,13 @@ def test_the_published_ramp_of_bcp_stops_at_its_target() -> None:
     assert ramp.at(0.0) == 0.0
     assert ramp.at(11 / 60) == pytest.approx(0.5)
     assert ramp.at(22 / 60) == 1.0  # the paper's code goes on to 1 + 1/121 on CIFAR
+
+
+def test_a_smooth_rise_begins_like_the_fourth_power_and_goes_on_as_its_tangent() -> None:
+    rise = Schedule(((0.2, 0.0), (0.6, 2.0)), "smooth")
+    join, step = 0.2 + QUARTIC * 0.4, 1e-6
+    assert rise.at(0.2 + QUARTIC * 0.2) == pytest.approx(rise.at(join) / 16)
+    before = (rise.at(join) - rise.at(join - step)) / step
+    after = (rise.at(0.6) - rise.at(join)) / (0.6 - join)
+    assert before == pytest.approx(after, rel=1e-4)
+    assert rise.at(0.5) == pytest.approx(2.0 - 0.1 * after)

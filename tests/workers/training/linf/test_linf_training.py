@@ -56,7 +56,7 @@ def test_a_trained_network_is_certified_and_an_untrained_one_is_not(
         architecture=ARCHITECTURE,
         epsilon=0.1,
         norm="linf",
-        epochs=25,
+        epochs=15,
         learning_rate=1e-2,
         augmentation="none",
         kappa_schedule=Schedule.constant(0.2),

@@ -32,7 +32,7 @@ from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.training_graph import TrainingGraph
 
-__all__ = ["OBJECTIVES", "Stage", "colt", "estimated_bound", "stages_of"]
+__all__ = ["OBJECTIVES", "LatentSets", "Stage", "colt", "estimated_bound", "stages_of"]
 
 #: Purposes of the random numbers: starts of the two attacks, then a set of terms each.
 ATTACK, EARLIER_ATTACK, PROJECTIONS = 0, 1, 2
@@ -101,7 +101,7 @@ def stages_of(graph: TrainingGraph, config: TrainingConfig) -> int:
 
 
 @dataclass
-class _Sets:
+class LatentSets:
     """The adversary's sets of one batch."""
 
     graph: TrainingGraph
@@ -181,7 +181,7 @@ def colt(
     kappa rises from 0 to 1 in the first ``mix`` of each stage; rho grows from stage to stage.
     """
     stage = Stage.at(graph, config, at.progress)
-    sets = _Sets(graph, y, pixel_box(x, at.epsilon), at, config, stage)
+    sets = LatentSets(graph, y, pixel_box(x, at.epsilon), at, config, stage)
     kappa, first = stage.share, stage.frozen()
     points = [sets.attacked(stage.attacked, ATTACK)]
     if kappa < 1.0:

@@ -152,6 +152,17 @@ ARCHITECTURES: dict[str, Architecture] = {
             ("cifar", _CIFAR, _CIFAR_PIXELS),
         )
     },
+    **{
+        f"{name}-normalized": Architecture(_COLT, shape, convolutions, dense, pixels=pixels)
+        for name, shape, convolutions, dense, pixels in (
+            ("mnist-convmed", _MNIST, ((32, 5, 2, 2), (64, 4, 2, 1)), (100, 10), _MNIST_PIXELS),
+            ("cifar-convmed", _CIFAR, ((32, 5, 2, 2), (128, 4, 2, 1)), (250, 10), _CIFAR_PIXELS),
+            (
+                *("cifar-convmedbig", _CIFAR, ((32, 3, 1, 1), (32, 4, 2, 1), (128, 4, 2, 1))),
+                *((250, 10), _CIFAR_PIXELS),
+            ),
+        )
+    },
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from service.recipes import bcp, emma, gloro, local_lip, one_lipschitz, plain, soc
-from service.recipes.linf import ctbench, expressive_losses, ours
+from service.recipes.linf import colt, ctbench, expressive_losses, ours
 from service.recipes.recipe import COSINE, Recipe
 
 __all__ = ["RECIPES", "recipe_of"]
@@ -21,6 +21,7 @@ RECIPES: tuple[Recipe, ...] = (
     *one_lipschitz.ROWS,
     *soc.ROWS,
     *ours.ROWS,
+    *colt.ROWS,
     *ctbench.ROWS,
     *expressive_losses.ROWS,
 )

@@ -237,6 +237,10 @@ class _Loop:
         if not all(map(math.isfinite, sums)):
             raise self.diverged()
         standing = f"epoch {epoch + 1} of {self.config.epochs}"
+        stages = self.trainer.stages
+        if stages > 1:
+            stage = self.trainer.stage((self.step - 1) / self.total)
+            standing = f"stage {stage + 1} of {stages}, {standing}"
         ended = self.step % self.per_epoch == 0
         if ended:
             self.trainer.end_epoch()

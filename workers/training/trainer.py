@@ -70,11 +70,13 @@ class Trainer:
         self.optimizer = OPTIMIZERS[config.optimizer](
             network, self.parameters, config.learning_rate, config.weight_decay
         )
+        objective = OBJECTIVES[config.method]
+        self.stages = objective.stages(self.graph, config)
         self.lookahead = Lookahead(self.parameters, config.lookahead) if config.lookahead else None
         self.dtype = dtype_of(config, self.device)
         self.step = TrainingStep(
             self.graph,
-            OBJECTIVES[config.method].loss,
+            objective.loss,
             config,
             # Messages between ranks are no part of a compiled graph.
             compiles=ranks.alone and wants_compilation(config, self.device),
@@ -87,6 +89,8 @@ class Trainer:
         waits for it.
         """
         set_rate(self.optimizer, self.config.rate(progress))
+        if self._begins_stage(progress, step):
+            self.optimizer.state.clear()
         rows = len(x)
         part, share = self.ranks.part(rows), self.ranks.share(rows)
         at = ScheduledWeights.at(self.config, progress, step).within(part.start, rows)
@@ -102,6 +106,17 @@ class Trainer:
             for node in self.network.nodes:
                 self.network.layer(node.name).project()
             return torch.cat([loss.reshape(1), counts])
+
+    def _begins_stage(self, progress: float, step: int) -> bool:
+        """Whether the step of this number is the first one of a stage but the first."""
+        if self.stages == 1 or step == 0:
+            return False
+        before = (step - 1) / round(step / progress)
+        return self.stage(progress) != self.stage(before)
+
+    def stage(self, progress: float) -> int:
+        """The stage, from 0, at ``progress`` of the run."""
+        return min(int(progress * self.stages), self.stages - 1)
 
     def end_epoch(self) -> None:
         """Prepare for validation: slow weights of Lookahead become those of the network."""

@@ -82,8 +82,8 @@ class TrainingGraph:
         #: All but the last layer; value i + 1 is step i's result.
         self.steps = tuple(self._step(node, positions) for node in network.nodes[:-1])
         #: Fixed linear maps as verification has them.
-        self._sums = {s.name: self._sum(s.op, s.name) for s in self.steps if isinstance(s.op, SUMS)}
-        self._rows = {n: op.row_norms().to(head.weight) for n, op in self._sums.items()}
+        self.sums = {s.name: self._sum(s.op, s.name) for s in self.steps if isinstance(s.op, SUMS)}
+        self._rows = {n: op.row_norms().to(head.weight) for n, op in self.sums.items()}
         self._factors = {step.name: self._fixed_factor(step) for step in self.steps}
         #: What the plain forward pass computes in (``computing_in``); all else is float32.
         self.dtype = torch.float32
@@ -268,8 +268,8 @@ class TrainingGraph:
             return 1.0
         if isinstance(layer, (*WEIGHTED, BatchNorm)):
             return None
-        if step.name in self._sums:
-            return self._sums[step.name].spectral()
+        if step.name in self.sums:
+            return self.sums[step.name].spectral()
         if isinstance(layer, Normalize):
             return float(layer.std.abs().min().reciprocal())
         return float(ball_rule(step, torch.zeros(1, dtype=torch.float64), Rounding.ignored())[0])

@@ -168,6 +168,16 @@ _ROWS = (
         "per epsilon where alpha-crown leaves a sample open",
         "Xu et al. 2021",
     ),
+    Method(
+        "colt",
+        "COLT's order of attempts: zonotopes, learnt slopes, then boxes and margins refined by "
+        "alpha-CROWN in the place of its linear programmes; no MILP",
+        "sound: whatever zonotope or alpha-crown-intermediate proves",
+        _BOTH,
+        16_000,
+        "per epsilon where zonotopes leave a sample open",
+        "Balunovic, Vechev 2020",
+    ),
 )
 
 #: Methods by name, in the order of the table.

@@ -14,6 +14,7 @@ from typing import Any
 from service.contract.schemas.submissions import Strict
 from service.contract.schemas.training_options import (
     BcpOptions,
+    ColtOptions,
     CrownIbpOptions,
     EmmaOptions,
     ExpressiveOptions,
@@ -249,6 +250,17 @@ _ROWS = (
         compiled=False,
         certify_with={"method": "auto"},
         options=ExpressiveOptions,
+        norms=("linf",),
+    ),
+    TrainingMethod(
+        "colt",
+        "An adversary in the zonotope behind one ReLU after another, what is before it frozen",
+        "about 20, of which both attacks are most",
+        "Balunovic, Vechev 2020",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=ColtOptions,
         norms=("linf",),
     ),
 )

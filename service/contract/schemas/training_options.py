@@ -16,6 +16,7 @@ from service.contract.schemas.training_schedules import ScheduleSpec, constant
 
 __all__ = [
     "BcpOptions",
+    "ColtOptions",
     "CrownIbpOptions",
     "EmmaOptions",
     "ExpressiveOptions",
@@ -158,3 +159,20 @@ class TapsOptions(_Shrunk):
 
 class StapsOptions(TapsOptions, SabrOptions):
     """TAPS's, and the small box of SABR."""
+
+
+class ColtOptions(Strict):
+    """``latent_layers``: ReLUs behind which the adversary is, one after the other (None: all but
+    the last). In ``mix`` of each stage the new adversary takes over. ``stability``: weight of the
+    next ReLU's unstable neurons, times ``stability_growth`` from stage to stage; ``projections``
+    estimate their boxes. ``l1``: weight of the sum of all weights' magnitudes. The attacks:
+    ``attack_steps``, the last of which only looks, of ``attack_step_size`` error terms each."""
+
+    latent_layers: int | None = Field(default=None, ge=0, le=1000)
+    mix: float = Field(default=0.3, ge=0, le=1, allow_inf_nan=False)
+    stability: float = Field(default=0.005, ge=0, le=1000, allow_inf_nan=False)
+    stability_growth: float = Field(default=1.5, gt=0, le=1000, allow_inf_nan=False)
+    l1: float = Field(default=1e-5, ge=0, le=1, allow_inf_nan=False)
+    attack_steps: int = Field(default=8, ge=1, le=1000)
+    attack_step_size: float = Field(default=0.25, gt=0, le=100, allow_inf_nan=False)
+    projections: int = Field(default=50, ge=1, le=10_000)

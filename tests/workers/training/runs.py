@@ -56,6 +56,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "mtl-ibp": {**_BETWEEN},
     "cc-ibp": {**_BETWEEN},
     "exp-ibp": {**_BETWEEN},
+    "colt": {"attack_steps": 2, "projections": 4, "mix": 0.5},
     "soc": {"gamma": 0.1, "shift": "emma", "loss": "logit-annealing"},
     "soc-crc": {"gamma": 0.1, "curvature": 0.01},
 }

@@ -23,7 +23,8 @@ class ScheduledWeights:
     ``clean`` and ``robust``: kappa is 1 or 0, so that one of both losses is all; ``no_ball``:
     epsilon is 0. The code path of a step depends on these three alone, so that a step is compiled
     once for each of their combinations, and the values may be tensors (``on``). ``step``: its
-    number in the run, for ``generator`` alone. ``first``, ``rows``: the loss is given the rows from
+    number in the run, for ``generator`` alone. ``progress`` (0 to 1) of the run: of methods in
+    stages, which are not compiled. ``first``, ``rows``: the loss is given the rows from
     ``first`` on of a batch of ``rows`` (None: all of it), for ``uniform`` alone.
     """
 
@@ -36,6 +37,7 @@ class ScheduledWeights:
     step: int = 0
     first: int = 0
     rows: int | None = None
+    progress: float = 0.0
 
     @classmethod
     def of(cls, epsilon: float, kappa: float, trades: float, step: int = 0) -> ScheduledWeights:
@@ -45,12 +47,13 @@ class ScheduledWeights:
     @classmethod
     def at(cls, config: TrainingConfig, progress: float, step: int) -> ScheduledWeights:
         """The schedules' values at ``progress`` (0 to 1) of the run, in the step of this number."""
-        return cls.of(
+        values = cls.of(
             config.epsilon * config.epsilon_schedule.at(progress),
             config.kappa_schedule.at(progress),
             config.trades_schedule.at(progress),
             step,
         )
+        return replace(values, progress=progress)
 
     def generator(self, config: TrainingConfig, purpose: int = 0) -> torch.Generator:
         """Random numbers, on the CPU, that follow from the run's seed and the step's number: the

@@ -17,6 +17,7 @@ from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.lipschitz import lipschitz_radius
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.bounds.zonotope import zonotope_margins, zonotope_memory
+from workers.verification.complete.in_turn import InTurn, all_cover, memory_of
 from workers.verification.forward.ball import has_ball_rule
 from workers.verification.forward.local_pass import has_local_rule
 from workers.verification.forward.propagation import has_forward_rule
@@ -150,6 +151,21 @@ BOUNDS: dict[str, Bound] = {
         ),
     )
 }
+
+
+#: COLT's order of attempts, as far as it goes without the attack, which the cascade runs before.
+COLT = (BOUNDS["zonotope"], BOUNDS["alpha-crown-intermediate"])
+
+BOUNDS["colt"] = InTurn(
+    name="colt",
+    norms=("l2", "linf"),
+    has_rule=all_cover(COLT),
+    expected_passes=16_000,
+    memory=memory_of(COLT),
+    auto_norms=(),  # for comparison with its paper: auto has the second stage alone
+    dominates=("ibp", "bcp", "zonotope", "crown", "alpha-crown", "alpha-crown-intermediate"),
+    stages=COLT,
+)
 
 
 def auto_bounds(norm: str) -> list[Bound]:

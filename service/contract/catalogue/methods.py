@@ -168,6 +168,16 @@ _ROWS = (
         "per epsilon where alpha-crown leaves a sample open",
         "Xu et al. 2021",
     ),
+    Method(
+        "branch-and-bound",
+        "Complete search: unstable ReLUs are split, slopes and multipliers optimised on both sides",
+        "sound: both sides together hold every float32 execution, bounds are proved in float64; "
+        "it falsifies too, and what is left when work or time is spent is undecided",
+        _BOTH,
+        50_000,
+        "per epsilon, at most 1,000,000, or `sample_time_s` seconds for each sample",
+        "Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (FSB)",
+    ),
 )
 
 #: Methods by name, in the order of the table.

@@ -1,0 +1,1 @@
+"""Complete verification: branch and bound on the unstable neurons of a sample."""

@@ -144,8 +144,9 @@ class Submissions:
             submission_request.training_dataset,
         )
         owner = submission_request.caller.name
-        # A result under a time budget depends on the clock, so it is never reused.
-        repeatable = self._reuse and spec.get("time_budget_s") is None
+        # A result under a clock depends on the machine, so it is never reused.
+        clocks = (spec.get("time_budget_s"), spec.get("sample_time_s"))
+        repeatable = self._reuse and clocks == (None, None)
         datasets = (submission_request.dataset, submission_request.training_dataset)
         return JobSubmission(
             id=new_job_id(),

@@ -40,6 +40,8 @@ class Budget:
     tightest: the best arithmetic at once, as in a search of the radius, where half the tries fail;
     states: per sample, what this very bound left there at earlier attempts on it, at whatever
     epsilon, to go on from (open subproblems, multipliers); empty where none are kept;
+    sample_time_s: seconds for each sample, in place of ``passes``, for a bound that searches (None:
+    no clock of its own);
     report(rows, proved): to be called with positions in the batch after every few samples, so that
     they count at once, whatever happens to the others.
     """
@@ -49,6 +51,7 @@ class Budget:
     passes: float = math.inf
     tightest: bool = False
     states: Sequence[dict[str, Any]] = ()
+    sample_time_s: float | None = None
     report: Callable[[Tensor, Tensor], None] = lambda rows, proved: None
 
 
@@ -61,7 +64,8 @@ class Verdict:
     spent [batch] float64: plain forward passes that it cost;
     falsified [batch] bool and counterexample [batch, *shape] float32 (of falsified samples alone
     does it mean anything; None: no sample is): an input of the region that the network gets wrong.
-    It is a claim: it counts after the deployed network has answered wrongly on it.
+    It is a claim: it counts after the deployed network has answered wrongly on it;
+    open_domains [batch] int64: parts of the region left unproved, of a bound that searches.
     """
 
     proved: Tensor
@@ -69,6 +73,7 @@ class Verdict:
     spent: Tensor
     falsified: Tensor
     counterexample: Tensor | None = None
+    open_domains: Tensor | None = None
 
     @classmethod
     def undecided(cls, batch: int) -> Verdict:

@@ -31,7 +31,10 @@ class AttackSettings:
 
 @dataclass(frozen=True)
 class CertificationRequest:
-    """The threat model and how to answer it; epsilons in pixel units, in the order asked."""
+    """The threat model and how to answer it; epsilons in pixel units, in the order asked.
+
+    sample_time_s: seconds for each sample and epsilon in bounds that search, in place of work.
+    """
 
     norm: str
     epsilons: tuple[Fraction, ...]
@@ -42,6 +45,7 @@ class CertificationRequest:
     radius: bool = True
     attack: AttackSettings | None = field(default_factory=AttackSettings)
     seed: int = 0
+    sample_time_s: float | None = None
 
 
 @dataclass

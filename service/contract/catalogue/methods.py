@@ -169,6 +169,16 @@ _ROWS = (
         "Xu et al. 2021",
     ),
     Method(
+        "branch-and-bound",
+        "Complete search: unstable ReLUs are split, slopes and multipliers optimised on both sides",
+        "sound: both sides together hold every float32 execution, bounds are proved in float64; "
+        "it falsifies too, and what is left when work or time is spent is undecided",
+        _BOTH,
+        50_000,
+        "per epsilon, at most 1,000,000, or `sample_time_s` seconds for each sample",
+        "Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (FSB)",
+    ),
+    Method(
         "colt",
         "COLT's order of attempts: zonotopes, learnt slopes, then boxes and margins refined by "
         "alpha-CROWN in the place of its linear programmes; no MILP",

@@ -105,6 +105,12 @@ class Spec(Strict):
     radius: bool = True
     attack: AttackSpec | None = Field(default_factory=lambda: AttackSpec())
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    sample_time_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds for each sample and epsilon in complete methods, in place of work.",
+    )
     seed: int = Field(default=0, ge=0, le=_MAX_SEED)
 
     @field_validator("method")

@@ -134,6 +134,7 @@ def certification_request(spec: Spec) -> CertificationRequest:
         radius=spec.radius,
         attack=attack,
         seed=spec.seed,
+        sample_time_s=spec.sample_time_s,
     )
 
 

@@ -6,6 +6,8 @@ checked in float64; the gradients come from our own float32 graph and are only a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from workers.verification.numerics import nonzero
 from workers.verification.results import AttackSettings
 from workers.verification.rounding import unit_roundoff
 
-__all__ = ["attack", "audit_selection", "project"]
+__all__ = ["attack", "audit_selection", "descend", "project"]
 
 #: A point is drawn back this share inside the ball, so that its float32 form is in it, too.
 INSIDE = 1e-6
@@ -52,15 +54,17 @@ def attack(
         rows = (~broken).nonzero().flatten()
         if not rows.numel() or (restart and clock.over()):
             break
-        candidates = _descend(
+        noise = _noise(x[rows], indices[rows.numpy()], settings.seed, restart)
+        start = x[rows] + noise * _shaped(epsilon[rows], x)
+        candidates = descend(
             network,
+            start.to(device),
             x[rows].to(device),
             labels[rows].to(device),
             epsilon[rows].to(device),
-            _noise(x[rows], indices[rows.numpy()], settings.seed, restart).to(device),
             norm=norm,
             clip=clip,
-            settings=settings,
+            steps=settings.steps,
             clock=clock,
         ).cpu()
         wrong = breaks(
@@ -91,35 +95,35 @@ def _noise(x: Tensor, indices: NDArray[np.int64], seed: int, restart: int) -> Te
     return torch.from_numpy(np.stack(rows)).reshape(x.shape)
 
 
-def _descend(
-    network: Network,
+def descend(
+    logits_of: Callable[[Tensor], Tensor],
+    start: Tensor,
     x: Tensor,
     labels: Tensor,
     epsilon: Tensor,
-    noise: Tensor,
     *,
     norm: str,
     clip: bool,
-    settings: AttackSettings,
+    steps: int,
     clock: Clock,
 ) -> Tensor:
-    """The point with the least margin f_y - max_j f_j met on the way, inside the region."""
-    point = project(x + noise * _shaped(epsilon, x), x, epsilon, norm=norm, clip=clip)
+    """The points with the least margin f_y - max_j f_j met on the way from ``start``, inside the
+    region: [batch, *shape], as x and start. logits_of: [batch, *shape] -> [batch, classes]."""
+    point = project(start, x, epsilon, norm=norm, clip=clip)
     best = point.clone()
-    least = torch.full((x.shape[0],), torch.inf, device=x.device)
-    for step in range(settings.steps + 1):
+    least = torch.full((x.shape[0],), torch.inf, device=x.device, dtype=torch.float64)
+    for step in range(steps + 1):
         point = point.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = network(point)
-            margin = _margin(logits, labels)
+            margin = _margin(logits_of(point), labels).double()
             (gradient,) = torch.autograd.grad(margin.sum(), point)
         better = margin.detach() < least
         least = torch.where(better, margin.detach(), least)
         best = torch.where(_shaped(better, x), point.detach(), best)
-        if step == settings.steps or clock.over():
+        if step == steps or clock.over():
             break
         # From half the ball down to a hundredth of it: coarse first, then fine.
-        size = epsilon * (0.5 * (1.0 - step / settings.steps) + 0.01)
+        size = epsilon * (0.5 * (1.0 - step / steps) + 0.01)
         if norm == "linf":
             move = gradient.sign()
         else:

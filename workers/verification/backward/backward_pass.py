@@ -125,7 +125,7 @@ class BackwardPass:
             self.clock.check()
             step = self.compiled.steps[index]
             sources, gained, held = self.through(index, step, carried, slopes)
-            constant = constant + gained - carried.of_samples(self._lost(step))
+            constant = constant + gained - carried.of_samples(self.lost(step))
             size = size + held
             for source, contribution in zip(step.sources, sources, strict=True):
                 known = pending.get(source)
@@ -151,7 +151,7 @@ class BackwardPass:
             )
         return self._concretization
 
-    def _lost(self, step: GraphStep) -> Tensor:
+    def lost(self, step: GraphStep) -> Tensor:
         """What underflow may change in a step, [batch]: in coefficients, a tiny share of the
         inputs; in products of coefficients with what the constant gains, a tiny number.
         """

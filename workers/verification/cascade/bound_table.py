@@ -17,6 +17,7 @@ from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.lipschitz import lipschitz_radius
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.bounds.zonotope import zonotope_margins, zonotope_memory
+from workers.verification.complete.branch_and_bound import BranchAndBound
 from workers.verification.complete.in_turn import InTurn, all_cover, memory_of
 from workers.verification.forward.ball import has_ball_rule
 from workers.verification.forward.local_pass import has_local_rule
@@ -148,6 +149,17 @@ BOUNDS: dict[str, Bound] = {
             margins=alpha_crown_intermediate_margins,
             rows_per_sample=BACKWARD_ROWS,
             retry_share=BACKWARD_RETRY_SHARE,
+        ),
+        BranchAndBound(
+            name="branch-and-bound",
+            norms=("l2", "linf"),
+            has_rule=has_backward_rule,
+            expected_passes=50_000,
+            most_passes=1e6,
+            memory=activation_memory(100),
+            auto_norms=(),  # by name: a sample that stays open takes all of its passes
+            dominates=("crown", "alpha-crown", "alpha-crown-intermediate"),
+            within=0.5,
         ),
     )
 }

@@ -134,6 +134,7 @@ class Shard:
             passes=price,
             tightest=tightest,
             states=block.states_of(bound.name, rows),
+            sample_time_s=self.request.sample_time_s,
             report=report,
         )
         region = Region(block.x[rows], epsilon, self.request.norm, self.request.clip)
@@ -157,10 +158,31 @@ class Shard:
             block.tries_of(bound.name).add(rows, epsilon, proved, left)
         block.settle(rows, price - verdict.spent)
         block.spent["radius" if tightest else "verdict"][rows] += verdict.spent
+        if verdict.open_domains is not None and not tightest:
+            self._searched(bound, block, rows, epsilon, verdict)
         self._falsify(bound, block, rows, region, verdict)
         if not bool(proved.all()):
             self.spent()
         return proved, rows
+
+    def _searched(
+        self, bound: Bound, block: Block, rows: Tensor, epsilon: Tensor, verdict: Verdict
+    ) -> None:
+        """Note how far a search got on what it leaves open, per sample and epsilon."""
+        opened = verdict.open_domains
+        if opened is None:
+            return
+        for place in (~(verdict.proved | verdict.falsified)).nonzero().flatten().tolist():
+            least = float(verdict.least_margin[place])
+            self.notes["searched"].append(
+                {
+                    "index": int(block.indices[rows[place]]),
+                    "epsilon": float(epsilon[place]),
+                    "method": bound.name,
+                    "best_bound": least if math.isfinite(least) else None,
+                    "open_domains": int(opened[place]),
+                }
+            )
 
     def gave_up(
         self, bound: Bound, rows: Tensor, certain: Tensor, reason: str = TOO_LARGE
@@ -240,4 +262,5 @@ def fresh_notes() -> dict[str, Any]:
         "work_spent": False,
         "overruled_estimates": 0,
         "gave_up": {},
+        "searched": [],
     }

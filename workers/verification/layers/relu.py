@@ -158,6 +158,7 @@ RULES: dict[type[Layer], LayerRules] = {
         open=crosses_zero,
         kink_at_zero=True,
         slopes_in_unit_interval=True,
+        splits=True,
     ),
     LeakyReLU: LayerRules(
         forward=_leaky_forward,

@@ -199,12 +199,15 @@ class LayerRules:
     slopes by the rule ``crown`` or ``cap``. Elementwise layers have it in place of ``backward``.
     two_lines(layer, lower, upper, rounding): ``TwoLines`` over the box, of layers that are so.
     backward(state, index, step, rows): rows . result as rows on the step's inputs, from below.
-    linear: ``LinearPart`` of layers that move numbers or add them up.
+    linear: ``LinearPart`` of layers that move numbers or add them up; their ``backward`` makes the
+    same coefficients of a row and, negated, of the negated row.
     open(layer, boxes of the inputs): where tighter boxes would make the rules above tighter, bool
     in the shape of an input. None: nowhere. kink_at_zero: only the side of 0 matters there.
     slopes_in_unit_interval: elementwise in real arithmetic, never falling, 1-Lipschitz.
     absorbs_rounding: ``backward`` pays for the roundings of the coefficients that it is given.
     permutes: the result holds the input's numbers, each once, elsewhere.
+    splits: on either side of 0 the deployed layer is exactly its input, or exactly 0, so that
+    branch and bound may look at the sides apart.
     overlap(layer, input shape): largest number of windows that one input is in.
     """
 
@@ -222,4 +225,5 @@ class LayerRules:
     slopes_in_unit_interval: bool = False
     absorbs_rounding: bool = False
     permutes: bool = False
+    splits: bool = False
     overlap: Callable[[Any, tuple[int, ...]], int] | None = None

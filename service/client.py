@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +121,7 @@ class Client:
         spec: Mapping[str, Any],
         *,
         dataset_labels: Path | None = None,
+        model_data: Sequence[Path] = (),
         force: bool = False,
         idempotency_key: str | None = None,
         webhook: str | None = None,
@@ -128,6 +129,7 @@ class Client:
         """Submit a certification; the job record.
 
         A ``Path`` is uploaded, a text is the id of an earlier upload or a registered name.
+        ``model_data``: files in which an ONNX model keeps its tensors.
         ``force`` computes even where an equal result exists. The same ``idempotency_key`` gives the
         same job, so that a submission may be repeated. ``webhook`` is notified of the end.
         """
@@ -138,18 +140,20 @@ class Client:
             fields["webhook"] = webhook
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         with ExitStack() as opened:
-            files: dict[str, tuple[str | None, Any]] = {}
+            files: list[tuple[str, tuple[str | None, Any]]] = []
             uploads = {"model": model, "dataset": dataset, "dataset_labels": dataset_labels}
             for name, what in uploads.items():
                 if isinstance(what, Path):
-                    files[name] = (what.name, opened.enter_context(what.open("rb")))
+                    files.append((name, (what.name, opened.enter_context(what.open("rb")))))
                 elif what is not None:
                     fields[f"{name}_id"] = what
+            for path in model_data:
+                files.append(("model_data", (path.name, opened.enter_context(path.open("rb")))))
             # A form without a file would be sent url-encoded.
             answer = self._http.post(
                 "/certify",
                 data=fields,
-                files=files or {"spec": (None, fields.pop("spec"))},
+                files=files or [("spec", (None, fields.pop("spec")))],
                 headers=headers,
             )
         return self._job(answer)

@@ -188,7 +188,8 @@ def _refuse_outside_data(model: ModelProto) -> None:
             raise ModelError(
                 f"tensor {tensor.name!r} keeps its data outside the file",
                 code="external_data",
-                hint="save the model as one file: onnx.save_model(model, path)",
+                hint="send the file that was written beside the model in the field model_data, or "
+                "save the model as one file: onnx.save_model(model, path)",
             )
     if sparse:
         raise ModelError("sparse tensors are not supported", code="unsupported_dtype")

@@ -15,11 +15,12 @@ from service.contract.schemas.parsing import parse_json
 from service.contract.schemas.problems import TooLarge
 from service.contract.settings import Settings
 from service.uploads.dataset_files import dataset_format
-from service.uploads.model_files import model_format
+from service.uploads.model_files import MAX_DATA_FILES, check_data_name, model_format
 from service.uploads.receive import FileRule, Form, receive_form
 
 __all__ = [
     "FILE",
+    "FILES",
     "dataset_fields",
     "json_body",
     "media_type",
@@ -31,6 +32,10 @@ __all__ = [
 
 #: A file in a form, as OpenAPI describes it.
 FILE = {"type": "string", "format": "binary"}
+
+
+#: Several of them in one field.
+FILES = {"type": "array", "items": FILE}
 
 
 def object_schema(properties: Mapping[str, Any], *, required: list[str]) -> dict[str, Any]:
@@ -65,12 +70,16 @@ async def json_body(request: Request, *, limit: int) -> Any:
 
 
 def model_fields(settings: Settings) -> dict[str, FileRule]:
-    """The file field ``model``."""
-    return {"model": FileRule(settings.max_model_bytes, model_format)}
+    """The file fields ``model`` and ``model_data`` (what an ONNX file keeps beside itself)."""
+    most = settings.max_model_bytes
+    return {
+        "model": FileRule(most, model_format),
+        "model_data": FileRule(most, check_data_name, MAX_DATA_FILES),
+    }
 
 
 def dataset_fields(settings: Settings) -> dict[str, FileRule]:
-    """The file fields ``dataset`` and ``dataset_labels`` (of an idx pair)."""
+    """The file fields ``dataset`` and ``dataset_labels`` (of an idx or npy pair)."""
     rule = FileRule(settings.max_dataset_bytes, dataset_format)
     return {"dataset": rule, "dataset_labels": rule}
 

@@ -16,15 +16,23 @@ from service.cli.terminal import print_summary, progress_bar
 from service.client import REPORT_FORMS, Client
 from service.supervisor.instance_lock import StartError
 
-__all__ = ["add_parser", "number_or_all"]
+__all__ = ["add_parser", "data_beside", "number_or_all"]
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
     """Add ``certify`` to the commands; ``data_dir`` is the default."""
     certify = commands.add_parser("certify", help="certify a model and print what is proved")
     certify.add_argument("model", help="a file (.onnx, .safetensors, .pt) or a model id")
-    certify.add_argument("--dataset", required=True, help="a file (.npz, .zip), a name or an id")
-    certify.add_argument("--dataset-labels", type=Path, help="labels of an idx pair")
+    certify.add_argument(
+        "--model-data",
+        type=Path,
+        action="append",
+        help="a file in which an ONNX model keeps its tensors; one beside it is found by itself",
+    )
+    certify.add_argument(
+        "--dataset", required=True, help="a file (.npz, .npy, .zip), a name or an id"
+    )
+    certify.add_argument("--dataset-labels", type=Path, help="labels of an idx or npy pair")
     certify.add_argument("--norm", choices=("l2", "linf"), required=True)
     certify.add_argument(
         "--epsilon", action="append", required=True, help="36/255 or 0.5; may be repeated"
@@ -50,11 +58,13 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
     with ExitStack() as stack:
         url = options.url or stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url, key=options.key))
+        model = _path_or_name(options.model)
         job = client.certify(
-            _path_or_name(options.model),
+            model,
             _path_or_name(options.dataset),
             spec,
             dataset_labels=options.dataset_labels,
+            model_data=options.model_data or data_beside(model),
         )
         try:
             with progress_bar(console) as show:
@@ -86,6 +96,21 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
     if options.samples is not None:
         spec["samples"] = options.samples
     return spec
+
+
+def data_beside(model: Path | str) -> list[Path]:
+    """The files beside an ONNX file in which it says that its tensors lie."""
+    if isinstance(model, str) or model.suffix.lower() != ".onnx":
+        return []
+    content = model.read_bytes()
+    found = []
+    for path in sorted(model.parent.iterdir()):
+        name = path.name.encode()
+        # An entry of two texts, as protobuf writes it: "location", then the file's name.
+        entry = b"\x0a\x08location\x12" + bytes([len(name) & 0x7F]) + name
+        if len(name) < 128 and entry in content and path.is_file():
+            found.append(path)
+    return found
 
 
 def number_or_all(text: str) -> int | str:

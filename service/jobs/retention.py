@@ -142,7 +142,8 @@ class Retention:
 def _uploads(state: JobState) -> set[str]:
     """Digests that a job names: its model, its data, what it trained."""
     submission = state.submission
-    found = {submission.model.digest} if submission.model else set()
+    model = submission.model
+    found = {model.digest, *model.blobs.values()} if model else set()
     for dataset in (submission.dataset, submission.training_dataset):
         if dataset is not None:
             found |= {*dataset.blobs.values(), dataset.id or ""}

@@ -1,4 +1,4 @@
-"""Data set files as far as headers tell: npz, idx pairs, zips of class folders."""
+"""Data set files as far as headers tell: npz, npy and idx pairs, zips of class folders."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.lib import format as npy
 
+from service.contract.array_names import UnknownArrays, arrays_of
 from service.contract.class_folders import class_folders
 from service.contract.schemas.problems import InvalidInput
 from service.contract.settings import Settings
@@ -25,10 +26,15 @@ from service.uploads.suffixes import format_of
 
 __all__ = ["DATASET_SUFFIXES", "DatasetFacts", "DatasetFormat", "dataset_format", "inspect_dataset"]
 
-DatasetFormat = Literal["npz", "images_zip", "idx"]
+DatasetFormat = Literal["npz", "npy", "images_zip", "idx"]
 
 #: Format by suffix of the file's name.
-DATASET_SUFFIXES: dict[str, DatasetFormat] = {".npz": "npz", ".zip": "images_zip", ".gz": "idx"}
+DATASET_SUFFIXES: dict[str, DatasetFormat] = {
+    ".npz": "npz",
+    ".npy": "npy",
+    ".zip": "images_zip",
+    ".gz": "idx",
+}
 
 _X_TYPES = frozenset({"u1", "f2", "f4", "f8"})
 _MAX_NPY_HEADER = 10_000
@@ -68,20 +74,23 @@ def inspect_dataset(
 ) -> DatasetFacts:
     """Format, number of samples and shape. Raises InvalidInput where the bytes cannot be right.
 
-    ``labels`` is the second file of an idx pair.
+    ``labels`` is the second file of an idx or npy pair.
     """
     kind = dataset_format(filename)
     if path.stat().st_size == 0 or (labels is not None and labels.stat().st_size == 0):
         raise InvalidInput("the data set file is empty", code="empty_file", field="dataset")
-    if labels is not None and kind != "idx":
+    if labels is not None and kind not in ("idx", "npy"):
         raise InvalidInput(
-            "dataset_labels belongs to an idx (.gz) pair only", field="dataset_labels"
+            "dataset_labels belongs to a pair of idx (.gz) or .npy files only",
+            field="dataset_labels",
         )
     alone = _LARGE if path.stat().st_size > _CHUNK else nullcontext()
     try:
         with alone:
             if kind == "npz":
                 return _inspect_npz(path, settings)
+            if kind == "npy":
+                return _inspect_npy(path, labels, settings)
             if kind == "idx":
                 return _inspect_idx(path, labels, settings)
             return _inspect_images(path, settings)
@@ -105,34 +114,50 @@ def _check_count(samples: int, settings: Settings) -> None:
 
 def _inspect_npz(path: Path, settings: Settings) -> DatasetFacts:
     members = {m.filename: m for m in zip_directory(path, settings, code="invalid_npz")}
-    if "x.npy" not in members:
-        raise _invalid(
-            f"the npz holds {sorted(members)[:10]}, but no array 'x'",
-            hint="numpy.savez(path, x=images, y=labels)",
-        )
+    try:
+        x, y = arrays_of({name.removesuffix(".npy") for name in members if name.endswith(".npy")})
+    except UnknownArrays as error:
+        raise _invalid(str(error), hint=error.hint) from error
     try:
         with zipfile.ZipFile(path) as archive:
-            with archive.open(members["x.npy"]) as file:
-                dtype, shape = _npy_header(file, members["x.npy"], "x")
-            if dtype.str[1:] not in _X_TYPES or dtype.names is not None:
-                raise _invalid(
-                    f"x has type {dtype}; uint8 or float in [0,1] is needed",
-                    hint="uint16: (x / 65535).astype(numpy.float32); bytes: x.astype(numpy.uint8)",
-                )
-            if not 2 <= len(shape) <= 5 or 0 in shape[1:]:
-                raise _invalid(f"x has shape {shape}; [N,D], NHWC or NCHW is needed")
-            _check_count(shape[0], settings)
-            if "y.npy" in members:
-                with archive.open(members["y.npy"]) as file:
-                    _check_labels(file, members["y.npy"], shape[0])
+            with archive.open(members[f"{x}.npy"]) as file:
+                shape = _check_samples(file, members[f"{x}.npy"].file_size, x, settings)
+            if y is not None:
+                with archive.open(members[f"{y}.npy"]) as file:
+                    _check_labels(file, members[f"{y}.npy"].file_size, y, shape[0])
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise _invalid(f"the npz is damaged: {error}", code="invalid_npz") from error
-    return DatasetFacts("npz", shape[0], list(shape[1:]), "y.npy" in members)
+    return DatasetFacts("npz", shape[0], list(shape[1:]), y is not None)
 
 
-def _npy_header(
-    file: IO[bytes], member: zipfile.ZipInfo, name: str
-) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _inspect_npy(path: Path, labels: Path | None, settings: Settings) -> DatasetFacts:
+    """One array of samples, and one of labels in a file of its own, if there is one."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if size > settings.max_inflated_bytes:
+            raise _invalid("the array has too many bytes", code="decompression_bomb")
+        shape = _check_samples(file, size, "x", settings)
+    if labels is not None:
+        with labels.open("rb") as file:
+            _check_labels(file, labels.stat().st_size, "y", shape[0])
+    return DatasetFacts("npy", shape[0], list(shape[1:]), labels is not None)
+
+
+def _check_samples(file: IO[bytes], size: int, name: str, settings: Settings) -> tuple[int, ...]:
+    """The shape of an array of samples in a file of this size."""
+    dtype, shape = _npy_header(file, size, name)
+    if dtype.str[1:] not in _X_TYPES or dtype.names is not None:
+        raise _invalid(
+            f"{name} has type {dtype}; uint8 or float in [0,1] is needed",
+            hint="uint16: (x / 65535).astype(numpy.float32); bytes: x.astype(numpy.uint8)",
+        )
+    if not 2 <= len(shape) <= 5 or 0 in shape[1:]:
+        raise _invalid(f"{name} has shape {shape}; [N,D], NHWC or NCHW is needed")
+    _check_count(shape[0], settings)
+    return shape
+
+
+def _npy_header(file: IO[bytes], size: int, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Type and shape of an array; its bytes must be as many as it claims."""
     try:
         version = npy.read_magic(file)
@@ -146,29 +171,35 @@ def _npy_header(
             code="pickle_refused",
             hint="store plain numbers",
         )
-    if any(size < 0 for size in shape) or (
-        math.prod(shape) * dtype.itemsize != member.file_size - file.tell()
-    ):
+    if any(size < 0 for size in shape) or (math.prod(shape) * dtype.itemsize != size - file.tell()):
         raise _invalid(f"array {name} claims {shape} of {dtype}, which is not what the file holds")
     return dtype, tuple(int(size) for size in shape)
 
 
-def _check_labels(file: IO[bytes], member: zipfile.ZipInfo, samples: int) -> None:
-    dtype, shape = _npy_header(file, member, "y")
-    if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)):
+def _check_labels(file: IO[bytes], size: int, name: str, samples: int) -> None:
+    """One class number per sample, or a one-hot row (whose numbers the worker checks)."""
+    dtype, shape = _npy_header(file, size, name)
+    rows = len(shape) == 2 and shape[1] > 1
+    if len(shape) not in (1, 2) or 0 in shape[1:]:
         raise _invalid(
-            f"y has shape {shape}; one class number per sample is needed",
-            hint="one-hot rows: y.argmax(1)",
+            f"{name} has shape {shape}; one class number or one-hot row per sample is needed"
         )
-    if dtype.kind not in "iu":
+    if dtype.kind not in ("biuf" if rows else "iu"):
         raise _invalid(
-            f"y has type {dtype}; class numbers are needed", hint="y.astype(numpy.int64)"
+            f"{name} has type {dtype}; class numbers are needed",
+            hint="whole numbers: y.astype(numpy.int64); a regression has no classes: state what "
+            "its output must keep to as a property (field property)",
         )
     if shape[0] != samples:
-        raise _invalid(f"x holds {samples} samples and y {shape[0]} labels", code="length_mismatch")
+        raise _invalid(
+            f"there are {samples} samples and {name} holds {shape[0]} labels",
+            code="length_mismatch",
+        )
+    if rows:
+        return
     while chunk := file.read(_CHUNK):
         if int(np.frombuffer(chunk, dtype=dtype).min()) < 0:
-            raise _invalid("y holds a negative label", code="invalid_labels")
+            raise _invalid(f"{name} holds a negative label", code="invalid_labels")
 
 
 def _inspect_idx(path: Path, labels: Path | None, settings: Settings) -> DatasetFacts:

@@ -13,7 +13,18 @@ from service.contract.settings import Settings
 from service.uploads.pickles import inspect_checkpoint
 from service.uploads.suffixes import format_of
 
-__all__ = ["MODEL_SUFFIXES", "ModelFormat", "inspect_model", "model_format"]
+__all__ = [
+    "MAX_DATA_FILES",
+    "MODEL_SUFFIXES",
+    "ModelFormat",
+    "check_data_name",
+    "inspect_model",
+    "model_format",
+]
+
+#: Files that may lie beside an ONNX file.
+MAX_DATA_FILES = 64
+_MAX_DATA_NAME = 200
 
 ModelFormat = Literal["onnx", "safetensors", "pt"]
 
@@ -41,6 +52,18 @@ _MAX_SAFETENSORS_HEADER = 2 * 1024 * 1024
 def model_format(filename: str) -> ModelFormat:
     """The format that the file's suffix names. Raises Unsupported."""
     return format_of(filename, MODEL_SUFFIXES, noun="model", field="model")
+
+
+def check_data_name(filename: str) -> None:
+    """Raise InvalidInput unless it is the plain name of a file beside a model."""
+    plain = filename.isprintable() and not set(filename) & {"/", "\\", ":"}
+    if not plain or filename in ("", ".", "..") or len(filename) > _MAX_DATA_NAME:
+        raise InvalidInput(
+            f"{filename[:200]!r} is not the name of a file beside the model",
+            code="invalid_model_data",
+            hint="send it under the name that the model gives it, without any folder",
+            field="model_data",
+        )
 
 
 def inspect_model(path: Path, filename: str, settings: Settings) -> ModelFormat:

@@ -32,10 +32,12 @@ _MAX_HEADER = 8192
 
 @dataclass(frozen=True)
 class FileRule:
-    """What a file field may hold; ``check_name`` raises Unsupported before any byte is kept."""
+    """What a file field may hold; ``check_name`` raises a Problem before any byte is kept."""
 
     max_bytes: int
     check_name: Callable[[str], object]
+    #: How many such files a body may hold.
+    most: int = 1
 
 
 @dataclass
@@ -52,6 +54,13 @@ class Form:
 
     texts: dict[str, str] = field(default_factory=dict)
     files: dict[str, Upload] = field(default_factory=dict)
+    #: Of a field that may hold several files, in the order of the body.
+    several: dict[str, list[Upload]] = field(default_factory=dict)
+
+    @property
+    def uploads(self) -> list[Upload]:
+        """All files."""
+        return [*self.files.values(), *(one for some in self.several.values() for one in some)]
 
 
 @asynccontextmanager
@@ -81,7 +90,7 @@ async def receive_form(
             raise
         yield form
     finally:
-        for upload in form.files.values():
+        for upload in form.uploads:
             upload.writer.discard()
 
 
@@ -200,6 +209,7 @@ class _Receiver:
             raise Malformed("a field's name is not UTF-8", code="invalid_multipart") from error
         self._name = name
         self._data = bytearray()
+        known = self._form.several.setdefault(name, []) if self._several(name) else []
         if name in self._form.texts or name in self._form.files:
             raise InvalidInput(f"field {name!r} comes twice", code="duplicate_field", field=name)
         if name in self._files and (filename or name not in self._texts):
@@ -211,18 +221,30 @@ class _Receiver:
                 )
             rule = self._files[name]
             rule.check_name(filename)
+            if len(known) >= rule.most or filename in [other.filename for other in known]:
+                raise InvalidInput(
+                    f"{name} holds more than {rule.most} files, or {filename[:200]!r} twice",
+                    code="duplicate_field",
+                    field=name,
+                )
             writer = await to_thread.run_sync(lambda: self._store.writer(limit=rule.max_bytes))
             self._upload = Upload(filename[:200], writer)
-            self._form.files[name] = self._upload
+            if self._several(name):
+                known.append(self._upload)
+            else:
+                self._form.files[name] = self._upload
         elif name in self._texts:
             self._upload = None
         else:
-            known = ", ".join([*self._files, *self._texts])
+            fields = ", ".join([*self._files, *self._texts])
             raise InvalidInput(
-                f"there is no field {name[:100]!r}; known: {known}",
+                f"there is no field {name[:100]!r}; known: {fields}",
                 code="unknown_field",
                 field=name[:100],
             )
+
+    def _several(self, name: str) -> bool:
+        return name in self._files and self._files[name].most > 1
 
     async def _take(self, data: bytes) -> None:
         self._data += data

@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue
 from service.api.auth import Principal
 from service.api.bodies import (
     FILE,
+    FILES,
     dataset_fields,
     json_body,
     media_type,
@@ -48,6 +49,7 @@ _BODY = request_body(
         "multipart/form-data": object_schema(
             {
                 "model": FILE,
+                "model_data": FILES,
                 "model_id": _TEXT,
                 "dataset": {"anyOf": [FILE, _TEXT]},
                 "dataset_labels": FILE,
@@ -199,6 +201,12 @@ def _sources(
     model_id = form.texts.get("model_id")
     if (model_file is None) == (model_id is None):
         raise _one_of(model_file is None, "model", "model_id")
+    if model_file is None and form.several.get("model_data"):
+        raise InvalidInput(
+            "model_data belongs to a file in the field model",
+            code="unexpected_model_data",
+            field="model_data",
+        )
     dataset_file = form.files.get("dataset")
     dataset_name = form.texts.get("dataset") or None
     dataset_id = form.texts.get("dataset_id") or None
@@ -213,8 +221,7 @@ def _sources(
     if model_id is not None:
         model = known_model(services, model_id, caller)
     else:
-        assert model_file is not None
-        model, _ = keep_model(services, model_file, name=None, owner=caller.name, own=False)
+        model, _ = keep_model(services, form, name=None, owner=caller.name, own=False)
     return _prepared(services, options, spec, model, dataset)
 
 

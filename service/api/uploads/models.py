@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from service.access.keys import Caller
 from service.api.auth import Principal
-from service.api.bodies import FILE, model_fields, object_schema, request_body
+from service.api.bodies import FILE, FILES, model_fields, object_schema, request_body
 from service.api.routes.jobs import Page
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import find_record, record_page
@@ -27,7 +27,7 @@ router = APIRouter(tags=["models"])
 _BODY = request_body(
     {
         "multipart/form-data": object_schema(
-            {"model": FILE, "name": {"type": "string"}}, required=["model"]
+            {"model": FILE, "model_data": FILES, "name": {"type": "string"}}, required=["model"]
         )
     }
 )
@@ -59,11 +59,13 @@ class ModelRecord(BaseModel):
 async def upload_model(
     request: Request, response: Response, services: UsesServices, principal: Principal
 ) -> ModelRecord:
-    """Multipart with the file ``model`` and, if you like, a ``name``. 200 where it was known."""
+    """Multipart with the file ``model`` and, if you like, a ``name``. 200 where it was known.
+
+    An ONNX export of several files (`x.onnx` and `x.onnx.data`): the others in `model_data`.
+    """
 
     def keep(form: Form, name: str | None) -> tuple[str, bool]:
-        upload, owner = form.files["model"], principal.name
-        source, new = keep_model(services, upload, name=name, owner=owner, own=True)
+        source, new = keep_model(services, form, name=name, owner=principal.name, own=True)
         return source.digest, new
 
     files = model_fields(services.settings)
@@ -101,7 +103,10 @@ async def get_model(model_id: str, services: UsesServices, principal: Principal)
     summary="The ONNX file, byte for byte",
 )
 async def get_onnx(model_id: str, services: UsesServices, principal: Principal) -> FileResponse:
-    """As it was uploaded, or as it was exported after training."""
+    """As it was uploaded, or as it was exported after training.
+
+    Of an export of several files it is one file that holds everything, once a job has read it.
+    """
     return await to_thread.run_sync(_file, services, model_id, "onnx", principal)
 
 
@@ -119,7 +124,8 @@ async def get_weights(model_id: str, services: UsesServices, principal: Principa
 def _digests(record: dict[str, Any]) -> dict[str, str]:
     """Digests of the model's files; training leaves both, an upload is one of them."""
     own = "onnx" if record["format"] == "onnx" else "weights"
-    return {own: record["id"], **record.get("files", {})}
+    itself = {} if record.get("blobs") else {own: record["id"]}
+    return {**itself, **record.get("files", {})}
 
 
 def _shown(record: dict[str, Any]) -> ModelRecord:
@@ -133,7 +139,8 @@ def _file(services: Services, model_id: str, part: str, caller: Caller) -> FileR
     record = find_record(services, "models", model_id, caller)
     digest = _digests(record).get(part)
     if digest is None:
-        raise NotFound(f"this model has no {part} file", code=f"no_{part}")
+        hint = "certify it first: a job makes one file of them" if record.get("blobs") else None
+        raise NotFound(f"this model has no {part} file", code=f"no_{part}", hint=hint)
     path = services.store.blob_path(digest)
     if not services.store.has(path):
         raise NotFound("the file of this model is gone", code=f"no_{part}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import Any
 
@@ -11,13 +12,13 @@ from service.api.services import Services
 from service.api.uploads.listing import own_names, owners_of, visible_to
 from service.contract.ids import digest_hex
 from service.contract.schemas.problems import InvalidInput
-from service.contract.schemas.submissions import DatasetSource, ModelSource
+from service.contract.schemas.submissions import MODEL_FILE, DatasetSource, ModelSource
 from service.contract.storage.store import Collection
 from service.contract.times import now, rfc3339
 from service.uploads.dataset_files import inspect_dataset
 from service.uploads.dataset_sources import resolve_dataset, uploaded_source
 from service.uploads.model_files import inspect_model
-from service.uploads.receive import Form, Upload
+from service.uploads.receive import Form
 
 __all__ = ["check_name", "keep_dataset", "keep_model", "known_dataset", "known_model"]
 
@@ -34,26 +35,40 @@ def check_name(name: str | None) -> str | None:
 
 
 def keep_model(
-    services: Services, upload: Upload, *, name: str | None, owner: str, own: bool
+    services: Services, form: Form, *, name: str | None, owner: str, own: bool
 ) -> tuple[ModelSource, bool]:
-    """Check a model file and keep it; whether it is new to its owner.
+    """Check the form's model and keep it; whether it is new to its owner.
 
-    ``own``: it was uploaded for its own sake. Raises InvalidInput, StorageFull.
+    Its id is the file's digest; with data beside it that of the names and digests of all files, the
+    model first, then by name. ``own``: it was uploaded for its own sake. Raises InvalidInput,
+    StorageFull.
     """
+    upload = form.files["model"]
+    data = sorted(form.several.get("model_data", []), key=lambda other: other.filename)
     kind = inspect_model(upload.writer.path, upload.filename, services.settings)
+    if data and kind != "onnx":
+        raise InvalidInput(
+            "only an ONNX file keeps tensors in files beside it",
+            code="unexpected_model_data",
+            field="model_data",
+        )
     blob = upload.writer.publish()
-    record, new = _put(
-        services,
-        "models",
-        {
-            "id": blob.digest,
-            "format": kind,
-            "name": name or upload.filename,
-            "size": blob.size,
-        },
-        owner=owner,
-        own=own,
-    )
+    record: dict[str, Any] = {
+        "id": blob.digest,
+        "format": kind,
+        "name": name or upload.filename,
+        "size": blob.size,
+    }
+    if data:
+        kept = [(other.filename, other.writer.publish()) for other in data]
+        listed = [[upload.filename, blob.digest], *([n, found.digest] for n, found in kept)]
+        content = json.dumps(listed, ensure_ascii=False, separators=(",", ":")).encode()
+        record |= {
+            "id": "sha256:" + hashlib.sha256(content).hexdigest(),
+            "size": blob.size + sum(found.size for _, found in kept),
+            "blobs": {MODEL_FILE: blob.digest, **{f"data:{n}": b.digest for n, b in kept}},
+        }
+    record, new = _put(services, "models", record, owner=owner, own=own)
     return _model_source(record), new
 
 
@@ -79,7 +94,7 @@ def keep_dataset(
         size += labels.writer.size
         second = labels.writer.publish().digest
         identity = "sha256:" + hashlib.sha256(f"{first}\n{second}\n".encode()).hexdigest()
-        blobs = {"images": first, "labels": second}
+        blobs = {"file" if facts.format == "npy" else "images": first, "labels": second}
     record, new = _put(
         services,
         "datasets",
@@ -136,5 +151,9 @@ def _put(
 
 def _model_source(record: dict[str, Any]) -> ModelSource:
     return ModelSource(
-        digest=record["id"], format=record["format"], name=record["name"], size=record["size"]
+        digest=record["id"],
+        format=record["format"],
+        name=record["name"],
+        size=record["size"],
+        blobs=record.get("blobs", {}),
     )

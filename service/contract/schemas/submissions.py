@@ -17,6 +17,7 @@ from service.contract.schemas.epsilons import Epsilon
 from service.contract.schemas.families import checked_family
 
 __all__ = [
+    "MODEL_FILE",
     "TERMINAL",
     "AttackSpec",
     "DatasetSource",
@@ -32,6 +33,9 @@ __all__ = [
     "Progress",
     "Spec",
 ]
+
+#: Role of the model file among the blobs of a model.
+MODEL_FILE = "model"
 
 JobKind = Literal["certify", "train"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -163,19 +167,39 @@ class Spec(Strict):
 
 
 class ModelSource(Strict):
-    """A model in the store: ``digest`` is ``sha256:...`` and names the blob."""
+    """A model in the store: ``digest`` is ``sha256:...`` and names the blob.
+
+    ``blobs``, of an ONNX export of several files: role -> digest, ``model`` and ``data:NAME`` for
+    each file beside it; then ``digest`` is the model's id alone.
+    """
 
     digest: str
     format: Literal["onnx", "safetensors", "pt"]
     name: str
     size: int
+    blobs: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The digest of the model file itself."""
+        return self.blobs.get(MODEL_FILE, self.digest)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Digests of the files beside it, by name."""
+        return {
+            role.removeprefix("data:"): digest
+            for role, digest in self.blobs.items()
+            if role != MODEL_FILE
+        }
 
 
 class DatasetSource(Strict):
     """Where a worker finds the data; the API only resolves it, it reads no images.
 
     ``kind`` says how ``blobs`` (role -> digest) or ``paths`` (role -> absolute path) are read:
-    ``npz`` role ``file`` with x, y; ``images_zip`` role ``file``, a zip of class folders; ``idx``
+    ``npz`` role ``file`` with x, y; ``npy`` roles ``file`` and (if labelled) ``labels``;
+    ``images_zip`` role ``file``, a zip of class folders; ``idx``
     roles ``images`` and ``labels``; ``cifar_python`` / ``cifar_binary`` role ``folder`` of batches;
     ``tiny_imagenet`` role ``folder`` of its public layout;
     ``images_folder`` role ``folder`` of class folders; ``digits`` comes with scikit-learn.
@@ -185,6 +209,7 @@ class DatasetSource(Strict):
 
     kind: Literal[
         "npz",
+        "npy",
         "images_zip",
         "idx",
         "cifar_python",

@@ -108,7 +108,8 @@ DATASETS: list[tuple[str, str, bytes]] = [
     ("invalid_npz", "a.npz", zipped({"x.npy": npy_claim("(4,)", "'<f4',")})),
     ("invalid_npz", "a.npz", zipped({"x.npy": b"", "../y.npy": b""})),
     ("invalid_npz", "a.npz", zipped({"x.npy": b"1"}, compression=zipfile.ZIP_LZMA)),
-    ("invalid_dataset", "a.npz", npz(images=X)),
+    ("invalid_dataset", "a.npz", npz(pictures=X)),
+    ("invalid_dataset", "a.npz", npz(x_test=X, x_train=X)),
     ("invalid_dataset", "a.npz", zipped({"x.npy": npy_claim("(1000000, 1000000)")})),
     ("invalid_dataset", "a.npz", zipped({"x.npy": npy_claim("(-1, 4)")})),
     ("invalid_dataset", "a.npz", npz(x=X.astype(np.complex64), y=np.arange(5))),
@@ -116,7 +117,9 @@ DATASETS: list[tuple[str, str, bytes]] = [
     ("invalid_dataset", "a.npz", npz(x=np.zeros(5, np.float32), y=np.arange(5))),
     ("invalid_dataset", "a.npz", npz(x=np.zeros((1,) * 6, np.float32))),
     ("invalid_dataset", "a.npz", npz(x=X, y=np.arange(5.0))),
-    ("invalid_dataset", "a.npz", npz(x=X, y=np.zeros((5, 10), np.int64))),
+    ("invalid_dataset", "a.npz", npz(x=X, y=np.zeros((5, 10, 1), np.int64))),
+    ("invalid_npz", "a.npy", b"garbage" * 100),
+    ("invalid_dataset", "a.npy", npy_claim("(4, 2)")),
     ("pickle_refused", "a.npz", npz(x=np.array([[_Bomb()]], dtype=object))),
     ("pickle_refused", "a.npz", npz(x=X, y=np.array([1, None, 2, 3, 4], dtype=object))),
     ("empty_dataset", "a.npz", npz(x=X[:0], y=np.arange(0))),
@@ -164,12 +167,31 @@ def test_a_bad_data_set_is_refused(tmp_path: Path, code: str, name: str, data: b
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_])
-def test_one_hot_labels_of_any_type_are_told_what_to_do(tmp_path: Path, dtype: type) -> None:
+def test_one_hot_labels_of_any_type_are_left_to_the_worker(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "upload"
     path.write_bytes(npz(x=X, y=np.eye(len(X), dtype=dtype)))
+    facts = inspect_dataset(path, "a.npz", SETTINGS)
+    assert (facts.samples, facts.labels) == (len(X), True)
+
+
+def test_labels_of_a_regression_are_told_where_it_belongs(tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(npz(x=X, y=np.linspace(0, 1, len(X))))
     with pytest.raises(InvalidInput) as caught:
         inspect_dataset(path, "a.npz", SETTINGS)
-    assert "argmax" in (caught.value.hint or "")
+    assert "property" in (caught.value.hint or "")
+
+
+def test_a_pair_of_npy_files_passes(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", np.arange(len(X)))
+    facts = inspect_dataset(tmp_path / "x.npy", "x.npy", SETTINGS, labels=tmp_path / "y.npy")
+    assert (facts.format, facts.samples, facts.labels) == ("npy", len(X), True)
+    assert not inspect_dataset(tmp_path / "x.npy", "x.npy", SETTINGS).labels
+    np.save(tmp_path / "y.npy", np.arange(len(X) + 1))
+    with pytest.raises(InvalidInput) as caught:
+        inspect_dataset(tmp_path / "x.npy", "x.npy", SETTINGS, labels=tmp_path / "y.npy")
+    assert caught.value.code == "length_mismatch"
 
 
 def test_a_swapped_or_uneven_idx_pair_is_refused(tmp_path: Path) -> None:
@@ -211,4 +233,4 @@ def test_a_name_without_a_known_suffix_is_unsupported(tmp_path: Path) -> None:
         with pytest.raises(Unsupported):
             inspect_model(tmp_path, name, SETTINGS)
     with pytest.raises(Unsupported):
-        inspect_dataset(tmp_path, "data.npy", SETTINGS)
+        inspect_dataset(tmp_path, "data.csv", SETTINGS)

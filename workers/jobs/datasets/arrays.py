@@ -1,4 +1,4 @@
-"""Reading data sets of arrays: npz and idx. Nothing is unpickled, everything is bounded.
+"""Reading data sets of arrays: npz and npy. Nothing is unpickled, everything is bounded.
 
 Only the samples asked for are converted; what is declared (array headers, sizes) is checked before
 anything is inflated. Images are in ``workers.jobs.datasets.images``.
@@ -6,20 +6,21 @@ anything is inflated. Images are in ``workers.jobs.datasets.images``.
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from service.contract.array_names import ARRAY_NAMES, UnknownArrays, arrays_of
 
 __all__ = [
     "UNREADABLE",
@@ -29,8 +30,9 @@ __all__ = [
     "Selection",
     "check_labels",
     "choose",
+    "labels_of",
     "read_exactly",
-    "read_idx",
+    "read_npy",
     "read_npz",
 ]
 
@@ -95,42 +97,68 @@ class DataSet:
 
 
 def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
-    """Arrays ``x`` [N, ...] (uint8 or float) and, if there is one, ``y`` [N] of an npz file."""
+    """Samples [N, ...] (uint8 or float) and, if there are any, labels [N] of an npz file.
+
+    Arrays ``x`` and ``y``, or under other usual names (``service.contract.array_names``).
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
-            if "x" not in names:
-                raise DataError(
-                    "missing_array",
-                    f"the npz file holds {sorted(names)[:10]} but no array 'x'",
-                    hint="np.savez(file, x=images, y=labels)",
-                )
-            with archive.open("x.npy") as stream:
-                header = _Header.read(stream, bounds)
-                if not header.shape:
-                    raise DataError("bad_shape", "array 'x' has no axis of samples")
-                indices = choose(selection, header.shape[0])
-                x = header.rows(stream, int(indices.max()) + 1)[indices]
+            x_name, y_name = arrays_of(names)
+            with archive.open(f"{x_name}.npy") as stream:
+                x, indices, size = _samples(stream, selection, bounds)
             y = None
-            if "y" in names:
-                with archive.open("y.npy") as stream:
-                    labels = _Header.read(stream, bounds)
-                    y = _labels(labels.rows(stream, None), header.shape[0])[indices]
+            if y_name is not None:
+                with archive.open(f"{y_name}.npy") as stream:
+                    y = labels_of(_Header.read(stream, bounds).rows(stream, None), size)[indices]
+    except UnknownArrays as error:
+        raise DataError("missing_array", str(error), hint=error.hint) from error
     except DataError:
         raise
     except UNREADABLE as error:
         raise DataError("invalid_dataset", f"the npz file cannot be read: {error}") from error
-    return DataSet(x, y, indices, header.shape[0], warnings=_unread(names))
+    return DataSet(x, y, indices, size, warnings=_unread(names, x_name, y_name))
 
 
-def _unread(names: set[str]) -> tuple[str, ...]:
-    """A warning of arrays beside x and y: they may be labels under another name."""
-    others = sorted(names - {"x", "y"})
+def read_npy(path: Path, labels: Path | None, selection: Selection, bounds: Bounds) -> DataSet:
+    """Samples [N, ...] of an npy file and, if there is one, the labels [N] of another."""
+    try:
+        with path.open("rb") as stream:
+            x, indices, size = _samples(stream, selection, bounds)
+        y = None
+        if labels is not None:
+            with labels.open("rb") as stream:
+                y = labels_of(_Header.read(stream, bounds).rows(stream, None), size)[indices]
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise DataError("invalid_dataset", f"the npy file cannot be read: {error}") from error
+    return DataSet(x, y, indices, size)
+
+
+def _samples(
+    stream: IO[bytes], selection: Selection, bounds: Bounds
+) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+    """The samples asked for, their positions, and how many there are."""
+    header = _Header.read(stream, bounds)
+    if not header.shape:
+        raise DataError("bad_shape", "the array of samples has no axis of samples")
+    indices = choose(selection, header.shape[0])
+    return header.rows(stream, int(indices.max()) + 1)[indices], indices, header.shape[0]
+
+
+def _unread(names: set[str], x: str, y: str | None) -> tuple[str, ...]:
+    """A warning of other arrays: they may be labels under another name."""
+    others = sorted(names - {x, y})
     if not others:
         return ()
     said = f"The npz also holds {', '.join(map(repr, others[:5]))}, which was not read"
-    if "y" not in names:
-        return (said + ": labels are read from an array named 'y' only, and there is none.",)
+    if y is None:
+        wanted = " or ".join(map(repr, ARRAY_NAMES[x]))
+        return (
+            f"{said}: labels beside {x!r} are read from an array named {wanted} only, and there is "
+            "none.",
+        )
     return (said + ".",)
 
 
@@ -182,61 +210,6 @@ def read_exactly(stream: IO[bytes], size: int) -> bytearray:
     return raw
 
 
-def read_idx(images: Path, labels: Path | None, selection: Selection, bounds: Bounds) -> DataSet:
-    """An idx file of unsigned bytes [N, H, W] (gzipped or not) and the one of its labels."""
-    size, read = _open_idx(images, bounds)
-    indices = choose(selection, size)
-    x = read(int(indices.max()) + 1)[indices]
-    y = None
-    if labels is not None:
-        count, read_labels = _open_idx(labels, bounds)
-        y = _labels(read_labels(count), size)[indices]
-    return DataSet(x, y, indices, size)
-
-
-def _open_idx(path: Path, bounds: Bounds) -> tuple[int, Callable[[int], NDArray[np.uint8]]]:
-    """Number of rows, and a reader of the first ones."""
-
-    def stream() -> IO[bytes]:
-        with path.open("rb") as file:
-            gzipped = file.read(2) == b"\x1f\x8b"
-        return cast(IO[bytes], gzip.open(path)) if gzipped else path.open("rb")
-
-    def header(file: IO[bytes]) -> tuple[int, ...]:
-        magic = bytes(read_exactly(file, 4))
-        if magic[:3] != b"\x00\x00\x08" or not 1 <= magic[3] <= 4:
-            raise DataError("invalid_dataset", "an idx file of unsigned bytes was expected")
-        sizes = np.frombuffer(read_exactly(file, 4 * magic[3]), dtype=">u4")
-        return tuple(int(size) for size in sizes)
-
-    def rows(stop: int) -> NDArray[np.uint8]:
-        size = shape[0]
-        try:
-            with stream() as file:
-                wanted = (stop, *header(file)[1:])
-                raw = read_exactly(file, int(np.prod(wanted, dtype=object)))
-                # At the end gzip compares its checksum too.
-                if stop == size and file.read(1):
-                    raise DataError(
-                        "invalid_dataset", f"the idx file goes on after the {size} rows it declares"
-                    )
-                return np.frombuffer(raw, dtype=np.uint8).reshape(wanted)
-        except DataError:
-            raise
-        except UNREADABLE as error:
-            raise DataError("invalid_dataset", f"the idx file cannot be read: {error}") from error
-
-    try:
-        with stream() as file:
-            shape = header(file)
-    except DataError:
-        raise
-    except UNREADABLE as error:
-        raise DataError("invalid_dataset", f"the idx file cannot be read: {error}") from error
-    bounds.check(f"an idx file of shape {shape}", int(np.prod(shape, dtype=object)), shape[0])
-    return shape[0], rows
-
-
 def check_labels(data: DataSet, classes: int, *, of: str) -> None:
     """Raise DataError where a label is not a class of the network or architecture (``of``)."""
     if data.y is None:
@@ -264,16 +237,35 @@ def choose(selection: Selection, size: int) -> NDArray[np.int64]:
     return np.arange(size if selection == "all" else min(int(selection), size), dtype=np.int64)
 
 
-def _labels(y: NDArray[Any], size: int) -> NDArray[np.int64]:
+def _of_rows(y: NDArray[Any]) -> NDArray[np.int64]:
+    """The class numbers of one-hot rows: a 1 in each, and else zeros."""
+    ones = y == 1
+    if not bool(((ones.sum(1) == 1) & (ones | (y == 0)).all(1)).all()):
+        raise DataError(
+            "label_mismatch",
+            f"labels of shape {y.shape} are not one-hot rows",
+            hint="one class number, or one one-hot row, per sample",
+        )
+    return ones.argmax(1).astype(np.int64)
+
+
+def labels_of(y: NDArray[Any], size: int) -> NDArray[np.int64]:
+    """Labels int64 [N] from an array of class numbers or one-hot rows. Raises DataError."""
+    y = _of_rows(y) if y.ndim == 2 and y.shape[1] > 1 and len(y) == size else y
     y = y.reshape(-1) if y.ndim == 2 and 1 in y.shape else y
     if y.shape != (size,):
         raise DataError(
             "label_mismatch",
             f"{size} samples but labels of shape {y.shape}",
-            hint="one class number per sample; one-hot rows: y.argmax(1)",
+            hint="one class number, or one one-hot row, per sample",
         )
     if y.dtype.kind == "f" and not bool((np.isfinite(y) & (y == np.floor(y))).all()):
-        raise DataError("label_not_integral", "labels must be whole numbers")
+        raise DataError(
+            "label_not_integral",
+            "labels must be whole numbers: the numbers of classes",
+            hint="a regression has no classes: state what its output must keep to as a property "
+            "(field property)",
+        )
     if bool((np.abs(y.astype(np.float64)) > 2**31).any()):
         raise DataError("label_out_of_range", "a label is beyond any number of classes")
     return y.astype(np.int64)

@@ -17,9 +17,10 @@ from workers.jobs.datasets.arrays import (
     Selection,
     choose,
     read_exactly,
-    read_idx,
+    read_npy,
     read_npz,
 )
+from workers.jobs.datasets.idx import read_idx
 from workers.jobs.datasets.images import read_class_folders, read_image_folder
 from workers.jobs.datasets.tiny_imagenet import read_tiny_imagenet
 
@@ -43,6 +44,10 @@ def read_source(
 
 def _npz(files: SourceFiles, split: str, selection: Selection, bounds: Bounds) -> DataSet:
     return read_npz(files["file"], selection, bounds)
+
+
+def _npy(files: SourceFiles, split: str, selection: Selection, bounds: Bounds) -> DataSet:
+    return read_npy(files["file"], files.get("labels"), selection, bounds)
 
 
 def _images_zip(files: SourceFiles, split: str, selection: Selection, bounds: Bounds) -> DataSet:
@@ -147,6 +152,7 @@ def _tiny_imagenet(files: SourceFiles, split: str, selection: Selection, bounds:
 
 _READERS: dict[str, Callable[[SourceFiles, str, Selection, Bounds], DataSet]] = {
     "npz": _npz,
+    "npy": _npy,
     "images_zip": _images_zip,
     "images_folder": _images_folder,
     "idx": _idx,

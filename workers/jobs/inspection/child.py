@@ -68,7 +68,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     watch_barriers(torch.get_num_threads())
     sandbox.opens_uploads()
     started, budget = time.monotonic(), request.get("time_budget_s")
-    loaded = _load_model(request)
+    loaded = _load_model(request, folder)
     network, outside = loaded.network, loaded.outside
     network.save(folder)
     # The form of the file that is certified, and nothing else of it.
@@ -172,12 +172,13 @@ class _Loaded:
     warnings: Sequence[str] = ()
 
 
-def _load_model(request: Mapping[str, Any]) -> _Loaded:
+def _load_model(request: Mapping[str, Any], folder: Path) -> _Loaded:
     from models.checkpoints.state_dict import read_network
     from models.errors import ModelError
     from models.onnx.exporter.export import export_onnx
+    from models.onnx.forms.external import self_contained
     from models.onnx.forms.plain import Asked
-    from models.onnx.importer import ImportedOnnx, read_onnx
+    from models.onnx.importer import ImportedOnnx, read_onnx_bytes
 
     model, normalization = request["model"], request["normalization"]
     path = Path(model["path"])
@@ -185,8 +186,13 @@ def _load_model(request: Mapping[str, Any]) -> _Loaded:
     warnings: list[str] = []
     imported: ImportedOnnx | None = None
     if model["format"] == "onnx":
-        imported = read_onnx(path, asked=Asked(model.get("output"), bool(model.get("binary"))))
+        data = {name: Path(file) for name, file in model.get("data", {}).items()}
+        whole = self_contained(path.read_bytes(), data)
+        asked = Asked(model.get("output"), bool(model.get("binary")))
+        imported = read_onnx_bytes(whole, asked=asked)
         network = imported.network
+        if data:
+            (folder / "self-contained.onnx").write_bytes(whole)
     elif model["architecture"] is None:
         raise ModelError(
             "a state dict holds weights but no graph",

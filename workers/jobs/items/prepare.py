@@ -32,6 +32,8 @@ __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
 
 logger = logging.getLogger(__name__)
 
+#: What the child makes of an ONNX export of several files.
+SELF_CONTAINED = "self-contained.onnx"
 #: The last one is written last. The first is one that folders of earlier releases lack, so that
 #: fetching such a folder leaves nothing of it behind.
 FILES = (
@@ -55,8 +57,28 @@ def prepare(
     if not store.bring(target, FILES):
         request = _request(store, settings, submission)
         inspect_apart(store, settings, submission.id, request, target, FILES, stop=stop)
+        _keep_self_contained(store, submission, target / SELF_CONTAINED)
         for name in FILES if (target / FILES[-1]).exists() else ():
             store.share(target / name)
+
+
+def _keep_self_contained(store: Store, submission: JobSubmission, path: Path) -> None:
+    """Make the one file that was made of an export of several a file of the model."""
+    model = submission.model
+    if model is None or not path.is_file():
+        return
+    with storage_errors(), store.writer(limit=path.stat().st_size) as writer:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                writer.write(block)
+        digest = writer.publish().digest
+    record = store.record("models", model.digest)
+    if record is not None:
+        found = {**record, "files": {"onnx": digest}}
+        owners = record.get("owners") or {submission.principal: []}
+        store.put_record(
+            "models", model.digest, found, owner=next(iter(owners)), own=bool(record.get("own"))
+        )
 
 
 def inspect_apart(
@@ -123,7 +145,8 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
     assert submission.dataset is not None
     return {
         "model": {
-            "path": _blob(store, model.digest),
+            "path": _blob(store, model.file),
+            "data": {name: _blob(store, digest) for name, digest in model.data.items()},
             "format": model.format,
             "architecture": spec.architecture,
             "output": spec.output,

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.jobs.datasets.arrays import Bounds, DataError, read_idx, read_npz
+from service.contract.array_names import ARRAY_NAMES
+from workers.jobs.datasets.arrays import Bounds, DataError, read_npy, read_npz
+from workers.jobs.datasets.idx import read_idx
 from workers.jobs.datasets.sources import read_source
 
 BOUNDS = Bounds()
@@ -55,16 +57,54 @@ def test_npz_without_labels(tmp_path: Path) -> None:
     assert read_npz(npz(tmp_path / "a.npz", x=np.zeros((3, 2))), "all", BOUNDS).y is None
 
 
+@pytest.mark.parametrize("x_name", ARRAY_NAMES)
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_other_usual_names_and_one_hot_rows_are_read(
+    tmp_path: Path, rng: np.random.Generator, x_name: str, one_hot: bool
+) -> None:
+    x, y = rng.random((5, 3)).astype(np.float32), np.array([2, 0, 1, 2, 0])
+    for y_name in ARRAY_NAMES[x_name]:
+        labels = np.eye(3, dtype=np.float32)[y] if one_hot else y
+        data = read_npz(npz(tmp_path / "a.npz", **{x_name: x, y_name: labels}), [4, 1], BOUNDS)
+        assert (data.x == x[[4, 1]]).all()
+        assert data.y is not None
+        assert data.y.tolist() == [0, 0]
+        assert data.warnings == ()
+
+
+def test_a_pair_of_npy_files(tmp_path: Path, rng: np.random.Generator) -> None:
+    x, y = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8), np.arange(6)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    data = read_npy(tmp_path / "x.npy", tmp_path / "y.npy", [5, 2], BOUNDS)
+    assert (data.x == x[[5, 2]]).all()
+    assert data.y is not None
+    assert (data.y.tolist(), data.size) == ([5, 2], 6)
+    assert read_npy(tmp_path / "x.npy", None, "all", BOUNDS).y is None
+    np.save(tmp_path / "y.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError) as caught:
+        read_npy(tmp_path / "x.npy", tmp_path / "y.npy", "all", BOUNDS)
+    assert caught.value.code == "unsupported_dtype"
+    (tmp_path / "x.npy").write_bytes(b"garbage")
+    with pytest.raises(DataError) as caught:
+        read_npy(tmp_path / "x.npy", None, "all", BOUNDS)
+    assert caught.value.code == "invalid_dataset"
+
+
 @pytest.mark.parametrize(
     ("arrays", "code"),
     [
-        ({"images": np.zeros((3, 2))}, "missing_array"),
+        ({"pictures": np.zeros((3, 2))}, "missing_array"),
+        ({"x_test": np.zeros((3, 2)), "x_train": np.zeros((3, 2))}, "missing_array"),
+        ({"images": np.zeros((3, 2)), "data": np.zeros((3, 2))}, "missing_array"),
         ({"x": np.zeros((0, 2))}, "empty_dataset"),
         ({"x": np.array(1.0)}, "bad_shape"),
         ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, "label_mismatch"),
         ({"x": np.zeros((3, 2)), "y": np.array([0, 1, 0.5])}, "label_not_integral"),
         ({"x": np.zeros((3, 2)), "y": np.array([0, 1, np.nan])}, "label_not_integral"),
-        ({"x": np.zeros((3, 2)), "y": np.eye(3)}, "label_mismatch"),
+        ({"x": np.zeros((3, 2)), "y": 2 * np.eye(3)}, "label_mismatch"),
+        ({"x": np.zeros((3, 2)), "y": np.ones((3, 2))}, "label_mismatch"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 2))}, "label_mismatch"),
         ({"x": np.zeros((3, 2)), "y": np.array(["0", "1", "2"])}, "unsupported_dtype"),
         (
             {"x": np.zeros((3, 2)), "y": np.array([0, 1, 2**63], dtype=np.uint64)},

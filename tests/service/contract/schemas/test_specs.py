@@ -76,8 +76,6 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "normalization": None,
         "clip": True,
         "architecture": None,
-        "output": None,
-        "binary": False,
         "radius": True,
         "attack": {"steps": 40, "restarts": 1, "audit": 0.05, "seed": 0},
         "time_budget_s": None,

@@ -100,7 +100,8 @@ def _journalled(rig: Rig) -> Counter[str]:
 def _check_once(rig: Rig, job: str, report: dict[str, Any]) -> None:
     """One outcome, one report with every sample once, one end told to those who listen."""
     folder = rig.data_dir / "jobs" / job
-    assert json.loads((folder / "report.json").read_text()) == report
+    assert json.loads((folder / "report.signed.json").read_text()) == report
+    assert json.loads((folder / "report.json").read_text()) == {**report, "signature": None}
     assert json.loads((folder / "outcome.json").read_text())["status"] == "succeeded"
     assert not list(folder.glob("outcome-*")) + list(folder.glob("attempt-*"))
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]

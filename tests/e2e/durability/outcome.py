@@ -27,6 +27,7 @@ def check_once(service: LiveService, job_id: str, calm: dict[str, Any]) -> None:
     assert [row["index"] for row in rows] == list(range(SAMPLES))
     written = (folder / "outcome.json").stat().st_mtime_ns
     assert json.loads((folder / "outcome.json").read_text())["status"] == "succeeded"
-    assert json.loads((folder / "report.json").read_text()) == report
+    assert json.loads((folder / "report.signed.json").read_text()) == report
+    assert json.loads((folder / "report.json").read_text()) == {**report, "signature": None}
     assert not wait_until(lambda: (folder / "outcome.json").stat().st_mtime_ns != written, 1.5)
     assert not list(folder.glob(".*"))

@@ -77,8 +77,7 @@ class TrainingPass(ForwardPass):
 
     def layer(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
         """Every other layer: monotone, or 1-Lipschitz by construction and no more known of it."""
-        layer = step.op
-        assert isinstance(layer, Layer)
+        layer = step.layer(Layer)
         centre = layer(*(state.centre for state in inputs))
         radii = [state.radius for state in inputs]
         radius = radii[0] if len(radii) == 1 else joined_radius(step, radii)

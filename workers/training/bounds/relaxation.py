@@ -53,8 +53,7 @@ def _through(
 ) -> tuple[list[Tensor], Tensor | float] | None:
     """The rows on the step's inputs and what the constant gains, [batch, rows]; None where the
     layer is not known."""
-    layer, shape = step.op, passed.boxes[step.sources[0]].lower.shape[1:]
-    assert isinstance(layer, Layer)
+    layer, shape = step.layer(Layer), passed.boxes[step.sources[0]].lower.shape[1:]
     if kinked(step):
         return _relaxed(passed.boxes[step.sources[0]], layer, rows)
     if isinstance(layer, Add):

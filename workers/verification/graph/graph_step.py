@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from models.layers.base import Layer
 from workers.verification.graph.affine import Affine, Norms
@@ -21,6 +22,8 @@ class UnsupportedLayer(ValueError):
         self.message = message
         self.hint = hint
 
+
+AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
 #: What is known of norms that nobody computed.
 UNBOUNDED = Norms(math.inf, math.inf)
@@ -67,4 +70,10 @@ class GraphStep:
         """``op`` as an affine map. Raises UnsupportedLayer where it is none."""
         if not isinstance(self.op, Affine):
             raise UnsupportedLayer(f"the layer {self.kind!r} ({self.name}) is no affine map")
+        return self.op
+
+    def layer(self, kind: type[AnyLayer]) -> AnyLayer:
+        """``op`` as a layer of this class. Raises UnsupportedLayer where it is none."""
+        if not isinstance(self.op, kind):
+            raise UnsupportedLayer(f"the step {self.name} ({self.kind}) is no {kind.__name__}")
         return self.op

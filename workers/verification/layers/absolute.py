@@ -35,8 +35,7 @@ def _box(layer: Abs, lower: Tensor, upper: Tensor) -> Box:
 def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """|.| is 1-Lipschitz: the radius stays."""
     (state,) = inputs
-    layer = step.op
-    assert isinstance(layer, Abs)
+    layer = step.layer(Abs)
     lower = upper = None
     if state.lower is not None and state.upper is not None:
         lower, upper = _box(layer, state.lower, state.upper)

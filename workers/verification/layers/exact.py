@@ -43,8 +43,7 @@ ONE_ROUNDING = Ball(_rounded_once)
 def moved(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """Forward rule of moves (reshape, slice, constant padding): the same numbers elsewhere."""
     (state,) = inputs
-    layer = step.op
-    assert isinstance(layer, Layer)
+    layer = step.layer(Layer)
     return Enclosure(
         layer(state.centre),
         state.radius,

@@ -70,8 +70,7 @@ def _add_backward(state: BackwardState, index: int, step: GraphStep, rows: Linea
 
 def _concat(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
     """Each input takes its own part of the coefficients."""
-    assert isinstance(step.op, Concat)
-    rows, axis = rows.dense(), step.op.axis
+    rows, axis = rows.dense(), step.layer(Concat).axis
     shapes = [state.shape_of(source) for source in step.sources]
     parts = rows.coefficients.split([shape[axis] for shape in shapes], dim=axis + 1)
     split = [
@@ -83,8 +82,7 @@ def _concat(state: BackwardState, index: int, step: GraphStep, rows: LinearForm)
 
 def _slice(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
     """The places that are cut away have the coefficient 0."""
-    layer = step.op
-    assert isinstance(layer, Slice)
+    layer = step.layer(Slice)
     rows = rows.dense()
     shape = state.shape_of(step.sources[0])
     full = rows.coefficients.new_zeros(rows.coefficients.shape[0], *shape)

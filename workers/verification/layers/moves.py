@@ -20,8 +20,7 @@ def _reshape(state: BackwardState, index: int, step: GraphStep, rows: LinearForm
 
 
 def _permute(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
-    op, rows, source = step.op, rows.dense(), state.shape_of(step.sources[0])
-    assert isinstance(op, Permute)
+    op, rows, source = step.layer(Permute), rows.dense(), state.shape_of(step.sources[0])
     order = [op.axes.index(axis) + 1 for axis in range(len(op.axes))]
     flat = rows.coefficients.permute(0, *order)
     moved = LinearForm(flat.reshape(-1, *source), source, rows.sample)
@@ -29,8 +28,7 @@ def _permute(state: BackwardState, index: int, step: GraphStep, rows: LinearForm
 
 
 def _pad(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
-    op, rows, source = step.op, rows.dense(), state.shape_of(step.sources[0])
-    assert isinstance(op, Pad)
+    op, rows, source = step.layer(Pad), rows.dense(), state.shape_of(step.sources[0])
     flat, (top, left, _, _) = rows.coefficients, op.padding
     inner = flat[..., top : top + source[-2], left : left + source[-1]]
     gained = (total(flat) - total(inner)) * op.value
@@ -40,8 +38,7 @@ def _pad(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) ->
 
 def _gather(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
     """Every place takes its coefficient back; places that nothing reads have 0."""
-    op, rows, source = step.op, rows.dense(), state.shape_of(step.sources[0])
-    assert isinstance(op, Gather)
+    op, rows, source = step.layer(Gather), rows.dense(), state.shape_of(step.sources[0])
     places = op.places.to(rows.coefficients.device)
     full = rows.coefficients.new_zeros(rows.coefficients.shape[0], *source)
     full.index_copy_(op.axis + 1, places, rows.coefficients)

@@ -53,8 +53,7 @@ def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[f
 def _maximum(state: BackwardState, index: int, step: GraphStep, rows: LinearForm) -> Carried:
     """max >= the input with the highest lower bound; max <= that input, or the highest upper
     bound where another input may exceed it."""
-    op, rows = step.op, rows.dense()
-    assert isinstance(op, MaxPool2d)
+    op, rows = step.layer(MaxPool2d), rows.dense()
     source = state.shape_of(step.sources[0])
     lower, upper = state.box(step.sources[0])
     top, left, bottom, right = op.padding

@@ -39,8 +39,7 @@ def _relu_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) 
 
 def _leaky_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     (state,) = inputs
-    layer = step.op
-    assert isinstance(layer, LeakyReLU)
+    layer = step.layer(LeakyReLU)
     once = rounding.single_operation
     tiny = 4 * rounding.underflow
     centre = layer(state.centre)

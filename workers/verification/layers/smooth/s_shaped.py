@@ -162,8 +162,7 @@ def _upper_slope(curve: SShapedFunction, low: Tensor, high: Tensor) -> Tensor:
 def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """Monotone in real arithmetic, the kernel's error and ours on top."""
     (state,) = inputs
-    layer = step.op
-    assert isinstance(layer, Layer)
+    layer = step.layer(Layer)
     error = _error(rounding)
     lower = None if state.lower is None else s_shaped(layer, state.lower) - error
     upper = None if state.upper is None else s_shaped(layer, state.upper) + error
@@ -172,8 +171,7 @@ def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> En
 
 
 def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, float]:
-    layer = step.op
-    assert isinstance(layer, Layer)
+    layer = step.layer(Layer)
     size = torch.Size(step.shape).numel() ** 0.5
     return S_SHAPED[type(layer)].steepest, raised(_error(rounding) * size)
 

@@ -41,9 +41,8 @@ def curve(z: Tensor) -> Tensor:
     return z.clamp_min(0.0) + torch.log1p(torch.exp(-z.abs()))
 
 
-def softplus(layer: Layer, z: Tensor) -> Tensor:
+def softplus(layer: Softplus, z: Tensor) -> Tensor:
     """The layer's value, evaluated in float64 and rounded to z's dtype."""
-    assert isinstance(layer, Softplus)
     if layer.beta != 1.0:
         # What is deployed has the factor as layers of its own.
         raise UnsupportedLayer("a softplus with a factor of its own stands in a deployed network")
@@ -123,8 +122,7 @@ def _slopes(layer: Layer, centre: Tensor, lower: Tensor, upper: Tensor) -> Tenso
 def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     """Monotone in real arithmetic, the kernel's error and ours on top."""
     (state,) = inputs
-    layer = step.op
-    assert isinstance(layer, Layer)
+    layer = step.layer(Softplus)
     absolute, relative = softplus_error(rounding)
     # Two more roundings of the ends themselves.
     relative = 2 * relative

@@ -1,6 +1,6 @@
 """``crown-ball`` on networks of SDP-CROWN's table (ICML 2025, arXiv:2506.06665): l2, whole ball.
 
-    CERTSERVE_TEST_DATA=... python -m benchmarks.verification.l2_table [--networks mnist_mlp ...]
+    CERTSERVE_TEST_DATA=... python -m benchmarks.published.l2_table [--networks mnist_mlp ...]
 
 Of 200 images each: what the global norms prove, what PGD breaks, and what ``crown-ball`` proves of
 the rest, without the pixel box, rounding inside; CPU seconds of one thread per image left to it.

@@ -1,6 +1,6 @@
 """What linear relaxations verify on published networks, and what an image costs.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/relaxations.py
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/published/relaxations.py
         [--shared FOLDER] [--images 100]
 
 One thread. Every bound runs on all correctly classified images of the first 10 per class; its cost
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.verification.published import SETTINGS, Setting, load_images, load_network
+from benchmarks.published.networks import SETTINGS, Setting, load_images, load_network
 from models.network import Network
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples

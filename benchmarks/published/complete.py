@@ -1,6 +1,6 @@
 """What ``branch-and-bound`` decides beside an incomplete bound, through the cascade, by CPU time.
 
-    CERTSERVE_TEST_DATA=... python -m benchmarks.verification.complete [--setting N ...]
+    CERTSERVE_TEST_DATA=... python -m benchmarks.published.complete [--setting N ...]
         [--images N] [--methods alpha-crown branch-and-bound] [--seconds S]
 
 Networks, threats and images of ``published`` (the settings by number, and ``mlp``: SDP-CROWN's
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.verification.published import SETTINGS, load_images, load_network
+from benchmarks.published.networks import SETTINGS, load_images, load_network
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx

@@ -1,6 +1,6 @@
 """What linear relaxations verify on published networks, and what an image costs.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/published/relaxations.py
+    OMP_NUM_THREADS=1 python -m benchmarks.published.relaxations
         [--shared FOLDER] [--images 100]
 
 One thread. Every bound runs on all correctly classified images of the first 10 per class; its cost

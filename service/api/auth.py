@@ -7,10 +7,12 @@ and the documentation do not.
 from __future__ import annotations
 
 import ipaddress
+import time
 from typing import Annotated
 
 from anyio import to_thread
 from fastapi import Depends, Request
+from redis.exceptions import RedisError
 
 from service.access.keys import NOBODY, Caller
 from service.api.browser import SAFE, check_origin, check_token, from_browser, read_cookie
@@ -18,7 +20,7 @@ from service.api.services import Services, UsesServices
 from service.contract.schemas.problems import Forbidden, Unauthorized
 from service.contract.settings import Settings
 
-__all__ = ["Admin", "Principal", "identify"]
+__all__ = ["Admin", "Principal", "Watchman", "identify"]
 
 
 async def _caller(request: Request, services: UsesServices) -> Caller:
@@ -54,6 +56,29 @@ async def identify(request: Request, services: Services) -> Caller:
         )
     _check_browser(request, settings, token_needed=scheme.lower() != "bearer")
     return caller
+
+
+class Watchman:
+    """Whether whoever opened a stream may still read it: a key may be revoked, a session ended."""
+
+    def __init__(self, request: Request, services: Services, *, every_s: float = 3.0) -> None:
+        self._request = request
+        self._services = services
+        self._every_s = every_s
+        self._due = time.monotonic() + every_s
+
+    async def lets_in(self) -> bool:
+        """Looks now and then only; while Redis is away nobody is turned out."""
+        if time.monotonic() < self._due:
+            return True
+        self._due = time.monotonic() + self._every_s
+        try:
+            await identify(self._request, self._services)
+        except (Unauthorized, Forbidden):
+            return False
+        except RedisError:
+            return True
+        return True
 
 
 def _check_browser(request: Request, settings: Settings, *, token_needed: bool) -> None:

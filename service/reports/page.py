@@ -102,10 +102,8 @@ def _address(png: bytes) -> str:
 
 def _inline(picture: Mapping[str, Any]) -> dict[str, Any]:
     """The same, with the PNGs as addresses that hold them."""
-    names = ("sample", "counterexample", "difference")
+    pngs = ("sample", "counterexample", "difference")
     return {
-        name: "data:image/png;base64," + base64.b64encode(value).decode()
-        if name in names
-        else value
+        name: _address(value) if name in pngs and value is not None else value
         for name, value in picture.items()
     }

@@ -8,10 +8,10 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.auth import Principal
+from service.api.auth import Principal, Watchman
 from service.api.services import UsesServices
 from service.contract.ledger.event_stream import JobEvent
 
@@ -48,6 +48,7 @@ _RETRY = "retry: 2000\n\n"
 )
 async def job_events(
     job_id: str,
+    request: Request,
     services: UsesServices,
     principal: Principal,
     last_event_id: Annotated[str, Header(max_length=100)] = "",
@@ -58,14 +59,17 @@ async def job_events(
     events = await services.events.follow(state, last_event_id)
     if events is None:
         return Response(status_code=204)  # tells EventSource not to come back
+    lines = _lines(events, Watchman(request, services))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_lines(events), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 
-async def _lines(events: AsyncGenerator[JobEvent | None]) -> AsyncIterator[str]:
+async def _lines(events: AsyncGenerator[JobEvent | None], watchman: Watchman) -> AsyncIterator[str]:
     async with aclosing(events):
         greeting = _RETRY
         async for event in events:
+            if not await watchman.lets_in():
+                return
             if event is None:
                 yield greeting + ": keep-alive\n\n"
             else:

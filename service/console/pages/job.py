@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.access.keys import Caller
-from service.api.auth import Principal
+from service.api.auth import Principal, Watchman
 from service.api.services import Services, UsesServices
 from service.console.pages.jobs import row
 from service.console.rendering import fragment, need_html, page
@@ -47,11 +47,15 @@ async def job_page(
 
 @router.get("/jobs/{job_id}/view/events")
 async def job_page_events(
-    job_id: str, services: UsesServices, shared: UsesShared, principal: Principal
+    job_id: str,
+    request: Request,
+    services: UsesServices,
+    shared: UsesShared,
+    principal: Principal,
 ) -> StreamingResponse:
     """``progress`` and ``curve`` of a running job as parts of its page, then ``ended``."""
     state = await to_thread.run_sync(services.jobs.visible, job_id, principal)
-    lines = _events(services, shared, state)
+    lines = _events(services, shared, state, Watchman(request, services))
     return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
@@ -84,11 +88,15 @@ def _training(services: Services, state: JobState) -> dict[str, Any]:
     return {"plan": plan, "charts": history_charts(plan, history), "history": history}
 
 
-async def _events(services: Services, shared: Shared, state: JobState) -> AsyncIterator[str]:
+async def _events(
+    services: Services, shared: Shared, state: JobState, watchman: Watchman
+) -> AsyncIterator[str]:
     job_id, epochs, looked = state.submission.id, -1, time.monotonic()
     trains, fresh = state.submission.training is not None, True
     async with aclosing(services.events.changes([job_id], pause_s=_LOOK_S)) as changes:
         async for changed in changes:
+            if not await watchman.lets_in():
+                return
             # Now and then without an event too: Redis may have lost some.
             html = await shared.get(
                 ("progress", job_id), lambda: _progress(services, job_id), fresh=fresh

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from service.access.keys import Caller
-from service.api.auth import Principal
+from service.api.auth import Principal, Watchman
 from service.api.services import Services, UsesServices
 from service.console.rendering import PAGE_HEADERS, accepts_html, fragment, page
 from service.console.shared import Shared, UsesShared
@@ -82,6 +82,7 @@ async def jobs_page(
 
 @router.get("/console/jobs/events")
 async def job_list_events(
+    request: Request,
     services: UsesServices,
     shared: UsesShared,
     principal: Principal,
@@ -91,7 +92,8 @@ async def job_list_events(
 ) -> Response:
     """Rows of the list as they change (``job-ID``), and ``list`` when other jobs belong there."""
     chosen = _Chosen(kind, status or (), cursor)
-    lines = _row_events(services, shared, principal, chosen)
+    watchman = Watchman(request, services)
+    lines = _row_events(services, shared, principal, chosen, watchman)
     return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
@@ -167,7 +169,7 @@ def _list_context(
 
 
 async def _row_events(
-    services: Services, shared: Shared, caller: Caller, chosen: _Chosen
+    services: Services, shared: Shared, caller: Caller, chosen: _Chosen, watchman: Watchman
 ) -> AsyncIterator[str]:
     listed = ("list", caller, chosen.query, chosen.cursor)
 
@@ -182,6 +184,8 @@ async def _row_events(
     yield event("hello", "")
     async with aclosing(services.events.changes(active, pause_s=_LOOK_S)) as changes:
         async for changed in changes:
+            if not await watchman.lets_in():
+                return
             for job_id in sorted(changed):
                 make = partial(_row, services, job_id)
                 html = await shared.get(("row", job_id), make, fresh=fresh)

@@ -24,8 +24,9 @@ class Viewer(threading.Thread):
 
     def __init__(self, api: httpx.Client, path: str) -> None:
         super().__init__(daemon=True)
-        self.address, self.events = f"{api.base_url}{path.lstrip('/')}", list[tuple[str, str]]()
-        self.opened = threading.Event()
+        self.address = str(api.base_url).rstrip("/") + path
+        self.events: list[tuple[str, str]] = []
+        self.opened, self.over = threading.Event(), threading.Event()
         self.start()
         assert self.opened.wait(60)
 
@@ -33,8 +34,11 @@ class Viewer(threading.Thread):
         with httpx.stream("GET", self.address, timeout=60) as answer:
             assert answer.status_code == 200
             self.opened.set()
-            name, data = "", list[str]()
+            name = ""
+            data: list[str] = []
             for line in answer.iter_lines():
+                if self.over.is_set():
+                    return
                 kind, _, value = line.partition(": ")
                 if kind == "event":
                     name = value
@@ -43,6 +47,11 @@ class Viewer(threading.Thread):
                 elif not line and name:
                     self.events.append((name, "\n".join(data)))
                     name, data = "", []
+
+    def leave(self) -> None:
+        """Close the stream of a list, which has no end, with the next line of it."""
+        self.over.set()
+        self.join(60)
 
     def names(self) -> list[str]:
         return [name for name, _ in self.events]
@@ -70,6 +79,7 @@ def test_rows_change_and_new_jobs_are_announced(
     eventually(lambda: "list" in viewer.names())
     conclude(store, ledger, job, "cancelled")
     eventually(lambda: "state cancelled" in viewer.events[-1][1])
+    viewer.leave()
 
 
 @pytest.fixture

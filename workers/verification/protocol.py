@@ -22,6 +22,7 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.problem import Problem
 from workers.verification.region import Region
+from workers.verification.results import EFFORTS
 
 __all__ = ["Bound", "Budget", "Verdict", "activation_memory"]
 
@@ -116,7 +117,8 @@ class Bound(ABC):
     expected_passes: plain forward passes per sample and epsilon that it takes, roughly: orders the
     cascade, and puts the attack before the first bound that would take more than it;
     memory(compiled): bytes that one sample takes; a bound that needs more than there is, is left
-    out; auto_norms: the norms for which ``method: auto`` runs it;
+    out; auto_norms: the norms for which ``method: auto`` runs it; effort: the least of ``EFFORTS``
+    at which it does (complete search, say, at ``exhaustive`` alone);
     dominates: bounds that prove nothing at any epsilon that this one does not prove;
     replaces: bounds that ``auto`` leaves out where it runs this one: seldom better, and not cheaper
     together;
@@ -132,6 +134,7 @@ class Bound(ABC):
     expected_passes: float
     memory: Callable[[CompiledNetwork], float]
     auto_norms: tuple[str, ...] = ("l2", "linf")
+    effort: str = EFFORTS[0]
     dominates: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
     within: float | None = None

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["POOL", "AttackSettings", "CertificationRequest", "SampleResults"]
+__all__ = ["EFFORTS", "POOL", "AttackSettings", "CertificationRequest", "SampleResults"]
 
 #: So many consecutive samples share one work budget. Shards are cut between such pools, so that no
 #: result depends on the shard that it was computed in.
 POOL = 10
+
+#: How much ``auto`` may do, from least to most: the bounds that take part, and the work allowed.
+EFFORTS = ("quick", "standard", "exhaustive")
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class CertificationRequest:
     """The threat model and how to answer it; epsilons in pixel units, in the order asked.
 
     sample_time_s: seconds for each sample and epsilon in bounds that search, in place of work.
+    effort: one of ``EFFORTS``; only ``auto`` asks for it.
     """
 
     norm: str
     epsilons: tuple[Fraction, ...]
     method: str = "auto"
+    effort: str = "standard"
     soundness: str = "sound"
     deterministic: bool = True
     clip: bool = True

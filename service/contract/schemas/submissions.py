@@ -95,6 +95,11 @@ class Spec(Strict):
         description="Pixel units (inputs in [0,1]); numbers or fractions as text.",
     )
     method: str = "auto"
+    effort: Literal["quick", "standard", "exhaustive"] = Field(
+        default="standard",
+        description="How much work `auto` may do: 2e6, 2e7 or 2e9 plain forward passes per job, "
+        "and with which bounds. Work, not time: equal jobs give equal reports.",
+    )
     soundness: Literal["sound", "estimate"] = "sound"
     deterministic: bool = True
     samples: Annotated[int, Field(ge=1)] | Literal["all"] = 1000

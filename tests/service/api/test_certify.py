@@ -122,6 +122,7 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
         ({**SPEC, "architecture": "resnet-9000"}, "unknown_architecture", "spec.architecture"),
         ({**SPEC, "soundness": "roughly"}, "invalid_spec", "spec.soundness"),
         ({**SPEC, "time_budget_s": 0}, "invalid_spec", "spec.time_budget_s"),
+        ({**SPEC, "effort": "heroic"}, "invalid_spec", "spec.effort"),
     ],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_code_and_field(

@@ -31,8 +31,8 @@ from workers.verification.rounding import answer_gap
 __all__ = ["allowance", "certification_request", "certify_shard"]
 
 
-#: Plain forward passes that the bounds of one ``auto`` job may cost altogether.
-WORK_PER_JOB = 2e7
+#: Plain forward passes that the bounds of one ``auto`` job may cost altogether, by effort.
+WORK_PER_JOB = {"quick": 2e6, "standard": 2e7, "exhaustive": 2e9}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _work(spec: Spec, samples: int) -> float | None:
     same job gives the same report everywhere, however it is cut into shards.
     """
     limited = spec.method == "auto" and spec.time_budget_s is None
-    return WORK_PER_JOB / samples if limited else None
+    return WORK_PER_JOB[spec.effort] / samples if limited else None
 
 
 def certification_request(spec: Spec) -> CertificationRequest:
@@ -128,6 +128,7 @@ def certification_request(spec: Spec) -> CertificationRequest:
         norm=spec.norm,
         epsilons=tuple(spec.epsilons),
         method=spec.method,
+        effort=spec.effort,
         soundness=spec.soundness,
         deterministic=spec.deterministic,
         clip=spec.clip,

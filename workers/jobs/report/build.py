@@ -124,7 +124,11 @@ def build_report(
         "by_method": dict(sorted(Counter(results.method).items())),
         "parity": _finite(facts.get("parity")),
         "budget_spent": bool(notes.pop("budget_spent", False)),
-        "warnings": [*_warnings(found, results, facts), *_whole_range(spec, cap)],
+        "warnings": [
+            *_warnings(found, results, facts),
+            *_whole_range(spec, cap),
+            *_work(spec, results),
+        ],
         "notes": notes,
         "timing": _timing(timing, results, count),
         "device": device,
@@ -206,6 +210,19 @@ def _warnings(found: Verdicts, results: SampleResults, facts: Mapping[str, Any])
             "a tie."
         )
     return said
+
+
+def _work(spec: Spec, results: SampleResults) -> list[str]:
+    """What ``auto`` left undone for want of work."""
+    if not results.notes.get("work_spent"):
+        return []
+    more = {"quick": '"standard"', "standard": '"exhaustive"'}.get(spec.effort)
+    return [
+        f'The work of the effort "{spec.effort}" was spent before every bound had its turn: what '
+        "is undecided may be decided by "
+        + (f"the effort {more}, " if more else "")
+        + "fewer samples in a job, or a method named alone."
+    ]
 
 
 def _whole_range(spec: Spec, cap: float) -> list[str]:

@@ -23,6 +23,7 @@ from workers.verification.forward.ball import has_ball_rule
 from workers.verification.forward.local_pass import has_local_rule
 from workers.verification.forward.propagation import has_forward_rule
 from workers.verification.protocol import Bound, activation_memory
+from workers.verification.results import EFFORTS
 
 __all__ = ["BOUNDS", "auto_bounds"]
 
@@ -180,7 +181,10 @@ BOUNDS["colt"] = InTurn(
 )
 
 
-def auto_bounds(norm: str) -> list[Bound]:
-    """What ``method: auto`` runs for this norm, in this order: the cheapest first."""
-    bounds = [bound for bound in BOUNDS.values() if norm in bound.auto_norms]
+def auto_bounds(norm: str, effort: str = "standard") -> list[Bound]:
+    """What ``method: auto`` runs for this norm and effort, in this order: the cheapest first."""
+    allowed = EFFORTS[: EFFORTS.index(effort) + 1]
+    bounds = [
+        bound for bound in BOUNDS.values() if norm in bound.auto_norms and bound.effort in allowed
+    ]
     return sorted(bounds, key=lambda bound: bound.expected_passes)

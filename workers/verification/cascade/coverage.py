@@ -22,7 +22,7 @@ class UnknownMethod(ValueError):
 
 
 def covering_bounds(
-    compiled: CompiledNetwork, method: str, norm: str
+    compiled: CompiledNetwork, method: str, norm: str, effort: str = "standard"
 ) -> tuple[list[Bound], dict[str, str]]:
     """The bounds that ``method`` runs on this network, in order, and why others are passed over.
 
@@ -30,7 +30,7 @@ def covering_bounds(
     """
     if method != "auto" and method not in BOUNDS:
         raise UnknownMethod(f"unknown method {method!r}; known: auto, {', '.join(BOUNDS)}")
-    named = auto_bounds(norm) if method == "auto" else [BOUNDS[method]]
+    named = auto_bounds(norm, effort) if method == "auto" else [BOUNDS[method]]
     bounds = [bound for bound in named if norm in bound.norms]
     if not bounds:
         raise UnknownMethod(f"method {method!r} does not cover the norm {norm!r}")

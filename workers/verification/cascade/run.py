@@ -119,7 +119,7 @@ def certify_samples(
         spent = {"bound": time.perf_counter() - began, "attack": 0.0}
         notes = {**fresh_notes(), "budget_spent": True}
         return _results(blocks, indices, labels, prediction, margin, request, spent, notes)
-    bounds, passed_over = covering_bounds(compiled, request.method, request.norm)
+    bounds, passed_over = covering_bounds(compiled, request.method, request.norm, request.effort)
     failure_budget = None if request.deterministic or not sound else FailureBudget()
     shard = Shard(
         Problem(compiled, sound, device, failure_budget=failure_budget),

@@ -67,6 +67,7 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "norm": "l2",
         "epsilons": ["12/85", "1/2"],
         "method": "auto",
+        "effort": "standard",
         "soundness": "sound",
         "output": None,
         "binary": False,

@@ -10,10 +10,10 @@ import pytest
 
 from tests.workers.jobs.conftest import Corridor, tiny_npz
 from workers.jobs.items.prepare import facts_of, prepare
-from workers.jobs.items.shard import allowance, certify_shard
+from workers.jobs.items.shard import WORK_PER_JOB, allowance, certify_shard
 from workers.jobs.work_loop import WorkLoop
 from workers.verification.cascade import progress
-from workers.verification.results import SampleResults
+from workers.verification.results import EFFORTS, SampleResults
 
 pytestmark = pytest.mark.usefixtures("forked_inspections")
 
@@ -43,6 +43,24 @@ def test_a_large_budget_changes_nothing(corridor: Corridor) -> None:
     without = certified(corridor, 15, attack=None)
     assert with_budget["budget_spent"] is without["budget_spent"] is False
     assert with_budget["results"] == without["results"]
+
+
+def test_the_effort_sets_the_work_and_the_report_tells_what_is_left_open(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(WORK_PER_JOB) == set(EFFORTS)
+    assert WORK_PER_JOB["quick"] < WORK_PER_JOB["standard"] < WORK_PER_JOB["exhaustive"]
+    # Too little for any bound that is counted.
+    monkeypatch.setitem(WORK_PER_JOB, "quick", 1.0)
+    usual, quick = (
+        certified(corridor, 10, attack=None, effort=effort) for effort in ("standard", "quick")
+    )
+    assert (usual["spec"]["effort"], quick["spec"]["effort"]) == ("standard", "quick")
+    told = [any('"quick" was spent' in s for s in report["warnings"]) for report in (usual, quick)]
+    assert told == [False, True]
+    assert quick["notes"]["work_spent"] is True
+    pairs = zip(quick["results"], usual["results"], strict=True)
+    assert all(less["certified"] <= more["certified"] for less, more in pairs)
 
 
 def test_preparing_counts_and_where_it_takes_all_the_rest_is_undecided(corridor: Corridor) -> None:

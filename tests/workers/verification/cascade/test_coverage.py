@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.extent import part
 from tests.workers.verification import fold
 from tests.workers.verification.certification import certify, evaluate
 from tests.workers.verification.fold import RULES, Fold
-from tests.workers.verification.networks import Builder
+from tests.workers.verification.networks import Builder, dense_network
 from workers.verification import layers
 from workers.verification.attacks.pgd import attack
 from workers.verification.backward.adjoint import ADJOINTS
@@ -35,7 +36,7 @@ from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.layers.exact import EXACT
 from workers.verification.layers.registry import LAYERS
 from workers.verification.layers.rules import Ball, LayerRules
-from workers.verification.results import AttackSettings, SampleResults
+from workers.verification.results import EFFORTS, AttackSettings, SampleResults
 from workers.verification.rounding import Rounding
 
 #: The rules that a bound can miss.
@@ -233,3 +234,19 @@ def test_a_rule_that_depends_on_the_norm_is_given_it(monkeypatch: pytest.MonkeyP
     rounded = certify(b.build(), X, EPSILONS, method="lipschitz", attack=None).radius
     assert min(seen) > 0.1
     assert (rounded < exact).all()
+
+
+def test_a_bound_takes_part_in_auto_from_its_effort_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = replace(BOUNDS["cap"], name="late", auto_norms=("linf",), effort="exhaustive")
+    monkeypatch.setitem(BOUNDS, "late", late)
+    compiled = CompiledNetwork.compile(dense_network([5, 8, 3], 1))
+    named = {
+        effort: [bound.name for bound in covering_bounds(compiled, "auto", "linf", effort)[0]]
+        for effort in EFFORTS
+    }
+    assert "crown" in named["standard"]
+    assert set(named["quick"]) <= set(named["standard"]) < set(named["exhaustive"])
+    assert "late" in named["exhaustive"]
+    for effort in EFFORTS:
+        # A method that is named runs at any effort.
+        assert [b.name for b in covering_bounds(compiled, "late", "linf", effort)[0]] == ["late"]

@@ -65,5 +65,6 @@ def _least(value: Fraction) -> np.float32:
         return np.float32(np.inf)
     near = np.float32(float(max(value, -_MAX)))
     if Fraction(float(near)) < value:
-        near = np.nextafter(near, np.float32(np.inf))
+        with np.errstate(all="ignore"):
+            near = np.nextafter(near, np.float32(np.inf))
     return near

@@ -138,7 +138,8 @@ def _points(
     """
     rng = np.random.default_rng(seed)
     each = max(2, POINTS // len(stated.boxes))
-    found, without = [], 0
+    found: list[torch.Tensor] = []
+    without = 0
     for box in stated.boxes:
         lower, upper = outer_box(box, shape)
         inside = float32_box(box, shape)

@@ -8,40 +8,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.properties.lowering import Box, LinearLimit
-from workers.verification.properties.rows import Rows, rows_of, with_rows
+from workers.verification.properties.rows import Rows, rows_of
 
-__all__ = ["Alternative", "Goal", "goals_of"]
+__all__ = ["Goal", "goals_of"]
 
-
-@dataclass(frozen=True)
-class Alternative:
-    """rows: all of them positive is a proof; compiled: the network with them as its margins."""
-
-    rows: Rows
-    compiled: CompiledNetwork
-
-    def margins(self, outputs: Tensor) -> Tensor:
-        """The least row at outputs [batch, outputs]: [batch] float64."""
-        return self.rows.values(outputs).amin(1)
+#: Rows that are bounded together, at most: some tables have the square of their number.
+TOGETHER = 256
 
 
 @dataclass(frozen=True)
 class Goal:
-    """cases: unsafe cases that no input of the box is in, once one alternative is proved; without
-    alternatives it cannot be reached."""
+    """cases: unsafe cases that no input of the box is in, once all rows of one of the alternatives
+    are proved to be positive; without alternatives it cannot be reached."""
 
     cases: tuple[tuple[LinearLimit, ...], ...]
-    alternatives: tuple[Alternative, ...]
+    alternatives: tuple[Rows, ...]
 
     def margins(self, outputs: Tensor) -> Tensor:
         """[batch, alternatives] float64 at outputs [batch, outputs]."""
-        found = [alternative.margins(outputs) for alternative in self.alternatives]
+        found = [rows.values(outputs).amin(1) for rows in self.alternatives]
         return torch.stack(found, 1) if found else torch.empty(len(outputs), 0)
 
 
-def goals_of(box: Box, compiled: CompiledNetwork, outputs: int) -> list[Goal]:
+def goals_of(box: Box, outputs: int) -> list[Goal]:
     """The goals whose proofs together say that no input of the box has unsafe outputs.
 
     Cases of one limit are one goal: each limit must be broken everywhere, and one pass bounds all
@@ -51,17 +41,13 @@ def goals_of(box: Box, compiled: CompiledNetwork, outputs: int) -> list[Goal]:
     broken = {case[0] for case in single}
     several = [case for case in box.unsafe if len(case) > 1 and not broken & {*case}]
     goals = [Goal((case,), ()) for case in box.unsafe if not case]
-    if single:
-        goals.append(
-            Goal(tuple(single), _alternatives([[c[0] for c in single]], compiled, outputs))
-        )
+    for start in range(0, len(single), TOGETHER):
+        some = single[start : start + TOGETHER]
+        goals.append(Goal(tuple(some), _rows([[case[0] for case in some]], outputs)))
     for case in several:
-        goals.append(Goal((case,), _alternatives([[limit] for limit in case], compiled, outputs)))
+        goals.append(Goal((case,), _rows([[limit] for limit in case], outputs)))
     return goals
 
 
-def _alternatives(
-    sets: Sequence[Sequence[LinearLimit]], compiled: CompiledNetwork, outputs: int
-) -> tuple[Alternative, ...]:
-    rows = [made for limits in sets if (made := rows_of(limits, outputs)) is not None]
-    return tuple(Alternative(made, with_rows(compiled, made)) for made in rows)
+def _rows(sets: Sequence[Sequence[LinearLimit]], outputs: int) -> tuple[Rows, ...]:
+    return tuple(made for limits in sets if (made := rows_of(limits, outputs)) is not None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from workers.verification.properties.conditions import Atom, Condition
 from workers.verification.properties.errors import PropertyError
-from workers.verification.properties.numerals import decimal_text
+from workers.verification.properties.numerals import bounded, decimal_text
 
 __all__ = ["Box", "LinearLimit", "Property", "lowered"]
 
@@ -156,7 +156,7 @@ def _parted(atoms: Iterable[Atom]) -> tuple[dict[int, _Ends], list[LinearLimit]]
             limits.append(LinearLimit(tuple((i, f) for (_, i), f in atom.factors), atom.limit))
         elif kinds == {"X"} and len(atom.factors) == 1:
             ((_, number), factor) = atom.factors[0]
-            end = atom.limit / factor
+            end = bounded(atom.limit / factor)
             bounds[number] = _cut(
                 bounds.get(number, (None, None)), (None, end) if factor > 0 else (end, None)
             )

@@ -54,22 +54,30 @@ def rows_of(limits: Sequence[LinearLimit], outputs: int) -> Rows | None:
     bounds, exact = [], True
     for row, limit in enumerate(limits):
         numbers = [factor for _, factor in limit.factors]
-        scale = Fraction(
-            math.lcm(*(number.denominator for number in numbers)),
-            math.gcd(*(number.numerator for number in numbers)),
-        )
+        scale = _to_integers(numbers)
+        if scale is None:
+            # Rounded to nearest; the smallest factor becomes 1.
+            scale, exact = 1 / min(map(abs, numbers)), False
         scaled = [factor * scale for factor in numbers]
-        if max(map(abs, scaled)) > EXACT:
-            # Integers no longer; the smallest factor becomes 1.
-            scale = 1 / min(map(abs, numbers))
-            scaled = [factor * scale for factor in numbers]
-            exact = False
         if max(*map(abs, scaled), abs(limit.limit * scale)) > LARGEST:
             return None
         for (place, _), factor in zip(limit.factors, scaled, strict=True):
             factors[row, place] = float(factor)
         bounds.append(limit.limit * scale)
     return Rows(factors, tuple(bounds), exact)
+
+
+def _to_integers(numbers: Sequence[Fraction]) -> Fraction | None:
+    """A positive number that makes integers of these, none of them 0; None where one of them would
+    be beyond ``EXACT``."""
+    ratios = [number / numbers[0] for number in numbers]
+    common = 1
+    for ratio in ratios:
+        common = math.lcm(common, ratio.denominator)
+        if common > EXACT or abs(ratio) * common > EXACT:
+            return None
+    largest = max(abs(ratio) for ratio in ratios) * common
+    return None if largest > EXACT else abs(common / numbers[0])
 
 
 def with_rows(compiled: CompiledNetwork, rows: Rows) -> CompiledNetwork:
@@ -95,7 +103,8 @@ def with_rows(compiled: CompiledNetwork, rows: Rows) -> CompiledNetwork:
         magnitude=_below_zero(raised(size @ head.weight.abs(), MANY)),
     )
     safe = compiled.float32_safe and new.float32_safe()
-    return replace(compiled, head=new, float32_safe=safe)
+    # What is kept by the network's digest is not about these rows.
+    return replace(compiled, head=new, float32_safe=safe, cache_dir=None)
 
 
 def _below_zero(rows: Tensor) -> Tensor:

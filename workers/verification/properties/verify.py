@@ -41,6 +41,7 @@ from workers.verification.properties.goals import Goal, goals_of
 from workers.verification.properties.inputs import float32_box, outer_box
 from workers.verification.properties.lowering import Box
 from workers.verification.properties.results import BoxResult, PropertyRequest
+from workers.verification.properties.rows import with_rows
 from workers.verification.protocol import Bound, Budget
 from workers.verification.region import Region
 
@@ -140,7 +141,7 @@ class BoxSearch:
                     states=[{} for _ in range(rows.numel())],
                 )
                 problem = Problem(
-                    alternative.compiled,
+                    with_rows(self.problem.compiled, alternative),
                     self.problem.sound,
                     self.problem.device,
                     self.problem.only,
@@ -195,7 +196,7 @@ def verify_box(
         box,
         request,
         clock,
-        goals_of(box, compiled, outputs),
+        goals_of(box, outputs),
     )
     began, attack_s = time.perf_counter(), 0.0
     region = Region.between(lower[None], upper[None])

@@ -139,9 +139,33 @@ class Client:
         if webhook is not None:
             fields["webhook"] = webhook
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        uploads = {"model": model, "dataset": dataset, "dataset_labels": dataset_labels}
+        return self._submit(uploads, fields, headers, model_data)
+
+    def verify(
+        self,
+        model: Path | str,
+        property_file: Path,
+        spec: Mapping[str, Any] | None = None,
+        *,
+        model_data: Sequence[Path] = (),
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Submit a VNN-LIB property of a model; the job record. ``spec``: how to verify it."""
+        fields = {"spec": json.dumps(spec or {})}
+        if force:
+            fields["force"] = "true"
+        return self._submit({"model": model, "property": property_file}, fields, {}, model_data)
+
+    def _submit(
+        self,
+        uploads: Mapping[str, Path | str | None],
+        fields: dict[str, str],
+        headers: Mapping[str, str],
+        model_data: Sequence[Path],
+    ) -> dict[str, Any]:
         with ExitStack() as opened:
             files: list[tuple[str, tuple[str | None, Any]]] = []
-            uploads = {"model": model, "dataset": dataset, "dataset_labels": dataset_labels}
             for name, what in uploads.items():
                 if isinstance(what, Path):
                     files.append((name, (what.name, opened.enter_context(what.open("rb")))))

@@ -16,6 +16,7 @@ from service.contract.schemas.problems import TooLarge
 from service.contract.settings import Settings
 from service.uploads.dataset_files import dataset_format
 from service.uploads.model_files import MAX_DATA_FILES, check_data_name, model_format
+from service.uploads.property_files import MAX_PROPERTY_BYTES, property_format
 from service.uploads.receive import FileRule, Form, receive_form
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "media_type",
     "model_fields",
     "object_schema",
+    "property_fields",
     "received_form",
     "request_body",
 ]
@@ -82,6 +84,11 @@ def dataset_fields(settings: Settings) -> dict[str, FileRule]:
     """The file fields ``dataset`` and ``dataset_labels`` (of an idx or npy pair)."""
     rule = FileRule(settings.max_dataset_bytes, dataset_format)
     return {"dataset": rule, "dataset_labels": rule}
+
+
+def property_fields() -> dict[str, FileRule]:
+    """The file field ``property``: VNN-LIB in place of a data set."""
+    return {"property": FileRule(MAX_PROPERTY_BYTES, property_format)}
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from service.cli.terminal import print_summary, progress_bar
 from service.client import REPORT_FORMS, Client
 from service.supervisor.instance_lock import StartError
 
-__all__ = ["add_parser", "data_beside", "number_or_all"]
+__all__ = ["add_parser", "data_beside", "number_or_all", "path_or_name"]
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
@@ -63,10 +63,10 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
     with ExitStack() as stack:
         url = options.url or stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url, key=options.key))
-        model = _path_or_name(options.model)
+        model = path_or_name(options.model)
         job = client.certify(
             model,
-            _path_or_name(options.dataset),
+            path_or_name(options.dataset),
             spec,
             dataset_labels=options.dataset_labels,
             model_data=options.model_data or data_beside(model),
@@ -125,7 +125,7 @@ def number_or_all(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def _path_or_name(text: str) -> Path | str:
+def path_or_name(text: str) -> Path | str:
     """A file to upload, or the name or id of what the service has."""
     path = Path(text)
     if path.is_file():

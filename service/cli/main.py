@@ -10,7 +10,7 @@ import httpx
 from pydantic import ValidationError
 from rich.console import Console
 
-from service.cli import certify, demo, doctor, keys, serve, train, verify_report, worker
+from service.cli import certify, demo, doctor, keys, serve, train, verify, verify_report, worker
 from service.cli.remote import jobs, methods, uploads
 from service.cli.settings_check import explain
 from service.client import ServiceError
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="certserve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve.add_parser(commands, settings)
-    for command in (worker, certify, train, verify_report, jobs, uploads):
+    for command in (worker, certify, verify, train, verify_report, jobs, uploads):
         command.add_parser(commands, settings.data_dir)
     for alone in (demo, methods, doctor):
         alone.add_parser(commands)

@@ -25,6 +25,12 @@ _VERDICTS = {
     "undecided": "undecided",
 }
 
+_PROPERTIES = {
+    "holds": ("HOLDS", "proved for every input within the bounds"),
+    "violated": ("VIOLATED", "a counterexample was found and replayed"),
+    "unknown": ("UNKNOWN", "neither proved nor falsified"),
+}
+
 
 def _percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{share * 100:.{digits}f} %"
@@ -64,13 +70,18 @@ def render_html(
     training: Mapping[str, Any] | None = None,
     pictures: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """A page that states what is proved and what is not, with all charts inline.
+    """A page that states what is proved and what is not, with all charts inline; of a property its
+    verdict and the counterexample.
 
     Everything that came from an upload (names, layer names) is escaped. ``samples`` are the rows of
     ``samples.jsonl``; they feed the histogram of radii only. ``training``: plan and history of the
     training that made the model. ``pictures``: counterexamples to show, each with ``index``,
     ``label`` and the PNGs ``sample``, ``counterexample`` and ``difference`` (bytes).
     """
+    if report.get("property") is not None:
+        return _ENVIRONMENT.get_template("property.html").render(
+            report=report, verdict=_PROPERTIES[report["property"]["verdict"]]
+        )
     histogram = render_histogram(report, samples)
     decided = sorted(report["by_method"].items(), key=lambda pair: (-pair[1], pair[0]))
     curve = None

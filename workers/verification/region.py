@@ -29,12 +29,25 @@ class Region:
     """Inputs x' with |x' - x| <= epsilon in ``norm`` (``l2`` | ``linf``), in [0, 1] if ``clip``.
 
     x [batch, *shape]; epsilon [batch] float64 in pixel units, already rounded up.
+    sides: lowest and highest inputs [batch, *shape] float64 with x between them, where the region
+    is no more than that part of its ball; a bound that does not look at them proves more.
     """
 
     x: Tensor
     epsilon: Tensor
     norm: str
     clip: bool
+    sides: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def between(cls, lower: Tensor, upper: Tensor) -> Region:
+        """The inputs between ``lower`` and ``upper`` [batch, *shape], finite float64, and, where no
+        float32 number is between them, the nearest one to their middle."""
+        x = (lower + (upper - lower) / 2).to(torch.float32)
+        exact = x.to(torch.float64)
+        lower, upper = torch.minimum(lower, exact), torch.maximum(upper, exact)
+        reach = torch.maximum(upper - exact, exact - lower).flatten(1).amax(1)
+        return cls(x, raised(reach, 1), "linf", False, (lower, upper))
 
     def box(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Elementwise bounds of the region, rounded outward: lower, upper [batch, *shape]."""
@@ -48,6 +61,9 @@ class Region:
             # Points of the data set outside [0, 1] stay allowed themselves.
             lower = torch.maximum(lower, x.clamp_max(0.0))
             upper = torch.minimum(upper, x.clamp_min(1.0))
+        if self.sides is not None:
+            lower = torch.maximum(lower, _at_most(self.sides[0], dtype))
+            upper = torch.minimum(upper, -_at_most(-self.sides[1], dtype))
         return lower, upper
 
     def radius(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -60,12 +76,23 @@ class Region:
 
     def part(self, rows: Tensor | slice, device: torch.device) -> Region:
         """The region of these samples alone, on ``device``."""
-        return Region(self.x[rows].to(device), self.epsilon[rows].to(device), self.norm, self.clip)
+        sides = self.sides
+        if sides is not None:
+            sides = (sides[0][rows].to(device), sides[1][rows].to(device))
+        x, epsilon = self.x[rows].to(device), self.epsilon[rows].to(device)
+        return Region(x, epsilon, self.norm, self.clip, sides)
 
     @property
     def cap(self) -> float:
         """An epsilon beyond which the region does not grow."""
         return largest_distance(tuple(self.x.shape[1:]), self.norm, self.clip)
+
+
+def _at_most(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest numbers of ``dtype`` that are not above x (float64)."""
+    near = x.to(dtype)
+    below = torch.nextafter(near, near.new_tensor(-torch.inf))
+    return torch.where(near.to(torch.float64) > x, below, near)
 
 
 def largest_distance(shape: tuple[int, ...], norm: str, clip: bool) -> float:

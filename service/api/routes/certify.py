@@ -17,14 +17,22 @@ from service.api.bodies import (
     media_type,
     model_fields,
     object_schema,
+    property_fields,
     received_form,
     request_body,
 )
 from service.api.responses import SubmissionOptions, respond
 from service.api.services import Services, UsesServices
-from service.api.uploads.registration import keep_dataset, keep_model, known_dataset, known_model
+from service.api.uploads.registration import (
+    keep_dataset,
+    keep_model,
+    keep_property,
+    known_dataset,
+    known_model,
+)
 from service.contract.schemas.parsing import parse_json, parse_model
 from service.contract.schemas.problems import InvalidInput, Unsupported
+from service.contract.schemas.property_spec import PropertySpec
 from service.contract.schemas.submissions import (
     DatasetSource,
     JobRecord,
@@ -54,11 +62,15 @@ _BODY = request_body(
                 "dataset": {"anyOf": [FILE, _TEXT]},
                 "dataset_labels": FILE,
                 "dataset_id": _TEXT,
-                "spec": {"type": "string", "description": "JSON text of a spec"},
+                "property": {**FILE, "description": "VNN-LIB, in place of a data set"},
+                "spec": {
+                    "type": "string",
+                    "description": "JSON text of a spec; needed but for a property",
+                },
                 "force": {"type": "string", "enum": ["true", "false"]},
                 "webhook": _WEBHOOK,
             },
-            required=["spec"],
+            required=[],
         ),
         "application/json": object_schema(
             {
@@ -97,7 +109,7 @@ class _Webhook(Strict):
     response_model=JobRecord,
     openapi_extra=_BODY,
     responses={200: {"model": JobRecord, "description": "Ended within Prefer: wait"}},
-    summary="Certify a model on a data set",
+    summary="Certify a model on a data set, or verify a property of it",
 )
 async def certify(
     request: Request,
@@ -112,8 +124,9 @@ async def certify(
     """Multipart with files or ids, or JSON with ids. The job is on disk before the answer.
 
     The same `Idempotency-Key` with the same content gives the same job, with other content 409.
-    Where an equal job (model, data, spec, version) of the caller has succeeded, that job is the
-    answer, unless `force` (query, form field or JSON member).
+    With a `property` (VNN-LIB) in place of the data set the report has its verdict; the spec is
+    then optional. Where an equal job (model, data, spec, version) of the caller has succeeded, that
+    job is the answer, unless `force` (query, form field or JSON member).
     """
     options = SubmissionOptions(principal, idempotency_key, force)
     given = media_type(request)
@@ -174,15 +187,21 @@ async def _from_form(
     request: Request, services: Services, options: SubmissionOptions
 ) -> PreparedSubmission:
     settings = services.settings
-    files = model_fields(settings) | dataset_fields(settings)
+    files = model_fields(settings) | dataset_fields(settings) | property_fields()
     texts = {"spec": settings.max_spec_bytes, "model_id": 200, "dataset_id": 200, "dataset": 200}
     texts |= {"force": 5, "webhook": 4000}
     async with received_form(request, services, options.caller, files=files, texts=texts) as form:
-        if "spec" not in form.texts:
-            raise InvalidInput("the field spec is missing", code="missing_field", field="spec")
-        value = parse_json(form.texts["spec"], field="spec")
-        spec = parse_model(Spec, value, field="spec", code="invalid_spec")
+        spec = _spec_of(form)
         return await to_thread.run_sync(lambda: _sources(form, spec, services, options))
+
+
+def _spec_of(form: Form) -> Spec:
+    """The form's spec; of a property it is another one, which may be left out."""
+    kind = PropertySpec if "property" in form.files else Spec
+    if "spec" not in form.texts and kind is Spec:
+        raise InvalidInput("the field spec is missing", code="missing_field", field="spec")
+    value = parse_json(form.texts.get("spec", "{}"), field="spec")
+    return parse_model(kind, value, field="spec", code="invalid_spec")
 
 
 def _sources(
@@ -210,7 +229,13 @@ def _sources(
     dataset_file = form.files.get("dataset")
     dataset_name = form.texts.get("dataset") or None
     dataset_id = form.texts.get("dataset_id") or None
-    if dataset_file is None:
+    property_file = form.files.get("property")
+    if property_file is not None:
+        given = {*form.files, *form.texts} & {"dataset", "dataset_id", "dataset_labels"}
+        if given:
+            raise _one_of(False, "property", min(given))
+        dataset = keep_property(property_file)
+    elif dataset_file is None:
         dataset_id = _only_one(dataset_name, dataset_id, "dataset", "dataset_id")
         field = "dataset" if dataset_name else "dataset_id"
         dataset = known_dataset(services, dataset_id, caller, field=field)

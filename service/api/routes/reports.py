@@ -183,6 +183,12 @@ def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Resp
     if form == "json":
         return FileResponse(path, media_type="application/json", headers=_HEADERS)
     report = json.loads(path.read_bytes())
+    if form in ("csv", "svg") and report.get("property") is not None:
+        raise NotAcceptable(
+            f"the report of a property has no {form} form: it has no samples and no epsilons",
+            code="no_such_format",
+            hint="report.json and report.html",
+        )
     if form == "svg":
         return Response(reports.render_svg(report), media_type="image/svg+xml", headers=_HEADERS)
     if form == "csv":

@@ -18,9 +18,17 @@ from service.contract.times import now, rfc3339
 from service.uploads.dataset_files import inspect_dataset
 from service.uploads.dataset_sources import resolve_dataset, uploaded_source
 from service.uploads.model_files import inspect_model
-from service.uploads.receive import Form
+from service.uploads.property_files import inspect_property
+from service.uploads.receive import Form, Upload
 
-__all__ = ["check_name", "keep_dataset", "keep_model", "known_dataset", "known_model"]
+__all__ = [
+    "check_name",
+    "keep_dataset",
+    "keep_model",
+    "keep_property",
+    "known_dataset",
+    "known_model",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}")
 
@@ -113,6 +121,16 @@ def keep_dataset(
         own=own,
     )
     return uploaded_source(record), new
+
+
+def keep_property(upload: Upload) -> DatasetSource:
+    """Check a property file and keep its bytes for the job that names them.
+
+    Raises InvalidInput, StorageFull.
+    """
+    inspect_property(upload.writer.path)
+    blob = upload.writer.publish()
+    return DatasetSource(kind="vnnlib", name=upload.filename, blobs={"file": blob.digest})
 
 
 def known_model(services: Services, model_id: str, caller: Caller) -> ModelSource:

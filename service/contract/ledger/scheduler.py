@@ -29,6 +29,8 @@ def scheduling_delay(submission: JobSubmission) -> float:
     """The job's delay in seconds. ``prepare`` corrects it once the samples are counted."""
     if submission.kind != "certify" or submission.dataset is None:
         return MAX_DELAY_S
+    if submission.vnnlib is not None:
+        return 1.0
     wanted = submission.spec.get("indices") or submission.spec.get("samples")
     counts = [float(count) for count in (submission.dataset.samples,) if count is not None]
     if isinstance(wanted, list):

@@ -25,6 +25,7 @@ _OWN = frozenset(
         "invalid_normalization",
         "invalid_webhook",
         "unknown_architecture",
+        "unknown_field",
         "unknown_method",
         "unsupported_norm",
     }

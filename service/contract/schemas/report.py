@@ -12,8 +12,10 @@ from pydantic import ConfigDict, Field, JsonValue
 from service.contract.schemas.submissions import Strict
 
 __all__ = [
+    "Counterexample",
     "Curve",
     "EpsilonResult",
+    "PropertyVerdict",
     "RadiusSummary",
     "Report",
     "ReportDataset",
@@ -144,6 +146,35 @@ class Timing(_Row):
     samples_per_s: float
 
 
+class Counterexample(_Row):
+    """x: X_0, X_1, ... and y: Y_0, Y_1, ..., the float32 numbers exactly; box: which one it is in.
+
+    ONNX Runtime answers x, run alone, with y; both satisfy the property's assertions exactly.
+    """
+
+    box: int
+    x: list[float]
+    y: list[float]
+
+
+class PropertyVerdict(_Row):
+    """What became of a VNN-LIB property: the file, its boxes and unsafe cases, the verdict.
+
+    holds: no input of any box has unsafe outputs; violated: ``counterexample`` has; unknown:
+    neither was found out. method: the bounds that proved the boxes, or what found the
+    counterexample. proved: how many boxes are.
+    """
+
+    id: str
+    name: str
+    verdict: Literal["holds", "violated", "unknown"]
+    counterexample: Counterexample | None
+    method: str
+    boxes: int
+    cases: int
+    proved: int
+
+
 class Signature(_Row):
     """Ed25519 over the canonical report without this field."""
 
@@ -155,6 +186,8 @@ class Signature(_Row):
 class Report(_Row):
     """The report; write it with ``model_dump(mode="json", by_alias=True)``.
 
+    Of a property ``dataset``, ``threat``, ``radius``, ``curve`` and ``clean_accuracy`` are None and
+    ``results`` is empty; else ``property`` is None.
     ``statement`` says in words what was proved (or, in capitals, that this is an estimate).
     ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget, and
     how many ``inputs`` of each kind were compared (samples, batches, random, coordinates).
@@ -167,8 +200,8 @@ class Report(_Row):
     schema_: Literal["certserve/report/1"] = Field(default="certserve/report/1", alias="schema")
     job_id: str
     model: ReportModel
-    dataset: ReportDataset
-    threat: Threat
+    dataset: ReportDataset | None
+    threat: Threat | None
     graph_digest: str | None = None
     spec: dict[str, JsonValue] = {}
     method: str
@@ -178,8 +211,9 @@ class Report(_Row):
     clean_accuracy: float | None
     results: list[EpsilonResult]
     radius: RadiusSummary | None
-    curve: Curve
+    curve: Curve | None
     by_method: dict[str, int]
+    property: PropertyVerdict | None = None
     parity: dict[str, JsonValue] | None = None
     budget_spent: bool = False
     warnings: list[str] = []

@@ -208,6 +208,7 @@ class DatasetSource(Strict):
     roles ``images`` and ``labels``; ``cifar_python`` / ``cifar_binary`` role ``folder`` of batches;
     ``tiny_imagenet`` role ``folder`` of its public layout;
     ``images_folder`` role ``folder`` of class folders; ``digits`` comes with scikit-learn.
+    ``vnnlib`` role ``file``: no data, but a property, which is verified in place of samples.
     ``id`` is the data set's id where it was uploaded. ``split`` is ``test`` or ``train`` of a
     registered name. ``samples`` is the number of samples where the bytes tell it.
     """
@@ -222,6 +223,7 @@ class DatasetSource(Strict):
         "images_folder",
         "tiny_imagenet",
         "digits",
+        "vnnlib",
     ]
     name: str
     id: str | None = None
@@ -257,6 +259,12 @@ class JobSubmission(Strict):
     idempotency_key: str | None = None
     result_key: str = ""
     webhook: str | None = None
+
+    @property
+    def vnnlib(self) -> DatasetSource | None:
+        """The VNN-LIB file that is verified; None where samples are certified."""
+        source = self.dataset
+        return source if source is not None and source.kind == "vnnlib" else None
 
     @property
     def devices(self) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from models.network import Network
     from workers.jobs.datasets.arrays import DataSet
 
-__all__ = ["inspect", "main"]
+__all__ = ["LoadedModel", "inspect", "main"]
 
 #: Samples on which our graph is compared with ONNX Runtime.
 PARITY_SAMPLES = 1000
@@ -123,19 +123,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     (folder / THUMBNAILS).write_bytes(thumbnails(x, data.indices))
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
-        "layers": [
-            {"name": node.name, "kind": network.layer(node.name).kind, "shape": list(node.shape)}
-            for node in network.nodes
-        ],
-        "parameters": network.parameter_count,
-        "input_shape": list(network.input_shape),
-        "classes": network.classes,
-        "dropped_output": network.dropped_output,
+        **loaded.facts(),
         "batch": batch,
-        "output": loaded.output,
-        "other_outputs": list(loaded.other_outputs),
-        "binary": loaded.binary,
-        "graph_digest": network.graph_digest(),
         "labelled": data.y is not None,
         "total": data.size,
         "samples": len(x),
@@ -143,8 +132,6 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "parity": parity,
         "forward_s": forward_s,
         "prepare_s": time.monotonic() - started,
-        "normalization_outside": outside,
-        "pairing": loaded.pairing,
         "classes_of_folders": data.classes,
         "data_digest": f"sha256:{digest.hexdigest()}",
         "warnings": [*loaded.warnings, *data_doubts(data, x, network.classes), *doubt],
@@ -153,7 +140,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class LoadedModel:
     """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
 
     one_row_only: the file runs at batch 1 only. output, other_outputs, binary: of an ONNX file, as
@@ -171,8 +158,31 @@ class _Loaded:
     pairing: dict[str, str] | None = None
     warnings: Sequence[str] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """What every report says of the model."""
+        network = self.network
+        return {
+            "layers": [
+                {
+                    "name": node.name,
+                    "kind": network.layer(node.name).kind,
+                    "shape": list(node.shape),
+                }
+                for node in network.nodes
+            ],
+            "parameters": network.parameter_count,
+            "input_shape": list(network.input_shape),
+            "classes": network.classes,
+            "dropped_output": network.dropped_output,
+            "graph_digest": network.graph_digest(),
+            "normalization_outside": self.outside,
+            "pairing": self.pairing,
+            "output": self.output,
+            "other_outputs": list(self.other_outputs),
+            "binary": self.binary,
+        }
 
-def _load_model(request: Mapping[str, Any], folder: Path) -> _Loaded:
+def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     from models.checkpoints.state_dict import read_network
     from models.errors import ModelError
     from models.onnx.exporter.export import export_onnx
@@ -210,10 +220,10 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> _Loaded:
             f"these tensors hold NaN or infinity: {', '.join(broken[:5])}",
             code="non_finite_weights",
         )
-    if network.classes < 2:
+    if network.classes < 2 and not request.get("property"):
         raise ModelError("a classifier needs at least two logits", code="too_few_classes")
     if imported is not None:
-        return _Loaded(
+        return LoadedModel(
             network,
             imported.deployed,
             normalization,
@@ -222,7 +232,7 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> _Loaded:
             other_outputs=imported.others,
             binary=imported.binary,
         )
-    return _Loaded(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
+    return LoadedModel(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
 
 
 def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -259,6 +269,11 @@ def _inspect_and_state() -> int:
             from workers.jobs.inspection.training_data import write_training_data
 
             write_training_data(request, folder)
+        elif request["property"]:
+            from workers.jobs.inspection.property_inspection import inspect_property
+
+            sandbox.opens_uploads()
+            inspect_property(request, folder, _load_model(request, folder))
         else:
             inspect(request, folder)
     except OSError as error:

@@ -19,7 +19,8 @@ from service.contract.schemas.problems import (
     StorageFull,
     TooLarge,
 )
-from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
+from service.contract.schemas.property_spec import spec_of
+from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.files import storage_errors, sync_folder
 from service.contract.storage.pictures import THUMBNAILS
@@ -140,10 +141,12 @@ def shards(facts: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def _request(store: Store, settings: Settings, submission: JobSubmission) -> dict[str, Any]:
-    spec = Spec.model_validate(submission.spec)
+    spec = spec_of(submission)
     model = model_of(store, submission)
     assert submission.dataset is not None
+    stated = submission.vnnlib
     return {
+        "property": None if stated is None else files_of(store, stated)["file"],
         "model": {
             "path": _blob(store, model.file),
             "data": {name: _blob(store, digest) for name, digest in model.data.items()},
@@ -168,8 +171,10 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
             "max_bytes": settings.max_inflated_bytes,
             "max_samples": settings.max_samples,
         },
-        # Never cut a pool: samples that share a work budget stay in one shard.
-        "samples_per_shard": POOL * math.ceil(settings.samples_per_shard / POOL),
+        # Never cut a pool: samples that share a work budget stay in one shard. Boxes share none.
+        "samples_per_shard": 1
+        if stated is not None
+        else POOL * math.ceil(settings.samples_per_shard / POOL),
     }
 
 

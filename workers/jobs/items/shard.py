@@ -28,7 +28,13 @@ from workers.verification.cascade.run import certify_samples, deployed_answers
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 from workers.verification.rounding import answer_gap
 
-__all__ = ["allowance", "certification_request", "certify_shard"]
+__all__ = [
+    "allowance",
+    "certification_request",
+    "certify_shard",
+    "memory_limit",
+    "work_limit",
+]
 
 
 #: Plain forward passes that the bounds of one ``auto`` job may cost altogether, by effort.
@@ -89,8 +95,8 @@ def certify_shard(
             cache_dir=store.folder("cache"),
             progress=progress,
             deadline=None if allowed_s is None else began + allowed_s,
-            memory=_memory(settings.memory_fraction, device),
-            work=_work(spec, len(prepared.x)),
+            memory=memory_limit(settings.memory_fraction, device),
+            work=work_limit(spec, len(prepared.x)),
         )
         results.notes["device"] = device_name(device)
     with storage_errors():
@@ -100,7 +106,7 @@ def certify_shard(
     return stop - start
 
 
-def _memory(fraction: float, device: torch.device) -> float:
+def memory_limit(fraction: float, device: torch.device) -> float:
     """Bytes that one bound may take: a share of the GPU's memory, or of the container's or host's.
 
     Whatever is in use, so that the same job gives the same report.
@@ -111,7 +117,7 @@ def _memory(fraction: float, device: torch.device) -> float:
     return fraction * float(total_memory())
 
 
-def _work(spec: Spec, samples: int) -> float | None:
+def work_limit(spec: Spec, samples: int) -> float | None:
     """Forward passes that ``auto`` may spend per sample; a budget of time or one method has none.
 
     Counted in work, not by a clock, and pooled by samples that are always in one shard, so that the
@@ -180,7 +186,9 @@ def allowance(store: Store, submission: JobSubmission, facts: dict[str, Any], sh
 @lru_cache(maxsize=20_000)
 def _seconds_of(path: Path) -> float:
     """Worker seconds of a shard that is done; its file never changes."""
-    return sum(SampleResults.load(path).seconds.values())
+    with np.load(path, allow_pickle=False) as stored:
+        texts = json.loads(stored["texts"].tobytes())
+    return float(sum(texts["seconds"].values()))
 
 
 def _undecided(prepared: PreparedSamples, rows: slice, spec: Spec) -> SampleResults:

@@ -69,6 +69,7 @@ def _prepare(step: ItemContext) -> Callable[[], object]:
 
 
 def _shard(step: ItemContext) -> Callable[[], object]:
+    from workers.jobs.items.property_items import verify_shard
     from workers.jobs.items.shard import certify_shard
 
     item = step.lease.item
@@ -79,7 +80,8 @@ def _shard(step: ItemContext) -> Callable[[], object]:
         step.renewer.check()
         step.say(item, rows, message=message)
 
-    done = certify_shard(
+    work = certify_shard if step.submission.vnnlib is None else verify_shard
+    done = work(
         step.store,
         step.settings,
         step.submission,
@@ -107,12 +109,14 @@ def _count(step: ItemContext, seconds: float, samples: int) -> None:
 
 def _merge(step: ItemContext) -> Callable[[], object]:
     from workers.jobs.items.merge import merge
+    from workers.jobs.items.property_items import merge_boxes
 
     submission = step.submission
+    write = merge if submission.vnnlib is None else merge_boxes
     step.say("merge", 0, message="writing the report")
     state = retry_on_redis_errors(lambda: step.ledger.get(submission.id))
     started_at = state.started_at if state else None
-    samples = merge(step.store, submission, started_at=started_at)
+    samples = write(step.store, submission, started_at=started_at)
     model_id = None if submission.model else model_of(step.store, submission).digest
     return lambda: step.conclude(submission, "succeeded", samples=samples, model_id=model_id)
 

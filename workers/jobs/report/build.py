@@ -11,7 +11,7 @@ from typing import Any
 
 from service.contract.schemas.epsilons import epsilon_text
 from service.contract.schemas.report import Report, SampleRow, result_digest
-from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.times import now, rfc3339
 from workers.jobs.report.statement import claim_about, statement
 from workers.jobs.report.statistics import (
@@ -26,7 +26,7 @@ from workers.verification.answers import NO_ANSWER
 from workers.verification.results import SampleResults
 from workers.verification.rounding import answer_gap
 
-__all__ = ["build_report", "sample_rows"]
+__all__ = ["build_report", "report_model", "sample_rows", "versions"]
 
 _PACKAGES = ("certserve", "torch", "numpy", "scipy", "onnx", "onnxruntime")
 
@@ -66,20 +66,7 @@ def build_report(
     report = {
         "schema": "certserve/report/1",
         "job_id": submission.id,
-        "model": {
-            "id": submission.model.digest,
-            "format": submission.model.format,
-            "name": submission.model.name,
-            "layers": list(facts["layers"]),
-            "parameters": facts["parameters"],
-            "input_shape": list(facts["input_shape"]),
-            "classes": facts.get("classes"),
-            "dropped_output": facts.get("dropped_output"),
-            "pairing": facts.get("pairing"),
-            "batch": facts.get("batch"),
-            "output": facts.get("output"),
-            "binary": bool(facts.get("binary")),
-        },
+        "model": report_model(submission.model, facts),
         "dataset": {
             "id": submission.dataset.id,
             "name": submission.dataset.name,
@@ -132,13 +119,31 @@ def build_report(
         "notes": notes,
         "timing": _timing(timing, results, count),
         "device": device,
-        "versions": _versions(),
+        "versions": versions(),
         "created_at": rfc3339(now()),
         **(digests or {}),
     }
     document = Report.model_validate(report).model_dump(mode="json", by_alias=True)
     document["result_digest"] = result_digest(document)
     return document
+
+
+def report_model(model: ModelSource, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of the model: the upload, and what ``prepare`` found."""
+    return {
+        "id": model.digest,
+        "format": model.format,
+        "name": model.name,
+        "layers": list(facts["layers"]),
+        "parameters": facts["parameters"],
+        "input_shape": list(facts["input_shape"]),
+        "classes": facts.get("classes"),
+        "dropped_output": facts.get("dropped_output"),
+        "pairing": facts.get("pairing"),
+        "batch": facts.get("batch"),
+        "output": facts.get("output"),
+        "binary": bool(facts.get("binary")),
+    }
 
 
 def sample_rows(
@@ -258,7 +263,7 @@ def _timing(timing: Mapping[str, float], results: SampleResults, count: int) -> 
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of Python and of the packages that took part; what is not installed is left out."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:

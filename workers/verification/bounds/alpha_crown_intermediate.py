@@ -92,7 +92,7 @@ def _samples_of(backward: BackwardPass, rows: Tensor) -> BackwardPass:
         )
     return BackwardPass(
         backward.compiled,
-        replace(region, x=region.x[rows], epsilon=region.epsilon[rows]),
+        region.part(rows, region.x.device),
         values,
         backward.rounding,
         backward.dtype,

@@ -45,7 +45,7 @@ def bcp_margins(
     def margins(rows: Tensor, *, box: bool) -> Tensor:
         part = region
         if rows.numel() < len(labels):
-            part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
+            part = region.part(rows, region.x.device)
         state = propagate(compiled, part, rounding=rounding, dtype=dtype, box=box, clock=clock)
         return margin_lower_bounds(compiled.head, state, labels[rows], rounding, clock=clock)
 

@@ -183,7 +183,7 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     if not rounding.is_sound:
         return reach.new_zeros(len(reach), head.weight.shape[0])
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
-    size = reach @ head.weight.to(reach.device).abs().T + head.bias_magnitude.to(reach.device)
+    size = reach @ head.absolute.to(reach.device) + head.bias_magnitude.to(reach.device)
     both = deployed + rounding.own_gamma(4)
     lost = reach.sum(1, keepdim=True) * lost_in_coefficients(backward.dtype)
     error = rounding_error(size, both, terms=head.weight.shape[1])

@@ -95,7 +95,7 @@ def _improve(
         rows, needed = rows[worth], needed[worth]
         if not rows.numel() or not potentials:
             continue
-        part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
+        part = region.part(rows, region.x.device)
         norm = None
         if not gram:
             assert further is not None
@@ -156,6 +156,6 @@ def _at_least_bcp(
     near = ~(least > 0) & ~(least < -NEAR * clean)
     rows = (near | torch.isneginf(least)).nonzero().flatten()
     if rows.numel():
-        part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
+        part = region.part(rows, region.x.device)
         found = bcp_margins(compiled, part, labels[rows], rounding, dtype, clock=clock)
         margins[rows] = torch.fmax(margins[rows], found)

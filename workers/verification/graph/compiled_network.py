@@ -35,6 +35,8 @@ class Head:
 
     ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself), ``inner`` what
     it holds in between, ``gap`` by how much a logit must lead for the deployed answer to be its.
+    ``magnitude`` [classes, features] >= 0: what the deployed evaluation multiplies |z| with, where
+    that is more than |weight| (None: it is |weight|).
     """
 
     weight: Tensor
@@ -43,6 +45,7 @@ class Head:
     terms: float
     inner: Inner = field(default_factory=Inner)
     gap: float = 0.0
+    magnitude: Tensor | None = None
     _copies: dict[torch.device, Head] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -62,13 +65,15 @@ class Head:
 
     @cached_property
     def absolute(self) -> Tensor:
-        """|weight|, transposed: [features, classes]."""
-        return self.weight.abs().T.contiguous()
+        """|weight|, or ``magnitude``, transposed: [features, classes]."""
+        size = self.weight.abs() if self.magnitude is None else self.magnitude
+        return size.T.contiguous()
 
     @cached_property
     def row_norms(self) -> Tensor:
-        """|w_j|_2 for every class, [classes], rounded up."""
-        return raised(self.weight.norm(dim=1), MANY)
+        """|w_j|_2, or of ``magnitude``, for every class, [classes], rounded up."""
+        rows = self.weight if self.magnitude is None else self.magnitude
+        return raised(rows.norm(dim=1), MANY)
 
     @cached_property
     def pair_norms(self) -> Tensor:
@@ -90,6 +95,7 @@ class Head:
                 self.terms,
                 self.inner,
                 self.gap,
+                None if self.magnitude is None else self.magnitude.to(device),
             )
         return self._copies[device]
 

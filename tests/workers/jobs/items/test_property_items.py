@@ -1,0 +1,150 @@
+"""A property goes the way of every job: inspected apart, one item per box, one report."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.contract.ids import new_job_id
+from service.contract.schemas.property_spec import PropertySpec
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource
+from service.contract.times import now, rfc3339
+from service.reports import render_html
+from tests.workers.jobs.conftest import Corridor, tiny_onnx
+from tests.workers.jobs.work import work
+from workers.jobs.items.prepare import prepare
+from workers.jobs.items.property_items import merge_boxes, verify_shard
+from workers.verification.properties.vnnlib import parse_vnnlib
+
+pytestmark = pytest.mark.usefixtures("forked_inspections")
+
+INPUTS, OUTPUTS = 36, 3
+
+
+def declared() -> str:
+    names = [f"X_{i}" for i in range(INPUTS)] + [f"Y_{i}" for i in range(OUTPUTS)]
+    return "".join(f"(declare-const {name} Real)\n" for name in names)
+
+
+def bounds(low: str, high: str) -> str:
+    return " ".join(f"(>= X_{i} {low}) (<= X_{i} {high})" for i in range(INPUTS))
+
+
+def submit(corridor: Corridor, text: str, **spec: object) -> JobSubmission:
+    """Enter a property of the tiny network into the ledger."""
+    path = corridor.folder / "stated.vnnlib"
+    path.write_text(text)
+    model = tiny_onnx(corridor.folder / "tiny.onnx")
+    submission = JobSubmission(
+        id=new_job_id(),
+        kind="certify",
+        spec=PropertySpec.model_validate(spec).normal(),
+        model=ModelSource(
+            digest=corridor.blob(model), format="onnx", name=model.name, size=model.stat().st_size
+        ),
+        dataset=DatasetSource(kind="vnnlib", name=path.name, blobs={"file": corridor.blob(path)}),
+        created_at=rfc3339(now()),
+    )
+    assert corridor.ledger.create(submission)
+    return submission
+
+
+def finished(corridor: Corridor, text: str, **spec: object) -> dict[str, Any]:
+    """The report of a property, or the problem that its job ended with."""
+    job = submit(corridor, text, **spec)
+    work(corridor, job.id)
+    outcome = corridor.outcome(job)
+    if outcome["status"] != "succeeded":
+        return dict(outcome["error"])
+    report: dict[str, Any] = json.loads(corridor.store.report_path(job.id).read_text())
+    return report
+
+
+HARMLESS = "(<= Y_0 -1e9)"
+
+
+def test_a_property_that_holds_is_reported_as_proved(corridor: Corridor) -> None:
+    text = (
+        declared() + f"(assert (and {bounds('0.1', '0.2')}))(assert (or {HARMLESS} (>= Y_1 1e9)))"
+    )
+    report = finished(corridor, text)
+    assert "property" in report, report
+    found = report["property"]
+    assert (found["verdict"], found["boxes"], found["cases"], found["proved"]) == ("holds", 1, 2, 1)
+    assert found["counterexample"] is None
+    empty = [report[name] for name in ("dataset", "threat", "radius", "curve", "clean_accuracy")]
+    assert (empty, report["results"]) == ([None] * 5, [])
+    assert "HOLDS" in render_html(report, [])
+    assert finished(corridor, text)["result_digest"] == report["result_digest"]
+
+
+def test_a_counterexample_is_in_the_first_box_that_has_one(corridor: Corridor) -> None:
+    """It satisfies the assertions exactly, and boxes behind it change nothing of the report."""
+    cases = [
+        f"(and {bounds('0', '0.1')} {HARMLESS})",
+        f"(and {bounds('0.1', '0.2')} (<= Y_0 1e9))",
+        f"(and {bounds('0.3', '0.4')} (<= Y_0 1e9))",
+    ]
+    text = declared() + f"(assert (or {' '.join(cases)}))"
+    job = submit(corridor, text)
+    prepare(corridor.store, corridor.settings, job)
+    for shard in (2, 1, 0):
+        verify_shard(corridor.store, corridor.settings, job, shard, progress=lambda n, m: None)
+    assert merge_boxes(corridor.store, job, started_at=None) == 3
+    report = json.loads(corridor.store.report_path(job.id).read_text())
+    point = report["property"]["counterexample"]
+    assert (report["property"]["verdict"], point["box"]) == ("violated", 1)
+    box = parse_vnnlib(text).boxes[1]
+    assert all(
+        low <= Fraction(value) <= high
+        for low, value, high in zip(box.lower, point["x"], box.upper, strict=True)
+    )
+    assert box.is_unsafe([Fraction(value) for value in point["y"]])
+    with np.load(corridor.store.counterexamples_path(job.id)) as stored:
+        assert stored["x"].reshape(-1).tolist() == point["x"]
+    assert "VIOLATED" in render_html(report, [])
+    again = finished(corridor, text)
+    assert again["result_digest"] == report["result_digest"]
+
+
+def test_a_spent_budget_is_unknown_and_says_so(corridor: Corridor) -> None:
+    text = declared() + f"(assert (and {bounds('0', '1')} (<= Y_0 (+ Y_1 -0.1)) (>= Y_2 Y_0)))"
+    report = finished(corridor, text, time_budget_s=1e-6)
+    assert report["property"]["verdict"] == "unknown"
+    assert report["budget_spent"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("(declare-const X_0 Real)", "invalid_vnnlib"),
+        ("(assert " + "(and " * 100_000, "property_too_large"),
+        (
+            "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 Y_0 1e999999))",
+            "property_too_large",
+        ),
+        (
+            "(declare-const X_0 Real)(declare-const Y_0 Real)"
+            "(assert (and (<= X_0 1) (>= X_0 0) (<= Y_0 1)))",
+            "property_mismatch",
+        ),
+        (declared() + f"(assert (and {bounds('1', '0')} {HARMLESS}))", "empty_box"),
+        (declared() + f"(assert {HARMLESS})", "unbounded_input"),
+        (declared() + f"(assert (and {bounds('0', '1')} (< Y_0 1)))", "unsupported_vnnlib"),
+        (declared() + "(assert (<= Y_0 \u00e9))", "invalid_vnnlib"),
+    ],
+)
+def test_what_is_wrong_with_a_property_ends_its_job_with_a_problem(
+    corridor: Corridor, text: str, code: str
+) -> None:
+    problem = finished(corridor, text)
+    assert (problem["code"], problem["field"]) == (code, "property")
+
+
+def test_a_method_that_bounds_balls_is_refused(corridor: Corridor) -> None:
+    text = declared() + f"(assert (and {bounds('0', '1')} {HARMLESS}))"
+    assert finished(corridor, text, method="lipschitz")["code"] == "unknown_method"

@@ -1,0 +1,1 @@
+"""Properties of one network: inputs whose outputs are unsafe, as VNN-LIB states them."""

@@ -150,7 +150,7 @@ class Client:
         *,
         model_data: Sequence[Path] = (),
         force: bool = False,
-    ) -> dict[str, Any]:
+    ) -> Job:
         """Submit a VNN-LIB property of a model; the job record. ``spec``: how to verify it."""
         fields = {"spec": json.dumps(spec or {})}
         if force:
@@ -163,7 +163,7 @@ class Client:
         fields: dict[str, str],
         headers: Mapping[str, str],
         model_data: Sequence[Path],
-    ) -> dict[str, Any]:
+    ) -> Job:
         with ExitStack() as opened:
             files: list[tuple[str, tuple[str | None, Any]]] = []
             for name, what in uploads.items():

@@ -10,7 +10,8 @@ import httpx
 from pydantic import ValidationError
 from rich.console import Console
 
-from service.cli import certify, demo, doctor, keys, serve, train, verify, verify_report, worker
+from service.cli import certify, demo, keys, serve, train, worker
+from service.cli.checks import doctor, verify, verify_report
 from service.cli.remote import jobs, methods, uploads
 from service.cli.settings_check import explain
 from service.client import ServiceError

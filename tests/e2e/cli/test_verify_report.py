@@ -65,7 +65,7 @@ def test_a_report_is_verified_and_its_rows_certified_again(
 
 
 def test_a_claim_that_does_not_hold_is_named() -> None:
-    from service.cli.verify_report import _disagreement
+    from service.cli.checks.verify_report import _disagreement
 
     row = {"index": 3, "label": 1, "prediction": 1, "certified": [True, False]}
     assert _disagreement(row, row) is None

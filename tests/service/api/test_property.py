@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.cli.verify import competition_words
+from service.cli.checks.verify import competition_words
 from service.contract.schemas.property_spec import PropertySpec
 from service.contract.storage.store import Store
 from tests.service.uploads_by_hand import npz, onnx_model

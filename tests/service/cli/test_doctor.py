@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import doctor
+from service.cli.checks import doctor
 from service.cli.main import main
 
 

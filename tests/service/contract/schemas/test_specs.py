@@ -80,6 +80,7 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "radius": True,
         "attack": {"steps": 40, "restarts": 1, "audit": 0.05, "seed": 0},
         "time_budget_s": None,
+        "sample_time_s": None,
         "seed": 0,
     }
     assert Spec.model_validate(spec.normal()) == spec

@@ -1,0 +1,1 @@
+"""Commands that check something: a property, a report, this machine."""

@@ -77,7 +77,8 @@ def _npz() -> Iterator[Row]:
     yield "npz cut off", broken, "a.npz", npz(x=X, y=Y)[:-10]
     yield "npz with a false size", {"shape_mismatch", *wrong}, "a.npz", _false_size()
     yield "empty", {"empty_file"}, "a.npz", b""
-    yield "no known suffix", {"unsupported_format"}, "a.npy", npz(x=X, y=Y)
+    yield "no known suffix", {"unsupported_format"}, "a.mat", npz(x=X, y=Y)
+    yield "npz named npy", {"invalid_npz"}, "a.npy", npz(x=X, y=Y)
     for value in (np.nan, np.inf, -1.0):
         bad = X.astype(np.float32)
         bad[2, 1, 1] = value

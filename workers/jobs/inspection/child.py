@@ -182,6 +182,7 @@ class LoadedModel:
             "binary": self.binary,
         }
 
+
 def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     from models.checkpoints.state_dict import read_network
     from models.errors import ModelError

@@ -69,34 +69,41 @@ class KeyRing:
         found = self._match(token)
         return None if found is None else found[0]
 
-    def tag(self, token: str) -> str | None:
-        """A name for a valid key that tells nothing of it: what a session keeps in its place."""
-        found = self._match(token)
-        return None if found is None else found[1]
+    def tag(self, token: str, secret: str) -> str | None:
+        """A name for a valid key that tells nothing of it: what a session keeps in its place.
 
-    def holder(self, tag: str) -> Caller | None:
+        Whoever knows the tag, but not ``secret``, cannot even try keys against it.
+        """
+        found = self._match(token)
+        if found is None:
+            return None
+        caller, digest = found
+        return _STORED + caller.name if digest is None else _given_tag(digest, secret)
+
+    def holder(self, tag: str, secret: str) -> Caller | None:
         """The caller behind the key of this tag; None once the key is revoked or not given."""
         for caller, digest in self._given:
-            if hmac.compare_digest(_given_tag(digest), tag):
+            if hmac.compare_digest(_given_tag(digest, secret), tag):
                 return caller
         record = self._load().get(tag.removeprefix(_STORED))
         if record is None or record["revoked_at"] is not None:
             return None
         return Caller(record["id"], admin=record["admin"])
 
-    def _match(self, token: str) -> tuple[Caller, str] | None:
-        found: tuple[Caller, str] | None = None
+    def _match(self, token: str) -> tuple[Caller, bytes | None] | None:
+        """The caller, and of a key from the settings its digest."""
+        found: tuple[Caller, bytes | None] | None = None
         digest = hashlib.sha256(token.encode()).digest()
         for caller, known in self._given:
             if hmac.compare_digest(digest, known):
-                found = caller, _given_tag(known)
+                found = caller, known
         records = self._load()
         parts = token.split("_", 2)
         record = records.get(parts[1]) if len(parts) == 3 else None
         stored = bytes.fromhex(record["hmac"]) if record is not None else bytes(32)
         same = hmac.compare_digest(self._hmac(token), stored)
         if record is not None and same and record["revoked_at"] is None:
-            found = Caller(record["id"], admin=record["admin"]), _STORED + record["id"]
+            found = Caller(record["id"], admin=record["admin"]), None
         return found
 
     def create(self, name: str, *, admin: bool = False) -> tuple[str, dict[str, Any]]:
@@ -166,8 +173,8 @@ class KeyRing:
         return hmac.new(self._pepper, key.encode(), hashlib.sha256).digest()
 
 
-def _given_tag(digest: bytes) -> str:
-    return "given:" + hashlib.sha256(b"session:" + digest).hexdigest()
+def _given_tag(digest: bytes, secret: str) -> str:
+    return "given:" + hmac.new(secret.encode(), digest, hashlib.sha256).hexdigest()
 
 
 def _given_key(text: str) -> tuple[Caller, bytes]:

@@ -61,17 +61,17 @@ class Sessions:
                 code="too_many_logins",
                 hint=f"wait {max(1, round(wait_s))} s",
             )
-        tag = self._keys.tag(token)
+        identity = new_id()
+        tag = self._keys.tag(token, identity)
         if tag is None:
             return None
-        identity = new_id()
         self._redis.set(self._key(identity), tag, px=int(self._lifetime_s * 1000))
         return identity
 
     def caller(self, identity: str) -> Caller | None:
         """Whose session it is; None where it has ended, or its key is no longer valid."""
         tag = self._redis.get(self._key(identity))
-        return None if tag is None else self._keys.holder(str(tag))
+        return None if tag is None else self._keys.holder(str(tag), identity)
 
     def end(self, identity: str) -> None:
         """End a session at once."""

@@ -126,5 +126,8 @@ def _is_secure(request: Request, settings: Settings) -> bool:
 
 
 def _cookie_name(request: Request, settings: Settings) -> str:
-    # The prefix makes browsers refuse a cookie that another host of the domain set.
-    return "__Host-certserve" if _is_secure(request, settings) else "certserve"
+    # The prefix makes browsers refuse a cookie that another host of the domain set. Without https
+    # all ports of a host share their cookies: two services beside each other must not log out.
+    if _is_secure(request, settings):
+        return "__Host-certserve"
+    return f"certserve-{request.url.port or 80}"

@@ -44,7 +44,7 @@ def _context(services: Services, caller: Caller, a: str | None, b: str | None) -
     states, _ = services.jobs.page(
         caller, kind=None, statuses=["succeeded"], cursor=None, limit=_OFFERED
     )
-    offered = [_offer(state) for state in states if state.submission.spec]
+    offered = [_offer(state) for state in states if state.submission.spec.get("epsilons")]
     known = {choice["id"] for choice in offered}
     sides = []
     for job_id in (a, b):

@@ -17,6 +17,7 @@ from service.api.uploads.listing import record_page
 from service.console.rendering import need_html, page
 from service.console.views.form_fields import certify_fields, train_fields
 from service.contract.schemas.problems import Problem
+from service.contract.schemas.property_spec import FIELDS as PROPERTY_FIELDS
 from service.uploads.dataset_sources import REGISTERED, resolve_dataset
 
 __all__ = ["router"]
@@ -31,7 +32,11 @@ async def certify_form(request: Request, services: UsesServices, principal: Prin
     """A model, data and a spec."""
     need_html(request, "POST /certify")
     context = await to_thread.run_sync(lambda: _uploads(services, principal))
-    context |= {"fields": certify_fields(), "limits": services.settings}
+    context |= {
+        "fields": certify_fields(),
+        "limits": services.settings,
+        "property_fields": PROPERTY_FIELDS,
+    }
     return page(request, services, "new.html", context, caller=principal)
 
 

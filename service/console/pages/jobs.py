@@ -135,6 +135,7 @@ def row(state: JobState) -> dict[str, Any]:
         "error": state.error,
         "created_at": state.submission.created_at,
         "spec": state.submission.spec,
+        "property": state.submission.vnnlib is not None,
         "plan": state.submission.training,
     }
 

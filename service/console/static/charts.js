@@ -84,7 +84,9 @@
       series.push({ label: line.name, stroke: c[line.colour], width: 2, points: { show: spec.x.length < 40, size: 6 }, value });
     }
     const y = spec.share ? { range: [0, 1.02] } : { range: (plot, low, high) => [0, high > 0 ? high * 1.08 : 1] };
-    return { data: [spec.x, ...spec.lines.map((line) => line.values)], options: { series, axes: axes(c, spec.label, spec.share), scales: { x: { time: false, range: [0, Math.max(spec.end, 1)] }, y } } };
+    const both = axes(c, spec.label, spec.share);
+    both[0].incrs = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000];
+    return { data: [spec.x, ...spec.lines.map((line) => line.values)], options: { series, axes: both, scales: { x: { time: false, range: [0, Math.max(spec.end, 1)] }, y } } };
   }
 
   function comparison(spec, c) {

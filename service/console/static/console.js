@@ -139,13 +139,22 @@
 
   function certification(form) {
     const data = new FormData();
-    for (const name of ["model", "dataset", "dataset_labels"]) {
+    const property = form.elements.property.files[0];
+    for (const name of property ? ["model"] : ["model", "dataset", "dataset_labels"]) {
       const file = form.elements[name].files[0];
       const known = form.elements[`${name}_id`]?.value;
       if (known) data.append(`${name}_id`, known);
       else if (file) data.append(name, file, file.name);
     }
-    data.append("spec", JSON.stringify(collect(form)));
+    for (const file of form.elements.model_data.files) data.append("model_data", file, file.name);
+    let spec = collect(form);
+    if (property) {
+      // A property says itself what is to be shown.
+      data.append("property", property, property.name);
+      const known = form.dataset.property.split(" ");
+      spec = Object.fromEntries(Object.entries(spec).filter(([name]) => known.includes(name)));
+    }
+    data.append("spec", JSON.stringify(spec));
     if (form.elements.force.checked) data.append("force", "true");
     return data;
   }

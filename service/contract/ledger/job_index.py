@@ -55,8 +55,10 @@ class Index:
         if not wanted:
             return self._page(indexes, before, limit)
         found: list[str] = []
+        size = 2 * limit
         while len(found) < limit:
-            page = self._page(indexes, before, min(500, max(100, 2 * limit)))
+            page = self._page(indexes, before, min(2000, max(100, size)))
+            size *= 2
             if not page:
                 break
             pipeline = self._redis.pipeline(transaction=False)

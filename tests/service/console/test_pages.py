@@ -15,7 +15,8 @@ from service.contract.ids import new_job_id
 from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
 from service.contract.schemas.problems import InvalidInput
-from service.contract.schemas.submissions import JobSubmission
+from service.contract.schemas.property_spec import PropertySpec
+from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.storage.store import Store
 from tests.service.console.conftest import HOSTILE, PAGE, PNG, token_in, unsafe
 
@@ -85,6 +86,32 @@ def test_no_page_runs_or_frames_or_asks_for_anything_foreign(
         assert "<script>alert" not in answer.text
         assert len(answer.content) < 150_000
     assert escape(HOSTILE) in api.get(f"/jobs/{job.id}/view", headers=PAGE).text
+
+
+def test_a_job_of_a_property_has_its_pages_too(
+    api: httpx.Client, store: Store, ledger: Ledger, make_submission: Callable[..., JobSubmission]
+) -> None:
+    source = DatasetSource(kind="vnnlib", name=HOSTILE, blobs={"file": "sha256:" + "e" * 64})
+    job = make_submission(dataset=source, spec=PropertySpec().normal())
+    ledger.create(job)
+    assert "property · auto" in api.get("/", headers=PAGE).text
+    assert api.get(f"/jobs/{job.id}/view", headers=PAGE).status_code == 200
+    store.job_dir(job.id)
+    verdict = {"verdict": "violated", "method": "attack", "counterexample": {"x": [0.5]}}
+    report = {
+        "schema": "certserve/report/1", "job_id": job.id, "dataset": None, "threat": None,
+        "radius": None, "curve": None, "clean_accuracy": None, "results": [], "property": verdict,
+        "model": {"id": "sha256:" + "a" * 64},
+    }  # fmt: skip
+    store.write_json(store.report_path(job.id), report)
+    store.samples_path(job.id).write_text("")
+    conclude(store, ledger, job, "succeeded", samples=1)
+    page = api.get(f"/jobs/{job.id}/view", headers=PAGE)
+    assert "VIOLATED" in page.text
+    assert page.status_code == 200
+    assert job.id not in api.get("/compare", headers=PAGE).text
+    for address in (f"/compare?a={job.id}&b={job.id}", f"/jobs/{job.id}/samples/view"):
+        assert api.get(address, headers=PAGE).status_code == 404
 
 
 def test_what_pages_ask_for_is_there_small_and_kept(api: httpx.Client) -> None:

@@ -160,7 +160,6 @@ BOUNDS: dict[str, Bound] = {
             memory=activation_memory(100),
             effort="exhaustive",  # a sample that stays open takes all of its passes
             dominates=("crown", "alpha-crown", "alpha-crown-intermediate"),
-            within=0.5,
         ),
     )
 }

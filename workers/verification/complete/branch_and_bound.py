@@ -54,6 +54,14 @@ class BranchAndBound(Bound):
         """What a sample that stays undecided costs."""
         return self.most_passes
 
+    def price(self, *, tightest: bool) -> float:
+        """As ``Bound.price``: what an attempt may take at most."""
+        return self._most(tightest=tightest)
+
+    def _most(self, *, tightest: bool) -> float:
+        share = self.search_share if tightest else 1.0
+        return min(self.most_passes, self.setup + share * self.most_passes)
+
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``, sample by sample: its domains alone fill a batch."""
         verdict = Verdict.undecided(len(labels))
@@ -79,13 +87,12 @@ class BranchAndBound(Bound):
         return replace(verdict, counterexample=points, open_domains=opened)
 
     def _sample(self, problem: Problem, region: Region, label: int, budget: Budget) -> Outcome:
-        clock, passes = budget.clock, budget.passes
+        clock = budget.clock
+        passes = min(budget.passes, self._most(tightest=budget.tightest))
         if budget.sample_time_s is not None:
             ends = clock.now() + budget.sample_time_s
             ends = ends if clock.deadline is None else min(ends, clock.deadline)
             clock, passes = Clock(ends, clock.report, clock.now), math.inf
-        if budget.tightest:
-            passes = min(passes, self.search_share * self.most_passes + self.setup)
         try:
             return self._searched(problem, region, label, clock, passes)
         except OutOfTime:

@@ -123,6 +123,7 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
         ({**SPEC, "soundness": "roughly"}, "invalid_spec", "spec.soundness"),
         ({**SPEC, "time_budget_s": 0}, "invalid_spec", "spec.time_budget_s"),
         ({**SPEC, "effort": "heroic"}, "invalid_spec", "spec.effort"),
+        ({**SPEC, "sample_time_s": -1}, "invalid_spec", "spec.sample_time_s"),
     ],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_code_and_field(

@@ -181,6 +181,10 @@ def test_an_equal_result_is_used_again_unless_forced(
         submit(spec={**SPEC, "time_budget_s": 60}),
     ]
     assert all(answer.json()["status"] == "queued" for answer in different)
+    clocked = {**SPEC, "sample_time_s": 60}
+    ended = submit(spec=clocked).json()
+    succeed(store, ledger, ended["id"])
+    assert submit(spec=clocked).json()["id"] != ended["id"]  # it depends on the machine
     redis.flushall()
     eventually(ledger.memory.complete)
     assert submit().json()["id"] == first["id"]

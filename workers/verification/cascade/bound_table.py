@@ -158,9 +158,8 @@ BOUNDS: dict[str, Bound] = {
             expected_passes=50_000,
             most_passes=1e6,
             memory=activation_memory(100),
-            auto_norms=(),  # by name: a sample that stays open takes all of its passes
+            effort="exhaustive",  # a sample that stays open takes all of its passes
             dominates=("crown", "alpha-crown", "alpha-crown-intermediate"),
-            within=0.5,
         ),
     )
 }

@@ -2,7 +2,8 @@
 
 Splits of unstable ReLUs with optimised slopes and multipliers (beta-CROWN, Wang et al., NeurIPS
 2021; branching after De Palma et al. 2021), on each sample's condensed network. It begins where
-``alpha-crown-intermediate`` ends: with its boxes, on the classes that it leaves open.
+``alpha-crown-intermediate`` ends, with its boxes, on the classes that it leaves open (for l2
+``crown-ball`` too).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from workers.verification.backward.quadratic_pass import has_quadratic_rule
 from workers.verification.bounds.alpha_crown import alpha_pass, optimized_bound
 from workers.verification.bounds.alpha_crown_intermediate import tightened
 from workers.verification.bounds.crown import final_forms
+from workers.verification.bounds.crown_ball import crown_ball_margins
 from workers.verification.clock import Clock, OutOfTime
 from workers.verification.complete.condensed_network import CondensedNetwork, TooManyUnits
 from workers.verification.complete.counterexamples import Counterexamples
@@ -43,13 +46,21 @@ class BranchAndBound(Bound):
     """
 
     most_passes: float
-    setup: float = 10_000.0
+    setup: float = 15_000.0
     search_share: float = 0.02
 
     @property
     def max_passes(self) -> float:
         """What a sample that stays undecided costs."""
         return self.most_passes
+
+    def price(self, *, tightest: bool) -> float:
+        """As ``Bound.price``: what an attempt may take at most."""
+        return self._most(tightest=tightest)
+
+    def _most(self, *, tightest: bool) -> float:
+        share = self.search_share if tightest else 1.0
+        return min(self.most_passes, self.setup + share * self.most_passes)
 
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``, sample by sample: its domains alone fill a batch."""
@@ -76,13 +87,12 @@ class BranchAndBound(Bound):
         return replace(verdict, counterexample=points, open_domains=opened)
 
     def _sample(self, problem: Problem, region: Region, label: int, budget: Budget) -> Outcome:
-        clock, passes = budget.clock, budget.passes
+        clock = budget.clock
+        passes = min(budget.passes, self._most(tightest=budget.tightest))
         if budget.sample_time_s is not None:
             ends = clock.now() + budget.sample_time_s
             ends = ends if clock.deadline is None else min(ends, clock.deadline)
             clock, passes = Clock(ends, clock.report, clock.now), math.inf
-        if budget.tightest:
-            passes = min(passes, self.search_share * self.most_passes + self.setup)
         try:
             return self._searched(problem, region, label, clock, passes)
         except OutOfTime:
@@ -98,6 +108,11 @@ class BranchAndBound(Bound):
         if not bool(certified(margins)) and not bool(torch.isneginf(margins).any()):
             backward = tightened(backward, labels.new_zeros(1))
             margins = final_forms(backward, labels, margins, optimized_bound)
+        quadratic = all(has_quadratic_rule(step.op) for step in compiled.steps)
+        if region.norm == "l2" and quadratic and not bool(certified(margins)):
+            # Ball and box together: where that proves a class, no line is needed.
+            found = crown_ball_margins(compiled, region, labels, rounding, dtype, clock=clock)
+            margins = torch.fmax(margins, found)
         least = float(margins.amin())
         # Rows of -inf: the head itself, or the boxes, may overflow.
         if least > 0.0 or math.isinf(least):
@@ -110,7 +125,7 @@ class BranchAndBound(Bound):
             return Outcome(False, least, 0, self.setup)
         proof = Rounding.sound(torch.float64) if problem.sound else Rounding.ignored()
         quick = torch.float32 if compiled.float32_safe else torch.float64
-        search = Search(
+        searched = Search(
             DomainBounds(network, region, Rounding.ignored(), quick, clock),
             DomainBounds(network, region, proof, torch.float64, clock),
             Counterexamples(compiled, region, label, clock),
@@ -118,7 +133,6 @@ class BranchAndBound(Bound):
             passes=passes - self.setup,
             clock=clock,
         )
-        found = search.run()
-        closed = margins[margins > 0]
-        least = min([found.least, *closed.tolist()])
-        return replace(found, least=least, passes=found.passes + self.setup)
+        outcome = searched.run()
+        least = min([outcome.least, *margins[margins > 0].tolist()])
+        return replace(outcome, least=least, passes=outcome.passes + self.setup)

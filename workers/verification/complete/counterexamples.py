@@ -12,6 +12,7 @@ from workers.verification.attacks.pgd import descend
 from workers.verification.clock import Clock
 from workers.verification.forward.propagation import forward_step
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.numerics import rounded_down, rounded_up
 from workers.verification.region import Region
 
 __all__ = ["Counterexamples"]
@@ -58,6 +59,11 @@ class Counterexamples:
             steps=steps,
             clock=self.clock,
         )
+        if self.region.sides is not None:
+            # Inward, so that the float32 point is between them.
+            low, high = self.region.sides
+            near = torch.minimum(near, rounded_down(high, near.dtype))
+            near = torch.maximum(near, rounded_up(low, near.dtype))
         margins = self.margins(near)
         least = int(margins.nan_to_num(torch.inf).argmin())
         if not float(margins[least]) <= 0.0:

@@ -271,18 +271,20 @@ class _Ascent:
     def __init__(self, rates: Tensor) -> None:
         self.rates = rates
         self.first, self.second = torch.zeros_like(rates), torch.zeros_like(rates)
-        self.steps = 0
+        #: Shares of the averages that are still 0, as they began.
+        self.missing = [1.0, 1.0]
 
     def move(self, gradient: Tensor) -> Tensor:
         """The next step along the gradient."""
-        self.steps += 1
+        self.missing = [share * beta for share, beta in zip(self.missing, BETAS, strict=True)]
         self.first.mul_(BETAS[0]).add_(gradient, alpha=1.0 - BETAS[0])
         self.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
-        corrected = (1.0 - BETAS[1] ** self.steps) ** 0.5 / (1.0 - BETAS[0] ** self.steps)
+        corrected = (1.0 - self.missing[1]) ** 0.5 / (1.0 - self.missing[0])
         return self.first / nonzero(self.second.sqrt()) * self.rates * corrected
 
     def some(self, chosen: Tensor) -> _Ascent:
         """Of these rows alone."""
         part = _Ascent(self.rates[chosen])
-        part.first, part.second, part.steps = self.first[chosen], self.second[chosen], self.steps
+        part.first, part.second = self.first[chosen], self.second[chosen]
+        part.missing = self.missing
         return part

@@ -119,7 +119,7 @@ def test_it_decides_as_a_mixed_integer_programme_does(seed: int, epsilon: float)
 def test_what_it_says_is_true_on_a_fine_grid(seed: int, norm: str, scale: float) -> None:
     network = dense_network([2, 10, 8, 3], seed, scale=scale)
     x = torch.rand(2, 2, generator=torch.Generator().manual_seed(seed))
-    verdict, region, labels = tried(network, x, 0.2, norm, passes=15_000.0)
+    verdict, region, labels = tried(network, x, 0.2, norm, passes=20_000.0)
     side = torch.linspace(-0.2, 0.2, 201)
     grid = torch.cartesian_prod(side, side)
     for row in range(2):
@@ -175,7 +175,7 @@ def test_work_and_time_end_a_search_undecided_and_say_how_far_it_got() -> None:
 
 def test_the_same_sample_gives_the_same_search() -> None:
     network, x, epsilon = hard()
-    first, second = (tried(network, x, epsilon, passes=15_000.0)[0] for _ in range(2))
+    first, second = (tried(network, x, epsilon, passes=20_000.0)[0] for _ in range(2))
     assert float(first.spent) == float(second.spent)
     assert float(first.least_margin) == float(second.least_margin)
     assert first.open_domains is not None

@@ -47,6 +47,7 @@ ROWS = (
     ("mtl-ibp", "relu"),
     ("cc-ibp", "relu"),
     ("exp-ibp", "relu"),
+    ("colt", "relu"),
 )
 
 #: Steps before the clock: a compiled one is compared with the eager one in its first.

@@ -130,6 +130,6 @@ def _margins(
                 clock,
             )
             _, state = again.run()
-            found = zonotope_margins_at_head(compiled.head, state, labels, rounding)
+            found = zonotope_margins_at_head(compiled.head, state, labels, rounding, clock=clock)
             bounds = torch.where(open_pairs.any(1)[:, None], improved(bounds, found), bounds)
     return bounds

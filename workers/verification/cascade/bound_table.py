@@ -109,6 +109,7 @@ BOUNDS: dict[str, Bound] = {
             dominates=("ibp", "bcp"),
             margins=zonotope_margins,
             in_search=partial(zonotope_margins, iterations=0),
+            search_passes=1_500,
             rows_per_sample=BACKWARD_ROWS,
             retry_share=BACKWARD_RETRY_SHARE,
         ),

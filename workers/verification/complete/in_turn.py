@@ -30,6 +30,10 @@ class InTurn(Bound):
         """What a sample costs that none decides."""
         return sum(bound.max_passes for bound in self.stages)
 
+    def price(self, *, tightest: bool) -> float:
+        """As ``Bound.price``: of all of them."""
+        return sum(bound.price(tightest=tightest) for bound in self.stages)
+
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``. Each stage keeps its own states of a sample."""
         verdict = Verdict.undecided(len(labels))
@@ -38,7 +42,7 @@ class InTurn(Bound):
             rows = (~(verdict.proved | verdict.falsified)).nonzero().flatten()
             if not rows.numel() or budget.clock.over():
                 break
-            part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
+            part = region.part(rows, region.x.device)
             found = bound.attempt(
                 problem, part, labels[rows], self._budget(bound, budget, rows, verdict)
             )
@@ -58,7 +62,7 @@ class InTurn(Bound):
         return replace(
             budget,
             margin=budget.margin[rows],
-            passes=min(bound.max_passes, left),
+            passes=min(bound.price(tightest=budget.tightest), left),
             states=states,
             report=lambda part, proved: budget.report(rows[part], proved),
         )

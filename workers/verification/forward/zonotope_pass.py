@@ -22,6 +22,7 @@ from workers.verification.forward.zonotope_steps import (
     affine,
     boxed,
     elementwise,
+    in_pieces,
     linear,
 )
 from workers.verification.graph.affine import Affine
@@ -33,9 +34,6 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 __all__ = ["ZonotopePass", "zonotope_margins_at_head"]
-
-#: Terms of one group times features handled at once in the head, in numbers.
-HEAD_BLOCK = 4_000_000
 
 
 @dataclass
@@ -160,12 +158,18 @@ class ZonotopePass:
 
 
 def zonotope_margins_at_head(
-    head: Head, state: Zonotope, labels: Tensor, rounding: Rounding
+    head: Head,
+    state: Zonotope,
+    labels: Tensor,
+    rounding: Rounding,
+    *,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] float64 on the deployed f_y - f_j; 0 in the label's column.
 
     (w_y - w_j) c + b_y - b_j - sum_m |(w_y - w_j) terms_m| - |w_y - w_j| slack, and the roundings
     of the deployed head and of this sum on |w| reach + |b|. NaN where nothing is known.
+    Raises OutOfTime.
     """
     head = head.on(state.centre.device)
     weight = head.weight
@@ -183,15 +187,15 @@ def zonotope_margins_at_head(
     size = size + size.gather(1, labels[:, None])
     lost = raised(size * (deployed + own) * ROOM, MANY) + head.min_lead(rounding)
     for group, rows in state.terms.items():
-        flat = rows.flatten(2)
-        width = max(1, HEAD_BLOCK // max(1, flat.shape[0] * flat.shape[2]))
-        found = [
-            pairs(flat[:, at : at + width].to(torch.float64) @ weight.T)
-            for at in range(0, flat.shape[1], width)
-        ]
-        if found:
-            moved = row_norms(torch.cat(found, 1), ball=state.ball and group == INPUT_TERMS)
-            lost = lost + raised(moved, MANY)
+        images = in_pieces(
+            lambda flat: flat.to(torch.float64) @ weight.T,
+            [rows.flatten(2)],
+            (weight.shape[0],),
+            clock,
+            weight.numel(),
+        )
+        moved = row_norms(pairs(images), ball=state.ball and group == INPUT_TERMS)
+        lost = lost + raised(moved, MANY)
     differences = (weight[labels][:, None, :] - weight[None, :, :]).abs()
     slacks = state.slack.flatten(1).to(torch.float64)
     lost = lost + raised(torch.einsum("bf,bcf->bc", slacks, differences), MANY)

@@ -7,13 +7,14 @@ follow the slopes of earlier ones. Nothing here is a proof: any slopes are valid
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.forward.zonotope import INPUT_TERMS, Zonotope, of_region, row_norms
 from workers.verification.forward.zonotope_pass import ZonotopePass, zonotope_margins_at_head
 from workers.verification.forward.zonotope_steps import (
@@ -50,10 +51,10 @@ def learned_slopes(
 
     done: a pass that has run: its boxes hold, whatever the slopes are. open_pairs [batch, classes]
     bool: the margins that count. Each sample keeps the slopes of its own best step. Once the time
-    is over, the best met so far.
+    is over, the best met so far. Raises OutOfTime before the first step.
     """
     narrow = torch.float32 if done.compiled.float32_safe else torch.float64
-    walk = _Walk(done, narrow)
+    walk = _Walk(done, narrow, clock)
     slopes = walk.start()
     if not slopes:
         return {}
@@ -61,32 +62,31 @@ def learned_slopes(
     batch = open_pairs.shape[0]
     highest = torch.full((batch,), -math.inf, dtype=torch.float64, device=labels.device)
     optimizer = torch.optim.Adam(list(slopes.values()), lr=LEARNING_RATE)
-    for _ in range(iterations + 1):
-        if clock.over():
-            break
-        with torch.enable_grad():
-            margins, size = walk.margins(slopes, labels)
-            counted = margins.masked_fill(~open_pairs, torch.inf)
-            lowest = counted.detach().amin(1)
-            better = lowest > highest
-            highest = torch.where(better, lowest, highest)
-            for index, slope in slopes.items():
-                shaped = better.reshape(-1, *([1] * (slope.dim() - 1)))
-                best[index] = torch.where(shaped, slope.detach(), best[index])
-            wanting = open_pairs & (highest <= ENOUGH * size)[:, None]
-            if not bool(wanting.any()):
-                break
-            # Cross-entropy of the worst logits, of what is still open.
-            losses = torch.logsumexp(-counted.masked_fill(~wanting, torch.inf), dim=1)
-            loss = torch.nn.functional.softplus(losses[wanting.any(1)]).sum()
-            if not bool(torch.isfinite(loss)):
-                break
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for index, slope in slopes.items():
-                slope.clamp_(walk.min_slopes[index], 1.0)
+    with contextlib.suppress(OutOfTime):
+        for _ in range(iterations + 1):
+            with torch.enable_grad():
+                margins, size = walk.margins(slopes, labels)
+                counted = margins.masked_fill(~open_pairs, torch.inf)
+                lowest = counted.detach().amin(1)
+                better = lowest > highest
+                highest = torch.where(better, lowest, highest)
+                for index, slope in slopes.items():
+                    shaped = better.reshape(-1, *([1] * (slope.dim() - 1)))
+                    best[index] = torch.where(shaped, slope.detach(), best[index])
+                wanting = open_pairs & (highest <= ENOUGH * size)[:, None]
+                if not bool(wanting.any()):
+                    break
+                # Cross-entropy of the worst logits, of what is still open.
+                losses = torch.logsumexp(-counted.masked_fill(~wanting, torch.inf), dim=1)
+                loss = torch.nn.functional.softplus(losses[wanting.any(1)]).sum()
+                if not bool(torch.isfinite(loss)):
+                    break
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for index, slope in slopes.items():
+                    slope.clamp_(walk.min_slopes[index], 1.0)
     return {index: slope.to(done.dtype) for index, slope in best.items()}
 
 
@@ -96,6 +96,7 @@ class _Walk:
 
     done: ZonotopePass
     dtype: torch.dtype
+    clock: Clock
     min_slopes: dict[int, float] = field(default_factory=dict)
     #: Boxes that hold, and the values before the first slope.
     boxes: dict[int, Box] = field(default_factory=dict)
@@ -131,7 +132,7 @@ class _Walk:
             states[index + 1] = self.step(index, states, slopes)
         last = states[len(steps)]
         head = self.done.compiled.head
-        margins = zonotope_margins_at_head(head, last, labels, IGNORED)
+        margins = zonotope_margins_at_head(head, last, labels, IGNORED, clock=self.clock)
         centre = last.centre.detach().flatten(1).to(torch.float64)
         on = head.on(centre.device)
         return margins, (centre @ on.weight.T + on.bias).abs().amax(1)
@@ -141,10 +142,10 @@ class _Walk:
         step = self.done.compiled.steps[index]
         inputs = [states[source] for source in step.sources]
         if isinstance(step.op, Affine):
-            return affine(step, inputs[0], IGNORED)
+            return affine(step, inputs[0], IGNORED, self.clock)
         rules = rules_of(step.op)
         if rules.linear is not None:
-            return linear(step, inputs, IGNORED)
+            return linear(step, inputs, IGNORED, self.clock)
         chosen = self.done.terms[index]
         if rules.relax is None:
             box = self.boxes[index + 1]

@@ -23,16 +23,18 @@ from torch import Tensor
 
 from models.layers.base import Layer
 from workers.verification.block_sizes import ROW_BYTES
-from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.clock import UNLIMITED, Clock, rows_per_piece
 from workers.verification.forward.zonotope import Zonotope
 from workers.verification.graph.affine import Affine
+from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.layers.registry import apply_layer, rules_of
 from workers.verification.layers.rules import Box, LinearRelaxation
+from workers.verification.norms.per_sample import multiplications
 from workers.verification.numerics import floor, raised, rounding_error, slack, up
 from workers.verification.rounding import Rounding
 
-__all__ = ["NewTerms", "affine", "boxed", "elementwise", "linear"]
+__all__ = ["NewTerms", "affine", "boxed", "elementwise", "in_pieces", "linear"]
 
 #: Of an interval, in roundings of its ends: a narrower one is worth no term of its own.
 NARROW = 16.0
@@ -72,23 +74,37 @@ class NewTerms:
 
 
 def in_pieces(
-    apply: Callable[..., Tensor], rows: Sequence[Tensor], shape: Sequence[int], clock: Clock
+    apply: Callable[..., Tensor],
+    rows: Sequence[Tensor],
+    shape: Sequence[int],
+    clock: Clock,
+    cost: int = 1,
 ) -> Tensor:
     """``apply`` on terms [batch, terms, *shape] of each input, some at a time: what a cache holds.
 
-    shape: of the result. Looks at the clock between pieces: raises OutOfTime.
+    shape: of the result; cost: multiplications of one row. Looks at the clock between pieces, there
+    and on the gradient's way back: raises OutOfTime.
     """
     batch, count = rows[0].shape[:2]
     flat = [part.flatten(0, 1) for part in rows]
     largest = max(torch.Size(shape).numel(), *(part[:1].numel() for part in flat), 1)
-    device = flat[0].device.type
-    width = max(1, ROW_BYTES[device] // (largest * flat[0].element_size()))
+    device = flat[0].device
+    width = max(1, ROW_BYTES[device.type] // (largest * flat[0].element_size()))
+    width = min(width, rows_per_piece(cost, device))
     found = []
     for start in range(0, batch * count, width):
         clock.check()
-        found.append(apply(*(part[start : start + width] for part in flat)))
+        piece = apply(*(part[start : start + width] for part in flat))
+        found.append(checked_on_the_way_back(piece, clock))
     whole = torch.cat(found) if found else flat[0].new_zeros(0, *shape)
     return whole.reshape(batch, count, *shape)
+
+
+def checked_on_the_way_back(piece: Tensor, clock: Clock) -> Tensor:
+    """The piece, whose gradient is looked for only while there is time."""
+    if piece.requires_grad:
+        piece.register_hook(lambda gradient: clock.check())
+    return piece
 
 
 def affine(
@@ -114,8 +130,9 @@ def affine(
         centre,
         lambda: rounding_error(op.bias_magnitude, both) + lost,
     )
+    cost = multiplications(op) if isinstance(op, Dense | Convolution) else 1
     terms = {
-        group: in_pieces(op.linear, [rows], step.shape, clock)
+        group: in_pieces(op.linear, [rows], step.shape, clock, cost)
         for group, rows in state.terms.items()
     }
     return Zonotope(centre, terms, op.absolute(before) + constant, state.ball)

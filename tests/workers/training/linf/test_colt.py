@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from models.architectures.published import build
 from models.network import Network
 from tests.workers.training.runs import CPU, config_of, images
+from tests.workers.verification.certification import certify
 from workers.training.bounds.box import Box
 from workers.training.bounds.latent import (
     Lines,
@@ -23,10 +25,12 @@ from workers.training.bounds.latent import (
 from workers.training.config import TrainingConfig, TrainingError
 from workers.training.data import seeded
 from workers.training.loop import train
-from workers.training.objectives.linf.colt import LatentSets, Stage, colt
+from workers.training.objectives.linf.colt import LatentSets, Stage, colt, estimated_bound
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.trainer import Trainer
 from workers.training.training_graph import TrainingGraph
+from workers.verification.answers import label_leads
+from workers.verification.results import SampleResults
 
 TINY: dict[str, object] = {
     "input": [1, 6, 6],
@@ -107,6 +111,39 @@ def test_with_many_projections_the_widths_are_those_of_the_terms() -> None:
             0.5 * (lines[number].upper + lines[number].lower)[0], centre, atol=1e-5
         )
         assert torch.allclose(found, width, rtol=0.15 if number else 1e-4, atol=1e-5)
+
+
+def test_estimates_reach_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With numbers that make every set a point the estimate believes all; a certificate does not
+    ask it."""
+    graph, config = graph_of(), stage_config(epsilon=0.3)
+    x, _ = batch(12)
+    network = graph.network.deployed().eval()
+
+    def certificates() -> list[SampleResults]:
+        return [
+            certify(
+                network,
+                x.numpy(),
+                ("1/100", "1/20", "1/3"),
+                norm="linf",
+                method=name,
+                radius=False,
+                attack=None,
+            )
+            for name in ("zonotope", "colt")
+        ]
+
+    before = certificates()
+    lying = lambda generator, like, shape: torch.zeros(shape).to(like)  # noqa: E731
+    monkeypatch.setitem(estimated_bound.__globals__, "draw_cauchy", lying)
+    with torch.no_grad():
+        labels = graph.logits(graph.features(x)).argmax(1)
+        claimed = label_leads(estimated_bound(graph, x, labels, 1 / 3, config).worst, labels)
+    for first, second in zip(before, certificates(), strict=True):
+        assert np.array_equal(first.certified, second.certified)
+        assert first.certified[:, 0].any()
+        assert int(first.certified[:, 2].sum()) < int(claimed.sum())
 
 
 @torch.no_grad()

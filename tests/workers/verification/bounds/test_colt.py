@@ -122,7 +122,9 @@ def test_a_radius_is_searched_with_the_slopes_of_least_area() -> None:
     problem, region, labels, margin = case(3)
     budget = Budget(margin, tightest=True)
     found = BOUNDS["zonotope"].attempt(problem, region, labels, budget)
-    arithmetic = problem.arithmetics()[-1]
+    arithmetic = problem.arithmetics()[0]
     with torch.no_grad():
         plain = zonotope_margins(problem.compiled, region, labels, *arithmetic, iterations=0)
-    assert torch.equal(found.least_margin, plain.amin(1))
+    assert torch.allclose(found.least_margin, plain.amin(1), rtol=1e-6)
+    assert found.spent.tolist() == [1_500.0] * 3
+    assert BOUNDS["colt"].price(tightest=True) < BOUNDS["colt"].price(tightest=False)

@@ -32,12 +32,12 @@ __all__ = ["with_whole_maps"]
 def with_whole_maps(steps: list[GraphStep]) -> list[GraphStep]:
     """The steps, each chain of partial sums as one; one map where they are of the same map."""
     index = 0
-    made: dict[tuple[int, tuple[int, ...], Shape], Affine] = {}
+    made: dict[tuple[Convolution, tuple[int, ...], Shape], Affine] = {}
     while index < len(steps):
         found = _chain(steps, index)
         if found is not None:
             last, conv, counts = found
-            key = (id(conv), counts, steps[last].shape)
+            key = (conv, counts, steps[last].shape)
             if key not in made:
                 made[key] = _whole(conv, counts, steps[last].shape)
             op = made[key]

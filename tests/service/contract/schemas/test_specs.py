@@ -69,6 +69,8 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "method": "auto",
         "effort": "standard",
         "soundness": "sound",
+        "output": None,
+        "binary": False,
         "deterministic": True,
         "samples": 1000,
         "indices": None,

@@ -48,9 +48,10 @@ type: install
 pytest: install
 	$(PYTEST)
 
-# README's tables of methods, from their rows; a test fails where they differ.
+# README's tables of methods and the operators in docs/inputs.md, from their rows; tests fail where they differ.
 docs: install
 	$(BIN)/python -m service.contract.catalogue README.md
+	$(BIN)/python -m models.onnx.documentation docs/inputs.md
 
 # The whole corpus of hostile uploads; "make test" leaves out what unit tests refuse too.
 hostile: install

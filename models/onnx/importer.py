@@ -103,10 +103,11 @@ def read_onnx_bytes(
     limits, asked = limits or OnnxLimits(), asked or Asked()
     form = plain_form(data, limits, asked)
     network, batch = _read(form, limits)
-    if network.classes == 1 and form.ends_in_sigmoid and form.dropped is None:
+    one_score = asked.classifier and network.classes == 1
+    if one_score and form.ends_in_sigmoid and form.dropped is None:
         form = plain_form(data, limits, replace(asked, binary=True))
         network, batch = _read(form, limits)
-    if network.classes < 2:
+    if network.classes < 2 and asked.classifier:
         raise ModelError(
             "the network has one output: a classifier needs at least two",
             code="invalid_network",

@@ -234,8 +234,12 @@ def _check_node(node: NodeProto, index: int) -> None:
     ours = node.domain == ML_DOMAIN and node.op_type in _ML_OPERATORS
     if node.domain not in _DEFAULT_DOMAINS and not ours:
         raise ModelError(
-            f"{label}: operators of the domain {node.domain!r} are not supported",
+            f"{label}: this operator of the domain {node.domain!r} is not supported",
             code="unsupported_operator",
+            hint="of scikit-learn's models the linear ones and MLPs are taken, behind scalers and "
+            "PCA; trees, kernels, neighbours and regressions are not"
+            if node.domain == ML_DOMAIN
+            else "",
         )
     for attribute in node.attribute:
         if attribute.ref_attr_name or attribute.type not in _VALUE_ATTRIBUTES:

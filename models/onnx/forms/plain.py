@@ -23,10 +23,14 @@ __all__ = ["Asked", "PlainForm", "plain_form"]
 @dataclass(frozen=True)
 class Asked:
     """What a spec says of the file: the name of the output with the scores, and whether that is one
-    score of two classes."""
+    score of two classes.
+
+    classifier: False where a property is asked about: then one output is as good as several.
+    """
 
     output: str | None = None
     binary: bool = False
+    classifier: bool = True
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,21 @@ from numpy.typing import NDArray
 
 from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
 from models.layers.joins import Maximum, Minimum
-from models.layers.kinds import Layer, ReLU
+from models.layers.kinds import Layer, Multiply, ReLU, Shift
 from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.arithmetic import broadcasts_to, joined, sample_constant
 
-__all__ = ["absolute", "clamped", "clip", "maximum", "minimum", "sigmoid", "softplus", "tanh"]
+__all__ = [
+    "absolute",
+    "clamped",
+    "clip",
+    "hard_sigmoid",
+    "maximum",
+    "minimum",
+    "sigmoid",
+    "softplus",
+    "tanh",
+]
 
 #: Exporters write "no bound" as the largest number of float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -26,6 +36,15 @@ _LARGEST = float(np.finfo(np.float32).max)
 def absolute(operation: Operation, translation: Translation) -> Activation:
     """Abs, elementwise."""
     return translation.emit(operation, Abs(), operation.activation())
+
+
+def hard_sigmoid(operation: Operation, translation: Translation) -> Activation:
+    """min(max(alpha x + beta, 0), 1): a product, a sum and a Clip."""
+    x = operation.activation()
+    for kind, name in ((Multiply, "alpha"), (Shift, "beta")):
+        value = np.asarray(operation.attributes[name], dtype=np.float32)
+        x = translation.emit(operation, kind(translation.weight(operation, value)), x)
+    return clamped(operation, translation, x, 0.0, 1.0)
 
 
 def sigmoid(operation: Operation, translation: Translation) -> Activation:

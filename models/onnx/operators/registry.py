@@ -17,6 +17,7 @@ from models.onnx.operators.activations import (
     absolute,
     clamped,
     clip,
+    hard_sigmoid,
     maximum,
     minimum,
     sigmoid,
@@ -46,7 +47,7 @@ from models.onnx.operators.joins import (
     reduce_sum,
     split,
 )
-from models.onnx.operators.rearrangements import depth_to_space, space_to_depth
+from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
 from models.onnx.operators.views import flatten, reshape, squeeze, transpose, unsqueeze
 from models.onnx.operators.windows import (
@@ -64,10 +65,12 @@ Translator = Callable[[Operation, Translation], Value | list[Activation]]
 
 
 def _identity(operation: Operation, translation: Translation) -> Activation:
+    """The same numbers."""
     return operation.activation()
 
 
 def _cast(operation: Operation, translation: Translation) -> Activation:
+    """To float32, which activations are already."""
     if operation.attributes["to"] != TensorProto.FLOAT:
         operation.refuse(
             "activations are float32 and stay float32",
@@ -78,6 +81,7 @@ def _cast(operation: Operation, translation: Translation) -> Activation:
 
 
 def _dropout(operation: Operation, translation: Translation) -> Activation:
+    """As in inference: nothing."""
     training = operation.constant(2)
     if training is not None and training.any():
         operation.refuse("training mode is not inference", hint="export the model in eval mode")
@@ -85,10 +89,12 @@ def _dropout(operation: Operation, translation: Translation) -> Activation:
 
 
 def _relu(operation: Operation, translation: Translation) -> Activation:
+    """max(x, 0)."""
     return clamped(operation, translation, operation.activation(), 0.0, None)
 
 
 def _leaky_relu(operation: Operation, translation: Translation) -> Activation:
+    """A slope from 0 to 1 below 0."""
     slope = float(operation.attributes["alpha"])
     if not 0 <= slope <= 1:
         operation.refuse(f"alpha = {slope} is outside [0, 1]")
@@ -109,6 +115,7 @@ def _prelu(operation: Operation, translation: Translation) -> Activation:
 
 
 def _batch_normalization(operation: Operation, translation: Translation) -> Activation:
+    """As in inference, with stored statistics."""
     if operation.attributes.get("training_mode") or any(operation.outputs[1:]):
         operation.refuse("training mode is not inference", hint="export the model in eval mode")
     if not operation.attributes.get("spatial", 1):
@@ -149,6 +156,7 @@ OPERATORS: dict[str, Translator] = {
     "GlobalAveragePool": global_average_pool,
     "GlobalLpPool": lp_pool,
     "GlobalMaxPool": global_max_pool,
+    "HardSigmoid": hard_sigmoid,
     "Identity": _identity,
     "LeakyRelu": _leaky_relu,
     "LinearClassifier": linear_classifier,
@@ -169,6 +177,7 @@ OPERATORS: dict[str, Translator] = {
     "ReduceSum": reduce_sum,
     "Relu": _relu,
     "Reshape": reshape,
+    "Resize": resize,
     "Scaler": scaler,
     "Sigmoid": sigmoid,
     "Slice": cut,
@@ -182,12 +191,13 @@ OPERATORS: dict[str, Translator] = {
     "TopK": top_k,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
+    "Upsample": resize,
 }
 
 #: Operators that work number by number or name their axes.
 _ALIKE = (
-    *("Abs", "Cast", "Clip", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"),
-    *("Sigmoid", "Softplus", "Tanh", "Add", "Div", "Max", "Min", "Mul", "Sub", "Sum"),
+    *("Abs", "Cast", "Clip", "Dropout", "HardSigmoid", "Identity", "LeakyRelu", "Neg", "PRelu"),
+    *("Relu", "Sigmoid", "Softplus", "Tanh", "Add", "Div", "Max", "Min", "Mul", "Sub", "Sum"),
     *("Concat", "Gather", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Slice", "Split"),
     *("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
 )

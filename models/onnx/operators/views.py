@@ -63,7 +63,9 @@ def flatten(operation: Operation, translation: Translation) -> Activation:
 
 
 def reshape(operation: Operation, translation: Translation) -> Activation:
-    """A view of each sample. At every batch size N it must be [N, ...] again, row by row.
+    """A view of each sample.
+
+    At every batch size N it must be [N, ...] again, row by row.
 
     Axis 0 of the target is N itself, 0 (copied) or -1 (what is left), with the sample's size after
     it. A 1 there with the sample's size after it fails in ONNX Runtime at any other batch; with a

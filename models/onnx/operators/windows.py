@@ -16,6 +16,7 @@ import numpy as np
 
 from models.layers.kinds import AvgPool2d, MaxPool2d, Pad, Permute, Reshape, Shape
 from models.onnx.graph import Activation, Operation, Translation
+from models.onnx.operators.rearrangements import padded_by_copies
 
 __all__ = [
     "Windows",
@@ -120,11 +121,11 @@ def global_max_pool(operation: Operation, translation: Translation) -> Activatio
 
 
 def pad(operation: Operation, translation: Translation) -> Activation:
-    """Constant padding, by amounts >= 0, of at most two axes (never the batch)."""
+    """Padding by amounts >= 0 of at most two axes (never the batch): constant, edge or reflect."""
     x = operation.activation()
     mode = operation.attributes["mode"].decode(errors="replace")
-    if mode != "constant":
-        operation.refuse(f"mode {mode!r} is not supported", hint="only constant padding is")
+    if mode not in ("constant", "edge", "reflect"):
+        operation.refuse(f"mode {mode!r} is not supported")
     if operation.opset < 11:
         pads, value = list(operation.attributes["pads"]), operation.attributes["value"]
         axes = list(range(x.rank))
@@ -150,6 +151,9 @@ def pad(operation: Operation, translation: Translation) -> Activation:
         operation.refuse(f"padding of axes {padded} is not supported: at most two")
     if not padded:
         return x
+    if mode != "constant":
+        rows = {axis - 1: amounts[axis] for axis in padded}
+        return padded_by_copies(operation, translation, x, rows, mode)
     return pad_axes(operation, translation, x, {a - 1: amounts[a] for a in padded}, value)
 
 

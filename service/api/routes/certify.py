@@ -52,6 +52,7 @@ router = APIRouter(tags=["jobs"])
 
 _TEXT = {"type": "string"}
 _WEBHOOK = {"type": "string", "format": "uri"}
+_SPEC = Spec.model_json_schema(ref_template="#/components/schemas/{model}")
 _BODY = request_body(
     {
         "multipart/form-data": object_schema(
@@ -65,23 +66,29 @@ _BODY = request_body(
                 "property": {**FILE, "description": "VNN-LIB, in place of a data set"},
                 "spec": {
                     "type": "string",
-                    "description": "JSON text of a spec; needed but for a property",
+                    "description": "JSON text of a Spec; needed but for a property",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": "#/components/schemas/Spec"},
+                    "example": '{"norm": "l2", "epsilons": ["36/255"]}',
                 },
                 "force": {"type": "string", "enum": ["true", "false"]},
                 "webhook": _WEBHOOK,
             },
             required=[],
         ),
-        "application/json": object_schema(
-            {
-                "model_id": _TEXT,
-                "dataset": _TEXT,
-                "spec": {"type": "object"},
-                "force": {"type": "boolean"},
-                "webhook": _WEBHOOK,
-            },
-            required=["model_id", "dataset", "spec"],
-        ),
+        "application/json": {
+            **object_schema(
+                {
+                    "model_id": _TEXT,
+                    "dataset": _TEXT,
+                    "spec": {"$ref": "#/components/schemas/Spec"},
+                    "force": {"type": "boolean"},
+                    "webhook": _WEBHOOK,
+                },
+                required=["model_id", "dataset", "spec"],
+            ),
+            "$defs": {**_SPEC.pop("$defs", {}), "Spec": _SPEC},
+        },
     }
 )
 

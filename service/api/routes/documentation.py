@@ -43,7 +43,7 @@ _POLICY = (
 _CALL = "SwaggerUIBundle({"
 _WITH_TOKEN = (
     "requestInterceptor: (request) => {{ "
-    f'request.headers["{TOKEN_HEADER}"] = "{{token}}"; return request; }},'
+    f'request.headers["{TOKEN_HEADER}"] = "{{token}}"; return request; }}}},'
 )
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 

@@ -88,30 +88,48 @@ class Normalization(Strict):
 class Spec(Strict):
     """What to certify and how: the threat model, the method, the samples."""
 
-    norm: Literal["l2", "linf"]
+    norm: Literal["l2", "linf"] = Field(description="In what a perturbation is measured.")
     epsilons: list[Epsilon] = Field(
         min_length=1,
         max_length=100,
         description="Pixel units (inputs in [0,1]); numbers or fractions as text.",
     )
-    method: str = "auto"
+    method: str = Field("auto", description="A name of GET /methods.")
     effort: Literal["quick", "standard", "exhaustive"] = Field(
         default="standard",
         description="How much work `auto` may do: 2e6, 2e7 or 2e9 plain forward passes per job, "
         "and with which bounds. Work, not time: equal jobs give equal reports.",
     )
-    soundness: Literal["sound", "estimate"] = "sound"
-    deterministic: bool = True
-    samples: Annotated[int, Field(ge=1)] | Literal["all"] = 1000
-    indices: list[Annotated[int, Field(ge=0, lt=2**53)]] | None = Field(
-        None, min_length=1, max_length=1_000_000
+    soundness: Literal["sound", "estimate"] = Field(
+        "sound", description="`estimate`: a paper's own arithmetic, which proves nothing."
     )
-    normalization: Normalization | None = None
-    clip: bool = True
-    architecture: str | dict[str, JsonValue] | None = None
-    output: str | None = Field(None, min_length=1, max_length=1000)
-    binary: bool = False
-    radius: bool = True
+    deterministic: bool = Field(
+        True, description="`false` allows bounds that fail with a stated probability."
+    )
+    samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        1000, description="The first N, or all."
+    )
+    indices: list[Annotated[int, Field(ge=0, lt=2**53)]] | None = Field(
+        None, min_length=1, max_length=1_000_000, description="Positions, in place of `samples`."
+    )
+    normalization: Normalization | None = Field(
+        None, description="Applied inside the network; epsilons stay in the data's own units."
+    )
+    clip: bool = Field(True, description="A perturbed input stays in [0, 1].")
+    architecture: str | dict[str, JsonValue] | None = Field(
+        None, description="Of a state dict: a name of GET /architectures, or a layer list."
+    )
+    output: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="The ONNX output with the class scores, where there are several.",
+    )
+    binary: bool = Field(
+        False,
+        description="The one output is a score: class 1 where it is above 0, class 0 below.",
+    )
+    radius: bool = Field(True, description="Also the largest certified radius of every sample.")
     attack: AttackSpec | None = Field(default_factory=lambda: AttackSpec())
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     sample_time_s: float | None = Field(

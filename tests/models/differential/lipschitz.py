@@ -101,12 +101,16 @@ def _block(b: Builder, sizes: Shape) -> int:
 
 def conv_transpose(b: Builder, x: str, shape: Shape) -> str:
     groups = b.pick([g for g in range(1, shape[0] + 1) if shape[0] % g == 0])
-    kernel = [b.number(1, 3), b.number(1, 3)]
-    dilation = [b.number(1, 2), b.number(1, 2)]
+    kernel = [b.number(1, 3) for _ in shape[1:]]
+    dilation = [b.number(1, 2) for _ in kernel]
     pads = [b.number(0, d * (k - 1)) for k, d in zip(kernel, dilation, strict=True)] * 2
     reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if any(size + r - 2 * p < 1 for size, r, p in zip(shape[1:], reach, pads, strict=False)):
-        pads = [0, 0, 0, 0]
+        pads = [0] * len(pads)
     inputs = [x, b.constant(b.normal(shape[0], b.number(1, 2), *kernel))]
-    more = {"strides": [2, 2]} if b.chance(ODD) else {}
+    more: dict[str, Any] = {}
+    if b.chance(0.5):
+        more["strides"] = [b.number(1, 3) for _ in kernel]
+        if b.chance(0.4):
+            more["output_padding"] = [b.number(0, step - 1) for step in more["strides"]]
     return b.node("ConvTranspose", inputs, group=groups, pads=pads, dilations=dilation, **more)

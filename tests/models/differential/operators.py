@@ -42,9 +42,11 @@ from tests.models.differential.weighted import (
     batch_normalization,
     conv,
     gemm,
+    hard_sigmoid,
     matmul,
     max_pool,
     pad,
+    resize,
 )
 
 __all__ = ["IMAGE_STEPS", "LINE_STEPS", "STEPS"]
@@ -65,6 +67,7 @@ STEPS: dict[str, Step] = {
     "Flatten": flatten,
     "Gather": gather,
     "Gemm": gemm,
+    "HardSigmoid": hard_sigmoid,
     "Identity": unary("Identity"),
     "LeakyRelu": leaky_relu,
     "MatMul": matmul,
@@ -85,6 +88,7 @@ STEPS: dict[str, Step] = {
     "ReduceSum": reduction("ReduceSum", 13),
     "Relu": unary("Relu"),
     "Reshape": reshape,
+    "Resize": resize,
     "Scaler": scaled_features,
     "Sigmoid": unary("Sigmoid"),
     "Slice": cut,
@@ -115,5 +119,7 @@ IMAGE_STEPS: dict[str, Step] = {
 #: Steps on lines [batch, channels, length].
 LINE_STEPS: dict[str, Step] = {
     name: IMAGE_STEPS[name]
-    for name in ("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
+    for name in (
+        *("AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"),
+    )
 }

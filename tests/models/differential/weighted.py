@@ -15,9 +15,11 @@ __all__ = [
     "batch_normalization",
     "conv",
     "gemm",
+    "hard_sigmoid",
     "matmul",
     "max_pool",
     "pad",
+    "resize",
 ]
 
 
@@ -70,6 +72,11 @@ def pad(b: Builder, x: str, shape: Shape) -> str:
     if b.chance(ODD):
         amounts[b.pick([0, rank, 1])] = b.pick([1, -1])
     value = float(np.float32(b.pick([0.0, 1.5, -0.25])))
+    if b.chance(0.3):
+        mode = b.pick(["edge", "reflect"])
+        if b.opset < 11:
+            return b.node("Pad", [x], pads=amounts, mode=mode)
+        return b.node("Pad", [x, b.constant(np.array(amounts, np.int64))], mode=mode)
     if b.opset < 11:
         return b.node("Pad", [x], pads=amounts, value=value)
     inputs = [x, b.constant(np.array(amounts, np.int64))]
@@ -109,6 +116,27 @@ def conv(b: Builder, x: str, shape: Shape) -> str:
     if b.chance(0.5):
         inputs.append(b.constant(b.normal(out)))
     return b.node("Conv", inputs, **attributes)
+
+
+def hard_sigmoid(b: Builder, x: str, shape: Shape) -> str:
+    given = {} if b.chance(0.3) else {"alpha": b.pick([1 / 6, 0.5, -1.0]), "beta": 0.5}
+    return b.node("HardSigmoid", [x], **given)
+
+
+def resize(b: Builder, x: str, shape: Shape) -> str:
+    """Nearest, by whole factors, and rarely by others or in other ways."""
+    scales = [1.0, *(float(b.pick([1, 1, 2, 3])) for _ in shape)]
+    if b.chance(ODD):
+        scales[b.number(0, len(shape))] = 1.5
+    if b.opset < 9:
+        return b.node("Upsample", [x], mode="nearest", scales=scales)
+    array = b.constant(np.array(scales, np.float32))
+    if b.opset < 11:
+        return b.node("Upsample" if b.opset < 10 else "Resize", [x, array], mode="nearest")
+    how = b.pick([("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")])
+    how = b.pick([("half_pixel", "ceil"), ("align_corners", "floor")]) if b.chance(ODD) else how
+    modes = {"coordinate_transformation_mode": how[0], "nearest_mode": how[1]}
+    return b.node("Resize", [x, "", array], mode="nearest", **modes)
 
 
 def max_pool(b: Builder, x: str, shape: Shape) -> str:

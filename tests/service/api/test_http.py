@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.contract.schemas.submissions import Spec
 from service.contract.times import now, rfc3339, seconds
 
 
@@ -97,6 +99,22 @@ def test_the_pages_about_the_api_need_nothing_from_outside(api: httpx.Client) ->
     assert answer.headers["content-type"].startswith("text/javascript")
     for name in ("core.py", "..%2fcore.py", "__init__.py"):
         assert api.get(f"/docs/{name}").status_code == 404
+
+
+def test_the_openapi_page_shows_what_a_spec_may_say(api: httpx.Client) -> None:
+    page = api.get("/openapi.json").json()
+    spec = page["components"]["schemas"]["Spec"]
+    assert spec["required"] == ["norm", "epsilons"]
+    assert set(spec["properties"]) == set(Spec.model_fields)
+    assert spec["properties"]["method"]["default"] == "auto"
+    told = ("norm", "epsilons", "method", "samples", "clip", "architecture", "output", "binary")
+    assert all(spec["properties"][name]["description"] for name in told)
+    body = page["paths"]["/certify"]["post"]["requestBody"]["content"]
+    reference = {"$ref": "#/components/schemas/Spec"}
+    assert body["application/json"]["schema"]["properties"]["spec"] == reference
+    text = body["multipart/form-data"]["schema"]["properties"]["spec"]
+    assert text["contentSchema"] == reference
+    Spec.model_validate(json.loads(text["example"]))
 
 
 def test_every_reference_of_the_openapi_page_leads_somewhere(api: httpx.Client) -> None:

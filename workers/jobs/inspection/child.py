@@ -199,7 +199,11 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     if model["format"] == "onnx":
         data = {name: Path(file) for name, file in model.get("data", {}).items()}
         whole = self_contained(path.read_bytes(), data)
-        asked = Asked(model.get("output"), bool(model.get("binary")))
+        asked = Asked(
+            model.get("output"),
+            bool(model.get("binary")),
+            classifier=not request.get("property"),
+        )
         imported = read_onnx_bytes(whole, asked=asked)
         network = imported.network
         if data:

@@ -21,7 +21,7 @@ from tests.models.onnx.forms.files import (
     node,
     written,
 )
-from tests.models.onnx.graphs import assert_agrees, normal
+from tests.models.onnx.graphs import normal
 from workers.verification.answers import answers
 from workers.verification.rounding import SIGMOID_GAP, SOFTMAX_GAP, answer_gap
 
@@ -39,7 +39,10 @@ def logits_of(data: bytes, asked: Asked | None = None) -> ImportedOnnx:
     imported = read_onnx_bytes(data, asked=asked)
     again = plain_form(imported.deployed)
     assert again.model.SerializeToString() == imported.deployed
-    assert_agrees(imported.deployed, samples=4)
+    x = normal(9, 4, *imported.network.input_shape)
+    found = OnnxRuntimeModel(imported.deployed, imported.network.input_shape)(x)
+    with torch.no_grad():
+        np.testing.assert_allclose(imported.network(torch.from_numpy(x)), found, atol=1e-5)
     return imported
 
 
@@ -153,6 +156,11 @@ def test_one_score_is_the_logits_0_and_itself(form: str) -> None:
     if form == "sigmoid":
         above = np.concatenate(answers_of(data, x, "p"))[:, 0] > 0.5
         np.testing.assert_array_equal(found.argmax(1), above)
+
+
+def test_a_property_may_be_about_one_output() -> None:
+    imported = logits_of(one_score(output=floats("l", "N", 1)), Asked(classifier=False))
+    assert (imported.network.classes, imported.binary) == (1, False)
 
 
 def test_two_scores_are_no_binary_classifier() -> None:

@@ -27,7 +27,7 @@ def nodes(draw: st.DrawFn) -> tuple[Any, dict[str, Any], int]:
     constants: dict[str, Any] = {}
     size = draw(st.integers(1, 3))
     if not kind.startswith("Global"):
-        stride = 1 if kind == "ConvTranspose" else draw(st.integers(1, 3))
+        stride = 1 if kind.startswith("Global") else draw(st.integers(1, 3))
         attributes = {"strides": [stride]} if stride > 1 or draw(st.booleans()) else {}
         if draw(st.booleans()):
             attributes["pads"] = [draw(st.integers(0, size - 1)) for _ in range(2)]

@@ -138,7 +138,9 @@ REFUSED: dict[str, list[NodeProto]] = {
     "windows that overlap": [node("LpPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[1, 1])],
     "padded windows": [node("LpPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[1, 1, 1, 1])],
     "another order": [node("LpPool", ["x"], ["y"], kernel_shape=[2, 2], p=3)],
-    "a strided transposed convolution": [node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])],
+    "a transposed convolution of a named size": [
+        node("ConvTranspose", ["x", "w"], ["y"], output_shape=[9, 9])
+    ],
     "slopes that differ": [node("PRelu", ["x", "slopes"], ["y"])],
     "blocks that do not fit": [node("SpaceToDepth", ["x"], ["y"], blocksize=3)],
 }

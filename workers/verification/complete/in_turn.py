@@ -38,7 +38,7 @@ class InTurn(Bound):
             rows = (~(verdict.proved | verdict.falsified)).nonzero().flatten()
             if not rows.numel() or budget.clock.over():
                 break
-            part = Region(region.x[rows], region.epsilon[rows], region.norm, region.clip)
+            part = region.part(rows, region.x.device)
             found = bound.attempt(
                 problem, part, labels[rows], self._budget(bound, budget, rows, verdict)
             )

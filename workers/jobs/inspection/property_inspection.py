@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from models.onnx.deployed import DeployedNetwork
+from service.contract.storage.pictures import THUMBNAILS
+from workers.jobs.datasets.thumbnails import thumbnails
 from workers.verification.cascade.parity import check_parity
 from workers.verification.cascade.parity_inputs import BATCH_SIZES
 from workers.verification.clock import Clock, OutOfTime
@@ -21,9 +23,9 @@ from workers.verification.properties.attack import starting_points
 from workers.verification.properties.errors import PropertyError
 from workers.verification.properties.inputs import float32_box, outer_box
 from workers.verification.properties.lowering import Property
-from workers.verification.properties.syntax import MAX_BYTES
+from workers.verification.properties.text.syntax import MAX_BYTES
+from workers.verification.properties.text.vnnlib import parse_vnnlib
 from workers.verification.properties.verify import property_bounds
-from workers.verification.properties.vnnlib import parse_vnnlib
 from workers.verification.region import Region
 
 if TYPE_CHECKING:
@@ -36,15 +38,16 @@ POINTS = 64
 
 
 def inspect_property(request: Mapping[str, Any], folder: Path, loaded: LoadedModel) -> None:
-    """Write network.json, weights.safetensors, deployed.onnx, data.npz and facts.json.
+    """Write network.json, weights.safetensors, deployed.onnx, data.npz, facts.json, thumbnails.bin.
 
     ``request`` as of ``child.inspect``, with ``property``, the path of the VNN-LIB file. data.npz
-    holds the property as JSON bytes. Raises PropertyError and what ``child.inspect`` raises.
+    holds the property as JSON bytes, and there are no thumbnails.
+    Raises PropertyError and what ``child.inspect`` raises.
     """
     started, budget = time.monotonic(), request.get("time_budget_s")
     stated = parse_vnnlib(_text(Path(request["property"])))
     network = loaded.network
-    _check_fit(stated, network.input_shape, network.classes, network.dropped_output)
+    _check_fit(stated, loaded)
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     compiled = CompiledNetwork.compile(network, norms=False)
@@ -80,6 +83,7 @@ def inspect_property(request: Mapping[str, Any], folder: Path, loaded: LoadedMod
             "The time budget was spent while the deployed file's answers were still being compared "
             "with the verified network's. A larger time_budget_s leaves time to verify."
         )
+    (folder / THUMBNAILS).write_bytes(thumbnails(x[:0], np.zeros(0, dtype=np.int64)))
     encoded = np.frombuffer(json.dumps(stated.to_json()).encode(), dtype=np.uint8)
     np.savez_compressed(folder / "data.npz", property=encoded)
     facts = {
@@ -107,13 +111,19 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _check_fit(
-    stated: Property, shape: tuple[int, ...], classes: int, dropped_output: str | None
-) -> None:
+def _check_fit(stated: Property, loaded: LoadedModel) -> None:
     """Raises PropertyError where the variables are not the network's inputs and outputs."""
+    network = loaded.network
+    cut_off = "Sigmoid" if loaded.binary else network.dropped_output
+    if cut_off is not None:
+        raise PropertyError(
+            "property_mismatch",
+            f"the network ends in a {cut_off}, whose outputs are not covered",
+            "export the network without it and state the property on its logits",
+        )
     for what, asked, given in (
-        ("inputs", stated.inputs, math.prod(shape)),
-        ("outputs", stated.outputs, classes),
+        ("inputs", stated.inputs, math.prod(network.input_shape)),
+        ("outputs", stated.outputs, network.classes),
     ):
         if asked != given:
             raise PropertyError(
@@ -121,12 +131,6 @@ def _check_fit(
                 f"the property declares {asked} {what}, the network has {given}",
                 "X_0, X_1, ... are the inputs and Y_0, Y_1, ... the outputs in row-major order",
             )
-    if dropped_output is not None:
-        raise PropertyError(
-            "property_mismatch",
-            f"the network ends in a {dropped_output}, whose outputs are not covered",
-            "export the network without it and state the property on its logits",
-        )
 
 
 def _points(

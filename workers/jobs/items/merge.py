@@ -21,7 +21,7 @@ from workers.jobs.report.build import build_report, sample_rows
 from workers.jobs.report.pictures import counterexample_pictures
 from workers.verification.results import SampleResults
 
-__all__ = ["concatenate", "merge", "merge_notes"]
+__all__ = ["concatenate", "digest_of", "merge", "merge_notes"]
 
 
 def merge(store: Store, submission: JobSubmission, *, started_at: str | None) -> int:
@@ -57,8 +57,8 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
         timing=timing,
         device=device or "cpu",
         digests={
-            "samples_digest": _digest(rows),
-            "counterexamples_digest": _digest(counterexamples),
+            "samples_digest": digest_of(rows),
+            "counterexamples_digest": digest_of(counterexamples),
         },
     )
     store.create(store.samples_path(submission.id), rows)
@@ -75,7 +75,8 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     return len(results.index)
 
 
-def _digest(data: bytes) -> str:
+def digest_of(data: bytes) -> str:
+    """``sha256:...`` of a file."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 

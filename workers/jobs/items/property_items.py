@@ -23,11 +23,13 @@ from service.contract.storage.store import Store
 from service.contract.times import now, seconds
 from workers.jobs.hardware.barrier_waits import watch_barriers
 from workers.jobs.hardware.device import device_name, device_of
+from workers.jobs.items.merge import digest_of
 from workers.jobs.items.prepare import facts_of, shards
 from workers.jobs.items.shard import allowance, memory_limit, work_limit
 from workers.jobs.items.trained_model import model_of
 from workers.jobs.report.property_report import build_property_report
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.properties.attack import Counterexample
 from workers.verification.properties.lowering import Property
 from workers.verification.properties.results import BoxResult, PropertyRequest
 from workers.verification.properties.verify import verify_box
@@ -92,6 +94,7 @@ def _verified(
         seed=spec.seed,
         work=None if clocks else work_limit(spec, len(stated.boxes)),
         memory=memory_limit(settings.memory_fraction, device),
+        time_s=min(clocks) if clocks else None,
     )
     message = "reading the property"
 
@@ -156,12 +159,21 @@ def merge_boxes(store: Store, submission: JobSubmission, *, started_at: str | No
             break
     wall_s = 0.0 if started_at is None else max(0.0, now() - seconds(started_at))
     submission = submission.model_copy(update={"model": model_of(store, submission)})
-    report = build_property_report(submission, facts, results, wall_s=wall_s)
-    store.create(store.samples_path(submission.id), b"")
     point = results[-1].counterexample
-    if point is not None:
-        file = io.BytesIO()
-        np.savez_compressed(file, x=point.x[None], y=point.y[None])
-        store.create(store.counterexamples_path(submission.id), file.getvalue())
+    held = None if point is None else _npz(point)
+    digests = {"samples_digest": digest_of(b"")}
+    if held is not None:
+        digests["counterexamples_digest"] = digest_of(held)
+    report = build_property_report(submission, facts, results, wall_s=wall_s, digests=digests)
+    store.create(store.samples_path(submission.id), b"")
+    if held is not None:
+        store.create(store.counterexamples_path(submission.id), held)
     store.create_json(store.report_path(submission.id), report)
     return len(shards(facts))
+
+
+def _npz(point: Counterexample) -> bytes:
+    """x float32 [1, *shape] and y [1, outputs]."""
+    file = io.BytesIO()
+    np.savez_compressed(file, x=point.x[None], y=point.y[None])
+    return file.getvalue()

@@ -46,11 +46,12 @@ def build_property_report(
     results: Sequence[BoxResult],
     *,
     wall_s: float,
+    digests: Mapping[str, str],
 ) -> dict[str, Any]:
     """The JSON report, checked against the contract's schema, with its ``result_digest``.
 
     facts: what the inspection wrote; results: of the boxes in order, up to the first one that has a
-    counterexample.
+    counterexample; digests: of the files beside the report, by the names of its fields.
     """
     spec, stated = spec_of(submission), submission.vnnlib
     assert stated is not None
@@ -106,6 +107,7 @@ def build_property_report(
         "device": next((str(r.notes["device"]) for r in results if "device" in r.notes), "cpu"),
         "versions": versions(),
         "created_at": rfc3339(now()),
+        **digests,
     }
     document = Report.model_validate(report).model_dump(mode="json", by_alias=True)
     document["result_digest"] = result_digest(document)

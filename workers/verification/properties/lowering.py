@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from workers.verification.properties.conditions import Atom, Condition
 from workers.verification.properties.errors import PropertyError
-from workers.verification.properties.numerals import bounded, decimal_text
+from workers.verification.properties.text.conditions import Atom, Condition
+from workers.verification.properties.text.numerals import bounded, decimal_text
 
 __all__ = ["Box", "LinearLimit", "Property", "lowered"]
 

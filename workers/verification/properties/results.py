@@ -18,13 +18,15 @@ __all__ = ["BoxResult", "PropertyRequest"]
 @dataclass(frozen=True)
 class PropertyRequest:
     """How a box is to be verified. work: plain forward passes that bounds may cost (None: no
-    limit); memory: bytes that one bound may take (None: no limit)."""
+    limit); memory: bytes that one bound may take (None: no limit); time_s: seconds for the box, in
+    place of work, also inside bounds that search (None: no clock)."""
 
     method: str = "auto"
     soundness: str = "sound"
     seed: int = 0
     work: float | None = None
     memory: float | None = None
+    time_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from workers.verification.properties.verify import BoxSearch
 from workers.verification.protocol import Bound
 from workers.verification.region import Region
 
-__all__ = ["split"]
+__all__ = ["split", "splits"]
 
 #: Coordinates of some width, at most: beyond that halves are hardly smaller than the whole.
 MAX_INPUTS = 50
@@ -29,13 +29,18 @@ TOGETHER, MAX_WAITING, MAX_DEPTH = 32, 100_000, 120
 Part = tuple[Tensor, Tensor, tuple[int, ...], int]
 
 
+def splits(lower: Tensor, upper: Tensor) -> bool:
+    """Whether the box has so few dimensions that halves of it are worth a try."""
+    return int((upper > lower).sum()) <= MAX_INPUTS
+
+
 def split(search: BoxSearch, bounds: list[Bound], lower: Tensor, upper: Tensor) -> None:
     """Work on the open goals over parts of the box from ``lower`` to ``upper`` [*shape] float64.
 
     ``search.goals`` is empty afterwards where every part is proved; else as it was.
     """
     affordable = [bound for bound in bounds if bound.expected_passes <= MAX_PASSES]
-    if int((upper > lower).sum()) > MAX_INPUTS or not affordable:
+    if not affordable:
         return
     if any(not goal.alternatives for goal in search.goals):
         return

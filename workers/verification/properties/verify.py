@@ -20,9 +20,11 @@ from torch import Tensor
 from models.network import Network
 from workers.verification.attacks.replay import Deployed
 from workers.verification.bounds.arithmetics import RadiusBound
+from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.coverage import (
     UnknownMethod,
     covering_bounds,
+    uncovered,
     without_replaced,
 )
 from workers.verification.cascade.shard import SoundnessViolation
@@ -52,6 +54,8 @@ __all__ = ["BoxSearch", "property_bounds", "verify_box"]
 FIRST_STARTS, MORE_STARTS, AUDIT_STARTS = 24, 120, 8
 #: Cases that are attacked, at most: the first ones.
 ATTACKED = 200
+#: The complete search that ``auto`` ends with where a box has too many dimensions to be split.
+COMPLETE = "branch-and-bound"
 #: Alternatives of a goal that an expensive bound is asked for: those that lead most in the middle.
 TRIED = 3
 
@@ -59,10 +63,15 @@ TRIED = 3
 def property_bounds(compiled: CompiledNetwork, method: str) -> list[Bound]:
     """The bounds that ``method`` runs on boxes, in order of cost.
 
+    A property is one question: for it ``auto`` goes on to the complete search.
+
     Raises UnknownMethod, UnsupportedLayer. A radius in closed form is of balls: it is left out.
     """
     found, _ = covering_bounds(compiled, method, "linf")
     bounds: list[Bound] = [bound for bound in found if not isinstance(bound, RadiusBound)]
+    complete = BOUNDS[COMPLETE]
+    if method == "auto" and uncovered(complete, compiled) is None:
+        bounds.append(complete)
     if not bounds:
         raise UnknownMethod(f"the method {method!r} bounds balls, not the boxes of a property")
     return bounds
@@ -137,7 +146,8 @@ class BoxSearch:
                 budget = Budget(
                     margin,
                     self.clock,
-                    passes=self.work_left / rows.numel(),
+                    passes=min(bound.max_passes, self.work_left / rows.numel()),
+                    sample_time_s=self.request.time_s,
                     states=[{} for _ in range(rows.numel())],
                 )
                 problem = Problem(
@@ -176,7 +186,7 @@ def verify_box(
     is ``unknown``; report is called again and again and may raise to abort; say: what is at work.
     Raises UnknownMethod, UnsupportedLayer, PropertyError, SoundnessViolation.
     """
-    from workers.verification.properties.splitting import split
+    from workers.verification.properties.splitting import split, splits
 
     shape = compiled.input_shape
     lower, upper = outer_box(box, shape)
@@ -215,7 +225,8 @@ def verify_box(
 
     price = 3.0 * STEPS * FIRST_STARTS
     cheap = [bound for bound in bounds if bound.expected_passes <= price]
-    expensive = [bound for bound in bounds if bound.expected_passes > price]
+    last = [bound for bound in bounds if request.method == "auto" and bound.name == COMPLETE]
+    expensive = [bound for bound in bounds if bound.expected_passes > price and bound not in last]
     if inside is None or not search.check(region.x.numpy()):
         for bound in cheap:
             say(bound.name)
@@ -229,8 +240,12 @@ def verify_box(
         if search.goals and expensive and not search.over():
             attack(MORE_STARTS, 1)
         if search.goals and request.method == "auto" and not search.over():
-            say("smaller boxes")
-            split(search, bounds, lower, upper)
+            if splits(lower, upper):
+                say("smaller boxes")
+                split(search, bounds, lower, upper)
+            for bound in last if not splits(lower, upper) else ():
+                say(bound.name)
+                _apply(search, bound, region, cascading=True)
     if not search.goals and search.found is None:
         attack(AUDIT_STARTS, 2, list(box.unsafe))
         if search.found is not None and search.problem.sound:

@@ -18,7 +18,7 @@ from tests.workers.jobs.conftest import Corridor, tiny_onnx
 from tests.workers.jobs.work import work
 from workers.jobs.items.prepare import prepare
 from workers.jobs.items.property_items import merge_boxes, verify_shard
-from workers.verification.properties.vnnlib import parse_vnnlib
+from workers.verification.properties.text.vnnlib import parse_vnnlib
 
 pytestmark = pytest.mark.usefixtures("forked_inspections")
 

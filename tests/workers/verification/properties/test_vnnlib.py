@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from workers.verification.properties.errors import PropertyError
 from workers.verification.properties.lowering import Box, LinearLimit, Property
-from workers.verification.properties.numerals import numeral
-from workers.verification.properties.vnnlib import parse_vnnlib
+from workers.verification.properties.text.numerals import numeral
+from workers.verification.properties.text.vnnlib import parse_vnnlib
 
 ONE = "(declare-const X_0 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)"
 BOX = f"{ONE}(assert (>= X_0 0))(assert (<= X_0 1))"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from workers.verification.properties.errors import PropertyError
-from workers.verification.properties.numerals import bounded
+from workers.verification.properties.text.numerals import bounded
 
 __all__ = ["Atom", "Condition", "Linear", "Variable", "all_of", "any_of"]
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 
-from workers.verification.properties.conditions import (
+from workers.verification.properties.errors import PropertyError
+from workers.verification.properties.lowering import Property, lowered
+from workers.verification.properties.text.conditions import (
     Atom,
     Condition,
     Linear,
@@ -23,10 +25,8 @@ from workers.verification.properties.conditions import (
     all_of,
     any_of,
 )
-from workers.verification.properties.errors import PropertyError
-from workers.verification.properties.lowering import Property, lowered
-from workers.verification.properties.numerals import bounded, numeral
-from workers.verification.properties.syntax import Token, commands, invalid
+from workers.verification.properties.text.numerals import bounded, numeral
+from workers.verification.properties.text.syntax import Token, commands, invalid
 
 __all__ = ["parse_vnnlib"]
 

@@ -1,0 +1,1 @@
+"""VNN-LIB as text: words, exact numbers, conditions; ``vnnlib`` reads it."""

@@ -18,6 +18,7 @@ from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, 
 from service.contract.schemas.submissions import (
     TERMINAL,
     DatasetSource,
+    Estimate,
     JobDetails,
     JobError,
     JobRecord,
@@ -108,6 +109,15 @@ class Jobs:
         if state is None:
             raise _unknown(job_id)
         return state
+
+    async def estimate(self, state: JobState) -> Estimate | None:
+        """What the job may cost; None until ``prepare`` has read its model and data."""
+        if state.status == "queued" or not state.submission.spec:
+            return None
+        path = self._store.prepared_dir(state.submission.id) / "facts.json"
+        facts = await to_thread.run_sync(self._store.read_json, path)
+        told = (facts or {}).get("estimate")
+        return None if told is None else Estimate.model_validate(told)
 
     async def cancel(self, job_id: str, caller: Caller) -> JobState:
         """End an active job; a job that has ended stays as it is. Raises NotFound, RedisError."""
@@ -239,11 +249,13 @@ def record(state: JobState) -> JobRecord:
     )
 
 
-def details(state: JobState) -> JobDetails:
-    """The same, and what was asked for."""
+def details(state: JobState, estimate: Estimate | None = None) -> JobDetails:
+    """The same, what was asked for and what it may cost."""
     submission = state.submission
     shown = record(state).model_dump(by_alias=True)
-    return JobDetails(**shown, spec=submission.spec or None, plan=submission.training)
+    return JobDetails(
+        **shown, spec=submission.spec or None, plan=submission.training, estimate=estimate
+    )
 
 
 def _unknown(job_id: str) -> NotFound:

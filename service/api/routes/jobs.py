@@ -59,7 +59,8 @@ async def get_job(
 ) -> JobDetails:
     """The job; with ``wait`` the answer comes when it has ended, or after that many seconds."""
     wait_s = min(wait, services.settings.max_wait_s)
-    return details(await services.jobs.wait(job_id, wait_s, principal))
+    state = await services.jobs.wait(job_id, wait_s, principal)
+    return details(state, await services.jobs.estimate(state))
 
 
 @router.post(

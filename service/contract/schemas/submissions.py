@@ -21,6 +21,7 @@ __all__ = [
     "TERMINAL",
     "AttackSpec",
     "DatasetSource",
+    "Estimate",
     "JobDetails",
     "JobError",
     "JobKind",
@@ -342,12 +343,30 @@ class JobRecord(Strict):
     links: JobLinks
 
 
+class Estimate(BaseModel):
+    """What a certification costs at most, once its model and data were read.
+
+    forward_passes: plain ones, of bounds and attack, at most; worker_s: about the seconds of one
+    core that they take; left_out: bounds too large for a worker's memory or for the effort.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    samples: int
+    forward_passes: float
+    worker_s: float
+    left_out: list[str] = []
+    warning: str | None = None
+
+
 class JobDetails(JobRecord):
     """A job as GET /jobs/{id} shows it.
 
     ``spec``: of the certification, defaults filled in; null for a training that certifies nothing.
+    ``estimate``: null until model and data were read.
     ``plan``: of a training, what its recipe and defaults came to.
     """
 
     spec: dict[str, JsonValue] | None = None
     plan: dict[str, JsonValue] | None = None
+    estimate: Estimate | None = None

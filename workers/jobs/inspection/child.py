@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from models.network import Network
     from workers.jobs.datasets.arrays import DataSet
+    from workers.verification.graph.compiled_network import CompiledNetwork
+    from workers.verification.protocol import Bound
 
 __all__ = ["LoadedModel", "inspect", "main"]
 
@@ -57,6 +59,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.sources import read_source
     from workers.jobs.datasets.thumbnails import thumbnails
     from workers.jobs.hardware.barrier_waits import watch_barriers
+    from workers.jobs.inspection.estimate import estimate
     from workers.jobs.inspection.normalization_check import normalization_doubt
     from workers.jobs.report.doubts import data_doubts
     from workers.verification.cascade.coverage import covering_bounds
@@ -75,7 +78,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     # No norms: the shards compute them once, and keep them.
     compiled = CompiledNetwork.compile(network, norms=False)
-    covering_bounds(compiled, request["method"], request["norm"])
+    methods, _ = covering_bounds(
+        compiled, request["method"], request["norm"], request.get("effort", "standard")
+    )
     deployed = DeployedNetwork(loaded.onnx, network.input_shape, outside)
     if loaded.one_row_only:
         deployed.one_by_one()
@@ -131,6 +136,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "samples_per_shard": request["samples_per_shard"],
         "parity": parity,
         "forward_s": forward_s,
+        "estimate": _estimate(request, compiled, methods, len(x), forward_s),
         "prepare_s": time.monotonic() - started,
         "classes_of_folders": data.classes,
         "data_digest": f"sha256:{digest.hexdigest()}",

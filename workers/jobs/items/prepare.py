@@ -25,8 +25,10 @@ from service.contract.settings import Settings
 from service.contract.storage.files import storage_errors, sync_folder
 from service.contract.storage.pictures import THUMBNAILS
 from service.contract.storage.store import Store
+from workers.jobs.hardware.memory import total_memory
 from workers.jobs.inspection.sandbox import NO_ROOM, ChildEnded, ChildLimits, run_child
 from workers.jobs.items.trained_model import certification_samples, model_of
+from workers.jobs.items.work_budget import work_of
 from workers.verification.results import POOL
 
 __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
@@ -164,6 +166,15 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
         "selection": certification_samples(store, submission, spec),
         "norm": spec.norm,
         "method": spec.method,
+        "effort": spec.effort,
+        "cost": {
+            "epsilons": len(spec.epsilons),
+            "attack_passes": 0.0
+            if spec.attack is None
+            else 3.0 * spec.attack.steps * spec.attack.restarts,
+            "work": work_of(spec),
+            "memory": settings.memory_fraction * total_memory(),
+        },
         "clip": spec.clip,
         "seed": spec.seed,
         "time_budget_s": spec.time_budget_s,

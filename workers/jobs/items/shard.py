@@ -24,6 +24,7 @@ from workers.jobs.hardware.barrier_waits import watch_barriers
 from workers.jobs.hardware.device import device_name, device_of
 from workers.jobs.hardware.memory import total_memory
 from workers.jobs.items.prepare import facts_of, shards
+from workers.jobs.items.work_budget import work_of
 from workers.verification.cascade.run import certify_samples, deployed_answers
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 from workers.verification.rounding import answer_gap
@@ -35,10 +36,6 @@ __all__ = [
     "memory_limit",
     "work_limit",
 ]
-
-
-#: Plain forward passes that the bounds of one ``auto`` job may cost altogether, by effort.
-WORK_PER_JOB = {"quick": 2e6, "standard": 2e7, "exhaustive": 2e9}
 
 
 @dataclass(frozen=True)
@@ -118,13 +115,10 @@ def memory_limit(fraction: float, device: torch.device) -> float:
 
 
 def work_limit(spec: Spec, samples: int) -> float | None:
-    """Forward passes that ``auto`` may spend per sample; a budget of time or one method has none.
-
-    Counted in work, not by a clock, and pooled by samples that are always in one shard, so that the
-    same job gives the same report everywhere, however it is cut into shards.
-    """
-    limited = spec.method == "auto" and spec.time_budget_s is None
-    return WORK_PER_JOB[spec.effort] / samples if limited else None
+    """The work of the job per sample, pooled by samples that are always in one shard: however the
+    job is cut into shards."""
+    work = work_of(spec)
+    return None if work is None else work / samples
 
 
 def certification_request(spec: Spec) -> CertificationRequest:

@@ -63,6 +63,8 @@ def attack_block(shard: Shard, block: Block, *, audit: bool) -> None:
             if shard.spent():
                 return
             _attack_rows(shard, settings, block, part, position, reach, audit=audit)
+            if not audit:
+                block.spent["verdict"][part] += attack_passes(settings)
 
 
 def _attack_rows(

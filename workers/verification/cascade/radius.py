@@ -19,6 +19,8 @@ TRIES_FROM_NOTHING = 20
 #: While nothing has failed, the next epsilon is at most so many times the last one proved, and
 #: while nothing is proved, at least this share of the smallest one that failed.
 LEAP, DROP = 4.0, 0.25
+#: While nothing has failed, margins are followed so far: bounds bend beyond what is known of them.
+CAUTION = 0.65
 #: Where nothing is known of margins: the next epsilon above one that is proved.
 AHEAD = 1.5
 #: No try is nearer to the one proved than this share of the bracket.
@@ -65,9 +67,11 @@ class Lost:
         # epsilon (start + growth epsilon) = 1.
         start = (last - growth * self.epsilon[rows, 1]).clamp_min(0.0)
         found = 2.0 / (start + (start.square() + 4.0 * growth).sqrt())
-        # One try: between all of the loss in proportion to epsilon, and to its square.
+        # One try: the loss grows in proportion to epsilon towards it, and to its square beyond, as
+        # bounds that bend seldom do worse.
         alone = torch.isnan(first)
-        only = self.epsilon[rows, 1] / (last * self.epsilon[rows, 1]).clamp_min(0.0) ** 0.75
+        loss = (last * self.epsilon[rows, 1]).clamp_min(0.0)
+        only = self.epsilon[rows, 1] / torch.where(loss > 1.0, loss, loss.sqrt())
         found = torch.where(alone, only, found)
         return torch.where(last <= 0, torch.inf, found)
 
@@ -135,12 +139,15 @@ def _guess(
 ) -> Tensor:
     """The epsilon to try between ``low`` (proved) and ``high`` (failed), all [rows]."""
     known, opened = low > 0, torch.isinf(high)
-    # Without a root: ahead, halved (far apart: in logarithms), or far down.
-    middle = torch.where(high > LEAP * low, (low * high).sqrt(), (low + high) / 2)
+    # Without a root: ahead, halved (far apart: in logarithms, nearer to the end that failed: what
+    # is proved comes from a looser bound), or far down.
+    far = high > LEAP * low
+    middle = torch.where(far, (low * high * high) ** (1.0 / 3.0), (low + high) / 2)
     plain = torch.where(known, middle, high * DROP)
     plain = torch.where(opened, torch.where(known, AHEAD * low, start), plain)
     # A little below the root, so that it is more likely proved; at the ends, just inside them.
     guess = root * (1 - width / 4)
+    guess = torch.where(opened & known, low + CAUTION * (guess - low), guess)
     first = torch.where(known, low, start)
     leap = torch.where(torch.isinf(root), cap, LEAP * first)
     above = torch.where(opened, leap, high * (1 - 0.75 * width))

@@ -23,7 +23,7 @@ __all__ = ["certify_block"]
 #: attack, and after it.
 EXACT, FINE, COARSE = 2.0**-10, 2.0**-7, 2.0**-4
 #: In a cascade, each sample is tried at so many epsilons at most: before the attack, and after it,
-#: where all but the first try may cost no more than the sample's verdicts have.
+#: where the search ends once it has cost as much as the sample's verdicts.
 CHEAP_TRIES, EXPENSIVE_TRIES = 5, 4
 
 
@@ -122,7 +122,7 @@ def _search(
 ) -> None:
     """Raise the proved radius of every correct (and chosen) sample with the tightest bounds.
 
-    thrifty: at no more than the sample's verdicts have cost, but for the first try.
+    thrifty: while it has cost less than the sample's verdicts; one try everywhere.
     """
     dominated = {name for bound in bounds for name in bound.dominates}
     searching = [
@@ -152,11 +152,9 @@ def _search(
             margin[position] = torch.fmax(margin[position], block.left[asked])
         return proved, margin
 
-    price = sum(bound.price(tightest=True) for bound in searching)
-
     def allowed(chosen: Tensor) -> Tensor:
         spent = {name: passes[rows[chosen]] for name, passes in block.spent.items()}
-        return spent["radius"] + price <= spent["verdict"]
+        return spent["radius"] < spent["verdict"]
 
     failed, lost = _known(block, rows, searching)
     radius = search_radius(

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.contract.schemas.submissions import Estimate
 from tests.workers.jobs.conftest import Corridor, tiny_npz
 from workers.jobs.items.prepare import facts_of, prepare
-from workers.jobs.items.shard import WORK_PER_JOB, allowance, certify_shard
+from workers.jobs.items.shard import allowance, certify_shard
+from workers.jobs.items.work_budget import WORK_PER_JOB
 from workers.jobs.work_loop import WorkLoop
 from workers.verification.cascade import progress
 from workers.verification.results import EFFORTS, SampleResults
@@ -67,6 +69,9 @@ def test_preparing_counts_and_where_it_takes_all_the_rest_is_undecided(corridor:
     job = corridor.submit(time_budget_s=1e-6)
     prepare(corridor.store, corridor.settings, job)
     facts = facts_of(corridor.store, job.id)
+    told = Estimate.model_validate(facts["estimate"])
+    assert told.samples == facts["samples"]
+    assert 0 < told.worker_s < told.forward_passes
     # Nothing was compared with the deployed network, so nothing may be certified.
     assert facts["parity"]["unchecked"] == facts["samples"]
     assert facts["prepare_s"] > 1e-6

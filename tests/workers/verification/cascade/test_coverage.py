@@ -250,3 +250,16 @@ def test_a_bound_takes_part_in_auto_from_its_effort_on(monkeypatch: pytest.Monke
     for effort in EFFORTS:
         # A method that is named runs at any effort.
         assert [b.name for b in covering_bounds(compiled, "late", "linf", effort)[0]] == ["late"]
+
+
+def test_exhaustive_effort_decides_what_standard_leaves_open() -> None:
+    network = dense_network([8, 20, 12, 4], 8)
+    x = np.random.default_rng(8).random((4, 8)).astype(np.float32)
+    usual, whole = (
+        certify(network, x, ("1/6",), norm="linf", radius=False, effort=effort)
+        for effort in ("standard", "exhaustive")
+    )
+    assert "undecided" in usual.method
+    assert "undecided" not in whole.method
+    assert "branch-and-bound" in whole.method
+    assert (usual.certified <= whole.certified).all()

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from models.network import Network
     from workers.jobs.datasets.arrays import DataSet
-    from workers.verification.graph.compiled_network import CompiledNetwork
-    from workers.verification.protocol import Bound
 
 __all__ = ["LoadedModel", "inspect", "main"]
 
@@ -136,7 +134,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "samples_per_shard": request["samples_per_shard"],
         "parity": parity,
         "forward_s": forward_s,
-        "estimate": _estimate(request, compiled, methods, len(x), forward_s),
+        "estimate": None
+        if (cost := request.get("cost")) is None
+        else estimate(compiled, methods, samples=len(x), pass_s=forward_s / len(x), **cost),
         "prepare_s": time.monotonic() - started,
         "classes_of_folders": data.classes,
         "data_digest": f"sha256:{digest.hexdigest()}",

@@ -87,4 +87,7 @@ class Checkpoint:
             raise TrainingError("bad_checkpoint", f"{path.name} is no checkpoint") from error
         if facts["run"] != digest:
             raise TrainingError("bad_checkpoint", f"{path.name} belongs to another run")
+        # Where a tensor lies in the file follows from its header. A product with a vector that is
+        # not aligned adds in another order, and the run would end in other bits.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         return cls(int(facts["step"]), tensors, list(facts["history"]), float(facts["seconds"]))

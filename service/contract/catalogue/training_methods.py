@@ -255,7 +255,7 @@ _ROWS = (
     TrainingMethod(
         "colt",
         "An adversary in the zonotope behind one ReLU after another, what is before it frozen",
-        "about 20, of which both attacks are most",
+        "about 20 (counted, not measured): two attacks",
         "Balunovic, Vechev 2020",
         bfloat16=False,
         compiled=False,

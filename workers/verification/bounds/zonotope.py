@@ -28,7 +28,7 @@ ITERATIONS = 20
 #: Slopes are learnt where the least margin lacks at most this share of the margin at the centre.
 NEAR = 2.0
 #: Numbers in all terms of one sample at most, beside the input's own; at least so many terms.
-NUMBERS, LEAST_ROOM = 2**26, 512
+NUMBERS, LEAST_ROOM = 2**24, 512
 
 
 def zonotope_room(compiled: CompiledNetwork) -> int:

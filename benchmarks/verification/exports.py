@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.verification.exports [FOLDER ...]``: small networks as torch writes them,
 with a fixed batch and a symbolic one; scikit-learn's classifiers where ``skl2onnx`` can be
-imported; and every ``*.onnx`` below the folders. One line per family, then one per file that is refused.
+imported; and every ``*.onnx`` below the folders. One line per family, then one per file that is
+refused.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ _POLICY = (
 #: How the page starts its viewer, and what is put there: a header for the requests that it makes.
 _CALL = "SwaggerUIBundle({"
 _WITH_TOKEN = (
-    "requestInterceptor: (request) => {{ "
-    f'request.headers["{TOKEN_HEADER}"] = "{{token}}"; return request; }}}},'
+    "requestInterceptor: (request) => { "
+    f'request.headers["{TOKEN_HEADER}"] = "%s"; return request; }}, '
 )
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
@@ -70,7 +70,7 @@ async def swagger(request: Request, services: UsesServices) -> HTMLResponse:
         swagger_favicon_url=_ICON,
     )
     token, fresh = page_token(request, settings)
-    text = bytes(page.body).decode().replace(_CALL, _CALL + _WITH_TOKEN.format(token=token), 1)
+    text = bytes(page.body).decode().replace(_CALL, _CALL + _WITH_TOKEN % token, 1)
     page = _page(HTMLResponse(text))
     if fresh is not None:
         set_cookie(request, page, settings, fresh)

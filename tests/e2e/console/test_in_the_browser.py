@@ -181,6 +181,9 @@ def test_another_key_sees_nothing_of_it_and_logging_out_ends_the_session(
         "async job => (await fetch(`/jobs/${job}`, {method: 'DELETE'})).status", job
     )
     assert answer == 403
+    bob.open("/docs")
+    page.wait_for_selector(".opblock")
+    bob.open("/")
     page.click("text=Log out")
     page.wait_for_selector("h1:text-is('Log in')")
     bob.open("/system")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import httpx
@@ -69,6 +70,19 @@ def test_a_key_in_the_header_needs_no_token_but_serves_no_other_site(
     assert client.post("/jobs/bulk", headers=bearer).status_code == 415
     answer = client.post("/jobs/bulk", headers={**bearer, "Origin": "https://evil.example"})
     assert answer.json()["code"] == "cross_site"
+
+
+def test_requests_of_the_apis_own_page_bring_its_token(
+    settings: Settings, serve: Callable[[Settings], httpx.Client]
+) -> None:
+    with browser(str(serve(settings).base_url)) as reader:
+        page = reader.get("/docs")
+        found = re.search(r'requestInterceptor.*"X-CSRF-Token"\] = "([0-9a-f]{64})"', page.text)
+        assert found is not None
+        headers = unsafe(reader, found[1])
+        assert reader.post("/jobs/bulk", headers=headers).status_code == 415
+        scripts = page.headers["content-security-policy"].partition("script-src")[2]
+        assert "unsafe" not in scripts.partition(";")[0]
 
 
 def test_pages_of_others_jobs_are_as_unknown_as_their_jobs(

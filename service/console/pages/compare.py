@@ -44,7 +44,9 @@ def _context(services: Services, caller: Caller, a: str | None, b: str | None) -
     states, _ = services.jobs.page(
         caller, kind=None, statuses=["succeeded"], cursor=None, limit=_OFFERED
     )
-    offered = [_offer(state) for state in states if state.submission.spec]
+    # A property has no epsilons to compare.
+    compared = [state for state in states if state.submission.spec.get("norm")]
+    offered = [_offer(state) for state in compared]
     known = {choice["id"] for choice in offered}
     sides = []
     for job_id in (a, b):

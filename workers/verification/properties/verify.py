@@ -245,7 +245,7 @@ def verify_box(
                 split(search, bounds, lower, upper)
             for bound in last if not splits(lower, upper) else ():
                 say(bound.name)
-                _apply(search, bound, region, cascading=True)
+                _apply(search, bound, region, cascading=False)
     if not search.goals and search.found is None:
         attack(AUDIT_STARTS, 2, list(box.unsafe))
         if search.found is not None and search.problem.sound:

@@ -1,0 +1,86 @@
+"""The report of a property in the forms that it has, and in the console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from service.console.app import create_app
+from service.contract.ledger.ledger import Ledger
+from service.contract.outcomes import conclude
+from service.contract.schemas.property_spec import PropertySpec
+from service.contract.schemas.submissions import DatasetSource
+from service.contract.settings import Settings
+from service.contract.storage.store import Store
+from tests.service.conftest import Make
+from workers.jobs.report.property_report import build_property_report
+from workers.verification.properties.attack import Counterexample
+from workers.verification.properties.results import BoxResult
+
+DIGEST = "sha256:" + "ab" * 32
+NAME = "<script>p</script>.vnnlib"
+FACTS: dict[str, Any] = {
+    "layers": [{"name": "a", "kind": "linear", "shape": [2]}],
+    "parameters": 6,
+    "input_shape": [2],
+    "classes": 2,
+    "graph_digest": DIGEST,
+    "batch": "any",
+    "samples": 2,
+    "cases": 3,
+    "parity": {"max_difference": 0.0, "budget": 1e-7, "inputs": {"samples": 2}},
+    "forward_s": 0.0,
+    "warnings": [],
+}
+POINT = Counterexample(np.float32([0.1, 1e-45]), np.float32([-3.5, 2.0]))
+RESULTS = {
+    "holds": [BoxResult("holds", "ibp"), BoxResult("holds", "crown")],
+    "violated": [BoxResult("holds", "ibp"), BoxResult("violated", "attack", POINT)],
+    "unknown": [BoxResult("unknown", "undecided"), BoxResult("holds", "crown")],
+}
+
+
+@pytest.fixture
+def application() -> Callable[[Settings], FastAPI]:
+    return create_app
+
+
+@pytest.mark.parametrize("verdict", RESULTS)
+def test_a_property_has_a_page_and_no_table(
+    verdict: str, api: httpx.Client, store: Store, ledger: Ledger, accept: Make
+) -> None:
+    job = accept(
+        dataset=DatasetSource(kind="vnnlib", name=NAME, blobs={"file": DIGEST}),
+        spec=PropertySpec.model_validate({}).normal(),
+    )
+    ledger.create(job)
+    store.job_dir(job.id)
+    report = build_property_report(job, FACTS, RESULTS[verdict], wall_s=1.0, digests={})
+    store.samples_path(job.id).write_bytes(b"")
+    store.write_json(store.report_path(job.id), report)
+    conclude(store, ledger, job, "succeeded", samples=2)
+    found = api.get(f"/jobs/{job.id}/report").json()
+    assert found["property"]["verdict"] == verdict
+    assert found["result_digest"] == report["result_digest"]
+    point = found["property"]["counterexample"]
+    if verdict == "violated":
+        assert (point["box"], np.float32(point["x"]).tolist()) == (1, POINT.x.tolist())
+    else:
+        assert point is None
+    for suffix in ("csv", "svg"):
+        answer = api.get(f"/jobs/{job.id}/report.{suffix}")
+        assert (answer.status_code, answer.json()["code"]) == (406, "no_such_format")
+    asked = api.get(f"/jobs/{job.id}/report", headers={"accept": "text/csv"})
+    assert (asked.status_code, asked.json()["code"]) == (406, "no_such_format")
+    for path in (f"/jobs/{job.id}/report.html", f"/jobs/{job.id}/view", "/", "/compare"):
+        page = api.get(path, headers={"accept": "text/html"})
+        assert page.status_code == 200, page.text
+        assert "<script>p" not in page.text
+    html = api.get(f"/jobs/{job.id}/report.html").text
+    assert verdict.upper() in html
+    assert api.get(f"/jobs/{job.id}/samples").json()["items"] == []

@@ -40,6 +40,13 @@ def _significant(value: Tensor, bits: int) -> Tensor:
     return torch.where(torch.isfinite(value), short, value)
 
 
+def _next(value: Tensor, bits: int) -> Tensor:
+    """The smallest number above ``value`` > 0 that has so many significant bits; of 0 it is 0."""
+    mantissa, exponent = torch.frexp(value)
+    above = torch.ldexp((torch.floor(mantissa * 2.0**bits) + 1.0) / 2.0**bits, exponent)
+    return torch.where(value > 0, above, 0.0)
+
+
 class Lost:
     """What of the margin at the centre a bound loses up to an epsilon: a guess at its radius.
 
@@ -94,21 +101,23 @@ def search_radius(
     proves(rows, epsilon [rows]) -> ([rows] bool, [rows] float64 margins in units of those at the
     centre, NaN where they are not known); proved [batch]: already proved epsilons (0: none);
     failed [batch]: already failed ones (inf: none); start [batch]: first guess where nothing is
-    known; width: the bracket ends when its ends differ by less than this share; tries: of a sample
-    at most; lost: what is known of margins already; allowed(rows) -> [rows] bool: those for which
+    known; width: what is tried are numbers of as many bits as this share has, and the bracket ends
+    when none of them is left inside; tries: of a sample at most; lost: what is known of margins already; allowed(rows) -> [rows] bool: those for which
     another try may be paid, asked before every try but the first.
 
-    Every success is a proof of its own, so nothing depends on monotony or on margins. The epsilons
-    tried depend on the sample alone, not on the batch: they are short numbers, so that the last
-    bits of a margin do not matter. ``stop`` is asked before every try.
+    Every success is a proof of its own, so nothing depends on monotony or on margins. Where a bound
+    is monotone the result is the largest of those numbers at which it succeeds, whatever the
+    margins said on the way: they differ from one arithmetic to another. ``stop`` is asked before
+    every try.
     """
     low, high = proved.clone(), failed.clone()
     lost = Lost(len(low)) if lost is None else lost
     tried = torch.zeros_like(low)
     #: How many tries in a row have left more than ``SLOW`` of the bracket.
     slow = torch.zeros_like(low)
+    bits = 1 - round(math.log2(width))
     while True:
-        wide = (high - low) > width * high
+        wide = _next(low, bits) < high
         no_root = (low <= 0) & (tried >= TRIES_FROM_NOTHING)
         going = (low < cap) & (wide | torch.isinf(high)) & ~no_root & (tried < tries)
         rows = going.nonzero().flatten()
@@ -117,7 +126,7 @@ def search_radius(
         if not rows.numel() or stop():
             break
         lower, upper = low[rows], high[rows]
-        guess = _guess(lower, upper, lost.root(rows), start[rows], slow[rows] > 1, width, cap)
+        guess = _guess(lower, upper, lost.root(rows), start[rows], slow[rows] > 1, width, cap, bits)
         success, margin = proves(rows, guess)
         lost.learn(rows, guess, margin)
         low[rows] = torch.where(success, guess, lower)
@@ -136,8 +145,9 @@ def _guess(
     slow: Tensor,
     width: float,
     cap: float,
+    bits: int,
 ) -> Tensor:
-    """The epsilon to try between ``low`` (proved) and ``high`` (failed), all [rows]."""
+    """The epsilon of ``bits`` bits to try between ``low`` (proved) and ``high`` (failed), all [rows]."""
     known, opened = low > 0, torch.isinf(high)
     # Without a root: ahead, halved (far apart: in logarithms, nearer to the end that failed: what
     # is proved comes from a looser bound), or far down.
@@ -159,6 +169,7 @@ def _guess(
     # is none.
     lost = torch.isnan(root) | (root < low * (1 - width)) | (slow & known)
     guess = torch.where(lost, plain, guess)
-    short = _significant(guess, 3 - round(math.log2(width)))
-    inside = (short > low) & (short < high)
-    return torch.where(guess >= cap, cap, torch.where(inside, short, plain)).clamp_max(cap)
+    short = torch.maximum(_significant(guess, bits), _next(low, bits))
+    # ``guess`` is below the end that failed, but the next short number may not be.
+    short = torch.where(short < high, short, _next(low, bits))
+    return torch.where(guess >= cap, cap, short).clamp_max(cap)

@@ -10,18 +10,24 @@ from models.architectures.layer_rows import MAX_SIZE, LayerRow
 from models.architectures.lipconvnet import lipconvnet
 from models.errors import ModelError
 
-__all__ = ["FAMILIES", "family_layers"]
+__all__ = ["DENSE_HEADS", "FAMILIES", "family_layers"]
 
 Row = Mapping[str, Any]
+#: Last layers of ``orthogonal-dense``.
+DENSE_HEADS = {"linear": "linear", "lln": "normalized-head"}
 _CENTRED: Row = {"kind": "normalize", "mean": [0.5], "std": [1.0]}
 
 
 def _orthogonal_dense(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
-    """Dense layers with orthonormal rows or columns: the Lipschitz constant is that of the head."""
+    """Dense layers with orthonormal rows or columns: the Lipschitz constant is that of the head.
+
+    ``head``: any dense layer, or one with unit rows (``lln``).
+    """
     layers: list[Row] = [{"kind": "flatten"}]
     for width in _widths(row):
         layers += [{"kind": "orthogonal-linear", "out": width}, *activation]
-    return [*layers, {"kind": "linear", "out": row.integer("classes", 10, minimum=2)}]
+    kind = DENSE_HEADS[row.choice("head", "linear", DENSE_HEADS)]
+    return [*layers, {"kind": kind, "out": row.integer("classes", 10, minimum=2)}]
 
 
 def _liresnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:

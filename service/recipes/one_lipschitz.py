@@ -59,6 +59,7 @@ _FLAT: dict[str, JsonValue] = {
     "name": "orthogonal-dense",
     "input": [1, 28, 28],
     "widths": [512, 512, 512],
+    "head": "lln",
 }
 
 ROWS = (

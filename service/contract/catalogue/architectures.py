@@ -83,7 +83,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("degree", "mean", "std"),
     ),
     "liresnet": ("input", "classes", "depth", "width", "dense_width", "dense_depth"),
-    "orthogonal-dense": ("input", "classes", "widths"),
+    "orthogonal-dense": ("input", "classes", "widths", "head"),
     "shiftnet": ("input", "classes", "width", "depths", "patch", "mean"),
 }
 
@@ -94,4 +94,5 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "layer": ("aol", "bro", "cholesky", "cpl", "sll", "soc"),
         "pooling": ("max", "projection"),
     },
+    "orthogonal-dense": {"head": ("linear", "lln")},
 }

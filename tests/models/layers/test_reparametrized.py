@@ -42,7 +42,7 @@ def test_rows_or_columns_are_orthonormal_at_every_scale(
         assert float(norms.min()) > 0.999
 
 
-@pytest.mark.parametrize("description", [FAMILY, FLAT])
+@pytest.mark.parametrize("description", [FAMILY, FLAT, {**FLAT, "head": "lln"}])
 def test_what_is_deployed_computes_the_same_and_has_plain_layers(
     description: dict[str, object],
 ) -> None:
@@ -112,6 +112,7 @@ def test_clamped_maxmin_leaves_the_other_half_alone() -> None:
         ({"name": "liresnet", "deep": 3}, "invalid_architecture"),
         ({"name": "orthogonal-dense", "widths": []}, "invalid_architecture"),
         ({"name": "orthogonal-dense", "widths": ["512"]}, "invalid_architecture"),
+        ({"name": "orthogonal-dense", "head": "crc"}, "invalid_architecture"),
         ({"name": "orthogonal-dense", "widths": [1 << 16, 1 << 16]}, "model_too_large"),
         ({"name": "liresnet", "input": [3, 33]}, "invalid_architecture"),
     ],

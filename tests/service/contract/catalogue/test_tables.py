@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from models.architectures.families import DENSE_HEADS
 from models.architectures.families import FAMILIES as FAMILIES_BUILT
 from models.architectures.lipconvnet import HEADS, LAYERS, POOLS
 from models.architectures.published import ARCHITECTURES as BUILDABLE
@@ -26,7 +27,7 @@ def test_every_architecture_of_the_api_can_be_built_and_the_other_way_round() ->
     assert offered == buildable
     assert set(FAMILIES) == set(FAMILIES_BUILT)
     words = {"head": tuple(HEADS), "layer": tuple(LAYERS), "pooling": tuple(POOLS)}
-    assert {"lipconvnet": words} == CHOICES
+    assert {"lipconvnet": words, "orthogonal-dense": {"head": tuple(DENSE_HEADS)}} == CHOICES
     assert set(words) <= set(FAMILIES["lipconvnet"])
 
 

@@ -23,6 +23,8 @@ from workers.verification.protocol import Budget, Verdict
 from workers.verification.region import Region
 
 CPU = torch.device("cpu")
+#: HiGHS gives up on some programmes, with presolve and without.
+SOLVE_ERROR = 4
 BOUND = BOUNDS["branch-and-bound"]
 
 
@@ -39,7 +41,8 @@ def tried(
 
 
 def least_margin(network: Network, region: Region, label: int) -> float:
-    """The least margin over the box of one sample, by HiGHS with a binary for every neuron."""
+    """The least margin over the box of one sample, by HiGHS with a binary for every neuron; NaN
+    where it gives up."""
     layers = [
         layer for node in network.nodes if isinstance(layer := network.layer(node.name), Linear)
     ]
@@ -88,7 +91,18 @@ def least_margin(network: Network, region: Region, label: int) -> float:
         cost = np.zeros(width)
         cost[source] = (last.weight[label] - last.weight[other]).detach().double().numpy()
         shift = float((last.bias[label].double() - last.bias[other].double()).detach())
-        answer = milp(cost, constraints=table, bounds=Bounds(low, high), integrality=integral)
+        for presolve in (True, False):
+            answer = milp(
+                cost,
+                constraints=table,
+                bounds=Bounds(low, high),
+                integrality=integral,
+                options={"presolve": presolve},
+            )
+            if answer.status != SOLVE_ERROR:
+                break
+        else:
+            return np.nan
         assert answer.status == 0, answer.message
         found = min(found, float(answer.fun) + shift)
     return found

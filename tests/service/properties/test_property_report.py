@@ -37,7 +37,9 @@ FACTS: dict[str, Any] = {
     "forward_s": 0.0,
     "warnings": [],
 }
-POINT = Counterexample(np.float32([0.1, 1e-45]), np.float32([-3.5, 2.0]))
+POINT = Counterexample(
+    np.array([0.1, 1e-45], dtype=np.float32), np.array([-3.5, 2.0], dtype=np.float32)
+)
 RESULTS = {
     "holds": [BoxResult("holds", "ibp"), BoxResult("holds", "crown")],
     "violated": [BoxResult("holds", "ibp"), BoxResult("violated", "attack", POINT)],
@@ -69,7 +71,10 @@ def test_a_property_has_a_page_and_no_table(
     assert found["result_digest"] == report["result_digest"]
     point = found["property"]["counterexample"]
     if verdict == "violated":
-        assert (point["box"], np.float32(point["x"]).tolist()) == (1, POINT.x.tolist())
+        assert (point["box"], np.array(point["x"], dtype=np.float32).tolist()) == (
+            1,
+            POINT.x.tolist(),
+        )
     else:
         assert point is None
     for suffix in ("csv", "svg"):

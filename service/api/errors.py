@@ -74,11 +74,16 @@ def problem_response(
 
 
 def _methods(request: Request, routes: Iterable[BaseRoute]) -> set[str]:
-    """Methods of all routes of the path; Starlette names only those of the first one."""
+    """Methods of all routes of the path; Starlette names only those of the first one.
+
+    A path of its own wins over one with a parameter. Pages for people are no part of the API.
+    """
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    own = [route for route in matching if getattr(route, "path", "") == request.url.path]
     found: set[str] = set()
-    for route in routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
+    for route in own or matching:
+        methods = getattr(route, "methods", None) or set()
+        found |= methods if getattr(route, "include_in_schema", True) else methods & {"HEAD"}
     return found
 
 

@@ -58,7 +58,9 @@ def learn() -> int:
     """Every objective: two epochs, a checkpoint between them."""
     different = 0
     runs = [
-        (method, activation) for method in OBJECTIVES for activation in ("relu-theta", "maxmin")
+        (method, activation if objective.any_network else "relu")
+        for method, objective in OBJECTIVES.items()
+        for activation in ("relu-theta", "maxmin")
     ]
     # By day each method with one of the two.
     for method, activation in part(runs, *(2 * i + i % 2 for i in range(len(OBJECTIVES)))):

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from service.access.keys import Caller
 from service.api.auth import Principal
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import record_page
-from service.console.rendering import need_html, page
+from service.console.rendering import accepts_html, need_html, page
 from service.console.views.form_fields import certify_fields, train_fields
 from service.contract.schemas.problems import Problem
 from service.contract.schemas.property_spec import FIELDS as PROPERTY_FIELDS
@@ -43,7 +43,9 @@ async def certify_form(request: Request, services: UsesServices, principal: Prin
 @router.get("/train")
 async def train_form(request: Request, services: UsesServices, principal: Principal) -> Response:
     """A method, data and an epsilon."""
-    need_html(request, "POST /train")
+    if not accepts_html(request):
+        # For programs this address has POST alone.
+        raise HTTPException(405)
     context = await to_thread.run_sync(lambda: _uploads(services, principal, split="train"))
     context |= {"fields": train_fields()}
     return page(request, services, "train.html", context, caller=principal)

@@ -136,7 +136,9 @@ def test_programs_get_json_where_people_get_pages(
     for accept in ("*/*", "application/json", "text/html;q=0", ""):
         answer = api.get("/", headers={"Accept": accept})
         assert answer.json()["items"][0]["id"] == job.id, accept
-        assert api.get("/train", headers={"Accept": accept}).status_code == 406
+        assert api.get("/new", headers={"Accept": accept}).status_code == 406
+        refused = api.get("/train", headers={"Accept": accept})
+        assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
         unknown = api.get("/nowhere", headers={"Accept": accept})
         assert unknown.headers["content-type"] == "application/problem+json"
     assert api.get(f"/jobs/{job.id}", headers=PAGE).json()["id"] == job.id

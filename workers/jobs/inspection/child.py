@@ -280,7 +280,7 @@ def _inspect_and_state() -> int:
             from workers.jobs.inspection.training_data import write_training_data
 
             write_training_data(request, folder)
-        elif request["property"]:
+        elif request.get("property"):
             from workers.jobs.inspection.property_inspection import inspect_property
 
             sandbox.opens_uploads()

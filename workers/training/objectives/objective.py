@@ -42,3 +42,8 @@ class Objective:
     loss: Loss
     bound: Bound
     stages: Stages = one_stage
+
+    @property
+    def any_network(self) -> bool:
+        """Whether it trains every network: a method in stages looks at the network first."""
+        return self.stages is one_stage

@@ -102,8 +102,9 @@ def search_radius(
     centre, NaN where they are not known); proved [batch]: already proved epsilons (0: none);
     failed [batch]: already failed ones (inf: none); start [batch]: first guess where nothing is
     known; width: what is tried are numbers of as many bits as this share has, and the bracket ends
-    when none of them is left inside; tries: of a sample at most; lost: what is known of margins already; allowed(rows) -> [rows] bool: those for which
-    another try may be paid, asked before every try but the first.
+    when none of them is left inside; tries: of a sample at most; lost: what is known of margins
+    already; allowed(rows) -> [rows] bool: those for which another try may be paid, asked before
+    every try but the first.
 
     Every success is a proof of its own, so nothing depends on monotony or on margins. Where a bound
     is monotone the result is the largest of those numbers at which it succeeds, whatever the
@@ -147,7 +148,10 @@ def _guess(
     cap: float,
     bits: int,
 ) -> Tensor:
-    """The epsilon of ``bits`` bits to try between ``low`` (proved) and ``high`` (failed), all [rows]."""
+    """The epsilon of ``bits`` bits to try between ``low`` (proved) and ``high`` (failed).
+
+    All [rows].
+    """
     known, opened = low > 0, torch.isinf(high)
     # Without a root: ahead, halved (far apart: in logarithms, nearer to the end that failed: what
     # is proved comes from a looser bound), or far down.

@@ -90,7 +90,7 @@ def skew_norm(weight: Tensor, size: tuple[int, int], clock: Clock = UNLIMITED) -
             matrices = matrices[failed != 0]
             if not len(matrices):
                 break
-            bound *= 1.0 + RAISE * 2**raises
+            bound += bound * math.ldexp(RAISE, raises)
         else:
             return math.inf
     # trace H = 0 up to rounding; angles are off by a few ulps of up to 2 pi (h + w), sums by a few

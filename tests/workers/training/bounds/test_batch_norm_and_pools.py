@@ -176,7 +176,7 @@ def test_gradients_are_those_of_the_loss(method: str, case: str, by_batch: bool)
         assert found == pytest.approx(expected, rel=1e-2, abs=1e-9), name
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", [m for m, row in OBJECTIVES.items() if row.any_network])
 @pytest.mark.parametrize("case", ["global average pool", "first of all"])
 def test_every_method_has_finite_gradients(method: str, case: str) -> None:
     network = network_of(case)

@@ -157,7 +157,7 @@ def test_pairs_of_the_ball_are_the_norms_of_differences() -> None:
             assert float(found[row, j]) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", [m for m, row in OBJECTIVES.items() if row.any_network])
 def test_every_method_has_a_finite_loss_with_gradients(method: str) -> None:
     network = small("clamped-maxmin")
     graph = graph_of(network, steps=1)

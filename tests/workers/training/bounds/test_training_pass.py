@@ -137,7 +137,13 @@ def verified(graph: TrainingGraph, step: GraphStep) -> GraphStep:
     """The step as verification has it before adjacent maps are fused, with training's norm."""
     assert isinstance(step.op, Layer)
     shape = graph.in_shapes[step.name]
-    ((layer, _, _),) = step.op.deployed(shape)
+    deployed = step.op.deployed(shape)
+    if len(deployed) > 1:
+        # Partial sums and their sum: the convolution that they are together.
+        whole = step.op
+        assert isinstance(whole, OrthogonalConv2d)
+        deployed = (DeployedLayer(Conv2d(*whole.tensors(), stride=whole.stride)),)
+    ((layer, _, _),) = deployed
     affine = rules_of(layer).affine
     if affine is None:
         return step

@@ -59,6 +59,6 @@ def _samples(data: Path, found: Mapping[int, NDArray[np.float32]]) -> NDArray[np
     with zipfile.ZipFile(data) as archive:
         if archive.getinfo("x.npy").file_size > _MOST_READ:
             return None
-    with np.load(data) as arrays:
+    with np.load(data, allow_pickle=False) as arrays:
         samples: NDArray[np.float32] = arrays["x"]
     return samples

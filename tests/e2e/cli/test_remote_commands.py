@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.cli.main import main
@@ -33,8 +34,11 @@ def test_from_upload_to_report(
         assert main([*arguments, *where]) == 0
         return capsys.readouterr().out
 
+    # A data set of its own: the name stays with it, in reports of others too.
+    with np.load(uploads[1], allow_pickle=False) as arrays:
+        np.savez(tmp_path / "own.npz", x=arrays["x"][:9], y=arrays["y"][:9])
     model = run("upload", str(uploads[0])).strip()
-    dataset = run("upload", str(uploads[1]), "--name", "mine").strip()
+    dataset = run("upload", str(tmp_path / "own.npz"), "--name", "mine").strip()
     assert model.startswith("sha256:")
     for collection, identity in (("models", model), ("datasets", dataset)):
         listed = json.loads(run(collection, "--json"))["items"]

@@ -16,7 +16,7 @@ from models.network import INPUT, Network
 from models.onnx.constant_rules import CONSTANT_OPERATORS
 from models.onnx.constants import evaluate, read_tensor, shape_of
 from models.onnx.declarations import refuse_contradictions
-from models.onnx.forms.endings import FINAL_OPERATORS, refuse_other_axes
+from models.onnx.forms.endings import FINAL_OPERATORS, refuse_joined_rows, refuse_other_axes
 from models.onnx.forms.plain import Asked, PlainForm, plain_form
 from models.onnx.forms.signature import InputSignature, signatures
 from models.onnx.graph import (
@@ -179,6 +179,12 @@ def _as_network(
         refuse_other_axes(
             Operation.read(node, len(graph.node), opset, {**values, node.input[0]: logits}), logits
         )
+    if form.pair is not None and form.score is not None:
+        score = values[form.score]
+        joined = Operation.read(
+            form.pair, len(graph.node), opset, {**values, **dict.fromkeys(form.pair.input, score)}
+        )
+        refuse_joined_rows(joined, joined.activation())
     taken = [name for name in form.alike if name in values]
     if taken:
         raise ModelError(f"the name {taken[0]!r} is defined twice", code="invalid_onnx")

@@ -24,6 +24,7 @@ __all__ = [
     "cut_ending",
     "cut_sigmoid",
     "end_in",
+    "refuse_joined_rows",
     "refuse_other_axes",
 ]
 
@@ -39,18 +40,22 @@ class Ending:
 
     dropped: names of the operators in the order of the graph. alike: names of values cut off that
     have the type and shape of the logits. nodes: those whose axis must be that of the classes.
-    one_score: whether the file made 1 - p and p of one score, whose Sigmoid p was.
+    pair: the node that joined 1 - p and p of one score, whose Sigmoid p was.
     """
 
     dropped: list[str] = field(default_factory=list)
     alike: list[str] = field(default_factory=list)
     nodes: list[NodeProto] = field(default_factory=list)
-    one_score: bool = False
+    pair: NodeProto | None = None
 
     def left_out(self, node: NodeProto) -> None:
         """Note an operator; it stands before those noted earlier."""
         self.dropped.insert(0, node.op_type)
-        self.nodes.append(NodeProto.FromString(node.SerializeToString()))
+        self.nodes.append(_copied(node))
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    return NodeProto.FromString(node.SerializeToString())
 
 
 class _Walk:
@@ -148,9 +153,9 @@ def cut_ending(graph: GraphProto) -> Ending:
     elif (transform := _scores_alone(walk)) is not None:
         ending.dropped[:0] = [transform, *(["Normalizer"] if normalizer is not None else [])]
         walk.keep()
-    elif normalizer is None and _two_probabilities(walk):
+    elif normalizer is None and (pair := _two_probabilities(walk)) is not None:
         ending.dropped.insert(0, "Sigmoid")
-        ending.one_score = True
+        ending.pair = _copied(pair)
         walk.keep()
     walk.finish()
     return ending
@@ -193,22 +198,22 @@ def _opposite(given: Mapping[str, AttributeProto]) -> bool:
     )
 
 
-def _two_probabilities(walk: _Walk) -> bool:
-    """Whether the end is [1 - p, p] for p = Sigmoid(z); then z is looked at."""
+def _two_probabilities(walk: _Walk) -> NodeProto | None:
+    """The node that joins 1 - p and p for p = Sigmoid(z), at the end; then z is looked at."""
     at, passed = walk.at, list(walk.passed)
     node = walk.maker(at, 1 if passed else 0)
     if node is None or node.op_type != "Concat" or len(node.input) != 2:
-        return False
+        return None
     rest, p = node.input
     one = walk.maker(rest, 1)
     if one is None or one.op_type != "Sub" or list(one.input)[1:] != [p]:
-        return False
+        return None
     sigmoid = walk.maker(p, 2)
     if sigmoid is None or sigmoid.op_type != "Sigmoid" or not _is_one(walk.graph, one.input[0]):
-        return False
+        return None
     walk.passed += [walk.makers[name][0] for name in (at, rest, p)]
     walk.at = sigmoid.input[0]
-    return True
+    return node
 
 
 def _is_one(graph: GraphProto, name: str) -> bool:
@@ -243,3 +248,9 @@ def refuse_other_axes(operation: Operation, logits: Activation) -> None:
             f"axis {axis} of [batch, {', '.join(map(str, shape))}] is not the axis of the classes",
             hint="export the logits, before any softmax",
         )
+
+
+def refuse_joined_rows(operation: Operation, score: Activation) -> None:
+    """1 - p and p must be joined along an axis of the sample, not along the batch."""
+    if operation.axis(operation.attributes["axis"], score.rank) == 0:
+        operation.refuse_batch("it joins 1 - p and p along the batch axis")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from models.errors import ModelError
 from models.onnx.declarations import Declaration, declared_values
 from models.onnx.forms.endings import Ending, cut_ending, cut_sigmoid, end_in
 from models.onnx.forms.outputs import choose_output, cut_away_unneeded
@@ -38,14 +39,16 @@ class PlainForm:
     """The graph that is certified, and what it lost.
 
     declared: types that the file declares of its values. nodes: those cut off whose axis must be
-    that of the classes; alike: values cut off that are as the logits are. dropped: operators cut
-    off the end, in the order of the graph. score: the value that is the one score of two classes.
-    output: the file's output that was taken, beside the ``others``.
+    that of the classes; pair: the one that joined 1 - p and p of one score; alike: values cut off
+    that are as the logits are. dropped: operators cut off the end, in the order of the graph.
+    score: the value that is the one score of two classes. output: the file's output that was taken,
+    beside the ``others``.
     """
 
     model: ModelProto
     declared: Sequence[Declaration]
     nodes: Sequence[NodeProto]
+    pair: NodeProto | None
     alike: Sequence[str]
     dropped: str | None
     score: str | None
@@ -81,8 +84,15 @@ def plain_form(
     cut_away_unneeded(graph)
     declared = declared_values(graph)
     ending = cut_ending(graph)
-    if ending.one_score or asked.binary:
-        if asked.binary and not ending.dropped and cut_sigmoid(graph):
+    if ending.pair is not None or asked.binary:
+        if ending.pair is None and ending.dropped:
+            # Over one score each of them says the same whatever the score is.
+            raise ModelError(
+                f"a binary classifier ends in one score or its Sigmoid, not in {_joined(ending)}",
+                code="invalid_network",
+                hint='leave "binary" out of the spec, or export the score',
+            )
+        if ending.pair is None and cut_sigmoid(graph):
             ending.dropped.append("Sigmoid")
         score = _two_logits(graph)
     else:
@@ -93,6 +103,7 @@ def plain_form(
         model=model,
         declared=declared,
         nodes=ending.nodes,
+        pair=ending.pair,
         alike=ending.alike,
         dropped=_joined(ending),
         score=score,

@@ -125,19 +125,19 @@ class SmoothHead:
     @cached_property
     def through(self) -> Tensor:
         """|W2| |W1|, [classes, features], rounded up."""
-        return raised(self.head.weight.abs() @ self.first.weight.abs(), MANY)
+        return raised(self.head.absolute.T @ self.first.weight.abs(), MANY)
 
     @cached_property
     def through_bias(self) -> Tensor:
         """|W2| (|b1| + log 2) + |b2|, [classes], rounded up; and |W2| 1."""
         size = self.first.bias_magnitude.expand(self.first.out_shape).reshape(-1)
-        inner = self.head.weight.abs() @ (size + math.log(2.0))
+        inner = self.head.absolute.T @ (size + math.log(2.0))
         return raised(inner + self.head.bias_magnitude, MANY)
 
     @cached_property
     def row_sums(self) -> Tensor:
         """|W2| 1, [classes], rounded up."""
-        return raised(self.head.weight.abs().sum(1), MANY)
+        return raised(self.head.absolute.sum(0), MANY)
 
     def deployed(self, rounding: Rounding) -> tuple[float, float]:
         """(relative, absolute): a deployed logit is within relative (|W2| (|W1| |h| + |b1| + log 2)

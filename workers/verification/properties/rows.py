@@ -9,6 +9,7 @@ overflows are counted by. One more rounding step pays for C and C W in float64.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -103,8 +104,21 @@ def with_rows(compiled: CompiledNetwork, rows: Rows) -> CompiledNetwork:
         magnitude=_below_zero(raised(size @ head.weight.abs(), MANY)),
     )
     safe = compiled.float32_safe and new.float32_safe()
-    # What is kept by the network's digest is not about these rows.
-    return replace(compiled, head=new, float32_safe=safe, cache_dir=None)
+    # What is kept by the network's digest is not about these rows, in files or in this process.
+    return replace(
+        compiled,
+        head=new,
+        float32_safe=safe,
+        digest=_digest(compiled.digest, rows),
+        cache_dir=None,
+    )
+
+
+def _digest(network: str, rows: Rows) -> str:
+    """Of the network with these rows at its end."""
+    found = hashlib.sha256(f"{network} {rows.exact} {rows.limits}".encode())
+    found.update(repr(rows.factors.tolist()).encode())
+    return "sha256:" + found.hexdigest()
 
 
 def _below_zero(rows: Tensor) -> Tensor:

@@ -171,6 +171,34 @@ def test_two_scores_are_no_binary_classifier() -> None:
     assert '"binary"' in caught.value.hint
 
 
+@pytest.mark.parametrize("end", ["pair", "vector", "number"])
+def test_two_probabilities_joined_along_the_batch_are_refused(end: str) -> None:
+    """They are 2 N numbers of a batch of N: half of a row's answer is in another row."""
+    axes = np.array([1], np.int64)
+    first = node("Squeeze", ["l", "axes"], ["s"]) if end == "vector" else node("Neg", ["l"], ["s"])
+    sigmoid, rest = node("Sigmoid", ["s"], ["p"]), node("Sub", ["one", "p"], ["q"])
+    nodes = [*LAYER, first, sigmoid, rest, node("Concat", ["q", "p"], ["t"], axis=0)]
+    output = floats("t", None) if end == "vector" else floats("t", None, 1)
+    if end == "number":
+        nodes.append(node("ArgMax", ["t"], ["n"], axis=1))
+        output = helper.make_tensor_value_info("n", TensorProto.INT64, [None, 1])
+    data = written(nodes, [floats("x", "N", 4)], [output], {**SCORE, "axes": axes})
+    with pytest.raises(ModelError) as caught:
+        read_onnx_bytes(data)
+    assert caught.value.code == "batch_dependent"
+
+
+@pytest.mark.parametrize("last", ["Softmax", "LogSoftmax", "ArgMax"])
+def test_what_says_the_same_of_every_score_is_no_binary_classifier(last: str) -> None:
+    """A softmax of one score is 1, and its largest is the first, whatever the score is."""
+    number = helper.make_tensor_value_info("t", TensorProto.INT64, ["N", 1])
+    output = number if last == "ArgMax" else floats("t", "N", 1)
+    data = one_score(node(last, ["l"], ["t"], axis=1), output=output)
+    with pytest.raises(ModelError, match=last) as caught:
+        read_onnx_bytes(data, asked=Asked(binary=True))
+    assert caught.value.code == "invalid_network"
+
+
 def test_no_answer_is_lost_behind_what_was_cut_off() -> None:
     """Scores that lead by more than the gap are ONNX Runtime's answer, whatever made it of them."""
     assert answer_gap("Softmax and Normalizer") == SOFTMAX_GAP

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from models.layers.kinds import Linear, ReLU
 from models.network import INPUT, Network
+from tests.workers.verification.bounds.smooth_heads import smooth_network
 from tests.workers.verification.certification import CPU, evaluate
 from workers.verification.bounds.arithmetics import RadiusBound
 from workers.verification.cascade.bound_table import BOUNDS
@@ -188,6 +189,29 @@ def test_a_region_reached_exactly_at_its_boundary_is_reached() -> None:
     assert answer(IDENTITY, box(UNIT, [limit(-2, y0=-1, y1=-1)])).verdict == "violated"
     assert answer(IDENTITY, box(UNIT, [limit("-1.00001", y0=-1)])).verdict == "holds"
     assert answer(IDENTITY, box(UNIT, [limit("-2.00001", y0=-1, y1=-1)])).verdict == "holds"
+
+
+def test_what_a_bound_keeps_of_a_network_is_not_taken_for_other_rows() -> None:
+    """The smooth head is kept by the network's digest: of rows it is another one."""
+    net = smooth_network(3, classes=3)
+    compiled = CompiledNetwork.compile(net)
+    x = torch.zeros(1, *net.input_shape)
+    here = float(evaluate(net, x.numpy())[0, 0])
+    found = {}
+    for lead in (50.0, 1e-3):
+        rows = rows_of([limit(here - lead, y0=1)], 3)
+        assert rows is not None
+        problem = Problem(with_rows(compiled, rows), True, CPU)
+        region = Region(x, torch.tensor([0.25], dtype=torch.float64), "l2", False)
+        budget = Budget(torch.tensor([lead], dtype=torch.float64))
+        verdict = BOUNDS["crc"].attempt(problem, region, torch.zeros(1, dtype=torch.int64), budget)
+        found[lead] = bool(verdict.proved)
+    point = x.clone().requires_grad_()
+    net(point)[0, 0].backward()
+    assert point.grad is not None
+    moved = 0.2 * point.grad / point.grad.norm()
+    assert float(evaluate(net, -moved.numpy())[0, 0]) < here - 1e-3
+    assert found == {50.0: True, 1e-3: False}
 
 
 def test_decimals_that_are_no_floats_are_exact() -> None:

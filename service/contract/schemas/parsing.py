@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from service.contract.near_names import did_you_mean
 from service.contract.schemas.problems import InvalidInput, Malformed, Problem
 
 __all__ = ["parse_json", "parse_model", "problem_of"]
@@ -20,6 +21,7 @@ _CODES = {"extra_forbidden": "unknown_field", "missing": "missing_field"}
 _OWN = frozenset(
     {
         "invalid_architecture",
+        "invalid_criterion",
         "invalid_epsilon",
         "invalid_indices",
         "invalid_normalization",
@@ -57,20 +59,26 @@ def parse_model(kind: type[Parsed], value: Any, *, field: str, code: str) -> Par
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise problem_of(error, field=field, code=code) from error
+        raise problem_of(error, field=field, code=code, kind=kind) from error
 
 
-def problem_of(error: ValidationError, *, field: str, code: str) -> Problem:
-    """The problem of the first error; the others are listed in the hint."""
+def problem_of(
+    error: ValidationError, *, field: str, code: str, kind: type[BaseModel] | None = None
+) -> Problem:
+    """The problem of the first error; the others are listed in the hint.
+
+    kind: what was read; with it an unknown field that is nearly a known one names that one.
+    """
     rows = error.errors(include_url=False, include_input=False, include_context=False)
     # Report an unknown or missing field first: it explains the other errors best.
     rows.sort(key=lambda row: row["type"] not in _CODES)
     said: dict[str, list[str]] = {}
     for row in rows:
-        said.setdefault(_place(field, row), []).append(_INSTANCE.sub("", row["msg"]))
+        near = _near_field(kind, row["loc"]) if row["type"] == "extra_forbidden" else ""
+        said.setdefault(_place(field, row), []).append(_INSTANCE.sub("", row["msg"]) + near)
     place, *others = said
-    kind = rows[0]["type"]
-    found = _CODES.get(kind) or (kind if kind in _OWN else code)
+    first = rows[0]["type"]
+    found = _CODES.get(first) or (first if first in _OWN else code)
     hint = "also: " + "; ".join(f"{other}: {_either(said[other])}" for other in others[:5])
     return InvalidInput(
         f"{place}: {_either(said[place])}", code=found, field=place, hint=hint if others else None
@@ -84,6 +92,24 @@ def _place(field: str, row: ErrorDetails) -> str:
     own = len(parts) - 1 if row["type"] in _CODES else None
     names = [str(part) for place, part in enumerate(parts) if place == own or not _is_kind(part)]
     return ".".join([field, *names])[:200]
+
+
+def _near_field(kind: type[BaseModel] | None, parts: tuple[int | str, ...]) -> str:
+    """Which field of ``kind``, or of the model inside it at ``parts``, was probably meant."""
+    models = [] if kind is None else [kind]
+    for part in parts[:-1]:
+        fields = [model.model_fields.get(str(part)) for model in models]
+        inner = [found for row in fields if row for found in _models(row.annotation)]
+        models = inner or models
+    names = [row.alias or name for model in models for name, row in model.model_fields.items()]
+    return did_you_mean(parts[-1], names)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's annotation allows, in unions and lists too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models(part)]
 
 
 def _is_kind(part: int | str) -> bool:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from service.contract.schemas.submissions import Strict
+from service.contract.schemas.submissions import Criterion, Strict
 
 __all__ = [
     "Counterexample",
+    "CriterionVerdict",
     "Curve",
     "EpsilonResult",
     "PropertyVerdict",
@@ -146,6 +147,16 @@ class Timing(_Row):
     samples_per_s: float
 
 
+class CriterionVerdict(Criterion):
+    """The spec's criterion, and whether it was met.
+
+    By the exact count of certified samples. Never by an estimate, after a spent time budget or
+    without labels.
+    """
+
+    met: bool
+
+
 class Counterexample(_Row):
     """x: X_0, X_1, ... and y: Y_0, Y_1, ..., the float32 numbers exactly; box: which one it is in.
 
@@ -213,6 +224,7 @@ class Report(_Row):
     radius: RadiusSummary | None
     curve: Curve | None
     by_method: dict[str, int]
+    criterion: CriterionVerdict | None = None
     property: PropertyVerdict | None = None
     parity: dict[str, JsonValue] | None = None
     budget_spent: bool = False

@@ -6,6 +6,7 @@ Reports and sample rows are in ``service.contract.schemas.report``.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -13,13 +14,15 @@ from pydantic_core import PydanticCustomError
 
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
-from service.contract.schemas.epsilons import Epsilon
+from service.contract.near_names import did_you_mean
+from service.contract.schemas.epsilons import Epsilon, epsilon_text
 from service.contract.schemas.families import checked_family
 
 __all__ = [
     "MODEL_FILE",
     "TERMINAL",
     "AttackSpec",
+    "Criterion",
     "DatasetSource",
     "Estimate",
     "JobDetails",
@@ -86,6 +89,17 @@ class Normalization(Strict):
         return self
 
 
+class Criterion(Strict):
+    """What the model has to reach: a certified accuracy at one of the epsilons that are asked."""
+
+    epsilon: Epsilon
+    certified_accuracy: float = Field(ge=0, le=1, allow_inf_nan=False)
+
+    def reached_by(self, certified: int, samples: int) -> bool:
+        """Whether ``certified`` of ``samples`` are enough, exactly: 0.6 is 6/10, not a float."""
+        return certified >= Fraction(repr(self.certified_accuracy)) * samples
+
+
 class Spec(Strict):
     """What to certify and how: the threat model, the method, the samples."""
 
@@ -139,6 +153,9 @@ class Spec(Strict):
         allow_inf_nan=False,
         description="Seconds for each sample and epsilon in complete methods, in place of work.",
     )
+    criterion: Criterion | None = Field(
+        None, description="What has to be reached at one of the epsilons; the report judges it."
+    )
     seed: int = Field(default=0, ge=0, le=_MAX_SEED)
 
     @field_validator("method")
@@ -147,8 +164,12 @@ class Spec(Strict):
         if value not in METHODS:
             raise PydanticCustomError(
                 "unknown_method",
-                "{given} is not a known method; the known methods are {known}",
-                {"given": repr(value), "known": ", ".join(METHODS)},
+                "{given} is not a known method{near}; the known methods are {known}",
+                {
+                    "given": repr(value),
+                    "near": did_you_mean(value, METHODS),
+                    "known": ", ".join(METHODS),
+                },
             )
         return value
 
@@ -157,11 +178,16 @@ class Spec(Strict):
     def _known_architecture(cls, value: JsonValue) -> JsonValue:
         named = isinstance(value, dict) and "name" in value
         name = value["name"] if isinstance(value, dict) and named else value
-        if (isinstance(value, str) or named) and name not in (*ARCHITECTURES, *FAMILIES):
+        known = (*ARCHITECTURES, *FAMILIES)
+        if (isinstance(value, str) or named) and name not in known:
             raise PydanticCustomError(
                 "unknown_architecture",
-                "{given} is not a known architecture; the known ones are {known}",
-                {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
+                "{given} is not a known architecture{near}; the known ones are {known}",
+                {
+                    "given": repr(name)[:80],
+                    "near": did_you_mean(name, known),
+                    "known": ", ".join(known),
+                },
             )
         if isinstance(value, str) and value in FAMILIES:
             return {"name": name}
@@ -182,6 +208,20 @@ class Spec(Strict):
                 "unsupported_norm",
                 "method {method} supports {norms}, not {norm}",
                 {"method": self.method, "norms": ", ".join(norms), "norm": self.norm},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _criterion_of_an_epsilon(self) -> Spec:
+        if self.criterion is not None and self.criterion.epsilon not in self.epsilons:
+            raise PydanticCustomError(
+                "invalid_criterion",
+                "the criterion is about epsilon {epsilon}, which is not one of the epsilons asked: "
+                "{asked}; add it to them",
+                {
+                    "epsilon": epsilon_text(self.criterion.epsilon),
+                    "asked": ", ".join(map(epsilon_text, self.epsilons)),
+                },
             )
         return self
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.training_methods import TRAINING_METHODS
+from service.contract.near_names import did_you_mean
 from service.contract.schemas.epsilons import Epsilon
 from service.contract.schemas.families import checked_family
 from service.contract.schemas.submissions import Spec, Strict
@@ -118,8 +119,12 @@ class TrainSpec(Strict):
         if value not in TRAINING_METHODS:
             raise PydanticCustomError(
                 "unknown_method",
-                "{given} is not a training method; the known ones are {known}",
-                {"given": repr(value[:60]), "known": ", ".join(TRAINING_METHODS)},
+                "{given} is not a training method{near}; the known ones are {known}",
+                {
+                    "given": repr(value[:60]),
+                    "near": did_you_mean(value, TRAINING_METHODS),
+                    "known": ", ".join(TRAINING_METHODS),
+                },
             )
         return value
 
@@ -148,10 +153,15 @@ class TrainSpec(Strict):
                 'an object has a "name", one of {known}, or "layers"',
                 {"known": ", ".join(FAMILIES)},
             )
+        known = (*ARCHITECTURES, *FAMILIES)
         raise PydanticCustomError(
             "unknown_architecture",
-            "{given} is not a known architecture; the known ones are {known}",
-            {"given": repr(name)[:80], "known": ", ".join((*ARCHITECTURES, *FAMILIES))},
+            "{given} is not a known architecture{near}; the known ones are {known}",
+            {
+                "given": repr(name)[:80],
+                "near": did_you_mean(name, known),
+                "known": ", ".join(known),
+            },
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -273,6 +274,8 @@ def main() -> int:
 def _inspect_and_state() -> int:
     request = json.loads(Path("request.json").read_text())
     folder = Path("prepared")
+    # A child of a fork server that did not answer in time may have begun here before it was ended.
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     problem: dict[str, str | None]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -63,6 +63,8 @@ def build_report(
     ]
     clean = int(found.correct.sum()) / count
     _check_bracket(rows, clean)
+    image = _images(submission.dataset.kind, facts["input_shape"])
+    budget_spent = bool(notes.pop("budget_spent", False))
     report = {
         "schema": "certserve/report/1",
         "job_id": submission.id,
@@ -102,6 +104,7 @@ def build_report(
                 binary=bool(facts.get("binary")),
                 dropped=facts.get("dropped_output"),
             ),
+            image=image,
         ),
         "failure_probability": failure_probability,
         "clean_accuracy": clean if labelled else None,
@@ -110,10 +113,16 @@ def build_report(
         "curve": _curve(spec, found, rows, cap),
         "by_method": dict(sorted(Counter(results.method).items())),
         "parity": _finite(facts.get("parity")),
-        "budget_spent": bool(notes.pop("budget_spent", False)),
+        "criterion": _criterion(
+            spec,
+            rows,
+            count,
+            comparable=labelled and not budget_spent and spec.soundness == "sound",
+        ),
+        "budget_spent": budget_spent,
         "warnings": [
             *_warnings(found, results, facts),
-            *_whole_range(spec, cap),
+            *_whole_range(spec, cap, image=image),
             *_work(spec, results),
         ],
         "notes": notes,
@@ -185,6 +194,26 @@ def _epsilon_result(spec: Spec, found: Verdicts, place: int, *, subset: bool) ->
     }
 
 
+def _images(kind: str, input_shape: Sequence[int]) -> bool:
+    """Whether the samples are images: arrays of any other shape than an image's are features."""
+    return kind not in ("npz", "npy") or len(input_shape) == 3
+
+
+def _criterion(
+    spec: Spec, rows: list[dict[str, Any]], count: int, *, comparable: bool
+) -> dict[str, Any] | None:
+    """What the spec demands, and whether the certified count reaches it.
+
+    comparable: the counts are proved ones of the whole work on labelled data; else it is not met.
+    """
+    wish = spec.criterion
+    if wish is None:
+        return None
+    certified = rows[spec.epsilons.index(wish.epsilon)]["certified"]
+    met = comparable and wish.reached_by(certified, count)
+    return {**wish.model_dump(mode="json"), "met": met}
+
+
 def _check_bracket(rows: list[dict[str, Any]], clean: float) -> None:
     """Raise unless certified <= attacked <= clean at every epsilon."""
     for row in rows:
@@ -230,13 +259,23 @@ def _work(spec: Spec, results: SampleResults) -> list[str]:
     ]
 
 
-def _whole_range(spec: Spec, cap: float) -> list[str]:
+def _whole_range(spec: Spec, cap: float, *, image: bool) -> list[str]:
     """A sentence where an epsilon reaches every input that there is."""
     if not spec.clip:
         return []
+    units = (
+        "epsilons are in pixel units"
+        if image
+        else 'epsilons are in the features\' own units; write "clip": false where these may leave '
+        "[0, 1]"
+    )
     return [
-        f"Epsilon {text} reaches every input in [0, 1]: epsilons are in pixel units"
-        + (f", was {text}/255 meant?" if float(epsilon) <= 255 and "/" not in text else ".")
+        f"Epsilon {text} reaches every input in [0, 1]: {units}"
+        + (
+            f", was {text}/255 meant?"
+            if image and float(epsilon) <= 255 and "/" not in text
+            else "."
+        )
         for epsilon, text in ((e, epsilon_text(e)) for e in spec.epsilons)
         if float(epsilon) >= cap
     ]

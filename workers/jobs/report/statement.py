@@ -30,12 +30,20 @@ _ANY_BATCH = " It holds for every row of a batch of any size."
 _ONE_ROW = " It holds for batch 1: the file runs one input at a time."
 _ROWS = " It holds for every row of a batch of {batch}, the only size that the file takes."
 _LIMITS = (
-    "Nothing is said about inputs farther away, about other kinds of change (rotation, blur, "
-    "another camera), about images outside this data set, or about the network on other hardware "
+    "Nothing is said about inputs farther away, about other kinds of change ({changes}), about "
+    "{inputs} outside this data set, or about the network on other hardware "
     "or in lower precision. An undecided sample may be robust or not: no bound proved it and no "
     "attack broke it. An accuracy that an attack left over is no guarantee; it only shows how much "
     "more could be proved at best."
 )
+
+#: Words for what an image is made of and may suffer, and for any other input.
+_IMAGE = {"parts": "pixels", "inputs": "images", "changes": "rotation, blur, another camera"}
+_FEATURES = {
+    "parts": "features",
+    "inputs": "inputs",
+    "changes": "missing values, other units, another source of the data",
+}
 
 
 def statement(
@@ -47,22 +55,25 @@ def statement(
     failure_probability: float,
     batch: Literal["any"] | int = "any",
     about: str = "",
+    image: bool = True,
 ) -> str:
     """Two paragraphs, an empty line between them: what is guaranteed, and what is not.
 
     ``batch``: the batches that the deployed file takes; ``about``: which of its answers it is about
-    (``claim_about``).
+    (``claim_about``); ``image``: the samples are images, not features of any other kind.
     """
+    words = _IMAGE if image else _FEATURES
+    limits = _LIMITS.format(**words)
     if soundness != "sound":
-        return f"{_ESTIMATE}\n\n{_LIMITS}"
+        return f"{_ESTIMATE}\n\n{limits}"
     text = (_SOUND if labelled else _UNLABELLED).format(
-        norm=norm, clip=" whose pixels stay in [0, 1]" if clip else ""
+        norm=norm, clip=f" whose {words['parts']} stay in [0, 1]" if clip else ""
     )
     text += _ANY_BATCH if batch == "any" else _ONE_ROW if batch == 1 else _ROWS.format(batch=batch)
     text += about
     if failure_probability > 0:
         text += _PROBABLE.format(probability=f"{failure_probability:.2g}")
-    return f"{text}\n\n{_LIMITS}"
+    return f"{text}\n\n{limits}"
 
 
 def claim_about(

@@ -52,10 +52,15 @@ class ForkServer:
     """
 
     def __init__(
-        self, control: socket.socket, process: subprocess.Popen[bytes] | None = None
+        self,
+        control: socket.socket,
+        process: subprocess.Popen[bytes] | None = None,
+        copy: int | None = None,
     ) -> None:
         self._control = control
         self._process = process
+        #: The pid of a server that was forked from this process and not yet waited for.
+        self._copy = copy
         self.pid = 0
         self.lost = False
 
@@ -87,7 +92,8 @@ class ForkServer:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        if os.fork() == 0:
+        copy = os.fork()
+        if copy == 0:
             status = 1
             try:
                 die_with_parent(parent)
@@ -101,7 +107,7 @@ class ForkServer:
             finally:
                 os._exit(status)
         theirs.close()
-        return cls(ours)
+        return cls(ours, copy=copy)
 
     def ready(self, timeout_s: float) -> bool:
         """Whether it has imported everything; waits for that at most so long."""
@@ -138,7 +144,7 @@ class ForkServer:
         while True:
             answer = self._receive(until - time.monotonic())
             if answer is None:
-                # It may still fork; a child of it ends with it.
+                # It may be about to fork: two children would do the same work in one folder.
                 self.close()
                 raise self._gone("no answer")
             if "refused" in answer:
@@ -153,6 +159,10 @@ class ForkServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        if self._copy is not None:
+            copy, self._copy = self._copy, None
+            os.kill(copy, signal.SIGKILL)
+            os.waitpid(copy, 0)
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message; None when the time is up."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.contract.near_names import did_you_mean
 from service.contract.schemas.epsilons import epsilon_text, parse_epsilon
 from service.contract.schemas.parsing import parse_model
 from service.contract.schemas.problems import Problem
@@ -81,6 +82,7 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "attack": {"steps": 40, "restarts": 1, "audit": 0.05, "seed": 0},
         "time_budget_s": None,
         "sample_time_s": None,
+        "criterion": None,
         "seed": 0,
     }
     assert Spec.model_validate(spec.normal()) == spec
@@ -125,3 +127,52 @@ def test_an_error_names_the_field_as_its_writer_knows_it(
     assert told in caught.value.detail
     assert "instance of" not in caught.value.detail
     assert caught.value.hint is None
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "told"),
+    [
+        ("epsilon", 0.1, "'epsilons'"),
+        ("sample_time", 1, "'sample_time_s'"),
+        ("Norm", "l2", "'norm'"),
+        ("attack", {"step": 3}, "'steps'"),
+        ("criterion", {"epsilon": 0.1, "certified_acuracy": 1}, "'certified_accuracy'"),
+        ("method", "alpha_crown", "'alpha-crown'"),
+        ("method", "Zonotop", "'zonotope'"),
+        ("architecture", "cifar6c2f", "'cifar-6c2f'"),
+        ("architecture", {"name": "lip-convnet"}, "'lipconvnet'"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_told_what_was_meant(
+    member: str, value: object, told: str
+) -> None:
+    with pytest.raises(Problem) as caught:
+        parse_model(
+            Spec, {"norm": "l2", "epsilons": [0.1], member: value}, field="spec", code="invalid"
+        )
+    assert f"(did you mean {told}?)" in caught.value.detail
+
+
+@given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=5))
+def test_what_is_meant_is_a_known_name_or_nothing(given_name: str, known: list[str]) -> None:
+    said = did_you_mean(given_name, known)
+    assert not said or said in [f" (did you mean {name!r}?)" for name in known]
+    assert all(did_you_mean(name.upper(), [name]) for name in ("crown-ibp", "digits"))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "code"),
+    [
+        ({"epsilon": 0.2, "certified_accuracy": 0.5}, "invalid_criterion"),
+        ({"epsilon": 0.1, "certified_accuracy": 1.5}, "invalid_spec"),
+        ({"epsilon": 0.1}, "missing_field"),
+        ({"epsilon": -1, "certified_accuracy": 0.5}, "invalid_epsilon"),
+    ],
+)
+def test_a_criterion_is_about_an_epsilon_that_is_asked(criterion: object, code: str) -> None:
+    spec = {"norm": "l2", "epsilons": ["36/255", 0.1], "criterion": criterion}
+    with pytest.raises(Problem) as caught:
+        parse_model(Spec, spec, field="spec", code="invalid_spec")
+    assert caught.value.code == code
+    exact = {**spec, "criterion": {"epsilon": "12/85", "certified_accuracy": 1}}
+    assert Spec.model_validate(Spec.model_validate(exact).normal()) == Spec.model_validate(exact)

@@ -158,6 +158,44 @@ def test_a_misclassified_sample_is_never_certified(case: Case) -> None:
         build_report(submission, facts, results, timing={"wall_s": 1.0}, device="cpu")
 
 
+@given(cases(), st.data())
+def test_a_criterion_is_met_by_the_exact_count_of_proofs_alone(
+    case: Case, data: st.DataObject
+) -> None:
+    submission, facts, results = case
+    plain, _ = finished(case)
+    place = data.draw(st.integers(0, len(plain["results"]) - 1))
+    count = len(results.index)
+    demanded = data.draw(st.sampled_from([number / count for number in range(count + 1)] + [0.3]))
+    wish = {"epsilon": submission.spec["epsilons"][place], "certified_accuracy": demanded}
+    soundness = data.draw(st.sampled_from(["sound", "estimate"]))
+    spec = dict(submission.spec) | {"criterion": wish, "soundness": soundness}
+    spent = data.draw(st.booleans())
+    notes = {**results.notes, "budget_spent": spent}
+    case = (
+        submission.model_copy(update={"spec": spec}), facts, replace(results, notes=notes)
+    )  # fmt: skip
+    report, rows = finished(case)
+    asked = Fraction(wish["epsilon"])
+    proved = sum(
+        row["certified"][[Fraction(e) for e in spec["epsilons"]].index(asked)] for row in rows
+    )
+    enough = proved >= Fraction(repr(demanded)) * count
+    proof = facts["labelled"] and soundness == "sound" and not spent
+    assert report["criterion"] == {**wish, "met": enough and proof}
+    assert plain["criterion"] is None
+
+
+@given(cases())
+def test_features_are_not_called_pixels(case: Case) -> None:
+    submission, facts, results = case
+    report, _ = finished((submission, facts | {"input_shape": [4]}, results))
+    said = " ".join([report["statement"], *report["warnings"]])
+    assert not any(word in said for word in ("pixel", "image", "camera", "255"))
+    shown, _ = finished(case)
+    assert "images outside this data set" in shown["statement"]
+
+
 @given(st.integers(1, 300), st.data())
 def test_clopper_pearson_covers(count: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, count))

@@ -194,6 +194,40 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     theirs.close()
 
 
+#: A server that is held up while it is asked, and goes on when it has been given up.
+LATE = """
+import contextlib, os, signal, sys
+from workers.jobs.runtime import fork_server
+fork_server.ANSWER_S = 0.2
+server = fork_server.ForkServer.beside("late", closing=[])
+if not server.ready(60):
+    sys.exit(3)
+os.kill(server.pid, signal.SIGSTOP)
+try:
+    server.fork("late", "late_child", sys.argv[1:])
+except fork_server.ForkServerLost:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(server.pid, signal.SIGCONT)
+        os.waitpid(server.pid, 0)
+    sys.exit(0)
+"""
+
+
+def test_a_server_that_was_given_up_starts_nothing_any_more(tmp_path: Path) -> None:
+    """The caller does the work otherwise: a late child would do it too, in the same folder."""
+    (tmp_path / "late_child.py").write_text(
+        "def forked(arguments, descriptors):\n    open(arguments[0], 'w').close()\n    return 0\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE, str(tmp_path / "begun")],
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=WAIT_S,
+    )
+    assert ended.returncode == 0
+    assert not (tmp_path / "begun").exists()
+
+
 def test_a_server_ends_when_nobody_can_ask_it_any_more() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     thread = threading.Thread(target=serve, args=(theirs,))

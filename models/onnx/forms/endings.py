@@ -30,6 +30,26 @@ __all__ = [
 
 #: Operators that are taken at the very end only, and left out there.
 FINAL_OPERATORS = ("ArgMax", "LogSoftmax", "Normalizer", "Softmax", "ZipMap")
+#: How many classes have numbers of their own in the element type that an ArgMax is cast to.
+_NUMBERS = {
+    TensorProto.BOOL: 2,
+    TensorProto.INT8: 2**7,
+    TensorProto.UINT8: 2**8,
+    TensorProto.INT16: 2**15,
+    TensorProto.UINT16: 2**16,
+    TensorProto.FLOAT16: 2**11,
+    TensorProto.FLOAT: 2**24,
+    **dict.fromkeys(
+        (
+            TensorProto.INT32,
+            TensorProto.UINT32,
+            TensorProto.INT64,
+            TensorProto.UINT64,
+            TensorProto.DOUBLE,
+        ),
+        2**31,
+    ),
+}
 #: What a LinearClassifier may do with its scores, and what that is called where it is left out.
 _TRANSFORMS = {b"SOFTMAX": "Softmax", b"LOGISTIC": "Sigmoid"}
 
@@ -39,7 +59,8 @@ class Ending:
     """What was cut off the end of a graph.
 
     dropped: names of the operators in the order of the graph. alike: names of values cut off that
-    have the type and shape of the logits. nodes: those whose axis must be that of the classes.
+    have the type and shape of the logits. nodes: those whose axis must be that of the classes, and
+    casts of their number.
     pair: the node that joined 1 - p and p of one score, whose Sigmoid p was.
     """
 
@@ -103,6 +124,10 @@ class _Walk:
         del self.passed[passed:]
         return None
 
+    def taken(self) -> list[NodeProto]:
+        """The nodes passed so far."""
+        return [self.graph.node[index] for index in self.passed]
+
     def keep(self) -> None:
         """The graph is to end in the value looked at, without what was passed."""
         self.kept = (self.at, list(self.passed))
@@ -136,6 +161,8 @@ def cut_ending(graph: GraphProto) -> Ending:
     if walk.behind("ZipMap", casts=True) is not None:
         walk.keep()
     elif (found := walk.behind("ArgMax", casts=True)) is not None:
+        casts = [node for node in walk.taken() if node.op_type == "Cast"]
+        ending.nodes += [_copied(node) for node in casts]
         ending.left_out(found[0])
         walk.keep()
     normalizer = walk.behind("Normalizer")
@@ -233,7 +260,16 @@ def _gives_floats(node: NodeProto) -> bool:
 
 
 def refuse_other_axes(operation: Operation, logits: Activation) -> None:
-    """The operator must run over all the logits of a sample and nothing else."""
+    """The operator must run over all the logits of a sample and nothing else; a cast of the class's
+    number must keep it."""
+    if operation.op_type == "Cast":
+        most = _NUMBERS.get(operation.attributes["to"], 0)
+        if math.prod(logits.shape) > most:
+            operation.refuse(
+                f"of {math.prod(logits.shape)} classes only {most} keep their number in its type",
+                hint="export the logits, or the number of the class as int64",
+            )
+        return
     if operation.op_type not in ("Softmax", "LogSoftmax", "ArgMax"):
         return
     shape = logits.shape

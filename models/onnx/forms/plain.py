@@ -39,10 +39,10 @@ class PlainForm:
     """The graph that is certified, and what it lost.
 
     declared: types that the file declares of its values. nodes: those cut off whose axis must be
-    that of the classes; pair: the one that joined 1 - p and p of one score; alike: values cut off
-    that are as the logits are. dropped: operators cut off the end, in the order of the graph.
-    score: the value that is the one score of two classes. output: the file's output that was taken,
-    beside the ``others``.
+    that of the classes, and casts of the number of the class; pair: the one that joined 1 - p and p
+    of one score; alike: values cut off that are as the logits are. dropped: operators cut off the
+    end, in the order of the graph. score: the value that is the one score of two classes. output:
+    the file's output that was taken, beside the ``others``.
     """
 
     model: ModelProto

@@ -199,6 +199,20 @@ def test_what_says_the_same_of_every_score_is_no_binary_classifier(last: str) ->
     assert caught.value.code == "invalid_network"
 
 
+@pytest.mark.parametrize("kind", ["BOOL", "STRING", "UINT8", "INT64"])
+def test_a_cast_of_the_class_must_keep_its_number(kind: str) -> None:
+    """As BOOL the classes 1 and 2 are one answer."""
+    element = getattr(TensorProto, kind)
+    end = [node("ArgMax", ["l"], ["n"], axis=1), node("Cast", ["n"], ["t"], to=element)]
+    data = several(helper.make_tensor_value_info("t", element, ["N", 1]), end=end)
+    if kind in ("UINT8", "INT64"):
+        assert read_onnx_bytes(data).network.dropped_output == "ArgMax"
+    else:
+        with pytest.raises(ModelError, match="number") as caught:
+            read_onnx_bytes(data)
+        assert caught.value.code == "unsupported_operator"
+
+
 def test_no_answer_is_lost_behind_what_was_cut_off() -> None:
     """Scores that lead by more than the gap are ONNX Runtime's answer, whatever made it of them."""
     assert answer_gap("Softmax and Normalizer") == SOFTMAX_GAP

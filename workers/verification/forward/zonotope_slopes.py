@@ -79,6 +79,9 @@ def learned_slopes(
                 # Cross-entropy of the worst logits, of what is still open.
                 losses = torch.logsumexp(-counted.masked_fill(~wanting, torch.inf), dim=1)
                 loss = torch.nn.functional.softplus(losses[wanting.any(1)]).sum()
+                if not loss.requires_grad:
+                    # Behind all of them stand layers that begin anew from their boxes.
+                    return {}
                 if not bool(torch.isfinite(loss)):
                     break
                 optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.layers.activations import MaxMin
 from models.layers.kinds import Add, LeakyReLU, Linear, ReLU
 from models.network import Network
 from tests.extent import examples
@@ -148,6 +149,25 @@ def test_no_margin_is_below_interval_bounds_and_learnt_slopes_prove_more() -> No
     assert bool((plain >= boxes).all())
     assert bool((learnt >= plain).all())
     assert int(certified(learnt).sum()) >= int(certified(plain).sum()) + 2
+
+
+def test_slopes_that_reach_no_margin_are_not_learnt() -> None:
+    """A maximum begins anew from its box: what stands before it has no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(*shape, generator=generator) for shape in ((4, 3), (3, 4))]
+    rows = [
+        ("a", Linear(weights[0]), ("input",)),
+        ("b", ReLU(), ("a",)),
+        ("c", MaxMin(), ("b",)),
+        ("d", Linear(weights[1]), ("c",)),
+    ]
+    network = Network((3,), rows).eval()
+    x = torch.full((1, 3), 0.5)
+    labels = network(x).argmax(1)
+    compiled, region = CompiledNetwork.compile(network), Region(x, reach(0.3), "linf", False)
+    first = zonotope_margins(compiled, region, labels, *DOUBLE, iterations=0)
+    assert not bool(certified(first))
+    assert torch.equal(zonotope_margins(compiled, region, labels, *DOUBLE), first)
 
 
 def test_values_that_share_their_terms_cancel() -> None:

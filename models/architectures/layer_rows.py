@@ -42,7 +42,11 @@ class LayerRow:
         """An integer from ``minimum`` to ``maximum``."""
         value = self.get(key, default)
         if type(value) is not int or not minimum <= value <= maximum:
-            self.refuse(f'needs "{key}", an integer from {minimum} to {maximum}, not {value!r:.40}')
+            own = ", ".join(str(name)[:40] for name in list(self.row)[:10])
+            self.refuse(
+                f'needs "{key}", an integer from {minimum} to {maximum}, not {value!r:.40}',
+                "" if key in self.row else f"it is not given; the layer has {own}",
+            )
         return value
 
     def pair(self, key: str, default: Any = None) -> tuple[int, int]:

@@ -22,6 +22,8 @@ from service.supervisor.instance_lock import StartError
 
 __all__ = ["main"]
 
+_ABOUT = "Certify classifiers: for every sample a radius inside which no input changes the answer."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``certserve``."""
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     settings = Settings()
-    parser = argparse.ArgumentParser(prog="certserve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="certserve", description=_ABOUT)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve.add_parser(commands, settings)
     for command in (worker, certify, verify, train, verify_report, jobs, uploads):

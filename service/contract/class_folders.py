@@ -124,7 +124,7 @@ def _refuse_splits(tops: set[str], *, flat: bool) -> None:
         _refuse(
             f"the folders {', '.join(splits)} look like parts of a data set, not like classes",
             "ambiguous_split",
-            "send one part: the class folders that lie in test, for example",
+            f"send one part: the class folders that lie in {splits[0]}, for example",
         )
 
 

@@ -19,7 +19,7 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     if not isinstance(given, str) or not 0 < len(given) <= _LONGEST:
         return ""
     plain = {_plain(name): name for name in known}
-    near = get_close_matches(_plain(given), plain, n=1, cutoff=0.7)
+    near = get_close_matches(_plain(given), plain, n=1, cutoff=0.65)
     return f" (did you mean {plain[near[0]]!r}?)" if near else ""
 
 

@@ -159,5 +159,6 @@ def _no_recipe(spec: TrainSpec, dataset: str) -> InvalidInput:
 
 
 def _offer(method: str) -> str:
-    rows = [f"{row.name} on {row.dataset}" for row in RECIPES if row.method == method]
+    own = [row for row in RECIPES if row.method == method]
+    rows = dict.fromkeys(f"{row.name} on {row.dataset}" for row in own)
     return f"recipes of {method}: {', '.join(rows) or 'none'}"

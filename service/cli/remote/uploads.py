@@ -27,7 +27,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     upload = commands.add_parser("upload", help="upload a model or a data set; prints its id")
     upload.add_argument("file", type=Path)
     upload.add_argument("--kind", choices=("model", "dataset"), help="default: by the file's name")
-    upload.add_argument("--labels", type=Path, help="labels of an idx pair")
+    upload.add_argument("--labels", type=Path, help="labels of an idx or npy pair")
     upload.add_argument("--name", help="a data set's name is what a spec may call it")
     upload.set_defaults(run=_upload)
     models = commands.add_parser("models", help="list the uploaded and trained models")

@@ -63,6 +63,17 @@ def test_initial_weights(name: str) -> None:
             assert layer.weight.std().item() == pytest.approx(deviation, rel=0.15)
 
 
+def test_a_size_that_is_called_otherwise_is_told_what_the_layer_has() -> None:
+    layers = [{"kind": "flatten"}, {"kind": "linear", "out_features": 2}]
+    with pytest.raises(ModelError, match='needs "out"') as caught:
+        build({"input": [1, 2, 2], "layers": layers})
+    assert "out_features" in caught.value.hint
+    layers[1] = {"kind": "linear", "out": 0}
+    with pytest.raises(ModelError, match="not 0") as caught:
+        build({"input": [1, 2, 2], "layers": layers})
+    assert not caught.value.hint
+
+
 def residual() -> dict[str, Any]:
     return {
         "input": [3, 8, 8],

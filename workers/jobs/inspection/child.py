@@ -313,12 +313,19 @@ def _inspect_and_state() -> int:
             "detail": getattr(error, "message", None) or str(error),
             "hint": getattr(error, "hint", None) or None,
             "field": getattr(error, "field", None)
-            or ("architecture" if request.get("training") else "model"),
+            or _place(code, training=bool(request.get("training"))),
         }
     else:
         return 0
     Path("problem.json").write_text(json.dumps(problem))
     return 3
+
+
+def _place(code: str, *, training: bool) -> str:
+    """The field that a problem is about where it does not say so itself."""
+    if training:
+        return "architecture"
+    return "spec.architecture" if code == "invalid_architecture" else "model"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def inspected(
     model.write_bytes(flattened(nodes, (4,), constants, **options))
     x = np.random.default_rng(0).random((5, 4), np.float32)
     np.savez(data, x=x, y=np.zeros(5, np.int64))
-    (folder / "child").mkdir()
+    (folder / "child").mkdir(exist_ok=True)
     request = {
         "model": {"path": str(model), "format": "onnx", "architecture": None},
         "normalization": None,
@@ -51,6 +51,14 @@ def inspected(
     left = "prepared/facts.json" if ended.status == 0 else "problem.json"
     assert (folder / "child" / left).exists(), ended
     return ended, json.loads((folder / "child" / left).read_text())
+
+
+def test_what_a_child_left_that_was_given_up_is_cleared_away(tmp_path: Path) -> None:
+    half = tmp_path / "child" / "prepared" / "half"
+    half.mkdir(parents=True)
+    ended, _ = inspected(tmp_path, [node("Relu", ["x"], ["y"])], {})
+    assert ended.status == 0
+    assert not half.exists()
 
 
 @pytest.mark.parametrize(("batch", "claimed"), [("N", "any"), (1, 1)])

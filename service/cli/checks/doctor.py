@@ -38,9 +38,7 @@ LITTLE_MEMORY = 4 * 2**30
 
 #: Run apart, because the service itself imports no torch: devices, and what runs ONNX files.
 _DEVICES = """
-import json
-import onnxruntime
-import torch
+import json, onnxruntime, torch
 names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
 print(json.dumps({"gpus": names, "providers": onnxruntime.get_available_providers()}))
 """

@@ -9,8 +9,9 @@ from redis.exceptions import RedisError
 
 from service.access.keys import Caller
 from service.api.services import Services
+from service.contract.schemas.job_records import JobRecord
 from service.contract.schemas.problems import Unavailable
-from service.contract.schemas.submissions import TERMINAL, JobRecord
+from service.contract.schemas.submissions import TERMINAL
 from service.jobs.control import record
 from service.jobs.submit import Accepted
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from service.contract.ledger.ledger import Exhausted, JobState, Ledger
+from service.contract.schemas.job_records import Progress
 from service.contract.schemas.problems import InternalError, Problem
-from service.contract.schemas.submissions import JobSubmission, Progress
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 

@@ -14,17 +14,13 @@ from service.access.limits import KeyLimits
 from service.contract.ids import is_job_id
 from service.contract.ledger.ledger import JobState, Ledger
 from service.contract.outcomes import cancel, erase, outcome_state, reopen
+from service.contract.schemas.job_records import Estimate, JobDetails, JobError, JobRecord, Progress
 from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, Unavailable
 from service.contract.schemas.submissions import (
     TERMINAL,
     DatasetSource,
-    Estimate,
-    JobDetails,
-    JobError,
-    JobRecord,
     JobSubmission,
     ModelSource,
-    Progress,
     Spec,
 )
 from service.contract.storage.journal import Journal

@@ -30,16 +30,11 @@ from service.api.uploads.registration import (
     known_dataset,
     known_model,
 )
+from service.contract.schemas.job_records import JobRecord
 from service.contract.schemas.parsing import parse_json, parse_model
 from service.contract.schemas.problems import InvalidInput, Unsupported
 from service.contract.schemas.property_spec import PropertySpec
-from service.contract.schemas.submissions import (
-    DatasetSource,
-    JobRecord,
-    ModelSource,
-    Spec,
-    Strict,
-)
+from service.contract.schemas.submissions import DatasetSource, ModelSource, Spec, Strict
 from service.contract.schemas.webhook_address import WebhookUrl
 from service.jobs.control import check_fit
 from service.jobs.submit import PreparedSubmission, SubmissionRequest

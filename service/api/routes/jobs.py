@@ -12,7 +12,8 @@ from pydantic import BaseModel, JsonValue
 from service.api.auth import Principal
 from service.api.errors import PROBLEM
 from service.api.services import UsesServices
-from service.contract.schemas.submissions import JobDetails, JobKind, JobRecord, JobStatus
+from service.contract.schemas.job_records import JobDetails, JobRecord
+from service.contract.schemas.submissions import JobKind, JobStatus
 from service.jobs.control import details, record
 
 __all__ = ["Page", "router"]

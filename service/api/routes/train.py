@@ -13,9 +13,10 @@ from service.api.bodies import json_body, media_type
 from service.api.responses import SubmissionOptions, respond
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import own_names
+from service.contract.schemas.job_records import JobRecord
 from service.contract.schemas.parsing import parse_model, problem_of
 from service.contract.schemas.problems import InvalidInput, NotFound, Unsupported
-from service.contract.schemas.submissions import DatasetSource, JobRecord, Spec
+from service.contract.schemas.submissions import DatasetSource, Spec
 from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.jobs.submit import PreparedSubmission, SubmissionRequest
 from service.recipes.plans import plan_of

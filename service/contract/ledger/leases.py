@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.contract.schemas.submissions import JobSubmission, Progress
+from service.contract.schemas.job_records import Progress
+from service.contract.schemas.submissions import JobSubmission
 from service.contract.times import rfc3339
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""Specs, submissions and job records: what crosses HTTP, the journal and Redis.
+"""Specs and submissions: what crosses HTTP, the journal and Redis.
 
-Reports and sample rows are in ``service.contract.schemas.report``.
+Records of jobs are in ``job_records``, reports and sample rows in ``report``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,11 @@ __all__ = [
     "AttackSpec",
     "Criterion",
     "DatasetSource",
-    "Estimate",
-    "JobDetails",
-    "JobError",
     "JobKind",
-    "JobLinks",
-    "JobRecord",
     "JobStatus",
     "JobSubmission",
     "ModelSource",
     "Normalization",
-    "Progress",
     "Spec",
 ]
 
@@ -330,83 +324,3 @@ class JobSubmission(Strict):
         """How many devices a worker must own to train it; a certification needs one."""
         asked = (self.training or {}).get("devices", 1)
         return asked if isinstance(asked, int) else 1
-
-
-class Progress(Strict):
-    """How far a job is, in ``steps`` of a training, then in ``samples``; ``total`` and ``eta_s``
-    are null while they are unknown."""
-
-    done: int = 0
-    total: int | None = None
-    unit: str = "samples"
-    message: str = "waiting for a worker"
-    eta_s: float | None = None
-
-
-class JobLinks(Strict):
-    """Addresses of a job's results; null while there is no such result."""
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
-    itself: str = Field(alias="self")
-    events: str | None = None
-    report: str | None = None
-    model: str | None = None
-    training: str | None = None
-
-
-class JobError(BaseModel):
-    """The problem a job ended with."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-
-
-class JobRecord(Strict):
-    """A job as a list shows it."""
-
-    id: str
-    kind: JobKind
-    status: JobStatus
-    progress: Progress
-    created_at: str
-    started_at: str | None = None
-    finished_at: str | None = None
-    error: JobError | None = None
-    model_id: str | None = None
-    dataset_id: str | None = None
-    links: JobLinks
-
-
-class Estimate(BaseModel):
-    """What a certification costs at most, once its model and data were read.
-
-    forward_passes: plain ones, of bounds and attack, at most; worker_s: about the seconds of one
-    core that they take; left_out: bounds too large for a worker's memory or for the effort.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    samples: int
-    forward_passes: float
-    worker_s: float
-    left_out: list[str] = []
-    warning: str | None = None
-
-
-class JobDetails(JobRecord):
-    """A job as GET /jobs/{id} shows it.
-
-    ``spec``: of the certification, defaults filled in; null for a training that certifies nothing.
-    ``estimate``: null until model and data were read.
-    ``plan``: of a training, what its recipe and defaults came to.
-    """
-
-    spec: dict[str, JsonValue] | None = None
-    plan: dict[str, JsonValue] | None = None
-    estimate: Estimate | None = None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.schemas.submissions import Estimate
+from service.contract.schemas.job_records import Estimate
 from tests.extent import examples
 from tests.workers.verification.networks import dense_network
 from workers.jobs.inspection.estimate import estimate

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.contract.schemas.submissions import Estimate
+from service.contract.schemas.job_records import Estimate
 from tests.workers.jobs.conftest import Corridor, tiny_npz
 from workers.jobs.items.prepare import facts_of, prepare
 from workers.jobs.items.shard import allowance, certify_shard

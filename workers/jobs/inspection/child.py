@@ -68,7 +68,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.verification.graph.compiled_network import CompiledNetwork
 
     watch_barriers(torch.get_num_threads())
-    sandbox.opens_uploads()
+    sandbox.opens_uploads(folder.parent)
     started, budget = time.monotonic(), request.get("time_budget_s")
     loaded = _load_model(request, folder)
     network, outside = loaded.network, loaded.outside
@@ -286,7 +286,7 @@ def _inspect_and_state() -> int:
         elif request.get("property"):
             from workers.jobs.inspection.property_inspection import inspect_property
 
-            sandbox.opens_uploads()
+            sandbox.opens_uploads(folder.parent)
             inspect_property(request, folder, _load_model(request, folder))
         else:
             inspect(request, folder)

@@ -168,9 +168,9 @@ def run_child(
     return ChildEnded(status, timed_out, stopped, _tail(folder / "stderr"), cramped or unable)
 
 
-def opens_uploads() -> None:
-    """The child's note, in its own folder: what it does next depends on what was uploaded."""
-    Path(_OPENED).touch()
+def opens_uploads(folder: Path) -> None:
+    """The child's note, in its own ``folder``: what it does next depends on what was uploaded."""
+    (folder / _OPENED).touch()
 
 
 def _peak_bytes(pid: int) -> int:

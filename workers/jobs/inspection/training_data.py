@@ -37,7 +37,7 @@ def write_training_data(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.datasets.sources import read_source
 
-    opens_uploads()
+    opens_uploads(folder.parent)
     plan = blueprint(request["architecture"], activation=request["activation"])
     shape, classes = plan.skeleton.input_shape, plan.skeleton.classes
     bounds = Bounds(**request["bounds"])

@@ -333,7 +333,10 @@ def test_a_child_ends_with_its_fork_server(run: Run, modules: Path, tmp_path: Pa
 
 def test_a_crash_with_no_address_space_left_is_the_limits_doing(child: Run) -> None:
     """Native code that does not look whether it got its memory ends by a signal."""
-    opened = "from workers.jobs.inspection.sandbox import opens_uploads; opens_uploads()\n"
+    opened = (
+        "from pathlib import Path\n"
+        "from workers.jobs.inspection.sandbox import opens_uploads; opens_uploads(Path())\n"
+    )
     fill = (
         "import mmap, resource; own = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "kept = mmap.mmap(-1, int(0.95 * resource.getrlimit(resource.RLIMIT_AS)[0]) - own)\n"

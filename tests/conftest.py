@@ -21,7 +21,9 @@ FIRST = (ROOT / "tests" / "e2e", ROOT / "tests" / "workers")
 
 # How long an example takes says more of the machine than of the code.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("slice", PATIENT)
+# By day the same examples every time, so that a commit is judged by what it changed; by night
+# new ones.
+settings.register_profile("slice", PATIENT, derandomize=True)
 settings.register_profile("nightly", PATIENT, max_examples=examples(PATIENT.max_examples))
 settings.load_profile("nightly" if ALL else "slice")
 

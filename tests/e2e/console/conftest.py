@@ -61,7 +61,7 @@ class Watched:
         assert self.page.evaluate("window.broken") is None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     """A service that knows two keys."""
     if CHROMIUM is None:
@@ -76,7 +76,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
         live.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(service: LiveService) -> Iterator[Any]:
     with playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -86,7 +86,7 @@ def chromium(service: LiveService) -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def admin(chromium: Any, service: LiveService) -> Iterator[Watched]:
     """The page of somebody who has logged in with the admin's key."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")

@@ -25,6 +25,8 @@ CAUTION = 0.65
 AHEAD = 1.5
 #: No try is nearer to the one proved than this share of the bracket.
 NEAR = 0.125
+#: What is proved is next to nothing below this share of the first guess: then that guess is tried.
+TINY = 2.0**-10
 #: After two tries that left more of the bracket it is halved.
 SLOW = 0.6
 
@@ -173,6 +175,8 @@ def _guess(
     # is none.
     lost = torch.isnan(root) | (root < low * (1 - width)) | (slow & known)
     guess = torch.where(lost, plain, guess)
+    # From next to nothing no step in proportion to it arrives.
+    guess = torch.where(opened & (low < TINY * start), start, guess)
     short = torch.maximum(_significant(guess, bits), _next(low, bits))
     # ``guess`` is below the end that failed, but the next short number may not be.
     short = torch.where(short < high, short, _next(low, bits))

@@ -191,6 +191,9 @@ def test_features_are_not_called_pixels(case: Case) -> None:
     submission, facts, results = case
     report, _ = finished((submission, facts | {"input_shape": [4]}, results))
     said = " ".join([report["statement"], *report["warnings"]])
+    for epsilon in submission.spec["epsilons"]:
+        # As it was written: 791/255 where somebody asked for it.
+        said = said.replace(epsilon, "epsilon")
     assert not any(word in said for word in ("pixel", "image", "camera", "255"))
     shown, _ = finished(case)
     assert "images outside this data set" in shown["statement"]

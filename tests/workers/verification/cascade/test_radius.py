@@ -52,6 +52,14 @@ def searched(prover: Prover, low: Tensor, high: Tensor, **options: object) -> Te
     return search_radius(prover, low, high, start, CAP, **options)  # type: ignore[arg-type]
 
 
+def test_next_to_nothing_proved_is_no_place_to_climb_from() -> None:
+    """Steps in proportion to it were 2,000 tries, and no radius at the end of them."""
+    prover = Prover(of(1.0), lambda row, epsilon: 0.0)
+    found = searched(prover, of(2e-222), of(math.inf), width=0.0625)
+    assert float(found) >= 1 - 0.0625
+    assert len(prover.tried[0]) < 40
+
+
 NONSENSE = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1.0, -1e300, 1e300, 0.5, -3.0])
 
 

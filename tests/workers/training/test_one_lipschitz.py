@@ -24,7 +24,7 @@ from workers.training.objectives import OBJECTIVES
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.optimizers import OPTIMIZERS, set_rate
 from workers.training.optimizers.orthogonal_muon import OTHERS, OrthogonalMuon, near_orthogonal
-from workers.training.precision import dtype_of, has_bfloat16_tiles
+from workers.training.precision import dtype_of, has_bfloat16_products
 from workers.training.schedules import Schedule
 from workers.training.trainer import Trainer, build_network
 from workers.verification.attacks.pgd import attack
@@ -269,20 +269,21 @@ def test_bfloat16_is_taken_where_the_processor_multiplies_it(
     info = tmp_path / "cpuinfo"
     for flags, able in (
         ("fpu avx2 amx_bf16 avx512_bf16 amx_tile", True),
-        ("fpu avx2 avx512_bf16", False),
+        ("fpu avx2 avx512_bf16", True),
+        ("fpu avx2 avx512f avx512_vnni", False),
         ("fpu amx_tile amx_int8", False),
     ):
         info.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbogomips\t: 1\n")
-        has_bfloat16_tiles.cache_clear()
-        assert has_bfloat16_tiles(info) is able
-    assert has_bfloat16_tiles(tmp_path / "missing") is False
-    monkeypatch.setattr(precision, "has_bfloat16_tiles", lambda: True)
+        has_bfloat16_products.cache_clear()
+        assert has_bfloat16_products(info) is able
+    assert has_bfloat16_products(tmp_path / "missing") is False
+    monkeypatch.setattr(precision, "has_bfloat16_products", lambda: True)
     auto = small(precision="auto")
     assert auto.bfloat16_on_cpu
     assert dtype_of(auto, CPU) == torch.bfloat16
     assert dtype_of(config_of("emma", precision="auto"), CPU) == torch.float32
     assert dtype_of(config_of("bcp", precision="auto"), CPU) == torch.float32
-    monkeypatch.setattr(precision, "has_bfloat16_tiles", lambda: False)
+    monkeypatch.setattr(precision, "has_bfloat16_products", lambda: False)
     assert dtype_of(auto, CPU) == torch.float32
     # bfloat16 by force computes about the same, whatever the processor.
     data = images(20)

@@ -22,7 +22,7 @@ from workers.training.bounds.last_layer import ball_logits
 from workers.training.config import TrainingConfig, TrainingError
 from workers.training.loop import Paused, train
 from workers.training.objectives import ScheduledWeights
-from workers.training.precision import dtype_of, wants_compilation
+from workers.training.precision import dtype_of, has_bfloat16_products, wants_compilation
 from workers.training.schedules import Schedule
 from workers.training.step import Backend
 from workers.training.trainer import Trainer, build_network
@@ -262,7 +262,8 @@ def test_bfloat16_learns_what_float32_learns(method: str) -> None:
 def test_a_run_computes_as_its_methods_row_says(row: TrainingMethod) -> None:
     gpu = torch.device("cuda")
     config = config_of(row.name, precision="auto", compiled="auto")
-    assert dtype_of(config, CPU) == torch.float32
+    gains = row.bfloat16_on_cpu and has_bfloat16_products()
+    assert dtype_of(config, CPU) == (torch.bfloat16 if gains else torch.float32)
     assert not wants_compilation(config, CPU)
     assert wants_compilation(config, gpu) == row.compiled
     forced = config_of(row.name, precision="bfloat16")

@@ -47,6 +47,7 @@ __all__ = [
     "min_normal",
     "nonzero",
     "per_sample",
+    "product_magnitude",
     "quick_total",
     "raised",
     "rough_norm",
@@ -217,6 +218,14 @@ def magnitude(x: Tensor) -> Tensor:
     flat = x.flatten(1)
     result = flat.abs().sum(1).to(torch.float64)
     return raised(result, flat.shape[1], x.dtype)
+
+
+def product_magnitude(x: Tensor, weights: Tensor) -> Tensor:
+    """``magnitude`` of x * weights, in the memory of the product where no gradient needs it."""
+    product = x * weights
+    product = product.abs() if product.requires_grad else product.abs_()
+    result = product.flatten(1).sum(1).to(torch.float64)
+    return raised(result, product[0].numel(), x.dtype)
 
 
 def total(x: Tensor) -> Tensor:

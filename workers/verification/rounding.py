@@ -31,6 +31,9 @@ __all__ = [
 U32 = 2.0**-24
 U64 = 2.0**-53
 
+#: Unit roundoff of a deployed network that does not round: not 0, which stands for estimates.
+NO_ROUNDING = 2.0**-500
+
 #: Largest finite float32, a little rounded down: beyond it the deployed network may overflow.
 FLOAT32_MAX = 3.4e38
 
@@ -99,6 +102,12 @@ class Rounding:
     def sound(cls, dtype: torch.dtype) -> Rounding:
         """Deployed in float32, verified in ``dtype``."""
         return cls(U32, unit_roundoff(dtype))
+
+    @classmethod
+    def real(cls, dtype: torch.dtype) -> Rounding:
+        """The network in exact arithmetic, verified in ``dtype``: evaluations with next to no error
+        of their own, of which the exact one is one."""
+        return cls(NO_ROUNDING, unit_roundoff(dtype))
 
     @classmethod
     def ignored(cls) -> Rounding:

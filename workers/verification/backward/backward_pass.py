@@ -34,7 +34,9 @@ from workers.verification.numerics import (
     lost_in_coefficients,
     lost_in_sums,
     magnitude,
+    product_magnitude,
     quick_total,
+    raised,
     rounding_error,
     slack,
     sum_error,
@@ -55,7 +57,9 @@ class BackwardPass:
     values: enclosures as ``propagate`` keeps them (value 0 is the input). slopes: the rule for the
     lower slope of unstable neurons, ``crown`` or ``cap``. rounds: of the box-and-ball search.
     windows: what ``PatchGrid`` keeps for the next rows. clock: looked at before every step of a
-    pass.
+    pass. paid: about what the rows of the last pass have lost by rounding, the deployed network's
+    and this one's, [rows] float64; slack: the same of the margins [batch] (``final_forms``). Both
+    only say where a tighter arithmetic may help.
     """
 
     compiled: CompiledNetwork
@@ -68,6 +72,8 @@ class BackwardPass:
     made: dict[int, Any] = field(default_factory=dict)
     windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
     clock: Clock = UNLIMITED
+    paid: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    slack: Tensor | None = None
     _relaxations: dict[int, LinearRelaxation] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
     _sizes: dict[int, Tensor] = field(default_factory=dict)
@@ -117,7 +123,7 @@ class BackwardPass:
         pending = {value: rows}
         constant = torch.zeros(rows.coefficients.shape[0], dtype=torch.float64)
         constant = constant.to(rows.coefficients.device)
-        size = torch.zeros_like(constant)
+        size, paid = torch.zeros_like(constant), torch.zeros_like(constant)
         for index in range(value - 1, -1, -1):
             carried = pending.pop(index + 1, None)
             if carried is None:
@@ -127,6 +133,8 @@ class BackwardPass:
             sources, gained, held = self.through(index, step, carried, slopes)
             constant = constant + gained - carried.of_samples(self.lost(step))
             size = size + held
+            if isinstance(step.op, Affine):
+                paid = paid + held.detach()
             for source, contribution in zip(step.sources, sources, strict=True):
                 known = pending.get(source)
                 if known is not None:
@@ -137,6 +145,8 @@ class BackwardPass:
         result = constant
         if 0 in pending:
             result = result + self.over_region().least(pending[0])
+            paid = paid + self.over_region().lost
+        self.paid = paid
         if self.rounding.is_sound:
             result = result - sum_error(LONGEST_SUM) * size
         # Only a product that overflowed here is infinite: it says nothing.
@@ -179,7 +189,7 @@ class BackwardPass:
             )
             size = nothing(rows)
             if error is not None:
-                size = magnitude(rows.coefficients * rows.pick(error))
+                size = product_magnitude(rows.coefficients, rows.pick(error))
                 gained = gained - rounding_error(size)
             return [adjoint(op, rows)], gained, size
         rules = rules_of(op)
@@ -196,7 +206,10 @@ class BackwardPass:
     def _activation(self, index: int, rows: LinearForm, slopes: LowerSlopes | None) -> Carried:
         relaxation = self.relaxation(index)
         positive = rows.coefficients.clamp_min(0.0)
-        negative = rows.coefficients - positive
+        if positive.requires_grad:
+            negative = rows.coefficients - positive
+        else:
+            negative = rows.coefficients.clamp_max(0.0)
         if slopes is None:
             lower_slope = rows.pick(relaxation.lower_slope)
         else:
@@ -204,8 +217,16 @@ class BackwardPass:
         parts = negative * rows.pick(relaxation.upper_intercept)
         if relaxation.lower_intercept is not None:
             parts = parts + positive * rows.pick(relaxation.lower_intercept)
-        gained, size = quick_total(parts), magnitude(parts)
-        carried = torch.addcmul(positive * lower_slope, negative, rows.pick(relaxation.upper_slope))
+            gained, size = quick_total(parts), magnitude(parts)
+        else:
+            # Lines above have intercepts >= 0: the sum is its own magnitude.
+            gained = quick_total(parts)
+            size = raised(-gained, 2 * SUM_ROUNDINGS, self.dtype)
+        upper_slope = rows.pick(relaxation.upper_slope)
+        if positive.requires_grad or lower_slope.requires_grad:
+            carried = torch.addcmul(positive * lower_slope, negative, upper_slope)
+        else:
+            carried = positive.mul_(lower_slope).addcmul_(negative, upper_slope)
         # One of the two products is 0; the other was rounded, the sum is float64's.
         unit = (64 + SUM_ROUNDINGS) * unit_roundoff(self.dtype) * self.rounding.is_sound
         gained = gained - size * unit
@@ -223,9 +244,8 @@ class BackwardPass:
         """What two roundings of each coefficient may change in rows . value, [rows]."""
         if not self.rounding.is_sound:
             return nothing(rows)
-        return magnitude(
-            rows.coefficients * rows.pick(self.share_of(value, 4 * unit_roundoff(self.dtype)))
-        )
+        share = self.share_of(value, 4 * unit_roundoff(self.dtype))
+        return product_magnitude(rows.coefficients, rows.pick(share))
 
     def share_of(self, value: int, share: float) -> Tensor:
         """This share of a value's largest magnitude, made once: rows keep what they pick of it."""

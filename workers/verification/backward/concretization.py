@@ -30,7 +30,10 @@ __all__ = ["Concretization"]
 
 @dataclass
 class Concretization:
-    """region, and its box [batch, *shape]; rounds: of the search over ball and box together."""
+    """region, and its box [batch, *shape]; rounds: of the search over ball and box together.
+
+    lost: what the last rows have lost by rounding here, about [rows] float64.
+    """
 
     region: Region
     lower: Tensor
@@ -38,6 +41,7 @@ class Concretization:
     rounding: Rounding
     dtype: torch.dtype
     rounds: int
+    lost: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     _centres: dict[torch.dtype, Tensor] = field(default_factory=dict)
     _offsets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
 
@@ -57,13 +61,21 @@ class Concretization:
         centre_norm = centre.flatten(1).norm(dim=1)
         share = 4 * unit + sum_error(flat.shape[1])
         lost = share * norm * rows.of_samples(centre_norm) * ROOM
-        lost = lost + lost_in_sums(self.dtype)
-        return at_centre - self.fall(rows) - lost * self.rounding.is_sound
+        lost = (lost + lost_in_sums(self.dtype)) * self.rounding.is_sound
+        # Most of what ``fall`` loses, whatever the region.
+        reach = rows.of_samples(self._reach()[4]) if self._boxed else 0.0
+        self.lost = lost + (flat.shape[1] + SUM_ROUNDINGS) * unit * norm * reach
+        return at_centre - self.fall(rows) - lost
+
+    @property
+    def _boxed(self) -> bool:
+        """Whether the box counts; else the region is a ball, and exact."""
+        return self.region.norm != "l2" or self.region.clip
 
     def fall(self, rows: LinearForm) -> Tensor:
         """Upper bound [rows] float64 on how far rows . x' may lie below rows . x in the region."""
         flat = rows.coefficients.flatten(1)
-        if self.region.norm == "l2" and not self.region.clip:
+        if not self._boxed:
             return raised(rows.of_samples(self.region.epsilon) * euclidean_norm(flat), 3)
         below, above, middle, reach, reach_norm = self._reach()
         if self.region.norm == "l2":

@@ -4,21 +4,25 @@ memory."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from models.layers.base import Layer
+from models.layers.joins import Add
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import LinearForm, PatchGrid
 from workers.verification.block_sizes import GRADIENT_TENSORS, ROW_BYTES
 from workers.verification.clock import rows_per_piece
 from workers.verification.graph.affine import Affine
-from workers.verification.graph.affine_maps import Convolution, Dense
+from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
 from workers.verification.numerics import nonzero, rounding_error
+from workers.verification.region import Region
 
 __all__ = [
     "Solve",
@@ -113,7 +117,19 @@ def open_places(backward: BackwardPass, step: GraphStep) -> list[tuple[int, Tens
 UnitForms = tuple[int, LinearForm, Tensor, Tensor]
 
 
-def unit_forms(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -> UnitForms:
+class UnitState(Protocol):
+    """What ``unit_forms`` asks of a pass."""
+
+    compiled: CompiledNetwork
+    region: Region
+    dtype: torch.dtype
+    windows: dict[tuple[object, ...], tuple[Tensor, Tensor]]
+
+    def error(self, index: int) -> Tensor | None:
+        """What a unit row of an affine step's result pays there; None: nothing."""
+
+
+def unit_forms(backward: UnitState, value: int, places: tuple[Tensor, ...]) -> UnitForms:
     """Rows for single neurons of a value, moved through the affine step that makes them.
 
     Returns (value, rows, constant, slack): neuron = rows . value + constant, up to slack.
@@ -154,9 +170,22 @@ def unit_forms(backward: BackwardPass, value: int, places: tuple[Tensor, ...]) -
         slack = zero if error is None else rounding_error(error[places].to(torch.float64))
         return step.sources[0], LinearForm(rows, op.in_shape, sample), bias, slack
     shape = step.shape
+    if _keeps_patches(op) and len(shape) == 3:
+        units = torch.zeros(count, shape[0], 1, 1, dtype=dtype, device=device)
+        units[torch.arange(count, device=device), places[1]] = 1.0
+        size = (shape[1], shape[2])
+        patch_grid = PatchGrid(
+            places[2], places[3], size, (1, 1), (0, 0), (1, 1), size, windows=backward.windows
+        )
+        return value, LinearForm(units, shape, sample, patch_grid).compact(), zero, zero
     units = torch.zeros(count, *shape, dtype=dtype, device=device)
     units[(torch.arange(count, device=device), *places[1:])] = 1.0
     return value, LinearForm(units, shape, sample), zero, zero
+
+
+def _keeps_patches(op: Affine | Layer) -> bool:
+    """Whether rows on the step's result may be patches of one place each."""
+    return isinstance(op, Add | Diagonal) or rules_of(op).relax is not None
 
 
 def _row_bound(backward: BackwardPass, rows: UnitForms, enough: float, solve: Solve) -> Tensor:
@@ -223,7 +252,8 @@ def widest(compiled: CompiledNetwork) -> int:
 def _row_numbers(backward: BackwardPass, value: int) -> int:
     """Numbers in one row's largest tensor: a guess that only bounds memory."""
     compiled = backward.compiled
-    if isinstance(compiled.steps[value - 1].op, Convolution):
+    op = compiled.steps[value - 1].op
+    if isinstance(op, Convolution) or _keeps_patches(op):
         return max(256, widest(compiled) // 4)
     return widest(compiled)
 

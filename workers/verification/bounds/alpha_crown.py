@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import LinearForm
-from workers.verification.bounds.crown import final_forms, refined_pass
+from workers.verification.bounds.crown import final_forms, refined_pass, tell_slack
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.rules import LinearRelaxation
@@ -34,6 +34,7 @@ def alpha_crown_margins(
     rounding: Rounding,
     dtype: torch.dtype,
     *,
+    lost: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, slopes optimised.
@@ -41,7 +42,9 @@ def alpha_crown_margins(
     Nowhere below CROWN's, sound in the same sense; when the time is over the best iterate met
     counts. Raises OutOfTime before CROWN's own margins are there.
     """
-    return alpha_pass(compiled, region, labels, rounding, dtype, clock=clock)[1]
+    backward, bounds = alpha_pass(compiled, region, labels, rounding, dtype, clock=clock)
+    tell_slack(backward, lost)
+    return bounds
 
 
 def alpha_pass(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.bounds.alpha_crown import alpha_pass, optimized_bound
-from workers.verification.bounds.crown import final_forms, refine_boxes
+from workers.verification.bounds.crown import final_forms, refine_boxes, tell_slack
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.forward.margins import certified
 from workers.verification.forward.propagation import Enclosure
@@ -38,6 +38,7 @@ def alpha_crown_intermediate_margins(
     rounding: Rounding,
     dtype: torch.dtype,
     *,
+    lost: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region: alpha-CROWN's, then, where they
@@ -47,6 +48,7 @@ def alpha_crown_intermediate_margins(
     margins are there.
     """
     backward, bounds = alpha_pass(compiled, region, labels, rounding, dtype, clock=clock)
+    tell_slack(backward, lost)
     # Rows of -inf: what the head itself ruled out (overflow) stays so.
     rows = (~certified(bounds) & ~torch.isneginf(bounds).any(1)).nonzero().flatten()
     if rows.numel():

@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 
 from workers.verification.clock import Clock, OutOfTime
-from workers.verification.forward.margins import certified, logit_enclosure
-from workers.verification.forward.propagation import has_forward_rule, propagate
+from workers.verification.deviation.deep import (
+    BackwardRadius,
+    forward_errors,
+    prove_on_deep,
+    radii_on_deep,
+)
+from workers.verification.forward.margins import certified
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.problem import Arithmetic, Problem
@@ -38,6 +43,8 @@ __all__ = [
 #: Beyond a bound's own share of the margin, a failed float32 pass is repeated in float64 where it
 #: lacks less than so many rounding errors of a logit at the centre.
 RETRY_ERRORS = 4.0
+#: The same of what the pass itself has lost by rounding: boxes have lost by it as well.
+RETRY_SLACKS = 2.0
 
 
 class Margins(Protocol):
@@ -105,9 +112,13 @@ class MarginsBound(Bound):
     searched, in the first arithmetic alone, at the price of ``search_passes``; randomized: instead
     of it where the problem has a failure budget; metered: they take ``spent`` [batch] too, to which
     they add the forward passes that each sample has cost (else: as expected);
+    tells_slack: they take ``lost`` [batch], which they set to what of the margins they have lost by
+    rounding: that much lacks a failed float32 pass that is worth a retry, whatever ``retry_share``;
     rows_per_sample: rows that it carries for each sample: blocks of samples shrink by as much;
-    retry_share: a failed float32 pass is worth a retry where its bound lacks less than this share
-    of the margin at the centre.
+    retry_share, retry_most: a failed float32 pass is worth a retry where its bound lacks less than
+    the first share of the margin at the centre, or ``RETRY_ERRORS`` but no more than the second;
+    backward_budget: what fails on a deep network is tried once more on the REAL network, less what
+    float32 may take there (``deviation.budget``).
     """
 
     margins: Margins
@@ -115,8 +126,11 @@ class MarginsBound(Bound):
     search_passes: float | None = None
     randomized: RandomizedMargins | None = None
     metered: bool = False
+    tells_slack: bool = False
     rows_per_sample: int = 1
     retry_share: float = 0.5
+    retry_most: float = math.inf
+    backward_budget: bool = False
 
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``; it never falsifies, and costs what is expected."""
@@ -126,6 +140,7 @@ class MarginsBound(Bound):
             margins, turns = self.in_search, problem.arithmetics()[:1]
         if problem.failure_budget is not None and self.randomized is not None:
             margins = partial(self.randomized, problem.failure_budget)
+        slack = torch.zeros(len(labels), dtype=torch.float64) if self.tells_slack else None
         verdict = margins_in_turn(
             margins,
             problem,
@@ -135,10 +150,15 @@ class MarginsBound(Bound):
             turns,
             rows_per_sample=self.rows_per_sample,
             retry_share=self.retry_share,
+            retry_most=self.retry_most,
             metered=self.metered,
+            slack=slack,
         )
         if not self.metered:
             verdict.spent.fill_(self.price(tightest=budget.tightest))
+        if self.backward_budget:
+            near = None if slack is None else RETRY_SLACKS * slack
+            prove_on_deep(self.margins, problem, region, labels, budget, verdict, near)
         return verdict
 
     def price(self, *, tightest: bool) -> float:
@@ -157,13 +177,16 @@ def margins_in_turn(
     *,
     rows_per_sample: int = 1,
     retry_share: float = 0.5,
+    retry_most: float = math.inf,
     metered: bool = False,
+    slack: Tensor | None = None,
 ) -> Verdict:
     """What ``margins`` prove, in one arithmetic after the other.
 
     turns: the arithmetics to try, of those of the problem; other arguments as of ``Bound.attempt``
     and ``MarginsBound``. The next arithmetic tries what failed and may have failed by rounding, or
-    broke down altogether. ``spent`` is left at 0 unless the margins are metered.
+    broke down altogether. ``spent`` is left at 0 unless the margins are metered. slack [batch]: of
+    margins that tell it, to be filled in place.
     """
     x, clock = region.x, budget.clock
     verdict = Verdict.undecided(x.shape[0])
@@ -178,6 +201,8 @@ def margins_in_turn(
             ):
                 asked = labels[rows].to(problem.device)
                 spent = torch.zeros(len(asked), dtype=torch.float64, device=problem.device)
+                lost = torch.zeros_like(spent)
+                told = {"spent": spent} if metered else {}
                 found = margins(
                     problem.compiled,
                     region.part(rows, problem.device),
@@ -185,16 +210,22 @@ def margins_in_turn(
                     rounding,
                     dtype,
                     clock=clock,
-                    **({"spent": spent} if metered else {}),
+                    **(told if slack is None else told | {"lost": lost}),
                 )
+                if slack is not None:
+                    slack[rows] = lost.cpu()
                 verdict.spent[rows] += spent.cpu()
                 proved[rows] = certified(found).cpu()
                 lowest[rows] = torch.maximum(lowest[rows], found.amin(1).cpu())
                 budget.report(everything[rows], proved[rows])
             if number < len(turns):
                 failed = (~proved).nonzero().flatten()
-                lost = _lost_by_float32(problem, region, failed, budget, retry_share)
-                hopeful[failed] = (lowest[failed] > -lost) | torch.isneginf(lowest[failed])
+                if slack is not None:
+                    near = RETRY_SLACKS * slack[failed]
+                else:
+                    near = _lost_by_float32(problem, region, failed, budget, retry_share)
+                    near = torch.fmin(near, retry_most * budget.margin[failed])
+                hopeful[failed] = (lowest[failed] > -near) | torch.isneginf(lowest[failed])
     return verdict
 
 
@@ -202,10 +233,12 @@ def margins_in_turn(
 class RadiusBound(Bound):
     """A bound that is a radius in closed form: one try answers every epsilon.
 
-    radius: in one arithmetic; retry_share: as of ``MarginsBound``.
+    radius: in one arithmetic; retry_share: as of ``MarginsBound``;
+    backward_radius: the same on deep networks, by the backward budget, for what is left.
     """
 
     radius: ClosedForm
+    backward_radius: BackwardRadius | None = None
     retry_share: float = 0.5
 
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
@@ -250,6 +283,8 @@ class RadiusBound(Bound):
                 share[failed] = lost / budget.margin[failed]
                 near = (best[:, None] < asked) & (asked <= best[:, None] * (1.0 + share[:, None]))
                 hopeful = near.any(1) | (best <= 0)
+            if self.backward_radius is not None:
+                radii_on_deep(self.backward_radius, problem, region, labels, asked, budget, best)
         return best
 
 
@@ -257,17 +292,5 @@ def _lost_by_float32(
     problem: Problem, region: Region, rows: Tensor, budget: Budget, retry_share: float
 ) -> Tensor:
     """What of the margin at the centre a bound may lose by computing in float32, [rows] float64."""
-    margin, clock = budget.margin[rows], budget.clock
-    lost = torch.full_like(margin, torch.inf)
-    if not all(has_forward_rule(step.op) for step in problem.compiled.steps):
-        return lost
-    rounding, dtype = Rounding.sound(torch.float32), torch.float32
-    centre = Region(region.x[rows], torch.zeros_like(margin), region.norm, region.clip)
-    everything = torch.arange(len(margin))
-    for part in problem.blocks(len(margin), everything, dtype, clock=clock):
-        at_x = centre.part(part, problem.device)
-        state = propagate(problem.compiled, at_x, rounding=rounding, dtype=dtype, clock=clock)
-        _, error = logit_enclosure(problem.compiled.head, state, rounding)
-        # Negative: nothing is known, float32 may overflow.
-        lost[part] = torch.where(error < 0, torch.inf, error).amax(1).cpu()
-    return torch.maximum(retry_share * margin, RETRY_ERRORS * lost)
+    lost = forward_errors(problem, region, rows, budget.clock, torch.float32)
+    return torch.maximum(retry_share * budget.margin[rows], RETRY_ERRORS * lost)

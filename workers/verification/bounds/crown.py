@@ -38,7 +38,14 @@ from workers.verification.numerics import (
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
-__all__ = ["cap_margins", "crown_margins", "final_forms", "refine_boxes", "refined_pass"]
+__all__ = [
+    "cap_margins",
+    "crown_margins",
+    "final_forms",
+    "refine_boxes",
+    "refined_pass",
+    "tell_slack",
+]
 
 
 def crown_margins(
@@ -48,16 +55,21 @@ def crown_margins(
     rounding: Rounding,
     dtype: torch.dtype,
     *,
+    lost: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes (CROWN).
+
+    lost [batch] float64: set to about what rounding has taken from the margins.
 
     Sound for every row, in the deployed network too (``rounding``); the label's column is inf, a
     row of -inf certifies nothing. Raises OutOfTime before the first margins are there; after that
     those that no row improved yet stay as the boxes alone give them.
     """
     backward, bounds = refined_pass(compiled, region, labels, rounding, dtype, "crown", clock=clock)
-    return final_forms(backward, labels, bounds)
+    bounds = final_forms(backward, labels, bounds)
+    tell_slack(backward, lost)
+    return bounds
 
 
 def cap_margins(
@@ -67,11 +79,14 @@ def cap_margins(
     rounding: Rounding,
     dtype: torch.dtype,
     *,
+    lost: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """The same with the chord's slope below unstable neurons (CAP)."""
     backward, bounds = refined_pass(compiled, region, labels, rounding, dtype, "cap", clock=clock)
-    return final_forms(backward, labels, bounds)
+    bounds = final_forms(backward, labels, bounds)
+    tell_slack(backward, lost)
+    return bounds
 
 
 def refined_pass(
@@ -159,6 +174,7 @@ def final_forms(
     width = rows_at_once(widest(compiled), costliest(compiled), device, solve)
     bounds = bounds.clone()
     slack = head_rounding(backward, state)
+    backward.slack = torch.zeros(len(labels), dtype=torch.float64, device=device)
     for start in range(0, sample.numel(), width):
         b, j = sample[start : start + width], other[start : start + width]
         y = labels[b]
@@ -171,7 +187,15 @@ def final_forms(
         except OutOfTime:
             break
         bounds[b, j] = torch.fmax(bounds[b, j], found + gained)
+        lost = (backward.paid + slack[b, y] + slack[b, j]).expand(len(b))
+        backward.slack.scatter_reduce_(0, b, lost, "amax")
     return bounds
+
+
+def tell_slack(backward: BackwardPass, lost: Tensor | None) -> None:
+    """Set ``lost`` [batch], if it is asked for, to what rounding has taken from the margins."""
+    if lost is not None and backward.slack is not None:
+        lost.copy_(backward.slack)
 
 
 def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:

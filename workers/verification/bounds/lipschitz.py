@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.deviation.budget import margin_budget
 from workers.verification.forward.ball import (
     ball_rule,
     joined_radius,
@@ -29,9 +30,21 @@ from workers.verification.graph.affine import Affine, Inner
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep, Section
 from workers.verification.numerics import lowered, nonzero, raised, rough_norm
+from workers.verification.region import Region
 from workers.verification.rounding import Rounding, overflow_ceiling
 
-__all__ = ["Walk", "head_cap", "lipschitz_constant", "lipschitz_radius", "walk"]
+__all__ = [
+    "Walk",
+    "backward_lipschitz_radius",
+    "head_cap",
+    "lipschitz_constant",
+    "lipschitz_radius",
+    "walk",
+]
+
+#: Balls within which the deployed rounding is carried backward, as shares of the real network's
+#: radius: the first says whether there is any hope, the others go down.
+SHARES = (2.0**-12, 15.0 / 16.0, 0.5, 0.125, 2.0**-6)
 
 #: The least slope that is not zero.
 MIN_SLOPE = 1e-290
@@ -51,6 +64,12 @@ class Walk:
     offsets: list[Tensor]
     cap: Tensor
     inputs: int
+
+    def part(self, rows: Tensor) -> Walk:
+        """The same of these samples alone."""
+        kept = None if self.kept is None else self.kept[rows]
+        offsets = [offset[rows] for offset in self.offsets]
+        return Walk(self.final[rows], kept, self.slopes, offsets, self.cap[rows], self.inputs)
 
     def epsilon(self, value: int, allowed: Tensor) -> Tensor:
         """The largest epsilon at which the value is within ``allowed`` [batch] of its centre."""
@@ -173,9 +192,60 @@ def lipschitz_radius(
     (``rounding``). x [batch, *shape]; labels [batch]. Raises OutOfTime.
     """
     walked = walk(compiled, x, rounding, dtype, clock=clock)
+    return _radius(compiled, walked, labels, norm, rounding, None)
+
+
+def backward_lipschitz_radius(
+    compiled: CompiledNetwork,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    norm: str,
+    least: Tensor,
+    clock: Clock = UNLIMITED,
+) -> Tensor:
+    """The same on deep networks: the REAL network's radius, less what float32 may take.
+
+    Within a ball of radius R the deployed margins are the real ones less a budget B(R) at most
+    (``deviation.budget``), so that min(R, the closed form with B(R) subtracted) is certified for
+    every R; ``SHARES`` of the real radius are tried. least [batch]: nothing below is of use (0: all
+    is). Raises OutOfTime.
+    """
+    rounding = Rounding.real(torch.float64)
+    walked = walk(compiled, x, rounding, torch.float64, clock=clock)
+    real = _radius(compiled, walked, labels, norm, rounding, None)
+    best = torch.full_like(real, -math.inf)
+    hopeful = (real > 0) & (real >= least)
+    for share in SHARES:
+        reach = torch.where(
+            least > 0, torch.minimum(torch.maximum(share * real, least), real), share * real
+        )
+        # What is proved already is not tried again within a smaller ball.
+        still = (hopeful & (best < reach)).nonzero().flatten()
+        if not still.numel():
+            break
+        inside = Region(x[still], reach[still], norm, False)
+        lost = margin_budget(compiled, inside, labels[still], clock=clock)
+        found = _radius(compiled, walked.part(still), labels[still], norm, rounding, lost)
+        best[still] = torch.fmax(best[still], torch.minimum(found, reach[still]))
+        hopeful[still] = found > 0
+    return best
+
+
+def _radius(
+    compiled: CompiledNetwork,
+    walked: Walk,
+    labels: Tensor,
+    norm: str,
+    rounding: Rounding,
+    lost: Tensor | None,
+) -> Tensor:
+    """lost [batch, classes]: what the margins have less than ``walked`` says."""
     at_centre = centre_margins(compiled.head, walked.final, labels, rounding)
     # margin - rounding - slope_j R > 0, strictly: R below this value for every class but the label.
     room = lowered(at_centre.margin - at_centre.rounding)
+    if lost is not None:
+        room = lowered(room) - raised(lost)
     allowed = room / nonzero(at_centre.slope)
     allowed = torch.where((at_centre.slope == 0) & (room > 0), torch.inf, allowed)
     allowed = allowed.scatter(1, labels[:, None], torch.inf).amin(1)

@@ -14,7 +14,7 @@ from workers.verification.bounds.crc import crc_radius, has_smooth_head
 from workers.verification.bounds.crown import cap_margins, crown_margins
 from workers.verification.bounds.crown_ball import crown_ball_margins
 from workers.verification.bounds.interval import interval_margins
-from workers.verification.bounds.lipschitz import lipschitz_radius
+from workers.verification.bounds.lipschitz import backward_lipschitz_radius, lipschitz_radius
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.bounds.zonotope import zonotope_margins, zonotope_memory
 from workers.verification.complete.branch_and_bound import BranchAndBound
@@ -41,6 +41,7 @@ BOUNDS: dict[str, Bound] = {
             expected_passes=4,
             memory=activation_memory(2),
             radius=lipschitz_radius,
+            backward_radius=backward_lipschitz_radius,
         ),
         MarginsBound(
             name="ibp",
@@ -49,6 +50,7 @@ BOUNDS: dict[str, Bound] = {
             expected_passes=5,
             memory=activation_memory(8),
             margins=interval_margins,
+            backward_budget=True,
         ),
         MarginsBound(
             name="bcp",
@@ -58,6 +60,7 @@ BOUNDS: dict[str, Bound] = {
             memory=activation_memory(10),
             dominates=("ibp",),
             margins=bcp_margins,
+            backward_budget=True,
         ),
         MarginsBound(
             name="local-lip",
@@ -68,6 +71,7 @@ BOUNDS: dict[str, Bound] = {
             dominates=("ibp", "bcp"),
             margins=local_margins,
             randomized=randomized_local_margins,
+            backward_budget=True,
         ),
         RadiusBound(
             name="crc",
@@ -86,7 +90,8 @@ BOUNDS: dict[str, Bound] = {
             memory=activation_memory(30),
             margins=crown_margins,
             rows_per_sample=BACKWARD_ROWS,
-            retry_share=BACKWARD_RETRY_SHARE,
+            tells_slack=True,
+            backward_budget=True,
         ),
         MarginsBound(
             name="cap",
@@ -97,7 +102,8 @@ BOUNDS: dict[str, Bound] = {
             auto_norms=(),  # for comparison with its paper: auto runs crown
             margins=cap_margins,
             rows_per_sample=BACKWARD_ROWS,
-            retry_share=BACKWARD_RETRY_SHARE,
+            tells_slack=True,
+            backward_budget=True,
         ),
         MarginsBound(
             name="zonotope",
@@ -126,7 +132,8 @@ BOUNDS: dict[str, Bound] = {
             search_passes=2_500,
             metered=True,
             rows_per_sample=BACKWARD_ROWS,
-            retry_share=0.0,  # what is proved is proved in float64
+            retry_share=0.0,  # what is proved is proved in float64: boxes alone are not
+            retry_most=0.02,
         ),
         MarginsBound(
             name="alpha-crown",
@@ -138,7 +145,8 @@ BOUNDS: dict[str, Bound] = {
             within=0.5,
             margins=alpha_crown_margins,
             rows_per_sample=BACKWARD_ROWS,
-            retry_share=BACKWARD_RETRY_SHARE,
+            tells_slack=True,
+            backward_budget=True,
         ),
         MarginsBound(
             name="alpha-crown-intermediate",
@@ -150,7 +158,8 @@ BOUNDS: dict[str, Bound] = {
             within=0.2,
             margins=alpha_crown_intermediate_margins,
             rows_per_sample=BACKWARD_ROWS,
-            retry_share=BACKWARD_RETRY_SHARE,
+            tells_slack=True,
+            backward_budget=True,
         ),
         BranchAndBound(
             name="branch-and-bound",

@@ -15,7 +15,13 @@ from torch import Tensor
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
 from models.layers.base import Layer
 from workers.verification.layers.exact import EXACT, monotone
-from workers.verification.layers.rules import MIN_SLOPE, Box, LayerRules, LinearRelaxation
+from workers.verification.layers.rules import (
+    MIN_SLOPE,
+    Box,
+    LayerRules,
+    LinearRelaxation,
+    Secants,
+)
 from workers.verification.numerics import slack, up
 from workers.verification.rounding import Rounding
 
@@ -100,6 +106,14 @@ def _lines(
     return LinearRelaxation(below, lowest, above, highest, torch.zeros_like(bent), 0.0)
 
 
+def _secants(layer: Layer, lower: Tensor, upper: Tensor, rounding: Rounding) -> Secants:
+    """1 between the limits, 0 beyond one of them, anything between across a kink."""
+    low, high = _limits(layer, lower)
+    inside = ((lower >= low) & (upper <= high)).to(lower.dtype)
+    beyond = ((upper <= low) | (lower >= high)).to(lower.dtype)
+    return Secants(inside, torch.maximum(inside, 1.0 - beyond))
+
+
 def _slope(rise: Tensor, run: Tensor) -> Tensor:
     """rise / run in [0, 1]; 0 where there is no such number (any slope is sound)."""
     slope = rise / torch.where(run > 0, run, torch.ones_like(run))
@@ -147,6 +161,7 @@ RULES: dict[type[Layer], LayerRules] = dict.fromkeys(
         ball=EXACT,
         slopes=_slopes,
         relax=_lines,
+        secants=_secants,
         open=_open,
         slopes_in_unit_interval=True,
     ),

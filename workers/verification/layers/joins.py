@@ -26,7 +26,7 @@ from workers.verification.layers.rules import (
     nothing,
     plain_value,
 )
-from workers.verification.numerics import ROOM, magnitude, rough_norm
+from workers.verification.numerics import ROOM, product_magnitude, rough_norm
 from workers.verification.rounding import Rounding, overflow_ceiling
 
 __all__ = ["RULES"]
@@ -64,7 +64,8 @@ def _add_backward(state: BackwardState, index: int, step: GraphStep, rows: Linea
     size = nothing(rows)
     if state.rounding.is_sound:
         once = state.rounding.single_operation * ROOM
-        size = magnitude(rows.coefficients * rows.pick(state.share_of(index + 1, once)))
+        share = rows.pick(state.share_of(index + 1, once))
+        size = product_magnitude(rows.coefficients, share)
     return [rows, rows], -size, size
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "LayerRules",
     "LinearPart",
     "LinearRelaxation",
+    "Secants",
     "TwoLines",
     "nothing",
     "plain_value",
@@ -132,6 +133,19 @@ class TwoLines:
 
 
 @dataclass(frozen=True)
+class Secants:
+    """How an elementwise layer carries a difference between numbers of a box, [batch, *shape] each:
+
+    for a and b in it, deployed(b) - layer(a) = s (b - a) + e with low <= s <= high, |e| <= error
+    (None: 0).
+    """
+
+    low: Tensor
+    high: Tensor
+    error: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class LinearPart:
     """A layer that is linear up to a constant, in several inputs perhaps, and no affine map here.
 
@@ -198,6 +212,8 @@ class LayerRules:
     relax(layer, lower, upper, rule, rounding): a ``LinearRelaxation`` over the box, with lower
     slopes by the rule ``crown`` or ``cap``. Elementwise layers have it in place of ``backward``.
     two_lines(layer, lower, upper, rounding): ``TwoLines`` over the box, of layers that are so.
+    secants(layer, lower, upper, rounding): ``Secants`` over the box; layers with ``two_lines`` have
+    them from these.
     backward(state, index, step, rows): rows . result as rows on the step's inputs, from below.
     linear: ``LinearPart`` of layers that move numbers or add them up; their ``backward`` makes the
     same coefficients of a row and, negated, of the negated row.
@@ -218,6 +234,7 @@ class LayerRules:
     slopes: Callable[[Any, Tensor, Tensor, Tensor], Tensor] | None = None
     relax: Callable[[Any, Tensor, Tensor, str, Rounding], LinearRelaxation] | None = None
     two_lines: Callable[[Any, Tensor, Tensor, Rounding], TwoLines] | None = None
+    secants: Callable[[Any, Tensor, Tensor, Rounding], Secants] | None = None
     backward: Callable[[BackwardState, int, GraphStep, LinearForm], Carried] | None = None
     linear: LinearPart | None = None
     open: Callable[[Any, list[Box]], Tensor] | None = None

@@ -16,7 +16,7 @@ from models.layers.activations import Sigmoid, Tanh
 from models.layers.base import Layer
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.layers.rules import Ball, Box, LayerRules, LinearRelaxation
+from workers.verification.layers.rules import Ball, Box, LayerRules, LinearRelaxation, Secants
 from workers.verification.numerics import MANY, raised, rounded_down, rounded_up, up
 from workers.verification.rounding import Rounding
 
@@ -170,6 +170,17 @@ def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> En
     return box_to_ball(Enclosure(s_shaped(layer, state.centre), radius, lower, upper, state.valid))
 
 
+def _secants(layer: Layer, lower: Tensor, upper: Tensor, rounding: Rounding) -> Secants:
+    """Values of f' over the box (mean value theorem): it falls with the distance from 0."""
+    curve = S_SHAPED[type(layer)]
+    ends = torch.stack([curve.slope(end.to(torch.float64)) for end in (lower, upper)])
+    across = (lower <= 0) & (upper >= 0)
+    highest = torch.where(across, curve.steepest, ends.amax(0) + 2 * _OWN_ERROR)
+    lowest = ends.amin(0) - 2 * _OWN_ERROR
+    error = torch.full_like(highest, _error(rounding))
+    return Secants(lowest.clamp_min(0.0), highest, error)
+
+
 def _growth(step: GraphStep, centre_norm: Tensor, rounding: Rounding) -> tuple[float, float]:
     layer = step.layer(Layer)
     size = torch.Size(step.shape).numel() ** 0.5
@@ -185,6 +196,7 @@ RULES: dict[type[Layer], LayerRules] = dict.fromkeys(
         forward=_forward,
         ball=BALL,
         relax=_lines,
+        secants=_secants,
         open=_open,
         slopes_in_unit_interval=True,
     ),

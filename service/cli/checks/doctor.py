@@ -30,7 +30,7 @@ from service.supervisor.instance_lock import running_service
 __all__ = ["Finding", "add_parser", "findings"]
 
 #: Packages that a worker computes with; the service alone runs without them.
-COMPUTING = ("torch", "onnx", "onnxruntime", "scipy", "safetensors")
+COMPUTING = ("torch", "onnx", "onnxruntime", "scipy", "safetensors", "highspy")
 #: Free bytes below which a data directory will not last.
 LITTLE_DISK = 2 * 2**30
 #: Memory below which the inspection of an upload and a worker do not fit side by side.

@@ -19,6 +19,7 @@ from workers.verification.bounds.local_lipschitz import local_margins, randomize
 from workers.verification.bounds.zonotope import zonotope_margins, zonotope_memory
 from workers.verification.complete.branch_and_bound import BranchAndBound
 from workers.verification.complete.in_turn import InTurn, all_cover, memory_of
+from workers.verification.complete.milp import ProgrammeSearch
 from workers.verification.forward.ball import has_ball_rule
 from workers.verification.forward.local_pass import has_local_rule
 from workers.verification.forward.propagation import has_forward_rule
@@ -171,20 +172,32 @@ BOUNDS: dict[str, Bound] = {
             effort="exhaustive",  # a sample that stays open takes all of its passes
             dominates=("crown", "alpha-crown", "alpha-crown-intermediate"),
         ),
+        BranchAndBound(
+            name="milp",
+            norms=("l2", "linf"),
+            has_rule=has_backward_rule,
+            expected_passes=80_000,
+            most_passes=5e5,
+            memory=activation_memory(100),
+            auto_norms=("linf",),  # what a programme knows of an l2 ball is the box around it
+            effort="exhaustive",
+            dominates=("crown", "alpha-crown", "alpha-crown-intermediate"),
+            search=ProgrammeSearch,
+        ),
     )
 }
 
 
-#: COLT's order of attempts, as far as it goes without the attack, which the cascade runs before.
-COLT = (BOUNDS["zonotope"], BOUNDS["alpha-crown-intermediate"])
+#: COLT's order of attempts, without the attack, which the cascade runs before.
+COLT = (BOUNDS["zonotope"], BOUNDS["alpha-crown-intermediate"], BOUNDS["milp"])
 
 BOUNDS["colt"] = InTurn(
     name="colt",
     norms=("l2", "linf"),
     has_rule=all_cover(COLT),
-    expected_passes=16_000,
+    expected_passes=90_000,
     memory=memory_of(COLT),
-    auto_norms=(),  # for comparison with its paper: auto has the second stage alone
+    auto_norms=(),  # for comparison with its paper: auto has the last two stages alone
     dominates=("ibp", "bcp", "zonotope", "crown", "alpha-crown", "alpha-crown-intermediate"),
     stages=COLT,
 )

@@ -42,10 +42,11 @@ class BranchAndBound(Bound):
     """Splits until a sample is decided; at most ``most_passes`` plain forward passes for it.
 
     setup: passes of what comes before the search, of ``expected_passes``; search_share: of
-    ``most_passes`` for one step of a radius search.
+    ``most_passes`` for one step of a radius search; search: how a sample is gone through.
     """
 
     most_passes: float
+    search: type[Search] = Search
     setup: float = 15_000.0
     search_share: float = 0.02
 
@@ -125,7 +126,7 @@ class BranchAndBound(Bound):
             return Outcome(False, least, 0, self.setup)
         proof = Rounding.sound(torch.float64) if problem.sound else Rounding.ignored()
         quick = torch.float32 if compiled.float32_safe else torch.float64
-        searched = Search(
+        searched = self.search(
             DomainBounds(network, region, Rounding.ignored(), quick, clock),
             DomainBounds(network, region, proof, torch.float64, clock),
             Counterexamples(compiled, region, label, clock),

@@ -7,11 +7,12 @@ deployed network; the search reads float32 copies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from models.layers.kinds import ReLU
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.condensation import (
     CondensedRows,
@@ -27,7 +28,9 @@ from workers.verification.backward.intermediate_bounds import (
 )
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.bounds.crown import head_rounding
+from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
+from workers.verification.rounding import Rounding
 
 __all__ = ["CondensedNetwork", "Lines", "TooManyUnits"]
 
@@ -98,6 +101,34 @@ class CondensedNetwork:
         """Of one row on its way back to the input."""
         sizes = ((block.stop - block.start, block.start) for block in self.blocks)
         return sum(own * (self.inputs + before) for own, before in sizes)
+
+    def within(self, lower: Tensor, upper: Tensor, rounding: Rounding) -> CondensedNetwork:
+        """The same network over narrower boxes [units] of the units that may be split: these are
+        ReLUs, whatever layer they belong to. Those that are stable in them are split no more."""
+        relax = rules_of(ReLU()).relax
+        assert relax is not None
+        old, splits = self.lines, self.lines.splits
+        low = torch.where(splits, torch.fmax(lower, self.lower), self.lower)
+        high = torch.where(splits, torch.fmin(upper, self.upper), self.upper)
+        new = relax(ReLU(), low, high, "crown", rounding)
+        reach = self.reach.clone()
+        after = torch.where(splits, high.clamp_min(0.0), reach[self.inputs :])
+        reach[self.inputs :] = torch.fmin(reach[self.inputs :], after)
+        return replace(
+            self,
+            lower=low,
+            upper=high,
+            reach=reach,
+            lines=Lines(
+                torch.where(splits, new.lower_slope, old.lower_slope),
+                old.lower_intercept.masked_fill(splits, 0.0),
+                torch.where(splits, new.upper_slope, old.upper_slope),
+                torch.where(splits, new.upper_intercept, old.upper_intercept),
+                old.least_slope.masked_fill(splits, 0.0),
+                torch.where(splits, new.free, old.free),
+                splits & new.free,
+            ),
+        )
 
     @classmethod
     def of(cls, backward: BackwardPass, label: int, classes: Tensor) -> CondensedNetwork:

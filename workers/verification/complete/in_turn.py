@@ -38,6 +38,7 @@ class InTurn(Bound):
         """As ``Bound.attempt``. Each stage keeps its own states of a sample."""
         verdict = Verdict.undecided(len(labels))
         points = region.x.clone()
+        opened: Tensor | None = None
         for bound in self.stages:
             rows = (~(verdict.proved | verdict.falsified)).nonzero().flatten()
             if not rows.numel() or budget.clock.over():
@@ -50,9 +51,13 @@ class InTurn(Bound):
             verdict.least_margin[rows] = torch.fmax(verdict.least_margin[rows], found.least_margin)
             verdict.spent[rows] += found.spent
             verdict.falsified[rows] = found.falsified
+            if found.open_domains is not None:
+                opened = torch.zeros(len(labels), dtype=torch.int64)
+                opened[rows] = found.open_domains
             if found.counterexample is not None:
                 points[rows] = found.counterexample.to(points)
-        return replace(verdict, counterexample=points if bool(verdict.falsified.any()) else None)
+        broken = bool(verdict.falsified.any())
+        return replace(verdict, counterexample=points if broken else None, open_domains=opened)
 
     def _budget(self, bound: Bound, budget: Budget, rows: Tensor, verdict: Verdict) -> Budget:
         """A stage's part of the budget, for these rows of the batch."""

@@ -19,9 +19,9 @@ from workers.verification.complete.condensed_network import CondensedNetwork
 from workers.verification.complete.counterexamples import Counterexamples
 from workers.verification.complete.domain_bounds import DomainBounds
 from workers.verification.complete.domains import Domains
-from workers.verification.complete.linear_programme import solved
+from workers.verification.complete.linear_programme import LinearProgramme
 
-__all__ = ["Outcome", "Search"]
+__all__ = ["CHILD", "HINTED", "ROOT", "Effort", "Outcome", "Search", "roots"]
 
 #: Domains of one round.
 WIDTH = 128
@@ -88,9 +88,10 @@ class Search:
     ) -> None:
         self.guide, self.proof, self.counterexamples = guide, proof, counterexamples
         self.clock, self.passes, self.spent = clock, passes, 0.0
+        self.forward_cost = max(1.0, forward_cost)
         network = guide.network
         #: Of one row, one way; of a point on which the network is tried, there and back.
-        self.row_passes = max(1.0, network.multiplications / max(1.0, forward_cost))
+        self.row_passes = max(1.0, network.multiplications / self.forward_cost)
         self.together = rows_per_piece(3 * network.multiplications, network.lower.device)
         sizes = network.objectives.weight.abs() @ network.reach
         self.enough = ENOUGH * sizes
@@ -101,9 +102,9 @@ class Search:
         """Until everything is proved, something is falsified, or time or work is spent."""
         open_domains = roots(self.guide.network, self.guide.dtype)
         try:
-            open_domains = self._bounded(open_domains, ROOT)
+            open_domains = self._start(open_domains)
             number = 0
-            while len(open_domains):
+            while len(open_domains) and self.counterexamples.point is None:
                 width = self._width()
                 if not width or len(open_domains) > self.most:
                     break
@@ -121,6 +122,10 @@ class Search:
         point = self.counterexamples.point
         proved = not len(open_domains) and point is None
         return Outcome(proved, least, len(open_domains), self.spent, point)
+
+    def _start(self, domains: Domains) -> Domains:
+        """What stays open of the whole region."""
+        return self._bounded(domains, ROOT)
 
     def _width(self) -> int:
         """Domains of the next round that the work left pays for."""
@@ -176,9 +181,9 @@ class Search:
         Where one is not, the search has ended: no split can help it.
         """
         left = leaves
-        numbers = solved(self.guide.network, self.guide.region, left)
-        if numbers is not None:
-            left.numbers.copy_(numbers)
+        programme = self._programme()
+        if programme is not None:
+            left.numbers.copy_(programme.solved(left, self.clock).numbers)
             left = self._bounded(left, HINTED)
         if len(left):
             left = self._bounded(left, LEAF)
@@ -187,6 +192,12 @@ class Search:
         points = self.guide.traced(left)[1].points
         self._broken(points[:STARTS], steps=2 * STEPS)
         return False
+
+    def _programme(self) -> LinearProgramme | None:
+        """For the numbers of leaves: None where the region is no box."""
+        if self.guide.region.norm != "linf":
+            return None
+        return LinearProgramme.of(self.guide.network, self.guide.region)
 
     def _broken(self, points: Tensor, *, steps: int) -> bool:
         self.spent += 3.0 * len(points) * (steps + 1)

@@ -17,7 +17,7 @@ from tests.workers.verification.complete.samples import Sample, sample_of
 from tests.workers.verification.networks import dense_network
 from workers.verification.complete.domain_bounds import DomainBounds
 from workers.verification.complete.domains import Domains
-from workers.verification.complete.linear_programme import solved
+from workers.verification.complete.linear_programme import LinearProgramme
 from workers.verification.complete.search import roots
 from workers.verification.rounding import Rounding
 
@@ -171,9 +171,9 @@ def test_the_best_numbers_reach_the_linear_programme_and_nothing_exceeds_it(seed
     enough = torch.full_like(climbed.bound, torch.inf)
     guide(sample).climb(climbed, 200, (0.1, 0.2), 0.98, enough)
     hinted = domains.some(torch.arange(len(domains)))
-    numbers = solved(sample.condensed, sample.region, hinted)
-    assert numbers is not None
-    hinted.numbers = numbers
+    solver = LinearProgramme.of(sample.condensed, sample.region)
+    assert solver is not None
+    hinted.numbers = solver.solved(hinted).numbers
     for tried in (domains, climbed, hinted):
         assert bool((proof(sample).proved(tried) <= best + 1e-6).all())
     finite = torch.isfinite(best)

@@ -26,10 +26,17 @@ CPU = torch.device("cpu")
 #: HiGHS gives up on some programmes, with presolve and without.
 SOLVE_ERROR = 4
 BOUND = BOUNDS["branch-and-bound"]
+#: Both go through a sample's domains.
+COMPLETE = st.sampled_from(["branch-and-bound", "milp"])
 
 
 def tried(
-    network: Network, x: Tensor, epsilon: float, norm: str = "linf", **options: object
+    network: Network,
+    x: Tensor,
+    epsilon: float,
+    norm: str = "linf",
+    name: str = "branch-and-bound",
+    **options: object,
 ) -> tuple[Verdict, Region, Tensor]:
     """x [batch, *shape]; options: of the budget."""
     region = Region(x, torch.full((len(x),), epsilon, dtype=torch.float64), norm, clip=True)
@@ -37,7 +44,7 @@ def tried(
         labels = network(x).argmax(1)
     budget = Budget(torch.ones(len(x), dtype=torch.float64), **options)  # type: ignore[arg-type]
     problem = Problem(CompiledNetwork.compile(network), True, CPU)
-    return BOUND.attempt(problem, region, labels, budget), region, labels
+    return BOUNDS[name].attempt(problem, region, labels, budget), region, labels
 
 
 def least_margin(network: Network, region: Region, label: int) -> float:
@@ -108,12 +115,12 @@ def least_margin(network: Network, region: Region, label: int) -> float:
     return found
 
 
-@given(seed=st.integers(0, 10**6), epsilon=st.sampled_from([0.05, 0.15, 0.3]))
-@settings(max_examples=examples(6), deadline=None)
-def test_it_decides_as_a_mixed_integer_programme_does(seed: int, epsilon: float) -> None:
+@given(seed=st.integers(0, 10**6), epsilon=st.sampled_from([0.05, 0.15, 0.3]), name=COMPLETE)
+@settings(max_examples=examples(8), deadline=None)
+def test_it_decides_as_a_mixed_integer_programme_does(seed: int, epsilon: float, name: str) -> None:
     network = dense_network([3, 8, 6, 3], seed)
     x = torch.rand(2, 3, generator=torch.Generator().manual_seed(seed))
-    verdict, region, labels = tried(network, x, epsilon)
+    verdict, region, labels = tried(network, x, epsilon, name=name)
     for row in range(2):
         exact = least_margin(network, region.part(slice(row, row + 1), CPU), int(labels[row]))
         if exact > 1e-3:
@@ -128,12 +135,13 @@ def test_it_decides_as_a_mixed_integer_programme_does(seed: int, epsilon: float)
     seed=st.integers(0, 10**6),
     norm=st.sampled_from(["l2", "linf"]),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    name=COMPLETE,
 )
-@settings(max_examples=examples(6), deadline=None)
-def test_what_it_says_is_true_on_a_fine_grid(seed: int, norm: str, scale: float) -> None:
+@settings(max_examples=examples(8), deadline=None)
+def test_what_it_says_is_true_on_a_fine_grid(seed: int, norm: str, scale: float, name: str) -> None:
     network = dense_network([2, 10, 8, 3], seed, scale=scale)
     x = torch.rand(2, 2, generator=torch.Generator().manual_seed(seed))
-    verdict, region, labels = tried(network, x, 0.2, norm, passes=20_000.0)
+    verdict, region, labels = tried(network, x, 0.2, norm, name, passes=20_000.0)
     side = torch.linspace(-0.2, 0.2, 201)
     grid = torch.cartesian_prod(side, side)
     for row in range(2):

@@ -270,6 +270,13 @@ class Client:
         self._check(answer)
         return answer.content
 
+    def pareto(self, job_id: str, suffix: Literal["json", "svg"] = "json") -> bytes:
+        """The models of a sweep compared: clean over certified accuracy. Each of them has its own
+        report, under the address that the job's ``models`` tell."""
+        answer = self._http.get(f"/jobs/{job_id}/pareto.{suffix}")
+        self._check(answer)
+        return answer.content
+
     def rows_file(self, job_id: str) -> bytes:
         """The rows per sample as one file, one JSON object per line; the report has its sha256."""
         answer = self._http.get(f"/jobs/{job_id}/samples.jsonl")

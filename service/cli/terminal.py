@@ -19,7 +19,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["print_summary", "progress_bar"]
+from service.contract.sweeps import value_text
+
+__all__ = ["print_pareto", "print_summary", "progress_bar"]
 
 #: Seconds between two plain lines of a job whose status does not change.
 PLAIN_EVERY_S = 2.0
@@ -116,6 +118,20 @@ def print_summary(console: Console, report: dict[str, Any]) -> None:
         f"{timing['wall_s']:.1f} s, {timing['samples_per_s']:.1f} samples/s on {report['device']}",
         highlight=False,
     )
+
+
+def print_pareto(console: Console, pareto: dict[str, Any]) -> None:
+    """The models of a sweep: clean, attacked and certified accuracy, and which are on the front."""
+    table = Table(title=f"{pareto['norm']} epsilon {pareto['epsilon_exact']}")
+    table.add_column(pareto["parameter"])
+    for name in ("clean", "attacked", "certified"):
+        table.add_column(name, justify="right")
+    table.add_column("front")
+    for point in pareto["points"]:
+        shares = (point[f"{name}_accuracy"] for name in ("clean", "attack", "certified"))
+        front = "*" if point["on_front"] else ""
+        table.add_row(value_text(point["value"]), *map(_percent, shares), front)
+    console.print(table)
 
 
 def _percent(share: float | None) -> str:

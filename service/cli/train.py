@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from service.cli.local_service import started_service
-from service.cli.terminal import print_summary, progress_bar
-from service.client import Client, JobFailed
+from service.cli.terminal import print_pareto, print_summary, progress_bar
+from service.client import REPORT_FORMS, Client, JobFailed
 from service.contract.catalogue.training_methods import TRAINING_METHODS
+from service.contract.sweeps import value_text
 from service.supervisor.instance_lock import StartError
 
 __all__ = ["add_parser"]
@@ -36,6 +37,9 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--devices", type=int, help="GPUs (or CPU processes) that share each batch")
+    train.add_argument(
+        "--sweep", metavar="NAME=VALUE,...", help="a model for each value: alpha=0.1,0.2"
+    )
     train.add_argument("--certify", help="spec of the certification as JSON; null: none")
     train.add_argument("--out", type=Path, default=Path("out/train"), help="folder of the results")
     train.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
@@ -68,10 +72,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
                 f"trained, but not certified; model and curve: {options.out}", soft_wrap=True
             )
             raise
+        if done["models"] is not None:
+            _keep_sweep(client, done, options.out, console)
+            return 0
         _keep_model(client, done, options.out)
         if done["links"]["report"] is not None:
-            for suffix in ("json", "html", "csv", "svg"):
-                (options.out / f"report.{suffix}").write_bytes(client.report(job["id"], suffix))
+            _keep_report(client, job["id"], options.out)
             print_summary(console, json.loads((options.out / "report.json").read_text()))
     console.print(f"model, curve and report: {options.out}", highlight=False)
     return 0
@@ -84,6 +90,51 @@ def _keep_model(client: Client, job: dict[str, Any], folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(client.model_file(job["model_id"], "weights"))
     (folder / "training.json").write_text(json.dumps(client.training(job["id"]), indent=1))
     (folder / "training.svg").write_bytes(client.training_chart(job["id"]))
+
+
+def _keep_report(client: Client, job_id: str, folder: Path) -> None:
+    for suffix in REPORT_FORMS:
+        (folder / f"report.{suffix}").write_bytes(client.report(job_id, suffix))
+
+
+def _keep_sweep(client: Client, job: dict[str, Any], folder: Path, console: Console) -> None:
+    """A folder for each model, by its place among the values, and their comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = job["plan"]["sweep"]
+    for place, model in enumerate(job["models"]):
+        value = f"{sweep['name']} = {value_text(model['value'])}"
+        own = folder / str(place)
+        if model["error"] is not None:
+            console.print(f"{value}: {model['error']['detail']}", highlight=False)
+            continue
+        run = client.job(model["links"]["self"].rpartition("/")[2])
+        _keep_model(client, run, own)
+        if model["links"]["report"] is not None:
+            _keep_report(client, run.id, own)
+        console.print(f"{value}: {own}", highlight=False)
+    if job["links"]["pareto"] is None:
+        return
+    for suffix in ("json", "svg"):
+        (folder / f"pareto.{suffix}").write_bytes(client.pareto(job["id"], suffix))
+    print_pareto(console, json.loads((folder / "pareto.json").read_text()))
+
+
+def _sweep(text: str) -> dict[str, list[Any]]:
+    """``alpha=0.1,0.2`` or ``name=[...]``, as JSON has it. Raises StartError."""
+    name, sign, values = text.partition("=")
+    if not sign or not values:
+        raise StartError("--sweep is NAME=VALUE,VALUE, as in alpha=0.1,0.2")
+    if values.lstrip().startswith("["):
+        return {name.strip(): _json(values, "--sweep")}
+    return {name.strip(): [_plain(value.strip()) for value in values.split(",")]}
+
+
+def _plain(text: str) -> Any:
+    """A number, true, false or null; else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
@@ -103,6 +154,8 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
             request[name] = getattr(options, name)
     if options.architecture is not None:
         request["architecture"] = _json_or_name(options.architecture)
+    if options.sweep is not None:
+        request["sweep"] = _sweep(options.sweep)
     if options.certify is not None:
         request["certify"] = _json(options.certify, "--certify")
     return request

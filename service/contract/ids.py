@@ -7,11 +7,12 @@ import secrets
 
 from service.contract.times import now
 
-__all__ = ["digest_hex", "is_job_id", "new_job_id"]
+__all__ = ["digest_hex", "is_job_id", "new_job_id", "place_of", "run_id"]
 
 #: Crockford's base 32: ascending in ASCII, so that ids sort by the time they were made.
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _JOB_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+_RUN_ID = re.compile(rf"({_JOB_ID.pattern})\.(0|[1-9]\d?)", re.ASCII)
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
@@ -24,6 +25,17 @@ def new_job_id() -> str:
 def is_job_id(text: str) -> bool:
     """Whether ``text`` could be a job id; only such texts become part of a path or a Redis key."""
     return _JOB_ID.fullmatch(text) is not None
+
+
+def run_id(job_id: str, place: int) -> str:
+    """The id of one training of a sweep: the job's, a dot and its place."""
+    return f"{job_id}.{place}"
+
+
+def place_of(text: str) -> tuple[str, int] | None:
+    """Job id and place of a sweep's training, or None where ``text`` is no such id."""
+    match = _RUN_ID.fullmatch(text)
+    return None if match is None else (match.group(1), int(match.group(2)))
 
 
 def digest_hex(text: str) -> str | None:

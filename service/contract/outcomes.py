@@ -9,6 +9,7 @@ from service.contract.schemas.job_records import Progress
 from service.contract.schemas.problems import InternalError, Problem
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.storage.store import Store
+from service.contract.sweeps import runs_of, sweep_of
 from service.contract.times import now, rfc3339
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "outcome_state",
     "reopen",
     "trained_model",
+    "trained_models",
 ]
 
 #: Code of a job that failed because workers died in one of its items too often.
@@ -64,11 +66,17 @@ def conclude(
 
 
 def trained_model(store: Store, submission: JobSubmission) -> str | None:
-    """Id of the model that a training left, whatever became of its certification."""
-    if submission.kind != "train":
+    """Id of the model that a training left, whatever became of its certification; a sweep leaves
+    several (``trained_models``)."""
+    if submission.kind != "train" or sweep_of(submission) is not None:
         return None
     found = store.read_json(store.training_dir(submission.id) / "trained.json")
     return None if found is None else str(found["model"]["digest"])
+
+
+def trained_models(store: Store, submission: JobSubmission) -> list[str | None]:
+    """The same of every training of a job, in the order of a sweep's values."""
+    return [trained_model(store, run) for run in runs_of(submission)]
 
 
 def follow(store: Store, ledger: Ledger, job_id: str) -> str:
@@ -134,10 +142,13 @@ def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
     if store.attempt(submission.id) < submission.attempt:
         before = store.read_json(store.outcome_path(submission.id))
         if before is not None and before["status"] == "failed":
-            model = trained_model(store, submission)
-            whole = model is not None and store.has(store.blob_path(model))
-            died = model is None and (before["error"] or {}).get("code") == EXHAUSTED
-            store.clear_results(submission.id, keep=("training",) if whole or died else ())
+            died = (before["error"] or {}).get("code") == EXHAUSTED
+            for run, model in zip(
+                runs_of(submission), trained_models(store, submission), strict=True
+            ):
+                whole = model is not None and store.has(store.blob_path(model))
+                unended = model is None and died
+                store.clear_results(run.id, keep=("training",) if whole or unended else ())
         store.job_dir(submission.id)
         mark = store.attempt_path(submission.id, submission.attempt)
         store.create_json(mark, {"attempt": submission.attempt})

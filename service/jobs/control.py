@@ -11,10 +11,17 @@ from redis.exceptions import RedisError
 
 from service.access.keys import Caller
 from service.access.limits import KeyLimits
-from service.contract.ids import is_job_id
+from service.contract.ids import is_job_id, place_of
 from service.contract.ledger.ledger import JobState, Ledger
 from service.contract.outcomes import cancel, erase, outcome_state, reopen
-from service.contract.schemas.job_records import Estimate, JobDetails, JobError, JobRecord, Progress
+from service.contract.schemas.job_records import (
+    Estimate,
+    JobDetails,
+    JobError,
+    JobRecord,
+    Progress,
+    SweptModel,
+)
 from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, Unavailable
 from service.contract.schemas.submissions import (
     TERMINAL,
@@ -25,8 +32,10 @@ from service.contract.schemas.submissions import (
 )
 from service.contract.storage.journal import Journal
 from service.contract.storage.store import Store
+from service.contract.sweeps import sweep_of
 from service.contract.times import now
 from service.jobs.notifier import Notifier
+from service.jobs.sweeps import models_of, run_state
 
 __all__ = ["Jobs", "check_fit", "details", "new_state", "record"]
 
@@ -81,14 +90,37 @@ class Jobs:
         self._limits = limits
 
     def visible(self, job_id: str, caller: Caller) -> JobState:
-        """The job if it is the caller's. Jobs of others are answered like unknown ones."""
+        """The job if it is the caller's, also one training of a sweep. Jobs of others are answered
+        like unknown ones."""
         state = self.state(job_id)
         if not caller.sees(state.submission.principal):
             raise _unknown(job_id)
         return state
 
+    def whole(self, job_id: str, caller: Caller) -> JobState:
+        """The same, but no training of a sweep: that can only be read. Raises Conflict."""
+        state = self.visible(job_id, caller)
+        run = place_of(job_id)
+        if run is not None:
+            raise Conflict(
+                "this is one training of a sweep",
+                code="part_of_sweep",
+                hint=f"do it with the job, {run[0]}",
+            )
+        return state
+
+    def models(self, state: JobState) -> list[SweptModel] | None:
+        """The models of a sweep so far; None for any other job."""
+        return models_of(self._store, state)
+
     def state(self, job_id: str) -> JobState:
         """The job. An outcome on disk wins over Redis. Raises NotFound, RedisError."""
+        run = place_of(job_id)
+        if run is not None:
+            found = run_state(self._store, self.state(run[0]), run[1])
+            if found is None:
+                raise _unknown(job_id)
+            return found
         if not is_job_id(job_id):
             raise _unknown(job_id)
         ended = outcome_state(self._store, job_id)
@@ -120,7 +152,7 @@ class Jobs:
         return await to_thread.run_sync(self._cancel, job_id, caller)
 
     def _cancel(self, job_id: str, caller: Caller) -> JobState:
-        state = self.visible(job_id, caller)
+        state = self.whole(job_id, caller)
         if state.status not in TERMINAL:
             try:
                 cancel(self._store, self._ledger, state)
@@ -136,7 +168,7 @@ class Jobs:
 
         Raises Conflict, NotFound, TooManyRequests.
         """
-        state = await to_thread.run_sync(self.visible, job_id, caller)
+        state = await to_thread.run_sync(self.whole, job_id, caller)
         if state.status not in ("failed", "cancelled"):
             raise Conflict(
                 f"the job is {state.status}; failed and cancelled jobs can be retried",
@@ -157,7 +189,7 @@ class Jobs:
 
     async def delete(self, job_id: str, caller: Caller) -> JobState | None:
         """Cancel an active job and return it, or remove one that has ended: then None."""
-        state = await to_thread.run_sync(self.visible, job_id, caller)
+        state = await to_thread.run_sync(self.whole, job_id, caller)
         if state.status not in TERMINAL:
             return await self.cancel(job_id, caller)
         await asyncio.wrap_future(self._journal.delete(job_id))
@@ -220,6 +252,9 @@ def record(state: JobState) -> JobRecord:
     """The job as the API shows it."""
     submission = state.submission
     base = f"/jobs/{submission.id}"
+    swept = sweep_of(submission) is not None
+    reported = state.status == "succeeded" and bool(submission.spec)
+    run = place_of(submission.id)
     return JobRecord.model_validate(
         {
             "id": submission.id,
@@ -234,23 +269,28 @@ def record(state: JobState) -> JobRecord:
             "dataset_id": submission.dataset.id if submission.dataset else None,
             "links": {
                 "self": base,
-                "events": f"{base}/events",
-                "report": f"{base}/report"
-                if state.status == "succeeded" and submission.spec
-                else None,
+                "events": f"{base if run is None else f'/jobs/{run[0]}'}/events",
+                "report": f"{base}/report" if reported and not swept else None,
                 "model": f"/models/{state.model_id}" if state.model_id else None,
                 "training": f"{base}/training" if submission.kind == "train" else None,
+                "pareto": f"{base}/pareto" if reported and swept else None,
             },
         }
     )
 
 
-def details(state: JobState, estimate: Estimate | None = None) -> JobDetails:
-    """The same, what was asked for and what it may cost."""
+def details(
+    state: JobState, estimate: Estimate | None = None, models: list[SweptModel] | None = None
+) -> JobDetails:
+    """The same, what was asked for, what it may cost, and the models of a sweep."""
     submission = state.submission
     shown = record(state).model_dump(by_alias=True)
     return JobDetails(
-        **shown, spec=submission.spec or None, plan=submission.training, estimate=estimate
+        **shown,
+        spec=submission.spec or None,
+        plan=submission.training,
+        estimate=estimate,
+        models=models,
     )
 
 

@@ -10,6 +10,7 @@ from service.access.signing_key import SigningKeys
 from service.contract.outcomes import outcome_state
 from service.contract.schemas.problems import Problem
 from service.contract.storage.store import Store
+from service.contract.sweeps import runs_of
 from service.reports.signing import sign
 
 __all__ = ["ReportSigner"]
@@ -51,6 +52,7 @@ class ReportSigner:
             try:
                 state = outcome_state(self._store, job_id)
                 if state is not None and state.status == "succeeded":
-                    self.signed(job_id)
+                    for run in runs_of(state.submission):
+                        self.signed(run.id)
             except Problem as problem:
                 _log.warning("the report of job %s cannot be signed yet: %s", job_id, problem)

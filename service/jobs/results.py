@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from service.access.keys import Caller
 from service.contract.ledger.ledger import JobState
+from service.contract.schemas.job_records import Pareto
 from service.contract.schemas.problems import Conflict, NotFound
 from service.contract.schemas.report import (
     EpsilonResult,
@@ -21,8 +22,10 @@ from service.contract.schemas.report import (
 )
 from service.contract.storage.pictures import COUNTEREXAMPLES, THUMBNAILS, read_picture
 from service.contract.storage.store import Store
+from service.contract.sweeps import sweep_of
 from service.jobs.control import Jobs
 from service.jobs.report_signer import ReportSigner
+from service.jobs.sweeps import pareto
 
 __all__ = ["PictureOf", "Results"]
 
@@ -58,6 +61,13 @@ class Results:
                 code="no_report",
                 hint='POST /certify with its model_id, or train without "certify": null',
             )
+        if sweep_of(state.submission) is not None:
+            raise NotFound(
+                "a sweep has a report for each of its models",
+                code="no_report",
+                hint=f"GET /jobs/{job_id} lists them as models, GET /jobs/{job_id}/pareto compares "
+                "them",
+            )
         return state
 
     def samples_path(self, job_id: str, caller: Caller) -> Path:
@@ -88,6 +98,11 @@ class Results:
             found[name] = None if found.get(name) is None else _filled(kind, found[name])
         found["results"] = [_filled(EpsilonResult, row) for row in found["results"]]
         return found
+
+    def pareto(self, job_id: str, epsilon: str | None, caller: Caller) -> Pareto:
+        """The models of a sweep compared. Raises NotFound, Conflict, InvalidInput."""
+        state = self._jobs.visible(job_id, caller)
+        return pareto(self._store, state, lambda run: self.report(run, caller), epsilon)
 
     def picture(self, job_id: str, index: int, of: PictureOf, caller: Caller) -> bytes:
         """A small PNG of the sample at a place in the data set, as a worker made it.

@@ -15,12 +15,13 @@ from typing import Any
 
 from service.contract.ids import digest_hex, is_job_id
 from service.contract.ledger.ledger import JobState, Ledger
-from service.contract.outcomes import erase, trained_model
+from service.contract.outcomes import erase, trained_models
 from service.contract.schemas.submissions import TERMINAL
 from service.contract.settings import Settings
 from service.contract.storage.compaction import compact
 from service.contract.storage.journal import Journal
 from service.contract.storage.store import Collection, Store
+from service.contract.sweeps import sweep_of
 from service.contract.times import now, seconds
 
 __all__ = ["Retention"]
@@ -78,11 +79,11 @@ class Retention:
         return seconds(state.finished_at) < now() - days * _DAY_S
 
     def _trained(self, state: JobState) -> set[str]:
-        """The model of a training whose certification still runs: the job does not name it yet."""
-        if state.status in TERMINAL:
+        """Models that a job does not name: of a sweep, and of a training whose certification still
+        runs."""
+        if state.status in TERMINAL and sweep_of(state.submission) is None:
             return set()
-        model = trained_model(self._store, state.submission)
-        return set() if model is None else {model}
+        return {model for model in trained_models(self._store, state.submission) if model}
 
     def _remove_folders(self, known: set[str]) -> None:
         """Remove folders of unknown jobs: a worker may write into one after its deletion."""

@@ -16,12 +16,13 @@ from service.access.keys import Caller
 from service.access.limits import KeyLimits
 from service.contract.ids import new_job_id
 from service.contract.ledger.leases import JobState
-from service.contract.outcomes import outcome_state
+from service.contract.outcomes import outcome_state, trained_models
 from service.contract.schemas.problems import Conflict, InvalidInput, NotFound, Unavailable
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
 from service.contract.schemas.training_plans import TrainingPlan
 from service.contract.storage.journal import Binding, Journal
 from service.contract.storage.store import Store
+from service.contract.sweeps import runs_of, sweep_of
 from service.contract.times import now, rfc3339
 from service.contract.version import engine_version
 from service.jobs.control import Jobs, new_state
@@ -214,11 +215,19 @@ class Submissions:
         return state if all(map(self._store.has, self._left_by(state))) else None
 
     def _left_by(self, state: JobState) -> list[Path]:
-        """The files that make up a job's result: the report if one was asked for, and the model."""
+        """The files that make up a job's result: the report if one was asked for, and the model; of
+        a sweep those of every value that has a model."""
         submission = state.submission
-        files = [self._store.report_path(submission.id)] if submission.spec else []
-        if submission.kind == "train" and state.model_id is not None:
-            files.append(self._store.blob_path(state.model_id))
+        if sweep_of(submission) is None:
+            models = [state.model_id if submission.kind == "train" else None]
+        else:
+            models = trained_models(self._store, submission)
+        files = []
+        for run, model in zip(runs_of(submission), models, strict=True):
+            if submission.spec and (model is not None or len(models) == 1):
+                files.append(self._store.report_path(run.id))
+            if model is not None:
+                files.append(self._store.blob_path(model))
         return files
 
     async def _release(self, key: str) -> None:

@@ -12,6 +12,7 @@ from service.contract.schemas.problems import InvalidInput
 from service.contract.schemas.training_plans import Hyperparameters, TrainingPlan, TrainSpec
 from service.recipes.recipe import CIFAR10, CIFAR100, MNIST, TINY_IMAGENET, Recipe, Settings
 from service.recipes.recipes import RECIPES, recipe_of
+from service.recipes.sweeps import swept
 
 __all__ = ["plan_of"]
 
@@ -29,7 +30,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
     """The complete plan of a request on the data set named ``dataset``.
 
     Raises InvalidInput (no_recipe, missing_architecture, conflicting_fields, invalid_epsilon,
-    unsupported_precision, too_many_devices), ValidationError.
+    unsupported_precision, too_many_devices, invalid_sweep), ValidationError.
     """
     given: dict[str, Any] = {}
     name = spec.recipe if isinstance(spec.recipe, str) else "custom"
@@ -71,39 +72,7 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
             settings[key] = value
     if "validation_samples" not in settings and dataset not in _WITH_VALIDATION:
         settings["validation_samples"] = 0
-    hyperparameters = Hyperparameters.model_validate(settings)
-    largest = max(value for _, value in hyperparameters.epsilon_schedule.points)
-    if not float(spec.epsilon) * largest <= MAX_EPSILON:
-        raise InvalidInput(
-            f"an epsilon of {float(spec.epsilon):g} times {largest:g}, as the schedule says, is "
-            "more than any network can be trained for (float32 overflows)",
-            code="invalid_epsilon",
-            hint=f"at most {MAX_EPSILON:g} in all",
-            field="epsilon",
-        )
-    if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[spec.method].bfloat16:
-        raise InvalidInput(
-            f"{spec.method} computes boxes, for which bfloat16 is too coarse",
-            code="unsupported_precision",
-            hint='leave "precision" out: "auto" uses bfloat16 where the method supports it',
-            field="recipe.precision",
-        )
-    if spec.devices > hyperparameters.batch_size:
-        raise InvalidInput(
-            f"a batch of {hyperparameters.batch_size} samples cannot be shared by {spec.devices} "
-            "devices",
-            code="too_many_devices",
-            hint="at least one sample of every batch for each device",
-            field="devices",
-        )
-    if spec.devices > 1 and hyperparameters.compiled is True:
-        raise InvalidInput(
-            "a training on several devices is not compiled",
-            code="conflicting_fields",
-            hint='leave "compiled" out, or train on one device',
-            field="recipe.compiled",
-        )
-    return TrainingPlan(
+    plan = TrainingPlan(
         method=spec.method,
         architecture=architecture,
         norm=spec.norm,
@@ -111,10 +80,48 @@ def plan_of(spec: TrainSpec, dataset: str, *, held_out: float) -> TrainingPlan:
         recipe=name,
         seed=spec.seed,
         devices=spec.devices,
-        hyperparameters=hyperparameters,
+        hyperparameters=Hyperparameters.model_validate(settings),
         certify=spec.certify is not None,
         held_out=held_out,
     )
+    _check(plan)
+    return plan if spec.sweep is None else swept(spec, plan, _check)
+
+
+def _check(plan: TrainingPlan) -> None:
+    """What must fit together. Raises InvalidInput."""
+    hyperparameters, epsilon = plan.hyperparameters, float(plan.epsilon)
+    largest = max(value for _, value in hyperparameters.epsilon_schedule.points)
+    if not epsilon * largest <= MAX_EPSILON:
+        raise InvalidInput(
+            f"an epsilon of {epsilon:g} times {largest:g}, as the schedule says, is "
+            "more than any network can be trained for (float32 overflows)",
+            code="invalid_epsilon",
+            hint=f"at most {MAX_EPSILON:g} in all",
+            field="epsilon",
+        )
+    if hyperparameters.precision == "bfloat16" and not TRAINING_METHODS[plan.method].bfloat16:
+        raise InvalidInput(
+            f"{plan.method} computes boxes, for which bfloat16 is too coarse",
+            code="unsupported_precision",
+            hint='leave "precision" out: "auto" uses bfloat16 where the method supports it',
+            field="recipe.precision",
+        )
+    if plan.devices > hyperparameters.batch_size:
+        raise InvalidInput(
+            f"a batch of {hyperparameters.batch_size} samples cannot be shared by {plan.devices} "
+            "devices",
+            code="too_many_devices",
+            hint="at least one sample of every batch for each device",
+            field="devices",
+        )
+    if plan.devices > 1 and hyperparameters.compiled is True:
+        raise InvalidInput(
+            "a training on several devices is not compiled",
+            code="conflicting_fields",
+            hint='leave "compiled" out, or train on one device',
+            field="recipe.compiled",
+        )
 
 
 def _with_options(method: str, recipe: Settings, given: Settings) -> dict[str, Any]:

@@ -3,5 +3,6 @@
 from service.reports.accuracy_curve import render_svg
 from service.reports.csv_rows import render_csv
 from service.reports.page import render_html
+from service.reports.pareto_front import render_pareto_svg
 
-__all__ = ["render_csv", "render_html", "render_svg"]
+__all__ = ["render_csv", "render_html", "render_pareto_svg", "render_svg"]

@@ -66,7 +66,8 @@ def round_ticks(end: float, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot area inside an SVG of ``width`` x ``height``: x in [0, x_end], y in [0, y_end]."""
+    """A plot area inside an SVG of ``width`` x ``height``: x from ``x_start`` to ``x_end``, y from
+    ``y_start`` to ``y_end``."""
 
     x_end: float
     y_end: float = 1.0
@@ -76,16 +77,20 @@ class Plot:
     right: int = 24
     top: int = 58
     bottom: int = 60
+    x_start: float = 0.0
+    y_start: float = 0.0
 
     def x(self, value: float) -> float:
         """Horizontal position of a value, cut at the right edge."""
         inner = self.width - self.left - self.right
-        return round(self.left + inner * min(value / self.x_end, 1.0), 2)
+        share = (value - self.x_start) / (self.x_end - self.x_start)
+        return round(self.left + inner * min(share, 1.0), 2)
 
     def y(self, value: float) -> float:
         """Vertical position of a value."""
         inner = self.height - self.top - self.bottom
-        return round(self.top + inner * (1 - value / self.y_end), 2)
+        share = (value - self.y_start) / (self.y_end - self.y_start)
+        return round(self.top + inner * (1 - share), 2)
 
     def open(self, title: str, description: str, identity: str) -> str:
         """The svg start tag with its accessible name and description."""
@@ -110,9 +115,17 @@ class Plot:
         return "".join(parts)
 
     def frame(
-        self, x_label: str, y_label: str, y_ticks: Sequence[tuple[float, str]], x_count: int = 8
+        self,
+        x_label: str,
+        y_label: str,
+        y_ticks: Sequence[tuple[float, str]],
+        x_count: int = 8,
+        *,
+        x_ticks: Sequence[tuple[float, str]] | None = None,
     ) -> str:
-        """Grid, axes, tick labels and axis names."""
+        """Grid, axes, tick labels and axis names; without ``x_ticks`` about ``x_count`` numbers."""
+        if x_ticks is None:
+            x_ticks = [(value, number(value)) for value in round_ticks(self.x_end, x_count)]
         foot, end = self.height - self.bottom, self.width - self.right
         parts = []
         for value, label in y_ticks:
@@ -122,12 +135,11 @@ class Plot:
                 f'<text class="soft" x="{self.left - 10}" y="{y + 4.5}" text-anchor="end">'
                 f"{label}</text>"
             )
-        for value in round_ticks(self.x_end, x_count):
+        for value, label in x_ticks:
             x = self.x(value)
             parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{foot}" y2="{foot + 5}"/>')
             parts.append(
-                f'<text class="soft" x="{x}" y="{foot + 22}" text-anchor="middle">'
-                f"{number(value)}</text>"
+                f'<text class="soft" x="{x}" y="{foot + 22}" text-anchor="middle">{label}</text>'
             )
         middle_x, middle_y = (self.left + end) / 2, (self.top + foot) / 2
         parts += [

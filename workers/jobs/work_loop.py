@@ -230,7 +230,7 @@ class WorkLoop:
         self, renewer: LeaseRenewer, submission: JobSubmission, lease: Lease
     ) -> Callable[[], object]:
         """Train until the run or the wake-up job's time budget ends; the next one continues."""
-        from workers.jobs.items.train import train_model
+        from workers.jobs.items.sweep import train_runs
         from workers.training.loop import Paused
 
         plan = submission.training
@@ -246,7 +246,7 @@ class WorkLoop:
             eta_s=pace.eta_s(done, total),
         )
         try:
-            done = train_model(
+            digest = train_runs(
                 self.store,
                 self.settings,
                 submission,
@@ -264,7 +264,6 @@ class WorkLoop:
             raise ItemRested("the training gives way; its checkpoint is written") from paused
         renewer.check()
         following = ["prepare"] if plan["certify"] else []
-        digest = done["model"]["digest"]
         return lambda: retry_on_redis_errors(
             lambda: self.ledger.commit(lease, digest, next_items=following)
         )

@@ -55,7 +55,7 @@ async def job_events(
 ) -> Response:
     """All events so far, or those behind `Last-Event-ID`, then new ones as they come, until the
     job has ended. Comments keep a quiet stream alive."""
-    state = await to_thread.run_sync(services.jobs.visible, job_id, principal)
+    state = await to_thread.run_sync(services.jobs.whole, job_id, principal)
     events = await services.events.follow(state, last_event_id)
     if events is None:
         return Response(status_code=204)  # tells EventSource not to come back

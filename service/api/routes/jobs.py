@@ -11,8 +11,9 @@ from pydantic import BaseModel, JsonValue
 
 from service.api.auth import Principal
 from service.api.errors import PROBLEM
-from service.api.services import UsesServices
-from service.contract.schemas.job_records import JobDetails, JobRecord
+from service.api.services import Services, UsesServices
+from service.contract.ledger.leases import JobState
+from service.contract.schemas.job_records import Estimate, JobDetails, JobRecord
 from service.contract.schemas.submissions import JobKind, JobStatus
 from service.jobs.control import details, record
 
@@ -58,10 +59,13 @@ async def get_job(
     principal: Principal,
     wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
 ) -> JobDetails:
-    """The job; with ``wait`` the answer comes when it has ended, or after that many seconds."""
+    """The job; with ``wait`` the answer comes when it has ended, or after that many seconds.
+
+    One training of a sweep is read like a job, under the address that ``models`` has for it.
+    """
     wait_s = min(wait, services.settings.max_wait_s)
     state = await services.jobs.wait(job_id, wait_s, principal)
-    return details(state, await services.jobs.estimate(state))
+    return await _details(services, state, await services.jobs.estimate(state))
 
 
 @router.post(
@@ -73,7 +77,7 @@ async def get_job(
 async def cancel_job(job_id: str, services: UsesServices, principal: Principal) -> JobDetails:
     """It is `cancelled` at once; its workers stop within five seconds. A job that has ended does
     not change, so cancelling twice is safe."""
-    return details(await services.jobs.cancel(job_id, principal))
+    return await _details(services, await services.jobs.cancel(job_id, principal))
 
 
 @router.post(
@@ -88,7 +92,7 @@ async def retry_job(
 ) -> JobDetails:
     """The same id, a new attempt; on disk before the answer. Finished shards of a cancelled attempt
     are kept; a failed attempt starts over."""
-    job = details(await services.jobs.retry(job_id, principal))
+    job = await _details(services, await services.jobs.retry(job_id, principal))
     # Set after the look-up: a malformed id may hold characters that no header can.
     response.headers["Location"] = f"/jobs/{job.id}"
     return job
@@ -109,4 +113,12 @@ async def delete_job(job_id: str, services: UsesServices, principal: Principal) 
     state = await services.jobs.delete(job_id, principal)
     if state is None:
         return Response(status_code=204)
-    return JSONResponse(details(state).model_dump(mode="json"), status_code=202)
+    shown = await _details(services, state)
+    return JSONResponse(shown.model_dump(mode="json"), status_code=202)
+
+
+async def _details(
+    services: Services, state: JobState, estimate: Estimate | None = None
+) -> JobDetails:
+    models = await to_thread.run_sync(services.jobs.models, state)
+    return details(state, estimate, models)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from service import reports
 from service.access.keys import Caller
 from service.api.auth import Principal
 from service.api.routes.jobs import Page
 from service.api.services import Services, UsesServices
+from service.contract.schemas.job_records import Pareto
 from service.contract.schemas.problems import InvalidInput, NotAcceptable, NotFound
 from service.contract.schemas.report import SampleRow
 from service.jobs.results import PictureOf
@@ -34,6 +35,7 @@ _MEDIA_TYPES: dict[str, Form] = {
     "text/csv": "csv",
     "image/svg+xml": "svg",
 }
+FORMS: tuple[Form, ...] = tuple(_MEDIA_TYPES.values())
 #: A report holds names that users chose: forbid browsers to run or fetch anything.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -46,6 +48,7 @@ _PICTURE_HEADERS = {"Cache-Control": "private, max-age=300", "Vary": "Authorizat
 _FORMS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The report", "content": {media: {} for media in _MEDIA_TYPES}}
 }
+_EPSILON = "One of those that the models were certified at; default: the training's"
 _LINES: dict[int | str, dict[str, Any]] = {
     200: {"description": "JSON lines", "content": {"application/x-ndjson": {}}}
 }
@@ -82,6 +85,42 @@ async def report_by_suffix(
 ) -> Response:
     """report.json, report.html, report.csv or report.svg."""
     return await to_thread.run_sync(lambda: _report(services, job_id, form, principal))
+
+
+@router.get(
+    "/jobs/{job_id}/pareto",
+    response_model=Pareto,
+    responses={200: {"content": {"image/svg+xml": {}}}},
+    summary="The models of a sweep compared, in the form the Accept header asks for",
+)
+async def negotiated_pareto(
+    job_id: str,
+    request: Request,
+    services: UsesServices,
+    principal: Principal,
+    epsilon: Annotated[str | None, Query(description=_EPSILON, max_length=100)] = None,
+) -> Response:
+    """Clean over certified accuracy, each point with its model and report: JSON unless SVG is
+    preferred. 409 while there are no reports, 404 where the job is no sweep."""
+    form = negotiate(request.headers.get("accept", ""), ("json", "svg"))
+    return await to_thread.run_sync(lambda: _pareto(services, job_id, form, epsilon, principal))
+
+
+@router.get(
+    "/jobs/{job_id}/pareto.{form}",
+    response_model=Pareto,
+    responses={200: {"content": {"image/svg+xml": {}}}},
+    summary="The models of a sweep compared, in the form of the suffix",
+)
+async def pareto_by_suffix(
+    job_id: str,
+    form: Literal["json", "svg"],
+    services: UsesServices,
+    principal: Principal,
+    epsilon: Annotated[str | None, Query(description=_EPSILON, max_length=100)] = None,
+) -> Response:
+    """pareto.json or pareto.svg."""
+    return await to_thread.run_sync(lambda: _pareto(services, job_id, form, epsilon, principal))
 
 
 @router.get("/jobs/{job_id}/samples", summary="Rows per sample, in pages")
@@ -151,8 +190,8 @@ async def counterexamples(
     return FileResponse(path, media_type="application/zip", filename=f"{job_id}.npz")
 
 
-def negotiate(accept: str) -> Form:
-    """The best form for an Accept header. Raises NotAcceptable."""
+def negotiate(accept: str, forms: Sequence[Form] = FORMS) -> Form:
+    """The best of ``forms`` for an Accept header. Raises NotAcceptable."""
     best: tuple[float, int, Form] | None = None
     for part in accept.split(",") if accept.strip() else ["*/*"]:
         media, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -164,6 +203,8 @@ def negotiate(accept: str) -> Form:
                 except ValueError:
                     quality = 0.0
         for rank, (known, form) in enumerate(_MEDIA_TYPES.items()):
+            if form not in forms:
+                continue
             family = known.partition("/")[0] + "/*"
             if media in (known, family, "*/*") and quality > 0:
                 # An exact type wins over a wildcard of the same quality.
@@ -172,7 +213,9 @@ def negotiate(accept: str) -> Form:
                     best = candidate
     if best is None:
         raise NotAcceptable(
-            f"a report is available as {', '.join(_MEDIA_TYPES)}", hint="or by suffix: report.json"
+            "this is available as "
+            + ", ".join(media for media, form in _MEDIA_TYPES.items() if form in forms),
+            hint="or by suffix: .json, for example",
         )
     return best[2]
 
@@ -202,6 +245,16 @@ def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Resp
         pictures=services.results.counterexamples(rows, job_id, caller),
     )
     return Response(page, media_type="text/html", headers=_HEADERS)
+
+
+def _pareto(
+    services: Services, job_id: str, form: Form, epsilon: str | None, caller: Caller
+) -> Response:
+    found = services.results.pareto(job_id, epsilon, caller).model_dump(mode="json")
+    if form == "json":
+        return JSONResponse(found, headers=_HEADERS)
+    chart = reports.render_pareto_svg(found)
+    return Response(chart, media_type="image/svg+xml", headers=_HEADERS)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -21,9 +21,11 @@ from service.console.shared import Shared, UsesShared
 from service.console.views.certificate import certificate
 from service.console.views.figures import history_charts
 from service.console.views.streams import STREAM_HEADERS, event
+from service.contract.ids import place_of
 from service.contract.ledger.ledger import JobState
 from service.contract.schemas.problems import NotFound
 from service.contract.schemas.submissions import TERMINAL
+from service.contract.sweeps import sweep_of
 
 __all__ = ["router"]
 
@@ -68,8 +70,14 @@ def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
         "report": None,
         "found": None,
         "answer": None,
+        "sweep": sweep_of(state.submission),
+        "models": None,
+        "pareto": None,
+        "part": _part(state),
     }
     context |= _training(services, state)
+    if context["sweep"] is not None:
+        return context | _sweep(services, state, caller)
     if state.status == "succeeded" and state.submission.spec:
         report = services.results.report(job_id, caller)
         if not report["results"]:
@@ -78,6 +86,22 @@ def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
         path = services.results.samples_path(job_id, caller)
         context |= {"report": report, "found": certificate(report, path)}
     return context
+
+
+def _part(state: JobState) -> dict[str, Any] | None:
+    """Of one training of a sweep: the job it belongs to, and its number there."""
+    run = place_of(state.submission.id)
+    return None if run is None else {"job": run[0], "number": run[1] + 1}
+
+
+def _sweep(services: Services, state: JobState, caller: Caller) -> dict[str, Any]:
+    """The models of a sweep, and once there are reports their comparison."""
+    models = services.jobs.models(state)
+    if state.status != "succeeded" or not state.submission.spec:
+        return {"models": models}
+    pareto = services.results.pareto(state.submission.id, None, caller)
+    points = {point.model_id: point for point in pareto.points}
+    return {"models": models, "pareto": pareto, "points": points}
 
 
 def _training(services: Services, state: JobState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from service.contract.sweeps import value_text
 from service.reports.epsilon_names import epsilon_name
 
 __all__ = ["FILTERS", "VERDICTS", "title_of"]
@@ -89,4 +90,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "decided": _decided,
     "in_url": _in_url,
     "epsilon": epsilon_name,
+    "swept": value_text,
 }

@@ -6,7 +6,18 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from service.contract.schemas.submissions import JobKind, JobStatus, Strict
 
-__all__ = ["Estimate", "JobDetails", "JobError", "JobLinks", "JobRecord", "Progress"]
+__all__ = [
+    "Estimate",
+    "JobDetails",
+    "JobError",
+    "JobLinks",
+    "JobRecord",
+    "Pareto",
+    "ParetoPoint",
+    "Progress",
+    "RunLinks",
+    "SweptModel",
+]
 
 
 class Progress(Strict):
@@ -30,6 +41,7 @@ class JobLinks(Strict):
     report: str | None = None
     model: str | None = None
     training: str | None = None
+    pareto: str | None = None
 
 
 class JobError(BaseModel):
@@ -76,14 +88,63 @@ class Estimate(BaseModel):
     warning: str | None = None
 
 
+class RunLinks(Strict):
+    """Addresses of one training of a sweep: it is read like a job; null while there is no such
+    result."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    itself: str = Field(alias="self")
+    model: str | None = None
+    report: str | None = None
+
+
+class SweptModel(Strict):
+    """One value of a sweep and what it came to. ``error``: why its training failed; the other
+    values go on."""
+
+    value: JsonValue
+    model_id: str | None = None
+    error: JobError | None = None
+    links: RunLinks
+
+
+class ParetoPoint(Strict):
+    """A model of a sweep with its accuracies; those are null without labels. ``on_front``: no
+    other one is better in clean or certified accuracy without being worse in the other."""
+
+    value: JsonValue
+    model_id: str | None
+    soundness: str
+    clean_accuracy: float | None
+    certified_accuracy: float | None
+    attack_accuracy: float | None
+    samples: int
+    on_front: bool = False
+    links: RunLinks
+
+
 class JobDetails(JobRecord):
     """A job as GET /jobs/{id} shows it.
 
     ``spec``: of the certification, defaults filled in; null for a training that certifies nothing.
     ``estimate``: null until model and data were read.
     ``plan``: of a training, what its recipe and defaults came to.
+    ``models``: of a sweep, one for each value, in their order; null for any other job.
     """
 
     spec: dict[str, JsonValue] | None = None
     plan: dict[str, JsonValue] | None = None
     estimate: Estimate | None = None
+    models: list[SweptModel] | None = None
+
+
+class Pareto(Strict):
+    """The models of a sweep at one epsilon: clean over certified accuracy."""
+
+    job_id: str
+    parameter: str
+    norm: str
+    epsilon: float
+    epsilon_exact: str
+    points: list[ParetoPoint]

@@ -25,6 +25,7 @@ _OWN = frozenset(
         "invalid_epsilon",
         "invalid_indices",
         "invalid_normalization",
+        "invalid_sweep",
         "invalid_webhook",
         "unknown_architecture",
         "unknown_field",

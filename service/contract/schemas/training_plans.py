@@ -25,9 +25,11 @@ from service.contract.schemas.training_options import (
 from service.contract.schemas.training_schedules import ScheduleSpec, Share, constant
 from service.contract.schemas.webhook_address import WebhookUrl
 
-__all__ = ["Hyperparameters", "TrainSpec", "TrainingPlan", "certification_spec"]
+__all__ = ["Hyperparameters", "Sweep", "TrainSpec", "TrainingPlan", "certification_spec"]
 
 _MAX_SEED = 2**53 - 1
+#: Values that a sweep may have.
+MAX_VALUES = 20
 
 #: Of the architectures by name; a layer list names its own.
 Activation = Literal[
@@ -88,6 +90,13 @@ class TrainSpec(Strict):
         le=1024,
         description="GPUs (or CPU processes) that share every batch of this training.",
     )
+    sweep: dict[str, list[JsonValue]] | None = Field(
+        default=None,
+        description="One hyperparameter or option of the method and the 1 to 20 values to train "
+        "with: one job, a model and a report for each. GET /jobs/{id} lists them, "
+        "GET /jobs/{id}/pareto compares them.",
+        examples=[{"alpha": [0.1, 0.5]}],
+    )
     test_dataset: str | None = Field(default=None, max_length=200)
     certify: dict[str, JsonValue] | None = Field(default_factory=dict)
     force: bool = False
@@ -128,6 +137,21 @@ class TrainSpec(Strict):
             )
         return value
 
+    @field_validator("sweep")
+    @classmethod
+    def _one_hyperparameter(
+        cls, value: dict[str, list[JsonValue]] | None
+    ) -> dict[str, list[JsonValue]] | None:
+        if value is not None and not (
+            len(value) == 1 and all(1 <= len(values) <= MAX_VALUES for values in value.values())
+        ):
+            raise PydanticCustomError(
+                "invalid_sweep",
+                'a sweep is one name with 1 to {most} values, as in {"alpha": [0.1, 0.5]}',
+                {"most": MAX_VALUES},
+            )
+        return value
+
     @field_validator("architecture")
     @classmethod
     def _known_architecture(cls, value: JsonValue) -> JsonValue:
@@ -165,8 +189,19 @@ class TrainSpec(Strict):
         )
 
 
+class Sweep(Strict):
+    """The hyperparameter that takes several values, and each one as the plan has it."""
+
+    name: str
+    values: list[JsonValue]
+
+
 class TrainingPlan(Strict):
-    """A run, complete: what a worker trains, and what the journal keeps."""
+    """A run, complete: what a worker trains, and what the journal keeps.
+
+    Of a ``sweep`` the hyperparameters are those of its first value
+    (``service.contract.sweeps.runs_of`` makes the other runs).
+    """
 
     method: str
     architecture: str | dict[str, JsonValue]
@@ -181,6 +216,7 @@ class TrainingPlan(Strict):
     certify: bool = True
     #: Without a test data set, this share of the samples, chosen at random, is kept from training.
     held_out: float = Field(default=0.0, ge=0, lt=1)
+    sweep: Sweep | None = None
 
     def normal(self) -> dict[str, Any]:
         """The JSON object that is stored."""
@@ -190,6 +226,8 @@ class TrainingPlan(Strict):
             del plan["hyperparameters"]["options"]
         if self.devices == 1:
             del plan["devices"]
+        if self.sweep is None:
+            del plan["sweep"]
         return plan
 
 

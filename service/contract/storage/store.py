@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from service.contract.ids import digest_hex, is_job_id
+from service.contract.ids import digest_hex, is_job_id, place_of
 from service.contract.schemas.problems import NotFound
 from service.contract.settings import Settings
 from service.contract.storage.blobs import BlobWriter
@@ -38,7 +38,7 @@ Collection = Literal["models", "datasets"]
 #: What a merge leaves, and the report's signed form.
 _RESULTS = (
     *("report.json", "report.signed.json", "samples.jsonl"),
-    *("counterexamples.npz", "counterexamples.bin"),
+    *("counterexamples.npz", "counterexamples.bin", "failed.json"),
 )
 
 
@@ -178,10 +178,11 @@ class Store:
     # job folders
 
     def job_dir(self, job_id: str) -> Path:
-        """``jobs/<id>``, made if it is missing. Raises NotFound on what is no job id."""
+        """``jobs/<id>``, made if it is missing; ``jobs/<id>/runs/<place>`` of one training of a
+        sweep, for which all paths below work alike. Raises NotFound on what is no job id."""
         folder = self._job_path(job_id)
         with storage_errors():
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def prepared_dir(self, job_id: str) -> Path:
@@ -191,6 +192,10 @@ class Store:
     def training_dir(self, job_id: str) -> Path:
         """Where a training keeps its data, its checkpoint and its result."""
         return self._job_path(job_id) / "training"
+
+    def failure_path(self, job_id: str) -> Path:
+        """Why one training of a sweep failed, as a problem; the others go on."""
+        return self._job_path(job_id) / "failed.json"
 
     def shards_dir(self, job_id: str) -> Path:
         """Folder of the shard results."""
@@ -294,6 +299,9 @@ class Store:
             self._mirror.has(path)
 
     def _job_path(self, job_id: str) -> Path:
+        run = place_of(job_id)
+        if run is not None:
+            return self.data_dir / "jobs" / run[0] / "runs" / str(run[1])
         if not is_job_id(job_id):
             raise NotFound(f"there is no job {job_id[:64]!r}", code="unknown_job")
         return self.data_dir / "jobs" / job_id

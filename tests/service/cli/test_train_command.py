@@ -49,6 +49,18 @@ def test_every_option_arrives_as_the_service_takes_it() -> None:
     assert TrainSpec.model_validate(request()).norm == "l2"
 
 
+def test_the_values_of_a_sweep_are_what_json_makes_of_them() -> None:
+    for typed, sent in (
+        ("alpha=0.1,0.2", {"alpha": [0.1, 0.2]}),
+        ("optimizer=sgd,adam", {"optimizer": ["sgd", "adam"]}),
+        ('kappa_schedule=[{"points": [[0, 1]]}]', {"kappa_schedule": [{"points": [[0, 1]]}]}),
+    ):
+        assert request("--sweep", typed)["sweep"] == sent
+    for wrong in ("alpha", "alpha=", "alpha=[0.1"):
+        with pytest.raises(StartError, match="sweep"):
+            request("--sweep", wrong)
+
+
 def test_json_that_is_none_is_refused() -> None:
     with pytest.raises(StartError, match="not JSON"):
         request("--recipe", "{epochs: 3}")

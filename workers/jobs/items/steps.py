@@ -10,15 +10,19 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
+from service.contract.ids import place_of
 from service.contract.ledger.leases import Lease
 from service.contract.ledger.ledger import Ledger
+from service.contract.schemas.problems import InternalError
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
-from workers.jobs.items.trained_model import model_of
+from service.contract.sweeps import sweep_of, value_text
+from workers.jobs.items.trained_model import certified_runs, model_of
 from workers.jobs.notify_workers import notify_workers
 from workers.jobs.redis_retries import retry_on_redis_errors
 from workers.jobs.runtime.lease_renewer import LeaseRenewer
@@ -52,16 +56,18 @@ def _prepare(step: ItemContext) -> Callable[[], object]:
         return step.renewer.should_stop()
 
     stop()
-    prepare(step.store, step.settings, step.submission, stop=stop)
-    step.renewer.check()
-    facts = facts_of(step.store, job)
-    items = [f"shard:{shard}" for shard in range(len(shards(facts)))]
+    found: list[dict[str, Any]] = []
+    for run in certified_runs(step.store, step.submission):
+        prepare(step.store, step.settings, run, stop=stop)
+        step.renewer.check()
+        found.append(facts_of(step.store, run.id))
+    items = [f"shard:{shard}" for shard in range(sum(len(shards(facts)) for facts in found))]
+    digests = " ".join(facts["graph_digest"] for facts in found)
+    samples = sum(facts["samples"] for facts in found)
 
     def commit_prepared() -> None:
         retry_on_redis_errors(
-            lambda: step.ledger.commit(
-                step.lease, facts["graph_digest"], next_items=items, total=facts["samples"]
-            )
+            lambda: step.ledger.commit(step.lease, digests, next_items=items, total=samples)
         )
         retry_on_redis_errors(lambda: notify_workers(step.ledger, job, len(items)))
 
@@ -74,29 +80,41 @@ def _shard(step: ItemContext) -> Callable[[], object]:
 
     item = step.lease.item
     began = time.monotonic()
+    run, shard, name = _run_of_shard(step, int(item.partition(":")[2]))
 
     def progress(rows: int, message: str) -> None:
         # Called from inside the bounds, so that a cancelled job stops there.
         step.renewer.check()
-        step.say(item, rows, message=message)
+        step.say(item, rows, message=f"{name}{message}")
 
     work = certify_shard if step.submission.vnnlib is None else verify_shard
-    done = work(
-        step.store,
-        step.settings,
-        step.submission,
-        int(item.partition(":")[2]),
-        progress=progress,
-    )
+    done = work(step.store, step.settings, run, shard, progress=progress)
     took = time.monotonic() - began
 
     def commit_shard() -> None:
-        step.say(item, done, message="certifying", now=True)
+        step.say(item, done, message=f"{name}certifying", now=True)
         answer = retry_on_redis_errors(lambda: step.ledger.commit(step.lease, "done"))
         if answer == "committed":
             _count(step, took, done)
 
     return commit_shard
+
+
+def _run_of_shard(step: ItemContext, number: int) -> tuple[JobSubmission, int, str]:
+    """Of shards that count through all runs: the run, its own number, what messages begin with."""
+    from workers.jobs.items.prepare import facts_of, shards
+
+    sweep = sweep_of(step.submission)
+    if sweep is None:
+        return step.submission, number, ""
+    for run in certified_runs(step.store, step.submission):
+        own = len(shards(facts_of(step.store, run.id)))
+        if number < own:
+            place = place_of(run.id)
+            assert place is not None
+            return run, number, f"{sweep.name} = {value_text(sweep.values[place[1]])}: "
+        number -= own
+    raise InternalError("this sweep has fewer shards", code="unknown_item")
 
 
 def _count(step: ItemContext, seconds: float, samples: int) -> None:
@@ -116,8 +134,10 @@ def _merge(step: ItemContext) -> Callable[[], object]:
     step.say("merge", 0, message="writing the report")
     state = retry_on_redis_errors(lambda: step.ledger.get(submission.id))
     started_at = state.started_at if state else None
-    samples = write(step.store, submission, started_at=started_at)
-    model_id = None if submission.model else model_of(step.store, submission).digest
+    runs = certified_runs(step.store, submission)
+    samples = sum(write(step.store, run, started_at=started_at) for run in runs)
+    several = sweep_of(submission) is not None
+    model_id = None if submission.model or several else model_of(step.store, submission).digest
     return lambda: step.conclude(submission, "succeeded", samples=samples, model_id=model_id)
 
 

@@ -36,7 +36,7 @@ from workers.training.data import TrainingData
 from workers.training.loop import History, Report, train
 from workers.training.trainer import network_in
 
-__all__ = ["train_model"]
+__all__ = ["check_length", "read_samples", "train_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,11 @@ def train_model(
     on_checkpoint: Callable[[], None] = lambda: None,
     stop: Callable[[], bool],
     should_pause: Callable[[], bool],
+    data_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train, store the model, and write ``trained.json``.
+
+    data_folder: where the samples are that several trainings share, or shall be; it is kept.
 
     ``progress(steps done, steps in all, message)``; ``on_checkpoint()`` is called after each
     checkpoint. Does nothing where an earlier try has finished. Raises TrainingError and Problem
@@ -75,12 +78,13 @@ def train_model(
         return done
     plan = submission.training
     assert plan is not None
-    data, facts = _data(store, settings, submission, stop=stop)
+    folder = store.training_dir(submission.id)
+    read = data_folder or folder / "data"
+    data, facts = read_samples(store, settings, submission, read, stop=stop)
     _check(settings, submission, facts)
     config = config_of(plan)
     device = device_of(settings.device)
     threads = settings.training_threads or len(os.sched_getaffinity(0))
-    folder = store.training_dir(submission.id)
     checkpoint = folder / "checkpoint.safetensors"
 
     curve = _Curve(store, folder / "history.json")
@@ -108,7 +112,7 @@ def train_model(
         train_on_devices(
             Request(
                 plan=plan,
-                data=str(folder / "data"),
+                data=str(read),
                 checkpoint=str(checkpoint),
                 checkpoint_s=settings.checkpoint_interval_s,
                 device=device.type,
@@ -178,17 +182,21 @@ def _check(settings: Settings, submission: JobSubmission, facts: dict[str, Any])
     """Refuse before the training what would fail after it or would take too long."""
     plan = submission.training
     assert plan is not None
-    epochs = config_of(plan).epochs
-    if epochs * facts["samples"] > settings.max_training_samples:
+    check_length(settings, config_of(plan).epochs, facts["samples"])
+    if plan["held_out"] and submission.spec:
+        held_samples(facts["held"], Spec.model_validate(submission.spec))
+
+
+def check_length(settings: Settings, epochs: int, samples: int) -> None:
+    """Raises TooLarge where a job would see more samples than one may."""
+    if epochs * samples > settings.max_training_samples:
         raise TooLarge(
-            f"{epochs} epochs of {facts['samples']} samples are more than a training may take "
+            f"{epochs} epochs of {samples} samples are more than a training may take "
             f"({settings.max_training_samples} samples in all)",
             code="training_too_long",
             hint="train fewer epochs; the limit is CERTSERVE_MAX_TRAINING_SAMPLES",
             field="epochs",
         )
-    if plan["held_out"] and submission.spec:
-        held_samples(facts["held"], Spec.model_validate(submission.spec))
 
 
 class _Curve:
@@ -212,18 +220,24 @@ class _Curve:
         self._due = time.monotonic() + SHOWN_EVERY_S
 
 
-def _data(
-    store: Store, settings: Settings, submission: JobSubmission, *, stop: Callable[[], bool]
+def read_samples(
+    store: Store,
+    settings: Settings,
+    submission: JobSubmission,
+    folder: Path,
+    *,
+    stop: Callable[[], bool],
 ) -> tuple[TrainingData, dict[str, Any]]:
-    """The samples, read once and kept with the job (``training/data``) until it is trained."""
+    """The samples, read once and kept in ``folder`` until the job is trained."""
     plan, source = submission.training, submission.training_dataset
     assert plan is not None
     assert source is not None
-    folder = store.training_dir(submission.id) / "data"
+    store.job_dir(submission.id)
+    with storage_errors():
+        store.training_dir(submission.id).mkdir(exist_ok=True)
     if not (folder / "facts.json").exists():
-        store.job_dir(submission.id)
         with storage_errors():
-            folder.parent.mkdir(exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
         parameters = plan["hyperparameters"]
         assert isinstance(parameters, dict)
         request = {

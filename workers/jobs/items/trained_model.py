@@ -7,8 +7,16 @@ from typing import Any
 from service.contract.schemas.problems import InternalError, InvalidInput
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.storage.store import Store
+from service.contract.sweeps import runs_of, sweep_of
 
-__all__ = ["certification_samples", "held_samples", "model_of", "trained", "trained_path"]
+__all__ = [
+    "certification_samples",
+    "certified_runs",
+    "held_samples",
+    "model_of",
+    "trained",
+    "trained_path",
+]
 
 
 def trained_path(store: Store, job_id: str) -> Any:
@@ -30,6 +38,14 @@ def model_of(store: Store, submission: JobSubmission) -> ModelSource:
     if facts is None:
         raise InternalError("the trained model is missing", code="not_trained")
     return ModelSource.model_validate(facts["model"])
+
+
+def certified_runs(store: Store, submission: JobSubmission) -> list[JobSubmission]:
+    """What a job certifies: itself, or of a sweep every run that has a model."""
+    runs = runs_of(submission)
+    if sweep_of(submission) is None:
+        return runs
+    return [run for run in runs if trained(store, run.id) is not None]
 
 
 def certification_samples(

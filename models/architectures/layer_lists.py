@@ -2,8 +2,9 @@
 
 Every layer may carry ``name`` (unique) and ``from`` (the name of an earlier layer, or ``input``);
 without ``from`` it takes the layer before it. Layers of several inputs (``add``, also called
-``residual``, ``concat``, ``maximum``, ``minimum``) take the layer before them and ``from``, or the
-layers that ``from`` lists. What each kind takes: ``models.architectures.layer_makers``.
+``residual``, ``concat``, ``maximum``, ``minimum``, ``product``) take the layer before them and
+``from``, or the layers that ``from`` lists. What each kind takes:
+``models.architectures.layer_makers``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from models.network import INPUT, Network
 __all__ = ["Blueprint", "blueprint_of"]
 
 #: Kinds that join the layer before them with the one that a single ``from`` names.
-JOINING = ("add", "concat", "maximum", "minimum", "residual")
+JOINING = ("add", "concat", "maximum", "minimum", "product", "residual")
 #: How weights may begin, see ``models.architectures.initial_values``.
 INITS = ("default", "glorot", "he", "ibp", "orthogonal")
 MAX_LAYERS = 1_000

@@ -26,7 +26,20 @@ from models.layers.activations import (
     Softplus,
     Tanh,
 )
-from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.curves import (
+    CELU,
+    ELU,
+    GELU,
+    GELU_FORMS,
+    LARGEST_FACTOR,
+    SELU,
+    HardSwish,
+    Mish,
+    Power,
+    SiLU,
+    Softsign,
+)
+from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Add,
     AvgPool2d,
@@ -282,6 +295,17 @@ def _reduction(kind: type[ReduceMean | ReduceSum]) -> Callable[[LayerRow, Shape]
     return maker
 
 
+def _exponential(kind: type[ELU | CELU]) -> Callable[[LayerRow, Shape], Layer]:
+    def maker(row: LayerRow, shape: Shape) -> Layer:
+        return kind(alpha=row.number("alpha", 1.0, 1.0 / LARGEST_FACTOR, LARGEST_FACTOR))
+
+    return maker
+
+
+def _gelu(row: LayerRow, shape: Shape) -> Layer:
+    return GELU(approximate=row.choice("approximate", "none", dict.fromkeys(GELU_FORMS)))
+
+
 #: Kinds of layers in a list: a new one is one function and one row here.
 KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "abs": lambda row, shape: Abs(),
@@ -291,18 +315,23 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "at-most": _limit(AtMost),
     "avg-pool2d": _avg_pool,
     "batch-norm": _batch_norm,
+    "celu": _exponential(CELU),
     "clip": _clip,
     "concat": lambda row, shape: Concat(axis=row.integer("axis", 0, minimum=0)),
     "conv2d": _conv2d,
+    "elu": _exponential(ELU),
     "flatten": lambda row, shape: Reshape(shape=(math.prod(shape),)),
     "householder": _householder,
+    "gelu": _gelu,
     "global-avg-pool": _global_avg_pool,
+    "hard-swish": lambda row, shape: HardSwish(),
     "leaky-relu": lambda row, shape: LeakyReLU(slope=row.number("slope", 0.01, 0.0, 1.0)),
     "linear": _linear,
     "max-pool2d": _max_pool,
     "maximum": lambda row, shape: Maximum(),
     "maxmin": lambda row, shape: MaxMin(),
     "minimum": lambda row, shape: Minimum(),
+    "mish": lambda row, shape: Mish(),
     "normalize": _normalize,
     "normalized-head": lambda row, shape: _linear(row, shape, NormalizedHead),
     "normalized-linear": lambda row, shape: _linear(row, shape, NormalizedLinear),
@@ -311,6 +340,8 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "orthogonal-linear": lambda row, shape: _linear(row, shape, OrthogonalLinear),
     "pad-channels": lambda row, shape: PadChannels(channels=row.integer("channels")),
     "pair-max": lambda row, shape: PairMax(),
+    "power": lambda row, shape: Power(exponent=row.integer("exponent", 2, minimum=2, maximum=3)),
+    "product": lambda row, shape: Product(),
     "projection-pool": _projection_pool,
     "reduce-mean": _reduction(ReduceMean),
     "reduce-sum": _reduction(ReduceSum),
@@ -320,11 +351,14 @@ KINDS: dict[str, Callable[[LayerRow, Shape], Layer]] = {
     "residual": lambda row, shape: Add(),
     "residual-conv2d": _residual_conv2d,
     "residual-orthogonal-linear": _residual_linear,
+    "selu": lambda row, shape: SELU(),
     "sigmoid": lambda row, shape: Sigmoid(),
+    "silu": lambda row, shape: SiLU(),
     "skew-conv2d": _skew_conv2d,
     "slice": _slice,
     "space-to-depth": lambda row, shape: SpaceToDepth(block=row.integer("block", 2, maximum=64)),
     "softplus": lambda row, shape: Softplus(beta=row.number("beta", 1.0, 1e-3, 1e3)),
+    "softsign": lambda row, shape: Softsign(),
     "summed-linear": lambda row, shape: _linear(row, shape, SummedLinear),
     "tanh": lambda row, shape: Tanh(),
     **LIPSCHITZ_KINDS,

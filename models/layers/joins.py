@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.layers.base import Layer, Shape, ShapeError
 
-__all__ = ["Add", "Concat", "Maximum", "Minimum", "ReduceMean", "ReduceSum", "Slice"]
+__all__ = ["Add", "Concat", "Maximum", "Minimum", "Product", "ReduceMean", "ReduceSum", "Slice"]
 
 
 class Add(Layer):
@@ -107,6 +107,15 @@ class Maximum(_Pairwise):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.maximum(x, y)
+
+
+class Product(_Pairwise):
+    """x * y of two earlier nodes of the same shape, elementwise."""
+
+    kind = "product"
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
 
 
 class Minimum(_Pairwise):

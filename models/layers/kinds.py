@@ -22,8 +22,9 @@ from models.layers.activations import (
 )
 from models.layers.affine import Conv2d, Divide, Linear, Multiply, Shift
 from models.layers.base import Layer, Shape, ShapeError
+from models.layers.curves import CURVED
 from models.layers.euclidean import L2Pool2d, Sort
-from models.layers.joins import Add, Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.joins import Add, Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.normalization import BatchNorm, Normalize
 from models.layers.one_lipschitz import ONE_LIPSCHITZ
 from models.layers.pooling import AvgPool2d, MaxPool2d
@@ -34,7 +35,7 @@ from models.layers.reparametrized import (
     ResidualConv2d,
     ResidualOrthogonalLinear,
 )
-from models.layers.shapes import Gather, Pad, Permute, Reshape
+from models.layers.shapes import Expand, Gather, Pad, Permute, Reshape
 
 __all__ = [
     "LAYER_KINDS",
@@ -86,6 +87,7 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         L2Pool2d,
         Sort,
         Reshape,
+        Expand,
         Permute,
         Gather,
         Pad,
@@ -93,6 +95,7 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         Sigmoid,
         Softplus,
         Tanh,
+        *CURVED,
         AtLeast,
         AtMost,
         ReLUTheta,
@@ -101,6 +104,7 @@ LAYER_KINDS: dict[str, type[Layer]] = {
         Slice,
         Maximum,
         Minimum,
+        Product,
         ReduceSum,
         ReduceMean,
     )

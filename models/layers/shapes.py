@@ -11,7 +11,7 @@ from torch import Tensor
 from models.layers.affine import four_sides
 from models.layers.base import Layer, Shape, ShapeError, as_float32
 
-__all__ = ["Gather", "Pad", "Permute", "Reshape"]
+__all__ = ["Expand", "Gather", "Pad", "Permute", "Reshape"]
 
 
 class Reshape(Layer):
@@ -30,6 +30,33 @@ class Reshape(Layer):
         (shape,) = shapes
         if torch.Size(shape).numel() != torch.Size(self.shape).numel():
             raise ShapeError(f"cannot view shape {shape} as {self.shape}")
+        return self.shape
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": list(self.shape)}
+
+
+class Expand(Layer):
+    """Axes of size 1 repeated until the shape is ``shape``, of as many axes."""
+
+    kind = "expand"
+
+    def __init__(self, *, shape: tuple[int, ...] | list[int]) -> None:
+        super().__init__()
+        self.shape = tuple(int(size) for size in shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Numbers of their own: bounds on them are tightened one by one, in place.
+        return x.expand(x.shape[0], *self.shape).contiguous()
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        fits = len(shape) == len(self.shape) and all(
+            size == new or (size == 1 and new > 0)
+            for size, new in zip(shape, self.shape, strict=True)
+        )
+        if not fits:
+            raise ShapeError(f"cannot expand shape {shape} to {self.shape}")
         return self.shape
 
     def config(self) -> dict[str, Any]:

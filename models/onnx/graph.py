@@ -90,7 +90,7 @@ class Squares:
 
     Summed over ``axes`` of the sample, or over the windows of a pool; over neither: each square.
     shape: without the batch; sign_only: its sign alone. steps: operators since the squares that may
-    round.
+    round. plain: the same as a value of the network, for what is on no way to a root.
     """
 
     base: Activation
@@ -102,6 +102,7 @@ class Squares:
     shift: Fraction = Fraction(0)
     sign_only: bool = False
     steps: int = 0
+    plain: Activation | None = field(default=None, compare=False)
 
 
 Value = Activation | Constant | Squares

@@ -170,6 +170,8 @@ def _as_network(
         values.update(zip(operation.outputs, results, strict=False))
         values.pop("", None)
     logits = values.get(output)
+    if isinstance(logits, Squares):
+        logits = logits.plain
     if not isinstance(logits, Activation) or logits.name == INPUT:
         raise ModelError(
             f"the output {output!r} is not computed from the input by any layer",
@@ -248,9 +250,7 @@ _SAME_SHAPES = ("Max", "Min", "Sum")
 def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:
     """The operator's outputs, in order."""
     if any(isinstance(value, Squares) for value in operation.inputs):
-        if operation.op_type not in SQUARE_OPERATORS:
-            operation.refuse("squares are supported on the way to a Euclidean norm only")
-        return [SQUARE_OPERATORS[operation.op_type](operation, translation)]
+        return _on_squares(operation, translation)
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in CONSTANT_OPERATORS:
             return evaluate(operation, translation)
@@ -279,6 +279,42 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
             )
     result = translator(operation, translation)
     return result if isinstance(result, list) else [result]
+
+
+def _on_squares(operation: Operation, translation: Translation) -> Sequence[Value]:
+    """The outputs of an operator on squares: on the way to a Euclidean norm, and as plain numbers
+    as long as it may come out that there is no root."""
+    found: Value | None = None
+    refusal: ModelError | None = None
+    plain = tuple(v.plain if isinstance(v, Squares) else v for v in operation.inputs)
+    lacking = any(
+        value is None and given is not None
+        for value, given in zip(plain, operation.inputs, strict=True)
+    )
+    if operation.op_type in SQUARE_OPERATORS:
+        try:
+            found = SQUARE_OPERATORS[operation.op_type](operation, translation)
+        except ModelError as error:
+            refusal = error
+        if isinstance(found, Activation):
+            return [found]
+    elif lacking or operation.op_type not in OPERATORS:
+        operation.refuse("squares are supported on the way to a Euclidean norm only")
+    if not lacking and operation.op_type in OPERATORS:
+        try:
+            results = _translate(replace(operation, inputs=plain), translation)
+        except ModelError:
+            if found is None:
+                raise
+        else:
+            (first, *_) = results
+            if isinstance(found, Squares) and isinstance(first, Activation):
+                return [replace(found, plain=first)]
+            return results
+    if found is None:
+        assert refusal is not None
+        raise refusal
+    return [replace(found, plain=None) if isinstance(found, Squares) else found]
 
 
 def _without_batch_axis(operation: Operation, translation: Translation) -> Sequence[Value]:

@@ -110,7 +110,8 @@ class TrainingGraph:
         layer = self.network.layer(node.name)
         rules = rules_of(layer)
         maps = (*WEIGHTED, *SUMS, BatchNorm, Normalize, Shift)
-        if not (isinstance(layer, maps) or layer.one_lipschitz or rules.forward is not None):
+        known = rules.forward is not None and rules.ball is not None
+        if not (isinstance(layer, maps) or layer.one_lipschitz or known):
             raise TrainingError(
                 "unsupported_architecture",
                 f"layer {node.name} ({layer.kind}) cannot be trained here",

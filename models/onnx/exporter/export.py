@@ -28,6 +28,7 @@ from models.layers.kinds import (
     Shift,
 )
 from models.network import INPUT, Network
+from models.onnx.exporter.curves import CURVE_EXPORTERS
 from models.onnx.exporter.joins_activations import MORE_EXPORTERS
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -247,4 +248,5 @@ EXPORTERS: dict[str, Exporter] = {
     Reshape.kind: _reshape,
     Shift.kind: with_constant("Add"),
     **MORE_EXPORTERS,
+    **CURVE_EXPORTERS,
 }

@@ -16,8 +16,9 @@ from models.layers.activations import (
     Tanh,
 )
 from models.layers.euclidean import L2Pool2d, Sort
-from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
+from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
 __all__ = ["MORE_EXPORTERS"]
@@ -116,6 +117,12 @@ def _concat(
     graph.node("Concat", inputs, output, axis=layer.axis + 1)
 
 
+def _expand(
+    graph: GraphWriter, layer: Expand, inputs: list[str], output: str, shape: Shape
+) -> None:
+    graph.node("Expand", [*inputs, graph.constant([1, *layer.shape])], output)
+
+
 def _slice(graph: GraphWriter, layer: Slice, inputs: list[str], output: str, shape: Shape) -> None:
     places = ([layer.start], [layer.stop], [layer.axis + 1], [layer.step])
     graph.node("Slice", [*inputs, *(graph.constant(place) for place in places)], output)
@@ -145,11 +152,13 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     AtMost.kind: with_constant("Min"),
     Clip.kind: _clip,
     Concat.kind: _concat,
+    Expand.kind: _expand,
     Gather.kind: _gather,
     L2Pool2d.kind: _l2_pool,
     MaxMin.kind: _maxmin,
     Maximum.kind: plain("Max"),
     Minimum.kind: plain("Min"),
+    Product.kind: plain("Mul"),
     ReLUTheta.kind: _relu_theta,
     ReduceMean.kind: _reduce_mean,
     ReduceSum.kind: _reduce_sum,

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.layers.joins import Product
 from models.layers.kinds import Add, Divide, Layer, Multiply, Shape, Shift
+from models.layers.shapes import Expand
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation
-from models.onnx.operators.euclidean import squared
+from models.onnx.operators.curved.gates import divided, gated
+from models.onnx.operators.euclidean import cubed, squared
 
 __all__ = [
     "add",
@@ -66,11 +69,19 @@ def broadcasts_to(shape: Shape, target: Shape) -> bool:
 def joined(
     operation: Operation, translation: Translation, layer: Layer, x: Activation, y: Activation
 ) -> Activation:
-    """An elementwise operator on two activations."""
+    """An elementwise operator on two activations, which broadcast to one shape."""
     if x.rank != y.rank:
         # The shorter one is aligned at the end: its batch with another axis of the longer one.
         operation.refuse_batch(f"ranks {x.rank} and {y.rank} differ")
-    return translation.emit(operation, layer, x, y)
+    try:
+        shape = tuple(np.broadcast_shapes(x.shape, y.shape))
+    except ValueError:
+        operation.refuse(f"shapes {x.shape} and {y.shape} do not fit", code="shape_mismatch")
+    both = [
+        value if value.shape == shape else translation.emit(operation, Expand(shape=shape), value)
+        for value in (x, y)
+    ]
+    return translation.emit(operation, layer, *both)
 
 
 def _both_activations(operation: Operation) -> bool:
@@ -112,16 +123,23 @@ def sub(operation: Operation, translation: Translation) -> Activation:
 
 
 def mul(operation: Operation, translation: Translation) -> Activation | Squares:
-    """x * y with one constant; x * x on the way to a Euclidean norm."""
-    if _both_activations(operation):
-        if operation.activation(0) == operation.activation(1):
-            return squared(operation.activation())
-        operation.refuse("products of two activations are not supported")
-    return _one_constant(operation, translation, Multiply)
+    """x * y; x * gate(x) is one SiLU, GELU, HardSwish or Mish, and x * x or x * x^2 a power."""
+    if not _both_activations(operation):
+        return _one_constant(operation, translation, Multiply)
+    x, y = operation.activation(0), operation.activation(1)
+    if x == y:
+        return squared(operation, translation, x)
+    found = cubed(operation, translation, x, y) or gated(operation, translation, x, y)
+    return joined(operation, translation, Product(), x, y) if found is None else found
 
 
 def div(operation: Operation, translation: Translation) -> Activation:
-    """x / y with a constant divisor."""
+    """x / y with a constant divisor; x / (1 + |x|), a Softsign."""
+    if _both_activations(operation):
+        x, y = operation.activation(0), operation.activation(1)
+        found = divided(operation, translation, x, y)
+        if found is not None:
+            return found
     if not isinstance(operation.input(1), Constant):
         operation.refuse("the divisor must be a constant")
     array = operation.constant(1)

@@ -15,12 +15,21 @@ from fractions import Fraction
 import torch
 from onnx import TensorProto
 
+from models.layers.curves import Power
 from models.layers.euclidean import L2Pool2d
 from models.layers.kinds import Multiply, Permute, Reshape
 from models.onnx.graph import Activation, Operation, Squares, Translation, Value
 from models.onnx.operators.axes import reduced_axes
 
-__all__ = ["SQUARE_OPERATORS", "lp_pool", "power", "reduce_l2", "root_of_squares", "squared"]
+__all__ = [
+    "SQUARE_OPERATORS",
+    "cubed",
+    "lp_pool",
+    "power",
+    "reduce_l2",
+    "root_of_squares",
+    "squared",
+]
 
 #: Least factor that sums of squares may have anywhere on the way to their root; the largest is one
 #: over it. The rules of the norm (``workers.verification.layers.euclidean``) count on it: further
@@ -32,23 +41,40 @@ LARGEST_SHIFT = 2**40
 MOST_STEPS = 5
 
 
-def squared(x: Activation) -> Squares:
+def squared(operation: Operation, translation: Translation, x: Activation) -> Squares:
     """Each number's square."""
-    return Squares(x, x.shape)
+    return Squares(x, x.shape, plain=translation.emit(operation, Power(exponent=2), x))
 
 
-def power(operation: Operation, translation: Translation) -> Squares:
-    """Pow with the exponent 2, of an activation."""
+def cubed(
+    operation: Operation, translation: Translation, x: Activation, y: Activation
+) -> Activation | None:
+    """x^3 where one is the square of the other; else None."""
+    for base, value in ((x, y), (y, x)):
+        layer, sources = translation.origins.get(value.name, (None, ()))
+        if isinstance(layer, Power) and layer.exponent == 2 and sources == (base,):
+            return translation.emit(operation, Power(exponent=3), base)
+    return None
+
+
+def power(operation: Operation, translation: Translation) -> Value:
+    """Pow with the exponent 2 or 3 (1: nothing), of an activation."""
     x = operation.activation()
-    if _number(operation, 1, x.rank) != 2.0:
-        operation.refuse("only squares on the way to a Euclidean norm are supported")
-    return squared(x)
+    exponent = _number(operation, 1, x.rank)
+    if exponent == 2.0:
+        return squared(operation, translation, x)
+    if exponent == 1.0:
+        return x
+    if exponent != 3.0:
+        operation.refuse(f"the exponent {exponent} is not supported: only 1, 2 and 3 are")
+    return translation.emit(operation, Power(exponent=3), x)
 
 
 def reduce_l2(operation: Operation, translation: Translation) -> Activation:
     """ReduceL2 over axes other than the batch."""
     x, axes = operation.activation(), reduced_axes(operation)
-    sums = _over_axes(operation, squared(x), axes) if axes else squared(x)
+    squares = Squares(x, x.shape)
+    sums = _over_axes(operation, squares, axes) if axes else squares
     return _root(operation, translation, sums)
 
 
@@ -59,9 +85,10 @@ def lp_pool(operation: Operation, translation: Translation) -> Activation:
     x = operation.activation()
     if len(x.shape) != 3:
         operation.refuse(f"only images [batch, c, h, w] are supported, not rank {x.rank}")
+    squares = Squares(x, x.shape)
     if operation.op_type == "GlobalLpPool":
-        return _root(operation, translation, _over_axes(operation, squared(x), [1, 2], kept=True))
-    return _root(operation, translation, _over_windows(operation, squared(x)))
+        return _root(operation, translation, _over_axes(operation, squares, [1, 2], kept=True))
+    return _root(operation, translation, _over_windows(operation, squares))
 
 
 def root_of_squares(operation: Operation, translation: Translation) -> Activation:

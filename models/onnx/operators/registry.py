@@ -36,6 +36,17 @@ from models.onnx.operators.arithmetic import (
     sum_of,
 )
 from models.onnx.operators.convolutions import conv, conv_transpose
+from models.onnx.operators.curved.native import (
+    celu,
+    elu,
+    erf,
+    gelu,
+    hard_swish,
+    mish,
+    selu,
+    softsign,
+    swish,
+)
 from models.onnx.operators.dense import gemm, linear_classifier, matmul, vector_matmul
 from models.onnx.operators.euclidean import lp_pool, power, reduce_l2
 from models.onnx.operators.joins import (
@@ -49,7 +60,7 @@ from models.onnx.operators.joins import (
 )
 from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
-from models.onnx.operators.views import flatten, reshape, squeeze, transpose, unsqueeze
+from models.onnx.operators.views import expand, flatten, reshape, squeeze, transpose, unsqueeze
 from models.onnx.operators.windows import (
     average_pool,
     global_average_pool,
@@ -143,6 +154,7 @@ OPERATORS: dict[str, Translator] = {
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
+    "Celu": celu,
     "Clip": clip,
     "Concat": concat,
     "Conv": conv,
@@ -150,13 +162,18 @@ OPERATORS: dict[str, Translator] = {
     "DepthToSpace": depth_to_space,
     "Div": div,
     "Dropout": _dropout,
+    "Elu": elu,
+    "Erf": erf,
+    "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,
+    "Gelu": gelu,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
     "GlobalLpPool": lp_pool,
     "GlobalMaxPool": global_max_pool,
     "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
     "Identity": _identity,
     "LeakyRelu": _leaky_relu,
     "LinearClassifier": linear_classifier,
@@ -165,6 +182,7 @@ OPERATORS: dict[str, Translator] = {
     "Max": maximum,
     "MaxPool": max_pool,
     "Min": minimum,
+    "Mish": mish,
     "Mul": mul,
     "Neg": neg,
     "PRelu": _prelu,
@@ -179,14 +197,17 @@ OPERATORS: dict[str, Translator] = {
     "Reshape": reshape,
     "Resize": resize,
     "Scaler": scaler,
+    "Selu": selu,
     "Sigmoid": sigmoid,
     "Slice": cut,
     "Softplus": softplus,
+    "Softsign": softsign,
     "SpaceToDepth": space_to_depth,
     "Split": split,
     "Squeeze": squeeze,
     "Sub": sub,
     "Sum": sum_of,
+    "Swish": swish,
     "Tanh": tanh,
     "TopK": top_k,
     "Transpose": transpose,
@@ -200,6 +221,7 @@ _ALIKE = (
     *("Relu", "Sigmoid", "Softplus", "Tanh", "Add", "Div", "Max", "Min", "Mul", "Sub", "Sum"),
     *("Concat", "Gather", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Slice", "Split"),
     *("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+    *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
 )
 
 

@@ -10,14 +10,25 @@ from __future__ import annotations
 import math
 
 from models.layers.kinds import Permute, Reshape, Shape
-from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation, Value
+from models.layers.shapes import Expand
+from models.onnx.graph import (
+    FIXED_BATCH,
+    Activation,
+    Constant,
+    Operation,
+    Squares,
+    Translation,
+    Value,
+)
 
-__all__ = ["flatten", "reshape", "settled", "squeeze", "transpose", "unsqueeze"]
+__all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "transpose", "unsqueeze"]
 
 
 def settled(operation: Operation, translation: Translation, value: Value) -> Activation:
     """The result of an operator on values without a batch axis, of the shape it has in the file:
     without a batch axis too, or a batch of one row where its first axis is 1."""
+    if isinstance(value, Squares) and value.plain is not None:
+        value = value.plain
     if not isinstance(value, Activation):
         operation.refuse("this is not supported without a batch axis")
     if len(value.shape) < 2 or value.shape[0] != 1:
@@ -42,6 +53,21 @@ def _view(operation: Operation, translation: Translation, shape: Shape) -> Activ
     if shape == x.shape:
         return x
     return translation.emit(operation, Reshape(shape=shape), x)
+
+
+def expand(operation: Operation, translation: Translation) -> Activation:
+    """Expand: axes of size 1 repeated; the batch stays what it is."""
+    x, sizes = operation.activation(), operation.integers(1)
+    if sizes is None or len(sizes) > x.rank or any(size < 1 for size in sizes):
+        operation.refuse(f"only positive sizes of at most {x.rank} axes are supported")
+    sizes = [1] * (x.rank - len(sizes)) + sizes
+    if sizes[0] != 1:
+        operation.refuse_batch("it repeats the batch")
+    pairs = list(zip(x.shape, sizes[1:], strict=True))
+    if any(size != new and 1 not in (size, new) for size, new in pairs):
+        operation.refuse(f"shapes {x.shape} and {sizes[1:]} do not fit", code="shape_mismatch")
+    shape = tuple(max(size, new) for size, new in pairs)
+    return x if shape == x.shape else translation.emit(operation, Expand(shape=shape), x)
 
 
 def flatten(operation: Operation, translation: Translation) -> Activation:

@@ -8,7 +8,20 @@ from onnx import TensorProto
 from tests.models.differential.builder import Builder, Shape
 from tests.models.differential.steps import ODD, Step, broadcast
 
-__all__ = ["cast", "clip", "dropout", "leaky_relu", "of_two", "unary", "with_constant"]
+__all__ = [
+    "cast",
+    "clip",
+    "dropout",
+    "expand",
+    "gate",
+    "leaky_relu",
+    "of_two",
+    "power",
+    "shaped",
+    "softsign",
+    "unary",
+    "with_constant",
+]
 
 
 def unary(kind: str) -> Step:
@@ -28,6 +41,11 @@ def of_two(kind: str) -> Step:
 
     def step(b: Builder, x: str, shape: Shape) -> str:
         same = [name for name, other in b.shapes.items() if other == shape]
+        if b.chance(0.3) and shape and kind != "Sum":
+            # One that broadcasts.
+            axis = b.number(1, len(shape))
+            form, more = b.axes_form([axis], 18)
+            same = [b.node("ReduceMean", [x, *form], keepdims=1, **more)]
         if b.chance(ODD):
             same = [name for name, other in b.shapes.items() if len(other) != len(shape)] or same
         inputs = [x, b.pick(same)]
@@ -37,6 +55,72 @@ def of_two(kind: str) -> Step:
         return b.node(kind, [inputs[place] for place in order])
 
     return step
+
+
+def shaped(kind: str, since: int, **choices: list[object]) -> Step:
+    """An activation with attributes that there is from an opset on; before it nothing happens."""
+
+    def step(b: Builder, x: str, shape: Shape) -> str:
+        given = {name: b.pick(values) for name, values in choices.items() if b.chance(0.7)}
+        return b.node(kind, [x], **given) if b.opset >= since else b.node("Identity", [x])
+
+    return step
+
+
+def power(b: Builder, x: str, shape: Shape) -> str:
+    exponent = b.pick([1.0, 2.0, 3.0, 0.5 if b.chance(ODD) else 2.0])
+    small = b.node("Tanh", [x])
+    return b.node("Pow", [small, b.constant(np.array(exponent, np.float32))])
+
+
+def gate(b: Builder, x: str, shape: Shape) -> str:
+    """x times a gate of x, or nearly one, with numbers in odd places."""
+
+    def number(value: float) -> str:
+        return b.constant(np.array(value, np.float32))
+
+    kind = b.pick(["Sigmoid", "Erf", "Mish", "Clip", "Tanh"] if b.opset >= 9 else ["Sigmoid"])
+    gated = x
+    if kind == "Erf":
+        root = b.pick([2.0**0.5, 2.0**0.5, 1.5])
+        scaled = (
+            b.node("Div", [x, number(root)])
+            if b.chance(0.5)
+            else b.node("Mul", [x, number(1.0 / root)])
+        )
+        gated = b.node("Add", [b.node("Erf", [scaled]), number(b.pick([1.0, 1.0, 0.5]))])
+    elif kind == "Tanh":
+        cube = (
+            b.node("Pow", [x, number(3.0)])
+            if b.chance(0.5)
+            else b.node("Mul", [x, b.node("Mul", [x, x])])
+        )
+        inner = b.node("Add", [x, b.node("Mul", [cube, number(0.044715)])])
+        inner = b.node("Mul", [inner, number((2.0 / np.pi) ** 0.5)])
+        gated = b.node("Add", [b.node("Tanh", [inner]), number(1.0)])
+    elif kind == "Mish":
+        gated = b.node("Tanh", [b.node("Softplus", [x])])
+    elif kind == "Clip":
+        gated = b.node("HardSigmoid", [x], alpha=b.pick([1.0 / 6.0, 0.2]), beta=0.5)
+    else:
+        scaled = b.node("Mul", [x, number(1.702)]) if b.chance(0.5) else x
+        gated = b.node("Sigmoid", [scaled])
+    value = b.node("Mul", [x, number(0.5)]) if b.chance(0.5) else x
+    return b.node("Mul", [value, gated] if b.chance(0.5) else [gated, value])
+
+
+def softsign(b: Builder, x: str, shape: Shape) -> str:
+    one = b.constant(np.array(1.0, np.float32))
+    return b.node("Div", [x, b.node("Add", [b.node("Abs", [x]), one])])
+
+
+def expand(b: Builder, x: str, shape: Shape) -> str:
+    if b.opset < 8:
+        return b.node("Identity", [x])
+    form, more = b.axes_form([b.number(1, len(shape))], 18)
+    mean = b.node("ReduceMean", [x, *form], keepdims=1, **more)
+    sizes = [1, *shape] if not b.chance(ODD) else [2, *shape]
+    return b.node("Expand", [mean, b.constant(np.array(sizes, np.int64))])
 
 
 def leaky_relu(b: Builder, x: str, shape: Shape) -> str:

@@ -9,6 +9,7 @@ the box go through the layer itself, so that thresholds learn from all three.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from workers.verification.enclosure import CORNER_SIZE, Enclosure
 from workers.verification.forward.ball import joined_radius
 from workers.verification.forward.propagation import AffineMap, ForwardPass
 from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.registry import rules_of
 from workers.verification.rounding import Rounding
 
-__all__ = ["Intersection", "TrainingPass", "start"]
+__all__ = ["Intersection", "TrainingPass", "image_of", "start"]
 
 #: Layers after which the box of a ball is still the ball's own.
 KEEPS_ROUND = (Normalize, Permute, Reshape, Shift)
@@ -76,7 +78,8 @@ class TrainingPass(ForwardPass):
         return lower, upper
 
     def layer(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
-        """Every other layer: monotone, or 1-Lipschitz by construction and no more known of it."""
+        """Every other layer: its image of the box, or 1-Lipschitz by construction and no more
+        known of it."""
         layer = step.layer(Layer)
         centre = layer(*(state.centre for state in inputs))
         radii = [state.radius for state in inputs]
@@ -86,13 +89,20 @@ class TrainingPass(ForwardPass):
         if layer.one_lipschitz:
             reach = _shaped(radius, centre)
             return Enclosure(centre, radius, centre - reach, centre + reach, inputs[0].valid)
-        lower = [state.lower for state in inputs if state.lower is not None]
-        upper = [state.upper for state in inputs if state.upper is not None]
+        lower, upper = image_of(layer, inputs)
         is_round = inputs[0].round and isinstance(layer, KEEPS_ROUND)
-        result = Enclosure(
-            centre, radius, layer(*lower), layer(*upper), inputs[0].valid, round=is_round
-        )
+        result = Enclosure(centre, radius, lower, upper, inputs[0].valid, round=is_round)
         return result if is_round else _box_to_ball(result)
+
+
+def image_of(layer: Layer, inputs: Sequence[Enclosure]) -> tuple[Tensor, Tensor]:
+    """The image of the inputs' boxes: by the layer's rule, else of its values at both ends."""
+    lower = [state.lower for state in inputs if state.lower is not None]
+    upper = [state.upper for state in inputs if state.upper is not None]
+    rule = rules_of(layer).image
+    if rule is not None:
+        return rule(layer, list(zip(lower, upper, strict=True)))
+    return layer(*lower), layer(*upper)
 
 
 class Intersection(torch.autograd.Function):

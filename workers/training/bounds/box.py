@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.layers.base import Layer
-from workers.training.bounds.ball_and_box import TrainingPass
+from workers.training.bounds.ball_and_box import TrainingPass, image_of
 from workers.training.bounds.last_layer import pair_differences
 from workers.training.training_graph import TrainingGraph
 from workers.verification.enclosure import Enclosure
@@ -88,7 +88,7 @@ class BoxPass(TrainingPass):
         return _enclosure(middle - half, middle + half, state)
 
     def layer(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
-        """Monotone layers take both ends; of others only a norm of 1 is known."""
+        """The layer's image of the box; of some only a norm of 1 is known."""
         layer, first = step.op, inputs[0]
         assert isinstance(layer, Layer)
         assert first.lower is not None
@@ -99,8 +99,7 @@ class BoxPass(TrainingPass):
             reach = torch.linalg.vector_norm(box.half.flatten(1), dim=1)
             reach = reach.reshape(-1, *([1] * (centre.dim() - 1)))
             return _enclosure(centre - reach, centre + reach, first)
-        lower = layer(*(state.lower for state in inputs if state.lower is not None))
-        upper = layer(*(state.upper for state in inputs if state.upper is not None))
+        lower, upper = image_of(layer, inputs)
         if self.shrinkage != 1.0 and kinked(step):
             unstable = (first.lower < 0) & (first.upper > 0)
             upper = torch.where(unstable, self.shrinkage * upper, upper)

@@ -25,6 +25,7 @@ __all__ = [
     "joins_by_sum",
     "largest_input",
     "reads_norm",
+    "steepest_slope",
 ]
 
 
@@ -84,6 +85,11 @@ def largest_input(op: Affine | Layer) -> float:
     """Norm of the step's inputs from which a layer may overflow on the way to its result."""
     ball = _ball_of(op)
     return math.inf if ball is None else ball.largest_input
+
+
+def steepest_slope(step: GraphStep) -> float:
+    """The step's factor without any rounding where it is above 1, else 1."""
+    return 1.0 if isinstance(step.op, Affine) else max(1.0, _known(step).steepest(step.op))
 
 
 def has_ball_rule(op: Affine | Layer) -> bool:

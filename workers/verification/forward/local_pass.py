@@ -34,7 +34,12 @@ from torch import Tensor
 from models.layers.base import Layer
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.enclosure import Enclosure
-from workers.verification.forward.ball import ball_rule, has_ball_rule, reads_norm
+from workers.verification.forward.ball import (
+    ball_rule,
+    has_ball_rule,
+    reads_norm,
+    steepest_slope,
+)
 from workers.verification.forward.propagation import (
     AffineMap,
     ForwardPass,
@@ -165,17 +170,20 @@ class LocalPass(ForwardPass):
         rule = rules_of(step.op).slopes
         if rule is None or before.lower is None or before.upper is None:
             return result
-        slopes = rule(step.op, before.centre, before.lower, before.upper)
+        steepest = steepest_slope(step)
+        # A power of two: slopes in it are at most 1, and nothing is rounded.
+        unit = 2.0 ** math.ceil(math.log2(steepest))
+        slopes = rule(step.op, before.centre, before.lower, before.upper) / unit
         zeros = torch.zeros_like(before.radius)
         size = rough_norm(before.centre) if reads_norm(step.op) else zeros
         factor, offset = ball_rule(step, size, self.rounding)
-        radius = slopes.flatten(1).amax(1).to(torch.float64) * before.radius
+        radius = slopes.flatten(1).amax(1).to(torch.float64) * before.radius * unit
         if isinstance(before, _AfterMap):
             mapped = before.mapped
-            norm = self._norm(mapped.index, mapped.masked, slopes)
+            norm = self._norm(mapped.index, mapped.masked, slopes) * unit
             radius = torch.minimum(radius, mapped.grown(norm))
         # What rounding adds beyond the slopes; an activation that only shrinks adds nothing.
-        extra = max(factor - 1.0, 0.0)
+        extra = max(factor - steepest, 0.0)
         radius = raised(radius + extra * before.radius + offset)
         radius = torch.where(torch.isinf(before.radius), before.radius, radius)
         result.radius = torch.minimum(result.radius, radius)

@@ -74,6 +74,10 @@ ROOT_OF_SQUARES = Join(_hypot, lambda slopes: raised(math.hypot(*slopes)))
 Growth = Callable[[GraphStep, Tensor, Rounding], tuple[float, Tensor | float]]
 
 
+def _one(layer: Layer) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True)
 class Ball:
     """How a layer moves a ball: the radius after it is at most factor * (joined radii) + offset.
@@ -83,13 +87,15 @@ class Ball:
     besides (``lipschitz`` keeps it from overflowing).
     largest_input: norm of an input from which the layer may overflow float32 (of those that round).
     reads_norm: whether growth depends on centre_norm; False saves computing it, and says that the
-    layer cannot overflow. join: how several inputs move the output.
+    layer cannot overflow. join: how several inputs move the output. steepest(layer): the factor
+    without any rounding, where it may be above 1.
     """
 
     growth: Growth
     reads_norm: bool = True
     join: Join = SUM
     largest_input: float = math.inf
+    steepest: Callable[[Any], float] = _one
 
     def grown(
         self, step: GraphStep, radius: Tensor, centre_norm: Tensor, rounding: Rounding
@@ -202,11 +208,14 @@ class LayerRules:
     value(layer, *inputs): the real function in the inputs' dtype, where the layer's own forward
     pass is not it (constants rounded, kernels).
     forward(step, inputs, rounding): an ``Enclosure`` of every deployed float32 value.
+    image(layer, boxes of the inputs): the image of boxes in real arithmetic, for training; None:
+    the layer never falls in any input, so that its values at the ends are the ends.
     ball: how the radius of a ball grows.
     slopes(layer, centre, lower, upper): anchored slopes s [batch, *shape] in the centre's dtype,
     rounded up. For a fixed centre a and every deployed value t in [l, u],
     |phi(t) - phi(a)| <= s |t - a| elementwise in real arithmetic (``forward.local_pass``): never
-    more than 1, and 0 where nothing can change. Layers that sort pairs have one slope for both, and
+    more than ``ball.steepest``, and 0 where nothing can change. Layers that sort pairs have one
+    slope for both, and
     the inequality holds for the norms of the pairs. What the layer's own float32 evaluation adds
     is said by ``ball``.
     relax(layer, lower, upper, rule, rounding): a ``LinearRelaxation`` over the box, with lower
@@ -230,6 +239,7 @@ class LayerRules:
     affine: Callable[[Any, tuple[int, ...]], Affine] | None = None
     value: Callable[..., Tensor] = plain_value
     forward: Callable[[GraphStep, list[Enclosure], Rounding], Enclosure] | None = None
+    image: Callable[[Any, list[Box]], Box] | None = None
     ball: Ball | None = None
     slopes: Callable[[Any, Tensor, Tensor, Tensor], Tensor] | None = None
     relax: Callable[[Any, Tensor, Tensor, str, Rounding], LinearRelaxation] | None = None

@@ -21,8 +21,20 @@ from models.layers.activations import (
     Tanh,
 )
 from models.layers.base import DeployedLayer
+from models.layers.curves import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    Erf,
+    HardSwish,
+    Mish,
+    Power,
+    SiLU,
+    Softsign,
+)
 from models.layers.euclidean import L2Pool2d, Sort
-from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import (
     Abs,
     Add,
@@ -44,6 +56,7 @@ from models.layers.kinds import (
     Shift,
 )
 from models.layers.reparametrized import OrthogonalConv2d, ResidualConv2d
+from models.layers.shapes import Expand
 from models.network import INPUT, Network
 from tests.workers.training.bounds.graphs import generator, graph_of
 from workers.training.bounds.ball_and_box import TrainingPass, start
@@ -59,7 +72,7 @@ SHAPE = (4, 8, 8)
 #: After the first convolution.
 INNER = (4, 6, 6)
 #: Layers of uploaded files alone.
-UNTRAINED = {Multiply, Divide, Sort}
+UNTRAINED = {Multiply, Divide, Power, Product, Sort}
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.
 BALL_ALONE = {Abs, L2Pool2d}
 
@@ -84,13 +97,20 @@ ONE: dict[type[Layer], Callable[[], Layer]] = {
     AtMost: lambda: AtMost(normal(4, 1, 1)),
     AvgPool2d: lambda: AvgPool2d(kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1)),
     BatchNorm: batch_norm,
+    CELU: lambda: CELU(alpha=0.5),
     Clip: lambda: Clip(low=-0.2, high=0.3),
     Conv2d: lambda: Conv2d(kernel(6), normal(6), stride=2),
+    ELU: lambda: ELU(alpha=2.0),
+    Erf: Erf,
+    Expand: lambda: Expand(shape=INNER),
+    GELU: lambda: GELU(approximate="tanh"),
     Gather: lambda: Gather(torch.tensor([4, 0, 2]), axis=1),
+    HardSwish: HardSwish,
     LeakyReLU: lambda: LeakyReLU(slope=0.1),
     Linear: lambda: Linear(normal(8, 144), normal(8)),
     MaxMin: MaxMin,
     MaxPool2d: lambda: MaxPool2d(kernel=(3, 3), stride=(2, 2)),
+    Mish: Mish,
     Normalize: lambda: Normalize(torch.full((4,), 0.4), torch.tensor([0.3, 0.5, 0.6, 0.8])),
     OrthogonalConv2d: lambda: OrthogonalConv2d(kernel(8, 2), normal(8), stride=2),
     Pad: lambda: Pad(padding=(1, 0, 2, 1), value=0.1),
@@ -102,9 +122,12 @@ ONE: dict[type[Layer], Callable[[], Layer]] = {
     Reshape: lambda: Reshape(shape=(144,)),
     ResidualConv2d: lambda: ResidualConv2d(kernel(4, 1), torch.ones(4, 1, 1, 1)),
     Shift: lambda: Shift(normal(4, 1, 1)),
+    SELU: SELU,
+    SiLU: SiLU,
     Sigmoid: Sigmoid,
     Slice: lambda: Slice(axis=1, start=1, stop=5, step=2),
     Softplus: Softplus,
+    Softsign: Softsign,
     Tanh: Tanh,
 }
 TWO: dict[type[Layer], Callable[[], Layer]] = {

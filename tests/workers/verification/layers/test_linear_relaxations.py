@@ -18,15 +18,16 @@ from torch import Tensor
 from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
 from models.layers.kinds import Layer, LeakyReLU, ReLU
 from tests.extent import examples
+from tests.workers.verification.layers.boxes import DTYPES, boxes, grid
 from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
 from workers.verification.layers.rules import LinearRelaxation
+from workers.verification.layers.smooth.curves import CURVES
 from workers.verification.layers.smooth.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
 from workers.verification.layers.smooth.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
 from workers.verification.layers.smooth.softplus import curve
 from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.rounding import Rounding
 
-DTYPES = [torch.float32, torch.float64]
 THETA = torch.tensor(1.25)
 
 TRIED: list[Layer] = [
@@ -46,11 +47,6 @@ TRIED: list[Layer] = [
     Softplus(),
     Tanh(),
     Abs(),
-]
-#: Numbers that boxes begin and end at: kinks, zeros, tiny and huge numbers.
-SPECIAL = [
-    *(-1e30, -1e4, -90.0, -1.0, -0.7, -0.5, -1e-7, -1e-30, 0.0),
-    *(1e-30, 0.3, 0.4, 0.75, 1.25, 2.0, 9.0, 300.0, 1e9, 1e30),
 ]
 
 
@@ -135,30 +131,6 @@ def test_our_own_curves_are_exact_enough(kind: str, dtype: torch.dtype) -> None:
     assert np.abs(found - exact(kind, x)).max() <= room
     steepest = np.abs(np.diff(exact(kind, x[:20_001])) / np.diff(x[:20_001].astype(np.float64)))
     assert steepest.max() <= S_SHAPED[type(layer)].steepest
-
-
-def boxes(random: np.random.Generator, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Float32 boxes: random ones of all sizes, between special numbers, one-sided, points."""
-    middle = random.standard_normal(count) * 10.0 ** random.uniform(-3, 2, count)
-    half = 10.0 ** random.uniform(-9, 3, count)
-    ends = np.stack([middle - half, middle + half])
-    special = random.random((2, count)) < 0.4
-    ends = np.where(special, random.choice(SPECIAL, (2, count)), ends)
-    ends[1] = np.where(random.random(count) < 0.1, ends[0], ends[1])
-    lower, upper = np.sort(ends.astype(np.float32), 0)
-    return torch.from_numpy(lower).to(dtype)[None], torch.from_numpy(upper).to(dtype)[None]
-
-
-def grid(lower: Tensor, upper: Tensor) -> Tensor:
-    """Float32 points of the boxes [points, n]: even, dense near both ends, kinks and specials."""
-    low, high = lower[0].double(), upper[0].double()
-    share = torch.linspace(0, 1, 301, dtype=torch.float64)[:, None]
-    near = torch.logspace(-12, 0, 60, dtype=torch.float64)[:, None]
-    special = torch.tensor(SPECIAL, dtype=torch.float64)[:, None]
-    small = torch.linspace(-12, 12, 201, dtype=torch.float64)[:, None]
-    points = [low + share * (high - low), low + near * (high - low), high - near * (high - low)]
-    points += [special.expand(-1, low.numel()), small.expand(-1, low.numel())]
-    return torch.clamp(torch.cat(points).float().double(), low, high)
 
 
 @pytest.mark.parametrize("layer", TRIED, ids=lambda layer: f"{layer.kind}{layer.config()}")
@@ -267,6 +239,7 @@ def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
 
 
 def test_every_activation_with_lines_is_tried_here() -> None:
-    assert {type(layer) for layer in TRIED} == {
+    """Curves are tried in a file of their own."""
+    assert {type(layer) for layer in TRIED} | set(CURVES) == {
         layer for layer, rules in LAYERS.items() if rules.relax
     }

@@ -1,0 +1,1 @@
+"""Curved activations: as single operators, and as the nodes that exporters write for them."""

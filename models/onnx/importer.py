@@ -256,8 +256,9 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
             return evaluate(operation, translation)
         operation.refuse(
             "this operator is not supported on constants alone",
-            hint="compute the weights before the export: a file that computes them by sums has "
-            "others on every machine",
+            hint="compute the weights before the export (torch: remove_parametrizations, "
+            "remove_spectral_norm; deel-torchlip: vanilla_export): a file that computes them by "
+            "sums has others on every machine",
         )
     if operation.op_type == "Shape":
         return [shape_of(operation, translation.batch)]

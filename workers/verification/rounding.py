@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -95,6 +96,9 @@ class Rounding:
     Both zero is the papers' arithmetic (``soundness: "estimate"``): no rounding is accounted for.
     """
 
+    #: Roundings of the verifier's bookkeeping beside those of an operator.
+    BOOKKEEPING: ClassVar[int] = 8
+
     deployed: float
     own: float
 
@@ -124,8 +128,8 @@ class Rounding:
         return gamma(terms, self.deployed)
 
     def own_gamma(self, terms: float) -> float:
-        """The same for the verifier's arithmetic, with room for its bookkeeping (8 more steps)."""
-        return gamma(terms + 8, self.own) if self.own else 0.0
+        """The same for the verifier's arithmetic, with room for its bookkeeping."""
+        return gamma(terms + self.BOOKKEEPING, self.own) if self.own else 0.0
 
     @property
     def single_operation(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from service.contract.schemas.submissions import Strict
@@ -72,6 +73,15 @@ class TrainingMethod:
             "norms": list(self.norms),
         }
 
+
+#: Trained by boxes, for linf: the IBP family, and COLT's zonotopes.
+_for_boxes = partial(
+    TrainingMethod,
+    bfloat16=False,
+    compiled=False,
+    certify_with={"method": "auto"},
+    norms=("linf",),
+)
 
 _ROWS = (
     TrainingMethod(
@@ -164,104 +174,68 @@ _ROWS = (
         certify_with={"method": "crc"},
         options=SocCrcOptions,
     ),
-    TrainingMethod(
+    _for_boxes(
         "ibp",
         "Interval bounds: cross-entropy of the worst logits over the box",
         "about 2.5",
         "Gowal et al. 2018; Shi et al. 2021",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=IbpOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "crown-ibp",
         "Interval bounds inside, one linear bound of the loss back to the pixels",
         "about 4",
         "Zhang et al. 2020; Xu et al. 2020",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=CrownIbpOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "sabr",
         "Interval bounds of a small box around an adversarial example",
         "about 2.5 and the attack",
         "Mueller, Eckert, Fischer, Vechev 2023",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=SabrOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "taps",
         "Interval bounds of the first layers, an attack in their box for the others",
         "about 3 and the attack",
         "Mao, Mueller, Fischer, Vechev 2023",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=TapsOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "staps",
         "The same for SABR's small box",
         "about 3 and both attacks",
         "Mao, Mueller, Fischer, Vechev 2023",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=StapsOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "mtl-ibp",
         "Weighted sum of the losses of an attack and of interval bounds",
         "about 3.5 and the attack",
         "De Palma et al. 2024",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=ExpressiveOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "cc-ibp",
         "Cross-entropy of weighted sums of attacked and bounded logits",
         "about 3.5 and the attack",
         "De Palma et al. 2024",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=ExpressiveOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "exp-ibp",
         "Product of powers of the losses of an attack and of interval bounds",
         "about 3.5 and the attack",
         "De Palma et al. 2024",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=ExpressiveOptions,
-        norms=("linf",),
     ),
-    TrainingMethod(
+    _for_boxes(
         "colt",
         "An adversary in the zonotope behind one ReLU after another, what is before it frozen",
         "about 20 (counted, not measured): two attacks",
         "Balunovic, Vechev 2020",
-        bfloat16=False,
-        compiled=False,
-        certify_with={"method": "auto"},
         options=ColtOptions,
-        norms=("linf",),
     ),
 )
 

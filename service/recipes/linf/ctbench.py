@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.recipes.linf.runs import attack, cifar_run, mnist_run
+from service.recipes.linf.runs import attack, cifar_paper, cifar_run, mnist_paper, mnist_run
 from service.recipes.recipe import (
-    CIFAR10,
     CIFAR_LINF,
     CIFAR_LINF_LARGE,
-    MNIST,
     MNIST_LINF,
     MNIST_LINF_LARGE,
     Reached,
@@ -30,10 +28,7 @@ _TABLE = "CTBench, table 22; certified by a complete verifier (MN-BaB), in float
 def _mnist(
     method: str, epsilon: str, factor: float, robust: float, options: dict[str, Any]
 ) -> Recipe:
-    settings = mnist_run((0, 20), factor, robust, options)
-    return Recipe(
-        *(method, MNIST, "paper", "mnist-cnn7-bn", epsilon, _SCRIPTS, settings), norm="linf"
-    )
+    return mnist_paper(method, epsilon, _SCRIPTS, mnist_run((0, 20), factor, robust, options))
 
 
 def _cifar(
@@ -47,8 +42,7 @@ def _cifar(
     small = epsilon == CIFAR_LINF
     shape = (160, (1, 81), (120, 140)) if small else (240, (1, 121), (200, 220))
     settings = cifar_run(*shape, factor, robust, options)
-    row = (method, CIFAR10, "paper", "cifar-cnn7-bn", epsilon, _SCRIPTS, settings)
-    return Recipe(*row, reached, norm="linf")
+    return cifar_paper(method, epsilon, _SCRIPTS, settings, reached)
 
 
 ROWS = (

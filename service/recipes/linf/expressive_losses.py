@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.recipes.linf.runs import ONE_STEP, attack, cifar_run, mnist_run
+from service.recipes.linf.runs import (
+    ONE_STEP,
+    attack,
+    cifar_paper,
+    cifar_run,
+    mnist_paper,
+    mnist_run,
+)
 from service.recipes.recipe import (
-    CIFAR10,
     CIFAR_LINF,
     CIFAR_LINF_LARGE,
-    MNIST,
     MNIST_LINF,
     MNIST_LINF_LARGE,
     Reached,
@@ -27,8 +32,7 @@ _RAMP = (1, 21)
 
 def _mnist(method: str, epsilon: str, factor: float, alpha: float, l1: float) -> Recipe:
     options = {"alpha": alpha, "l1": l1, **ONE_STEP}
-    settings = mnist_run(_RAMP, factor, 1.0, options)
-    return Recipe(*(method, MNIST, "paper", "mnist-cnn7-bn", epsilon, _CODE, settings), norm="linf")
+    return mnist_paper(method, epsilon, _CODE, mnist_run(_RAMP, factor, 1.0, options))
 
 
 def _cifar(
@@ -44,8 +48,7 @@ def _cifar(
         settings = cifar_run(160, (2, 82), (120, 140), 1.0, 1.0, options)
     else:
         settings = cifar_run(260, (2, 82), (180, 220), 1.0, 1.0, {**options, **ONE_STEP})
-    row = (method, CIFAR10, "paper", "cifar-cnn7-bn", epsilon, _CODE, settings, reached)
-    return Recipe(*row, norm="linf")
+    return cifar_paper(method, epsilon, _CODE, settings, reached)
 
 
 ROWS = (

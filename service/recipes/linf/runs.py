@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.recipes.recipe import Settings, constant, smooth
+from service.recipes.recipe import CIFAR10, MNIST, Reached, Recipe, Settings, constant, smooth
 
-__all__ = ["ONE_STEP", "attack", "cifar_run", "mnist_run"]
+__all__ = ["ONE_STEP", "attack", "cifar_paper", "cifar_run", "mnist_paper", "mnist_run"]
 
 _MNIST: Settings = {"epochs": 70, "batch_size": 256}
 _CIFAR: Settings = {"batch_size": 128, "augmentation": "crop-flip"}
@@ -59,6 +59,20 @@ def cifar_run(
 ) -> Settings:
     """So many epochs on CIFAR-10."""
     return _run(_CIFAR, epochs, ramp, falls, factor, robust, options)
+
+
+def mnist_paper(method: str, epsilon: str, source: str, settings: Settings) -> Recipe:
+    """A published run on MNIST."""
+    row = (method, MNIST, "paper", "mnist-cnn7-bn", epsilon, source, settings)
+    return Recipe(*row, norm="linf")
+
+
+def cifar_paper(
+    method: str, epsilon: str, source: str, settings: Settings, reached: tuple[Reached, ...] = ()
+) -> Recipe:
+    """A published run on CIFAR-10."""
+    row = (method, CIFAR10, "paper", "cifar-cnn7-bn", epsilon, source, settings, reached)
+    return Recipe(*row, norm="linf")
 
 
 def attack(steps: int, restarts: int) -> dict[str, Any]:

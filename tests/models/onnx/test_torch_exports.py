@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from onnx import NodeProto, helper
 from torch import Tensor, nn
 
+from models.errors import ModelError
+from models.onnx.importer import import_onnx_bytes
 from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, normal
 
@@ -106,6 +109,55 @@ def test_an_assorted_network(opset: int, symbolic: bool) -> None:
     assert network.dropped_output == dropped
     kinds = {network.layer(node.name).kind for node in network.nodes}
     assert {"clip", "maxmin", "relu-theta", "concat", "slice", "sigmoid", "tanh"} <= kinds
+
+
+class Bjorck(nn.Module):
+    """Two steps towards the nearest orthogonal matrix, as libraries compute it in every pass."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        for _ in range(2):
+            weight = 1.5 * weight - 0.5 * weight @ weight.T @ weight
+        return weight
+
+
+def bjorck(module: nn.Module) -> nn.Module:
+    nn.utils.parametrize.register_parametrization(module, "weight", Bjorck())
+    return module
+
+
+def computed(module: nn.Module) -> nn.Module:
+    """With the weights in the place of what computes them."""
+    return nn.utils.parametrize.remove_parametrizations(module, "weight")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("wrapped", "plain", "refused"),
+    [
+        (nn.utils.parametrizations.weight_norm, lambda module: module, False),
+        (nn.utils.parametrizations.orthogonal, computed, False),
+        (nn.utils.parametrizations.spectral_norm, computed, False),
+        (nn.utils.spectral_norm, nn.utils.remove_spectral_norm, True),
+        (bjorck, computed, True),
+    ],
+)
+def test_parametrised_weights_are_plain_once_they_are_computed(
+    wrapped: Callable[[nn.Module], nn.Module],
+    plain: Callable[[nn.Module], nn.Module],
+    refused: bool,
+) -> None:
+    """The exporter folds a few; files that multiply matrices of weights are refused in words."""
+    torch.manual_seed(0)
+    dense = wrapped(nn.Linear(48, 48))
+    module = nn.Sequential(nn.Flatten(), dense, nn.ReLU(), nn.Linear(48, 5)).eval()
+    if refused:
+        with pytest.raises(ModelError) as caught:
+            import_onnx_bytes(exported(module, 4, 17, symbolic=True))
+        assert "before the export" in str(caught.value.hint)
+    plain(dense)
+    network = assert_agrees(exported(module, 4, 17, symbolic=True))
+    kinds = [network.layer(node.name).kind for node in network.nodes]
+    assert kinds == ["reshape", "linear", "relu", "linear"]
 
 
 STEPS = ["conv", "relu", "leaky", "bn", "mul", "shift", "skip", "pad", "max", "transpose",

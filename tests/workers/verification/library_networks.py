@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "exported", "networks"]
+__all__ = ["NETWORKS", "exported", "networks", "normal"]
 
 SIDE = 6
 

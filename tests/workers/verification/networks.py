@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.activations import (
@@ -222,8 +223,9 @@ def adversarial_float32(
 ) -> Tensor:
     """One possible float32 evaluation, [batch, classes] float64, with errors as large as allowed.
 
-    Each layer is evaluated in float64 and then every output moved by up to gamma_n times the
-    magnitude |W| |x| + |b|, in a random direction: what some summation order might do.
+    Each layer is evaluated in float64 and then every output moved, in a random direction, by up to
+    what its own roundings may come to: of a sum in its worst order (``worst_order``), of all others
+    as many as they have of the magnitude.
     """
     values = {INPUT: x.to(torch.float64)}
     double = Network.from_description(network.description(), network.state_dict()).double()
@@ -231,7 +233,10 @@ def adversarial_float32(
         layer = double.layer(node.name)
         inputs = [values[source] for source in node.inputs]
         exact = layer(*inputs)
-        magnitude, terms = _magnitude(layer, inputs, unit)
+        if isinstance(layer, Conv2d | Linear):
+            magnitude, terms = worst_order(leaves_of(layer, inputs[0])), 1
+        else:
+            magnitude, terms = _magnitude(layer, inputs, unit)
         noise = torch.rand(exact.shape, generator=generator, dtype=torch.float64) * 2 - 1
         if int(torch.randint(2, (1,), generator=generator)):
             noise = noise.sign()
@@ -239,23 +244,38 @@ def adversarial_float32(
     return values[network.nodes[-1].name]
 
 
+def leaves_of(layer: Conv2d | Linear, x: Tensor) -> Tensor:
+    """The products and the bias that each output is the sum of, [batch, *outputs, n], float64."""
+    x, weight = x.double(), layer.weight.detach().double()
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    if isinstance(layer, Linear):
+        products = x.flatten(1)[:, None] * weight
+    else:
+        top, left, bottom, right = layer.padding
+        padded = F.pad(x, (left, right, top, bottom))
+        window = {"dilation": layer.dilation, "stride": layer.stride}
+        patches = F.unfold(padded, tuple(weight.shape[2:]), **window)
+        patches = patches.unflatten(1, (layer.groups, -1)).transpose(2, 3)
+        kernel = weight.flatten(1).unflatten(0, (layer.groups, -1))
+        products = (patches[:, :, None] * kernel[:, :, None]).flatten(1, 2)
+        products = products.unflatten(2, layer.output_shape(tuple(x.shape[1:]))[1:])
+        bias = None if bias is None else bias[:, None, None]
+    if bias is not None:
+        products = torch.cat([products, bias[..., None].expand(*products.shape[:-1], 1)], -1)
+    return products
+
+
+def worst_order(leaves: Tensor, *, products: bool = True) -> Tensor:
+    """How far a sum over the last axis may be off to first order, in unit roundoffs, if it is added
+    from one end of its sorted numbers to the other; with the roundings of ``products``."""
+    ordered = leaves.sort(-1).values
+    ways = [order.cumsum(-1)[..., 1:].abs().sum(-1) for order in (ordered, ordered.flip(-1))]
+    error = torch.maximum(*ways)
+    return error + leaves.abs().sum(-1) if products else error
+
+
 def _magnitude(layer: Layer, inputs: list[Tensor], unit: float) -> tuple[Tensor, int]:
     size = inputs[0].abs()
-    if isinstance(layer, Conv2d | Linear):
-        bias = None if layer.bias is None else layer.bias.abs()
-        twin = (
-            Linear(layer.weight.abs(), bias)
-            if isinstance(layer, Linear)
-            else Conv2d(
-                layer.weight.abs(),
-                bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                groups=layer.groups,
-            )
-        )
-        return twin(size), layer.weight[0].numel() + 1
     if isinstance(layer, Normalize):
         return Normalize(-layer.mean.abs(), layer.std.abs())(size), 2
     if isinstance(layer, BatchNorm):

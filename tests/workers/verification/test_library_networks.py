@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.layers.activations import Abs
+from models.layers.base import Layer
+from models.layers.kinds import Linear
+from models.network import Network
+from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
-from tests.workers.verification.library_networks import NETWORKS, exported, networks
+from models.rewriting import in_partial_sums
+from tests.workers.verification.library_networks import NETWORKS, exported, networks, normal
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.lipschitz import lipschitz_constant, lipschitz_radius
+from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
@@ -43,6 +50,63 @@ def test_a_network_of_norm_1_gets_the_radius_that_it_deserves(name: str) -> None
         region = Region(x, DESERVED * deserved, "l2", clip=False)
         assert bool((bcp_margins(compiled, region, labels, rounding, F64) > 0).all())
     _attacked(module, x, labels, radius)
+
+
+def _six_layers(size: int) -> tuple[Network, torch.Tensor, float]:
+    """Rotations and |.|, an input, and the radius that it deserves: as small beside the input as
+    that of a trained network for pictures."""
+    rows: list[tuple[str, Layer, tuple[str, ...]]] = []
+    last = "input"
+    for index in range(6):
+        matrix = torch.linalg.qr(normal(size, size + index)[:, :size].double())[0].float()
+        rows += [(f"z{index}", Linear(matrix), (last,)), (f"a{index}", Abs(), (f"z{index}",))]
+        last = f"a{index}"
+    x = torch.rand(1, size, generator=torch.Generator().manual_seed(1))
+    deserved = 0.005 * float(x.norm())
+    z = Network((size,), rows)(x).double()[0]
+    weight = torch.linalg.qr(normal(size, 2).double())[0].T
+    lead = float((weight[0] - weight[1]) @ z) - deserved * 2**0.5
+    head = Linear(weight.float(), torch.tensor([-lead, 0.0]))
+    return Network((size,), [*rows, ("y", head, (last,))]), x, deserved
+
+
+def _radius(compiled: CompiledNetwork, x: torch.Tensor) -> float:
+    label, rounding = torch.zeros(1, dtype=torch.int64), Rounding.sound(F64)
+    return float(lipschitz_radius(compiled, x, label, norm="l2", rounding=rounding, dtype=F64))
+
+
+@torch.no_grad()
+def test_six_layers_of_many_channels_keep_what_they_deserve() -> None:
+    network, x, deserved = _six_layers(128)
+    compiled = CompiledNetwork.compile(network)
+    assert DESERVED * deserved <= _radius(compiled, x) < deserved * 1.001
+    # As gamma_n alone has it, this much would be lost.
+    gamma = sum(
+        Rounding.sound(F64).deployed_gamma(step.op.terms) * step.norms.absolute
+        for step in compiled.steps
+        if isinstance(step.op, Affine)
+    )
+    assert gamma * float(x.norm()) > 0.08 * deserved
+
+
+@torch.no_grad()
+def test_six_layers_of_more_channels_keep_it_as_partial_sums() -> None:
+    """Not as they are: in its worst order a sum may be off by as much. As another file."""
+    network, x, deserved = _six_layers(256)
+    assert _radius(CompiledNetwork.compile(network), x) < 0.93 * deserved
+    rewritten = in_partial_sums(network)
+    assert torch.allclose(rewritten(x), network(x), atol=1e-5)
+    again = import_onnx_bytes(export_onnx(rewritten))
+    assert DESERVED * deserved <= _radius(CompiledNetwork.compile(again), x) < deserved * 1.001
+
+
+@torch.no_grad()
+def test_every_library_network_is_the_same_in_partial_sums() -> None:
+    for name in NETWORKS:
+        network = import_onnx_bytes(exported(networks(name)))
+        x = torch.rand(3, *network.input_shape, generator=torch.Generator().manual_seed(2))
+        rewritten = in_partial_sums(network)
+        assert torch.allclose(rewritten(x), network(x), atol=1e-5)
 
 
 def _attacked(

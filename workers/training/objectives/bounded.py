@@ -15,7 +15,7 @@ from workers.training.config import TrainingConfig
 from workers.training.training_graph import TrainingGraph
 
 __all__ = ["Bound", "Bounded", "ball_and_box", "global_ball", "l2_radius", "local_ball_and_box"]
-__all__ += ["whole_network"]
+__all__ += ["reference_of", "whole_network"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,19 @@ class Bounded:
     worst: Tensor
     sparsity: Tensor | None = None
 
+    @classmethod
+    def of_gaps(cls, logits: Tensor, reference: Tensor, gaps: Tensor) -> Bounded:
+        """From upper estimates of f_j - f_reference, [batch, classes]."""
+        return cls(logits, logits.gather(1, reference[:, None]) + gaps)
+
 
 #: (network, x [batch, *shape], reference class [batch] or None for the prediction, epsilon, run).
 Bound = Callable[[TrainingGraph, Tensor, Tensor | None, float | Tensor, TrainingConfig], Bounded]
+
+
+def reference_of(logits: Tensor, named: Tensor | None) -> Tensor:
+    """The class that all others are compared with, [batch]: the prediction where none is named."""
+    return logits.argmax(1) if named is None else named
 
 
 def l2_radius(epsilon: float | Tensor, x: Tensor, config: TrainingConfig) -> float | Tensor:
@@ -46,7 +56,7 @@ def global_ball(
 ) -> Bounded:
     """f_j + epsilon Lip |w_j - w_r| (GloRo, Leino et al. 2021; EMMA, Hu et al. 2023)."""
     logits = graph.logits(graph.features(x))
-    chosen = logits.argmax(1) if reference is None else reference
+    chosen = reference_of(logits, reference)
     radius = graph.lipschitz() * l2_radius(epsilon, x, config)
     return Bounded(logits, ball_logits(logits, graph.head_weight, radius, chosen))
 
@@ -60,7 +70,7 @@ def whole_network(
 ) -> Bounded:
     """f_j + sqrt(2) epsilon L with L of the whole network (LMT, Tsuzuku et al. 2018, eq. 5)."""
     logits = graph.logits(graph.features(x))
-    chosen = logits.argmax(1) if reference is None else reference
+    chosen = reference_of(logits, reference)
     norm = torch.linalg.matrix_norm(graph.head_weight, 2)
     added = 2.0**0.5 * l2_radius(epsilon, x, config) * graph.lipschitz() * norm
     others = torch.ones_like(logits).scatter_(1, chosen[:, None], 0.0)
@@ -102,7 +112,7 @@ def _bounded(
 ) -> Bounded:
     state = propagation.run(start(x, epsilon, config.norm))
     logits = graph.logits(state.centre)
-    chosen = logits.argmax(1) if reference is None else reference
+    chosen = reference_of(logits, reference)
     worst = worst_logits(logits, graph.head_weight, state, chosen, config.rounds)
     sparsity = propagation.sparsity if isinstance(propagation, LocalTrainingPass) else None
     return Bounded(logits, worst, sparsity)

@@ -32,19 +32,19 @@ __all__ = [
 def _affine(
     step: GraphStep, centre_norm: Tensor, rounding: Rounding
 ) -> tuple[float, Tensor | float]:
-    """The operator norm of W plus the roundings of both evaluations, bounded by the norm of |W|.
+    """The operator norm of W plus what both evaluations round (``Affine.deployed_rounding``).
 
-    factor |W|_2 + g | |W| |_2, offset (g + g_own) (| |W| |_2 |c| + |b|).
+    factor |W|_2 + s, offset (s + s_own) |c| + what the bias costs, s and s_own the shares.
     """
     if not rounding.is_sound:
         return raised(step.norms.spectral), 0.0
     op = step.affine
     size = torch.Size(step.shape).numel() ** 0.5
-    deployed, own = rounding.deployed_gamma(op.terms), rounding.own_gamma(op.own_terms)
-    absolute = step.norms.absolute
-    factor = step.norms.spectral + deployed * absolute
-    offset = centre_norm * ((deployed + own) * absolute) + (deployed + own) * op.bias_norm()
-    offset = offset + rounding.underflow * (op.floor + absolute) * size
+    deployed, of_bias = op.deployed_rounding(step.norms, rounding)
+    own, of_own_bias = op.own_rounding(step.norms, rounding)
+    factor = step.norms.spectral + deployed
+    offset = centre_norm * (deployed + own) + (of_bias + of_own_bias)
+    offset = offset + rounding.underflow * (op.floor + step.norms.absolute) * size
     return raised(factor), raised(offset, MANY)
 
 

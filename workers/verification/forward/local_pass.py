@@ -152,8 +152,8 @@ class LocalPass(ForwardPass):
             return result
         masked = MaskedMap.of(op, state)
         _, offset = ball_rule(step, rough_norm(state.centre), self.rounding)
-        deployed = self.rounding.deployed_gamma(op.terms)
-        extra = deployed * step.norms.absolute if self.rounding.is_sound else 0.0
+        sound = self.rounding.is_sound
+        extra = op.deployed_rounding(step.norms, self.rounding)[0] if sound else 0.0
         mapped = _Mapped(masked, index, state.radius, extra, offset)
         if index + 1 not in self._only_activated:
             norm = self._norm(index, masked, torch.ones_like(result.centre))

@@ -11,6 +11,7 @@ from workers.verification.forward.box_ball import ball_box_maximum
 from workers.verification.graph.compiled_network import Head
 from workers.verification.numerics import MANY, ROOM, raised, rough_norm, up
 from workers.verification.rounding import Rounding, overflow_ceiling
+from workers.verification.summation import beyond_first_order
 
 __all__ = [
     "CentreMargins",
@@ -59,11 +60,35 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     logits = centre @ head.weight.T + head.bias
     margin = logits.gather(1, labels[:, None]) - logits
     size = centre.abs() @ head.absolute + head.bias_magnitude
-    size = size + size.gather(1, labels[:, None])
+    lost = _lost_at(head, centre, logits, size, rounding) + own * size
+    lost = lost + lost.gather(1, labels[:, None])
     rows = head.row_norms
     slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
     floor = head.min_lead(rounding)
-    return CentreMargins(margin, (deployed + own) * size * ROOM + floor, slope, logits)
+    return CentreMargins(margin, lost * ROOM + floor, slope, logits)
+
+
+def _lost_at(
+    head: Head, centre: Tensor, logits: Tensor, size: Tensor, rounding: Rounding
+) -> Tensor:
+    """What the deployed head may round at the centre, of each logit, [batch, classes]: the lesser
+    of gamma_n (|w| |c| + |b|) = gamma_n size, and what its sums may round in any order.
+
+    What it rounds at another point of a ball is at most this and gamma_n |w| times the distance:
+    to first order it is linear in the leaves, and the rest is in proportion to their sizes.
+    """
+    deployed, own = head_gammas(head, rounding)
+    least = deployed * size
+    trees, squares = head.summation, head.bias_square
+    if trees is None or squares is None or deployed == 0.0:
+        return least
+    unit, others = rounding.deployed, trees.factors_beside(head.terms)
+    spread = trees.spread() + others * trees.leaves**0.5
+    first = spread * (centre.square() @ head.squares).sqrt()
+    # The sum of the leaves w_i c_i, as it was computed.
+    first = first + (trees.mean() + others) * ((logits - head.bias).abs() + own * size)
+    first = unit * (first + trees.whole() * squares.sqrt() + others * head.bias_magnitude)
+    return torch.minimum(least, first + beyond_first_order(head.terms, unit) * size)
 
 
 def margin_lower_bounds(

@@ -18,6 +18,8 @@ from torch import Tensor
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.spectral import absolute_norm, power_iteration_norm
 from workers.verification.numerics import MANY, raised
+from workers.verification.rounding import Rounding, gamma
+from workers.verification.summation import Summation, beyond_first_order
 
 __all__ = ["FLOAT32_SAFE", "Affine", "Inner", "Norms", "Shape"]
 
@@ -64,7 +66,10 @@ class Affine:
 
     bias, bias_magnitude: float64, broadcastable to out_shape; terms: rounding steps of the deployed
     evaluation of one output; inner: what that evaluation holds in between; least_own_terms: what
-    the verifier's own evaluation takes, where that is more than ``terms``.
+    the verifier's own evaluation takes, where that is more than ``terms``. summation: the trees by
+    which the deployed evaluation adds up one output (``terms`` counts them and the factors beside);
+    None: only ``terms`` is known. bias_square: the sum of the squares of those leaves that do not
+    depend on x, where it is less than bias_magnitude squared, in float64, rounded up.
     """
 
     in_shape: Shape
@@ -74,6 +79,8 @@ class Affine:
     terms: float
     inner: Inner = field(default_factory=Inner, kw_only=True)
     least_own_terms: float = field(default=0.0, kw_only=True)
+    summation: Summation | None = field(default=None, kw_only=True)
+    bias_square: Tensor | None = field(default=None, kw_only=True)
     _cache: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -98,6 +105,10 @@ class Affine:
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         """Upper bound on the operator norm of W."""
         raise TypeError
+
+    def largest_column(self) -> float:
+        """Upper bound on max_j |W e_j|_2; infinite where it is not known."""
+        return math.inf
 
     def norms(self, clock: Clock = UNLIMITED) -> Norms:
         """Sound upper bounds on |W|_2 and | |W| |_2. Raises OutOfTime."""
@@ -124,6 +135,60 @@ class Affine:
         return self.scalar(
             "bias_norm", lambda: raised(self.bias_magnitude.expand(self.out_shape).norm(), MANY)
         )
+
+    @property
+    def leaf_squares(self) -> Tensor:
+        """``bias_square``, or what it is at most."""
+        if self.bias_square is None:
+            return raised(self.bias_magnitude.square())
+        return self.bias_square
+
+    def deployed_rounding(self, norms: Norms, rounding: Rounding) -> tuple[float, float]:
+        """(share, constant): the deployed W x + b is off by at most share |x| + constant in the
+        Euclidean norm, underflow apart: the lesser of gamma_n (||W||_2 |x| + |b|), ||W|| the
+        entrywise absolute value, and the bound of ``summation``."""
+        unit, terms, size = rounding.deployed, self.terms, self.bias_norm()
+        least = rounding.deployed_gamma(terms)
+        constant = least * size
+        if self.summation is not None and constant > 0.0:
+            trees, others = self.summation, self.summation.factors_beside(terms)
+            first = unit * (trees.whole() * self._bias_spread() + others * size)
+            constant = min(constant, raised(first + beyond_first_order(terms, unit) * size))
+        return self.rounding_share(norms, unit, terms, self.summation), constant
+
+    def own_rounding(self, norms: Norms, rounding: Rounding) -> tuple[float, float]:
+        """The same for the verifier's own evaluation."""
+        least, size = rounding.own_gamma(self.own_terms), self.bias_norm()
+        terms = self.own_terms + Rounding.BOOKKEEPING
+        return self.rounding_share(norms, rounding.own, terms, self.own_summation), least * size
+
+    @property
+    def own_summation(self) -> Summation | None:
+        """``summation`` of the verifier's own evaluation: known where it is the deployed one."""
+        return None if self.least_own_terms else self.summation
+
+    def rounding_share(
+        self, norms: Norms, unit: float, terms: float, trees: Summation | None
+    ) -> float:
+        """What an evaluation of W x by ``trees``, with so many terms in all, may be off for
+        |x| = 1."""
+        least = gamma(terms, unit)
+        if trees is None or least == 0.0:
+            return least * norms.absolute
+        others = trees.factors_beside(terms)
+        spread = trees.spread() + others * trees.leaves**0.5
+        first = unit * (spread * self._largest_column() + (trees.mean() + others) * norms.spectral)
+        whole = raised(first + beyond_first_order(terms, unit) * norms.absolute)
+        return min(least * norms.absolute, whole)
+
+    def _largest_column(self) -> float:
+        return self.scalar("column", lambda: torch.tensor(self.largest_column()))
+
+    def _bias_spread(self) -> float:
+        def made() -> Tensor:
+            return raised(self.leaf_squares.expand(self.out_shape).sum().sqrt(), MANY)
+
+        return self.scalar("bias_spread", made)
 
     def largest_bias(self) -> float:
         """Largest bias magnitude."""

@@ -12,7 +12,7 @@ from models.layers.kinds import AvgPool2d
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine, Inner, Shape
 from workers.verification.norms.spectral import ConvGeometry, absolute_norm, conv_norm, dense_norm
-from workers.verification.numerics import MANY, raised
+from workers.verification.numerics import MANY, raised, up
 
 __all__ = ["Convolution", "Dense", "Diagonal", "Pooling"]
 
@@ -38,6 +38,12 @@ class Dense(Affine):
 
     def row_norms_square(self) -> Tensor:
         return raised(self.weight.square().sum(1), MANY)
+
+    def squared(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.square().T
+
+    def largest_column(self) -> float:
+        return float(raised(self.weight.square().sum(0).max().sqrt(), MANY))
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         return dense_norm(self.weight, clock)
@@ -84,7 +90,15 @@ class Convolution(Affine):
 
     def row_norms_square(self) -> Tensor:
         ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
-        return raised(self.geometry.apply(ones, self.weight.square())[0], MANY)
+        return raised(self.squared(ones)[0], MANY)
+
+    def squared(self, x: Tensor) -> Tensor:
+        return self.geometry.apply(x, self.weight.square())
+
+    def largest_column(self) -> float:
+        # A number away from the border meets every tap once, with a stride fewer.
+        parts = self.weight.unflatten(0, (self.geometry.groups, -1)).square()
+        return float(raised(parts.sum((1, 3, 4)).max().sqrt(), MANY))
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         return conv_norm(self.weight, self.geometry, clock)
@@ -181,6 +195,8 @@ def _after(first: Affine, second: Diagonal) -> dict[str, Any]:
     return {
         "bias": second.scale * first.bias + second.bias,
         "bias_magnitude": raised(size * first.bias_magnitude + second.bias_magnitude),
+        # The second's shift is no leaf of the first's sums: it meets the factors beside them.
+        "bias_square": raised(size.square() * first.leaf_squares),
         "terms": first.terms + second.terms + 1,
         "inner": _between(first, second),
     }
@@ -190,10 +206,15 @@ def _before(second: Convolution | Dense, first: Diagonal) -> dict[str, Any]:
     """Fields of second o first: the inner bias goes through W (so it varies at padded borders)."""
     inner = first.bias.expand(first.out_shape)[None]
     magnitude = first.bias_magnitude.expand(first.out_shape)[None]
+    # A leaf is a weight times what the first gives; its shift is a sum that was rounded here.
+    leaves = raised(inner.abs()) + (up() - 1.0) * magnitude
+    new = second.squared(leaves.square())[0]
     return {
         "in_shape": first.in_shape,
         "bias": second.linear(inner)[0] + second.bias,
         "bias_magnitude": raised(second.absolute(magnitude)[0] + second.bias_magnitude, MANY),
+        # Both may be parts of one leaf, where the norms add up.
+        "bias_square": raised((new.sqrt() + second.leaf_squares.sqrt()).square(), MANY),
         "terms": first.terms + second.terms + 1,
         "inner": _between(first, second),
     }

@@ -25,6 +25,7 @@ from workers.verification.graph.sections.search import with_sections
 from workers.verification.layers.registry import rules_of
 from workers.verification.numerics import MANY, raised, up
 from workers.verification.rounding import Rounding, answer_gap
+from workers.verification.summation import Summation
 
 __all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer"]
 
@@ -36,7 +37,8 @@ class Head:
     ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself), ``inner`` what
     it holds in between, ``gap`` by how much a logit must lead for the deployed answer to be its.
     ``magnitude`` [classes, features] >= 0: what the deployed evaluation multiplies |z| with, where
-    that is more than |weight| (None: it is |weight|).
+    that is more than |weight| (None: it is |weight|). summation, bias_square: as an ``Affine`` has
+    them; None: not known.
     """
 
     weight: Tensor
@@ -46,6 +48,8 @@ class Head:
     inner: Inner = field(default_factory=Inner)
     gap: float = 0.0
     magnitude: Tensor | None = None
+    summation: Summation | None = None
+    bias_square: Tensor | None = None
     _copies: dict[torch.device, Head] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -68,6 +72,11 @@ class Head:
         """|weight|, or ``magnitude``, transposed: [features, classes]."""
         size = self.weight.abs() if self.magnitude is None else self.magnitude
         return size.T.contiguous()
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """weight squared, transposed: [features, classes]."""
+        return self.weight.square().T.contiguous()
 
     @cached_property
     def row_norms(self) -> Tensor:
@@ -96,6 +105,8 @@ class Head:
                 self.inner,
                 self.gap,
                 None if self.magnitude is None else self.magnitude.to(device),
+                self.summation,
+                None if self.bias_square is None else self.bias_square.to(device),
             )
         return self._copies[device]
 
@@ -179,7 +190,10 @@ def _split_head(network: Network, steps: list[GraphStep]) -> tuple[list[GraphSte
     if isinstance(last.op, Dense) and last.sources == (len(steps) - 1,):
         bias = last.op.bias.expand(classes).clone()
         magnitude = last.op.bias_magnitude.expand(classes).clone()
-        return steps[:-1], Head(last.op.weight, bias, magnitude, last.op.terms, last.op.inner)
+        squares = last.op.leaf_squares.expand(classes).clone()
+        op = last.op
+        head = Head(op.weight, bias, magnitude, op.terms, op.inner)
+        return steps[:-1], replace(head, summation=op.summation, bias_square=squares)
     zeros = torch.zeros(classes, dtype=torch.float64)
     identity = torch.eye(classes, dtype=torch.float64)
     return steps, Head(identity, zeros, zeros, 0.0)

@@ -9,8 +9,9 @@ Its deployed roundings. Group g computes p_g = sum_i w_gi x_i (+ b_g) in any ord
 meets at most t factors (1 + d), |d| <= u, for the convolution's t terms. A sum over n_j numbers in
 any order gives each of them at most n_j - 1 more. So the output is sum_gi w_gi x_i (1 + theta),
 |theta| <= gamma_(t + sum_j n_j) (Higham 2002, sections 3.1 and 4.2), and no partial result exceeds
-|W| |x| + |b| by more than that. The verifier's own evaluation of the one map sums over all channels
-at once: ``own_terms`` says so.
+|W| |x| + |b| by more than that. For norms the trees themselves are known: of t leaves, their sums
+the leaves of trees of n_j (``verification.summation``). The verifier's own evaluation of the one
+map sums over all channels at once: ``own_terms`` says so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.graph.reductions import Reduction
 from workers.verification.numerics import raised
+from workers.verification.summation import Summation
 
 __all__ = ["with_whole_maps"]
 
@@ -110,10 +112,13 @@ def _whole(conv: Convolution, counts: Sequence[int], out_shape: tuple[int, ...])
     weight = conv.weight.reshape(groups, out, block, *kernel).transpose(0, 1)
     weight = weight.reshape(out, groups * block, *kernel).contiguous()
     split = (groups, out, *conv.out_shape[1:])
-    bias, magnitude = (
+    bias, magnitude, squares = (
         tensor.expand(conv.out_shape).reshape(split).sum(0)
-        for tensor in (conv.bias, conv.bias_magnitude)
+        for tensor in (conv.bias, conv.bias_magnitude, conv.leaf_squares)
     )
+    trees = None
+    if conv.summation is not None:
+        trees = Summation((*conv.summation.sizes, *map(float, counts)))
     terms = conv.terms + sum(counts)
     products = weight[0].numel() + 4.0
     inner = Inner(conv.inner.gain, conv.inner.shift, raised(conv.inner.lost + products))
@@ -127,6 +132,8 @@ def _whole(conv: Convolution, counts: Sequence[int], out_shape: tuple[int, ...])
             weight=weight.flatten(1),
             inner=inner,
             least_own_terms=products,
+            summation=trees,
+            bias_square=raised(squares.reshape(out_shape)),
         )
     return Convolution(
         conv.in_shape,
@@ -138,4 +145,6 @@ def _whole(conv: Convolution, counts: Sequence[int], out_shape: tuple[int, ...])
         geometry=replace(conv.geometry, groups=1),
         inner=inner,
         least_own_terms=products,
+        summation=trees,
+        bias_square=raised(squares),
     )

@@ -50,6 +50,9 @@ class Reduction(Affine):
         square = raised(self.count * self.scale**2, MANY)
         return torch.tensor(square, dtype=torch.float64)
 
+    def largest_column(self) -> float:
+        return self.scale
+
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         return raised(math.sqrt(self.count) * self.scale)
 

@@ -128,6 +128,7 @@ def _same_map(op: object, kernel: Convolution | Dense) -> bool:
     alike = (op.terms, op.own_terms, op.inner) == (kernel.terms, kernel.own_terms, kernel.inner)
     return (
         alike
+        and op.summation == kernel.summation
         and op.in_shape == kernel.in_shape
         and not bool(op.bias_magnitude.any())
         and (op.weight is kernel.weight or torch.equal(op.weight, kernel.weight))

@@ -10,11 +10,12 @@ Its deployed roundings. One stage computes z_i = x + c_i K z_(i+1) up to e_i wit
 |c_i| |K| |z_(i+1)| + u |x|, for the t roundings of map, factor and sum. What reaches the output of
 e_i is c_1 ... c_(i-1) K^(i-1) e_i, so that in the Euclidean norm the errors E_i of z_i obey
     E_i <= |c_i| |K|_2 E_(i+1) + gamma_t |c_i| ||K||_2 (sup |q_(i+1)(it)| |x| + E_(i+1)) + u |x|,
-||K||_2 the norm of the entrywise absolute value, q_i the polynomial with z_i = q_i(K) x. Solved in
-units of u |x| that is a number of rounding steps, ``terms``, of a map whose ``absolute_norm`` is
-1: far fewer than the entrywise bound sum_j a_j |K|^j gives. ``terms`` is at least what each
-product meets on its way (j maps and j + 1 sums), so that this entrywise bound, ``absolute``, holds
-with the same gamma.
+||K||_2 the norm of the entrywise absolute value, q_i the polynomial with z_i = q_i(K) x; where what
+is proved of sums in any order (``Affine.rounding_share``) is less than gamma_t ||K||_2, it stands
+in its place. Solved in units of u |x| that is a number of rounding steps, ``terms``, of a map whose
+``absolute_norm`` is 1: far fewer than the entrywise bound sum_j a_j |K|^j gives. ``terms`` is at
+least what each product meets on its way (j maps and j + 1 sums), so that this entrywise bound,
+``absolute``, holds with the same gamma.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ import torch
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.graph.affine import Affine, Inner
+from workers.verification.graph.affine import Affine, Inner, Norms
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.norms.power_series import imaginary_supremum
 from workers.verification.norms.skew_maps import skew_norm, skew_norm_cost
 from workers.verification.norms.spectral import absolute_norm, dense_norm
 from workers.verification.numerics import MANY, ROOM, SECOND_ORDER, raised
-from workers.verification.rounding import Rounding, gamma
+from workers.verification.rounding import Rounding
+from workers.verification.summation import Summation
 
 __all__ = ["MORE_TERMS", "SkewSeries"]
 
@@ -73,11 +75,11 @@ class SkewSeries(Affine):
             shape,
             zero,
             zero,
-            _terms(kernel, scales, kernel.terms),
+            _terms(kernel, scales, kernel.terms, kernel.summation),
             kernel=kernel,
             scales=scales,
             inner=inner,
-            least_own_terms=_terms(kernel, scales, kernel.own_terms),
+            least_own_terms=_terms(kernel, scales, kernel.own_terms, kernel.own_summation),
         )
 
     @property
@@ -176,20 +178,26 @@ def _entrywise(kernel: Convolution | Dense, clock: Clock = UNLIMITED) -> float:
     )
 
 
-def _terms(kernel: Convolution | Dense, scales: tuple[Fraction, ...], once: float) -> float:
-    """Rounding steps of the chain, as they are counted above; ``once``: those of the map."""
+def _terms(
+    kernel: Convolution | Dense,
+    scales: tuple[Fraction, ...],
+    once: float,
+    trees: Summation | None,
+) -> float:
+    """Rounding steps of the chain, as they are counted above; ``once``: those of the map, of which
+    ``trees`` are the sums."""
     unit = Rounding.sound(torch.float64).deployed
     each = once + MORE_TERMS
     entrywise = _entrywise(kernel)
     reach = min(_reach(kernel), entrywise)
     if not each * unit < 0.25:
         return math.inf
-    each_up = raised(gamma(each, unit) / unit)
+    share = raised(kernel.rounding_share(Norms(reach, entrywise), unit, each, trees) / unit)
     steps = 0.0
     for index in range(len(scales), 0, -1):
         scale = raised(abs(float(scales[index - 1])))
         size = imaginary_supremum(_coefficients(scales[index:]), reach)
-        grown = each_up * entrywise * (size + unit * steps)
+        grown = share * (size + unit * steps)
         steps = raised(scale * (reach * steps + grown) + ROOM, MANY)
     return max(steps, (len(scales) + 1) * each)
 

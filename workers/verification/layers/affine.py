@@ -22,6 +22,7 @@ from workers.verification.layers.rules import LayerRules
 from workers.verification.norms.spectral import ConvGeometry
 from workers.verification.numerics import min_normal
 from workers.verification.rounding import FLOAT32_MAX, unit_roundoff
+from workers.verification.summation import Summation
 
 __all__ = ["RULES"]
 
@@ -40,16 +41,26 @@ def _conv2d(layer: Conv2d, shape: tuple[int, ...]) -> Affine:
     geometry = ConvGeometry(
         (shape[1], shape[2]), layer.stride, layer.padding, layer.dilation, layer.groups
     )
-    terms = weight[0].numel() + 2
+    trees = Summation((weight[0].numel() + 1.0,))
     out = layer.output_shape(shape)
-    return Convolution(shape, out, bias, bias.abs(), terms, weight=weight, geometry=geometry)
+    return Convolution(
+        shape,
+        out,
+        bias,
+        bias.abs(),
+        weight[0].numel() + 2,
+        weight=weight,
+        geometry=geometry,
+        summation=trees,
+    )
 
 
 def _linear(layer: Linear, shape: tuple[int, ...]) -> Affine:
     bias = _zero() if layer.bias is None else _float64(layer.bias)
     weight = _float64(layer.weight)
-    out = layer.output_shape(shape)
-    return Dense(shape, out, bias, bias.abs(), weight.shape[1] + 2, weight=weight)
+    out, count = layer.output_shape(shape), weight.shape[1]
+    trees = Summation((count + 1.0,))
+    return Dense(shape, out, bias, bias.abs(), count + 2, weight=weight, summation=trees)
 
 
 def _diagonal(
@@ -107,7 +118,17 @@ def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
     out = layer.output_shape(shape) or (1,)
     # A mean's sum is held before it is divided.
     inner = Inner(float(count))
-    return Reduction(shape, out, _zero(), _zero(), count + 4, axes=axes, scale=scale, inner=inner)
+    return Reduction(
+        shape,
+        out,
+        _zero(),
+        _zero(),
+        count + 4,
+        axes=axes,
+        scale=scale,
+        inner=inner,
+        summation=Summation((float(count),)),
+    )
 
 
 def _constant_terms(*scales: Tensor) -> float:

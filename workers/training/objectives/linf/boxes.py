@@ -11,7 +11,7 @@ from torch import Tensor
 from models.layers.kinds import BatchNorm
 from workers.training.bounds.box import Box, BoxPass, kinked, largest_gaps, pixel_box
 from workers.training.config import TrainingConfig
-from workers.training.objectives.bounded import Bounded
+from workers.training.objectives.bounded import Bounded, reference_of
 from workers.training.objectives.scheduled_weights import ScheduledWeights
 from workers.training.training_graph import TrainingGraph
 
@@ -57,9 +57,9 @@ def box_bound(
 ) -> Bounded:
     """Worst logits over the box of radius epsilon, by interval bounds."""
     logits = graph.logits(graph.features(x))
-    chosen = logits.argmax(1) if reference is None else reference
+    chosen = reference_of(logits, reference)
     gaps = largest_gaps(graph, BoxPass(graph).of(pixel_box(x, epsilon)), chosen)
-    return Bounded(logits, logits.gather(1, chosen[:, None]) + gaps)
+    return Bounded.of_gaps(logits, chosen, gaps)
 
 
 def regularizers(

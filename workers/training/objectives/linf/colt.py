@@ -25,7 +25,7 @@ from workers.training.bounds.latent import (
     term_shapes,
 )
 from workers.training.config import TrainingConfig, TrainingError
-from workers.training.objectives.bounded import Bounded
+from workers.training.objectives.bounded import Bounded, reference_of
 from workers.training.objectives.linf.attack import ascended
 from workers.training.objectives.linf.boxes import option
 from workers.training.objectives.objective import Objective
@@ -217,7 +217,7 @@ def estimated_bound(
 ) -> Bounded:
     """Worst logits of the zonotope over the whole network, by projections: an estimate."""
     found = []
-    chosen = graph.logits(graph.features(x)).argmax(1) if reference is None else reference
+    chosen = reference_of(graph.logits(graph.features(x)), reference)
     at = ScheduledWeights.of(0.0, 0.0, 0.0)
     numbers: dict[int, Tensor] = {}
 

@@ -9,7 +9,7 @@ from workers.training.bounds.box import BoxPass, largest_gaps, pixel_box
 from workers.training.bounds.last_layer import pair_differences
 from workers.training.bounds.relaxation import least_values
 from workers.training.config import TrainingConfig
-from workers.training.objectives.bounded import Bounded
+from workers.training.objectives.bounded import Bounded, reference_of
 from workers.training.training_graph import TrainingGraph
 
 __all__ = ["relaxed_bound"]
@@ -27,12 +27,12 @@ def relaxed_bound(
 ) -> Bounded:
     """The better one of interval bounds and CROWN-IBP, for every pair of classes."""
     logits = graph.logits(graph.features(x))
-    chosen = logits.argmax(1) if reference is None else reference
+    chosen = reference_of(logits, reference)
     gaps = [
         _gaps(graph, samples, labels, epsilon)
         for samples, labels in zip(x.split(PIECE), chosen.split(PIECE), strict=True)
     ]
-    return Bounded(logits, logits.gather(1, chosen[:, None]) + torch.cat(gaps))
+    return Bounded.of_gaps(logits, chosen, torch.cat(gaps))
 
 
 def _gaps(graph: TrainingGraph, x: Tensor, labels: Tensor, epsilon: float | Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+"""What a sum may round in any order: every small tree, and the worst order of real maps."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.layers.base import Layer
+from models.layers.joins import ReduceMean
+from models.layers.kinds import Conv2d, Linear, Multiply, Normalize, ReLU, Reshape
+from models.layers.partial_sums import convolution_in_partial_sums
+from models.network import Network
+from tests.workers.verification.networks import leaves_of, worst_order
+from workers.verification.graph.affine import Affine
+from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.rounding import Rounding
+from workers.verification.summation import Summation, beyond_first_order
+
+U = 2.0**-24
+F64 = torch.float64
+ROUNDING = Rounding.sound(F64)
+
+
+@cache
+def nodes_above(leaves: int) -> frozenset[tuple[int, ...]]:
+    """D_1 ... D_n in order, for every tree of n leaves and every sign at its nodes."""
+    if leaves == 1:
+        return frozenset({(0,)})
+    return frozenset(
+        tuple(sorted(d + sign for d in (*first, *second)))
+        for part in range(1, leaves // 2 + 1)
+        for first in nodes_above(part)
+        for second in nodes_above(leaves - part)
+        for sign in (-1, 1)
+    )
+
+
+@pytest.mark.parametrize("leaves", range(1, 8))
+def test_no_tree_and_no_signs_exceed_the_bounds(leaves: int) -> None:
+    trees = Summation((float(leaves),))
+    for found in nodes_above(leaves):
+        mean = sum(found) / leaves
+        assert abs(mean) <= trees.mean()
+        assert math.hypot(*(d - mean for d in found)) <= trees.spread()
+        assert math.hypot(*found) <= trees.whole()
+
+
+def test_trees_under_trees_are_bounded_as_one() -> None:
+    """Any three of one kind under any of another, the groups of another size each."""
+    trees = Summation((4.0, 3.0))
+    for over in nodes_above(3):
+        for under in sorted(nodes_above(4))[::3]:
+            # The worst groups turn against each other.
+            found = [d + sign * e for d, sign in zip(over, (1, 1, -1), strict=True) for e in under]
+            mean = sum(over) / 3
+            assert math.hypot(*(d - mean for d in found)) <= trees.spread()
+            assert math.hypot(*found) <= trees.whole()
+            assert abs(mean) <= trees.mean()
+
+
+def test_nothing_less_holds_in_any_order() -> None:
+    """Leaves that grow evenly, added from the least up, and every node rounded up."""
+    count = 600
+    depth = torch.tensor([*range(count - 1, 0, -1)], dtype=F64)
+    depth = torch.cat([depth[:1], depth])
+    leaves = depth - depth.mean()
+    trees = Summation((float(count),))
+    assert float(depth @ leaves) >= (1 - 4 / count) * trees.spread() * float(leaves.norm())
+
+
+def test_what_is_beyond_first_order_is_bounded() -> None:
+    for terms in (1.0, 3.0, 1000.0):
+        exact = math.expm1(terms * math.log1p(2.0**-10)) - terms * 2.0**-10
+        assert exact <= beyond_first_order(terms, 2.0**-10) or terms == 1.0
+    assert beyond_first_order(1e9, U) == math.inf
+
+
+def compiled_map(layers: list[Layer], shape: tuple[int, ...]) -> Affine:
+    """The layers as the one map that they are fused to."""
+    rows: list[tuple[str, Layer, tuple[str, ...]]] = []
+    last, after = "input", shape
+    for index, layer in enumerate(layers):
+        rows.append((f"l{index}", layer, (last,)))
+        last, after = f"l{index}", layer.output_shape(after)
+    size = math.prod(after)
+    rows += [
+        ("flat", Reshape(shape=(size,)), (last,)),
+        ("relu", ReLU(), ("flat",)),
+        ("out", Linear(torch.ones(2, size)), ("relu",)),
+    ]
+    (op,) = (
+        step.op
+        for step in CompiledNetwork.compile(Network(shape, rows), norms=False).steps
+        if isinstance(step.op, Affine)
+    )
+    return op
+
+
+def orthogonal(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.linalg.qr(torch.randn(size, size, generator=generator).double())[0].float()
+
+
+def image(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def measured(op: Affine, error: Tensor, x: Tensor) -> float:
+    """The error over what the map says that it may be."""
+    share, constant = op.deployed_rounding(op.norms(), ROUNDING)
+    return float(error.norm()) / (share * float(x.norm()) + constant)
+
+
+def test_the_worst_order_of_a_matrix_comes_within_half_of_the_bound() -> None:
+    """Each output in an order of its own, every rounding as large as it may be and upward."""
+    weight = orthogonal(96)
+    layer, x = Linear(weight, weight[0] * 3), image(96) - 0.4
+    error = worst_order(leaves_of(layer, x.double())) * U
+    op = compiled_map([Linear(weight, weight[0] * 3)], (96,))
+    assert 0.5 <= measured(op, error, x) <= 1
+    # The bound by the entrywise absolute value gives away as much again.
+    share, _ = op.deployed_rounding(op.norms(), ROUNDING)
+    assert 2 * share <= ROUNDING.deployed_gamma(op.terms) * op.norms().absolute
+
+
+def test_the_worst_order_behind_a_normalisation_and_before_a_factor() -> None:
+    """Leaves are weights times normalised numbers, shifts included; factors beside them round."""
+    mean, std = torch.tensor([0.4, 0.6]), torch.tensor([0.1, 0.3])
+    weight = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    conv, factor = Conv2d(weight, torch.ones(3), padding=(1, 1, 0, 0)), torch.tensor(-0.37)
+    op = compiled_map([Normalize(mean, std), conv, Multiply(factor)], (2, 6, 6))
+    for seed in range(3):
+        x = image(2, 6, 6, seed=seed).double()
+        inner = Normalize(mean.double(), std.double())(x)
+        leaves = leaves_of(conv, inner) * float(factor)
+        # Difference and quotient before each leaf's product, the factor behind the sum.
+        error = worst_order(leaves) + 3 * leaves.abs().sum(-1)
+        # Looser: x and the shift are bounded apart, and the factors of every layer are counted.
+        assert 0.05 <= measured(op, error * U, x) <= 1
+
+
+def test_the_worst_order_of_partial_sums() -> None:
+    weight = orthogonal(48)[:24].reshape(24, 48, 1, 1)
+    parts = convolution_in_partial_sums(weight, None, (48, 3, 3), (0, 0, 0, 0))
+    (op,) = [compiled_map([part.layer for part in parts], (48, 3, 3))]
+    assert op.summation is not None
+    block, groups = (int(size) for size in op.summation.sizes)
+    x = image(48, 3, 3).double()
+    leaves = leaves_of(Conv2d(weight), x).unflatten(-1, (groups, block - 1))
+    sums = leaves.sum(-1)
+    error = worst_order(leaves).sum(-1) + worst_order(sums, products=False)
+    assert 0.3 <= measured(op, error * U, x) <= 1
+
+
+def test_the_worst_order_of_a_mean() -> None:
+    op = compiled_map([ReduceMean(axes=(1, 2))], (3, 8, 8))
+    x = image(3, 8, 8).double() - 0.5
+    leaves = x.flatten(2) / 64
+    error = (worst_order(leaves, products=False) + leaves.sum(-1).abs()) * U
+    assert 0.3 <= measured(op, error, x) <= 1

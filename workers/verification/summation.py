@@ -1,0 +1,86 @@
+"""What a sum of n numbers may round, in ANY order, as a share of their Euclidean norm.
+
+A deployed output is a sum of leaves t_i (products, a bias) over some binary tree that nobody knows,
+every node of it off by a factor 1 + d, |d| <= u. To first order its error is
+    sum_i D_i t_i,    D_i = the sum of d over the nodes above leaf i.
+The bound that everybody takes, n u sum |t_i|, lets every leaf have n nodes above it. But no tree
+does that: with D the mean of the D_i,
+    |sum_i D_i t_i| <= |D_i - D|_2 |t|_2 + |D| |sum_i t_i|,
+and for every tree of n leaves and every d (in units of u)
+    (1) |D| <= (n + 1) / 2,
+    (2) sum_i (D_i - D)^2 <= (n^3 + 6 n^2) / 12,
+    (3) sum_i D_i^2 <= n^3 / 3 + n^2 / 2.
+So n^1.5 |t|_2 / 3.46 stands for n |t|_1, and over all outputs of a map W the norms |t|_2 together
+are at most max_j |W e_j|_2 |x|_2: no norm of the entrywise absolute value is needed, which for an
+orthogonal matrix is sqrt(2 n / pi). The sum of the t_i is the output itself.
+
+Proof. (1): a tree of n leaves has at most (n - 1)(n + 2) / 2 nodes above them in all (one leaf
+after another), so |D| <= m(n) = (n + 1) / 2 - 1 / n. (2), (3) by induction: the root has trees of a
+and b = n - a leaves under it, and its own d moves all D_i alike. Within the two the sum of squares
+around their own means is at most V(a) + V(b); their means lie at most m(a) + m(b) = n / 2 + 1 -
+n / (a b) <= q = n / 2 + 1 - 4 / n apart, which adds a b / n times the square. q^2 / n <= n / 4 + 1
+for n >= 2, and V(n) - V(a) - V(b) = a b (n / 4 + 1) for V(n) = (n^3 + 6 n^2) / 12. For (3), with
+U(n) = n^3 / 3 + n^2 / 2 and the depths themselves: U(a) + U(b) + 2 a m(a) + 2 b m(b) + n <= U(n)
+comes to a b (n + 3) >= n^2 + 2 n - 4, which a b >= n - 1 gives.
+
+Nothing less holds in any order: leaves whose sizes grow evenly, added from the least up, reach
+(2) to 1 - 3 / n.
+
+Further factors (of a product, of a scale before or behind the sum) move a leaf's D_i by at most 1
+each. What is beyond first order is at most (N u)^2 / (1 - N u) sum |t_i| for N factors on one
+leaf's way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from workers.verification.numerics import raised
+from workers.verification.rounding import gamma
+
+__all__ = ["Summation", "beyond_first_order"]
+
+
+@dataclass(frozen=True)
+class Summation:
+    """How one output is added up: trees of at most ``sizes[0]`` leaves, whose sums are the leaves
+    of trees of ``sizes[1]``, and so on, each tree in any order.
+
+    Every bound is in units of u, rounded up.
+    """
+
+    sizes: tuple[float, ...]
+
+    @property
+    def leaves(self) -> float:
+        """Leaves in all, at most."""
+        return math.prod(self.sizes)
+
+    def factors_beside(self, terms: float) -> float:
+        """Of ``terms`` factors on a leaf's way, how many are not of these trees."""
+        return terms - sum(size - 1.0 for size in self.sizes)
+
+    def spread(self) -> float:
+        """sum_i D_i t_i is at most this times |t|_2, beside ``mean`` times |sum_i t_i|."""
+        last = self.sizes[-1]
+        centred = math.sqrt(self.leaves / last * (last**3 + 6.0 * last**2) / 12.0)
+        return raised(centred + self._whole(self.sizes[:-1]))
+
+    def mean(self) -> float:
+        """See ``spread``."""
+        return (self.sizes[-1] + 1.0) / 2.0
+
+    def whole(self) -> float:
+        """sum_i D_i t_i is at most this times |t|_2."""
+        return raised(self._whole(self.sizes))
+
+    def _whole(self, sizes: tuple[float, ...]) -> float:
+        # A node of one level stands for all leaves below it, and there are leaves / size of them.
+        return sum(math.sqrt(self.leaves / n * (n**3 / 3.0 + n**2 / 2.0)) for n in sizes)
+
+
+def beyond_first_order(terms: float, unit: float) -> float:
+    """(1 + u)^N - 1 - N u for N = ``terms`` factors, rounded up; infinite where N u is large."""
+    first = gamma(terms, unit)
+    return raised(first * terms * unit) if math.isfinite(first) else math.inf

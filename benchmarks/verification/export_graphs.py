@@ -60,7 +60,7 @@ class Graph:
                 self.add(activation)
         return self.last
 
-    def bytes(self, out: Sequence[int | str]) -> bytes:
+    def written(self, out: Sequence[int | str]) -> bytes:
         """The whole file."""
         floats = TensorProto.FLOAT
         graph = helper.make_graph(
@@ -103,12 +103,12 @@ def keras_like() -> Iterator[tuple[str, bytes]]:
     graph.layers(16, 32, 3)
     graph.add("Softmax", axis=-1)
     graph.add("Identity")
-    yield "dense, softmax", graph.bytes(["unk__2", 3])
+    yield "dense, softmax", graph.written(["unk__2", 3])
 
     graph = Graph(["unk__1", 28, 28], name="flatten_input")
     graph.add("Reshape", graph.constant(np.array([-1, 784])))
     graph.layers(784, 32, 10)
-    yield "Flatten by Reshape", graph.bytes(["unk__2", 10])
+    yield "Flatten by Reshape", graph.written(["unk__2", 10])
 
     graph = _keras_images(16)
     _keras_convolution(graph, 3, 8, auto_pad="SAME_UPPER", strides=[2, 2])
@@ -116,7 +116,7 @@ def keras_like() -> Iterator[tuple[str, bytes]]:
     graph.add("ReduceMean", axes=[1, 2], keepdims=0)
     graph.dense(16, 10)
     graph.add("Softmax", axis=-1)
-    yield "convolutions, GlobalAveragePooling2D", graph.bytes(["unk__2", 10])
+    yield "convolutions, GlobalAveragePooling2D", graph.written(["unk__2", 10])
 
     graph = _keras_images(16)
     _channels_first(graph)
@@ -128,7 +128,7 @@ def keras_like() -> Iterator[tuple[str, bytes]]:
     _channels_last(graph)
     graph.add("Reshape", graph.constant(np.array([-1, 512])))
     graph.layers(512, 10)
-    yield "convolution, BatchNormalization, MaxPooling2D, Flatten", graph.bytes(["unk__2", 10])
+    yield "convolution, BatchNormalization, MaxPooling2D, Flatten", graph.written(["unk__2", 10])
 
     graph = _keras_images(16)
     graph.add("Mul", graph.constant(np.float32(1 / 255)))
@@ -142,7 +142,7 @@ def keras_like() -> Iterator[tuple[str, bytes]]:
     graph.add("GlobalAveragePool")
     graph.add("Squeeze", graph.constant(np.array([2, 3])))
     graph.dense(8, 10)
-    yield "Rescaling, residual block", graph.bytes(["unk__2", 10])
+    yield "Rescaling, residual block", graph.written(["unk__2", 10])
 
     graph = _keras_images(16)
     _channels_first(graph)
@@ -154,7 +154,24 @@ def keras_like() -> Iterator[tuple[str, bytes]]:
     graph.add("ReduceMax", axes=[1, 2], keepdims=0)
     graph.dense(8, 1)
     graph.add("Sigmoid")
-    yield "SeparableConv2D, ReLU6, GlobalMaxPooling2D, one Sigmoid", graph.bytes(["unk__2", 1])
+    yield "SeparableConv2D, ReLU6, GlobalMaxPooling2D, one Sigmoid", graph.written(["unk__2", 1])
+
+    graph = _keras_images(16)
+    graph.add("Pad", graph.constant(np.array([0, 1, 1, 0, 0, 1, 1, 0])))
+    _channels_first(graph)
+    graph.add("Conv", graph.weight(8, 3, 3, 3), strides=[2, 2])
+    _channels_last(graph)
+    graph.add("Mul", graph.weight(8))
+    graph.add("Add", graph.weight(8))
+    graph.add("LeakyRelu", alpha=0.3)
+    graph.add("ReduceMean", axes=[1, 2], keepdims=1)
+    flat = graph.last
+    graph.add("Shape")
+    rows = graph.add("Slice", *(graph.constant(np.array([v])) for v in (0, 1, 0)))
+    shape = graph.add("Concat", graph.constant(np.array([8])), source=rows, axis=0)
+    graph.add("Reshape", shape, source=flat)
+    graph.dense(8, 10)
+    yield "ZeroPadding2D, batch norm as Mul and Add, a computed view", graph.written(["unk__2", 10])
 
     graph = Graph(["unk__1", 24, 2], name="input_1")
     graph.add("Transpose", perm=[0, 2, 1])
@@ -166,7 +183,7 @@ def keras_like() -> Iterator[tuple[str, bytes]]:
     graph.add("Relu")
     graph.add("ReduceMean", axes=[1], keepdims=0)
     graph.dense(4, 3)
-    yield "Conv1D", graph.bytes(["unk__2", 3])
+    yield "Conv1D", graph.written(["unk__2", 3])
 
 
 def competition_like() -> Iterator[tuple[str, bytes]]:
@@ -175,26 +192,26 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
     graph.add("Sub", graph.weight(1, 1, 1, 5))
     graph.add("Flatten", axis=1)
     graph.layers(5, 50, 50, 50, 5)
-    yield "acasxu", graph.bytes([1, 5])
+    yield "acasxu", graph.written([1, 5])
 
     graph = Graph([5], name="input", opset=8)
     graph.layers(5, 50, 50, 5)
-    yield "acasxu without a batch axis", graph.bytes([5])
+    yield "acasxu without a batch axis", graph.written([5])
 
     graph = Graph([784], name="0", opset=9)
     graph.layers(784, 64, 64, 10)
-    yield "mnist_fc", graph.bytes([10])
+    yield "mnist_fc", graph.written([10])
 
     graph = Graph([1, 784, 1], name="0", opset=9)
     graph.add("Flatten", axis=1)
     graph.layers(784, 64, 10)
-    yield "mnist_fc, input of rank 3", graph.bytes([1, 10])
+    yield "mnist_fc, input of rank 3", graph.written([1, 10])
 
     for activation in ("Sigmoid", "Tanh"):
         graph = Graph([1, 784, 1, 1], opset=12)
         graph.add("Flatten", axis=1)
         graph.layers(784, 32, 32, 10, activation=activation)
-        yield f"eran, {activation}", graph.bytes([1, 10])
+        yield f"eran, {activation}", graph.written([1, 10])
 
     graph = Graph([1, 3, 32, 32], opset=12)
     for inputs, out in ((3, 8), (8, 16)):
@@ -202,7 +219,7 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
         graph.add("Relu")
     graph.add("Flatten", axis=1)
     graph.layers(1024, 32, 10)
-    yield "oval21, cifar10 of marabou", graph.bytes([1, 10])
+    yield "oval21, cifar10 of marabou", graph.written([1, 10])
 
     for kind in ("AveragePool", "MaxPool"):
         graph = Graph([1, 1, 28, 28], opset=10)
@@ -211,7 +228,7 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
         graph.add("Relu")
         graph.add("Reshape", graph.constant(np.array([1, -1])))
         graph.layers(576, 10)
-        yield f"verivital, {kind}", graph.bytes([1, 10])
+        yield f"verivital, {kind}", graph.written([1, 10])
 
     graph = Graph([1, 3, 32, 32], opset=12)
     graph.add("Conv", graph.weight(8, 3, 3, 3), pads=[1] * 4)
@@ -224,7 +241,7 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
     graph.add("GlobalAveragePool")
     graph.add("Flatten")
     graph.layers(8, 10)
-    yield "cifar and tiny-imagenet resnets", graph.bytes([1, 10])
+    yield "cifar and tiny-imagenet resnets", graph.written([1, 10])
 
     graph = Graph(["batch", 1, 20, 20], opset=11)
     for _ in range(2):
@@ -233,7 +250,7 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
         graph.add("Relu")
     graph.add("Flatten")
     graph.layers(1600, 16, 1)
-    yield "collins-rul, one output", graph.bytes(["batch", 1])
+    yield "collins-rul, one output", graph.written(["batch", 1])
 
     graph = Graph([1, 5], opset=11)
     graph.layers(5, 4 * 4 * 4)
@@ -250,7 +267,7 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
     graph.add("Relu")
     graph.add("Flatten")
     graph.layers(64, 1)
-    yield "cgan, one output", graph.bytes([1, 1])
+    yield "cgan, one output", graph.written([1, 1])
 
     graph = Graph([1, 792], opset=13)
     ends = [graph.constant(np.array([v])) for v in (0, 784, 1)]
@@ -262,29 +279,29 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
     graph.add("Sigmoid")
     graph.add("Add", image)
     graph.layers(784, 32, 10)
-    yield "dist-shift", graph.bytes([1, 10])
+    yield "dist-shift", graph.written([1, 10])
 
     graph = Graph([1, 2], opset=13)
     rows = graph.dense(2, 6)
     parts = [graph.add("MatMul", graph.weight(6, 3), source=rows) for _ in range(4)]
     lows = [graph.add("ReduceMin", source=part, axes=[1], keepdims=1) for part in parts]
     graph.add("Max", *lows[1:], source=lows[0])
-    yield "tllverifybench, one output", graph.bytes([1, 1])
+    yield "tllverifybench, one output", graph.written([1, 1])
 
     graph = Graph([1], opset=9)
     graph.layers(1, 32, 32, 1)
-    yield "nn4sys, an index of one key", graph.bytes([1])
+    yield "nn4sys, an index of one key", graph.written([1])
 
     graph = Graph([1, 8], opset=10)
     graph.layers(8, 64, 64, 4)
-    yield "rl_benchmarks, reach_prob_density", graph.bytes([1, 4])
+    yield "rl_benchmarks, reach_prob_density", graph.written([1, 4])
 
     graph = Graph([1, 3, 16, 16], opset=11)
     graph.add("Conv", graph.weight(3, 3, 3, 3))
     graph.add("Sign")
     graph.add("Flatten")
     graph.layers(588, 10)
-    yield "traffic signs, binarised", graph.bytes([1, 10])
+    yield "traffic signs, binarised", graph.written([1, 10])
 
     graph = Graph([1, 4, 8], opset=13)
     query, key, value = (graph.add("MatMul", graph.weight(8, 8), source="x") for _ in range(3))
@@ -294,4 +311,4 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
     graph.add("MatMul", value)
     graph.add("ReduceMean", axes=[1], keepdims=0)
     graph.layers(8, 10)
-    yield "vit, attention", graph.bytes([1, 10])
+    yield "vit, attention", graph.written([1, 10])

@@ -109,7 +109,7 @@ def vision_modules() -> Iterator[tuple[str, nn.Module, Tensor]]:
     lenet = (nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh())
     yield "LeNet", nn.Sequential(*lenet, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(256, 10)), grey
     head = (nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten(), nn.Dropout(), nn.Linear(32, 10))
-    alex = (nn.Conv2d(3, 8, 5, 2, 2), relu, nn.MaxPool2d(3, 2), nn.Conv2d(8, 8, 3, padding=1), relu)
+    alex = (nn.Conv2d(3, 8, 5, 2, 2), relu, nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), relu)
     yield "AlexNet", nn.Sequential(*alex, *head), image
     local = nn.Sequential(nn.Conv2d(3, 8, 5, 2), relu, nn.LocalResponseNorm(3), *head)
     yield "AlexNet, local response normalisation", local, image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from models.errors import ModelError
+from service.contract.ids import new_job_id
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
+from service.contract.settings import Settings
+from service.contract.storage.store import Store
+from service.contract.times import now, rfc3339
 from tests.models.onnx.graphs import graph_of, normal
-from tests.workers.jobs.conftest import Corridor
-from tests.workers.jobs.work import work
-
-pytestmark = pytest.mark.usefixtures("forked_inspections")
+from workers.jobs.datasets.arrays import DataError
+from workers.jobs.inspection.child import inspect
+from workers.jobs.items.merge import merge
+from workers.jobs.items.shard import certify_shard
 
 node = helper.make_node
 
@@ -41,29 +48,65 @@ def of_bytes(first: str = "Cast", *, divided: bool = True) -> bytes:
     return model.SerializeToString()
 
 
-def report_of(
-    corridor: Corridor, model: bytes, data: dict[str, Any], **spec: Any
-) -> dict[str, Any]:
-    """The report of a job, or the problem that it ended with."""
-    (corridor.folder / "m.onnx").write_bytes(model)
-    np.savez(corridor.folder / "d.npz", **data)
-    job = corridor.submit(corridor.folder / "m.onnx", corridor.folder / "d.npz", **spec)
-    work(corridor, job.id)
-    outcome = corridor.outcome(job, 0)
-    if outcome["status"] == "failed":
-        return dict(outcome["error"])
-    found: dict[str, Any] = json.loads(corridor.store.report_path(job.id).read_text())
-    lines = corridor.store.samples_path(job.id).read_text().splitlines()
+def report_of(folder: Path, model: bytes, data: dict[str, Any], **asked: Any) -> dict[str, Any]:
+    """The report of a job that is done in this process, with its rows and counterexamples; or the
+    problem that its inspection ended with."""
+    store, settings = Store(folder / "data"), Settings(data_dir=folder / "data")
+    spec = Spec.model_validate({"norm": "l2", "epsilons": [0.01], **asked})
+    blobs = {}
+    for name, content in (("m.onnx", model), ("d.npz", npz_of(data))):
+        with store.writer(limit=2**30) as writer:
+            writer.write(content)
+            blobs[name] = writer.publish().digest
+    submission = JobSubmission(
+        id=new_job_id(),
+        kind="certify",
+        spec=spec.normal(),
+        model=ModelSource(digest=blobs["m.onnx"], format="onnx", name="m.onnx", size=len(model)),
+        dataset=DatasetSource(kind="npz", name="d.npz", blobs={"file": blobs["d.npz"]}),
+        created_at=rfc3339(now()),
+    )
+    prepared = store.prepared_dir(submission.id)
+    prepared.mkdir(parents=True)
+    request = {
+        "model": {"path": str(store.blob_path(blobs["m.onnx"])), "format": "onnx"},
+        "normalization": spec.normalization and spec.normalization.model_dump(),
+        "dataset": {
+            "kind": "npz",
+            "files": {"file": str(store.blob_path(blobs["d.npz"]))},
+            "split": None,
+        },
+        "selection": "all",
+        **{name: getattr(spec, name) for name in ("norm", "method", "clip", "input_range", "seed")},
+        "bounds": {"max_bytes": 2**30, "max_samples": 1000},
+        "samples_per_shard": 1000,
+    }
+    try:
+        inspect(request, prepared)
+    except (DataError, ModelError) as error:
+        return {"code": error.code, "detail": str(error), "hint": error.hint} | {
+            "field": getattr(error, "field", None)
+        }
+    certify_shard(store, settings, submission, 0, progress=lambda done, message: None)
+    merge(store, submission, started_at=None)
+    found: dict[str, Any] = json.loads(store.report_path(submission.id).read_text())
+    lines = store.samples_path(submission.id).read_text().splitlines()
     found["rows"] = [json.loads(line) for line in lines]
-    with np.load(corridor.store.counterexamples_path(job.id)) as arrays:
+    with np.load(store.counterexamples_path(submission.id)) as arrays:
         found["counterexamples"] = {name: arrays[name] for name in arrays.files}
+    with np.load(prepared / "data.npz") as arrays:
+        found["x"] = arrays["x"]
     return found
 
 
+def npz_of(arrays: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("divided", [True, False])
-def test_what_is_proved_of_bytes_holds_for_every_one_of_them(
-    corridor: Corridor, divided: bool
-) -> None:
+def test_what_is_proved_of_bytes_holds_for_every_one_of_them(tmp_path: Path, divided: bool) -> None:
     """The file itself, in ONNX Runtime, on all 65,536 inputs that there are."""
     model = of_bytes(divided=divided)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -71,7 +114,7 @@ def test_what_is_proved_of_bytes_holds_for_every_one_of_them(
     answers = session.run(None, {"x": everything})[0].argmax(1)
     x = np.random.default_rng(0).integers(0, 256, (12, 2), dtype=np.uint8)
     y = session.run(None, {"x": x})[0].argmax(1)
-    found = report_of(corridor, model, {"x": x, "y": y}, norm="linf", epsilons=["4/255", "30/255"])
+    found = report_of(tmp_path, model, {"x": x, "y": y}, norm="linf", epsilons=["4/255", "30/255"])
     assert found["clean_accuracy"] == 1.0, found
     assert found["radius"]["cap"] == 1.0
     assert found["model"]["takes_bytes"]
@@ -101,10 +144,10 @@ def test_what_is_proved_of_bytes_holds_for_every_one_of_them(
     ],
 )
 def test_what_does_not_go_with_bytes_is_refused(
-    corridor: Corridor, data: dict[str, Any], spec: dict[str, Any], code: str, said: str
+    tmp_path: Path, data: dict[str, Any], spec: dict[str, Any], code: str, said: str
 ) -> None:
     data = {"x": np.zeros((2, 2), np.uint8), "y": np.zeros(2, int)} | data
-    found = report_of(corridor, of_bytes(), data, **spec)
+    found = report_of(tmp_path, of_bytes(), data, **spec)
     assert found["code"] == code
     assert said in found["detail"]
     assert found["hint"]
@@ -118,28 +161,28 @@ def features(**spec: Any) -> tuple[bytes, dict[str, Any]]:
     return model.SerializeToString(), {"x": x, "y": np.zeros(3, int)}
 
 
-def test_features_have_a_range_in_their_own_units(corridor: Corridor) -> None:
+def test_features_have_a_range_in_their_own_units(tmp_path: Path) -> None:
     model, data = features()
     asked = {"norm": "linf", "epsilons": ["1/4", 8], "input_range": [[-3, 100], [5, 101.5]]}
-    found = report_of(corridor, model, data, **asked)
+    found = report_of(tmp_path, model, data, **asked)
     assert found["threat"]["input_range"] == [[-3, 100], [5, 101.5]]
     assert found["threat"]["largest_distance"] == found["radius"]["cap"] == 8.0
     assert "features stay in the range that the spec gives" in found["statement"]
     assert any("Epsilon 8 reaches every input" in said for said in found["warnings"])
-    refused = report_of(corridor, model, data, input_range=[[-3, 100], [5, 101]], norm="linf")
+    refused = report_of(tmp_path, model, data, input_range=[[-3, 100], [5, 101]], norm="linf")
     assert "code" not in refused
-    refused = report_of(corridor, model, data, input_range=[[-3, 100], [5, 100.75]])
+    refused = report_of(tmp_path, model, data, input_range=[[-3, 100], [5, 100.75]])
     assert refused["code"] == "sample_out_of_range"
     assert "101 at [1] of sample 1" in refused["detail"]
-    refused = report_of(corridor, model, data, input_range=[[-3, 1, 2], 200])
+    refused = report_of(tmp_path, model, data, input_range=[[-3, 1, 2], 200])
     assert (refused["code"], refused["field"]) == ("invalid_input_range", "spec.input_range")
 
 
 def test_without_a_range_any_feature_is_valid_and_radii_are_told_as_they_are(
-    corridor: Corridor,
+    tmp_path: Path,
 ) -> None:
     model, data = features()
-    found = report_of(corridor, model, data, norm="linf", epsilons=[0.5], input_range=None)
+    found = report_of(tmp_path, model, data, norm="linf", epsilons=[0.5], input_range=None)
     assert found["threat"]["clip"] is False
     assert found["threat"]["largest_distance"] is None
     assert "stay in" not in found["statement"]
@@ -147,21 +190,16 @@ def test_without_a_range_any_feature_is_valid_and_radii_are_told_as_they_are(
     assert found["radius"]["cap"] >= max(known)
 
 
-def test_bytes_are_the_numbers_of_a_range_that_is_not_one_of_shares(corridor: Corridor) -> None:
+def test_bytes_are_the_numbers_of_a_range_that_is_not_one_of_shares(tmp_path: Path) -> None:
     model, _ = features()
     x = np.array([[0, 3], [255, 7]], np.uint8)
-    found = report_of(corridor, model, {"x": x}, epsilons=[1], input_range=[0, 255])
+    found = report_of(tmp_path, model, {"x": x}, epsilons=[1], input_range=[0, 255])
     assert found["threat"]["largest_distance"] == pytest.approx(255 * 2**0.5)
-    facts = json.loads((corridor.store.prepared_dir(found["job_id"]) / "facts.json").read_text())
-    with np.load(corridor.store.prepared_dir(found["job_id"]) / "data.npz") as prepared:
-        assert prepared["x"].tolist() == x.tolist()
-    assert facts["inputs"]["numbers"]
+    assert found["x"].tolist() == x.tolist()
 
 
-def test_bytes_that_go_into_anything_but_a_cast_are_refused(
-    corridor: Corridor, tmp_path: Path
-) -> None:
+def test_bytes_that_go_into_anything_but_a_cast_are_refused(tmp_path: Path) -> None:
     data = {"x": np.zeros((2, 2), np.uint8)}
-    found = report_of(corridor, of_bytes("Identity"), data)
+    found = report_of(tmp_path, of_bytes("Identity"), data)
     assert found["code"] == "unsupported_dtype"
     assert "Cast" in found["detail"]

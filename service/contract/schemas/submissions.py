@@ -60,6 +60,8 @@ RangeEnd = (
     ]
 )
 
+_PIXELS: list[RangeEnd] = [0.0, 1.0]
+
 #: Largest seed: what numpy, torch and JSON readers all take exactly.
 _MAX_SEED = 2**53 - 1
 
@@ -160,7 +162,7 @@ class Spec(Strict):
         None, description="Applied inside the network; epsilons stay in the data's own units."
     )
     input_range: list[RangeEnd] | None = Field(
-        [0.0, 1.0],
+        _PIXELS,
         min_length=2,
         max_length=2,
         description="[low, high] of valid inputs, in the units of the data and of epsilons; each a "

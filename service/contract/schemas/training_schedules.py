@@ -30,7 +30,7 @@ class ScheduleSpec(Strict):
         examples=[[[0.0, 1.0], [1.0, 0.0]]],
     )
     shape: Literal["linear", "log", "cosine", "smooth", "steps"] = Field(
-        "linear", description="How values go from one point to the next."
+        default="linear", description="How values go from one point to the next."
     )
 
     @model_validator(mode="before")

@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.verification.exports [FOLDER ...]``: small networks as torch writes them,
 with a fixed batch and a symbolic one; scikit-learn's classifiers where ``skl2onnx`` can be
-imported; and every ``*.onnx`` below the folders. One line per family, then one per file that is
-refused.
+imported; graphs as Keras' and the competitions' files are (``export_graphs``); and every ``*.onnx``
+below the folders. One line per family, then one per file that is refused. A network of one output
+that is no classifier is tried as one of which a property is asked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.verification.export_graphs import competition_like, keras_like
 from models.errors import ModelError
+from models.onnx.forms.plain import Asked
 from models.onnx.importer import read_onnx_bytes
 
 #: Activations of a dense network, each an export of its own.
@@ -83,10 +86,61 @@ def torch_modules() -> Iterator[tuple[str, nn.Module, Tensor]]:
     )
 
 
+class _Branches(nn.Module):
+    """Squeeze, and two kernels side by side: SqueezeNet, Inception, DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(3, 4, 1)
+        self.one, self.three = nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, padding=1)
+        self.last = nn.Conv2d(20, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.squeeze(x))
+        wide = torch.cat([torch.relu(self.one(x)), torch.relu(self.three(x)), x], 1)
+        pooled = nn.functional.max_pool2d(wide, 3, 2)
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(self.last(pooled), 1), 1)
+
+
+def vision_modules() -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Small relatives of well-known image classifiers."""
+    grey, image = torch.rand(1, 1, 28, 28), torch.rand(1, 3, 32, 32)
+    relu = nn.ReLU()
+    lenet = (nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh())
+    yield "LeNet", nn.Sequential(*lenet, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(256, 10)), grey
+    head = (nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten(), nn.Dropout(), nn.Linear(32, 10))
+    alex = (nn.Conv2d(3, 8, 5, 2, 2), relu, nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), relu)
+    yield "AlexNet", nn.Sequential(*alex, *head), image
+    local = nn.Sequential(nn.Conv2d(3, 8, 5, 2), relu, nn.LocalResponseNorm(3), *head)
+    yield "AlexNet, local response normalisation", local, image
+    vgg = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), relu, nn.MaxPool2d(2))
+    yield "VGG", nn.Sequential(*vgg, *head), image
+    mobile = (nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.ReLU6())
+    yield "MobileNet v2", nn.Sequential(*mobile, nn.Conv2d(8, 8, 1), *head), image
+    yield "ResNet", _Residual(gated=False), image
+    yield "SqueezeNet, Inception, DenseNet", _Branches(), image
+
+
+def dynamo_exports() -> Iterator[tuple[str, bytes]]:
+    """The same by PyTorch's newer exporter; none without ``onnxscript``."""
+    try:
+        importlib.import_module("onnxscript")
+    except ImportError:
+        return
+    torch.manual_seed(0)
+    for name, module, x in (*torch_modules(), *vision_modules()):
+        shapes = ({0: torch.export.Dim.DYNAMIC},) if x.dim() > 1 else None
+        program = torch.onnx.export(
+            module.eval(), (x,), dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+        assert program is not None
+        yield name, program.model_proto.SerializeToString()
+
+
 def torch_exports() -> Iterator[tuple[str, bytes]]:
     """Each module with its batch fixed to 1, and with a symbolic one where it has a batch."""
     torch.manual_seed(0)
-    for name, module, x in torch_modules():
+    for name, module, x in (*torch_modules(), *vision_modules()):
         for symbolic in (False, True)[: x.dim()]:
             stream = io.BytesIO()
             torch.onnx.export(
@@ -136,7 +190,7 @@ def report(family: str, files: Iterator[tuple[str, bytes]]) -> None:
     for name, data in files:
         count += 1
         try:
-            read_onnx_bytes(data)
+            read_onnx_bytes(data, asked=Asked(classifier=False))
         except ModelError as error:
             refused.append(f"  {name}: {error.code}: {error}")
     print(f"{family}: {count - len(refused)} of {count} taken")
@@ -150,7 +204,10 @@ def main() -> None:
     folders = parser.parse_args().folders
     warnings.simplefilter("ignore")
     report("torch", torch_exports())
+    report("torch, newer exporter", dynamo_exports())
     report("scikit-learn", scikit_learn_exports())
+    report("as Keras' models by tf2onnx", keras_like())
+    report("as the competitions' files", competition_like())
     for folder in folders:
         paths = sorted(folder.rglob("*.onnx"))
         report(folder.name, ((path.name, path.read_bytes()) for path in paths))

@@ -47,6 +47,22 @@ __all__ = [
 _TABLES = (OPERATORS, SQUARE_OPERATORS, CONSTANT_OPERATORS)
 #: Names of the operators that an uploaded graph may hold.
 SUPPORTED_OPERATORS = tuple(sorted({*FINAL_OPERATORS}.union(*_TABLES)))
+_QUANTISED = "this is a quantised network: send the float32 one that it was made from"
+_STEP = "what rounds or jumps has no bound: leave it out of the network, or out of the export"
+_WAVE = "there are no bounds for waves: compute such features outside the model, and send them"
+_RECURRENT = "recurrent layers and control flow are not certified: unroll them before the export"
+#: What to do about operators that are not supported.
+ADVICE = {
+    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Sign"), _STEP),
+    **dict.fromkeys(("Cos", "Sin", "Tan"), _WAVE),
+    **dict.fromkeys(("GRU", "If", "LSTM", "Loop", "RNN", "Scan"), _RECURRENT),
+    **dict.fromkeys(
+        ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED
+    ),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QuantizeLinear"), _QUANTISED),
+    "LRN": "there are no bounds for local response normalisation: train without it, or with batch "
+    "normalisation, which is taken",
+}
 #: How many kinds of unknown operators an error names.
 NAMED_OPERATORS = 8
 
@@ -58,7 +74,8 @@ class ImportedOnnx:
     batch: rows that the file takes at once, row by row: nothing in it lets them depend on each
     other. None: any number. deployed: the bytes of the plain form. output, others: the file's
     output that was taken, and those that were left out. binary: whether that is one score z of two
-    classes, whose logits are (0, z).
+    classes, whose logits are (0, z). takes_bytes: the file takes uint8, the network the same
+    numbers as floats.
     """
 
     network: Network
@@ -67,6 +84,7 @@ class ImportedOnnx:
     output: str
     others: tuple[str, ...] = ()
     binary: bool = False
+    takes_bytes: bool = False
 
 
 def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
@@ -112,7 +130,8 @@ def read_onnx_bytes(
             "the network has one output: a classifier needs at least two",
             code="invalid_network",
             hint='one score of two classes is certified with "binary": true in the spec (class 1 '
-            "where it is above 0)",
+            "where it is above 0); a regression has no classes: state what its output must keep "
+            "to as a property (field property, VNN-LIB)",
         )
     return ImportedOnnx(
         network=network,
@@ -121,6 +140,7 @@ def read_onnx_bytes(
         output=form.output,
         others=form.others,
         binary=form.score is not None,
+        takes_bytes=form.takes_bytes,
     )
 
 
@@ -226,7 +246,8 @@ def refuse_unknown_operators(graph: GraphProto) -> None:
     if len(unknown) > len(named):
         named.append(f"{len(unknown) - len(named)} more")
     many = len(named) > 1
-    hint = "supported operators: " + ", ".join(SUPPORTED_OPERATORS)
+    advice = dict.fromkeys(ADVICE[kind] for kind in unknown if kind in ADVICE)
+    hint = "; ".join([*advice, "supported operators: " + ", ".join(SUPPORTED_OPERATORS)])
     if all(kind in FINAL_OPERATORS for kind in unknown):
         hint = "export the logits, before any softmax"
     raise ModelError(
@@ -268,7 +289,9 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
     if translator is None:
         operation.refuse(
             "this operator is supported on constants or sums of squares only",
-            hint="supported operators: " + ", ".join(sorted(OPERATORS)),
+            hint=ADVICE.get(
+                operation.op_type, "supported operators: " + ", ".join(sorted(OPERATORS))
+            ),
         )
     if operation.opset < 8 and operation.op_type in _SAME_SHAPES:
         shapes = {v.shape if isinstance(v, Activation) else None for v in operation.inputs}

@@ -24,6 +24,7 @@ __all__ = [
     "OPSETS",
     "OnnxLimits",
     "check_graph",
+    "instead_of",
     "node_label",
     "opset_of",
     "parse_onnx",
@@ -53,6 +54,32 @@ _ELEMENTS = {
     TensorProto.INT64: ("int64_data", 8),
     TensorProto.INT32: ("int32_data", 4),
     TensorProto.BOOL: ("int32_data", 1),
+}
+#: What to do about operators of other domains.
+_DOMAINS = {
+    ML_DOMAIN: "of scikit-learn's models the linear ones and MLPs are taken, behind scalers and "
+    "PCA; trees, kernels, neighbours and regressions are not",
+    "com.microsoft": "ONNX Runtime has optimised or quantised this file: send the float32 file "
+    "that it was made from",
+}
+#: What to do about numbers that are not float32, and why they are not taken for it.
+_DOUBLE = (
+    "export the model in float32: model.float() and a float32 example in PyTorch, "
+    "X[:1].astype(numpy.float32) for skl2onnx. ONNX Runtime computes a float64 graph in float64: "
+    "a certificate of its float32 form would be one of another network"
+)
+_HALF = (
+    "export the model in float32 (model.float() in PyTorch), or send the file from before it was "
+    "converted to 16 bits: rounding to 16 bits is not covered by any certificate"
+)
+_QUANTISED = (
+    "this is a quantised network: send the float32 one that it was made from; the quantised one's "
+    "own rounding is not covered by any certificate"
+)
+_INSTEAD = {
+    **dict.fromkeys((TensorProto.DOUBLE,), _DOUBLE),
+    **dict.fromkeys((TensorProto.FLOAT16, TensorProto.BFLOAT16), _HALF),
+    **dict.fromkeys((TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4), _QUANTISED),
 }
 _DATA_FIELDS = (
     "float_data",
@@ -156,6 +183,11 @@ def opset_of(model: ModelProto) -> int:
     return version
 
 
+def instead_of(element_type: int) -> str:
+    """What to do about numbers of this element type, which are not taken."""
+    return _INSTEAD.get(element_type, "export the model in float32")
+
+
 def node_label(node: NodeProto, index: int) -> str:
     """How a node is named in a message."""
     return f"{node.op_type} node {node.name!r}" if node.name else f"{node.op_type} node #{index}"
@@ -236,10 +268,7 @@ def _check_node(node: NodeProto, index: int) -> None:
         raise ModelError(
             f"{label}: this operator of the domain {node.domain!r} is not supported",
             code="unsupported_operator",
-            hint="of scikit-learn's models the linear ones and MLPs are taken, behind scalers and "
-            "PCA; trees, kernels, neighbours and regressions are not"
-            if node.domain == ML_DOMAIN
-            else "",
+            hint=_DOMAINS.get(node.domain, ""),
         )
     for attribute in node.attribute:
         if attribute.ref_attr_name or attribute.type not in _VALUE_ATTRIBUTES:
@@ -260,7 +289,7 @@ def _check_tensor(tensor: TensorProto, label: str) -> None:
         raise ModelError(
             f"{label} has element type {name}",
             code="unsupported_dtype",
-            hint="only float32 networks are certified: convert the weights to float32",
+            hint=instead_of(tensor.data_type),
         )
     if any(size < 0 for size in tensor.dims) or tensor.HasField("segment"):
         raise ModelError(f"{label} has an impossible shape", code="invalid_onnx")

@@ -20,8 +20,9 @@ from service.uploads.property_files import MAX_PROPERTY_BYTES, property_format
 from service.uploads.receive import FileRule, Form, receive_form
 
 __all__ = [
+    "DATASET_FILES",
     "FILE",
-    "FILES",
+    "MODEL_FILES",
     "dataset_fields",
     "json_body",
     "media_type",
@@ -30,14 +31,30 @@ __all__ = [
     "property_fields",
     "received_form",
     "request_body",
+    "text_schema",
 ]
 
 #: A file in a form, as OpenAPI describes it.
 FILE = {"type": "string", "format": "binary"}
 
+#: The files of a model and of a data set in a form.
+MODEL_FILES = {
+    "model": {**FILE, "description": "ONNX (.onnx), .safetensors, or a .pt or .pth state dict"},
+    "model_data": {
+        "type": "array",
+        "items": FILE,
+        "description": "What an ONNX export keeps in files beside it, each under its own name",
+    },
+}
+DATASET_FILES = {
+    "dataset": {**FILE, "description": "A .npz, .npy, .zip of class folders, or idx .gz file"},
+    "dataset_labels": {**FILE, "description": "The labels of an idx or npy pair"},
+}
 
-#: Several of them in one field.
-FILES = {"type": "array", "items": FILE}
+
+def text_schema(description: str) -> dict[str, Any]:
+    """The JSON schema of a text."""
+    return {"type": "string", "description": description}
 
 
 def object_schema(properties: Mapping[str, Any], *, required: list[str]) -> dict[str, Any]:

@@ -18,6 +18,20 @@ _SCHEME = {
     "scheme": "bearer",
     "description": "An API key, made with `certserve keys create NAME`.",
 }
+#: What parameters of these names are, wherever they stand.
+_PARAMETERS = {
+    "cursor": "Where the page begins: `next_cursor` of the one before.",
+    "dataset_id": "`sha256:...`, as the upload was answered.",
+    "form": "One of html, json, csv, svg.",
+    "index": "Position of the sample in the data set.",
+    "job_id": "Id of the job, as the submission was answered.",
+    "kind": "Jobs of this kind only.",
+    "last-event-id": "Events after this one, as a browser sends it when it connects again.",
+    "limit": "How many rows a page holds.",
+    "model_id": "`sha256:...`, as the upload was answered.",
+    "of": "The sample itself, its counterexample, or how they differ.",
+    "wait": "Seconds to wait for the end of the job.",
+}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -50,6 +64,10 @@ def _with_definitions(schema: dict[str, Any]) -> dict[str, Any]:
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     for operations in schema["paths"].values():
         for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                known = _PARAMETERS.get(parameter["name"])
+                if known is not None:
+                    parameter.setdefault("description", known)
             for media in operation.get("requestBody", {}).get("content", {}).values():
                 for name, definition in media.get("schema", {}).pop("$defs", {}).items():
                     schemas.setdefault(name, definition)

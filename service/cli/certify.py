@@ -45,6 +45,11 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     )
     certify.add_argument("--samples", type=number_or_all, help="a number or 'all'")
     certify.add_argument("--architecture", help="of a state dict: a name or a JSON layer list")
+    certify.add_argument(
+        "--input-range",
+        help="[low, high] of valid inputs as JSON, each a number or a list with one per feature, "
+        "or null: any number (default: [0, 1])",
+    )
     certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
     certify.add_argument("--out", type=Path, help="where the report goes (.json .html .csv .svg)")
     certify.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
@@ -93,8 +98,10 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
         architecture = options.architecture
         if architecture is not None and architecture.lstrip().startswith(("{", "[")):
             architecture = json.loads(architecture)
+        if options.input_range is not None:
+            spec["input_range"] = json.loads(options.input_range)
     except ValueError as error:
-        raise StartError(f"--spec and --architecture take JSON: {error}") from error
+        raise StartError(f"--spec, --input-range and --architecture take JSON: {error}") from error
     spec |= {"norm": options.norm, "epsilons": options.epsilon, "method": options.method}
     if architecture is not None:
         spec["architecture"] = architecture

@@ -34,8 +34,10 @@ _AT_ONCE = 16
 class BulkFilter(Strict):
     """Which jobs: of a kind, in any of some states; what is left out means all."""
 
-    kind: JobKind | None = None
-    status: list[JobStatus] = Field(default_factory=list, max_length=5)
+    kind: JobKind | None = Field(default=None, description="None: both.")
+    status: list[JobStatus] = Field(
+        default_factory=list, max_length=5, description="Any of these; none: all."
+    )
 
 
 @dataclass(frozen=True)

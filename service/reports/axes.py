@@ -52,6 +52,12 @@ def units(report: Mapping[str, Any]) -> str:
 
 def largest_distance(report: Mapping[str, Any]) -> float:
     """Distance of the two farthest inputs: a larger epsilon or radius claims nothing more."""
+    threat = report["threat"]
+    if not threat["clip"]:
+        return math.inf
+    if threat.get("largest_distance") is not None:
+        return float(threat["largest_distance"])
+    # Reports of earlier releases.
     shape = report["model"]["input_shape"]
     return 1.0 if report["threat"]["norm"] == "linf" else math.sqrt(math.prod(shape))
 

@@ -143,7 +143,8 @@ def _runs(pid: int) -> bool:
             "label_out_of_range",
         ),
         (
-            {"activation": None, "architecture": {"input": [64], "layers": [{"kind": "warp"}]}},
+            {"activation": None, "architecture": {
+                "input": [64], "layers": [{"kind": "linear", "out": 1}]}},
             "invalid_architecture",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The set of allowed inputs: an lp ball in pixel space, cut with the pixel box [0, 1]."""
+"""The set of allowed inputs: an lp ball in input space, cut with the range of valid inputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from workers.verification.input_range import Clip, InputRange, range_of
 from workers.verification.numerics import MANY, raised
 from workers.verification.rounding import unit_roundoff
 
@@ -26,9 +27,9 @@ def float_above(value: Fraction) -> float:
 
 @dataclass(frozen=True)
 class Region:
-    """Inputs x' with |x' - x| <= epsilon in ``norm`` (``l2`` | ``linf``), in [0, 1] if ``clip``.
+    """Inputs x' with |x' - x| <= epsilon in ``norm`` (``l2`` | ``linf``), in the range ``clip``.
 
-    x [batch, *shape]; epsilon [batch] float64 in pixel units, already rounded up.
+    x [batch, *shape]; epsilon [batch] float64 in units of the input, already rounded up.
     sides: lowest and highest inputs [batch, *shape] float64 with x between them, where the region
     is no more than that part of its ball; a bound that does not look at them proves more.
     """
@@ -36,7 +37,7 @@ class Region:
     x: Tensor
     epsilon: Tensor
     norm: str
-    clip: bool
+    clip: Clip
     sides: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -57,10 +58,12 @@ class Region:
         slack = 4 * unit_roundoff(dtype) * x.abs()
         slack += reach.reshape(-1, *([1] * (x.dim() - 1)))
         lower, upper = x - slack, x + slack
-        if self.clip:
-            # Points of the data set outside [0, 1] stay allowed themselves.
-            lower = torch.maximum(lower, x.clamp_max(0.0))
-            upper = torch.minimum(upper, x.clamp_min(1.0))
+        limits = range_of(self.clip)
+        if limits is not None:
+            # Points of the data set outside the range stay allowed themselves.
+            low, high = limits.ends(x)
+            lower = torch.maximum(lower, torch.minimum(x, low))
+            upper = torch.minimum(upper, torch.maximum(x, high))
         if self.sides is not None:
             lower = torch.maximum(lower, _at_most(self.sides[0], dtype))
             upper = torch.minimum(upper, -_at_most(-self.sides[1], dtype))
@@ -95,7 +98,10 @@ def _at_most(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(near.to(torch.float64) > x, below, near)
 
 
-def largest_distance(shape: tuple[int, ...], norm: str, clip: bool) -> float:
-    """A distance that no two inputs exceed: [0, 1]^d with ``clip``, else all finite float32."""
+def largest_distance(shape: tuple[int, ...], norm: str, clip: Clip) -> float:
+    """A distance that no two inputs in the range exceed; without one, no two finite float32."""
+    if isinstance(clip, InputRange):
+        widths = clip.widths(shape).flatten()
+        return float(widths.amax() if norm == "linf" else raised(widths.norm(), MANY))
     side = 1.0 if clip else 7e38
     return side * (math.sqrt(math.prod(shape)) if norm == "l2" else 1.0)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.verification.input_range import Clip
+
 __all__ = ["EFFORTS", "POOL", "AttackSettings", "CertificationRequest", "SampleResults"]
 
 #: So many consecutive samples share one work budget. Shards are cut between such pools, so that no
@@ -34,7 +36,8 @@ class AttackSettings:
 
 @dataclass(frozen=True)
 class CertificationRequest:
-    """The threat model and how to answer it; epsilons in pixel units, in the order asked.
+    """The threat model and how to answer it; epsilons and radii in units of which each is ``unit``
+    of the input's own (255 where it takes bytes and they are shares of 255), in the order asked.
 
     sample_time_s: seconds for each sample and epsilon in bounds that search, in place of work.
     effort: one of ``EFFORTS``; only ``auto`` asks for it.
@@ -46,7 +49,8 @@ class CertificationRequest:
     effort: str = "standard"
     soundness: str = "sound"
     deterministic: bool = True
-    clip: bool = True
+    clip: Clip = True
+    unit: int = 1
     radius: bool = True
     attack: AttackSettings | None = field(default_factory=AttackSettings)
     seed: int = 0
@@ -59,7 +63,8 @@ class SampleResults:
 
     index [N] position in the data set; label [N]; prediction [N] of the deployed network;
     margin [N] logit of the label minus the largest other one, deployed; radius [N] largest proved
-    radius in pixel units (0: wrong or nothing proved; inf: beyond every input; nan: not asked);
+    radius in units of the epsilons (0: wrong or nothing proved; inf: beyond every input; nan: not
+    asked);
     certified, falsified bool [N, E]; method [N] name of the bound that decided the largest
     certified epsilon asked for, else of what falsified the smallest (``attack``, or a bound that
     finds counterexamples), ``misclassified`` or ``undecided``;

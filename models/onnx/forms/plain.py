@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from models.errors import ModelError
 from models.onnx.declarations import Declaration, declared_values
 from models.onnx.forms.endings import Ending, cut_ending, cut_sigmoid, end_in
+from models.onnx.forms.inputs import take_floats
 from models.onnx.forms.outputs import choose_output, cut_away_unneeded
 from models.onnx.safety import OnnxLimits, check_graph, opset_of, parse_onnx
 
@@ -42,7 +43,8 @@ class PlainForm:
     that of the classes, and casts of the number of the class; pair: the one that joined 1 - p and p
     of one score; alike: values cut off that are as the logits are. dropped: operators cut off the
     end, in the order of the graph. score: the value that is the one score of two classes. output:
-    the file's output that was taken, beside the ``others``.
+    the file's output that was taken, beside the ``others``. takes_bytes: whether the file takes
+    uint8; the plain form takes the same numbers as floats.
     """
 
     model: ModelProto
@@ -54,6 +56,7 @@ class PlainForm:
     score: str | None
     output: str
     others: tuple[str, ...]
+    takes_bytes: bool = False
 
     @property
     def graph(self) -> GraphProto:
@@ -82,6 +85,7 @@ def plain_form(
     names = [value.name for value in graph.output]
     output = choose_output(graph, asked.output)
     cut_away_unneeded(graph)
+    takes_bytes = take_floats(graph)
     declared = declared_values(graph)
     ending = cut_ending(graph)
     if ending.pair is not None or asked.binary:
@@ -109,6 +113,7 @@ def plain_form(
         score=score,
         output=output,
         others=tuple(name for name in names if name != output),
+        takes_bytes=takes_bytes,
     )
 
 

@@ -10,9 +10,22 @@ from onnx import GraphProto, TensorProto, TypeProto
 
 from models.errors import ModelError
 from models.layers.kinds import Shape
-from models.onnx.safety import OnnxLimits
+from models.onnx.safety import OnnxLimits, instead_of
 
 __all__ = ["InputSignature", "same_order", "signature_for", "signatures"]
+
+
+#: Types of inputs that are numbers of tokens or classes, mostly.
+_INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+_WHOLE = (
+    "export the model with a float32 input, or with a uint8 one that goes into a Cast; "
+    "numbers of tokens have no epsilon"
+)
+
+
+def _called(element_type: int) -> str:
+    known = element_type in TensorProto.DataType.values()
+    return f" but {TensorProto.DataType.Name(element_type)}" if known else ""
 
 
 @dataclass(frozen=True)
@@ -45,14 +58,16 @@ def signatures(graph: GraphProto) -> list[InputSignature]:
         raise ModelError(
             f"the graph has {len(inputs)} inputs, not one: {[value.name for value in inputs][:8]}",
             code="invalid_network",
+            hint="certificates are about one input: export a module around the model that gives "
+            "the others fixed values, or that takes one input and splits it",
         )
     (value,) = inputs
     tensor: TypeProto.Tensor = value.type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT:
         raise ModelError(
-            f"the input {value.name!r} is not float32",
+            f"the input {value.name!r} is not float32{_called(tensor.elem_type)}",
             code="unsupported_dtype",
-            hint="export the model with a float32 input",
+            hint=_WHOLE if tensor.elem_type in _INTEGERS else instead_of(tensor.elem_type),
         )
     sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
     if not sizes or not value.name:

@@ -22,9 +22,11 @@ router = APIRouter(tags=["jobs"])
 
 
 class _BulkRequest(Strict):
-    action: BulkAction
-    filter: BulkFilter = Field(default_factory=BulkFilter)
-    expected_count: int = Field(ge=0, le=1_000_000)
+    action: BulkAction = Field(description="What is done to each of them.")
+    filter: BulkFilter = Field(default_factory=lambda: BulkFilter(), description="Which jobs.")
+    expected_count: int = Field(
+        ge=0, le=1_000_000, description="How many they are: another number is a 409."
+    )
 
 
 class BulkAnswer(BaseModel):

@@ -10,8 +10,9 @@ from pydantic import Field, JsonValue
 
 from service.api.auth import Principal
 from service.api.bodies import (
+    DATASET_FILES,
     FILE,
-    FILES,
+    MODEL_FILES,
     dataset_fields,
     json_body,
     media_type,
@@ -20,6 +21,7 @@ from service.api.bodies import (
     property_fields,
     received_form,
     request_body,
+    text_schema,
 )
 from service.api.responses import SubmissionOptions, respond
 from service.api.services import Services, UsesServices
@@ -45,19 +47,28 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["jobs"])
 
-_TEXT = {"type": "string"}
-_WEBHOOK = {"type": "string", "format": "uri"}
+_WEBHOOK = {
+    "type": "string",
+    "format": "uri",
+    "description": "Address that is told of the job's end",
+}
+_FORCE = "Compute even where an equal result exists"
+_MODEL_ID = text_schema("Of a model that is here already, in place of the file")
 _SPEC = Spec.model_json_schema(ref_template="#/components/schemas/{model}")
 _BODY = request_body(
     {
         "multipart/form-data": object_schema(
             {
-                "model": FILE,
-                "model_data": FILES,
-                "model_id": _TEXT,
-                "dataset": {"anyOf": [FILE, _TEXT]},
-                "dataset_labels": FILE,
-                "dataset_id": _TEXT,
+                **MODEL_FILES,
+                "model_id": _MODEL_ID,
+                "dataset": {
+                    "anyOf": [FILE, {"type": "string"}],
+                    "description": "A file (.npz, .npy, .zip of class folders, idx .gz), or the "
+                    "name or id of a data set",
+                    "examples": ["mnist"],
+                },
+                "dataset_labels": DATASET_FILES["dataset_labels"],
+                "dataset_id": text_schema("Of a data set that is here already, in its place"),
                 "property": {**FILE, "description": "VNN-LIB, in place of a data set"},
                 "spec": {
                     "type": "string",
@@ -66,7 +77,7 @@ _BODY = request_body(
                     "contentSchema": {"$ref": "#/components/schemas/Spec"},
                     "example": '{"norm": "l2", "epsilons": ["36/255"]}',
                 },
-                "force": {"type": "string", "enum": ["true", "false"]},
+                "force": {"type": "string", "enum": ["true", "false"], "description": _FORCE},
                 "webhook": _WEBHOOK,
             },
             required=[],
@@ -74,10 +85,10 @@ _BODY = request_body(
         "application/json": {
             **object_schema(
                 {
-                    "model_id": _TEXT,
-                    "dataset": _TEXT,
+                    "model_id": _MODEL_ID,
+                    "dataset": text_schema("Name or id of a data set"),
                     "spec": {"$ref": "#/components/schemas/Spec"},
-                    "force": {"type": "boolean"},
+                    "force": {"type": "boolean", "default": False, "description": _FORCE},
                     "webhook": _WEBHOOK,
                 },
                 required=["model_id", "dataset", "spec"],
@@ -118,7 +129,7 @@ async def certify(
     response: Response,
     services: UsesServices,
     principal: Principal,
-    force: Annotated[bool, Query(description="Compute even where an equal result exists")] = False,
+    force: Annotated[bool, Query(description=_FORCE)] = False,
     idempotency_key: Annotated[
         str | None, Header(description="The same key with the same content gives the same job")
     ] = None,

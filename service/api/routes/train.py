@@ -17,7 +17,7 @@ from service.contract.schemas.job_records import JobRecord
 from service.contract.schemas.parsing import parse_model, problem_of
 from service.contract.schemas.problems import InvalidInput, NotFound, Unsupported
 from service.contract.schemas.submissions import DatasetSource, Spec
-from service.contract.schemas.training_plans import TrainSpec, certification_spec
+from service.contract.schemas.training_plans import Hyperparameters, TrainSpec, certification_spec
 from service.jobs.submit import PreparedSubmission, SubmissionRequest
 from service.recipes.plans import plan_of
 from service.reports.training_curve import render_training_svg
@@ -31,29 +31,39 @@ router = APIRouter(tags=["jobs"])
 #: Share of an uploaded data set that is kept from training and certified on.
 HELD_OUT = 0.1
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": TrainSpec.model_json_schema(ref_template="#/components/schemas/{model}"),
-                "example": {
-                    "method": "emma",
-                    "dataset": "mnist",
-                    "epsilon": 1.58,
-                    "recipe": "fast",
-                },
-            }
-        },
+
+def _body() -> dict[str, Any]:
+    """OpenAPI's description of the body, with the models that its members may hold by name."""
+    reference = "#/components/schemas/{model}"
+    spec, recipe = (
+        model.model_json_schema(ref_template=reference) for model in (TrainSpec, Hyperparameters)
+    )
+    recipe["properties"]["base"] = {
+        "type": "string",
+        "enum": ["paper", "fast"],
+        "description": "The recipe whose values hold where none is given here.",
     }
-}
+    names, _ = spec["properties"]["recipe"]["anyOf"]
+    spec["properties"]["recipe"]["anyOf"] = [
+        names,
+        {"$ref": reference.format(model="Hyperparameters")},
+    ]
+    definitions = {**spec.pop("$defs", {}), **recipe.pop("$defs", {})}
+    body = {
+        "schema": {
+            "$ref": reference.format(model="TrainSpec"),
+            "$defs": {**definitions, "TrainSpec": spec, "Hyperparameters": recipe},
+        },
+        "example": {"method": "emma", "dataset": "mnist", "epsilon": 1.58, "recipe": "fast"},
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": body}}}
 
 
 @router.post(
     "/train",
     status_code=202,
     response_model=JobRecord,
-    openapi_extra=_BODY,
+    openapi_extra=_body(),
     responses={200: {"model": JobRecord, "description": "Ended within Prefer: wait"}},
     summary="Train a classifier that can be certified, and certify it",
 )
@@ -109,6 +119,13 @@ def _prepared(
             "the trained model is an ONNX file; leave certify.architecture out",
             code="unexpected_architecture",
             field="certify.architecture",
+        )
+    if certification is not None and certification.input_range not in (None, [0.0, 1.0]):
+        raise InvalidInput(
+            "training takes pixels in [0, 1], so that the trained model is certified on them",
+            code="unsupported_input_range",
+            hint="leave certify.input_range out: scale the data to [0, 1] before the upload",
+            field="certify.input_range",
         )
     submission_request = SubmissionRequest(
         kind="train",

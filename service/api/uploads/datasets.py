@@ -9,7 +9,13 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from service.api.auth import Principal
-from service.api.bodies import FILE, dataset_fields, object_schema, request_body
+from service.api.bodies import (
+    DATASET_FILES,
+    dataset_fields,
+    object_schema,
+    request_body,
+    text_schema,
+)
 from service.api.routes.jobs import Page
 from service.api.services import UsesServices
 from service.api.uploads.listing import find_record, record_page
@@ -24,7 +30,10 @@ router = APIRouter(tags=["datasets"])
 _BODY = request_body(
     {
         "multipart/form-data": object_schema(
-            {"dataset": FILE, "dataset_labels": FILE, "name": {"type": "string"}},
+            {
+                **DATASET_FILES,
+                "name": text_schema("What it is called; a registered name then means this one"),
+            },
             required=["dataset"],
         )
     }

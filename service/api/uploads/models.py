@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from service.access.keys import Caller
 from service.api.auth import Principal
-from service.api.bodies import FILE, FILES, model_fields, object_schema, request_body
+from service.api.bodies import MODEL_FILES, model_fields, object_schema, request_body, text_schema
 from service.api.routes.jobs import Page
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import find_record, record_page
@@ -27,7 +27,7 @@ router = APIRouter(tags=["models"])
 _BODY = request_body(
     {
         "multipart/form-data": object_schema(
-            {"model": FILE, "model_data": FILES, "name": {"type": "string"}}, required=["model"]
+            {**MODEL_FILES, "name": text_schema("What it is called in lists")}, required=["model"]
         )
     }
 )

@@ -24,6 +24,7 @@ _OWN = frozenset(
         "invalid_criterion",
         "invalid_epsilon",
         "invalid_indices",
+        "invalid_input_range",
         "invalid_normalization",
         "invalid_sweep",
         "invalid_webhook",
@@ -92,7 +93,8 @@ def _place(field: str, row: ErrorDetails) -> str:
     # What is unknown or missing ends with its own name, whatever it is.
     own = len(parts) - 1 if row["type"] in _CODES else None
     names = [str(part) for place, part in enumerate(parts) if place == own or not _is_kind(part)]
-    return ".".join([field, *names])[:200]
+    # Members of a JSON body go by their own names, as where they are refused for other reasons.
+    return ".".join([*([field] if field != "body" or not names else []), *names])[:200]
 
 
 def _near_field(kind: type[BaseModel] | None, parts: tuple[int | str, ...]) -> str:

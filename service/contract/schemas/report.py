@@ -61,7 +61,8 @@ class ReportModel(_Row):
     dropped_output: operator at the very end that was left out (a softmax): margins are of logits.
     pairing: the state dict's tensor -> layer and parameter that it became; None for ONNX.
     batch: "any", or the rows that the file takes at once (1: one at a time): what the claim is
-    about. output: the ONNX output that holds the scores. binary: it is one score z of two classes,
+    about. output: the ONNX output that holds the scores. takes_bytes: its input is uint8.
+    binary: it is one score z of two classes,
     certified as the logits (0, z).
     """
 
@@ -77,6 +78,7 @@ class ReportModel(_Row):
     batch: Literal["any"] | int | None = None
     output: str | None = None
     binary: bool = False
+    takes_bytes: bool = False
 
 
 class ReportDataset(_Row):
@@ -96,12 +98,17 @@ class ReportDataset(_Row):
 
 
 class Threat(_Row):
-    """The ball: epsilons in pixel units, as numbers and as exact fractions."""
+    """The ball: epsilons in units of the data, as numbers and as exact fractions.
+
+    ``input_range``: the spec's; ``largest_distance``: no two inputs in it are farther apart.
+    """
 
     norm: Literal["l2", "linf"]
     epsilons: list[float]
     epsilons_exact: list[str] = []
     clip: bool
+    input_range: list[float | list[float]] | None = [0.0, 1.0]
+    largest_distance: float | None = None
     normalization: dict[str, list[float]] | None = None
 
 

@@ -9,14 +9,22 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
 from service.contract.near_names import did_you_mean
+from service.contract.schemas.architectures import checked_family, checked_layers
 from service.contract.schemas.epsilons import Epsilon, epsilon_text
-from service.contract.schemas.families import checked_family
 
 __all__ = [
     "MODEL_FILE",
@@ -41,6 +49,19 @@ JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 #: States that a job never leaves.
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
+#: Largest finite float32.
+_FLOAT32_MAX = 3.4028234663852886e38
+
+#: One end of a range: for all inputs, or for each channel or feature.
+RangeEnd = (
+    Annotated[float, Field(allow_inf_nan=False)]
+    | Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=100_000)
+    ]
+)
+
+_PIXELS: list[RangeEnd] = [0.0, 1.0]
+
 #: Largest seed: what numpy, torch and JSON readers all take exactly.
 _MAX_SEED = 2**53 - 1
 
@@ -54,17 +75,30 @@ class Strict(BaseModel):
 class AttackSpec(Strict):
     """PGD on what no bound certified, and on a random ``audit`` share of what one did."""
 
-    steps: int = Field(default=40, ge=1, le=100_000)
-    restarts: int = Field(default=1, ge=1, le=10_000)
-    audit: float = Field(default=0.05, ge=0, le=1, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0, le=_MAX_SEED)
+    steps: int = Field(default=40, ge=1, le=100_000, description="Gradient steps of a start.")
+    restarts: int = Field(default=1, ge=1, le=10_000, description="Starts per sample.")
+    audit: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the certified samples that is attacked too.",
+    )
+    seed: int = Field(default=0, ge=0, le=_MAX_SEED, description="Of its random starts.")
 
 
 class Normalization(Strict):
     """(x - mean) / std per channel, applied inside the network; epsilons stay in pixel units."""
 
-    mean: list[float] = Field(min_length=1, max_length=4096)
-    std: list[float] = Field(min_length=1, max_length=4096)
+    mean: list[float] = Field(
+        min_length=1,
+        max_length=4096,
+        description="One number for all inputs, or one per channel or feature.",
+        examples=[[0.1307]],
+    )
+    std: list[float] = Field(
+        min_length=1, max_length=4096, description="As many, each > 0.", examples=[[0.3081]]
+    )
 
     @model_validator(mode="after")
     def _usable(self) -> Normalization:
@@ -86,8 +120,10 @@ class Normalization(Strict):
 class Criterion(Strict):
     """What the model has to reach: a certified accuracy at one of the epsilons that are asked."""
 
-    epsilon: Epsilon
-    certified_accuracy: float = Field(ge=0, le=1, allow_inf_nan=False)
+    epsilon: Epsilon = Field(description="One of `epsilons`.")
+    certified_accuracy: float = Field(
+        ge=0, le=1, allow_inf_nan=False, description="At least this share of the samples."
+    )
 
     def reached_by(self, certified: int, samples: int) -> bool:
         """Whether ``certified`` of ``samples`` are enough, exactly: 0.6 is 6/10, not a float."""
@@ -101,7 +137,8 @@ class Spec(Strict):
     epsilons: list[Epsilon] = Field(
         min_length=1,
         max_length=100,
-        description="Pixel units (inputs in [0,1]); numbers or fractions as text.",
+        description="In the units of the data, which is pixels in [0, 1] unless `input_range` says "
+        "otherwise; numbers or fractions as text.",
     )
     method: str = Field("auto", description="A name of GET /methods.")
     effort: Literal["quick", "standard", "exhaustive"] = Field(
@@ -124,7 +161,15 @@ class Spec(Strict):
     normalization: Normalization | None = Field(
         None, description="Applied inside the network; epsilons stay in the data's own units."
     )
-    clip: bool = Field(True, description="A perturbed input stays in [0, 1].")
+    input_range: list[RangeEnd] | None = Field(
+        _PIXELS,
+        min_length=2,
+        max_length=2,
+        description="[low, high] of valid inputs, in the units of the data and of epsilons; each a "
+        "number, or a list with one for each channel or feature. `null`: any number is valid.",
+        examples=[[0, 1], [0, 255], [[-2.1, 0], [2.6, 100]]],
+    )
+    clip: bool = Field(True, description="A perturbed input stays in `input_range`.")
     architecture: str | dict[str, JsonValue] | None = Field(
         None, description="Of a state dict: a name of GET /architectures, or a layer list."
     )
@@ -139,8 +184,16 @@ class Spec(Strict):
         description="The one output is a score: class 1 where it is above 0, class 0 below.",
     )
     radius: bool = Field(True, description="Also the largest certified radius of every sample.")
-    attack: AttackSpec | None = Field(default_factory=lambda: AttackSpec())
-    time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    attack: AttackSpec | None = Field(
+        default_factory=lambda: AttackSpec(),
+        description="On what no bound certified; `null`: none.",
+    )
+    time_budget_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Worker seconds for the job; what is open by then is undecided.",
+    )
     sample_time_s: float | None = Field(
         default=None,
         gt=0,
@@ -150,7 +203,46 @@ class Spec(Strict):
     criterion: Criterion | None = Field(
         None, description="What has to be reached at one of the epsilons; the report judges it."
     )
-    seed: int = Field(default=0, ge=0, le=_MAX_SEED)
+    seed: int = Field(
+        default=0, ge=0, le=_MAX_SEED, description="Of what is random in methods and comparisons."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unbounded_unclipped(cls, value: Any) -> Any:
+        """Without a range nothing is clipped."""
+        if not isinstance(value, dict) or value.get("input_range", ...) is not None:
+            return value
+        if value.get("clip"):
+            said = '"clip": true needs a range to stay in: leave it out, or give "input_range"'
+            error = PydanticCustomError("invalid_input_range", "{said}", {"said": said})
+            row = InitErrorDetails(type=error, loc=("clip",), input=True)
+            raise ValidationError.from_exception_data("Spec", [row])
+        return {**value, "clip": False}
+
+    @field_validator("input_range")
+    @classmethod
+    def _usable_range(cls, value: list[RangeEnd] | None) -> list[RangeEnd] | None:
+        if value is None:
+            return None
+        low, high = (end if isinstance(end, list) else [end] for end in value)
+        if 1 not in (len(low), len(high)) and len(low) != len(high):
+            raise PydanticCustomError(
+                "invalid_input_range",
+                "low has {low} values and high has {high}: one pair per channel or feature",
+                {"low": len(low), "high": len(high)},
+            )
+        count = max(len(low), len(high))
+        pairs = zip(low * (count // len(low)), high * (count // len(high)), strict=True)
+        for place, (least, most) in enumerate(pairs):
+            if not -_FLOAT32_MAX <= least < most <= _FLOAT32_MAX:
+                where = f" of feature {place}" if count > 1 else ""
+                raise PydanticCustomError(
+                    "invalid_input_range",
+                    "low{where}, {low}, must be below high, {high}, and both must be float32",
+                    {"where": where, "low": least, "high": most},
+                )
+        return value
 
     @field_validator("method")
     @classmethod
@@ -185,7 +277,9 @@ class Spec(Strict):
             )
         if isinstance(value, str) and value in FAMILIES:
             return {"name": name}
-        return checked_family(value) if isinstance(value, dict) and named else value
+        if not isinstance(value, dict):
+            return value
+        return checked_family(value) if named else checked_layers(value)
 
     @field_validator("indices")
     @classmethod

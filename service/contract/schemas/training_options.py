@@ -54,7 +54,13 @@ class GloroTradesOptions(Strict):
 class EmmaOptions(Strict):
     """``least_share``: lower end of e_j, the share of epsilon that a wrong class gets."""
 
-    least_share: float = Field(default=0.01, gt=0, le=1, allow_inf_nan=False)
+    least_share: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="EMMA: least share of epsilon that a wrong class gets.",
+    )
 
 
 class OneLipschitzOptions(Strict):
@@ -86,7 +92,9 @@ class SocCrcOptions(_OneRadius):
 class _LastLayer(Strict):
     """``rounds``: of clip and rescale in the last layer."""
 
-    rounds: int = Field(default=1, ge=1, le=1000)
+    rounds: int = Field(
+        default=1, ge=1, le=1000, description="Of clip and rescale in the last layer."
+    )
 
 
 class BcpOptions(LmtOptions, _LastLayer):
@@ -96,8 +104,12 @@ class BcpOptions(LmtOptions, _LastLayer):
 class LocalLipGOptions(_LastLayer):
     """``sparsity``: coefficient of the sparsity loss, counted below ``sparsity_margin``."""
 
-    sparsity: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
-    sparsity_margin: float = Field(default=0.1, ge=0, le=1000, allow_inf_nan=False)
+    sparsity: float = Field(
+        default=0.0, ge=0, le=1000, allow_inf_nan=False, description="Weight of the sparsity loss."
+    )
+    sparsity_margin: float = Field(
+        default=0.1, ge=0, le=1000, allow_inf_nan=False, description="It is counted below this."
+    )
 
 
 class LocalLipBOptions(LocalLipGOptions, BcpOptions):

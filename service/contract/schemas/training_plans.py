@@ -14,8 +14,8 @@ from pydantic_core import PydanticCustomError
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.near_names import did_you_mean
+from service.contract.schemas.architectures import checked_family, checked_layers
 from service.contract.schemas.epsilons import Epsilon
-from service.contract.schemas.families import checked_family
 from service.contract.schemas.submissions import Spec, Strict
 from service.contract.schemas.training_options import (
     EmmaOptions,
@@ -47,43 +47,120 @@ class Hyperparameters(LocalLipBOptions, GloroTradesOptions, EmmaOptions):
     and the method. ``options``: what the method's own model has beyond the inherited ones.
     """
 
-    epochs: int = Field(default=20, ge=1, le=100_000)
-    batch_size: int = Field(default=256, ge=1, le=65_536)
-    optimizer: Literal["adam", "nadam", "orthogonal-muon", "sgd", "sgd-normalized"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0, le=100, allow_inf_nan=False)
-    learning_rate_schedule: ScheduleSpec = Field(
-        default_factory=lambda: ScheduleSpec(points=[(0.0, 1.0), (1.0, 0.0)], shape="cosine")
+    epochs: int = Field(default=20, ge=1, le=100_000, description="Passes over the data.")
+    batch_size: int = Field(
+        default=256, ge=1, le=65_536, description="Samples per step, of all devices together."
     )
-    warm_up: Share = 0.0
-    weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
-    lookahead: int = Field(default=0, ge=0, le=1000)
-    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adam", "nadam", "orthogonal-muon", "sgd", "sgd-normalized"] = Field(
+        "adam", description="What takes the steps."
+    )
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=100, allow_inf_nan=False, description="At its highest."
+    )
+    learning_rate_schedule: ScheduleSpec = Field(
+        default_factory=lambda: ScheduleSpec(points=[(0.0, 1.0), (1.0, 0.0)], shape="cosine"),
+        description="What the learning rate is multiplied with over the run.",
+    )
+    warm_up: Share = Field(
+        0.0, description="Share of the run in which the learning rate rises from 0."
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1, allow_inf_nan=False, description="Of the optimiser."
+    )
+    lookahead: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Steps between two looks of the Lookahead optimiser; 0: none.",
+    )
+    clip_norm: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Largest norm of the gradient."
+    )
     epsilon_schedule: ScheduleSpec = constant(1.0)
-    augmentation: Literal["none", "crop-flip", "reflect-flip", "shift"] = "none"
-    power_steps: int = Field(default=1, ge=1, le=1000)
-    activation: Activation = "relu"
-    theta: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
-    init: Literal["default", "glorot", "he", "ibp", "orthogonal"] | None = None
-    validation_samples: int = Field(default=1000, ge=0, le=1_000_000)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compiled: bool | Literal["auto"] = "auto"
-    options: dict[str, JsonValue] = Field(default_factory=dict)
+    augmentation: Literal["none", "crop-flip", "reflect-flip", "shift"] = Field(
+        "none", description="What is done to the training images."
+    )
+    power_steps: int = Field(
+        default=1, ge=1, le=1000, description="Power iterations of the global norms, per step."
+    )
+    activation: Activation = Field("relu", description="Of architectures by name.")
+    theta: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="First thresholds of ReLU-theta.",
+    )
+    init: Literal["default", "glorot", "he", "ibp", "orthogonal"] | None = Field(
+        None, description="How weights begin. None: as the architecture says."
+    )
+    validation_samples: int = Field(
+        default=1000,
+        ge=0,
+        le=1_000_000,
+        description="Training samples that are set aside to measure epochs on.",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of the forward pass; `auto`: by device and method."
+    )
+    compiled: bool | Literal["auto"] = Field(
+        "auto", description="The step by torch.compile; `auto`: by device."
+    )
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="The method's own: GET /methods lists them."
+    )
 
 
 class TrainSpec(Strict):
     """The body of POST /train."""
 
-    method: str
-    dataset: str = Field(max_length=200)
-    epsilon: Epsilon
-    architecture: str | dict[str, JsonValue] | None = None
-    norm: Literal["l2", "linf"] = "l2"
-    recipe: Literal["paper", "fast"] | dict[str, JsonValue] = "fast"
-    activation: Activation | None = None
-    epochs: int | None = Field(default=None, ge=1, le=100_000)
-    batch_size: int | None = Field(default=None, ge=1, le=65_536)
-    learning_rate: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0, le=_MAX_SEED)
+    method: str = Field(description="A name of GET /methods, `training`.", examples=["emma"])
+    dataset: str = Field(
+        max_length=200,
+        description="What is trained on: a registered name, which means its train split, or the id "
+        "or name of an upload.",
+        examples=["mnist"],
+    )
+    epsilon: Epsilon = Field(
+        description="The radius to be robust within, in pixel units; a number, or fraction as text."
+    )
+    architecture: str | dict[str, JsonValue] | None = Field(
+        None,
+        description="A name of GET /architectures, a family with its sizes, or a layer list. None: "
+        "the recipe's.",
+        examples=["mnist-4c3f", {"name": "liresnet", "depth": 12}],
+    )
+    norm: Literal["l2", "linf"] = Field(
+        "l2", description="In what epsilon is measured; by default the method's own norm."
+    )
+    recipe: Literal["paper", "fast"] | dict[str, JsonValue] = Field(
+        "fast",
+        description="`paper`: the published schedule; `fast`: a short one; or members of "
+        "Hyperparameters, on top of `base` where that is named.",
+        examples=["fast", {"base": "fast", "epochs": 10, "options": {}}],
+    )
+    activation: Activation | None = Field(
+        None, description="Of an architecture by name. None: the recipe's."
+    )
+    epochs: int | None = Field(
+        default=None, ge=1, le=100_000, description="Passes over the data. None: the recipe's."
+    )
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Samples per step, of all devices together. None: the recipe's.",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        allow_inf_nan=False,
+        description="At its highest. None: the recipe's.",
+    )
+    seed: int = Field(
+        default=0, ge=0, le=_MAX_SEED, description="Of first weights, order and augmentation."
+    )
     devices: int = Field(
         default=1,
         ge=1,
@@ -97,10 +174,20 @@ class TrainSpec(Strict):
         "GET /jobs/{id}/pareto compares them.",
         examples=[{"alpha": [0.1, 0.5]}],
     )
-    test_dataset: str | None = Field(default=None, max_length=200)
-    certify: dict[str, JsonValue] | None = Field(default_factory=dict)
-    force: bool = False
-    webhook: WebhookUrl | None = None
+    test_dataset: str | None = Field(
+        default=None,
+        max_length=200,
+        description="What the model is certified on. None: the test split of a registered name, or "
+        "a random tenth of an upload, which is held out.",
+    )
+    certify: dict[str, JsonValue] | None = Field(
+        default_factory=dict,
+        description="Members of Spec for the certification that follows; what is left out is "
+        "the training's own norm and epsilon, and all samples. `null`: train only.",
+        examples=[{"samples": 1000, "attack": None}],
+    )
+    force: bool = Field(False, description="Train even where an equal result exists.")
+    webhook: WebhookUrl | None = Field(None, description="Address that is told of the job's end.")
 
     @model_validator(mode="before")
     @classmethod
@@ -157,7 +244,7 @@ class TrainSpec(Strict):
     def _known_architecture(cls, value: JsonValue) -> JsonValue:
         """A name, a family with its sizes, or a layer list; each in one form."""
         if value is None or (isinstance(value, dict) and "name" not in value and "layers" in value):
-            return value
+            return value if value is None else checked_layers(value)
         name = value.get("name") if isinstance(value, dict) else value
         members = value.items() if isinstance(value, dict) else ()
         sizes = {key: member for key, member in members if key != "name"}

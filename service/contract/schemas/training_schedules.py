@@ -23,8 +23,15 @@ class ScheduleSpec(Strict):
     2021).
     """
 
-    points: list[tuple[Share, Amount]] = Field(min_length=1, max_length=100)
-    shape: Literal["linear", "log", "cosine", "smooth", "steps"] = "linear"
+    points: list[tuple[Share, Amount]] = Field(
+        min_length=1,
+        max_length=100,
+        description="(share of the run, value) one after another.",
+        examples=[[[0.0, 1.0], [1.0, 0.0]]],
+    )
+    shape: Literal["linear", "log", "cosine", "smooth", "steps"] = Field(
+        default="linear", description="How values go from one point to the next."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -180,11 +180,18 @@ def test_a_wrong_form_is_refused_and_leaves_nothing(
     assert list(store.folder("journal").iterdir()) == []
 
 
+LAYERS = {"input": [4], "layers": [{"kind": "linear", "out": 2}]}
+
+
 @pytest.mark.parametrize(
     ("model", "dataset", "spec"),
     [
         (("w.safetensors", safetensors()), ("d.npz", npz()), {"architecture": "mnist-small"}),
-        (("w.pt", checkpoint()), ("d.npz", npz()), {"architecture": {"layers": []}}),
+        (
+            ("w.pt", checkpoint()),
+            ("d.npz", npz()),
+            {"architecture": LAYERS},
+        ),
         (("W.PTH", checkpoint()), ("d.NPZ", npz()), {"architecture": "mnist-4c3f"}),
         (("n.onnx", onnx_model()), ("d.zip", images_zip()), {}),
         (("n.onnx", onnx_model()), ("d.npz", npz(x=np.zeros((2, 9), np.float32))), {}),

@@ -117,6 +117,41 @@ def test_the_openapi_page_shows_what_a_spec_may_say(api: httpx.Client) -> None:
     Spec.model_validate(json.loads(text["example"]))
 
 
+def test_the_openapi_page_describes_every_field_that_may_be_sent(api: httpx.Client) -> None:
+    page = api.get("/openapi.json").json()
+    schemas, bare, seen = page["components"]["schemas"], [], set()
+
+    def walk(schema: Any, place: str) -> None:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        if name:
+            if name not in seen:
+                seen.add(name)
+                walk(schemas[name], name)
+            return
+        for kind in ("anyOf", "allOf", "oneOf"):
+            for part in schema.get(kind, ()):
+                walk(part, place)
+        for member, part in schema.get("properties", {}).items():
+            if "$ref" not in part and not part.get("description"):
+                bare.append(f"{place}.{member}")
+            walk(part, f"{place}.{member}")
+
+    for path, operations in page["paths"].items():
+        for operation in operations.values():
+            bare += [
+                f"{path} {row['name']}"
+                for row in operation.get("parameters", ())
+                if not row.get("description")
+            ]
+            for media in operation.get("requestBody", {}).get("content", {}).values():
+                walk(media["schema"], path)
+    assert not bare
+    assert {"Spec", "TrainSpec", "Hyperparameters", "AttackSpec", "ScheduleSpec"} <= seen
+    training = schemas["TrainSpec"]
+    assert training["required"] == ["method", "dataset", "epsilon"]
+    assert training["properties"]["recipe"]["default"] == "fast"
+
+
 def test_every_reference_of_the_openapi_page_leads_somewhere(api: httpx.Client) -> None:
     page = api.get("/openapi.json").json()
     references = set(_references(page))

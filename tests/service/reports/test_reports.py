@@ -90,7 +90,7 @@ def test_the_table_reads_back_with_the_contracts_columns(case: Case) -> None:
 
 def test_an_estimate_says_so_in_capitals() -> None:
     text = statement(
-        norm="l2", soundness="estimate", clip=True, labelled=True, failure_probability=0.0
+        norm="l2", soundness="estimate", valid=None, labelled=True, failure_probability=0.0
     )
     assert "ESTIMATE" in text
 

@@ -266,7 +266,7 @@ def test_what_is_no_address_is_refused(settings: Settings, serve: Serve) -> None
         answer = submit(api, url)
         assert answer.status_code == 422, url
         assert answer.json()["code"] in ("invalid_webhook", "invalid_request")
-        assert answer.json()["field"] == "body.webhook"
+        assert answer.json()["field"] == "webhook"
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from workers.jobs.datasets.arrays import DataError
+from workers.verification.input_range import PIXELS, Clip, in_range, range_of
 
 __all__ = ["as_network_input", "to_pixels", "with_channels"]
 
@@ -102,14 +104,23 @@ def _count(sample: tuple[int, ...]) -> int:
     return int(np.prod(sample, dtype=object))
 
 
-def to_pixels(x: NDArray[Any], *, clip: bool) -> NDArray[np.float32]:
+def to_pixels(x: NDArray[Any], *, clip: Clip, numbers: bool = False) -> NDArray[np.float32]:
     """float32 inputs: uint8 k becomes float32(k/255), floats are rounded to float32.
 
     k/255 rounded once equals float32(k)/float32(255) for all 256 values (a test checks each), so it
-    does not matter how the user's own pipeline divides. With ``clip`` values must lie in [0, 1].
+    does not matter how the user's own pipeline divides. numbers: k itself in place of k/255.
+    Raises DataError where values are not in the range ``clip``.
     """
+    limits = range_of(clip)
+    if limits is not None and limits.whole and x.dtype != np.uint8:
+        raise DataError(
+            "unsupported_dtype",
+            f"the model takes bytes, the samples are {x.dtype}",
+            hint="store them as uint8, 0 to 255: x.astype(numpy.uint8)",
+        )
     if x.dtype == np.uint8:
-        return (x.astype(np.float64) / 255.0).astype(np.float32)
+        pixels = x.astype(np.float32) if numbers else (x / 255.0).astype(np.float32)
+        return _valid(pixels, clip)
     if x.dtype.kind != "f":
         raise DataError(
             "unsupported_dtype",
@@ -122,10 +133,28 @@ def to_pixels(x: NDArray[Any], *, clip: bool) -> NDArray[np.float32]:
         pixels = x.astype(np.float32)
     if not bool(np.isfinite(pixels).all()):
         raise DataError("non_finite_samples", "a sample is too large for float32")
-    if clip and (float(pixels.min()) < 0.0 or float(pixels.max()) > 1.0):
+    return _valid(pixels, clip)
+
+
+def _valid(x: NDArray[np.float32], clip: Clip) -> NDArray[np.float32]:
+    """The same inputs. Raises DataError where they are not in the range."""
+    limits = range_of(clip)
+    if limits is None or in_range(x, clip):
+        return x
+    if limits == PIXELS:
         raise DataError(
             "sample_out_of_range",
-            f"values from {float(pixels.min()):g} to {float(pixels.max()):g} are not all in [0, 1]",
-            hint='store pixels in [0, 1], give mean and std as "normalization"; or "clip": false',
+            f"values from {float(x.min()):g} to {float(x.max()):g} are not all in [0, 1]",
+            hint='store pixels in [0, 1], give mean and std as "normalization"; of other data say '
+            'what is valid, "input_range": [low, high], or null for any number',
         )
-    return pixels
+    low, high = (end.numpy() for end in limits.ends(torch.from_numpy(x)))
+    beyond = np.argwhere((x < low) | (x > high))[0]
+    place = tuple(int(axis) for axis in beyond[1:])
+    least, most = (float(np.broadcast_to(end, x.shape[1:])[place]) for end in (low, high))
+    raise DataError(
+        "sample_out_of_range",
+        f"the value {float(x[tuple(beyond)]):g} at {list(place)} of sample {int(beyond[0])} is not "
+        f"in the input_range from {least:g} to {most:g}",
+        hint='correct "input_range", or write "input_range": null where any number is valid',
+    )

@@ -6,12 +6,14 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.storage.pictures import pack_pictures
+from workers.verification.input_range import Clip, InputRange
 
-__all__ = ["difference_png", "is_picture", "png", "thumbnails"]
+__all__ = ["difference_png", "is_picture", "png", "shown", "thumbnails"]
 
 #: Longest side of a thumbnail, and least side of what is a picture at all.
 _SIDE = 64
@@ -21,6 +23,14 @@ _LEAST_SIDE = 4
 def is_picture(shape: tuple[int, ...]) -> bool:
     """Whether inputs of this shape (one sample's) can be shown: [1 or 3, H, W]."""
     return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= _LEAST_SIDE
+
+
+def shown(x: NDArray[np.float32], clip: Clip) -> NDArray[np.float32]:
+    """Samples [N, *shape] in [0, 1]: as they are, or as shares of the range of valid inputs."""
+    if not isinstance(clip, InputRange) or not is_picture(x.shape[1:]):
+        return x
+    low, high = (end.numpy() for end in clip.ends(torch.from_numpy(x)))
+    return ((x.astype(np.float64) - low) / (high - low.astype(np.float64))).astype(np.float32)
 
 
 def png(x: NDArray[np.float32]) -> bytes:

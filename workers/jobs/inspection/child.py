@@ -44,8 +44,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     """Write network.json, weights.safetensors, deployed.onnx, thumbnails.bin, data.npz, facts.json.
 
     ``request``: ``model`` (path, format, architecture), ``normalization``, ``dataset`` (kind,
-    files, split), ``selection``, ``norm``, ``method``, ``clip``, ``seed``, ``bounds``,
-    ``samples_per_shard``, ``time_budget_s``, of which ``prepare_s`` in the facts is what this took.
+    files, split), ``selection``, ``norm``, ``method``, ``clip``, ``input_range``, ``seed``,
+    ``bounds``, ``samples_per_shard``, ``time_budget_s``, of which ``prepare_s`` in the facts is
+    what this took.
     Raises exceptions with a ``code`` for whatever is wrong with the upload.
     """
     import numpy as np
@@ -56,10 +57,11 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.arrays import Bounds, DataError
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
     from workers.jobs.datasets.sources import read_source
-    from workers.jobs.datasets.thumbnails import thumbnails
+    from workers.jobs.datasets.thumbnails import shown, thumbnails
     from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.estimate import estimate
-    from workers.jobs.inspection.normalization_check import normalization_doubt
+    from workers.jobs.inspection.normalization_check import normalization_doubt, swapped
+    from workers.jobs.inspection.valid_inputs import valid_inputs
     from workers.jobs.report.doubts import data_doubts
     from workers.verification.cascade.coverage import covering_bounds
     from workers.verification.cascade.parity import check_parity
@@ -90,7 +92,14 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     bounds = Bounds(**request["bounds"])
     data = read_source(source["kind"], files, source["split"], request["selection"], bounds)
     stored = data.x if data.classes is None else with_channels(data.x, network.input_shape)
-    x = to_pixels(as_network_input(stored, network.input_shape), clip=request["clip"])
+    inputs = valid_inputs(
+        request.get("input_range", [0, 1]),
+        clip=request["clip"],
+        shape=network.input_shape,
+        takes_bytes=loaded.takes_bytes,
+    )
+    placed = as_network_input(stored, network.input_shape)
+    x = to_pixels(placed, clip=inputs.clip, numbers=inputs.numbers)
     began = time.perf_counter()
     logits = deployed(x)
     forward_s = time.perf_counter() - began
@@ -102,8 +111,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         )
     labels = _labels(data, logits)
     some = slice(None, PARITY_SAMPLES)
-    doubt = []
-    if data.y is not None:
+    exchanged = swapped(x, request["normalization"])
+    doubt = [exchanged] if exchanged is not None else []
+    if data.y is not None and not inputs.numbers:
         better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
         doubt += [better] if better is not None else []
     try:
@@ -112,7 +122,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
             x[some],
             logits[some],
             deployed,
-            clip=request["clip"],
+            clip=inputs.clip,
             batched=batch != 1,
             seed=request["seed"],
             clock=Clock(None if budget is None else started + budget),
@@ -124,10 +134,11 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     digest = hashlib.sha256()
     for array in (x, labels, data.indices):
         digest.update(np.ascontiguousarray(array).data)
-    (folder / THUMBNAILS).write_bytes(thumbnails(x, data.indices))
+    (folder / THUMBNAILS).write_bytes(thumbnails(shown(x, inputs.clip), data.indices))
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
         **loaded.facts(),
+        "inputs": inputs.to_json(),
         "batch": batch,
         "labelled": data.y is not None,
         "total": data.size,
@@ -141,18 +152,19 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "prepare_s": time.monotonic() - started,
         "classes_of_folders": data.classes,
         "data_digest": f"sha256:{digest.hexdigest()}",
-        "warnings": [*loaded.warnings, *data_doubts(data, x, network.classes), *doubt],
+        "warnings": [*loaded.warnings, *data_doubts(data, x, network.classes, inputs), *doubt],
     }
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The network in pixel units, the ONNX that is deployed, and the normalisation outside it.
+    """The network in the units of the data, the ONNX that is deployed, and the normalisation
+    outside it.
 
-    one_row_only: the file runs at batch 1 only. output, other_outputs, binary: of an ONNX file, as
-    in ``ImportedOnnx``. pairing, warnings: of a state dict, which tensor
-    went into which layer, and what is doubtful about that.
+    one_row_only: the file runs at batch 1 only. output, other_outputs, binary, takes_bytes: of an
+    ONNX file, as in ``ImportedOnnx``. pairing, warnings: of a state dict, which tensor went into
+    which layer, and what is doubtful about that.
     """
 
     network: Network
@@ -162,6 +174,7 @@ class LoadedModel:
     output: str | None = None
     other_outputs: Sequence[str] = ()
     binary: bool = False
+    takes_bytes: bool = False
     pairing: dict[str, str] | None = None
     warnings: Sequence[str] = ()
 
@@ -187,6 +200,7 @@ class LoadedModel:
             "output": self.output,
             "other_outputs": list(self.other_outputs),
             "binary": self.binary,
+            "takes_bytes": self.takes_bytes,
         }
 
 
@@ -224,6 +238,12 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     else:
         loaded = read_network(path, model["format"], model["architecture"])
         network, pairing, warnings = loaded.network, dict(loaded.pairing), list(loaded.warnings)
+    if normalization is not None and imported is not None and imported.takes_bytes:
+        raise ModelError(
+            "the model takes bytes: nothing can be normalised before it",
+            code="invalid_normalization",
+            hint='leave "normalization" out: the file itself has to divide its bytes',
+        )
     if normalization is not None:
         network = network.normalized(normalization["mean"], normalization["std"])
     broken = network.non_finite()
@@ -243,6 +263,7 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
             output=imported.output,
             other_outputs=imported.others,
             binary=imported.binary,
+            takes_bytes=imported.takes_bytes,
         )
     return LoadedModel(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
 
@@ -321,11 +342,15 @@ def _inspect_and_state() -> int:
     return 3
 
 
+#: Codes of what is wrong with the architecture of a state dict, not with its tensors.
+_OF_ARCHITECTURE = ("invalid_architecture", "missing_architecture", "unknown_architecture")
+
+
 def _place(code: str, *, training: bool) -> str:
     """The field that a problem is about where it does not say so itself."""
     if training:
         return "architecture"
-    return "spec.architecture" if code == "invalid_architecture" else "model"
+    return "spec.architecture" if code in _OF_ARCHITECTURE else "model"
 
 
 if __name__ == "__main__":

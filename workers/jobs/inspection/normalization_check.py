@@ -22,7 +22,7 @@ from models.errors import ModelError
 from models.network import per_channel
 from workers.verification.answers import answers
 
-__all__ = ["Convention", "conventions", "normalization_doubt"]
+__all__ = ["Convention", "conventions", "normalization_doubt", "swapped"]
 
 #: Samples of the first round over all conventions, and of the second over the remaining ones.
 FIRST, MAX_SAMPLES = 50, 200
@@ -32,6 +32,10 @@ HIGH = 0.95
 LEAST_GAIN = 0.05
 #: Gains must exceed losses by so many standard deviations of a fair coin.
 SIGMAS = 3.0
+
+#: Mean and std of the data fit the given ones exchanged, by this share of how far off they are as
+#: they were given, and those are off by this much of the data's spread.
+EXCHANGED, FAR_OFF = 1 / 3, 0.5
 
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -93,6 +97,8 @@ def conventions(
             yield Convention("the given std divided by 255", mean, smaller[1])
         if max(*mean, *std) > 1.0:
             yield Convention("the given values divided by 255", *smaller)
+        if min(mean) > 0.0 and len(mean) == len(std):
+            yield Convention("the given mean and std exchanged", std, mean)
     if colour and len(shape) == 1:
         yield Convention("[N, height, width, channels] flattened", mean, std, interleaved=True)
     if given is not None:
@@ -150,6 +156,38 @@ def normalization_doubt(
     ):
         return None
     return _sentence(float(right.mean()), count / len(rows), len(rows), convention, given)
+
+
+def swapped(x: NDArray[np.float32], given: Mapping[str, Sequence[float]] | None) -> str | None:
+    """A sentence where the given mean and std are the data's std and mean; None else.
+
+    x [N, *shape]: all samples as the network gets them, labelled or not.
+    """
+    if given is None or min(given["mean"]) <= 0.0:
+        return None
+    rows = x[_spread(len(x), MAX_SAMPLES)].astype(np.float64)
+    try:
+        mean, std = (
+            np.broadcast_to(per_channel(given[key], x.shape[1:]).numpy(), x.shape[1:])
+            for key in ("mean", "std")
+        )
+    except ModelError:
+        return None
+    groups = np.unique(np.stack([mean.reshape(-1), std.reshape(-1)]), axis=1, return_inverse=True)
+    off = exchanged = spread = 0.0
+    for group in range(groups[0].shape[1]):
+        values = rows.reshape(len(rows), -1)[:, groups[1].reshape(-1) == group]
+        own, (first, second) = (float(values.mean()), float(values.std())), groups[0][:, group]
+        off += abs(first - own[0]) + abs(second - own[1])
+        exchanged += abs(first - own[1]) + abs(second - own[0])
+        spread += own[1]
+    if off < FAR_OFF * spread or exchanged > EXCHANGED * off:
+        return None
+    return (
+        "The normalization looks exchanged: the given mean is the data's standard deviation and "
+        "the given std their mean. What is certified is the network as it was sent: check "
+        "whether mean and std were mixed up."
+    )
 
 
 def _sentence(

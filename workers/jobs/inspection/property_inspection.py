@@ -114,6 +114,12 @@ def _text(path: Path) -> str:
 def _check_fit(stated: Property, loaded: LoadedModel) -> None:
     """Raises PropertyError where the variables are not the network's inputs and outputs."""
     network = loaded.network
+    if loaded.takes_bytes:
+        raise PropertyError(
+            "property_mismatch",
+            "the network takes bytes, of which a property says nothing",
+            "export it with a float32 input, without the Cast at its beginning",
+        )
     cut_off = "Sigmoid" if loaded.binary else network.dropped_output
     if cut_off is not None:
         raise PropertyError(

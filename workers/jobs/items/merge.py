@@ -15,6 +15,7 @@ from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.storage.pictures import COUNTEREXAMPLES
 from service.contract.storage.store import Store
 from service.contract.times import now, seconds
+from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.items.prepare import facts_of, shards
 from workers.jobs.items.trained_model import model_of
 from workers.jobs.report.build import build_report, sample_rows
@@ -49,7 +50,8 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     rows = "".join(
         json.dumps(row, allow_nan=False) + "\n" for row in sample_rows(results, submission, facts)
     ).encode()
-    counterexamples = _counterexamples(results, Spec.model_validate(submission.spec), facts)
+    spec = Spec.model_validate(submission.spec)
+    counterexamples = _counterexamples(results, spec, facts)
     report = build_report(
         submission,
         facts,
@@ -67,8 +69,9 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
         store.counterexamples_path(submission.id).with_name(COUNTEREXAMPLES),
         counterexample_pictures(
             results,
-            Spec.model_validate(submission.spec).epsilons,
+            spec.epsilons,
             store.prepared_dir(submission.id) / "data.npz",
+            ValidInputs.of_facts(facts, clip=spec.clip).clip,
         ),
     )
     store.create_json(store.report_path(submission.id), report)
@@ -148,14 +151,16 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _counterexamples(results: SampleResults, spec: Spec, facts: Mapping[str, Any]) -> bytes:
-    """An npz: x float32 [K, ...]; index (in the data set), epsilon and label [K]."""
+    """An npz: x float32 [K, ...], uint8 where the model takes bytes; index (in the data set),
+    epsilon and label [K]."""
     keys = sorted(tuple(int(part) for part in key.split(",")) for key in results.counterexamples)
     shape = tuple(facts["input_shape"])
     x = [results.counterexamples[f"{row},{place}"] for row, place in keys]
+    kind = np.uint8 if ValidInputs.of_facts(facts, clip=spec.clip).bytes_alone else np.float32
     file = io.BytesIO()
     np.savez_compressed(
         file,
-        x=np.stack(x) if x else np.zeros((0, *shape), dtype=np.float32),
+        x=(np.stack(x) if x else np.zeros((0, *shape))).astype(kind),
         index=np.array([results.index[row] for row, _ in keys], dtype=np.int64),
         epsilon=np.array([float(spec.epsilons[place]) for _, place in keys], dtype=np.float64),
         label=np.array([results.label[row] for row, _ in keys], dtype=np.int64),

@@ -176,6 +176,7 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
             "memory": settings.memory_fraction * total_memory(),
         },
         "clip": spec.clip,
+        "input_range": spec.input_range,
         "seed": spec.seed,
         "time_budget_s": spec.time_budget_s,
         "bounds": {

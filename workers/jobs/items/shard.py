@@ -23,6 +23,7 @@ from service.contract.storage.store import Store
 from workers.jobs.hardware.barrier_waits import watch_barriers
 from workers.jobs.hardware.device import device_name, device_of
 from workers.jobs.hardware.memory import total_memory
+from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.items.prepare import facts_of, shards
 from workers.jobs.items.work_budget import work_of
 from workers.verification.cascade.run import certify_samples, deployed_answers
@@ -85,7 +86,7 @@ def certify_shard(
             prepared.x[rows],
             prepared.y[rows],
             prepared.index[rows],
-            certification_request(spec),
+            certification_request(spec, ValidInputs.of_facts(facts, clip=spec.clip)),
             deployed=prepared.deployed,
             deployed_logits=prepared.logits[rows],
             device=device,
@@ -121,8 +122,8 @@ def work_limit(spec: Spec, samples: int) -> float | None:
     return None if work is None else work / samples
 
 
-def certification_request(spec: Spec) -> CertificationRequest:
-    """The spec as the verifier's configuration."""
+def certification_request(spec: Spec, inputs: ValidInputs) -> CertificationRequest:
+    """The spec, and which inputs are valid, as the verifier's configuration."""
     attack = None if spec.attack is None else AttackSettings(**spec.attack.model_dump())
     return CertificationRequest(
         norm=spec.norm,
@@ -131,7 +132,8 @@ def certification_request(spec: Spec) -> CertificationRequest:
         effort=spec.effort,
         soundness=spec.soundness,
         deterministic=spec.deterministic,
-        clip=spec.clip,
+        clip=inputs.clip,
+        unit=inputs.unit,
         radius=spec.radius,
         attack=attack,
         seed=spec.seed,

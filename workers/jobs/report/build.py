@@ -9,20 +9,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from service.contract.schemas.epsilons import epsilon_text
 from service.contract.schemas.report import Report, SampleRow, result_digest
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.times import now, rfc3339
+from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.report.statement import claim_about, statement
 from workers.jobs.report.statistics import (
     accuracy_curve,
     clopper_pearson,
-    largest_distance,
     radius_summary,
     unbounded,
 )
 from workers.jobs.report.verdicts import ContradictionError, Verdicts, verdicts
 from workers.verification.answers import NO_ANSWER
+from workers.verification.input_range import InputRange
+from workers.verification.region import largest_distance
 from workers.verification.results import SampleResults
 from workers.verification.rounding import answer_gap
 
@@ -54,7 +58,8 @@ def build_report(
     assert submission.dataset is not None
     count, labelled = len(results.index), bool(facts["labelled"])
     found = verdicts(results, spec.epsilons, sound=spec.soundness == "sound")
-    cap = largest_distance(spec.norm, math.prod(facts["input_shape"]))
+    inputs = ValidInputs.of_facts(facts, clip=spec.clip)
+    cap = _cap(spec, inputs, facts, found)
     notes = _finite(dict(results.notes))
     failure_probability = float(notes.pop("failure_probability", 0.0))
     rows = [
@@ -83,6 +88,8 @@ def build_report(
             "epsilons": [float(epsilon) for epsilon in spec.epsilons],
             "epsilons_exact": [epsilon_text(epsilon) for epsilon in spec.epsilons],
             "clip": spec.clip,
+            "input_range": spec.input_range,
+            "largest_distance": cap if inputs.clip else None,
             "normalization": None
             if spec.normalization is None
             else spec.normalization.model_dump(mode="json"),
@@ -94,7 +101,7 @@ def build_report(
         "statement": statement(
             norm=spec.norm,
             soundness=spec.soundness,
-            clip=spec.clip,
+            valid=_in_words(inputs),
             labelled=labelled,
             failure_probability=failure_probability,
             batch=facts.get("batch", "any"),
@@ -122,7 +129,7 @@ def build_report(
         "budget_spent": budget_spent,
         "warnings": [
             *_warnings(found, results, facts),
-            *_whole_range(spec, cap, image=image),
+            *_whole_range(spec, cap, inputs, image=image),
             *_work(spec, results),
         ],
         "notes": notes,
@@ -152,6 +159,7 @@ def report_model(model: ModelSource, facts: Mapping[str, Any]) -> dict[str, Any]
         "batch": facts.get("batch"),
         "output": facts.get("output"),
         "binary": bool(facts.get("binary")),
+        "takes_bytes": bool(facts.get("takes_bytes")),
     }
 
 
@@ -162,7 +170,8 @@ def sample_rows(
     spec = Spec.model_validate(submission.spec)
     labelled = bool(facts["labelled"])
     found = verdicts(results, spec.epsilons, sound=spec.soundness == "sound")
-    cap = largest_distance(spec.norm, math.prod(facts["input_shape"]))
+    inputs = ValidInputs.of_facts(facts, clip=spec.clip)
+    cap = _cap(spec, inputs, facts, found)
     beyond = unbounded(found.radius, cap, clip=spec.clip)
     for row in range(len(results.index)):
         yield SampleRow(
@@ -176,6 +185,27 @@ def sample_rows(
             certified=found.certified[row].tolist(),
             falsified=found.falsified[row].tolist(),
         ).model_dump(mode="json")
+
+
+def _cap(spec: Spec, inputs: ValidInputs, facts: Mapping[str, Any], found: Verdicts) -> float:
+    """The distance, in units of epsilons, that no two valid inputs exceed. Without a range: the
+    largest radius that is known, and no less than that of pixels."""
+    shape = tuple(facts["input_shape"])
+    cap = largest_distance(shape, spec.norm, inputs.clip or True) / inputs.unit
+    finite = found.radius[np.isfinite(found.radius)]
+    return cap if inputs.clip or not len(finite) else max(cap, float(finite.max()))
+
+
+def _in_words(inputs: ValidInputs) -> str | None:
+    """The range of valid inputs, as sentences name it; None without one."""
+    clip = inputs.clip
+    if not isinstance(clip, InputRange):
+        return "[0, 1]" if clip else None
+    if clip.whole:
+        return "the bytes from 0 to 255 (epsilons are shares of 255)"
+    if len(clip.low) == len(clip.high) == 1:
+        return f"[{clip.low[0]:g}, {clip.high[0]:g}]"
+    return "the range that the spec gives for each of them (input_range)"
 
 
 def _epsilon_result(spec: Spec, found: Verdicts, place: int, *, subset: bool) -> dict[str, Any]:
@@ -259,21 +289,22 @@ def _work(spec: Spec, results: SampleResults) -> list[str]:
     ]
 
 
-def _whole_range(spec: Spec, cap: float, *, image: bool) -> list[str]:
+def _whole_range(spec: Spec, cap: float, inputs: ValidInputs, *, image: bool) -> list[str]:
     """A sentence where an epsilon reaches every input that there is."""
     if not spec.clip:
         return []
+    pixels = image and not isinstance(inputs.clip, InputRange)
     units = (
         "epsilons are in pixel units"
-        if image
-        else 'epsilons are in the features\' own units; write "clip": false where these may leave '
-        "[0, 1]"
+        if pixels
+        else 'epsilons are in the inputs\' own units; say which are valid: "input_range": [low, '
+        "high], or null for any number"
     )
     return [
-        f"Epsilon {text} reaches every input in [0, 1]: {units}"
+        f"Epsilon {text} reaches every input in {_in_words(inputs)}: {units}"
         + (
             f", was {text}/255 meant?"
-            if image and float(epsilon) <= 255 and "/" not in text
+            if pixels and float(epsilon) <= 255 and "/" not in text
             else "."
         )
         for epsilon, text in ((e, epsilon_text(e)) for e in spec.epsilons)

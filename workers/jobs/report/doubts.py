@@ -8,14 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.jobs.datasets.arrays import DataSet
+from workers.jobs.inspection.valid_inputs import ValidInputs
 
 __all__ = ["data_doubts"]
 
 
-def data_doubts(data: DataSet, x: NDArray[np.float32], classes: int) -> list[str]:
+def data_doubts(
+    data: DataSet, x: NDArray[np.float32], classes: int, inputs: ValidInputs
+) -> list[str]:
     """Warnings about the data as stored, and about x [N, ...] as the network gets it.
 
-    ``classes``: the network's. Data that look as intended give no warning.
+    ``classes``: the network's;
+    ``inputs``: which are valid. Data that look as intended give no warning.
     """
     said = list(data.warnings)
     folders = data.classes
@@ -25,7 +29,7 @@ def data_doubts(data: DataSet, x: NDArray[np.float32], classes: int) -> list[str
             "in dataset.classes that the labels are the network's (folders named by numbers keep "
             "their number)."
         )
-    doubt = _units(data.x, x)
+    doubt = None if inputs.numbers else _units(data.x, x)
     if doubt is not None:
         said.append(doubt)
     return said
@@ -48,6 +52,7 @@ def _units(stored: NDArray[Any], x: NDArray[np.float32]) -> str | None:
     if low >= 0.0 and 2.0 < high <= 255.0 and (whole or (x.ndim > 2 and high > 100.0)):
         return (
             f"x holds floats up to {high:g}, like pixels in [0, 255]: epsilons are in the same "
-            "units. Divide by 255, or store bytes as uint8, for epsilons in [0, 1]."
+            "units. Divide by 255, or store bytes as uint8, for epsilons in [0, 1]; or say that "
+            'this is meant: "input_range": [0, 255].'
         )
     return None

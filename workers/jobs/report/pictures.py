@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.storage.pictures import pack_pictures
-from workers.jobs.datasets.thumbnails import difference_png, is_picture, png
+from workers.jobs.datasets.thumbnails import difference_png, is_picture, png, shown
+from workers.verification.input_range import Clip
 from workers.verification.results import SampleResults
 
 __all__ = ["counterexample_pictures"]
@@ -22,10 +23,11 @@ _MOST_READ = 512 * 1024 * 1024
 
 
 def counterexample_pictures(
-    results: SampleResults, epsilons: Sequence[Fraction], data: Path
+    results: SampleResults, epsilons: Sequence[Fraction], data: Path, clip: Clip
 ) -> bytes:
     """A file of pictures: number 2 i shows the counterexample of sample i of the data set that is
-    nearest to it, number 2 i + 1 how it differs. ``data``: the prepared samples.
+    nearest to it, number 2 i + 1 how it differs. ``data``: the prepared samples;
+    ``clip``: the range of valid inputs.
     """
     nearest: dict[int, int] = {}
     for key in results.counterexamples:
@@ -33,11 +35,15 @@ def counterexample_pictures(
         if row not in nearest or epsilons[place] < epsilons[nearest[row]]:
             nearest[row] = place
     found = {
-        row: results.counterexamples[f"{row},{place}"] for row, place in sorted(nearest.items())
+        row: shown(results.counterexamples[f"{row},{place}"][None], clip)[0]
+        for row, place in sorted(nearest.items())
     }
     if not found or not is_picture(next(iter(found.values())).shape):
         return pack_pictures(())
-    return pack_pictures(_made(found, results.index, _samples(data, found)))
+    samples = _samples(data, found)
+    return pack_pictures(
+        _made(found, results.index, None if samples is None else shown(samples, clip))
+    )
 
 
 def _made(

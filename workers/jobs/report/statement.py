@@ -50,7 +50,7 @@ def statement(
     *,
     norm: str,
     soundness: str,
-    clip: bool,
+    valid: str | None,
     labelled: bool,
     failure_probability: float,
     batch: Literal["any"] | int = "any",
@@ -59,15 +59,16 @@ def statement(
 ) -> str:
     """Two paragraphs, an empty line between them: what is guaranteed, and what is not.
 
-    ``batch``: the batches that the deployed file takes; ``about``: which of its answers it is about
-    (``claim_about``); ``image``: the samples are images, not features of any other kind.
+    ``valid``: the range that inputs stay in, in words; ``batch``: the batches that the deployed
+    file takes; ``about``: which of its answers it is about (``claim_about``); ``image``: the
+    samples are images, not features of any other kind.
     """
     words = _IMAGE if image else _FEATURES
     limits = _LIMITS.format(**words)
     if soundness != "sound":
         return f"{_ESTIMATE}\n\n{limits}"
     text = (_SOUND if labelled else _UNLABELLED).format(
-        norm=norm, clip=f" whose {words['parts']} stay in [0, 1]" if clip else ""
+        norm=norm, clip=f" whose {words['parts']} stay in {valid}" if valid else ""
     )
     text += _ANY_BATCH if batch == "any" else _ONE_ROW if batch == 1 else _ROWS.format(batch=batch)
     text += about

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +11,10 @@ from scipy.special import betaincinv
 
 from workers.jobs.report.verdicts import Verdicts
 
-__all__ = ["accuracy_curve", "clopper_pearson", "largest_distance", "radius_summary", "unbounded"]
+__all__ = ["accuracy_curve", "clopper_pearson", "radius_summary", "unbounded"]
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _GRID = 100
-
-
-def largest_distance(norm: str, input_size: int) -> float:
-    """Distance between the two farthest points of the pixel box [0, 1]^input_size."""
-    return 1.0 if norm == "linf" else math.sqrt(input_size)
 
 
 def clopper_pearson(successes: int, count: int, confidence: float = 0.95) -> list[float]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.network import Network
 from workers.verification.attacks.replay import Deployed, breaks
 from workers.verification.clock import UNLIMITED, Clock
+from workers.verification.input_range import Clip, range_of
 from workers.verification.numerics import nonzero
 from workers.verification.results import AttackSettings
 from workers.verification.rounding import unit_roundoff
@@ -35,7 +36,7 @@ def attack(
     epsilon: Tensor,
     *,
     norm: str,
-    clip: bool,
+    clip: Clip,
     settings: AttackSettings,
     gap: float = 0.0,
     clock: Clock = UNLIMITED,
@@ -103,7 +104,7 @@ def descend(
     epsilon: Tensor,
     *,
     norm: str,
-    clip: bool,
+    clip: Clip,
     steps: int,
     clock: Clock,
 ) -> Tensor:
@@ -130,6 +131,9 @@ def descend(
             length = nonzero(gradient.flatten(1).norm(dim=1))
             move = gradient / _shaped(length, x)
         point = project(point.detach() - move * _shaped(size, x), x, epsilon, norm=norm, clip=clip)
+    limits = range_of(clip)
+    if limits is not None and limits.whole:
+        best = _whole(best, x, epsilon, norm)
     return best
 
 
@@ -144,8 +148,8 @@ def _shaped(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.dim() - 1))).to(dtype)
 
 
-def project(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) -> Tensor:
-    """``point`` drawn back into the ball (a hair inside) and, if ``clip``, into [0, 1]."""
+def project(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: Clip) -> Tensor:
+    """``point`` drawn back into the ball (a hair inside) and into the range ``clip``."""
     move = (point - x).nan_to_num(0.0)
     # x + move rounds to float32: up to u |x'| per coordinate.
     size = x.flatten(1).to(torch.float64)
@@ -159,10 +163,25 @@ def project(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool)
         length = nonzero(move.flatten(1).norm(dim=1, dtype=torch.float64))
         move = move * _shaped((reach / length).clamp_max(1.0), x)
     point = x + move
-    if clip:
-        # Points of the data set outside [0, 1] stay allowed themselves.
-        point = torch.maximum(torch.minimum(point, x.clamp_min(1.0)), x.clamp_max(0.0))
+    limits = range_of(clip)
+    if limits is not None:
+        # Points of the data set outside the range stay allowed themselves.
+        low, high = limits.ends(x)
+        point = torch.maximum(torch.minimum(point, torch.maximum(x, high)), torch.minimum(x, low))
     return point
+
+
+def _whole(point: Tensor, x: Tensor, epsilon: Tensor, norm: str) -> Tensor:
+    """Whole numbers near ``point``, none farther from x (whole numbers, too) than epsilon."""
+    move = (point - x).double()
+    near = move.round()
+    if norm == "linf":
+        limit = _shaped(epsilon.floor(), near)
+        near = torch.maximum(torch.minimum(near, limit), -limit)
+    else:
+        fits = near.flatten(1).norm(dim=1) <= epsilon
+        near = torch.where(_shaped(fits, near), near, move.trunc())
+    return (x + near).to(x.dtype)
 
 
 def audit_selection(

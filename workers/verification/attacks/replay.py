@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.verification.answers import answers
+from workers.verification.input_range import Clip, range_of
 from workers.verification.numerics import MANY, lowered
 
 __all__ = ["Deployed", "breaks", "inside"]
@@ -29,27 +30,32 @@ def breaks(
     epsilon: Tensor,
     *,
     norm: str,
-    clip: bool,
+    clip: Clip,
     gap: float = 0.0,
 ) -> Tensor:
     """[batch] bool: the deployed network gets the point wrong, and the point lies in the region.
 
-    points, x [batch, *shape] float32; labels [batch]; epsilon [batch] float64 in pixel units. Wrong
-    is where the label's deployed logit does not lead by more than ``gap``.
+    points, x [batch, *shape] float32; labels [batch]; epsilon [batch] float64 in units of the
+    input. Wrong is where the label's deployed logit does not lead by more than ``gap``.
     """
     given = answers(torch.from_numpy(deployed(points.numpy())), gap=gap)
     wrong = given != labels
     return wrong & inside(points, x, epsilon, norm=norm, clip=clip)
 
 
-def inside(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: bool) -> Tensor:
+def inside(point: Tensor, x: Tensor, epsilon: Tensor, *, norm: str, clip: Clip) -> Tensor:
     """[batch] bool: the float32 points lie in the region, checked in float64."""
     move = (point.to(torch.float64) - x.to(torch.float64)).flatten(1)
     length = move.abs().amax(1) if norm == "linf" else move.norm(dim=1)
-    allowed = length <= lowered(epsilon, MANY)
-    if clip:
-        low = x.clamp_max(0.0).flatten(1)
-        high = x.clamp_min(1.0).flatten(1)
-        flat = point.flatten(1)
-        allowed &= ((flat >= low) & (flat <= high)).all(1)
+    limits = range_of(clip)
+    whole = limits is not None and limits.whole
+    # The largest difference of whole numbers has no rounding.
+    exact = whole and norm == "linf"
+    allowed = length <= (epsilon if exact else lowered(epsilon, MANY))
+    if limits is not None:
+        low, high = limits.ends(x)
+        within = (point >= torch.minimum(x, low)) & (point <= torch.maximum(x, high))
+        allowed &= within.flatten(1).all(1)
+    if whole:
+        allowed &= (point == point.round()).flatten(1).all(1)
     return allowed & torch.isfinite(point.flatten(1)).all(1)

@@ -41,7 +41,10 @@ def attack_block(shard: Shard, block: Block, *, audit: bool) -> None:
     if settings is None:
         return
     together = rows_per_piece(3 * forward_cost(problem.compiled), problem.device)
-    limit = 4 * largest_distance(tuple(block.x.shape[1:]), request.norm, True)
+    farthest = 4 * largest_distance(tuple(block.x.shape[1:]), request.norm, request.clip or True)
+    limit = torch.full((len(block.x),), farthest, dtype=torch.float64)
+    if not request.clip:
+        limit *= block.x.flatten(1).abs().amax(1).clamp_min(1.0)
     for position in np.argsort(block.epsilons, kind="stable").tolist():
         epsilon = block.epsilons[position]
         if audit:
@@ -54,15 +57,15 @@ def attack_block(shard: Shard, block: Block, *, audit: bool) -> None:
         rows = chosen.nonzero().flatten()
         if not rows.numel():
             continue
-        # Huge balls are attacked where pixels live.
-        reach = min(AUDIT_SHARE * epsilon if audit else epsilon, limit)
+        # Huge balls are attacked where inputs live.
+        reach = limit.clamp_max(AUDIT_SHARE * epsilon if audit else epsilon)
         what = "audit" if audit else "attack"
         what = f"{what} at {epsilon_text(request.epsilons[position])}"
         for part in rows.split(together):
             shard.say(block, what, rows)
             if shard.spent():
                 return
-            _attack_rows(shard, settings, block, part, position, reach, audit=audit)
+            _attack_rows(shard, settings, block, part, position, reach[part], audit=audit)
             if not audit:
                 block.spent["verdict"][part] += attack_passes(settings)
 
@@ -73,7 +76,7 @@ def _attack_rows(
     block: Block,
     rows: Tensor,
     position: int,
-    reach: float,
+    reach: Tensor,
     *,
     audit: bool,
 ) -> None:
@@ -86,7 +89,7 @@ def _attack_rows(
             block.x[rows],
             block.labels[rows],
             block.indices[rows.numpy()],
-            torch.full((rows.numel(),), reach, dtype=torch.float64),
+            reach,
             norm=request.norm,
             clip=request.clip,
             settings=settings,

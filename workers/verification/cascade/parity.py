@@ -33,6 +33,7 @@ from workers.verification.forward.propagation import propagate
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.input_range import Clip
 from workers.verification.norms.per_sample import multiplications
 from workers.verification.numerics import nonzero
 from workers.verification.region import Region
@@ -106,14 +107,14 @@ def check_parity(
     deployed_logits: NDArray[np.float32],
     deployed: Deployed,
     *,
-    clip: bool,
+    clip: Clip,
     batched: bool = True,
     seed: int = 0,
     clock: Clock = UNLIMITED,
 ) -> dict[str, Any]:
     """Differences of the deployed logits from ours, and their budgets, on all kinds of inputs.
 
-    x [N, *shape]: the samples; deployed_logits [N, classes] at x; ``clip``: inputs lie in [0, 1];
+    x [N, *shape]: the samples; deployed_logits [N, classes] at x; ``clip``: their range;
     ``batched``: False where the file runs one row at a time. ``compiled`` needs no norms.
 
     Returns, of the samples: max_difference, budget and difference_there at worst_index, the sample

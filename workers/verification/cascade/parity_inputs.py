@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from workers.verification.input_range import Clip, range_of
 from workers.verification.rounding import FLOAT32_MAX
 
 __all__ = ["BATCH_SIZES", "Inputs", "batches", "coordinate_changes", "random_inputs"]
@@ -20,7 +22,7 @@ __all__ = ["BATCH_SIZES", "Inputs", "batches", "coordinate_changes", "random_inp
 #: Rows that are run together. 1, 2 and numbers that no power of two divides.
 BATCH_SIZES = (1, 2, 3, 7)
 
-#: Without a range of pixels: this many times as far out (or in) as the data, in powers of 10.
+#: Without a range: this many times as far out (or in) as the data, in powers of 10.
 DECADES = (-3.0, 3.0)
 #: Magnitudes of tiny values, in powers of 2: down to the least denormal float32.
 TINY = (-149.0, -20.0)
@@ -40,20 +42,33 @@ class Inputs:
 
 @dataclass(frozen=True)
 class _Domain:
-    """Where inputs lie: ``samples`` [N, *shape]; coordinates from ``low`` to ``high``; ``clip``:
-    never beyond."""
+    """Where inputs lie: ``samples`` [N, *shape]; coordinates from ``low`` to ``high``, each
+    one number or [*shape]; ``clip``: never beyond."""
 
     samples: Samples
-    low: float
-    high: float
+    low: float | NDArray[np.float64]
+    high: float | NDArray[np.float64]
     clip: bool
 
     @classmethod
-    def of(cls, samples: Samples, *, clip: bool) -> _Domain:
-        if clip:
-            return cls(samples, 0.0, 1.0, True)
-        low, high = float(samples.min()), float(samples.max())
-        return cls(samples, low, high if high > low else low + 1.0, False)
+    def of(cls, samples: Samples, *, clip: Clip) -> _Domain:
+        limits = range_of(clip)
+        if limits is None:
+            low, high = float(samples.min()), float(samples.max())
+            return cls(samples, low, high if high > low else low + 1.0, False)
+        if len(limits.low) == len(limits.high) == 1:
+            return cls(samples, limits.low[0], limits.high[0], True)
+        ends = limits.ends(torch.from_numpy(samples[:1]))
+        below, above = (np.broadcast_to(end.double().numpy(), samples.shape[1:]) for end in ends)
+        return cls(samples, below, above, True)
+
+    def at(self, place: int) -> tuple[float, float]:
+        """(low, high) of one coordinate, by its place in the flattened input."""
+        low, high = (
+            float(end if isinstance(end, float) else end.reshape(-1)[place])
+            for end in (self.low, self.high)
+        )
+        return low, high
 
     def float32(self, x: NDArray[np.float64]) -> Samples:
         low, high = (self.low, self.high) if self.clip else (-FLOAT32_MAX, FLOAT32_MAX)
@@ -67,7 +82,7 @@ class _Domain:
 
 
 def _uniform(domain: _Domain, rng: np.random.Generator) -> NDArray[np.float64]:
-    return rng.uniform(domain.low, domain.high, domain.samples.shape[1:])
+    return np.asarray(rng.uniform(domain.low, domain.high, domain.samples.shape[1:]))
 
 
 def _corners(domain: _Domain, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -86,14 +101,16 @@ def _edges(domain: _Domain, rng: np.random.Generator) -> NDArray[np.float64]:
 
 def _constant(domain: _Domain, rng: np.random.Generator) -> NDArray[np.float64]:
     values = (domain.low, domain.high, 0.0, 1.0, rng.uniform(domain.low, domain.high))
-    return np.full(domain.samples.shape[1:], values[int(rng.integers(len(values)))])
+    value = np.asarray(values[int(rng.integers(len(values)))], dtype=np.float64)
+    return np.broadcast_to(value, domain.samples.shape[1:])
 
 
 def _tiny(domain: _Domain, rng: np.random.Generator) -> NDArray[np.float64]:
     """Magnitudes down to the denormal range: one for all coordinates, or one for each."""
     shape = domain.samples.shape[1:]
     exponent = rng.uniform(*TINY, shape if rng.integers(2) else None)
-    sign = 1.0 if domain.clip else rng.choice([-1.0, 1.0], shape)
+    positive = domain.clip and bool(np.min(domain.low) >= 0.0)
+    sign = 1.0 if positive else rng.choice([-1.0, 1.0], shape)
     return np.asarray(sign * 2.0**exponent * rng.uniform(0.5, 1.0, shape))
 
 
@@ -113,11 +130,13 @@ def _between(domain: _Domain, rng: np.random.Generator) -> NDArray[np.float64]:
 
 def _scaled(domain: _Domain, rng: np.random.Generator) -> NDArray[np.float64]:
     """Noise of any scale, up to far beyond the data where nothing clips it."""
-    scale = 10.0 ** rng.uniform(*DECADES) * max(abs(domain.low), abs(domain.high))
+    scale = 10.0 ** rng.uniform(*DECADES)
     shape = domain.samples.shape[1:]
     if domain.clip:
-        return rng.random(shape) * min(scale, 1.0)
-    return scale * rng.standard_normal(shape)
+        share = rng.random(shape) * min(scale, 1.0)
+        return np.asarray(domain.low + share * (domain.high - domain.low))
+    largest = np.maximum(np.abs(domain.low), np.abs(domain.high))
+    return np.asarray(scale * largest * rng.standard_normal(shape))
 
 
 #: name -> one input. They take turns, so that any number of rows holds some of each.
@@ -133,8 +152,8 @@ RANDOM: dict[str, Callable[[_Domain, np.random.Generator], NDArray[np.float64]]]
 }
 
 
-def random_inputs(samples: Samples, count: int, rng: np.random.Generator, *, clip: bool) -> Inputs:
-    """``count`` inputs of several scales over the whole range: [0, 1] with ``clip``, else the
+def random_inputs(samples: Samples, count: int, rng: np.random.Generator, *, clip: Clip) -> Inputs:
+    """``count`` inputs of several scales over the whole range ``clip``; without one over the
     data's own and far beyond."""
     domain = _Domain.of(samples, clip=clip)
     kinds = list(RANDOM)
@@ -145,23 +164,23 @@ def random_inputs(samples: Samples, count: int, rng: np.random.Generator, *, cli
 
 
 def coordinate_changes(
-    samples: Samples, count: int, rng: np.random.Generator, *, clip: bool
+    samples: Samples, count: int, rng: np.random.Generator, *, clip: Clip
 ) -> Inputs:
     """``count`` samples with one coordinate changed: coordinates and samples in turn, each in an
     order of its own. A coordinate goes to the farther end of the range when it first comes, to the
     nearer one the second time, then anywhere; without ``clip`` every third one far out or in."""
     domain = _Domain.of(samples, clip=clip)
     size = int(np.prod(samples.shape[1:]))
-    middle, span = (domain.low + domain.high) / 2.0, domain.high - domain.low
     places = _in_turn(size, count, rng)
     sources = _in_turn(len(samples), count, rng)
     rows = samples[sources].copy()
     flat = rows.reshape(count, -1)
     names = []
     for number, (place, source) in enumerate(zip(places, sources, strict=True)):
-        before = float(flat[number, place])
-        far, near = (domain.high, domain.low) if before < middle else (domain.low, domain.high)
-        value = (far, near, rng.uniform(domain.low, domain.high))[min(number // size, 2)]
+        before, (low, high) = float(flat[number, place]), domain.at(place)
+        middle, span = (low + high) / 2.0, high - low
+        far, near = (high, low) if before < middle else (low, high)
+        value = (far, near, rng.uniform(low, high))[min(number // size, 2)]
         if not clip and number % 3 == 2:
             value = middle + span * 10.0 ** rng.uniform(*DECADES) * rng.choice([-1.0, 1.0])
         if np.float32(value) == np.float32(before):
@@ -181,7 +200,7 @@ def batches(
     samples: Samples,
     rng: np.random.Generator,
     *,
-    clip: bool,
+    clip: Clip,
     sizes: tuple[int, ...] = BATCH_SIZES,
 ) -> list[Inputs]:
     """Two batches of every size, their rows all different: samples among random inputs, and random

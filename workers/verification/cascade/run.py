@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from workers.verification.cascade.shard import Shard, SoundnessViolation, fresh_
 from workers.verification.cascade.stages import certify_block
 from workers.verification.clock import Clock, OutOfTime
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.input_range import in_range, range_of
 from workers.verification.norms.lanczos import FailureBudget
+from workers.verification.numerics import lowered
 from workers.verification.problem import Problem
 from workers.verification.region import float_above
 from workers.verification.results import POOL, CertificationRequest, SampleResults
@@ -50,7 +53,7 @@ BLOCK = 6 * POOL
 
 
 class PixelsOutOfRange(ValueError):
-    """With ``clip`` the pixels must lie in [0, 1] themselves."""
+    """With a range of valid inputs the samples must lie in it themselves."""
 
     code = "value_out_of_range"
 
@@ -74,7 +77,7 @@ def certify_samples(
 ) -> SampleResults:
     """Certified radius and certified / falsified epsilons of every sample of a shard.
 
-    x [N, *shape] float32 pixels; labels [N]; indices [N]: positions in the data set (they seed the
+    x [N, *shape] float32; labels [N]; indices [N]: positions in the data set (they seed the
     attack); deployed: float32 batch -> logits, the network as it is deployed; deployed_logits
     [N, classes] at x; deadline: ``now()`` after which what is open stays undecided: it is looked at
     inside every bound, and what is proved by then counts; work: plain forward passes per sample
@@ -84,15 +87,15 @@ def certify_samples(
     are done and what is at work, and may raise to abort.
     Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
-    if request.clip and len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
-        raise PixelsOutOfRange("with clip, inputs must lie in [0, 1]")
+    if not in_range(x, request.clip):
+        raise PixelsOutOfRange("inputs must lie in the range of valid ones")
     sound = request.soundness == "sound"
     said = Progress(progress)
     clock = Clock(deadline, said, now)
     attacked = network.to(device)
     for parameter in attacked.parameters():
         parameter.requires_grad_(False)
-    epsilons = [float_above(epsilon) for epsilon in request.epsilons]
+    epsilons = [_reach(epsilon, request) for epsilon in request.epsilons]
     blocks: list[Block] = []
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
@@ -149,6 +152,15 @@ def certify_samples(
     )
 
 
+def _reach(epsilon: Fraction, request: CertificationRequest) -> float:
+    """The least float64 that is not below an epsilon, in the input's own units."""
+    own, limits = epsilon * request.unit, range_of(request.clip)
+    if limits is not None and limits.whole and request.norm == "linf" and own >= 1:
+        # No whole number lies between.
+        own = Fraction(math.floor(own))
+    return float_above(own)
+
+
 def deployed_answers(
     logits: NDArray[np.float32], labels: NDArray[np.int64], gap: float
 ) -> tuple[NDArray[np.int64], Tensor, Tensor]:
@@ -197,7 +209,8 @@ def _results(
         [float_above(epsilon) for epsilon in request.epsilons], dtype=torch.float64
     )
     largest = torch.where(certified, asked[None, :].expand_as(certified), 0.0)
-    radius = torch.maximum(radius_rounded_down(radius), largest.amax(1) if len(radius) else radius)
+    radius = radius_rounded_down(radius if request.unit == 1 else lowered(radius / request.unit, 1))
+    radius = torch.maximum(radius, largest.amax(1) if len(radius) else radius)
     radius[~torch.cat([block.correct for block in blocks])] = 0.0
     if not request.radius:
         radius = torch.full_like(radius, torch.nan)

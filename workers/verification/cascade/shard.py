@@ -177,7 +177,7 @@ class Shard:
             self.notes["searched"].append(
                 {
                     "index": int(block.indices[rows[place]]),
-                    "epsilon": float(epsilon[place]),
+                    "epsilon": float(epsilon[place]) / self.request.unit,
                     "method": bound.name,
                     "best_bound": least if math.isfinite(least) else None,
                     "open_domains": int(opened[place]),

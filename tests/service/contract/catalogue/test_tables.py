@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from models.architectures import layer_lists
 from models.architectures.families import DENSE_HEADS
 from models.architectures.families import FAMILIES as FAMILIES_BUILT
+from models.architectures.layer_makers import KINDS
+from models.architectures.layer_rows import LayerRow
 from models.architectures.lipconvnet import HEADS, LAYERS, POOLS
 from models.architectures.published import ARCHITECTURES as BUILDABLE
+from models.errors import ModelError
 from service.contract.catalogue.architectures import ARCHITECTURES, CHOICES, FAMILIES
+from service.contract.catalogue.layer_kinds import INITS, JOINING, LAYER_KINDS
 from service.contract.catalogue.methods import METHODS
 from service.contract.catalogue.readme import BEGIN, END, tables, with_tables
 from service.contract.catalogue.training_methods import TRAINING_METHODS
@@ -29,6 +34,45 @@ def test_every_architecture_of_the_api_can_be_built_and_the_other_way_round() ->
     words = {"head": tuple(HEADS), "layer": tuple(LAYERS), "pooling": tuple(POOLS)}
     assert {"lipconvnet": words, "orthogonal-dense": {"head": tuple(DENSE_HEADS)}} == CHOICES
     assert set(words) <= set(FAMILIES["lipconvnet"])
+
+
+#: What a member of some form may be, and a shape that every kind of layer takes one of.
+VALUES = {"integer": 2, "sizes": [2], "number": 0.5, "numbers": [0.5], "boolean": True}
+SHAPES = ((2, 4, 4), (4,))
+
+
+def made(kind: str, members: dict[str, object]) -> set[str]:
+    """The members that the layer of this kind reads. Raises ModelError."""
+    for shape in SHAPES:
+        row = LayerRow(0, {"kind": kind, **members})
+        try:
+            KINDS[kind](row, shape)
+        except ModelError:
+            if shape is SHAPES[-1]:
+                raise
+        else:
+            return row.known - {"kind", "name", "from"}
+    raise AssertionError
+
+
+def test_every_kind_of_layer_is_checked_by_the_members_that_it_has() -> None:
+    assert set(LAYER_KINDS) == set(KINDS)
+    assert (INITS, JOINING) == (layer_lists.INITS, layer_lists.JOINING)
+    own = {"kernel": 3, "half": "first", "degree": 4, "axes": [0], "stop": 2, "axis": 0}
+    own |= {"low": -1.0, "channels": 8, "groups": 2, "rank": 1, "order": 1, "start": 0}
+    own |= {"padding": 1}
+    for kind, members in LAYER_KINDS.items():
+        given = {name: own.get(name, VALUES.get(row.form)) for name, row in members.items()}
+        assert made(kind, given) == set(members), kind
+        needed = {name for name, row in members.items() if row.required}
+        without: set[str] = set()
+        for name in members:
+            rest = {key: value for key, value in given.items() if key != name}
+            try:
+                made(kind, rest)
+            except ModelError:
+                without.add(name)
+        assert without == needed, kind
 
 
 def test_every_method_of_the_api_is_a_bound_with_the_same_norms() -> None:

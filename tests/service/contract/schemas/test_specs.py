@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from service.contract.near_names import did_you_mean
 from service.contract.schemas.epsilons import epsilon_text, parse_epsilon
 from service.contract.schemas.parsing import parse_model
-from service.contract.schemas.problems import Problem
+from service.contract.schemas.problems import InvalidInput, Problem
 from service.contract.schemas.submissions import Spec
+from service.contract.schemas.training_plans import TrainSpec
 from service.contract.settings import Settings
 
 
@@ -76,6 +77,7 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "samples": 1000,
         "indices": None,
         "normalization": None,
+        "input_range": [0.0, 1.0],
         "clip": True,
         "architecture": None,
         "radius": True,
@@ -88,6 +90,61 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
     assert Spec.model_validate(spec.normal()) == spec
     bare = Spec.model_validate({**spec.normal(), "attack": None, "samples": "all"})
     assert (bare.attack, bare.samples) == (None, "all")
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "told"),
+    [
+        ({"kernal": 3}, "layers.0.kernal", "did you mean 'kernel'?"),
+        ({"kind": "Conv2D_"}, "layers.0.kind", "did you mean 'conv2d'?"),
+        ({"kernel": None}, "layers.0.kernel", "needs"),
+        ({"out": "4"}, "layers.0.out", "an integer, not '4'"),
+        ({"stride": [[1]]}, "layers.0.stride", "not list"),
+        ({"name": "input"}, "layers.0.name", "taken"),
+        ({"from": "stem"}, "layers.0.from", "not the name of an earlier layer"),
+    ],
+)
+def test_a_slip_in_a_layer_list_is_refused_at_its_place(
+    change: dict[str, object], place: str, told: str
+) -> None:
+    layer = {"kind": "conv2d", "out": 4, "kernel": 3} | change
+    architecture = {"input": [1, 8, 8], "layers": [layer, {"kind": "flatten"}]}
+    for field, kind, rest in (
+        ("spec", Spec, {"norm": "l2", "epsilons": [1]}),
+        ("body", TrainSpec, {"method": "emma", "dataset": "digits", "epsilon": 1}),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            parse_model(kind, {**rest, "architecture": architecture}, field=field, code="x")
+        problem = caught.value
+        prefix = "spec." if field == "spec" else ""
+        assert problem.code == "invalid_architecture"
+        assert problem.field == f"{prefix}architecture.{place}"
+        assert told in problem.detail
+
+
+def test_a_misspelled_size_of_a_family_is_refused() -> None:
+    wish = {"norm": "l2", "epsilons": [1], "architecture": {"name": "liresnet", "dept": 3}}
+    with pytest.raises(InvalidInput, match="did you mean 'depth'") as caught:
+        parse_model(Spec, wish, field="spec", code="invalid_spec")
+    assert caught.value.field == "spec.architecture.dept"
+
+
+def test_ranges_of_inputs() -> None:
+    wish = {"norm": "linf", "epsilons": [1]}
+    assert Spec.model_validate({**wish, "input_range": None}).clip is False
+    per_feature = Spec.model_validate({**wish, "input_range": [[0, -1], 100]})
+    assert per_feature.input_range == [[0, -1], 100]
+    assert Spec.model_validate(per_feature.normal()) == per_feature
+    for change, field in (
+        ({"input_range": None, "clip": True}, "spec.clip"),
+        ({"input_range": [1, 1]}, "spec.input_range"),
+        ({"input_range": [0, 1e39]}, "spec.input_range"),
+        ({"input_range": [[0, 0], [1, 2, 3]]}, "spec.input_range"),
+        ({"input_range": [[0, 3], 2]}, "spec.input_range"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            parse_model(Spec, {**wish, **change}, field="spec", code="invalid_spec")
+        assert (caught.value.code, caught.value.field) == ("invalid_input_range", field)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

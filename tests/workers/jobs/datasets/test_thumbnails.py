@@ -81,7 +81,7 @@ def test_of_a_samples_counterexamples_the_nearest_is_shown_beside_its_difference
     path = tmp_path / "counterexamples.bin"
     # The larger epsilon was asked first.
     epsilons = [Fraction(1), Fraction(1, 10)]
-    path.write_bytes(counterexample_pictures(results, epsilons, tmp_path / "data.npz"))
+    path.write_bytes(counterexample_pictures(results, epsilons, tmp_path / "data.npz", True))
     assert read_picture(path, 2 * 11) == png(near)
     assert read_picture(path, 2 * 11 + 1) == difference_png(x[1], near)
     assert read_picture(path, 2 * 4) is None

@@ -212,7 +212,7 @@ def test_a_layer_that_the_method_has_no_rule_for_fails_before_any_shard(
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_statement_says_what_batch_it_is_about(labelled: bool) -> None:
-    options: dict[str, Any] = {"norm": "l2", "clip": True, "failure_probability": 0.0}
+    options: dict[str, Any] = {"norm": "l2", "valid": None, "failure_probability": 0.0}
     one, some = (
         statement(soundness="sound", labelled=labelled, batch=batch, **options)
         for batch in (1, "any")

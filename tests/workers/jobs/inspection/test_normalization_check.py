@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.network import per_channel
-from workers.jobs.inspection.normalization_check import FIRST, normalization_doubt
+from workers.jobs.inspection.normalization_check import FIRST, normalization_doubt, swapped
 
 Given = Mapping[str, Sequence[float]] | None
 CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
@@ -89,6 +89,15 @@ def test_the_normalization_of_the_training_is_named(
     assert said is not None
     assert words in said
     assert doubt(net, data, used) is None
+
+
+def test_a_mean_and_std_that_were_exchanged_are_named_also_without_labels(data: Any) -> None:
+    x, _ = data
+    mean, std = ([float(v) for v in stat(x, (0, 2, 3))] for stat in (np.mean, np.std))
+    assert swapped(x, {"mean": std, "std": mean})
+    assert not swapped(x, {"mean": mean, "std": std})
+    for fine in (None, HALF, RAW, CIFAR, {"mean": [0.45], "std": [0.25]}):
+        assert not swapped(x, fine)
 
 
 def test_channels_in_the_wrong_order_are_named(data: Any) -> None:

@@ -15,6 +15,7 @@ from service.contract.schemas.submissions import JobSubmission, Spec
 from service.reports import render_html
 from workers.jobs.datasets.arrays import DataSet
 from workers.jobs.inspection.child import inspect
+from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.report.build import build_report
 from workers.jobs.report.doubts import data_doubts
 from workers.verification.cascade.run import deployed_answers
@@ -214,7 +215,7 @@ def doubts(x: Any, **options: Any) -> str:
     stored = np.asarray(x)
     pixels = stored / 255 if stored.dtype == np.uint8 else stored
     data = DataSet(stored, None, np.arange(len(stored)), len(stored), **options)
-    return " ".join(data_doubts(data, pixels.astype(np.float32), 10))
+    return " ".join(data_doubts(data, pixels.astype(np.float32), 10, ValidInputs()))
 
 
 def test_what_looks_like_a_mistake_in_the_pixels_is_told(rng: np.random.Generator) -> None:

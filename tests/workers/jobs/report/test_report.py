@@ -229,7 +229,7 @@ def test_epsilons_are_rounded_to_the_safe_side(epsilon: Fraction) -> None:
 
 
 def test_the_statement_says_what_is_covered() -> None:
-    sound = {"norm": "l2", "soundness": "sound", "clip": True, "failure_probability": 0.0}
+    sound = {"norm": "l2", "soundness": "sound", "valid": "[0, 1]", "failure_probability": 0.0}
     assert "ONNX Runtime" in statement(labelled=True, **sound)
     assert "no labels" in statement(labelled=False, **sound)
     probable = statement(labelled=True, **(sound | {"failure_probability": 1e-9}))

@@ -70,7 +70,7 @@ class Concretization:
     @property
     def _boxed(self) -> bool:
         """Whether the box counts; else the region is a ball, and exact."""
-        return self.region.norm != "l2" or self.region.clip
+        return self.region.norm != "l2" or bool(self.region.clip)
 
     def fall(self, rows: LinearForm) -> Tensor:
         """Upper bound [rows] float64 on how far rows . x' may lie below rows . x in the region."""

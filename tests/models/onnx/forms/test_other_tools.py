@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from benchmarks.verification.export_graphs import competition_like, keras_like
+from benchmarks.exports.graphs import competition_like, keras_like
 from models.errors import ModelError
 from models.onnx.forms.plain import Asked
 from models.onnx.importer import read_onnx_bytes

@@ -1,8 +1,8 @@
 """Which exports are taken, family by family, and why the others are not.
 
-``python -m benchmarks.verification.exports [FOLDER ...]``: small networks as torch writes them,
+``python -m benchmarks.exports.taken [FOLDER ...]``: small networks as torch writes them,
 with a fixed batch and a symbolic one; scikit-learn's classifiers where ``skl2onnx`` can be
-imported; graphs as Keras' and the competitions' files are (``export_graphs``); and every ``*.onnx``
+imported; graphs as Keras' and the competitions' files are (``graphs``); and every ``*.onnx``
 below the folders. One line per family, then one per file that is refused. A network of one output
 that is no classifier is tried as one of which a property is asked.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.verification.export_graphs import competition_like, keras_like
+from benchmarks.exports.graphs import competition_like, keras_like
 from models.errors import ModelError
 from models.onnx.forms.plain import Asked
 from models.onnx.importer import read_onnx_bytes

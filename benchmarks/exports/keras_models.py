@@ -1,6 +1,6 @@
-"""Writes Keras models as ONNX files into a folder, for ``benchmarks.verification.exports``.
+"""Writes Keras models as ONNX files into a folder, for ``benchmarks.exports.taken``.
 
-``python benchmarks/verification/keras_exports.py FOLDER``, in an environment of its own with
+``python benchmarks/exports/keras_models.py FOLDER``, in an environment of its own with
 ``pip install tensorflow-cpu tf2onnx``: nothing of the project is needed there.
 """
 

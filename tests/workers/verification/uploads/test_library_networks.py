@@ -13,7 +13,7 @@ from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from models.rewriting import in_partial_sums
-from tests.workers.verification.library_networks import NETWORKS, exported, networks, normal
+from tests.workers.verification.uploads.library_networks import NETWORKS, exported, networks, normal
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.lipschitz import lipschitz_constant, lipschitz_radius
 from workers.verification.graph.affine import Affine

@@ -29,36 +29,38 @@ ARCHITECTURE: dict[str, Any] = {
     "input": [2, 3, 3],
     "layers": [
         {"kind": "conv2d", "out": 4, "kernel": 2},
-        {"kind": "elu", "alpha": 0.5},
+        {"kind": "thresholded-relu", "alpha": 0.5},
         {"kind": "flatten"},
         {"kind": "linear", "out": 3},
     ],
 }
 
 
-class Elu(Layer):
-    """x where x >= 0, alpha (exp(x) - 1) elsewhere."""
+class Thresholded(Layer):
+    """x where x > alpha, 0 elsewhere."""
 
-    kind = "elu"
+    kind = "thresholded-relu"
 
     def __init__(self, *, alpha: float = 1.0) -> None:
         super().__init__()
         self.alpha = float(alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.elu(x, self.alpha)
+        return F.threshold(x, self.alpha, 0.0)
 
     def config(self) -> dict[str, Any]:
         return {"alpha": self.alpha}
 
 
-def elu(operation: Operation, translation: Translation) -> Activation:
-    layer = Elu(alpha=operation.attributes["alpha"])
+def thresholded(operation: Operation, translation: Translation) -> Activation:
+    layer = Thresholded(alpha=operation.attributes["alpha"])
     return translation.emit(operation, layer, operation.activation())
 
 
-def write_elu(graph: GraphWriter, layer: Elu, inputs: list[str], output: str, shape: Any) -> None:
-    graph.node("Elu", inputs, output, alpha=layer.alpha)
+def write_thresholded(
+    graph: GraphWriter, layer: Thresholded, inputs: list[str], output: str, shape: Any
+) -> None:
+    graph.node("ThresholdedRelu", inputs, output, alpha=layer.alpha)
 
 
 def test_a_layer_is_one_class_and_one_row_each_for_lists_files_and_onnx(
@@ -67,15 +69,17 @@ def test_a_layer_is_one_class_and_one_row_each_for_lists_files_and_onnx(
     with pytest.raises(ModelError, match="unknown kind"):
         build(ARCHITECTURE)
     monkeypatch.setitem(
-        KINDS, "elu", lambda row, shape: Elu(alpha=row.number("alpha", 1.0, 0.0, 9.0))
+        KINDS,
+        "thresholded-relu",
+        lambda row, shape: Thresholded(alpha=row.number("alpha", 1.0, 0.0, 9.0)),
     )
-    monkeypatch.setitem(LAYER_KINDS, "elu", Elu)
-    monkeypatch.setitem(EXPORTERS, "elu", write_elu)
+    monkeypatch.setitem(LAYER_KINDS, "thresholded-relu", Thresholded)
+    monkeypatch.setitem(EXPORTERS, "thresholded-relu", write_thresholded)
     network = build(ARCHITECTURE, generator=torch.Generator().manual_seed(0))
     data = export_onnx(network)
-    with pytest.raises(ModelError, match="Elu"):
+    with pytest.raises(ModelError, match="ThresholdedRelu"):
         import_onnx_bytes(data)
-    monkeypatch.setitem(OPERATORS, "Elu", elu)
+    monkeypatch.setitem(OPERATORS, "ThresholdedRelu", thresholded)
     network.save(tmp_path)
     (tmp_path / "w.safetensors").write_bytes(weights_of(network))
     forms = [

@@ -105,9 +105,9 @@ def test_operators_not_on_the_list(bad: Any) -> None:
 
 def test_an_unsupported_operator_is_named_with_the_list() -> None:
     model = good()
-    model.graph.node.append(node("Erf", ["y"], ["z"], name="block3/erf"))
+    model.graph.node.append(node("Sin", ["y"], ["z"], name="block3/sin"))
     model.graph.output[0].name = "z"
-    with pytest.raises(ModelError, match=r"Erf.*block3/erf") as caught:
+    with pytest.raises(ModelError, match=r"Sin.*block3/sin") as caught:
         import_onnx_bytes(model.SerializeToString())
     assert all(name in caught.value.hint for name in SUPPORTED_OPERATORS)
 

@@ -141,7 +141,7 @@ def broken(corridor: Corridor, what: str) -> tuple[Path, Path]:
         onnx.save(graph, str(model))
     elif what == "operator":
         graph = onnx.load(str(model))
-        graph.graph.node[1].op_type = "Erf"
+        graph.graph.node[1].op_type = "Sin"
         onnx.save(graph, str(model))
     elif what == "labels":
         np.savez(data, x=np.zeros((4, 6, 6, 1), dtype=np.uint8), y=np.array([0, 1, 2, 3]))

@@ -182,6 +182,8 @@ def final_forms(
         rows = LinearForm(coefficients, shape, None if len(labels) == 1 else b)
         bias = (head.bias[y.cpu()] - head.bias[j.cpu()]).to(device)
         gained = bias - slack[b, y] - slack[b, j]
+        # Of these rows; a ``solve`` with passes of its own leaves it so.
+        backward.paid = torch.zeros(1, dtype=torch.float64, device=device)
         try:
             found = solve(backward, value, rows, -gained)
         except OutOfTime:

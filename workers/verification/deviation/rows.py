@@ -65,12 +65,10 @@ class DeviationRows:
 
     def add(self, passage: Passage, far: Tensor) -> None:
         """The next step: how rows pass it, and how far its result may be off, float64."""
-        unit = unit_roundoff(self.dtype)
-        # Slopes and coefficients that are multiplied by them: each product is off by a roundoff.
         paid = rounded_up(passage.paid, self.dtype) + min_normal(self.dtype)
         slopes = None if passage.slopes is None else passage.slopes.to(self.dtype)
         self.passages.append(Passage(raised(paid, 3, self.dtype), slopes, passage.ends))
-        self.far.append(raised(far, 1) * (1.0 + unit))
+        self.far.append(raised(far, 1))
 
     def most(self, value: int, rows: LinearForm) -> Tensor:
         """Upper bounds [rows] float64 on |rows . (z' - z)| of a value. Raises OutOfTime."""

@@ -21,7 +21,10 @@ __all__ = ["InTurn", "all_cover", "memory_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class InTurn(Bound):
-    """``stages`` in this order; a sample goes on to the next where the last has not decided it."""
+    """``stages`` in this order; a sample goes on to the next where the last has not decided it.
+
+    A step of a radius search is left to the stages that do not search themselves.
+    """
 
     stages: tuple[Bound, ...]
 
@@ -32,14 +35,21 @@ class InTurn(Bound):
 
     def price(self, *, tightest: bool) -> float:
         """As ``Bound.price``: of all of them."""
-        return sum(bound.price(tightest=tightest) for bound in self.stages)
+        return sum(bound.price(tightest=tightest) for bound in self._stages(tightest=tightest))
+
+    def _stages(self, *, tightest: bool) -> list[Bound]:
+        return [
+            bound
+            for bound in self.stages
+            if not tightest or bound.max_passes <= bound.expected_passes
+        ]
 
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``. Each stage keeps its own states of a sample."""
         verdict = Verdict.undecided(len(labels))
         points = region.x.clone()
         opened: Tensor | None = None
-        for bound in self.stages:
+        for bound in self._stages(tightest=budget.tightest):
             rows = (~(verdict.proved | verdict.falsified)).nonzero().flatten()
             if not rows.numel() or budget.clock.over():
                 break

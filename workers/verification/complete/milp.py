@@ -24,9 +24,9 @@ __all__ = ["ProgrammeSearch"]
 MOST, TRIALS = 32, 2
 #: Plain forward passes that a programme costs at least.
 LEAST_PASSES = 500.0
-#: A programme is solved where so many times what they have gained would prove the domain; the
-#: largest gain counts, and is slowly forgotten.
-HOPE, KEPT = 1.5, 0.95
+#: A programme is solved where so many times what such ones gain would prove the domain; of the
+#: running mean of their median gains, what is kept from one batch to the next.
+HOPE, KEPT = 1.5, 0.8
 #: The round before which boxes are refined, and the share of the work left that this may take.
 REFINED_AT, REFINED_SHARE = 6, 0.3
 
@@ -77,7 +77,8 @@ class ProgrammeSearch(Search):
         hinted.numbers.copy_(hints.numbers)
         still = super()._bounded(hinted, HINTED)
         gains = (hinted.bound - before)[torch.isfinite(before)]
-        self._gained = max([KEPT * self._gained, *gains.tolist()])
+        if len(gains):
+            self._gained = KEPT * self._gained + (1.0 - KEPT) * float(gains.median())
         if len(still) and bool(hints.found.any()):
             self._broken(hints.points[hints.found], steps=0)
         rest = torch.ones(len(left), dtype=torch.bool, device=chosen.device)

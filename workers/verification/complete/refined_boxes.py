@@ -24,6 +24,8 @@ __all__ = ["refined"]
 
 #: Domains of a block of units together, and splits of one end, at most.
 WIDEST, DEEPEST = 1024, 5
+#: Splits go on where ends gain this share of themselves.
+PAYS = 0.02
 #: Of an end, before anything is split.
 WHOLE = Effort(20, (0.2, 0.2), 0.93)
 #: Rows of a domain that is split: its own, of its children's candidates, of the children.
@@ -86,9 +88,10 @@ def _least(guide: DomainBounds, proof: DomainBounds, most: float) -> tuple[Tenso
         children = split(taken, units, 1)
         spent += rows + 2.0 * len(taken) + _climb(guide, proof, children, CHILD)
         domains = rest.followed_by(children)
-        found = torch.full_like(found, torch.inf).scatter_reduce(
-            0, domains.objective, domains.bound, "amin"
-        )
+        before, found = found, torch.full_like(found, torch.inf)
+        found = found.scatter_reduce(0, domains.objective, domains.bound, "amin")
+        if not float((found - before).sum()) > PAYS * float(before.abs().sum()):
+            break
     return found, spent
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from service.contract.schemas.submissions import Strict
 from service.contract.schemas.training_options import (
     BcpOptions,
+    CapOptions,
     ColtOptions,
     CrownIbpOptions,
     EmmaOptions,
@@ -262,6 +263,17 @@ _ROWS = (
         certify_with={"method": "auto"},
         options=ColtOptions,
         norms=("linf",),
+    ),
+    TrainingMethod(
+        "cap",
+        "Cross-entropy of the dual's bounds over the convex outer polytope, by random projections",
+        "about 100 (counted, not measured): 50 projections of each layer's terms",
+        "Wong, Kolter 2018; Wong et al. 2018",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=CapOptions,
+        norms=("linf", "l2"),
     ),
 )
 

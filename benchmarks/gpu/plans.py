@@ -67,6 +67,16 @@ ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (
         "not published for this depth and head",
     ),
     ("8-cifar-lipconvnet-15-crc", _LIPCONVNET, "79.4 / - / 67.0"),
+    (
+        "9-mnist-cap-l2",
+        {"method": "cap", "dataset": "mnist", "norm": "l2", "epsilon": 1.58},
+        "88.4 / 62.3 / 44.0",
+    ),
+    (
+        "10-cifar-cap-l2",
+        {"method": "cap", "dataset": "cifar10", "norm": "l2", "epsilon": "36/255"},
+        "60.1 / 55.7 / 50.3",
+    ),
 )
 
 

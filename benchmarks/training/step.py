@@ -48,6 +48,7 @@ ROWS = (
     ("cc-ibp", "relu"),
     ("exp-ibp", "relu"),
     ("colt", "relu"),
+    ("cap", "relu"),
 )
 
 #: Steps before the clock: a compiled one is compared with the eager one in its first.

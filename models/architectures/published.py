@@ -122,6 +122,7 @@ _FIVE = ((16, 3, 1, 1), (16, 4, 2, 1), (32, 4, 2, 1))
 _SEVEN = ((64, 3, 1, 1), (64, 3, 1, 1), (128, 3, 2, 1), (128, 3, 1, 1), (128, 3, 1, 1))
 _MNIST_PIXELS = ((0.1307,), (0.3081,))
 _CIFAR_PIXELS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_CAP_PIXELS = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
 _CTBENCH = "CTBench (Mao et al. 2024); Shi et al. 2021"
 _BCP, _CAP = "BCP (Lee et al. 2020)", "CAP (Wong et al. 2018)"
 _COLT = "COLT (Balunovic & Vechev 2020)"
@@ -137,6 +138,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tiny-8c2f": Architecture(_BCP, _TINY, _EIGHT, (256, 200), "he", _EIGHT_CLAMPS),
     "mnist-small": Architecture(_CAP, _MNIST, _SMALL, (100, 10)),
     "cifar-small": Architecture(_CAP, _CIFAR, _SMALL, (100, 10), "he"),
+    "cifar-small-normalized": Architecture(
+        _CAP, _CIFAR, _SMALL, (100, 10), "he", pixels=_CAP_PIXELS
+    ),
+    "cifar-4c3f-normalized": Architecture(
+        _CAP, _CIFAR, _LARGE, (512, 512, 10), "he", pixels=_CAP_PIXELS
+    ),
     "mnist-convmed": Architecture(_COLT, _MNIST, ((32, 5, 2, 2), (64, 4, 2, 1)), (100, 10)),
     "cifar-convmed": Architecture(_COLT, _CIFAR, ((32, 5, 2, 2), (128, 4, 2, 1)), (250, 10)),
     "cifar-convmedbig": Architecture(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from service.recipes import bcp, emma, gloro, local_lip, one_lipschitz, plain, soc
-from service.recipes.linf import colt, ctbench, expressive_losses, ours
+from service.recipes.linf import cap, colt, ctbench, expressive_losses, ours
 from service.recipes.recipe import COSINE, Recipe
 
 __all__ = ["RECIPES", "recipe_of"]
@@ -22,6 +22,7 @@ RECIPES: tuple[Recipe, ...] = (
     *soc.ROWS,
     *ours.ROWS,
     *colt.ROWS,
+    *cap.ROWS,
     *ctbench.ROWS,
     *expressive_losses.ROWS,
 )

@@ -67,6 +67,12 @@ _ROWS = (
         10,
         "pixels normalised, conv(32,3,1,1) conv(32,4,2,1) conv(128,4,2,1) fc250 fc10",
     ),
+    NamedArchitecture(
+        "cifar-small-normalized", (3, 32, 32), 10, f"pixels normalised alike, {_SMALL}"
+    ),
+    NamedArchitecture(
+        "cifar-4c3f-normalized", (3, 32, 32), 10, f"pixels normalised alike, {_4C3F}"
+    ),
     NamedArchitecture("mnist-cnn5-bn", (1, 28, 28), 10, _CNN5),
     NamedArchitecture("cifar-cnn5-bn", (3, 32, 32), 10, _CNN5),
     NamedArchitecture("mnist-cnn7-bn", (1, 28, 28), 10, _CNN7),

@@ -15,6 +15,7 @@ from typing import Any
 from service.contract.schemas.submissions import Strict
 from service.contract.schemas.training_options import (
     BcpOptions,
+    CapOptions,
     ColtOptions,
     CrownIbpOptions,
     EmmaOptions,
@@ -236,6 +237,17 @@ _ROWS = (
         "about 20 (counted, not measured): two attacks",
         "Balunovic, Vechev 2020",
         options=ColtOptions,
+    ),
+    TrainingMethod(
+        "cap",
+        "Cross-entropy of the dual's bounds over the convex outer polytope, by random projections",
+        "about 100 (counted, not measured): 50 projections of each layer's terms",
+        "Wong, Kolter 2018; Wong et al. 2018",
+        bfloat16=False,
+        compiled=False,
+        certify_with={"method": "auto"},
+        options=CapOptions,
+        norms=("linf", "l2"),
     ),
 )
 

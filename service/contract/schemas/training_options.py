@@ -16,6 +16,7 @@ from service.contract.schemas.training_schedules import ScheduleSpec, constant
 
 __all__ = [
     "BcpOptions",
+    "CapOptions",
     "ColtOptions",
     "CrownIbpOptions",
     "EmmaOptions",
@@ -171,6 +172,13 @@ class TapsOptions(_Shrunk):
 
 class StapsOptions(TapsOptions, SabrOptions):
     """TAPS's, and the small box of SABR."""
+
+
+class CapOptions(LmtOptions):
+    """LMT's weight of clean cross-entropy. ``projections``: random ones that estimate the boxes of
+    the dual's layers, where a set has more terms; 0: none, exact and far dearer."""
+
+    projections: int = Field(default=50, ge=0, le=10_000)
 
 
 class ColtOptions(Strict):

@@ -28,6 +28,8 @@ PARAMETERS = {
     "cifar-convmed": 2_118_856,
     "cifar-convmedbig": 2_133_736,
     "mnist-convmed-normalized": 348_376,
+    "cifar-small-normalized": 214_924,
+    "cifar-4c3f-normalized": 2_466_864,
     "cifar-convmed-normalized": 2_118_862,
     "cifar-convmedbig-normalized": 2_133_742,
     "mnist-cnn5-bn": 823_260,

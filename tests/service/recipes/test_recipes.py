@@ -106,7 +106,7 @@ def test_the_options_of_every_row_have_a_default_and_a_place_in_the_plan() -> No
 def test_every_recipe_is_a_complete_run(row: Any, name: str) -> None:
     activation = row.settings.get("activation")
     wish = {"method": row.method, "dataset": row.dataset, "epsilon": row.epsilon, "recipe": name}
-    spec = TrainSpec.model_validate({**wish, "activation": activation})
+    spec = TrainSpec.model_validate({**wish, "activation": activation, "norm": row.norm})
     recipe = recipe_of(
         *(row.method, row.dataset, name),
         norm=spec.norm,

@@ -57,6 +57,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "cc-ibp": {**_BETWEEN},
     "exp-ibp": {**_BETWEEN},
     "colt": {"attack_steps": 2, "projections": 4, "mix": 0.5},
+    "cap": {"projections": 4},
     "soc": {"gamma": 0.1, "shift": "emma", "loss": "logit-annealing"},
     "soc-crc": {"gamma": 0.1, "curvature": 0.01},
 }

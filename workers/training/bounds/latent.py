@@ -1,5 +1,5 @@
-"""COLT's zonotope in training: its widths estimated by random projections, its points by their
-error terms (Balunovic and Vechev 2020, sections 4 and 5).
+"""The zonotope of COLT and CAP in training: its widths estimated by random projections, its points
+by their error terms (Balunovic and Vechev 2020, sections 4 and 5; Wong et al. 2018, section 3.3).
 
 The set behind the k-th ReLU has an error term in [-1, 1] for every pixel and for every neuron of
 the ReLUs passed; none is dropped, and no matrix of terms is ever made. A point is the image of its
@@ -27,10 +27,12 @@ from workers.training.trained_maps import SumMap, WeightedMap
 from workers.training.training_graph import TrainingGraph
 from workers.verification.graph.graph_step import GraphStep
 
-__all__ = ["Lines", "Widths", "activations_of", "draw_cauchy", "latent_points", "term_shapes"]
+__all__ = ["Lines", "Widths", "activations_of", "draw_cauchy", "draw_normal", "latent_points"]
+__all__ += ["term_shapes"]
 
 #: Larger random numbers are cut.
 LARGEST = 1e10
+_TINY = 1e-24
 
 #: (number of the set of terms, shape of one projection [k, *shape]) -> Cauchy numbers.
 Draw = Callable[[int, tuple[int, ...]], Tensor]
@@ -59,8 +61,8 @@ class Lines:
         return cls(lower, upper, slope, middle)
 
 
-def activations_of(graph: TrainingGraph) -> list[int]:
-    """Positions of the ReLUs among the steps.
+def activations_of(graph: TrainingGraph, method: str = "COLT") -> list[int]:
+    """Positions of the ReLUs among the steps, for the ``method`` that errors name.
 
     Raises TrainingError where the network is no chain of affine layers and ReLUs.
     """
@@ -72,7 +74,7 @@ def activations_of(graph: TrainingGraph) -> list[int]:
             kind = step.op.kind if isinstance(step.op, Layer) else "affine"
             raise TrainingError(
                 "unsupported_architecture",
-                f"COLT trains chains of convolutions, dense layers, average pools and ReLUs; "
+                f"{method} trains chains of convolutions, dense layers, average pools and ReLUs; "
                 f"layer {step.name} ({kind}) is not in one",
                 hint="mnist-convmed, cifar-convmed, cifar-convmedbig, mnist-small, for example",
                 field="architecture",
@@ -82,7 +84,7 @@ def activations_of(graph: TrainingGraph) -> list[int]:
     if not places:
         raise TrainingError(
             "unsupported_architecture",
-            "COLT needs a ReLU to attack behind",
+            f"{method} needs a ReLU",
             field="architecture",
         )
     return places
@@ -94,13 +96,19 @@ def draw_cauchy(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]
     return torch.tan(math.pi * (drawn - 0.5)).clamp(-LARGEST, LARGEST).to(like)
 
 
+def draw_normal(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal numbers of this shape."""
+    return torch.randn(shape, generator=generator).to(like)
+
+
 @dataclass
 class _Terms:
     """One set of error terms on its way.
 
     width [batch, *shape]: exact until a map has mixed them, then None; begun: widths at their
     beginning; passed: what they have been through since, for projections made later; image
-    [batch, k, *shape]: the projections, once they are needed.
+    [batch, k, *shape]: the projections, once they are needed; units: they are no projections but
+    every term's own image. ball: the terms lie in a Euclidean ball, not each in [-1, 1].
     """
 
     number: int
@@ -109,23 +117,42 @@ class _Terms:
     passed: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
     image: Tensor | None = None
     mixed: bool = False
+    units: bool = False
+    ball: bool = False
 
 
 class Widths:
-    """One walk of a batch's box through the chain: centre, and how wide each set of terms is."""
+    """One walk of a batch's box through the chain: centre, and how wide each set of terms is.
 
-    def __init__(self, graph: TrainingGraph, box: Box, draw: Draw, projections: int) -> None:
-        self.graph, self.draw, self.projections = graph, draw, projections
+    Sets of at most ``exact`` terms are not projected. ``ball``: the input is not the box but the
+    ball (ellipsoid) in it, whose projections are to be normal numbers, not Cauchy.
+    """
+
+    def __init__(
+        self,
+        graph: TrainingGraph,
+        box: Box,
+        draw: Draw,
+        projections: int,
+        *,
+        exact: float = 0,
+        ball: bool = False,
+    ) -> None:
+        self.graph, self.draw, self.projections, self.exact = graph, draw, projections, exact
         self.centre = box.middle
-        self.sets = [_Terms(0, box.half, box.half)]
+        self.sets = [_Terms(0, box.half, box.half, ball=ball)]
         self.done = 0
 
     def until(self, index: int) -> Lines:
         """Walk to the ReLU at ``index``: its lines, the ReLU itself not passed yet."""
+        self.walk(index)
+        return Lines.over(self.centre, self.width())
+
+    def walk(self, index: int) -> None:
+        """Walk to the step at ``index``, with no ReLU on the way."""
         while self.done < index:
             self._step(self.graph.steps[self.done])
             self.done += 1
-        return Lines.over(self.centre, self.width())
 
     def through(self, lines: Lines) -> None:
         """Pass the ReLU that comes next."""
@@ -149,7 +176,7 @@ class Widths:
             if terms.width is not None:
                 total = total + terms.width
             else:
-                total = total + self.image(terms).abs().median(dim=1).values
+                total = total + _size(self.image(terms), terms)
         return total
 
     def gaps(self, pairs: Tensor) -> Tensor:
@@ -157,22 +184,37 @@ class Widths:
         layer's rows, [batch, classes]."""
         total = pairs.new_zeros(pairs.shape[:2])
         for terms in self.sets:
-            if terms.width is not None and not terms.mixed:
+            if terms.width is not None and not terms.mixed and not terms.ball:
                 total = total + torch.einsum("bcf,bf->bc", pairs.abs(), terms.width)
             else:
                 images = torch.einsum("bcf,bkf->bkc", pairs, self.image(terms))
-                total = total + images.abs().median(dim=1).values
+                total = total + _size(images, terms)
         return total
 
     def image(self, terms: _Terms) -> Tensor:
         """The projections of a set, [batch, k, *shape]."""
         if terms.image is None:
-            numbers = self.draw(terms.number, (self.projections, *terms.begun.shape[1:]))
+            numbers = self._units(terms)
+            if numbers is None:
+                numbers = self.draw(terms.number, (self.projections, *terms.begun.shape[1:]))
             terms.image = terms.begun[:, None] * numbers.to(terms.begun)
             for passed in terms.passed:
                 terms.image = passed(terms.image)
             terms.passed = []
         return terms.image
+
+    def _units(self, terms: _Terms) -> Tensor | None:
+        """A unit vector for each term that is wide in some sample, [terms, *shape]; None where they
+        are to be projected."""
+        # By the number of all terms: a rank that has other samples decides alike.
+        if terms.begun[0].numel() > self.exact:
+            return None
+        wide = (terms.begun.detach().flatten(1) > 0).any(0).nonzero().squeeze(1)
+        # Where none is wide, one of width 0.
+        wide = wide if len(wide) else wide.new_zeros(1)
+        terms.units = True
+        rows = terms.begun.new_zeros(len(wide), terms.begun[0].numel())
+        return rows.scatter(1, wide[:, None], 1.0).unflatten(1, terms.begun.shape[1:])
 
     def _step(self, step: GraphStep) -> None:
         op = self.graph.map_at(step, self.centre)
@@ -185,7 +227,7 @@ class Widths:
                 self.image(terms)
                 terms.width = None
             elif terms.width is not None:
-                terms.width = _absolute(op, terms.width)
+                terms.width = _reach(op, terms.width) if terms.ball else _absolute(op, terms.width)
                 terms.mixed = True
             self._pass(terms, lambda t: _each(lambda u: _linear(op, u), t), widths=False)
 
@@ -216,6 +258,23 @@ def _absolute(op: WeightedMap | SumMap, x: Tensor) -> Tensor:
     if isinstance(op, SumMap):
         return op.apply(x)
     return op.layer.apply_weight(x, op.weight.abs(), None)
+
+
+def _reach(op: WeightedMap | SumMap, x: Tensor) -> Tensor | None:
+    """How far the image of the ellipsoid with half axes x reaches; None for a pool, whose
+    projections tell."""
+    if isinstance(op, SumMap):
+        return None
+    squares = op.layer.apply_weight(x.square(), op.weight.square(), None)
+    return squares.add(_TINY).sqrt()
+
+
+def _size(images: Tensor, terms: _Terms) -> Tensor:
+    """From images [batch, k, ...] of a set of terms how wide it is, [batch, ...]."""
+    if terms.ball:
+        squares = images.square().sum(1)
+        return (squares if terms.units else squares / images.shape[1]).add(_TINY).sqrt()
+    return images.abs().sum(1) if terms.units else images.abs().median(dim=1).values
 
 
 def _moved(step: GraphStep, x: Tensor) -> Tensor:

@@ -1,18 +1,22 @@
-"""CROWN-IBP's backward pass in training, with gradients (Zhang et al. 2020, arXiv:1906.06316).
+"""The backward pass of linear relaxations in training, with gradients: CROWN-IBP's (Zhang et al.
+2020, arXiv:1906.06316) and CAP's (Wong and Kolter 2018).
 
-Intermediate boxes are those of a ``BoxPass``; linear relaxations are the verifier's own rules with
-rounding left out. Rows go back to the pixels, or as far as every layer is known: what arrives at
-another layer's result is bounded by that value's box. Nothing here is a certificate.
+Intermediate boxes are given, those of a ``BoxPass`` for example; linear relaxations are the
+verifier's own rules with rounding left out. Rows go back to the pixels, or as far as every layer is
+known: what arrives at another layer's result is bounded by that value's box. Nothing here is a
+certificate.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from models.layers.base import Layer
 from models.layers.kinds import Add
-from workers.training.bounds.box import Box, BoxPass, kinked
+from workers.training.bounds.box import Box, kinked
 from workers.training.trained_maps import ScaledMap, WeightedMap
 from workers.training.training_graph import TrainingGraph
 from workers.verification.graph.graph_step import GraphStep
@@ -23,12 +27,22 @@ __all__ = ["least_values"]
 
 #: How the slope below an unstable ReLU is chosen: 1 where the box is mostly above 0, else 0.
 RULE = "crown"
+_TINY = 1e-24
 
 
-def least_values(graph: TrainingGraph, passed: BoxPass, rows: Tensor) -> Tensor:
-    """Lower bounds of rows . features over the pass's input box: [batch, rows].
+def least_values(
+    graph: TrainingGraph,
+    boxes: Mapping[int, Box],
+    rows: Tensor,
+    *,
+    rule: str = RULE,
+    radius: float | Tensor | None = None,
+) -> Tensor:
+    """Lower bounds of rows . features over the input: [batch, rows].
 
-    rows [batch, rows, features]; features: what the last layer takes.
+    rows [batch, rows, features]; features: what the last layer takes. boxes: of every value by its
+    number, box 0 is the input; ``radius``: the input is the Euclidean ball around its middle.
+    ``rule``: how slopes below unstable ReLUs are chosen, as the verifier's ``lower_slopes`` has it.
     """
     pending = {len(graph.steps): rows}
     result = rows.new_zeros(rows.shape[:2])
@@ -37,28 +51,33 @@ def least_values(graph: TrainingGraph, passed: BoxPass, rows: Tensor) -> Tensor:
         if carried is None:
             continue
         step = graph.steps[index]
-        found = _through(graph, passed, step, carried)
+        found = _through(graph, boxes, step, carried, rule)
         if found is None:
-            result = result + _least(carried, passed.boxes[index + 1])
+            result = result + _least(carried, boxes[index + 1])
             continue
         sources, gained = found
         result = result + gained
         for source, part in zip(step.sources, sources, strict=True):
             pending[source] = pending[source] + part if source in pending else part
-    return result + _least(pending[0], passed.boxes[0]) if 0 in pending else result
+    if 0 not in pending:
+        return result
+    if radius is None:
+        return result + _least(pending[0], boxes[0])
+    reach = pending[0].flatten(2).square().sum(2).add(_TINY).sqrt()
+    return result + _sum(pending[0] * boxes[0].middle.unsqueeze(1)) - radius * reach
 
 
 def _through(
-    graph: TrainingGraph, passed: BoxPass, step: GraphStep, rows: Tensor
+    graph: TrainingGraph, boxes: Mapping[int, Box], step: GraphStep, rows: Tensor, rule: str
 ) -> tuple[list[Tensor], Tensor | float] | None:
     """The rows on the step's inputs and what the constant gains, [batch, rows]; None where the
     layer is not known."""
-    layer, shape = step.layer(Layer), passed.boxes[step.sources[0]].lower.shape[1:]
+    layer, shape = step.layer(Layer), boxes[step.sources[0]].lower.shape[1:]
     if kinked(step):
-        return _relaxed(passed.boxes[step.sources[0]], layer, rows)
+        return _relaxed(boxes[step.sources[0]], layer, rows, rule)
     if isinstance(layer, Add):
         return [rows for _ in step.sources], 0.0
-    op = graph.map_at(step, passed.boxes[step.sources[0]].lower)
+    op = graph.map_at(step, boxes[step.sources[0]].lower)
     if isinstance(op, WeightedMap):
         back = op.adjoint(rows.flatten(0, 1)).reshape(*rows.shape[:2], *shape)
         return [back], 0.0 if op.bias is None else _sum(_channels(op.bias, rows) * rows)
@@ -69,11 +88,13 @@ def _through(
     return None
 
 
-def _relaxed(before: Box, layer: Layer, rows: Tensor) -> tuple[list[Tensor], Tensor] | None:
-    rule = rules_of(layer).relax
-    if rule is None:
+def _relaxed(
+    before: Box, layer: Layer, rows: Tensor, rule: str
+) -> tuple[list[Tensor], Tensor] | None:
+    relax = rules_of(layer).relax
+    if relax is None:
         return None
-    lines = rule(layer, before.lower, before.upper, RULE, Rounding.ignored())
+    lines = relax(layer, before.lower, before.upper, rule, Rounding.ignored())
     above, below = rows.clamp_max(0.0), rows.clamp_min(0.0)
     back = below * lines.lower_slope.unsqueeze(1) + above * lines.upper_slope.unsqueeze(1)
     gained = _sum(above * lines.upper_intercept.unsqueeze(1))

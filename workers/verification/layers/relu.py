@@ -106,9 +106,9 @@ def _lines(
     lost = slack(lower.abs() + upper.abs(), 6 * rounding.own, rounding)
     intercept = torch.maximum(above_low, above_high) + lost
     slope = torch.where(active, one, torch.where(unstable, chord, least * one))
-    low = torch.where(
-        active, one, torch.where(unstable, lower_slopes(lower, upper, least, rule), least * one)
-    )
+    # The chord from above, where a stable neuron has no quotient whose gradient could be NaN.
+    below = chord if rule == "cap" else lower_slopes(lower, upper, least, rule)
+    low = torch.where(active, one, torch.where(unstable, below, least * one))
     zero = torch.zeros_like(upper)
     lower_intercept = None
     upper_intercept = torch.where(unstable, intercept, zero)

@@ -52,10 +52,12 @@ def _layers(activation: str) -> dict[str, Any]:
     return {"input": [1, 8, 8], "layers": rows}
 
 
+CHAIN = {"input": [1, 8, 8], "layers": [CONV, RELU, FLAT, HIDDEN, RELU, DENSE]}
 #: Methods that are made for other layers; all others train ``_layers("relu")``.
 ARCHITECTURES: dict[str, Any] = {
+    "cap": CHAIN,
     # No batch norm: behind a part that is frozen it would have to be frozen too.
-    "colt": {"input": [1, 8, 8], "layers": [CONV, RELU, FLAT, HIDDEN, RELU, DENSE]},
+    "colt": CHAIN,
     "emma": _layers("maxmin"),
     "local-lip-b": _layers("relu-theta"),
     "one-lipschitz": {

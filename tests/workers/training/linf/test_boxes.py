@@ -98,9 +98,9 @@ def test_one_backward_pass_bounds_several_rows_as_it_bounds_each() -> None:
     passed = BoxPass(graph)
     passed.of(pixel_box(x, EPSILON))
     rows = pair_differences(graph.head_weight, y)
-    together = least_values(graph, passed, rows)
+    together = least_values(graph, passed.boxes, rows)
     for row in range(rows.shape[1]):
-        alone = least_values(graph, passed, rows[:, row : row + 1])
+        alone = least_values(graph, passed.boxes, rows[:, row : row + 1])
         torch.testing.assert_close(together[:, row], alone[:, 0])
 
 

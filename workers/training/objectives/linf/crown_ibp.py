@@ -50,7 +50,7 @@ def fused_loss(
     rows = -torch.bmm(slope.unsqueeze(1), pair_differences(graph.head_weight, y))
     bias = graph.logits(torch.zeros_like(passed.boxes[len(graph.steps)].lower[:1]))
     shifts = bias - bias.expand(len(y), -1).gather(1, y[:, None])
-    relaxed = -least_values(graph, passed, rows).squeeze(1) + (slope * shifts).sum(1)
+    relaxed = -least_values(graph, passed.boxes, rows).squeeze(1) + (slope * shifts).sum(1)
     plain = (slope * most).sum(1)
     total = constants.sum(1) + beta * plain + (1.0 - beta) * relaxed
     result: Tensor = total.clamp_min(_TINY).log() + scale.squeeze(1)

@@ -40,6 +40,6 @@ def _gaps(graph: TrainingGraph, x: Tensor, labels: Tensor, epsilon: float | Tens
     passed = BoxPass(graph)
     features = passed.of(pixel_box(x, epsilon))
     bias = graph.logits(torch.zeros_like(features.lower[:1]))
-    least = least_values(graph, passed, -pair_differences(graph.head_weight, labels))
+    least = least_values(graph, passed.boxes, -pair_differences(graph.head_weight, labels))
     relaxed = bias - bias.expand(len(x), -1).gather(1, labels[:, None]) - least
     return torch.minimum(largest_gaps(graph, features, labels), relaxed)

@@ -135,7 +135,7 @@ def test_a_squeeze_without_axes_is_taken_at_batch_1_only() -> None:
         [node("Concat", ["x", "row"], ["y"], axis=0)],
         [node("Gemm", ["x", "w"], ["y"])],
         [node("BatchNormalization", ["x", "row", "row", "row", "row"], ["y"])],
-        [node("Mul", ["x", "x"], ["q"]), node("ReduceSum", ["q"], ["y"])],
+        [node("ReduceL2", ["x"], ["y"], axes=[0])],
         [node("MatMul", ["x", "cube"], ["y"])],
     ],
 )

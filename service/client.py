@@ -287,6 +287,12 @@ class Client:
         """The rows per sample."""
         return [json.loads(line) for line in self.rows_file(job_id).splitlines()]
 
+    def certificate(self, job_id: str) -> bytes:
+        """What ``certserve-check`` proves again; not every job has one."""
+        answer = self._http.get(f"/jobs/{job_id}/certificate")
+        self._check(answer)
+        return answer.content
+
     def signing_keys(self) -> dict[str, Any]:
         """The public keys that the service signs reports with: ``public_key`` and ``former``."""
         return self._json(self._http.get("/keys/signing"))

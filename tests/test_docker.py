@@ -125,7 +125,7 @@ def test_everything_that_is_no_code_goes_into_the_wheel(root: Path) -> None:
     patterns = packaging["package-data"]["*"]
     others = [
         path
-        for room in ("service", "workers", "models")
+        for room in ("service", "workers", "models", "check")
         for path in (root / room).rglob("*")
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     ]

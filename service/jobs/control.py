@@ -147,6 +147,13 @@ class Jobs:
         told = (facts or {}).get("estimate")
         return None if told is None else Estimate.model_validate(told)
 
+    async def certificate(self, state: JobState) -> bool:
+        """Whether the job has left a certificate."""
+        if state.status != "succeeded" or not state.submission.spec:
+            return False
+        path = self._store.certificate_path(state.submission.id)
+        return await to_thread.run_sync(self._store.has, path)
+
     async def cancel(self, job_id: str, caller: Caller) -> JobState:
         """End an active job; a job that has ended stays as it is. Raises NotFound, RedisError."""
         return await to_thread.run_sync(self._cancel, job_id, caller)
@@ -280,11 +287,18 @@ def record(state: JobState) -> JobRecord:
 
 
 def details(
-    state: JobState, estimate: Estimate | None = None, models: list[SweptModel] | None = None
+    state: JobState,
+    estimate: Estimate | None = None,
+    models: list[SweptModel] | None = None,
+    *,
+    certificate: bool = False,
 ) -> JobDetails:
-    """The same, what was asked for, what it may cost, and the models of a sweep."""
+    """The same, what was asked for, what it may cost, the models of a sweep, and whether there is a
+    certificate."""
     submission = state.submission
     shown = record(state).model_dump(by_alias=True)
+    if certificate:
+        shown["links"]["certificate"] = f"/jobs/{submission.id}/certificate"
     return JobDetails(
         **shown,
         spec=submission.spec or None,

@@ -77,6 +77,20 @@ class Results:
         self._store.has(path)
         return path
 
+    def certificate_path(self, job_id: str, caller: Caller) -> Path:
+        """The file of the certificate. Raises NotFound, Conflict."""
+        self.finished(job_id, caller)
+        path = self._store.certificate_path(job_id)
+        if not self._store.has(path):
+            raise NotFound(
+                "this job has no certificate",
+                code="no_certificate",
+                hint="there is one for sound results by `lipschitz` and `ibp` on a chain of dense "
+                "layers, convolutions, average pools, ReLU and MaxMin; certserve verify-report "
+                "--recheck certifies rows of any report again",
+            )
+        return path
+
     def report_path(self, job_id: str, caller: Caller) -> Path:
         """The file of the signed report. Raises NotFound, Conflict, StorageFull."""
         self.finished(job_id, caller)

@@ -121,4 +121,5 @@ async def _details(
     services: Services, state: JobState, estimate: Estimate | None = None
 ) -> JobDetails:
     models = await to_thread.run_sync(services.jobs.models, state)
-    return details(state, estimate, models)
+    proofs = await services.jobs.certificate(state)
+    return details(state, estimate, models, certificate=proofs)

@@ -59,6 +59,10 @@ _NPZ: dict[int | str, dict[str, Any]] = {
     200: {"description": "A NumPy archive", "content": {"application/zip": {}}}
 }
 
+_CERTIFICATE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A certificate", "content": {"application/octet-stream": {}}}
+}
+
 
 @router.get(
     "/jobs/{job_id}/report",
@@ -188,6 +192,20 @@ async def counterexamples(
 
     path = await to_thread.run_sync(find)
     return FileResponse(path, media_type="application/zip", filename=f"{job_id}.npz")
+
+
+@router.get(
+    "/jobs/{job_id}/certificate",
+    response_class=Response,
+    responses=_CERTIFICATE,
+    summary="What certserve-check proves again, without this service",
+)
+async def certificate(job_id: str, services: UsesServices, principal: Principal) -> FileResponse:
+    """Layers, weights, samples and claims in the layout of safetensors (docs/certificates.md).
+    404 where the checker does not cover the network, it is too large, or nothing is claimed."""
+    path = await to_thread.run_sync(services.results.certificate_path, job_id, principal)
+    name = f"{job_id}.certificate.safetensors"
+    return FileResponse(path, media_type="application/octet-stream", filename=name)
 
 
 def negotiate(accept: str, forms: Sequence[Form] = FORMS) -> Form:

@@ -34,6 +34,9 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     report = commands.add_parser("report", help="print the report of a job, or save it")
     report.add_argument("job")
     report.add_argument("--out", type=Path, help="where it goes (.json .html .csv .svg)")
+    report.add_argument(
+        "--certificate", type=Path, help="where its certificate goes, for certserve-check"
+    )
     report.set_defaults(run=_report)
     for command in (jobs, show, cancel, report):
         add_connection(command, data_dir)
@@ -100,6 +103,12 @@ def _report(options: argparse.Namespace, console: Console) -> int:
         raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORT_FORMS)}")
     with connected(options) as client:
         data = client.report(options.job, form)
+        proofs = None if options.certificate is None else client.certificate(options.job)
+    if proofs is not None:
+        options.certificate.parent.mkdir(parents=True, exist_ok=True)
+        options.certificate.write_bytes(proofs)
+        if not options.json:
+            console.print(f"certificate: {options.certificate}", highlight=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(data)

@@ -32,7 +32,10 @@ class Progress(Strict):
 
 
 class JobLinks(Strict):
-    """Addresses of a job's results; null while there is no such result."""
+    """Addresses of a job's results; null while there is no such result.
+
+    ``certificate``: told by GET /jobs/{id} alone.
+    """
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -42,6 +45,7 @@ class JobLinks(Strict):
     model: str | None = None
     training: str | None = None
     pareto: str | None = None
+    certificate: str | None = None
 
 
 class JobError(BaseModel):

@@ -33,7 +33,7 @@ __all__ = [
 _NOT_THE_RESULT = (
     *("job_id", "created_at", "timing", "device", "signature", "result_digest"),
     # Digests of files, of which one is compressed: they name the same result in other words.
-    *("samples_digest", "counterexamples_digest"),
+    *("samples_digest", "counterexamples_digest", "certificate_digest"),
 )
 
 
@@ -209,8 +209,8 @@ class Report(_Row):
     ``statement`` says in words what was proved (or, in capitals, that this is an estimate).
     ``parity`` is the difference between ONNX Runtime's logits and our graph's, with its budget, and
     how many ``inputs`` of each kind were compared (samples, batches, random, coordinates).
-    ``samples_digest`` and ``counterexamples_digest`` are the sha256 of the files samples.jsonl and
-    counterexamples.npz.
+    ``samples_digest``, ``counterexamples_digest`` and ``certificate_digest`` are the sha256 of the
+    files samples.jsonl, counterexamples.npz and, where there is one, the certificate.
     ``notes`` holds JSON-able facts of bounds and attacks; never times, which would make the
     result digest of two equal runs differ.
     """
@@ -244,6 +244,7 @@ class Report(_Row):
     result_digest: str | None = None
     samples_digest: str | None = None
     counterexamples_digest: str | None = None
+    certificate_digest: str | None = None
     signature: Signature | None = None
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)

@@ -38,7 +38,7 @@ Collection = Literal["models", "datasets"]
 #: What a merge leaves, and the report's signed form.
 _RESULTS = (
     *("report.json", "report.signed.json", "samples.jsonl"),
-    *("counterexamples.npz", "counterexamples.bin", "failed.json"),
+    *("counterexamples.npz", "counterexamples.bin", "certificate.safetensors", "failed.json"),
 )
 
 
@@ -220,6 +220,10 @@ class Store:
     def counterexamples_path(self, job_id: str) -> Path:
         """Counterexamples, each replayed in ONNX Runtime."""
         return self._job_path(job_id) / "counterexamples.npz"
+
+    def certificate_path(self, job_id: str) -> Path:
+        """What ``certserve-check`` proves again; not every job has one."""
+        return self._job_path(job_id) / "certificate.safetensors"
 
     def outcome_path(self, job_id: str, *, attempt: int | None = None) -> Path:
         """How the job ended: created once, never overwritten; wins over the ledger.

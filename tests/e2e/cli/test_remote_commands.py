@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from check.verify import main as check
 from service.cli.main import main
 from service.client import Client, Job
 from service.contract.catalogue.methods import METHODS
@@ -62,6 +63,9 @@ def test_from_upload_to_report(
     run("report", job.id, "--out", str(out))
     assert len(list(csv.DictReader(out.open()))) == 5
     assert json.loads(run("report", job.id, "--json")) == report
+    proofs = tmp_path / "new" / "certificate.safetensors"
+    run("report", job.id, "--certificate", str(proofs))
+    assert check([str(proofs)]) == 0
     with Client(calm_service.url) as client:
         slow = client.certify(*uploads, SLOW_SPEC, force=True)
         assert "cancelled" in run("cancel", slow.id)

@@ -136,7 +136,15 @@ def test_each_key_sees_only_its_own(
     store.job_dir(job["id"])
     store.write_json(store.report_path(job["id"]), {"job_id": job["id"]})
     conclude(store, ledger, state.submission, "succeeded", samples=3)
-    unseen = ["", "/report", "/report.json", "/samples", "/counterexamples.npz", "/events"]
+    unseen = [
+        "",
+        "/report",
+        "/report.json",
+        "/samples",
+        "/counterexamples.npz",
+        "/certificate",
+        "/events",
+    ]
     for part in unseen:
         answer = ben.get(f"/jobs/{job['id']}{part}")
         assert (answer.status_code, answer.json()["code"]) == (404, "unknown_job"), part

@@ -60,7 +60,9 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
         "model_id", "dataset_id", "links",
     }  # fmt: skip
     assert set(job["progress"]) == {"done", "total", "unit", "message", "eta_s"}
-    assert set(job["links"]) == {"self", "events", "report", "model", "training"}
+    assert set(job["links"]) == {
+        *("self", "events", "report", "model", "training", "pareto", "certificate")
+    }
     assert (job["kind"], job["status"], job["error"]) == ("certify", "queued", None)
     (kept,) = JournalReader(store.folder("journal")).read()
     assert kept.id == job["id"]

@@ -64,6 +64,23 @@ def test_the_json_report_is_served_as_it_was_signed(
     assert (pdf.status_code, pdf.json()["code"]) == (406, "not_acceptable")
 
 
+def test_a_certificate_is_served_where_there_is_one(
+    api: httpx.Client, store: Store, ledger: Ledger, accept: Make
+) -> None:
+    job = accept()
+    ledger.create(job)
+    path = f"/jobs/{job.id}/certificate"
+    assert api.get(path).json()["code"] == "not_finished"
+    finish(store, ledger, job)
+    answer = api.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_certificate")
+    assert api.get(f"/jobs/{job.id}").json()["links"]["certificate"] is None
+    store.certificate_path(job.id).write_bytes(b"proofs")
+    answer = api.get(api.get(f"/jobs/{job.id}").json()["links"]["certificate"])
+    assert (answer.status_code, answer.content) == (200, b"proofs")
+    assert f"{job.id}.certificate.safetensors" in answer.headers["content-disposition"]
+
+
 def test_a_failed_job_says_why_there_is_no_report(
     api: httpx.Client, store: Store, ledger: Ledger, accept: Make
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from check.verify import main as check
 from service.contract.ledger.leases import Lease
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
@@ -19,11 +20,12 @@ from service.contract.storage.store import Store
 from tests.workers.jobs.conftest import Corridor, tiny_npz, tiny_onnx
 from tests.workers.jobs.work import work
 from workers.jobs.hardware.device_check import DEVICE_LOST
+from workers.jobs.items.merge import digest_of
 
 pytestmark = pytest.mark.usefixtures("forked_inspections")
 
 
-def test_from_upload_to_report(corridor: Corridor) -> None:
+def test_from_upload_to_report(corridor: Corridor, capsys: pytest.CaptureFixture[str]) -> None:
     job = corridor.submit()
     work(corridor, job.id)
     outcome = corridor.outcome(job, 0)
@@ -35,6 +37,11 @@ def test_from_upload_to_report(corridor: Corridor) -> None:
     for row in report["results"]:
         assert row["certified_accuracy"] <= row["attack_accuracy"] <= report["clean_accuracy"]
     assert len(corridor.store.samples_path(job.id).read_text().splitlines()) == 30
+    proofs = corridor.store.certificate_path(job.id)
+    assert report["certificate_digest"] == digest_of(proofs.read_bytes())
+    assert check([str(proofs), "--model", str(corridor.folder / "tiny.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert f"{report['dataset']['samples']} samples, l2" in said
     state = corridor.ledger.get(job.id)
     assert state is not None
     assert (state.status, state.progress.done, state.progress.total) == ("succeeded", 30, 30)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from models.network import Network
 from service.contract.schemas.problems import InternalError
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.storage.pictures import COUNTEREXAMPLES
@@ -18,7 +19,8 @@ from service.contract.times import now, seconds
 from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.items.prepare import facts_of, shards
 from workers.jobs.items.trained_model import model_of
-from workers.jobs.report.build import build_report, sample_rows
+from workers.jobs.report.build import build_report, certificate_remarks, sample_rows
+from workers.jobs.report.certificate import Samples, certificate
 from workers.jobs.report.pictures import counterexample_pictures
 from workers.verification.results import SampleResults
 
@@ -26,7 +28,7 @@ __all__ = ["concatenate", "digest_of", "merge", "merge_notes"]
 
 
 def merge(store: Store, submission: JobSubmission, *, started_at: str | None) -> int:
-    """Write report, sample rows and counterexamples; the number of samples.
+    """Write report, sample rows, counterexamples and certificate; the number of samples.
 
     Each file is created once, so a merge that runs twice changes nothing.
     """
@@ -52,6 +54,7 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     ).encode()
     spec = Spec.model_validate(submission.spec)
     counterexamples = _counterexamples(results, spec, facts)
+    proofs = _certificate(store, submission, facts, results)
     report = build_report(
         submission,
         facts,
@@ -61,6 +64,7 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
         digests={
             "samples_digest": digest_of(rows),
             "counterexamples_digest": digest_of(counterexamples),
+            **({} if proofs is None else {"certificate_digest": digest_of(proofs)}),
         },
     )
     store.create(store.samples_path(submission.id), rows)
@@ -76,6 +80,35 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     )
     store.create_json(store.report_path(submission.id), report)
     return len(results.index)
+
+
+def _certificate(
+    store: Store, submission: JobSubmission, facts: Mapping[str, Any], results: SampleResults
+) -> bytes | None:
+    """The certificate, written once; None where nothing in it could be proved again."""
+    spec = Spec.model_validate(submission.spec)
+    path = store.certificate_path(submission.id)
+    inputs = ValidInputs.of_facts(facts, clip=spec.clip)
+    if spec.soundness != "sound" or inputs.unit != 1:
+        return None
+    if not store.has(path):
+        folder = store.prepared_dir(submission.id)
+        with np.load(folder / "data.npz", allow_pickle=False) as data:
+            x = data["x"]
+        by_ibp = np.array([[name == "ibp" for name in names] for names in results.decided_by])
+        made = certificate(
+            Network.load(folder),
+            Samples(x, results.label, results.prediction, results.index, by_ibp),
+            norm=spec.norm,
+            epsilons=spec.epsilons,
+            # Another range than [0, 1]: what is claimed is claimed of all inputs.
+            clip=inputs.clip is True,
+            about=certificate_remarks(submission, facts, results),
+        )
+        if made is None:
+            return None
+        store.create(path, made)
+    return path.read_bytes()
 
 
 def digest_of(data: bytes) -> str:

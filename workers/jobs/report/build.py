@@ -30,7 +30,7 @@ from workers.verification.region import largest_distance
 from workers.verification.results import SampleResults
 from workers.verification.rounding import answer_gap
 
-__all__ = ["build_report", "report_model", "sample_rows", "versions"]
+__all__ = ["build_report", "certificate_remarks", "report_model", "sample_rows", "versions"]
 
 _PACKAGES = ("certserve", "torch", "numpy", "scipy", "onnx", "onnxruntime")
 
@@ -185,6 +185,24 @@ def sample_rows(
             certified=found.certified[row].tolist(),
             falsified=found.falsified[row].tolist(),
         ).model_dump(mode="json")
+
+
+def certificate_remarks(
+    submission: JobSubmission, facts: Mapping[str, Any], results: SampleResults
+) -> dict[str, Any]:
+    """What a certificate says of the job it belongs to, for people: the checker does not look."""
+    spec = Spec.model_validate(submission.spec)
+    found = verdicts(results, spec.epsilons, sound=True)
+    assert submission.model is not None
+    return {
+        "job_id": submission.id,
+        "model_id": submission.model.digest,
+        "model_name": submission.model.name,
+        "graph_digest": facts["graph_digest"],
+        "data_digest": facts.get("data_digest"),
+        "report_samples": len(results.index),
+        "report_certified": found.certified.sum(0).tolist(),
+    }
 
 
 def _cap(spec: Spec, inputs: ValidInputs, facts: Mapping[str, Any], found: Verdicts) -> float:

@@ -1,0 +1,1 @@
+"""``certserve-check``: an independent checker of certificates (docs/certificates.md)."""

@@ -3,7 +3,9 @@
     python -m benchmarks.gpu.plans out/plans
 
 One file per row, in the order in which they are worth a GPU's time; ``--recipe paper`` writes the
-papers' own epochs, which the LipConvnets have in any case (their ``fast`` is for processors).
+papers' own epochs, which the LipConvnets and Tiny ImageNet have in any case (``fast`` of the former
+is for processors). ``--devices 4`` adds ``NAME-on-4`` for the rows whose steps are worth sharing;
+the one on Tiny ImageNet was published on four GPUs.
 """
 
 from __future__ import annotations
@@ -23,6 +25,15 @@ _LIPCONVNET: dict[str, Any] = {
     "recipe": "paper",
 }
 _CURVED = {"name": "lipconvnet", "head": "crc", "mean": [0.4914, 0.4822, 0.4465]}
+
+#: Rows whose steps are long enough for several GPUs: 8 layers of boxes and norms, or many layers.
+SHARED = (
+    "3-cifar-local-lip-b",
+    "4-cifar-local-lip-b-maxmin",
+    "5-cifar-liresnet",
+    "8-cifar-lipconvnet-15-crc",
+    "11-tiny-imagenet-local-lip-b",
+)
 
 #: (name, request, published standard / PGD-100 / verified accuracy in per cent).
 ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (
@@ -62,6 +73,16 @@ ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (
         "96.3 / 78.2 / 55.8",
     ),
     (
+        "11-tiny-imagenet-local-lip-b",
+        {
+            "method": "local-lip-b",
+            "dataset": "tiny-imagenet",
+            "epsilon": "36/255",
+            "recipe": "paper",
+        },
+        "trained on four GPUs; figures are not in these pages",
+    ),
+    (
         "7-cifar-lipconvnet-5-crc",
         {**_LIPCONVNET, "architecture": {**_CURVED, "depth": 5}},
         "not published for this depth and head",
@@ -80,19 +101,29 @@ ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (
 )
 
 
+def written(folder: Path, name: str, request: dict[str, Any], published: str) -> Path:
+    """The row's file."""
+    plan = plan_of(TrainSpec.model_validate(request), str(request["dataset"]), held_out=0.0)
+    text = {"name": name, "dataset": request["dataset"], "published": published}
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**text, "plan": plan.normal()}, indent=1))
+    return path
+
+
 def main() -> None:
     """Write ``NAME.json`` for every row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recipe", choices=("fast", "paper"), default="fast")
+    parser.add_argument("--devices", type=int, default=1, help="and plans for so many GPUs")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for name, request, published in ROWS:
-        spec = TrainSpec.model_validate({"recipe": options.recipe, **request})
-        plan = plan_of(spec, str(request["dataset"]), held_out=0.0).normal()
-        text = {"name": name, "dataset": request["dataset"], "published": published, "plan": plan}
-        (options.folder / f"{name}.json").write_text(json.dumps(text, indent=1))
-        print(options.folder / f"{name}.json")
+        request = {"recipe": options.recipe, **request}
+        print(written(options.folder, name, request, published))
+        if options.devices > 1 and name in SHARED:
+            shared = {**request, "devices": options.devices}
+            print(written(options.folder, f"{name}-on-{options.devices}", shared, published))
 
 
 if __name__ == "__main__":

@@ -6,16 +6,20 @@ FOLDER holds ``<data set>_train.npz`` and ``<data set>_test.npz`` (x uint8, y). 
 it prints the row: a call trains until its minutes are over and leaves a checkpoint, then verifies
 in blocks of which each is kept. Exit status 0: done; 3: call again. Verification is sound (method
 auto); PGD-100 is the published attack: l2, steps of epsilon / 4, one run.
+
+A plan for several devices (``--devices`` of ``benchmarks.gpu.plans``, or here for a trial) trains
+by as many processes, as a worker does, each on a GPU of its own; verification takes the first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,9 +35,10 @@ from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.version import engine_version
 from workers.jobs.datasets.layout import as_network_input, to_pixels
 from workers.jobs.hardware.device import device_name, device_of
+from workers.jobs.parallel.launch import FOLDERS, Request, train_on_devices, trained_by
 from workers.training.config import TrainingConfig
 from workers.training.data import TrainingData
-from workers.training.loop import Paused, train
+from workers.training.loop import CHECKPOINT_S, History, Paused, train
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.run import certify_samples
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
@@ -41,6 +46,9 @@ from workers.verification.results import AttackSettings, CertificationRequest, S
 #: Test images per kept block.
 BLOCK = 500
 AGAIN = 3
+CHECKPOINT = "checkpoint.safetensors"
+#: Seconds that a process waits for the others in a step; the first step of a GPU may compile.
+RANK_TIMEOUT_S = 120.0
 
 
 def load(folder: Path, dataset: str, split: str, shape: tuple[int, ...]) -> TrainingData:
@@ -58,24 +66,29 @@ def trained(
     if (folder / "model" / "network.json").exists():
         return Network.load(folder / "model"), json.loads((folder / "trained.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    run = TrainingConfig.of_plan(row["plan"], TRAINING_METHODS[row["plan"]["method"]])
-    shape = blueprint(run.architecture, activation=run.activation).skeleton.input_shape
-    data = load(options.data, row["dataset"], "train", shape)
+    plan = row["plan"]
+    values = plan["hyperparameters"]
+    skeleton = blueprint(plan["architecture"], activation=values["activation"]).skeleton
+    data = load(options.data, row["dataset"], "train", skeleton.input_shape)
     if options.samples:
         data = TrainingData(data.x[: options.samples], data.y[: options.samples])
-        few = min(run.validation_samples, options.samples // 10)
-        run = replace(run, validation_samples=few)
+        few = min(values["validation_samples"], options.samples // 10)
+        values["validation_samples"] = few
+    run = TrainingConfig.of_plan(plan, TRAINING_METHODS[plan["method"]])
     spent = folder / "seconds"
     began = time.monotonic()
     try:
-        network, history = train(
-            run,
-            data,
-            device=device,
-            checkpoint=folder / "checkpoint.safetensors",
-            should_pause=lambda: time.monotonic() > until,
-            on_epoch=lambda rows: print(json.dumps(rows[-1]), flush=True),
-        )
+        if run.devices > 1:
+            network, history = shared(plan, run, data, folder, device, until)
+        else:
+            network, history = train(
+                run,
+                data,
+                device=device,
+                checkpoint=folder / CHECKPOINT,
+                should_pause=lambda: time.monotonic() > until,
+                on_epoch=told,
+            )
     except Paused:
         return None
     finally:
@@ -87,6 +100,55 @@ def trained(
     (folder / "model").mkdir(exist_ok=True)
     deployed.save(folder / "model")
     return deployed, facts
+
+
+def told(rows: History) -> None:
+    """Print the epoch that has ended."""
+    print(json.dumps(rows[-1]), flush=True)
+
+
+def shared(
+    plan: dict[str, Any],
+    run: TrainingConfig,
+    data: TrainingData,
+    folder: Path,
+    device: torch.device,
+    until: float,
+) -> tuple[Network, History]:
+    """The same by as many processes as the plan has devices. Raises Paused."""
+    if device.type == "cuda" and torch.cuda.device_count() < run.devices:
+        sys.exit(f"{run.devices} GPUs are asked for, and torch sees {torch.cuda.device_count()}")
+    for left in folder.glob(f"{FOLDERS}*"):
+        # Of a call that was killed.
+        shutil.rmtree(left, ignore_errors=True)
+    samples = folder / "data"
+    samples.mkdir(exist_ok=True)
+    facts = samples / "facts.json"
+    if not facts.exists():
+        # Once: the processes of every call map the same files.
+        np.save(samples / "x.npy", data.x.numpy())
+        np.save(samples / "y.npy", data.y.numpy())
+        facts.write_text(json.dumps({"samples": len(data.x)}))
+    request = Request(
+        plan=plan,
+        data=str(samples.absolute()),
+        checkpoint=str((folder / CHECKPOINT).absolute()),
+        checkpoint_s=CHECKPOINT_S,
+        device=device.type,
+        threads=max(1, (os.cpu_count() or 1) // run.devices),
+        limit_s=RANK_TIMEOUT_S,
+        log_format="text",
+    )
+    train_on_devices(
+        request,
+        devices=run.devices,
+        folder=folder,
+        progress=lambda done, total, text: None,
+        on_epoch=told,
+        on_checkpoint=lambda: None,
+        should_pause=lambda: time.monotonic() > until,
+    )
+    return trained_by(folder / CHECKPOINT, run, len(data.x))
 
 
 def verified(
@@ -162,6 +224,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, help="train on the first N only (a trial run)")
     parser.add_argument("--test-samples", type=int, help="verify the first N only (a trial run)")
     parser.add_argument("--epochs", type=int, help="instead of the plan's (a trial run)")
+    parser.add_argument("--devices", type=int, help="instead of the plan's (a trial run)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="instead of auto")
     parser.add_argument("--compiled", choices=("true", "false"), help="instead of auto")
     options = parser.parse_args()
@@ -171,6 +234,8 @@ def main() -> int:
         value = getattr(options, name)
         if value is not None:
             row["plan"]["hyperparameters"][name] = value == "true" if name == "compiled" else value
+    if options.devices is not None:
+        row["plan"]["devices"] = options.devices
     device = device_of("auto")
     found = trained(row, options, device, until)
     if found is None:
@@ -198,6 +263,7 @@ def main() -> int:
         "precision": facts["history"][-1].get("precision"),
         "compiled": facts["history"][-1].get("compiled"),
         "device": name,
+        "devices": row["plan"].get("devices", 1),
         "code": code(),
     }
     (options.out / row["name"] / "result.json").write_text(json.dumps(result))

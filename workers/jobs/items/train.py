@@ -28,13 +28,11 @@ from workers.jobs.inspection.training_data import FILES
 from workers.jobs.items.prepare import files_of, inspect_apart
 from workers.jobs.items.trained_model import held_samples, trained, trained_path
 from workers.jobs.items.training_run import config_of, samples_in
-from workers.jobs.parallel.launch import FOLDERS, Request, train_on_devices
+from workers.jobs.parallel.launch import FOLDERS, Request, train_on_devices, trained_by
 from workers.jobs.runtime.lease_renewer import ItemStopped
-from workers.training.checkpoint import Checkpoint, run_digest
 from workers.training.config import TrainingError
 from workers.training.data import TrainingData
 from workers.training.loop import History, Report, train
-from workers.training.trainer import network_in
 
 __all__ = ["check_length", "read_samples", "train_model"]
 
@@ -127,11 +125,7 @@ def train_model(
             on_checkpoint=on_checkpoint,
             should_pause=should_pause,
         )
-        digest = run_digest(config, len(data.x))
-        last = Checkpoint.load(checkpoint, digest, torch.device("cpu"))
-        if last is None:
-            raise FileNotFoundError(f"{checkpoint} is gone")
-        return network_in(config, last.tensors), last.history
+        return trained_by(checkpoint, config, len(data.x))
 
     _compile_in(folder)
     with storage_errors():

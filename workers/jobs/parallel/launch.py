@@ -22,14 +22,20 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import service
+from models.network import Network
 from workers.jobs.hardware.compute_threads import SLEEPING
 from workers.jobs.parallel.messages import Failure, receive, send
 from workers.jobs.runtime import template
+from workers.training.checkpoint import Checkpoint, run_digest
+from workers.training.config import TrainingConfig
 from workers.training.distributed.ranks import RanksLost
 from workers.training.loop import History, Paused, Report
+from workers.training.trainer import network_in
 
-__all__ = ["FOLDERS", "RENDEZVOUS", "Request", "train_on_devices"]
+__all__ = ["FOLDERS", "RENDEZVOUS", "Request", "train_on_devices", "trained_by"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +108,17 @@ def train_on_devices(
                     case {"end": _}:
                         ranks.let_end(END_S)
                         return
+
+
+def trained_by(checkpoint: Path, config: TrainingConfig, samples: int) -> tuple[Network, History]:
+    """The network (as trained) and the curve of a run that ended, from its last checkpoint.
+
+    Raises OSError where there is none, TrainingError.
+    """
+    last = Checkpoint.load(checkpoint, run_digest(config, samples), torch.device("cpu"))
+    if last is None:
+        raise FileNotFoundError(f"{checkpoint} is gone")
+    return network_in(config, last.tensors), last.history
 
 
 @contextmanager

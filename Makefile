@@ -16,7 +16,7 @@ TEST_PROCESSES ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo serve test lint type format pytest docs hostile schemathesis chaos nightly clean
+.PHONY: install demo serve test lint type format pytest docs screenshots hostile schemathesis chaos nightly clean
 
 install: $(VENV)/.installed
 
@@ -52,6 +52,11 @@ pytest: install
 docs: install
 	$(BIN)/python -m service.contract.catalogue README.md
 	$(BIN)/python -m models.onnx.documentation docs/inputs.md
+
+# What the browser's tests see, all of it in out/screenshots, and of it the pictures of docs/quickstart.md.
+screenshots: install
+	CERTSERVE_SCREENSHOTS=out/screenshots $(BIN)/python -m pytest tests/e2e/console
+	for name in form job samples report; do cp out/screenshots/docs-$$name.png docs/img/quickstart-$$name.png; done
 
 # The whole corpus of hostile uploads; "make test" leaves out what unit tests refuse too.
 hostile: install

@@ -196,10 +196,17 @@ class Client:
         return self._job(self._http.get(f"/jobs/{job_id}"))
 
     def jobs(
-        self, *, kind: str | None = None, status: str | None = None, limit: int = 50
+        self,
+        *,
+        kind: str | None = None,
+        status: str | Sequence[str] | None = None,
+        limit: int = 50,
     ) -> dict[str, Any]:
-        """The newest jobs: ``items``, and ``next_cursor``, which is null at the end."""
-        wish = {"kind": kind, "status": status, "limit": limit}
+        """The newest jobs: ``items``, and ``next_cursor``, which is null at the end.
+
+        ``status``: one state, or several of which one must be the job's.
+        """
+        wish: dict[str, Any] = {"kind": kind, "status": status, "limit": limit}
         given = {name: value for name, value in wish.items() if value is not None}
         return self._json(self._http.get("/jobs", params=given))
 

@@ -70,7 +70,7 @@ def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
         api = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
         try:
             wait_until_up(port)
-            return _load(label, port, clients, seconds, api.pid)
+            return load(label, port, clients, seconds, api.pid)
         finally:
             api.send_signal(signal.SIGTERM)
             api.wait()
@@ -78,7 +78,8 @@ def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
             redis.wait()
 
 
-def _load(label: str, port: int, clients: int, seconds: float, pid: int) -> float:
+def load(label: str, port: int, clients: int, seconds: float, pid: int) -> float:
+    """Accepted submissions per second of the API that listens on ``port``, process ``pid``."""
     body = json.dumps(
         {
             "model_id": _upload_model(port),

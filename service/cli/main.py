@@ -1,4 +1,4 @@
-"""The command line: one module per command. Exit status 0, 1 or 2 (usage)."""
+"""The command line: one module per command; ``exit_status`` says how commands end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from service.cli import certify, demo, keys, serve, train, worker
 from service.cli.checks import doctor, verify, verify_report
+from service.cli.exit_status import FAILED, INTERRUPTED
 from service.cli.remote import jobs, methods, uploads
 from service.cli.settings_check import explain
 from service.client import ServiceError
@@ -33,17 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options, console)
     except (StartError, RedisServerError, ServiceError, Problem, TimeoutError, OSError) as error:
         print(f"certserve: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     except ValidationError as error:
         if error.title != Settings.__name__:
             raise
         print(f"certserve: {explain(error)}", file=sys.stderr)
-        return 1
+        return FAILED
     except httpx.HTTPError as error:
         print(f"certserve: the service does not answer: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return status
 
 

@@ -14,7 +14,7 @@ __all__ = ["explain", "unknown_settings"]
 
 _PREFIX = "CERTSERVE_"
 #: Variables with the prefix that are not settings of the service.
-_OTHERS = ("URL", "KEY", "TEST_", "CHAOS_", "LEASE_NOTE")
+_OTHERS = ("URL", "KEY", "TEST_", "CHAOS_", "LEASE_NOTE", "SCREENSHOTS", "CHROMIUM")
 
 #: Settings of earlier versions, and what holds now.
 _RETIRED = {

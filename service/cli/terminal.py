@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: a progress bar while a job runs, then a table."""
+"""What a person sees in a terminal: a progress bar while a job runs, then what is proved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,12 +20,20 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from service.cli.exit_status import NO, YES
 from service.contract.sweeps import value_text
+from service.reports.epsilon_names import epsilon_names
+from service.reports.evidence import criterion
 
-__all__ = ["print_pareto", "print_summary", "progress_bar"]
+__all__ = ["criterion_status", "print_pareto", "print_summary", "printable", "progress_bar"]
 
 #: Seconds between two plain lines of a job whose status does not change.
 PLAIN_EVERY_S = 2.0
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere without what a terminal would obey: no control characters."""
+    return "".join(sign if sign.isprintable() else " " if sign.isspace() else "�" for sign in text)
 
 
 @contextmanager
@@ -35,7 +44,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -49,7 +58,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]
             state = job["progress"]
             progress.update(
                 task,
-                description=state.get("message") or job["status"],
+                description=printable(state.get("message") or job["status"]),
                 total=state.get("total"),
                 completed=state.get("done") or 0,
                 left=_left(state),
@@ -67,12 +76,12 @@ def _plain(console: Console) -> Callable[[dict[str, Any]], None]:
         state = job["progress"]
         total = state.get("total")
         counted = f" {state.get('done') or 0}/{total} {state.get('unit') or ''}" if total else ""
-        line = f"{job['status']}: {state.get('message') or ''}{counted}"
+        line = printable(f"{job['status']}: {state.get('message') or ''}{counted}")
         # A training has millions of steps: do not print a line for each.
         if line == last or (job["status"] == status and time.monotonic() < due):
             return
         left = _left(state)
-        console.print(f"{line}, {left}" if left else line, highlight=False)
+        console.print(f"{line}, {left}" if left else line, highlight=False, markup=False)
         last, status, due = line, job["status"], time.monotonic() + PLAIN_EVERY_S
 
     return show
@@ -84,21 +93,47 @@ def _left(state: dict[str, Any]) -> str:
 
 
 def print_summary(console: Console, report: dict[str, Any]) -> None:
-    """Model, data, and per epsilon what is certified, attacked and undecided."""
+    """What a report says: of samples per epsilon what is certified, attacked and undecided, of a
+    property the verdict; then warnings and the criterion."""
+    if report.get("property") is None:
+        _print_accuracies(console, report)
+    else:
+        _print_verdict(console, report)
+    for warning in report.get("warnings") or ():
+        console.print(f"warning: {printable(warning)}", highlight=False, markup=False)
+    found = criterion(report)
+    if found is not None:
+        verdict = "[bold]PASS[/bold]" if found["met"] else "[bold]FAIL[/bold]"
+        reached = "" if found["reached"] is None else f"; reached {_percent(found['reached'], 2)}"
+        console.print(
+            f"criterion: {verdict}, at least {_percent(found['demanded'], 2)} certified at "
+            f"epsilon {found['epsilon']}{reached}",
+            highlight=False,
+        )
+
+
+def criterion_status(report: dict[str, Any]) -> int:
+    """The exit status of a command that computed the report: ``NO`` where it misses its
+    criterion."""
+    found = criterion(report)
+    return YES if found is None or found["met"] else NO
+
+
+def _print_accuracies(console: Console, report: dict[str, Any]) -> None:
     model, dataset, threat = report["model"], report["dataset"], report["threat"]
     console.print(
-        f"[bold]{model.get('name') or model['id'][:19]}[/bold]: "
+        f"[bold]{_name(model)}[/bold]: "
         f"{model['parameters']:,} parameters, {len(model['layers'])} layers; "
-        f"{dataset['samples']} samples of {dataset['name']}; "
-        f"norm {threat['norm']}, {report['soundness']}",
+        f"{dataset['samples']} samples of {_named(dataset['name'])}; "
+        f"norm {threat['norm']}, {_soundness(report)}",
         highlight=False,
     )
     table = Table()
     for name in ("epsilon", "certified", "attacked", "clean", "undecided"):
         table.add_column(name, justify="right")
-    for row in report["results"]:
+    for name, row in zip(epsilon_names(report), report["results"], strict=True):
         table.add_row(
-            row.get("epsilon_exact") or f"{row['epsilon']:g}",
+            name,
             _percent(row["certified_accuracy"]),
             _percent(row["attack_accuracy"]),
             _percent(report["clean_accuracy"]),
@@ -118,6 +153,8 @@ def print_summary(console: Console, report: dict[str, Any]) -> None:
         f"{timing['wall_s']:.1f} s, {timing['samples_per_s']:.1f} samples/s on {report['device']}",
         highlight=False,
     )
+    if report.get("budget_spent"):
+        console.print("the time was over before every sample was decided", highlight=False)
 
 
 def print_pareto(console: Console, pareto: dict[str, Any]) -> None:
@@ -134,5 +171,31 @@ def print_pareto(console: Console, pareto: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _print_verdict(console: Console, report: dict[str, Any]) -> None:
+    found = report["property"]
+    console.print(
+        f"[bold]{found['verdict']}[/bold]: {_named(found['name'])} on {_name(report['model'])}, "
+        f"by {found['method']}, {_soundness(report)} "
+        f"({found['proved']} of {found['boxes']} boxes proved, "
+        f"{report['timing']['wall_s']:.1f} s)",
+        highlight=False,
+    )
+    if report.get("budget_spent"):
+        console.print("the time was over before there was an answer", highlight=False)
+
+
+def _name(model: dict[str, Any]) -> str:
+    return _named(model.get("name") or model["id"][:19])
+
+
+def _named(name: str | None) -> str:
+    return escape(printable(str(name)))
+
+
+def _soundness(report: dict[str, Any]) -> str:
+    sound = report["soundness"] == "sound"
+    return "sound" if sound else "[bold]ESTIMATE, NOT A PROOF[/bold]"
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f} %"

@@ -11,8 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
+from service.cli.certify import path_or_name
+from service.cli.exit_status import YES
 from service.cli.local_service import started_service
-from service.cli.terminal import print_pareto, print_summary, progress_bar
+from service.cli.remote.connection import show_json
+from service.cli.terminal import criterion_status, print_pareto, print_summary, progress_bar
 from service.client import REPORT_FORMS, Client, JobFailed
 from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.sweeps import value_text
@@ -25,8 +28,14 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     """Add ``train`` to the commands."""
     train = commands.add_parser("train", help="train a classifier that can be certified")
     train.add_argument("--method", choices=tuple(TRAINING_METHODS), required=True)
-    train.add_argument("--dataset", required=True, help="a registered name or an id")
-    train.add_argument("--test-dataset", help="what the report is made on; default: its test split")
+    train.add_argument(
+        "--dataset", required=True, help="a file (.npz, .npy, .zip), a registered name or an id"
+    )
+    train.add_argument("--dataset-labels", type=Path, help="labels of an idx or npy pair")
+    train.add_argument(
+        "--test-dataset",
+        help="what the report is made on, as --dataset; default: the test split, or a tenth",
+    )
     train.add_argument("--epsilon", required=True, help="36/255 or 1.58, in pixel units")
     train.add_argument("--norm", choices=("l2", "linf"), help="default: the method's")
     train.add_argument("--recipe", default="fast", help="fast, paper or JSON hyperparameters")
@@ -42,6 +51,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     )
     train.add_argument("--certify", help="spec of the certification as JSON; null: none")
     train.add_argument("--out", type=Path, default=Path("out/train"), help="folder of the results")
+    train.add_argument("--json", action="store_true", help="print job and report, and no table")
     train.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
     train.add_argument("--key", default=os.environ.get("CERTSERVE_KEY"))
     train.add_argument("--data-dir", type=Path, default=data_dir)
@@ -50,37 +60,52 @@ def add_parser(commands: Any, data_dir: Path) -> None:
 
 def _train(options: argparse.Namespace, console: Console) -> int:
     request = _request(options)
+    notes = Console(stderr=True) if options.json else console
+    status, report = YES, None
     with ExitStack() as stack:
         url = options.url or stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url, key=options.key))
+        _upload_data(client, options, request)
         job = client.train(request)
         try:
-            with progress_bar(console) as show:
+            with progress_bar(notes) as show:
                 done = client.wait(job["id"], on_progress=show)
         except KeyboardInterrupt:
             where = options.url or f"the next service on {options.data_dir}"
-            console.print(
-                f"job {job['id']} is not cancelled: it goes on at {where}", soft_wrap=True
-            )
+            notes.print(f"job {job['id']} is not cancelled: it goes on at {where}", soft_wrap=True)
             raise
         except JobFailed as failure:
             if failure.job["model_id"] is None:
                 raise
             # The certification failed, but the trained model exists: keep it.
             _keep_model(client, failure.job, options.out)
-            console.print(
+            notes.print(
                 f"trained, but not certified; model and curve: {options.out}", soft_wrap=True
             )
             raise
         if done["models"] is not None:
-            _keep_sweep(client, done, options.out, console)
-            return 0
+            _keep_sweep(client, done, options.out, notes)
+            return show_json({"job": done, "report": None}) if options.json else YES
         _keep_model(client, done, options.out)
         if done["links"]["report"] is not None:
             _keep_report(client, job["id"], options.out)
-            print_summary(console, json.loads((options.out / "report.json").read_text()))
-    console.print(f"model, curve and report: {options.out}", highlight=False)
-    return 0
+            report = json.loads((options.out / "report.json").read_text())
+            status = criterion_status(report)
+    if options.json:
+        show_json({"job": done, "report": report})
+    elif report is not None:
+        print_summary(console, report)
+    what = "model and curve" if report is None else "model, curve and report"
+    notes.print(f"{what}: {options.out}", highlight=False, markup=False)
+    return status
+
+
+def _upload_data(client: Client, options: argparse.Namespace, request: dict[str, Any]) -> None:
+    """Put the ids of uploads in the place of files that were named."""
+    for name, labels in (("dataset", options.dataset_labels), ("test_dataset", None)):
+        what = path_or_name(request[name]) if name in request else ""
+        if isinstance(what, Path):
+            request[name] = client.upload_dataset(what, labels=labels)["id"]
 
 
 def _keep_model(client: Client, job: dict[str, Any], folder: Path) -> None:

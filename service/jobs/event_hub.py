@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between two reads of new events while there are viewers.
 _LOOK_S = 0.25
+#: Seconds between two messages to one viewer: what happens in between comes together. Most of what
+#: a viewer costs is the sending.
+_TOGETHER_S = 0.5
 #: A viewer with so many unread events is disconnected; it may return with its Last-Event-ID.
 _BACKLOG = 2000
 
@@ -65,10 +69,10 @@ class EventHub:
         self._reader: asyncio.Task[None] | None = None
         self.viewers = 0
 
-    async def follow(self, state: JobState, after: str) -> AsyncGenerator[JobEvent | None] | None:
-        """Events of the job behind the id ``after``, until it has ended.
+    async def follow(self, state: JobState, after: str) -> AsyncGenerator[list[JobEvent]] | None:
+        """Events of the job behind the id ``after``, some at a time, until it has ended.
 
-        None stands for a pause without events (send a keep-alive). Returns None where the job has
+        No events stand for a pause without any (send a keep-alive). Returns None where the job has
         ended and no event follows. Raises RedisError, TooManyRequests.
         """
         if self.viewers >= self._max_viewers:
@@ -80,7 +84,7 @@ class EventHub:
             return _finished([*missed, *([] if missed and missed[-1].last else [_ending(state)])])
         return self._events(state.submission.id, after)
 
-    async def _events(self, job_id: str, after: str) -> AsyncGenerator[JobEvent | None]:
+    async def _events(self, job_id: str, after: str) -> AsyncGenerator[list[JobEvent]]:
         queue: _Queue = asyncio.Queue(_BACKLOG)
         # Subscribe first, then read the earlier events: none is lost between the two.
         watch = self._watches.setdefault(job_id, _Watch())
@@ -93,31 +97,30 @@ class EventHub:
             if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._read())
             seen = EventLog.order(after)
-            for event in missed:
-                seen = event.order
-                yield event
-                if event.last:
-                    return
+            sent = 0.0
+            found: list[JobEvent | None] = [*missed]
             while True:
+                fresh = [event for event in found if event is not None and event.order > seen]
+                if fresh:
+                    seen, sent = fresh[-1].order, time.monotonic()
+                    yield fresh
+                if (fresh and fresh[-1].last) or None in found:
+                    return
                 try:
-                    event_or_end = await asyncio.wait_for(queue.get(), self._quiet_s)
+                    found = [await asyncio.wait_for(queue.get(), self._quiet_s)]
                 except TimeoutError:
                     ended = await self._ended(job_id)
                     if ended is None:
-                        yield None
+                        yield []
+                        found = []
                         continue
                     # What the reader has not handed out yet comes before the end.
                     rest = await self._missed(job_id, f"{seen[0]}-{seen[1]}")
-                    for event in rest if rest and rest[-1].last else [*rest, ended]:
-                        yield event
+                    yield rest if rest and rest[-1].last else [*rest, ended]
                     return
-                if event_or_end is None:
-                    return
-                if event_or_end.order > seen:
-                    seen = event_or_end.order
-                    yield event_or_end
-                    if event_or_end.last:
-                        return
+                await asyncio.sleep(max(0.0, sent + _TOGETHER_S - time.monotonic()))
+                while not queue.empty():
+                    found.append(queue.get_nowait())
         finally:
             self.viewers -= 1
             watch.queues.remove(queue)
@@ -233,6 +236,5 @@ def _id_or_start(after: str) -> str:
     return after if EventLog.order(after)[0] else "0-0"
 
 
-async def _finished(events: list[JobEvent]) -> AsyncGenerator[JobEvent | None]:
-    for event in events:
-        yield event
+async def _finished(events: list[JobEvent]) -> AsyncGenerator[list[JobEvent]]:
+    yield events

@@ -16,8 +16,8 @@ __all__ = ["criterion", "evidence"]
 #: Methods that decide every sample if they are given the time.
 _COMPLETE = frozenset({"branch-and-bound", "milp"})
 _AI_ACT = (
-    "Evidence towards Art. 15 (accuracy, robustness) of the EU AI Act, for the perturbations of "
-    "the domain and these samples only. Whether it is enough is for the assessment to say."
+    "Evidence towards Art. 15 (accuracy, robustness) of the EU AI Act, for {} only. Whether it is "
+    "enough is for the assessment to say."
 )
 
 
@@ -43,6 +43,8 @@ def _reached(report: Mapping[str, Any], name: str) -> float | None:
 
 def evidence(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     """The rows of the section: a term, and what stands for it in this report."""
+    if report.get("property") is not None:
+        return _of_property(report, report["property"])
     return [
         ("Domain", _domain(report)),
         ("Property", _property(report)),
@@ -52,7 +54,28 @@ def evidence(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         ("Arithmetic", _arithmetic(report)),
         ("Statistics", _statistics(report)),
         ("Seeds", _seeds(report)),
-        ("Use", _AI_ACT),
+        ("Use", _AI_ACT.format("the perturbations of the domain and these samples")),
+    ]
+
+
+def _of_property(report: Mapping[str, Any], found: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    boxes = "1 box" if found["boxes"] == 1 else f"{found['boxes']} boxes"
+    verdict = {
+        "holds": "met",
+        "violated": "not met, by a counterexample",
+        "unknown": "neither shown to be met nor to be missed",
+    }[found["verdict"]]
+    names = {name.strip() for name in found["method"].split(",")}
+    return [
+        ("Domain", f"The intervals of the property file: {boxes}, in the units of the inputs."),
+        ("Property", "A relation of the outputs: no unsafe case of the file occurs in the domain."),
+        ("Criterion", f"The property holds at every point of the domain: {verdict}."),
+        ("Kind of method", _kind(sorted(_COMPLETE & names), "A domain")),
+        ("Certainty", _certainty(report)),
+        ("Arithmetic", _arithmetic(report)),
+        ("Statistics", "None: the report is about every point of the domain."),
+        ("Seeds", _seeds(report)),
+        ("Use", _AI_ACT.format("the inputs of the domain")),
     ]
 
 
@@ -84,15 +107,19 @@ def _criterion(report: Mapping[str, Any]) -> str:
 
 
 def _method(report: Mapping[str, Any]) -> str:
-    used = sorted(_COMPLETE & {*report["by_method"], report["method"]})
-    if used:
+    return _kind(sorted(_COMPLETE & {*report["by_method"], report["method"]}), "A sample")
+
+
+def _kind(complete: Sequence[str], what: str) -> str:
+    open_ = f"{what} that is left undecided may be stable or not."
+    if complete:
         return (
-            f"Formal; complete ({', '.join(used)}) where its limits of work and time were not "
-            "reached. A sample that is left undecided may be stable or not."
+            f"Formal; complete ({', '.join(complete)}) where its limits of work and time were not "
+            f"reached. {open_}"
         )
     return (
-        "Formal, by bounds that are incomplete: what is certified is stable, and a sample that is "
-        "left undecided may be stable or not. The attack is empirical and certifies nothing."
+        "Formal, by bounds that are incomplete: what they certify is stable. "
+        f"{open_} The attack is empirical and certifies nothing."
     )
 
 

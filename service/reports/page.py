@@ -47,6 +47,12 @@ def _value(value: float | None) -> str:
     return "–" if value is None else number(value)
 
 
+def _seconds(value: float) -> str:
+    return (
+        "less than 0.01 s" if value < 0.01 else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+    )
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("service.reports"),
@@ -56,6 +62,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "value": _value}
+    environment.filters |= {"seconds": _seconds}
     environment.filters |= {"epsilon": epsilon_name}
     return environment
 
@@ -80,7 +87,9 @@ def render_html(
     """
     if report.get("property") is not None:
         return _ENVIRONMENT.get_template("property.html").render(
-            report=report, verdict=_PROPERTIES[report["property"]["verdict"]]
+            report=report,
+            verdict=_PROPERTIES[report["property"]["verdict"]],
+            evidence=evidence(report),
         )
     histogram = render_histogram(report, samples)
     decided = sorted(report["by_method"].items(), key=lambda pair: (-pair[1], pair[0]))

@@ -34,7 +34,7 @@ def test_a_key_opens_the_service_and_its_revocation_closes_it(
 ) -> None:
     service = make_service()
     refused = certserve(service, "serve", "--host", "0.0.0.0", "--port", "0")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "keys create" in refused.stderr
     created = certserve(service, "keys", "create", "ann")
     key = created.stdout.strip()

@@ -64,15 +64,15 @@ async def job_events(
     return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 
-async def _lines(events: AsyncGenerator[JobEvent | None], watchman: Watchman) -> AsyncIterator[str]:
+async def _lines(events: AsyncGenerator[list[JobEvent]], watchman: Watchman) -> AsyncIterator[str]:
     async with aclosing(events):
         greeting = _RETRY
-        async for event in events:
+        async for some in events:
             if not await watchman.lets_in():
                 return
-            if event is None:
-                yield greeting + ": keep-alive\n\n"
-            else:
-                data = json.dumps(event.data)
-                yield f"{greeting}id: {event.id}\nevent: {event.type}\ndata: {data}\n\n"
+            lines = "".join(
+                f"id: {event.id}\nevent: {event.type}\ndata: {json.dumps(event.data)}\n\n"
+                for event in some
+            )
+            yield greeting + (lines or ": keep-alive\n\n")
             greeting = ""

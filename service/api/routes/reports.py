@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from service import reports
 from service.access.keys import Caller
 from service.api.auth import Principal
+from service.api.middleware import DOCUMENT_HEADERS
 from service.api.routes.jobs import Page
 from service.api.services import Services, UsesServices
 from service.contract.schemas.job_records import Pareto
@@ -36,13 +37,6 @@ _MEDIA_TYPES: dict[str, Form] = {
     "image/svg+xml": "svg",
 }
 FORMS: tuple[Form, ...] = tuple(_MEDIA_TYPES.values())
-#: A report holds names that users chose: forbid browsers to run or fetch anything.
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Vary": "Accept",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox",
-}
 _PICTURE_HEADERS = {"Cache-Control": "private, max-age=300", "Vary": "Authorization, Cookie"}
 
 _FORMS: dict[int | str, dict[str, Any]] = {
@@ -242,7 +236,7 @@ def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Resp
     path = services.results.report_path(job_id, caller)
     rows = services.results.samples_path(job_id, caller)
     if form == "json":
-        return FileResponse(path, media_type="application/json", headers=_HEADERS)
+        return FileResponse(path, media_type="application/json", headers=DOCUMENT_HEADERS)
     report = json.loads(path.read_bytes())
     if form in ("csv", "svg") and report.get("property") is not None:
         raise NotAcceptable(
@@ -251,18 +245,20 @@ def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Resp
             hint="report.json and report.html",
         )
     if form == "svg":
-        return Response(reports.render_svg(report), media_type="image/svg+xml", headers=_HEADERS)
+        return Response(
+            reports.render_svg(report), media_type="image/svg+xml", headers=DOCUMENT_HEADERS
+        )
     if form == "csv":
         name = {"Content-Disposition": f'attachment; filename="{job_id}.csv"'}
         lines = reports.render_csv(report, _rows(rows))
-        return StreamingResponse(lines, media_type="text/csv", headers={**_HEADERS, **name})
+        return StreamingResponse(lines, media_type="text/csv", headers={**DOCUMENT_HEADERS, **name})
     page = reports.render_html(
         report,
         _rows(rows),
         training=services.results.training(job_id, caller),
         pictures=services.results.counterexamples(rows, job_id, caller),
     )
-    return Response(page, media_type="text/html", headers=_HEADERS)
+    return Response(page, media_type="text/html", headers=DOCUMENT_HEADERS)
 
 
 def _pareto(
@@ -270,9 +266,9 @@ def _pareto(
 ) -> Response:
     found = services.results.pareto(job_id, epsilon, caller).model_dump(mode="json")
     if form == "json":
-        return JSONResponse(found, headers=_HEADERS)
+        return JSONResponse(found, headers=DOCUMENT_HEADERS)
     chart = reports.render_pareto_svg(found)
-    return Response(chart, media_type="image/svg+xml", headers=_HEADERS)
+    return Response(chart, media_type="image/svg+xml", headers=DOCUMENT_HEADERS)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

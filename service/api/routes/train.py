@@ -10,9 +10,11 @@ from pydantic import ValidationError
 
 from service.api.auth import Principal
 from service.api.bodies import json_body, media_type
+from service.api.middleware import DOCUMENT_HEADERS
 from service.api.responses import SubmissionOptions, respond
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import own_names
+from service.contract.ids import digest_hex
 from service.contract.schemas.job_records import JobRecord
 from service.contract.schemas.parsing import parse_model, problem_of
 from service.contract.schemas.problems import InvalidInput, NotFound, Unsupported
@@ -109,7 +111,7 @@ def _prepared(
 ) -> PreparedSubmission:
     source, held_out = _training_data(services, options, spec)
     try:
-        plan = plan_of(spec, source.name, held_out=held_out)
+        plan = plan_of(spec, _known_as(spec, source), held_out=held_out)
         certification = certification_spec(spec)
     except ValidationError as error:
         field = "certify" if error.title == "Spec" else "recipe"
@@ -140,6 +142,12 @@ def _prepared(
         training_dataset=source,
     )
     return services.submissions.prepare(submission_request)
+
+
+def _known_as(spec: TrainSpec, source: DatasetSource) -> str:
+    """The name that recipes have for the data: what was asked for, without the split."""
+    name = source.name if digest_hex(spec.dataset) is not None else spec.dataset
+    return name.partition(":")[0]
 
 
 def _find(
@@ -242,7 +250,7 @@ async def training_svg(job_id: str, services: UsesServices, principal: Principal
     """Accuracy and robust accuracy over the epochs so far."""
     found = await to_thread.run_sync(lambda: _training(job_id, services, principal))
     chart = render_training_svg(found["plan"], found["history"])
-    return Response(chart, media_type="image/svg+xml")
+    return Response(chart, media_type="image/svg+xml", headers=DOCUMENT_HEADERS)
 
 
 def _training(job_id: str, services: Services, principal: Principal) -> dict[str, Any]:

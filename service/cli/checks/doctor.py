@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from redis import Redis, RedisError
 from rich.console import Console
 
+from service.cli.exit_status import NO, YES
 from service.cli.remote.connection import show_json, show_table
 from service.cli.settings_check import explain, unknown_settings
 from service.contract.settings import Settings
@@ -71,7 +72,7 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     else:
         rows = [(row.what, row.state, row.found, row.mend) for row in found]
         show_table(console, ("", "", "found", "what to do"), rows)
-    return int(any(finding.state == "missing" for finding in found))
+    return NO if any(finding.state == "missing" for finding in found) else YES
 
 
 def _version(options: argparse.Namespace, console: Console) -> int:

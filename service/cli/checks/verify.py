@@ -1,4 +1,8 @@
-"""``certserve verify``: whether a VNN-LIB property of a model holds."""
+"""``certserve verify``: whether a VNN-LIB property of a model holds.
+
+Exit status 0: it holds; 1: it is violated; 3: neither was found out. With ``--vnncomp`` 0 for every
+answer, which is the printed word.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ from typing import Any
 from rich.console import Console
 
 from service.cli.certify import path_or_name
+from service.cli.exit_status import NO, OPEN, YES
 from service.cli.local_service import started_service
-from service.cli.terminal import progress_bar
+from service.cli.remote.connection import show_json
+from service.cli.terminal import print_summary, progress_bar
 from service.client import Client
 from service.supervisor.instance_lock import StartError
 
@@ -21,6 +27,7 @@ __all__ = ["add_parser", "competition_words"]
 
 #: The competition's words for what is known.
 WORDS = {"holds": "unsat", "violated": "sat"}
+STATUS = {"holds": YES, "violated": NO, "unknown": OPEN}
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
@@ -36,6 +43,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         action="store_true",
         help="print unsat, sat (and the counterexample), timeout or unknown",
     )
+    verify.add_argument("--json", action="store_true", help="print the report")
     verify.add_argument("--out", type=Path, help="where the report goes (.json .html)")
     verify.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
     verify.add_argument("--key", default=os.environ.get("CERTSERVE_KEY"))
@@ -51,7 +59,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         raise StartError(f"there is no file {options.property}")
     spec = _spec(options)
     # The verdict alone on stdout, so that a script can take it.
-    notes = Console(stderr=True) if options.vnncomp else console
+    notes = Console(stderr=True) if options.vnncomp or options.json else console
     with ExitStack() as stack:
         url = options.url or stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url, key=options.key))
@@ -67,12 +75,15 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         if options.out is not None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_bytes(client.report(job["id"], suffix))
-            notes.print(f"report: {options.out}", highlight=False)
+            notes.print(f"report: {options.out}", highlight=False, markup=False)
     if options.vnncomp:
         print(competition_words(report))
+        return YES
+    if options.json:
+        show_json(report)
     else:
-        _print_verdict(console, report)
-    return 0
+        print_summary(console, report)
+    return STATUS[report["property"]["verdict"]]
 
 
 def _spec(options: argparse.Namespace) -> dict[str, Any]:
@@ -97,18 +108,3 @@ def competition_words(report: dict[str, Any]) -> str:
     rows = [f"(X_{place} {value!r})" for place, value in enumerate(point["x"])]
     rows += [f"(Y_{place} {value!r})" for place, value in enumerate(point["y"])]
     return "\n".join([word, "(" + "\n".join(rows) + ")"])
-
-
-def _print_verdict(console: Console, report: dict[str, Any]) -> None:
-    found = report["property"]
-    console.print(
-        f"[bold]{found['verdict']}[/bold]: {found['name']} on "
-        f"{report['model'].get('name') or report['model']['id'][:19]}, by {found['method']} "
-        f"({found['proved']} of {found['boxes']} boxes proved, "
-        f"{report['timing']['wall_s']:.1f} s)",
-        highlight=False,
-    )
-    if report["budget_spent"]:
-        console.print("the time was over before there was an answer", highlight=False)
-    for warning in report["warnings"]:
-        console.print(warning, highlight=False)

@@ -20,14 +20,13 @@ from typing import Any
 from rich.console import Console
 
 from service.access.signing_key import SigningKeys
+from service.cli.exit_status import FAILED, NO, OPEN, YES
 from service.cli.local_service import started_service
 from service.cli.terminal import progress_bar
 from service.client import Client
 from service.reports.signing import Finding, UnreadableReport, parse_report, verify
 
 __all__ = ["add_parser"]
-
-VALID, NOT_VALID, UNREADABLE, UNKNOWN_KEY = range(4)
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
@@ -67,21 +66,21 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         found = verify(report, _trusted(options))
     except (OSError, UnreadableReport) as error:
         say(f"unreadable: {error}")
-        return UNREADABLE
+        return FAILED
     say(f"{found.value}")
     if found is Finding.UNKNOWN_KEY:
         say(f"it names the key {report['signature']['public_key']}")
-        return UNKNOWN_KEY
+        return OPEN
     if found is not Finding.VALID:
-        return NOT_VALID
+        return NO
     try:
         faults = _differing_files(report, options) or _recheck(report, options, console)
     except _CannotCheck as error:
         say(f"cannot be checked: {error}")
-        return UNREADABLE
+        return FAILED
     for fault in faults:
         say(fault)
-    return NOT_VALID if faults else VALID
+    return NO if faults else YES
 
 
 class _CannotCheck(ValueError):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from service.cli.terminal import printable
 from service.client import Client
 from service.supervisor.instance_lock import StartError, running_service
 
@@ -56,9 +57,9 @@ def show_json(answer: Any) -> int:
 
 
 def show_table(console: Console, titles: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
-    """Print rows of texts, none of which is markup or cut short; exit status 0."""
+    """Print rows of texts, none of which is markup, obeyed or cut short; exit status 0."""
     table = Table(*(Column(title, overflow="fold") for title in titles))
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     console.print(table)
     return 0

@@ -22,7 +22,9 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     """Add the commands; ``data_dir`` is the default."""
     jobs = commands.add_parser("jobs", help="list jobs, newest first")
     jobs.add_argument("--kind", choices=get_args(JobKind))
-    jobs.add_argument("--status", choices=get_args(JobStatus))
+    jobs.add_argument(
+        "--status", action="append", choices=get_args(JobStatus), help="may be repeated"
+    )
     jobs.add_argument("--limit", type=int, default=20, help="how many, up to 200")
     jobs.set_defaults(run=_jobs)
     show = commands.add_parser("show", help="show a job: how far it is, its spec, its error")

@@ -82,7 +82,7 @@ def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
         report = services.results.report(job_id, caller)
         if not report["results"]:
             # A property is one question with one answer: no samples, no epsilons.
-            return {**context, "answer": report.get("property")}
+            return {**context, "answer": report.get("property"), "about": report}
         path = services.results.samples_path(job_id, caller)
         context |= {"report": report, "found": certificate(report, path)}
     return context

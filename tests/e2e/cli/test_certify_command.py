@@ -71,7 +71,7 @@ def test_failures_are_told_in_one_line(
             *("certify", model, "--dataset", uploads[1], "--norm", "l2", "--epsilon", "0.1"),
             *("--url", calm_service.url),
         )
-        assert ended.returncode == 1
+        assert ended.returncode == 2
         assert text in ended.stderr
         assert "Traceback" not in ended.stderr
 
@@ -81,7 +81,7 @@ def test_nobody_listens(uploads: Uploads) -> None:
         *("certify", uploads[0], "--dataset", uploads[1], "--norm", "l2", "--epsilon", "0.1"),
         *("--url", "http://127.0.0.1:9"),
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "does not answer" in ended.stderr
 
 

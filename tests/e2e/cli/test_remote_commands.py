@@ -72,6 +72,57 @@ def test_from_upload_to_report(
         assert client.job(slow.id)["status"] == "cancelled"
 
 
+def test_a_missed_criterion_ends_with_one_and_json_is_json(
+    calm_service: LiveService, uploads: Uploads, capsys: Output
+) -> None:
+    common = ["certify", str(uploads[0]), "--dataset", str(uploads[1]), "--norm", "l2"]
+    common += ["--epsilon", "50", "--samples", "5", "--method", "lipschitz"]
+    common += ["--data-dir", str(calm_service.data_dir)]
+    assert main([*common, "--criterion", "50", "0.9"]) == 1
+    assert "criterion: FAIL, at least 90.00 % certified at epsilon 50" in capsys.readouterr().out
+    assert main([*common, "--criterion", "50", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["criterion"]["met"] is True
+    assert main([*common, "--criterion", "0.1", "0.9"]) == 2
+    assert "epsilon" in capsys.readouterr().err
+    assert main([*common, "--criterion", "50", "most"]) == 2
+
+
+def test_a_property_decides_the_exit_status(
+    calm_service: LiveService, uploads: Uploads, tmp_path: Path, capsys: Output
+) -> None:
+    box = "".join(f"(assert (>= X_{k} 0.4))(assert (<= X_{k} 0.6))" for k in range(36))
+    names = "".join(f"(declare-const {n} Real)" for n in (*(f"X_{k}" for k in range(36)), "Y_0"))
+    names += "(declare-const Y_1 Real)(declare-const Y_2 Real)"
+    where = ["--data-dir", str(calm_service.data_dir)]
+    for limit, status, word in (("-1000", 0, "holds"), ("1000", 1, "violated")):
+        path = tmp_path / f"{word}.vnnlib"
+        path.write_text(f"{names}{box}(assert (<= Y_0 {limit}))")
+        assert main(["verify", str(uploads[0]), str(path), *where]) == status
+        assert word in capsys.readouterr().out
+    job = json.loads(_out(["jobs", "--json", "--limit", "1", *where], capsys))["items"][0]["id"]
+    assert "violated" in _out(["report", job, *where], capsys)
+    assert _out(["verify", str(uploads[0]), str(path), "--vnncomp", *where], capsys)[:3] == "sat"
+
+
+def test_a_training_takes_files(
+    calm_service: LiveService, uploads: Uploads, tmp_path: Path, capsys: Output
+) -> None:
+    layers = '{"input": [1, 6, 6], "layers": [{"kind": "flatten"}, {"kind": "linear", "out": 3}]}'
+    arguments = ["train", "--method", "standard", "--dataset", str(uploads[1]), "--epochs", "1"]
+    arguments += ["--epsilon", "0.1", "--architecture", layers, "--certify", "null", "--json"]
+    arguments += ["--out", str(tmp_path / "out"), "--data-dir", str(calm_service.data_dir)]
+    told = json.loads(_out(arguments, capsys))
+    assert (told["job"]["kind"], told["report"]) == ("train", None)
+    assert (tmp_path / "out" / "model.onnx").stat().st_size > 0
+
+
+def _out(arguments: list[str], capsys: Output) -> str:
+    """What a command prints that ends well."""
+    capsys.readouterr()
+    assert main(arguments) == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [(("show", "01J00000000000000000000000"), "unknown_job"),
@@ -82,12 +133,12 @@ def test_from_upload_to_report(
 def test_what_is_wrong_is_told_in_one_line(
     calm_service: LiveService, capsys: Output, arguments: tuple[str, ...], told: str
 ) -> None:
-    assert main([*arguments, "--data-dir", str(calm_service.data_dir)]) == 1
+    assert main([*arguments, "--data-dir", str(calm_service.data_dir)]) == 2
     assert told in capsys.readouterr().err
 
 
 def test_without_a_service_the_way_to_one_is_told(tmp_path: Path, capsys: Output) -> None:
-    assert main(["jobs", "--data-dir", str(tmp_path)]) == 1
+    assert main(["jobs", "--data-dir", str(tmp_path)]) == 2
     assert "certserve serve" in capsys.readouterr().err
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -26,6 +26,9 @@ ADMIN, BOB = "a" * 24, "b" * 24
 CHROMIUM = os.environ.get("CERTSERVE_CHROMIUM") or shutil.which("chromium")
 #: What a class folder or a file may be called by somebody who wants to break out of a page.
 HOSTILE = "<img src=x onerror=window.broken=1>"
+
+#: How long a page is waited for: a busy machine may take many times as long as an idle one.
+PATIENCE_MS = 300_000
 
 Page = Any
 
@@ -90,7 +93,7 @@ def chromium(service: LiveService) -> Iterator[Any]:
 def admin(chromium: Any, service: LiveService) -> Iterator[Watched]:
     """The page of somebody who has logged in with the admin's key."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(PATIENCE_MS)
     watched = Watched(context.new_page(), service.url)
     page = watched.open("/")
     page.fill("#key", "no such key at all")
@@ -109,15 +112,25 @@ def client(service: LiveService) -> Iterator[Client]:
         yield made
 
 
+class Shot(Protocol):
+    """Keeps a screenshot of the page, or of what the window shows of it (``whole=False``)."""
+
+    def __call__(self, page: Page, name: str, *, whole: bool = True) -> None: ...
+
+
 @pytest.fixture(scope="session")
-def shot() -> Callable[[Page, str], None]:
-    """Keeps a screenshot of the whole page, where a folder for them is given."""
+def shot() -> Shot:
+    """Keeps screenshots where a folder for them is given, small enough to be sent around."""
     folder = os.environ.get("CERTSERVE_SCREENSHOTS")
 
-    def take(page: Page, name: str) -> None:
+    def take(page: Page, name: str, *, whole: bool = True) -> None:
         if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+            path = Path(folder) / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=path, full_page=whole)
+            with Image.open(path) as picture:
+                few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            few.save(path, optimize=True)
 
     return take
 

@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.client import Client
-from tests.e2e.console.conftest import BOB, Watched
-from tests.e2e.live_service import JOB_S, SLOW_SPEC, LiveService
+import pytest
 
-Shot = Callable[[Any, str], None]
+from service.client import Client, JobFailed
+from tests.e2e.console.conftest import BOB, PATIENCE_MS, Shot, Watched
+from tests.e2e.live_service import JOB_S, SLOW_SPEC, LiveService
+from tests.service.api.trainings import training
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+MODEL, DATA = EXAMPLES / "mnist_certified.onnx", EXAMPLES / "mnist_test.npz"
+#: Images of the example that are certified.
+IMAGES = 24
 
 #: Never done before it is cancelled.
 ENDLESS = {**SLOW_SPEC, "attack": {"steps": 50_000, "restarts": 1, "audit": 1.0, "seed": 0}}
 AXE = (Path(__file__).with_name("vendor") / "axe.min.js").read_text()
 
 
-def test_a_model_is_uploaded_followed_and_its_report_read(
-    admin: Watched, uploads: tuple[Path, Path], shot: Shot
-) -> None:
+def test_a_model_is_uploaded_followed_and_its_report_read(admin: Watched, shot: Shot) -> None:
+    """As docs/quickstart.md tells it, whose pictures are made here."""
     page = admin.open("/new")
     page.fill("[name=epsilons]", "1/0")
-    page.set_input_files("[name=model]", uploads[0])
-    page.set_input_files("[name=dataset]", uploads[1])
+    page.set_input_files("[name=model]", MODEL)
+    page.set_input_files("[name=dataset]", DATA)
     page.click("button:text-is('Certify')")
     page.wait_for_selector("[name=epsilons][aria-invalid]")
     assert "epsilon" in page.inner_text("[data-problem]")
-    shot(page, "new")
-    page.fill("[name=epsilons]", "8/255, 0.5")
-    page.select_option("[name=method]", "lipschitz")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert not _violations(page, "all" if scheme == "light" else "color-contrast")
+        shot(page, f"new-refused-{scheme}")
+    page.emulate_media(color_scheme="light")
+    page.fill("[name=epsilons]", "0.3, 1")
+    page.evaluate("document.querySelector('[data-problem]').hidden = true; scrollTo(0, 0)")
+    page.set_viewport_size({"width": 1280, "height": 1180})
+    shot(page, "docs-form", whole=False)
+    page.set_viewport_size({"width": 1280, "height": 900})
     page.click("text=Further settings")
+    page.fill("[name=samples]", str(IMAGES))
     page.fill("[name='attack.audit']", "0.5")
     page.click("button:text-is('Certify')")
     page.wait_for_url("**/view")
     # Without a reload: the stream says that the job has ended.
     page.wait_for_selector("h2:text-is('How this was certified')", timeout=JOB_S * 1000)
     assert page.locator(".uplot").count() == 2
-    assert page.locator("th a").all_inner_texts() == ["8/255", "0.5"]
+    assert page.locator("th a").all_inner_texts() == ["0.3", "1"]
     spec = json.loads(page.locator("details pre").last.text_content())
     assert spec["attack"]["audit"] == 0.5
-    shot(page, "job")
+    shot(page, "docs-job", whole=False)
     page.click("text=Report >> nth=0")
     page.wait_for_url("**/report.html")
-    assert "tiny.onnx" in page.inner_text("h1")
-    shot(page, "report")
+    assert MODEL.name in page.inner_text("h1")
+    shot(page, "docs-report", whole=False)
+    # Where it is served nothing may run in it, which keeps axe out: look at the file itself.
+    file = page.evaluate("document.documentElement.outerHTML")
+    page.goto("about:blank")
+    page.set_content(file)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert not _violations(page, "all" if scheme == "light" else "color-contrast")
+        shot(page, f"report-{scheme}")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shot(page, "report-phone")
+    page.set_viewport_size({"width": 1280, "height": 900})
     admin.settled()
 
 
@@ -59,10 +84,10 @@ def test_samples_are_filtered_and_sorted(admin: Watched, client: Client, shot: S
     cells = page.locator("td[data-name=radius]").all_inner_texts()
     radii = [float("inf") if text == "unbounded" else float(text) for text in cells]
     assert radii == sorted(radii, reverse=True)
-    assert len(radii) == 32
+    assert len(radii) == IMAGES
     assert "sort=radius" in page.url
     page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    shot(page, "samples")
+    shot(page, "docs-samples", whole=False)
     wanted = page.locator(".verdict-of").first.inner_text()
     page.select_option("[name=verdict]", wanted)
     page.wait_for_function(
@@ -70,15 +95,16 @@ def test_samples_are_filtered_and_sorted(admin: Watched, client: Client, shot: S
         arg=wanted,
     )
     page.go_back()
-    page.wait_for_function("document.querySelectorAll('.samples tbody tr').length === 32")
+    page.wait_for_function("document.querySelectorAll('.samples tbody tr').length === 24")
     admin.settled()
 
 
-def test_two_jobs_are_compared(
-    admin: Watched, client: Client, uploads: tuple[Path, Path], shot: Shot
-) -> None:
-    spec = {"norm": "l2", "epsilons": ["8/255", "0.9"], "method": "bcp", "attack": None}
-    other = client.certify(*uploads, spec)["id"]
+def test_two_jobs_are_compared(admin: Watched, client: Client, shot: Shot) -> None:
+    spec = {
+        "norm": "l2", "epsilons": ["3/10", "0.9"], "method": "lipschitz", "attack": None,
+        "samples": IMAGES,
+    }  # fmt: skip
+    other = client.certify(MODEL, DATA, spec)["id"]
     client.wait(other, timeout_s=JOB_S)
     first = next(job for job in _succeeded(client) if job != other)
     page = admin.open("/compare")
@@ -86,7 +112,7 @@ def test_two_jobs_are_compared(
     page.select_option("[name=b]", other)
     page.click("main button:text-is('Compare')")
     page.wait_for_selector("h2:text-is('Sample by sample')")
-    assert page.locator("tr:has(th:text-is('8/255'))").count() == 2
+    assert page.locator("tr:has(th:text-is('0.3'))").count() == 2
     assert page.locator(".uplot").count() == 1
     shot(page, "compare")
     admin.settled()
@@ -116,6 +142,7 @@ def test_jobs_are_cancelled_and_retried_in_bulk_live(
     page = admin.open("/?kind=certify")
     page.click("button:text-is('Cancel 2')")
     page.wait_for_selector("#dialog h2:has-text('Cancel 2 jobs?')")
+    assert not _violations(page, "all")
     shot(page, "confirm")
     page.click("#dialog button:text-is('Cancel 2')")
     page.wait_for_selector(f"#job-{jobs[0]} .state.cancelled")
@@ -144,9 +171,10 @@ def test_every_page_can_be_used_by_everybody(admin: Watched, client: Client, sho
     job = _succeeded(client)[0]
     page = admin.page
     for path in ("/", "/new", "/train", "/system", f"/compare?a={job}&b={job}",
-                 f"/jobs/{job}/view", f"/jobs/{job}/samples/view", "/nowhere"):  # fmt: skip
+                 f"/jobs/{job}/view", f"/jobs/{job}/samples/view", "/nowhere",
+                 "/?status=failed&kind=train"):  # fmt: skip
         admin.open(path)
-        name = path.strip("/").split("?")[0].replace("/", "-") or "jobs"
+        name = path.strip("/").split("?")[0].replace("/", "-") or f"jobs{len(path)}"
         for scheme in ("light", "dark"):
             # Charts are drawn anew; of the rest only colours can differ.
             page.emulate_media(color_scheme=scheme)
@@ -158,9 +186,6 @@ def test_every_page_can_be_used_by_everybody(admin: Watched, client: Client, sho
         page.wait_for_function("document.documentElement.scrollWidth <= 390")
         shot(page, f"{name}-phone")
         page.set_viewport_size({"width": 1280, "height": 900})
-    admin.open("/")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     admin.settled()
 
 
@@ -169,11 +194,21 @@ def test_another_key_sees_nothing_of_it_and_logging_out_ends_the_session(
 ) -> None:
     job = _succeeded(client)[0]
     context = chromium.new_context()
+    context.set_default_timeout(PATIENCE_MS)
     bob = Watched(context.new_page(), service.url)
     page = bob.open(f"/jobs/{job}/view")
+    page.fill("#key", "another key than there is")
+    page.press("#key", "Enter")
+    page.wait_for_selector("[role=alert]:visible")
+    assert not _violations(page, "all")
     page.fill("#key", BOB)
     page.press("#key", "Enter")
     page.wait_for_selector("h1:text-is('Not found')")
+    bob.open("/metrics")
+    page.wait_for_selector("h1:text-is('Forbidden')")
+    for path in ("/", "/compare"):
+        bob.open(path)
+        assert not _violations(page, "all"), path
     bob.open("/")
     page.wait_for_selector("h2:text-is('Nothing has been certified yet')")
     # A page of another origin can neither frame the console nor send its forms.
@@ -190,6 +225,66 @@ def test_another_key_sees_nothing_of_it_and_logging_out_ends_the_session(
     page.wait_for_selector("h1:text-is('Log in')")
     bob.settled()
     context.close()
+
+
+def test_what_went_wrong_is_told_in_the_list_and_by_keyboard_alone(
+    admin: Watched, client: Client, uploads: tuple[Path, Path], tmp_path: Path, shot: Shot
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"\x08\x07no model")
+    with pytest.raises(JobFailed):
+        client.certify(broken, uploads[1], SLOW_SPEC).wait(timeout_s=JOB_S)
+    page = admin.open("/")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    _tab_to(page, "e => e.name === 'status' && e.value === 'failed'")
+    page.keyboard.press("Space")
+    page.wait_for_url("**/?*status=failed*")
+    page.wait_for_selector("tr .sub.error")
+    assert "invalid_onnx" in page.inner_text("tr .sub.error")
+    assert page.locator(".state.succeeded").count() == 0
+    _tab_to(page, "e => e.name === 'status' && e.value === 'cancelled'")
+    page.keyboard.press("Space")
+    page.wait_for_selector(".state.cancelled")
+    shot(page, "jobs-failed")
+    _tab_to(page, "e => /^Delete [1-9]/.test(e.textContent)")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#dialog h2:has-text('Delete')")
+    assert page.evaluate("document.getElementById('dialog').contains(document.activeElement)")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#dialog", state="hidden")
+    assert page.evaluate("/^Delete/.test(document.activeElement.textContent)"), "where one was"
+    _tab_to(page, "e => e.matches('tr:has(.error) th a')")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=alert]:has-text('invalid_onnx')")
+    assert not _violations(page, "all")
+    shot(page, "job-failed")
+    admin.settled()
+
+
+def test_a_training_is_followed_to_its_curve(admin: Watched, client: Client, shot: Shot) -> None:
+    job = client.train(training(epochs=2, certify=None))
+    page = admin.open(f"/jobs/{job.id}/view")
+    page.wait_for_selector("h2:text-is('Training')")
+    job.wait(timeout_s=JOB_S)
+    page.wait_for_selector("text=Weights", timeout=JOB_S * 1000)
+    assert page.locator(".uplot").count() == 2
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert not _violations(page, "all" if scheme == "light" else "color-contrast")
+        shot(page, f"training-{scheme}")
+    page.emulate_media(color_scheme="light")
+    admin.settled()
+
+
+def _tab_to(page: Any, wanted: str) -> None:
+    """Press Tab until what has the focus is what is looked for."""
+    for _ in range(80):
+        if page.evaluate(f"({wanted})(document.activeElement)"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"no way by Tab to {wanted}")
 
 
 def _succeeded(client: Client) -> list[str]:

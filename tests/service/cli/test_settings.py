@@ -29,7 +29,7 @@ def test_what_is_wrong_is_said_and_no_value(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert main(["serve", "--port", "0", "--data-dir", str(tmp_path / "data")]) == 1
+    assert main(["serve", "--port", "0", "--data-dir", str(tmp_path / "data")]) == 2
     told = capsys.readouterr().err
     assert said in told
     assert value not in told

@@ -95,7 +95,7 @@ def test_a_model_whose_certification_failed_is_kept(
     monkeypatch.setattr(train_commands, "Client", Service)
     out = tmp_path / "kept"
     arguments = ["train", "--method", "bcp", "--dataset", "mnist", "--epsilon", "0.1"]
-    assert main([*arguments, "--url", "http://localhost:9", "--out", str(out)]) == 1
+    assert main([*arguments, "--url", "http://localhost:9", "--out", str(out)]) == 2
     shown = capsys.readouterr()
     assert "budget_exhausted: it took too long" in shown.err
     if model is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from typing import Any
 
 import httpx
@@ -23,6 +24,37 @@ PAGE = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0
 #: Names of files and classes that try to break out of a page.
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}'.onnx"
 PNG = b"\x89PNG\r\n\x1a\n" + b"not decoded by anybody here"
+
+_VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Inert(HTMLParser):
+    """Collects what a page would run or load, and fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in _VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        if tag == "style" or (tag == "script" and not values.get("src")):
+            self.wrong.append(tag)
+        for name, value in attrs:
+            if name == "style" or name.startswith(("on", "hx-on")):
+                self.wrong.append(f"{tag} {name}")
+            if name in ("src", "href", "action", "hx-get", "sse-connect") and value:
+                self.loads.append(value)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            self.wrong.append(data.strip())
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
 
 
 @pytest.fixture

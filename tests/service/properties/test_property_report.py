@@ -88,4 +88,11 @@ def test_a_property_has_a_page_and_no_table(
         assert "<script>p" not in page.text
     html = api.get(f"/jobs/{job.id}/report.html").text
     assert verdict.upper() in html
+    assert ("card certified" in html, "card missed" in html) == (
+        verdict == "holds",
+        verdict == "violated",
+    )
+    for term in ("Domain", "Criterion", "Certainty", "Use"):
+        assert f"<dt>{term}</dt>" in html
+    assert "conforms" not in html
     assert api.get(f"/jobs/{job.id}/samples").json()["items"] == []

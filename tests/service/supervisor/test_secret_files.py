@@ -54,7 +54,7 @@ def test_a_secret_file_that_says_nothing_stops_the_start(
     if content is not None:
         path.write_text(content)
     monkeypatch.setenv("CERTSERVE_KEYS_FILE", str(path))
-    assert main.main(["serve", "--data-dir", str(tmp_path / "data")]) == 1
+    assert main.main(["serve", "--data-dir", str(tmp_path / "data")]) == 2
     assert str(path) in capsys.readouterr().err
 
 

@@ -79,7 +79,7 @@ def test_is_loopback(host: str, loopback: bool) -> None:
 
 
 def test_other_binds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--host", "0.0.0.0", "--data-dir", str(tmp_path)]) == 1
+    assert main(["serve", "--host", "0.0.0.0", "--data-dir", str(tmp_path)]) == 2
     assert "loopback" in capsys.readouterr().err
 
 
@@ -101,7 +101,7 @@ def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
             text=True,
             timeout=150,
         )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
     assert running_service(tmp_path) is None
 

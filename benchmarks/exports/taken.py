@@ -111,8 +111,6 @@ def vision_modules() -> Iterator[tuple[str, nn.Module, Tensor]]:
     head = (nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten(), nn.Dropout(), nn.Linear(32, 10))
     alex = (nn.Conv2d(3, 8, 5, 2, 2), relu, nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), relu)
     yield "AlexNet", nn.Sequential(*alex, *head), image
-    local = nn.Sequential(nn.Conv2d(3, 8, 5, 2), relu, nn.LocalResponseNorm(3), *head)
-    yield "AlexNet, local response normalisation", local, image
     vgg = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), relu, nn.MaxPool2d(2))
     yield "VGG", nn.Sequential(*vgg, *head), image
     mobile = (nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.ReLU6())

@@ -83,6 +83,11 @@ def client(serve: Callable[[Settings], httpx.Client], settings: Settings) -> htt
         ({"surprise": 1}, "unknown_field", "surprise"),
         ({"certify": {"methd": "bcp"}}, "unknown_field", "certify.methd"),
         ({"certify": {"method": "magic"}}, "unknown_method", "certify.method"),
+        (
+            {"certify": {"input_range": [0, 255]}},
+            "unsupported_input_range",
+            "certify.input_range",
+        ),
         ({"certify": {"architecture": "mnist-small"}}, "unexpected_architecture", None),
     ],
 )

@@ -58,7 +58,7 @@ def made(kind: str, members: dict[str, object]) -> set[str]:
 def test_every_kind_of_layer_is_checked_by_the_members_that_it_has() -> None:
     assert set(LAYER_KINDS) == set(KINDS)
     assert (INITS, JOINING) == (layer_lists.INITS, layer_lists.JOINING)
-    own = {"kernel": 3, "half": "first", "degree": 4, "axes": [0], "stop": 2, "axis": 0}
+    own = {"kernel": 3, "half": "first", "degree": 8, "axes": [0], "stop": 2, "axis": 0}
     own |= {"low": -1.0, "channels": 8, "groups": 2, "rank": 1, "order": 1, "start": 0}
     own |= {"padding": 1}
     for kind, members in LAYER_KINDS.items():

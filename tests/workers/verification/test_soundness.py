@@ -296,7 +296,7 @@ def test_wrong_predictions_have_radius_zero_and_unknown_methods_are_refused() ->
     assert (found.radius == 0).all()
     assert found.method == ["misclassified"] * len(x)
     with pytest.raises(UnknownMethod):
-        certify(network, x, method="milp")
+        certify(network, x, method="no-such")
 
 
 def test_results_survive_the_disk(tmp_path: Any) -> None:

@@ -33,6 +33,9 @@ __all__ = ["BackwardRadius", "RealMargins", "forward_errors", "prove_on_deep", "
 DEEP_LAYERS, DEEP_SHARE = 4, 0.02
 #: Worth it where a bound lacks less than so many times what rounding, carried forward, may change.
 WITHIN = 4.0
+#: A radius is worth a budget where it may grow by this share (what rounding takes beside that
+#: stays), and, where no epsilon asked for is at stake, to this share of the least of them.
+GAIN, RELEVANT = 0.1, 0.5
 #: What a budget costs, in plain forward passes.
 BUDGET_PASSES = 100.0
 
@@ -127,17 +130,18 @@ def radii_on_deep(
     """Raise radii ``best`` [batch] in place on a deep network, where that may decide one of the
     ``asked`` epsilons (``budget.tightest``: wherever it may). Raises OutOfTime."""
     open_epsilons = torch.where(best[:, None] < asked, asked, torch.inf).amin(1)
+    worth = RELEVANT * asked.amin(-1).expand(len(best)) if budget.tightest else open_epsilons
     failed, _ = _deep(problem, region, torch.isfinite(open_epsilons), budget)
     everything = torch.arange(len(best))
     for block in problem.blocks(len(best), failed, torch.float64, clock=budget.clock):
         rows = everything[block]
-        least = open_epsilons[rows].to(problem.device)
+        least = torch.maximum((1.0 + GAIN) * best[rows].clamp_min(0.0), worth[rows])
         found = radius(
             problem.compiled,
             region.x[rows].to(problem.device),
             labels[rows].to(problem.device),
             norm=region.norm,
-            least=torch.zeros_like(least) if budget.tightest else least,
+            least=least.to(problem.device),
             clock=budget.clock,
         )
         best[rows] = torch.maximum(best[rows], found.cpu())

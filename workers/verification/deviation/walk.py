@@ -57,8 +57,10 @@ from workers.verification.rounding import Rounding, overflow_ceiling, unit_round
 
 __all__ = ["DeviationWalk", "secants_of"]
 
-#: Neurons whose secants differ by no more than this get no row of their own.
+#: Neurons whose secants differ by no more than this get no row of their own, and of a value and a
+#: sample no more than so many do: those that would pay most. A row costs about a forward pass.
 WORTH_A_ROW = 1.0 / 16.0
+ROWS_AT_MOST = 256
 
 
 def secants_of(step: GraphStep, lower: Tensor, upper: Tensor, rounding: Rounding) -> Secants | None:
@@ -81,6 +83,17 @@ def secants_of(step: GraphStep, lower: Tensor, upper: Tensor, rounding: Rounding
         lower >= 0, above, torch.where(upper <= 0, below, torch.maximum(below, above))
     )
     return Secants(low, high, lines.error)
+
+
+def _few(places: Tensor, weight: Tensor) -> Tensor:
+    """``places`` [batch, *shape] bool, of each sample at most ``ROWS_AT_MOST``: the heaviest."""
+    flat = places.flatten(1)
+    if int(flat.sum(1).amax()) <= ROWS_AT_MOST:
+        return places
+    heavy = torch.where(flat, weight.flatten(1), -torch.inf)
+    chosen = torch.zeros_like(flat)
+    chosen.scatter_(1, heavy.topk(ROWS_AT_MOST, dim=1).indices, value=True)
+    return (chosen & flat).reshape(places.shape)
 
 
 @dataclass
@@ -185,8 +198,9 @@ class DeviationWalk:
         if source and from_input(self.compiled, source) is None:
             far = self.rows.far[source]
             near = (secants.high - secants.low > WORTH_A_ROW) & (far > 0) & torch.isfinite(far)
-            if bool((near & self._shaped_valid(near)).any()):
-                self._refine(source, near & self._shaped_valid(near))
+            near = _few(near & self._shaped_valid(near), (secants.high - secants.low) * far)
+            if bool(near.any()):
+                self._refine(source, near)
                 secants = self._secants(step)
                 assert secants is not None
         far, length = self.rows.far[source], self.lengths[source]

@@ -13,7 +13,8 @@ __all__ = ["Block", "blocks_of", "statements"]
 
 #: What a line of a shell begins with; anything else in a block is an answer or a piece of JSON.
 _PROGRAMS = re.compile(
-    r"(\$ |curl |certserve |\.venv/bin/|python -m |make |docker|pip |export |mkdir |for \w+ in "
+    r"(\$ |curl |certserve |certserve-check |\.venv/bin/|python -m |make |docker|pip |export "
+    r"|mkdir |for \w+ in "
     r"|[A-Z_]+=\S+ *\S*)"
 )
 
@@ -63,7 +64,7 @@ def blocks_of(page: Path) -> Iterator[Block]:
 def statements(text: str) -> Iterator[str]:
     """The commands of a shell block, each with the lines that belong to it.
 
-    Of a block with prompts those behind a prompt; the rest is what they answer.
+    Of a block with prompts those behind a prompt; what begins with no known program is an answer.
     """
     joined = re.sub(r"\s*\\\n\s*", " ", text)
     # A quoted text may go on in the next line.
@@ -72,6 +73,6 @@ def statements(text: str) -> Iterator[str]:
     prompts = [line[2:] for line in lines if line.startswith("$ ")]
     for line in prompts or lines:
         command = re.sub(r"\s#\s.*$", "", line).strip()
-        if command and not command.startswith("#"):
+        if _PROGRAMS.match(command):
             apart = command.startswith("certserve") and ";" in command
             yield from (part.strip() for part in (command.split(";") if apart else [command]))

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 import pytest
 
+from check.verify import main as check
 from service.cli.main import main
 from service.client import Client
 from tests.e2e.documentation.blocks import Block, blocks_of, statements
@@ -75,7 +76,7 @@ INSTEAD: tuple[tuple[str, str], ...] = (
 )
 #: What is refused here, since this service has seen other things, and the code of the refusal.
 REFUSED = {'"expected_count": 3': "count_changed"}
-QUICK: dict[str, Any] = {"norm": "l2", "epsilons": [0.1], "samples": 3}
+QUICK: dict[str, Any] = {"norm": "l2", "epsilons": [0.01], "samples": 3}
 
 
 class Reader:
@@ -108,6 +109,8 @@ class Reader:
             words = shlex.split(re.sub(r"\$(\w+)", lambda v: self.values.get(v[1], v[0]), command))
             if words[:2] == ["python", "-m"]:
                 self._module(words[2:])
+            elif words[0] == "certserve-check":
+                assert check(words[1:]) == 0, where
             elif words[0] == "certserve":
                 self._certserve(words[1:], where, capsys)
             else:

@@ -85,6 +85,7 @@ RULES = {
     "GET /jobs/{job_id}/samples.jsonl": KEY,
     "GET /jobs/{job_id}/samples/{index}.png": KEY,
     "GET /jobs/{job_id}/counterexamples.npz": KEY,
+    "GET /jobs/{job_id}/certificate": Rule("key", answers=404),
     "GET /jobs/{job_id}/pareto": Rule("key", answers=404),
     "GET /jobs/{job_id}/pareto.{form}": Rule("key", answers=404),
     "GET /jobs/{job_id}/training": KEY,

@@ -102,6 +102,19 @@ def test_many_projections_come_near_the_exact_widths(ball: bool) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("projections", [0, 4])
+def test_a_samples_gaps_are_those_that_it_has_alone(norm: str, projections: int) -> None:
+    """Devices that share a batch compute what one does."""
+    graph, (x, y) = graph_of(network_of()), samples()
+    config, at = replace(config_of("cap"), norm=norm), ScheduledWeights.of(0.0, 0.0, 1.0, 3)
+    whole, first, rest = (
+        dual_gaps(graph, x[rows], y[rows], REACH[norm], at, config, projections)
+        for rows in (slice(None), slice(3), slice(3, None))
+    )
+    torch.testing.assert_close(torch.cat([first, rest]), whole)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 0.3])
 def test_gradients_are_finite(norm: str, epsilon: float) -> None:
     network = network_of()

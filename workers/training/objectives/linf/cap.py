@@ -19,7 +19,7 @@ from workers.training.bounds.last_layer import pair_differences
 from workers.training.bounds.latent import Widths, activations_of, draw_cauchy, draw_normal
 from workers.training.bounds.relaxation import least_values
 from workers.training.config import TrainingConfig
-from workers.training.objectives.bounded import Bounded
+from workers.training.objectives.bounded import Bounded, reference_of
 from workers.training.objectives.linf.boxes import clean_logits, gap_losses, mixed, option
 from workers.training.objectives.objective import Objective
 from workers.training.objectives.scheduled_weights import ScheduledWeights
@@ -83,7 +83,7 @@ def cap(
     logits = clean_logits(graph, x, at)
     gaps = dual_gaps(graph, x, y, at.epsilon, at, config, int(option(config, "projections", 50)))
     loss = mixed(logits, gap_losses(gaps, y).mean(), y, at)
-    return loss, Bounded(logits, logits.gather(1, y[:, None]) + gaps)
+    return loss, Bounded.of_gaps(logits, y, gaps)
 
 
 def estimated_bound(
@@ -95,7 +95,7 @@ def estimated_bound(
 ) -> Bounded:
     """The dual's worst logits by few projections: an estimate."""
     logits = graph.logits(graph.features(x))
-    chosen = logits.argmax(1) if reference is None else reference
+    chosen = reference_of(logits, reference)
     at = ScheduledWeights.of(0.0, 0.0, 0.0)
     asked = int(option(config, "projections", 50))
     count = min(asked, VALIDATION_PROJECTIONS) if asked > 0 else VALIDATION_PROJECTIONS
@@ -105,7 +105,7 @@ def estimated_bound(
             x.split(VALIDATION_ROWS), chosen.split(VALIDATION_ROWS), strict=True
         )
     ]
-    return Bounded(logits, logits.gather(1, chosen[:, None]) + torch.cat(gaps))
+    return Bounded.of_gaps(logits, chosen, torch.cat(gaps))
 
 
 def chains(graph: TrainingGraph, config: TrainingConfig) -> int:

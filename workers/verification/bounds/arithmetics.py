@@ -157,8 +157,7 @@ class MarginsBound(Bound):
         if not self.metered:
             verdict.spent.fill_(self.price(tightest=budget.tightest))
         if self.backward_budget:
-            near = None if slack is None else RETRY_SLACKS * slack
-            prove_on_deep(self.margins, problem, region, labels, budget, verdict, near)
+            prove_on_deep(self.margins, problem, region, labels, budget, verdict, slack)
         return verdict
 
     def price(self, *, tightest: bool) -> float:

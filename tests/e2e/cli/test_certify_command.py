@@ -39,7 +39,7 @@ def test_certify_starts_what_it_needs_and_stops_it(tmp_path: Path, uploads: Uplo
         *("--epsilon", "0.5", "--samples", "20", "--out", out, "--data-dir", tmp_path / "data"),
     )
     assert ended.returncode == 0, ended.stderr
-    assert "12/85" in ended.stdout
+    assert "36/255" in ended.stdout
     rows = list(csv.DictReader(out.open()))
     assert [row["index"] for row in rows] == [str(index) for index in range(20)]
     assert running_service(tmp_path / "data") is None

@@ -13,7 +13,9 @@ __all__ = ["check_once"]
 
 def result(report: dict[str, Any]) -> dict[str, Any]:
     """What two runs of one job must agree in."""
+    # A certificate names its job.
     runs = ("job_id", "timing", "device", "created_at", "signature", "result_digest")
+    runs += ("certificate_digest",)
     return {name: value for name, value in report.items() if name not in runs}
 
 

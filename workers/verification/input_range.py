@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.network import per_channel
+from models.network import NetworkError, per_channel
 from workers.verification.numerics import raised
 
 __all__ = ["PIXELS", "Clip", "InputRange", "in_range", "range_of"]
@@ -91,6 +91,13 @@ def in_range(x: NDArray[np.float32], clip: Clip) -> bool:
 def _ends(
     limits: InputRange, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
+    # Of features each has its own: no stretches, as an image has channels.
+    if len(shape) == 1 and any(len(end) not in (1, *shape) for end in (limits.low, limits.high)):
+        raise NetworkError(
+            f"a range of {max(len(limits.low), len(limits.high))} numbers does not fit "
+            f"{shape[0]} features",
+            hint="give one low and one high, or one of each for every feature",
+        )
     low, high = (per_channel(values, shape) for values in (limits.low, limits.high))
     return low.to(device, dtype), high.to(device, dtype)
 

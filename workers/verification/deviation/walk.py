@@ -139,7 +139,10 @@ class DeviationWalk:
     def _step(self, index: int, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
         if isinstance(step.op, Affine):
             return self._affine(step, step.op)
-        if rules_of(step.op).linear is not None and rules_of(step.op).backward is not None:
+        rules = rules_of(step.op)
+        # A layer that copies makes a deviation longer, and sums of its rows' coefficients round.
+        copies = step.overlap > 1
+        if rules.linear is not None and rules.backward is not None and not copies:
             return self._linear(index, step)
         if len(step.sources) == 1:
             made = self._elementwise(step)

@@ -21,8 +21,6 @@ __all__ = ["divided", "gated"]
 
 #: How far a number may be from the one that it stands for, relative: two roundings of float32 each.
 ROUNDED = 2.0**-22
-#: Factors and numbers added between an activation and its gate, at most.
-MOST_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -76,22 +74,28 @@ def _origin(translation: Translation, value: Activation) -> tuple[Layer | None, 
 
 
 def _line(translation: Translation, value: Activation) -> _Line:
-    """The value as numbers times and beside another one, as far as that goes."""
-    found = _Line(value, 1.0, 0.0)
-    for _ in range(MOST_STEPS):
+    """The value as a number times and a number beside another one, as far as that goes.
+
+    At most one of each, and both moderate: the roundings and the ranges of what is read as one
+    activation are its own then. Two numbers may cancel each other and what is between them.
+    """
+    found, seen = _Line(value, 1.0, 0.0), set()
+    while True:
         layer, sources = _origin(translation, found.of)
         if not isinstance(layer, Multiply | Divide | Shift):
-            break
+            return found
         if layer.value.numel() != 1 or sources[0].shape != found.of.shape:
-            break
+            return found
         number = float(layer.value.detach())
+        if isinstance(layer, Shift) in seen or not _moderate(number):
+            return found
+        seen.add(isinstance(layer, Shift))
         if isinstance(layer, Shift):
             shift, scale = found.shift + found.scale * number, found.scale
         else:
             scale = found.scale / number if isinstance(layer, Divide) else found.scale * number
             shift = found.shift
         found = _Line(sources[0], scale, shift)
-    return found
 
 
 def _of_line(

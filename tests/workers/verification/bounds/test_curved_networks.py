@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from models.layers.activations import Sigmoid
+from models.layers.curves import SELU
 from models.layers.joins import Product, ReduceMean
-from models.layers.kinds import Layer
+from models.layers.kinds import Layer, Linear, Multiply
 from models.layers.shapes import Expand
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
@@ -137,3 +138,22 @@ def test_no_point_of_the_region_is_below_a_bound(seed: int) -> None:
 def moves_balls(layer: Layer) -> bool:
     rules = rules_of(layer)
     return rules.affine is not None or rules.ball is not None
+
+
+@torch.no_grad()
+def test_a_scale_that_overflows_is_seen_behind_a_small_weight() -> None:
+    rows: list[tuple[str, Layer, tuple[str, ...]]] = [
+        ("a", Linear(torch.tensor([[1e36]])), ("input",)),
+        ("b", SELU(alpha=1.0, gamma=1000.0), ("a",)),
+        ("c", Multiply(torch.tensor(1e-30)), ("b",)),
+        ("d", Linear(torch.tensor([[-1e-10], [0.0]]), torch.tensor([1.0, 0.0])), ("c",)),
+    ]
+    network = Network((1,), rows).eval()
+    x, label = torch.zeros(1, 1), torch.tensor([0])
+    assert not bool(torch.isfinite(network(torch.ones(1, 1))).all())
+    region = Region(x, torch.ones(1, dtype=torch.float64), "linf", True)
+    compiled = CompiledNetwork.compile(network)
+    for bound in [*OF_ALL, *OF_BALLS]:
+        for dtype in (torch.float32, torch.float64):
+            margins = bound(compiled, region, label, Rounding.sound(dtype), dtype)
+            assert not bool((margins[0, 1] > 0).item()), bound

@@ -12,7 +12,8 @@ from torch import Tensor
 from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
 from models.layers.base import Layer
 from models.layers.joins import Add
-from models.layers.kinds import LeakyReLU, ReLU
+from models.layers.kinds import LeakyReLU, Linear, ReLU
+from models.layers.shapes import Expand
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
@@ -202,6 +203,32 @@ def test_on_ten_layers_cheap_bounds_still_have_a_radius() -> None:
     for name in ("lipschitz", "ibp", "bcp", "local-lip"):
         verdict = BOUNDS[name].attempt(problem, region, labels, Budget(clean))
         assert bool(verdict.proved[wide].all()), name
+
+
+def test_a_number_that_is_copied_deviates_as_often() -> None:
+    """The length of a deviation was not multiplied by the root of the copies: kinks were missed."""
+    count, largest = 4096, 2.0**20
+    step = largest * 2.0**-24
+    lead = 2 * count * step
+    one = torch.eye(2)
+    rows: list[tuple[str, Layer, tuple[str, ...]]] = [
+        ("l1", Linear(torch.tensor([[largest, step, -largest]])), ("input",)),
+        ("e", Expand(shape=(count,)), ("l1",)),
+        ("l2", Linear(torch.ones(2, count), torch.tensor([lead, -count * step / 2])), ("e",)),
+        *(("r2", ReLU(), ("l2",)), ("l3", Linear(one), ("r2",)), ("r3", ReLU(), ("l3",))),
+        *(("l4", Linear(one), ("r3",)), ("r4", ReLU(), ("l4",))),
+    ]
+    bias = torch.tensor([-lead - count * step / 4, 0.0])
+    rows.append(("out", Linear(torch.tensor([[1.0, -1.0], [0.0, 0.0]]), bias), ("r4",)))
+    network = Network((3,), rows).eval()
+    x, labels = torch.ones(1, 3), torch.tensor([0])
+    run = OnnxRuntimeModel(export_onnx(network), network.input_shape)
+    moved = margins(torch.from_numpy(run(x.numpy())).double(), labels) - margins(
+        exact(network, x), labels
+    )
+    lost = budgets(CompiledNetwork.compile(network), x, labels, 0.0, "l2")
+    assert float(moved.abs().amax()) > count * step / 4
+    assert bool((moved.abs() <= lost).all())
 
 
 @pytest.mark.parametrize(

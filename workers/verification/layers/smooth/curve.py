@@ -30,8 +30,9 @@ CONVEX, STRAIGHT, CONCAVE = 1, 0, -1
 #: (there it is off a convex or concave one by less than 1e-24), a straight piece that is straight
 #: to within 1e-15.
 OWN_ERROR = 1e-13
-#: Inputs up to which nothing overflows float32 on the way to the result.
-LARGEST = 2.0**120
+#: Inputs up to which nothing overflows float32 on the way to the result: times a scale, and in the
+#: files that write a gate with numbers beside it (at most 1e3 each, three before the product).
+LARGEST = 2.0**80
 #: Slopes of lines, at most: more is no float32 number.
 STEEPEST = 1e30
 #: Halvings that find the place of a slope on a piece: what is lost is of second order.

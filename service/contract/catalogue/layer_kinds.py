@@ -99,7 +99,7 @@ LAYER_KINDS: dict[str, dict[str, Member]] = {
 }
 
 #: Kinds that join the layer before them with the ones that ``from`` names.
-JOINING = ("add", "concat", "maximum", "minimum", "residual")
+JOINING = ("add", "concat", "maximum", "minimum", "product", "residual")
 
 #: How weights may begin.
 INITS = ("default", "glorot", "he", "ibp", "orthogonal")

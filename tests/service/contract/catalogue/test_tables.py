@@ -60,7 +60,7 @@ def test_every_kind_of_layer_is_checked_by_the_members_that_it_has() -> None:
     assert (INITS, JOINING) == (layer_lists.INITS, layer_lists.JOINING)
     own = {"kernel": 3, "half": "first", "degree": 8, "axes": [0], "stop": 2, "axis": 0}
     own |= {"low": -1.0, "channels": 8, "groups": 2, "rank": 1, "order": 1, "start": 0}
-    own |= {"padding": 1}
+    own |= {"padding": 1, "approximate": "tanh", "exponent": 2}
     for kind, members in LAYER_KINDS.items():
         given = {name: own.get(name, VALUES.get(row.form)) for name, row in members.items()}
         assert made(kind, given) == set(members), kind

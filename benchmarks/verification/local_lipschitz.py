@@ -24,14 +24,14 @@ import torch
 from models.architectures.published import build
 from models.network import Network
 from models.onnx.importer import import_onnx
-from workers.verification.bounds.arithmetics import Margins, MarginsBound
+from workers.verification.bounds.arithmetics import MarginsBound
 from workers.verification.bounds.local_lipschitz import local_margins, randomized_local_margins
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.radius import search_radius
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.problem import Problem
-from workers.verification.protocol import Budget
+from workers.verification.protocol import Budget, Margins
 from workers.verification.region import Region
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.problem import Problem
 from workers.verification.region import Region
 from workers.verification.results import EFFORTS
+from workers.verification.rounding import Rounding
 
-__all__ = ["Bound", "Budget", "Verdict", "activation_memory"]
+__all__ = ["Bound", "Budget", "Margins", "Verdict", "activation_memory"]
 
 #: What a bound has a rule for: one step's operator.
 HasRule = Callable[[Affine | Layer], bool]
@@ -85,6 +86,29 @@ class Verdict:
             spent=torch.zeros(batch, dtype=torch.float64),
             falsified=torch.zeros(batch, dtype=torch.bool),
         )
+
+
+class Margins(Protocol):
+    """Lower bounds [batch, classes] on f_y - f_j over the region, in one arithmetic.
+
+    They hold for the network that ``rounding`` says: the deployed one, or that of real numbers.
+    """
+
+    def __call__(
+        self,
+        compiled: CompiledNetwork,
+        region: Region,
+        labels: Tensor,
+        rounding: Rounding,
+        dtype: torch.dtype,
+        /,
+        *,
+        clock: Clock,
+    ) -> Tensor:
+        """Region and labels [batch] on the device of the work; the label's column is inf.
+
+        Looks at the clock between pieces of work; raises OutOfTime or answers what it has.
+        """
 
 
 def activation_memory(kept: float) -> Callable[[CompiledNetwork], float]:

@@ -27,13 +27,12 @@ from workers.verification.forward.margins import certified
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.lanczos import FailureBudget
 from workers.verification.problem import Arithmetic, Problem
-from workers.verification.protocol import Bound, Budget, Verdict
+from workers.verification.protocol import Bound, Budget, Margins, Verdict
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
 
 __all__ = [
     "ClosedForm",
-    "Margins",
     "MarginsBound",
     "RadiusBound",
     "RandomizedMargins",
@@ -45,26 +44,6 @@ __all__ = [
 RETRY_ERRORS = 4.0
 #: The same of what the pass itself has lost by rounding: boxes have lost by it as well.
 RETRY_SLACKS = 2.0
-
-
-class Margins(Protocol):
-    """Lower bounds [batch, classes] on f_y - f_j over the region, in one arithmetic."""
-
-    def __call__(
-        self,
-        compiled: CompiledNetwork,
-        region: Region,
-        labels: Tensor,
-        rounding: Rounding,
-        dtype: torch.dtype,
-        /,
-        *,
-        clock: Clock,
-    ) -> Tensor:
-        """Region and labels [batch] on the device of the work; the label's column is inf.
-
-        Looks at the clock between pieces of work; raises OutOfTime or answers what it has.
-        """
 
 
 class RandomizedMargins(Protocol):
@@ -82,7 +61,7 @@ class RandomizedMargins(Protocol):
         *,
         clock: Clock,
     ) -> Tensor:
-        """As ``Margins``."""
+        """As ``protocol.Margins``."""
 
 
 class ClosedForm(Protocol):

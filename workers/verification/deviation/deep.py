@@ -22,11 +22,11 @@ from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.numerics import up
 from workers.verification.problem import Problem
-from workers.verification.protocol import Budget, Verdict
+from workers.verification.protocol import Budget, Margins, Verdict
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
 
-__all__ = ["BackwardRadius", "RealMargins", "forward_errors", "prove_on_deep", "radii_on_deep"]
+__all__ = ["BackwardRadius", "forward_errors", "prove_on_deep", "radii_on_deep"]
 
 #: Convolutions and dense layers before the head, at least, and what they round, carried forward, as
 #: a share of the margin: below that there is nothing to gain.
@@ -38,23 +38,6 @@ WITHIN = 4.0
 GAIN, RELEVANT = 0.1, 0.5
 #: What a budget costs, in plain forward passes.
 BUDGET_PASSES = 100.0
-
-
-class RealMargins(Protocol):
-    """``bounds.arithmetics.Margins``: they hold for the network that ``rounding`` says."""
-
-    def __call__(
-        self,
-        compiled: CompiledNetwork,
-        region: Region,
-        labels: Tensor,
-        rounding: Rounding,
-        dtype: torch.dtype,
-        /,
-        *,
-        clock: Clock,
-    ) -> Tensor:
-        """Lower bounds [batch, classes]."""
 
 
 class BackwardRadius(Protocol):
@@ -75,7 +58,7 @@ class BackwardRadius(Protocol):
 
 
 def prove_on_deep(
-    margins: RealMargins,
+    margins: Margins,
     problem: Problem,
     region: Region,
     labels: Tensor,

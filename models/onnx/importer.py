@@ -11,7 +11,7 @@ from pathlib import Path
 from onnx import GraphProto
 
 from models.errors import ModelError
-from models.layers.kinds import Layer, Reshape
+from models.layers.kinds import Layer, Reshape, Shape
 from models.network import INPUT, Network
 from models.onnx.constant_rules import CONSTANT_OPERATORS
 from models.onnx.constants import evaluate, read_tensor, shape_of
@@ -283,6 +283,8 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
         )
     if operation.op_type == "Shape":
         return [shape_of(operation, translation.batch)]
+    if operation.opset < 8 and operation.op_type in _SAME_SHAPES:
+        _require_one_shape(operation, translation)
     if not operation.batched:
         return _without_batch_axis(operation, translation)
     translator = OPERATORS.get(operation.op_type)
@@ -293,16 +295,24 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
                 operation.op_type, "supported operators: " + ", ".join(sorted(OPERATORS))
             ),
         )
-    if operation.opset < 8 and operation.op_type in _SAME_SHAPES:
-        shapes = {v.shape if isinstance(v, Activation) else None for v in operation.inputs}
-        if len(shapes) > 1:
-            operation.refuse(
-                "its inputs must have one shape before opset 8",
-                code="invalid_onnx",
-                hint="export with a newer opset",
-            )
     result = translator(operation, translation)
     return result if isinstance(result, list) else [result]
+
+
+def _require_one_shape(operation: Operation, translation: Translation) -> None:
+    """Raise ModelError (invalid_onnx) unless all inputs have one shape in the file."""
+    shapes: set[Shape | None] = set()
+    for value in operation.inputs:
+        if isinstance(value, Activation):
+            shapes.add((translation.batch[0], *value.shape) if value.batched else value.shape)
+        else:
+            shapes.add(value.value.shape if isinstance(value, Constant) else None)
+    if len(shapes) > 1:
+        operation.refuse(
+            "its inputs must have one shape before opset 8",
+            code="invalid_onnx",
+            hint="export with a newer opset",
+        )
 
 
 def _on_squares(operation: Operation, translation: Translation) -> Sequence[Value]:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    RuntimeException,
+)
 
 from models.errors import ModelError
 from models.onnx.importer import read_onnx_bytes
@@ -172,3 +178,35 @@ def test_rows_of_a_fixed_batch_that_meet_are_refused() -> None:
     nodes = [node("ReduceMean", ["x"], ["m"], axes=[0]), node("Sub", ["x", "m"], ["y"])]
     with pytest.raises(ModelError):
         read_onnx_bytes(flattened(nodes, (4,), batch=3, opset=11))
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+@pytest.mark.parametrize("kind", ["Max", "Min", "Sum"])
+@pytest.mark.parametrize(
+    ("shape", "constant"),
+    [
+        *(([4], [4]), ([4], [1]), ([4], [])),
+        *(([1, 4], [1, 4]), ([1, 4], [4]), ([1, 4], [1]), ([1, 4], [])),
+        *((["N", 4], [1, 4]), (["N", 4], [4]), (["N", 4], [])),
+    ],
+)
+def test_what_broadcasts_only_in_newer_opsets_is_refused_as_onnx_runtime_does(
+    kind: str, opset: int, shape: list[Any], constant: list[int]
+) -> None:
+    """Or a graph is accepted that runs nowhere; and none is refused that runs."""
+    value = np.full(constant, 0.25, np.float32)
+    nodes = [node("Abs", ["x"], ["a"]), node(kind, ["a", "c"], ["b"]), node("Tanh", ["b"], ["y"])]
+    data = written(nodes, [floats("x", *shape)], [floats("y", *shape)], {"c": value}, opset=opset)
+    x = normal(1, *(3 if size == "N" else size for size in shape))
+    try:
+        onnxruntime.InferenceSession(data).run(None, {"x": x})
+        runs = True
+    except (Fail, InvalidArgument, RuntimeException):
+        runs = False
+    assert runs == (opset == 8 or shape == constant)
+    if runs:
+        read_onnx_bytes(data)
+    else:
+        with pytest.raises(ModelError) as refusal:
+            read_onnx_bytes(data)
+        assert refusal.value.code == "invalid_onnx"

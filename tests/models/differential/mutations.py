@@ -18,7 +18,7 @@ def mutate(rng: random.Random, model: ModelProto) -> None:
     for _ in range(rng.choice([1, 1, 2])):
         node = rng.choice(model.graph.node)
         names = ["", *(n for other in model.graph.node for n in (*other.input, *other.output))]
-        with contextlib.suppress(ValueError):  # of a tensor that is damaged already
+        with contextlib.suppress(ValueError, KeyError):  # of a tensor damaged already
             rng.choice(CHANGES)(rng, model, node, names)
 
 

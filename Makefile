@@ -76,7 +76,7 @@ nightly: install
 	CERTSERVE_TEST_ALL=1 CERTSERVE_TEST_SCHEMATHESIS_S=300 CERTSERVE_CHAOS_S=120 \
 		$(PYTEST) --timeout 7200
 	$(BIN)/python -m benchmarks.verification.differential --graphs 5000 --mutants 5000
-	$(BIN)/python -m benchmarks.verification.adversary --graphs 3000
+	$(BIN)/python -m benchmarks.verification.adversary --graphs 3000 --share 0.1
 	$(BIN)/python -m benchmarks.verification.invariance --decisions 100000
 
 format: install

@@ -43,7 +43,7 @@ _LONG: Settings = {**_FAST, "epochs": 200}
 #: are made orthogonal (docs/results.md).
 _MNIST: Settings = {
     **_FAST,
-    "epochs": 30,
+    "epochs": 24,
     "batch_size": 256,
     "learning_rate": 0.1,
     "epsilon_schedule": {"points": [[0.0, 1.6]]},

@@ -54,8 +54,8 @@ _MNIST: Settings = {
 
 _CIFAR: dict[str, JsonValue] = {"name": "shiftnet", "width": 32, "depths": [4, 6, 6]}
 _CIFAR_LARGE: dict[str, JsonValue] = {"name": "shiftnet", "width": 64, "depths": [4, 8, 8]}
-#: Three orthogonal matrices on all pixels at once, as channels of one place.
 _ROTATION: list[JsonValue] = [{"kind": "orthogonal-channels"}, {"kind": "maxmin"}]
+#: Three orthogonal matrices on all pixels at once, as channels of one place.
 _FLAT: dict[str, JsonValue] = {
     "input": [1, 28, 28],
     "layers": [

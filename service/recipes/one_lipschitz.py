@@ -94,5 +94,14 @@ ROWS = (
         *("one-lipschitz", CIFAR100, "paper", {**_CIFAR_LARGE, "classes": 100}, CIFAR_EPSILON),
         *(_OURS, _LONG),
     ),
-    Recipe("one-lipschitz", MNIST, "fast", _FLAT, MNIST_EPSILON, _OURS, _MNIST),
+    Recipe(
+        *("one-lipschitz", MNIST, "fast", _FLAT, MNIST_EPSILON, _OURS, _MNIST),
+        (
+            Reached(
+                *("measured", 96.71, None, 70.29, 1),
+                "one CPU core, 667 s with the certification",
+                "docs/results.md",
+            ),
+        ),
+    ),
 )

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from rich.console import Console
 
+from service.cli.exit_status import FAILED, YES
+from service.cli.main import main
 from service.cli.train import _keep_sweep
 from service.client import Client
 from service.contract.processes import wait_until
@@ -112,6 +114,9 @@ def test_a_cascade_is_trained_certified_and_told_whatever_dies(
         said = Console(file=io.StringIO(), width=200)
         _keep_sweep(client, done, tmp_path / "out", said)
         assert json.loads((tmp_path / "out" / "cascade.json").read_text()) == found
+        check = ["verify-report", str(tmp_path / "out" / "cascade.json"), "--url", calm_service.url]
+        assert main(check) == YES
+        assert main([*check, "--recheck", "1"]) == FAILED
         for stage in ("0", "1"):
             assert (tmp_path / "out" / stage / "model.onnx").stat().st_size > 0
             assert (tmp_path / "out" / stage / "report.json").exists()

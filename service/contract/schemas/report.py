@@ -301,7 +301,7 @@ class CascadeReport(_Row):
     norm: Literal["l2", "linf"]
     method: str
     failure_probability: float
-    dataset: str
+    dataset: ReportDataset
     samples: int
     stages: list[CascadeStage]
     results: list[CascadeResult]

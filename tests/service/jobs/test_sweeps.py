@@ -13,7 +13,12 @@ from service.console.app import create_app
 from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
 from service.contract.schemas.problems import InvalidInput
-from service.contract.schemas.report import CascadeReport, CascadeResult, CascadeStage
+from service.contract.schemas.report import (
+    CascadeReport,
+    CascadeResult,
+    CascadeStage,
+    ReportDataset,
+)
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from service.contract.sweeps import runs_of
@@ -156,7 +161,7 @@ def test_a_cascade_shows_its_stages_and_what_they_come_to(
         norm="linf",
         method="auto",
         failure_probability=0.0,
-        dataset="digits",
+        dataset=ReportDataset(id=None, name="digits", samples=4),
         samples=4,
         stages=[
             CascadeStage(stage=place + 1, model_id=model, trained_on=100 - 50 * place)

@@ -103,6 +103,7 @@ def build_cascade_report(
     certified [n, epsilons] of each, closed under nesting; label [n], None without labels.
     """
     spec = Spec.model_validate(submission.spec)
+    assert submission.dataset is not None
     sound = spec.soundness == "sound"
     count = len(results[0].index)
     rows = []
@@ -137,7 +138,12 @@ def build_cascade_report(
         "norm": spec.norm,
         "method": spec.method,
         "failure_probability": min(1.0, probability),
-        "dataset": "" if submission.dataset is None else submission.dataset.name,
+        "dataset": {
+            "id": submission.dataset.id,
+            "name": submission.dataset.name,
+            "samples": count,
+            "split": submission.dataset.split,
+        },
         "samples": count,
         "stages": list(stages),
         "results": rows,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.layers.affine import Linear
 from models.network import Network
-from service.contract.schemas.submissions import JobSubmission, Spec
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from tests.workers.verification.certification import certify, evaluate
 from tests.workers.verification.networks import dense_network
 from workers.jobs.report.cascade_report import (
@@ -147,7 +147,7 @@ def report(soundness: str, *, labelled: bool = True) -> dict:
         kind="train",
         spec=Spec(norm="linf", epsilons=[Fraction(1, 16)], soundness=soundness).normal(),  # type: ignore[arg-type]
         model=None,
-        dataset=None,
+        dataset=DatasetSource(kind="digits", name="digits", split="test"),
         created_at="2026-01-31T12:00:00.000000Z",
     )
     facts = [{"stage": k, "model_id": f"sha256:{k}", "trained_on": 100 // k} for k in (1, 2)]

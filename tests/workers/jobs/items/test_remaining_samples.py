@@ -14,7 +14,7 @@ from models.onnx.importer import read_onnx_bytes
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.sweeps import runs_of
 from tests.workers.jobs.conftest import Corridor
-from tests.workers.jobs.work import training
+from tests.workers.jobs.work import training, work
 from tests.workers.verification.certification import certify
 from workers.jobs.items.remaining_samples import PART, _method
 from workers.jobs.items.sweep import train_runs
@@ -145,6 +145,10 @@ def test_a_cascade_ends_where_too_few_samples_are_left(corridor: Corridor) -> No
         assert end["code"] == "cascade_ended"
         assert "fewer than a batch of 1400" in end["detail"]
     assert attempt(corridor, job, []) == [digest]
+    # Without a certification there is nothing to tell of the whole.
+    work(corridor, job.id)
+    assert corridor.outcome(job)["status"] == "succeeded"
+    assert not corridor.store.report_path(job.id).exists()
 
 
 @pytest.mark.parametrize(

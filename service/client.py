@@ -284,6 +284,13 @@ class Client:
         self._check(answer)
         return answer.content
 
+    def cascade(self, job_id: str) -> bytes:
+        """What the stages of a cascade of networks come to together, as JSON. Each of them has its
+        own report, like the models of a sweep."""
+        answer = self._http.get(f"/jobs/{job_id}/cascade")
+        self._check(answer)
+        return answer.content
+
     def rows_file(self, job_id: str) -> bytes:
         """The rows per sample as one file, one JSON object per line; the report has its sha256."""
         answer = self._http.get(f"/jobs/{job_id}/samples.jsonl")

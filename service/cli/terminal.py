@@ -25,7 +25,14 @@ from service.contract.sweeps import value_text
 from service.reports.epsilon_names import epsilon_names
 from service.reports.evidence import criterion
 
-__all__ = ["criterion_status", "print_pareto", "print_summary", "printable", "progress_bar"]
+__all__ = [
+    "criterion_status",
+    "print_cascade",
+    "print_pareto",
+    "print_summary",
+    "printable",
+    "progress_bar",
+]
 
 #: Seconds between two plain lines of a job whose status does not change.
 PLAIN_EVERY_S = 2.0
@@ -169,6 +176,21 @@ def print_pareto(console: Console, pareto: dict[str, Any]) -> None:
         front = "*" if point["on_front"] else ""
         table.add_row(value_text(point["value"]), *map(_percent, shares), front)
     console.print(table)
+
+
+def print_cascade(console: Console, cascade: dict[str, Any]) -> None:
+    """A cascade of networks at each epsilon: what is estimated, what is proved, who answers."""
+    table = Table(title=f"cascade of {len(cascade['stages'])}, {cascade['norm']}")
+    for name in ("epsilon", "clean", "CAP's protocol (ESTIMATE)", "certified", "answered by stage"):
+        table.add_column(name, justify="right")
+    for name, row in zip(epsilon_names(cascade), cascade["results"], strict=True):
+        shares = (row[f"{name}_accuracy"] for name in ("clean", "protocol", "certified"))
+        counts = [f"{stage}: {count}" for stage, count in enumerate(row["answered"], 1)]
+        answered = ", ".join([*counts, f"none certified: {row['uncertified']}"])
+        table.add_row(name, *map(_percent, shares), answered)
+    console.print(table)
+    for warning in cascade["warnings"]:
+        console.print(_named(warning), highlight=False)
 
 
 def _print_verdict(console: Console, report: dict[str, Any]) -> None:

@@ -15,7 +15,13 @@ from service.cli.certify import path_or_name
 from service.cli.exit_status import YES
 from service.cli.local_service import started_service
 from service.cli.remote.connection import show_json
-from service.cli.terminal import criterion_status, print_pareto, print_summary, progress_bar
+from service.cli.terminal import (
+    criterion_status,
+    print_cascade,
+    print_pareto,
+    print_summary,
+    progress_bar,
+)
 from service.client import REPORT_FORMS, Client, JobFailed
 from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.sweeps import value_text
@@ -123,11 +129,12 @@ def _keep_report(client: Client, job_id: str, folder: Path) -> None:
 
 
 def _keep_sweep(client: Client, job: dict[str, Any], folder: Path, console: Console) -> None:
-    """A folder for each model, by its place among the values, and their comparison."""
+    """A folder for each model, by its place among the values, and their comparison; of a cascade
+    what its stages come to together."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = job["plan"]["sweep"]
+    name = job["plan"].get("sweep", {"name": "stage"})["name"]
     for place, model in enumerate(job["models"]):
-        value = f"{sweep['name']} = {value_text(model['value'])}"
+        value = f"{name} = {value_text(model['value'])}"
         own = folder / str(place)
         if model["error"] is not None:
             console.print(f"{value}: {model['error']['detail']}", highlight=False)
@@ -137,6 +144,9 @@ def _keep_sweep(client: Client, job: dict[str, Any], folder: Path, console: Cons
         if model["links"]["report"] is not None:
             _keep_report(client, run.id, own)
         console.print(f"{value}: {own}", highlight=False)
+    if job["links"]["cascade"] is not None:
+        (folder / "cascade.json").write_bytes(client.cascade(job["id"]))
+        print_cascade(console, json.loads((folder / "cascade.json").read_text()))
     if job["links"]["pareto"] is None:
         return
     for suffix in ("json", "svg"):

@@ -149,6 +149,9 @@ def reopen(store: Store, ledger: Ledger, submission: JobSubmission) -> bool:
                 whole = model is not None and store.has(store.blob_path(model))
                 unended = model is None and died
                 store.clear_results(run.id, keep=("training",) if whole or unended else ())
+            if sweep_of(submission) is not None:
+                # A cascade's own report.
+                store.clear_results(submission.id, keep=("training",))
         store.job_dir(submission.id)
         mark = store.attempt_path(submission.id, submission.attempt)
         store.create_json(mark, {"attempt": submission.attempt})

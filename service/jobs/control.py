@@ -32,7 +32,7 @@ from service.contract.schemas.submissions import (
 )
 from service.contract.storage.journal import Journal
 from service.contract.storage.store import Store
-from service.contract.sweeps import sweep_of
+from service.contract.sweeps import cascade_of, sweep_of
 from service.contract.times import now
 from service.jobs.notifier import Notifier
 from service.jobs.sweeps import models_of, run_state
@@ -259,7 +259,7 @@ def record(state: JobState) -> JobRecord:
     """The job as the API shows it."""
     submission = state.submission
     base = f"/jobs/{submission.id}"
-    swept = sweep_of(submission) is not None
+    swept, staged = sweep_of(submission) is not None, cascade_of(submission) is not None
     reported = state.status == "succeeded" and bool(submission.spec)
     run = place_of(submission.id)
     return JobRecord.model_validate(
@@ -280,7 +280,8 @@ def record(state: JobState) -> JobRecord:
                 "report": f"{base}/report" if reported and not swept else None,
                 "model": f"/models/{state.model_id}" if state.model_id else None,
                 "training": f"{base}/training" if submission.kind == "train" else None,
-                "pareto": f"{base}/pareto" if reported and swept else None,
+                "pareto": f"{base}/pareto" if reported and swept and not staged else None,
+                "cascade": f"{base}/cascade" if reported and staged else None,
             },
         }
     )

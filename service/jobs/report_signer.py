@@ -54,5 +54,6 @@ class ReportSigner:
                 if state is not None and state.status == "succeeded":
                     for run in runs_of(state.submission):
                         self.signed(run.id)
+                    self.signed(job_id)  # of a cascade, and signed already where it is the run
             except Problem as problem:
                 _log.warning("the report of job %s cannot be signed yet: %s", job_id, problem)

@@ -22,7 +22,7 @@ from service.contract.schemas.report import (
 )
 from service.contract.storage.pictures import COUNTEREXAMPLES, THUMBNAILS, read_picture
 from service.contract.storage.store import Store
-from service.contract.sweeps import sweep_of
+from service.contract.sweeps import cascade_of, sweep_of
 from service.jobs.control import Jobs
 from service.jobs.report_signer import ReportSigner
 from service.jobs.sweeps import pareto
@@ -45,6 +45,25 @@ class Results:
 
     def finished(self, job_id: str, caller: Caller) -> JobState:
         """The job, which has a report. Raises NotFound, Conflict."""
+        state = self._certified(job_id, caller)
+        if cascade_of(state.submission) is not None:
+            raise NotFound(
+                "a cascade has a report for each of its stages",
+                code="no_report",
+                hint=f"GET /jobs/{job_id} lists them as models, GET /jobs/{job_id}/cascade says "
+                "what they come to together",
+            )
+        if sweep_of(state.submission) is not None:
+            raise NotFound(
+                "a sweep has a report for each of its models",
+                code="no_report",
+                hint=f"GET /jobs/{job_id} lists them as models, GET /jobs/{job_id}/pareto compares "
+                "them",
+            )
+        return state
+
+    def _certified(self, job_id: str, caller: Caller) -> JobState:
+        """The job, which has succeeded with a certification. Raises NotFound, Conflict."""
         state = self._jobs.visible(job_id, caller)
         if state.status in ("failed", "cancelled"):
             why = (state.error or {}).get("detail", "it was asked for")
@@ -60,13 +79,6 @@ class Results:
                 "this training was asked for without a certification",
                 code="no_report",
                 hint='POST /certify with its model_id, or train without "certify": null',
-            )
-        if sweep_of(state.submission) is not None:
-            raise NotFound(
-                "a sweep has a report for each of its models",
-                code="no_report",
-                hint=f"GET /jobs/{job_id} lists them as models, GET /jobs/{job_id}/pareto compares "
-                "them",
             )
         return state
 
@@ -117,6 +129,14 @@ class Results:
         """The models of a sweep compared. Raises NotFound, Conflict, InvalidInput."""
         state = self._jobs.visible(job_id, caller)
         return pareto(self._store, state, lambda run: self.report(run, caller), epsilon)
+
+    def cascade_path(self, job_id: str, caller: Caller) -> Path:
+        """The file of a cascade's signed report. Raises NotFound, Conflict, StorageFull."""
+        state = self._certified(job_id, caller)
+        path = None if cascade_of(state.submission) is None else self._signer.signed(job_id)
+        if path is None:
+            raise NotFound("this job is not a cascade of networks", code="no_cascade")
+        return path
 
     def picture(self, job_id: str, index: int, of: PictureOf, caller: Caller) -> bytes:
         """A small PNG of the sample at a place in the data set, as a worker made it.

@@ -14,7 +14,7 @@ from service.contract.schemas.job_records import JobError, Pareto, ParetoPoint, 
 from service.contract.schemas.problems import Conflict, InvalidInput, NotFound
 from service.contract.schemas.submissions import TERMINAL, JobSubmission, Spec
 from service.contract.storage.store import Store
-from service.contract.sweeps import runs_of, sweep_of
+from service.contract.sweeps import cascade_of, runs_of, sweep_of
 
 __all__ = ["models_of", "pareto", "run_state"]
 
@@ -76,7 +76,7 @@ def pareto(store: Store, state: JobState, reports: Reports, epsilon: str | None)
     """
     submission = state.submission
     sweep, plan = sweep_of(submission), submission.training
-    if sweep is None or plan is None:
+    if sweep is None or plan is None or cascade_of(submission) is not None:
         raise NotFound("this job is not a sweep", code="no_sweep")
     if state.status != "succeeded":
         raise Conflict(

@@ -23,7 +23,7 @@ from service.contract.schemas.training_plans import (
     TrainingPlan,
     TrainSpec,
 )
-from service.contract.sweeps import value_text, with_value
+from service.contract.sweeps import CASCADE_STAGES, value_text, with_value
 
 __all__ = ["swept"]
 
@@ -46,6 +46,13 @@ def swept(
     assert spec.sweep is not None
     ((name, given),) = spec.sweep.items()
     _check_name(spec, name)
+    if name == CASCADE_STAGES or plan.hyperparameters.options.get(CASCADE_STAGES, 1) != 1:
+        raise InvalidInput(
+            "a cascade is one job with several models already: it is not swept over",
+            code="conflicting_fields",
+            hint=f"leave {CASCADE_STAGES} out, or the sweep",
+            field=f"sweep.{name}",
+        )
     listed = isinstance(plan.architecture, dict) and "name" not in plan.architecture
     if name == "activation" and listed:
         raise InvalidInput(

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 __all__ = ["Finding", "UnreadableReport", "parse_report", "public_text", "sign", "verify"]
 
 ALGORITHM = "ed25519"
+#: Of what is signed: reports, and those of cascades of networks.
+SCHEMAS = ("certserve/report/1", "certserve/cascade/1")
 
 
 class UnreadableReport(ValueError):
@@ -58,8 +60,8 @@ def parse_report(data: bytes) -> dict[str, Any]:
         report = json.loads(data, object_pairs_hook=_once_each, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise UnreadableReport(f"this is no JSON report: {error}") from error
-    if not isinstance(report, dict) or report.get("schema") != "certserve/report/1":
-        raise UnreadableReport('this is no report: "schema" is not "certserve/report/1"')
+    if not isinstance(report, dict) or report.get("schema") not in SCHEMAS:
+        raise UnreadableReport(f'this is no report: "schema" is not {" or ".join(SCHEMAS)}')
     return report
 
 

@@ -20,7 +20,7 @@ from service.api.routes.jobs import Page
 from service.api.services import Services, UsesServices
 from service.contract.schemas.job_records import Pareto
 from service.contract.schemas.problems import InvalidInput, NotAcceptable, NotFound
-from service.contract.schemas.report import SampleRow
+from service.contract.schemas.report import CascadeReport, SampleRow
 from service.jobs.results import PictureOf
 
 __all__ = ["router"]
@@ -119,6 +119,19 @@ async def pareto_by_suffix(
 ) -> Response:
     """pareto.json or pareto.svg."""
     return await to_thread.run_sync(lambda: _pareto(services, job_id, form, epsilon, principal))
+
+
+@router.get(
+    "/jobs/{job_id}/cascade",
+    response_model=CascadeReport,
+    summary="What the stages of a cascade of networks come to together",
+)
+async def cascade(job_id: str, services: UsesServices, principal: Principal) -> FileResponse:
+    """Per epsilon: which stage answers how many samples, CAP's robust accuracy, which is an
+    estimate, and what is proved of the cascade as a function. The stages are the job's ``models``,
+    each with its own files and report. 404 where the job is no cascade."""
+    path = await to_thread.run_sync(services.results.cascade_path, job_id, principal)
+    return FileResponse(path, media_type="application/json", headers=DOCUMENT_HEADERS)
 
 
 @router.get("/jobs/{job_id}/samples", summary="Rows per sample, in pages")

@@ -14,6 +14,7 @@ from service.api.middleware import DOCUMENT_HEADERS
 from service.api.responses import SubmissionOptions, respond
 from service.api.services import Services, UsesServices
 from service.api.uploads.listing import own_names
+from service.contract.catalogue.training_methods import TRAINING_METHODS
 from service.contract.ids import digest_hex
 from service.contract.schemas.job_records import JobRecord
 from service.contract.schemas.parsing import parse_model, problem_of
@@ -44,6 +45,12 @@ def _body() -> dict[str, Any]:
         "type": "string",
         "enum": ["paper", "fast"],
         "description": "The recipe whose values hold where none is given here.",
+    }
+    recipe["properties"]["options"]["properties"] = {
+        name: {**told, "description": f"Of {row.name}: {told['description']}"}
+        for row in TRAINING_METHODS.values()
+        for name, told in row.options.model_json_schema()["properties"].items()
+        if name not in recipe["properties"] and "description" in told
     }
     names, _ = spec["properties"]["recipe"]["anyOf"]
     spec["properties"]["recipe"]["anyOf"] = [

@@ -74,6 +74,8 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     if found is not Finding.VALID:
         return NO
     try:
+        if report.get("model") is None and (options.model or options.rows or options.recheck > 0):
+            raise _CannotCheck("it is about several networks: check the reports of its stages")
         faults = _differing_files(report, options) or _recheck(report, options, console)
     except _CannotCheck as error:
         say(f"cannot be checked: {error}")
@@ -114,7 +116,7 @@ def _differing_files(report: Mapping[str, Any], options: argparse.Namespace) -> 
     """What the report is not about, of the files that were given."""
     faults = []
     for given, what, named in (
-        (options.model, "model", report["model"]["id"]),
+        (options.model, "model", (report.get("model") or {}).get("id")),
         (options.dataset, "data set", (report.get("dataset") or {}).get("id")),
         (options.rows, "file of rows", report.get("samples_digest")),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -25,7 +26,7 @@ from service.contract.ids import place_of
 from service.contract.ledger.ledger import JobState
 from service.contract.schemas.problems import NotFound
 from service.contract.schemas.submissions import TERMINAL
-from service.contract.sweeps import sweep_of
+from service.contract.sweeps import cascade_of, stage_of, sweep_of
 
 __all__ = ["router"]
 
@@ -71,6 +72,8 @@ def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
         "found": None,
         "answer": None,
         "sweep": sweep_of(state.submission),
+        "staged": cascade_of(state.submission),
+        "cascade": None,
         "models": None,
         "pareto": None,
         "part": _part(state),
@@ -89,16 +92,21 @@ def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
 
 
 def _part(state: JobState) -> dict[str, Any] | None:
-    """Of one training of a sweep: the job it belongs to, and its number there."""
+    """Of one training of a sweep or cascade: the job it belongs to, and its number there."""
     run = place_of(state.submission.id)
-    return None if run is None else {"job": run[0], "number": run[1] + 1}
+    kind = "a sweep" if stage_of(state.submission) is None else "a cascade"
+    return None if run is None else {"job": run[0], "number": run[1] + 1, "kind": kind}
 
 
 def _sweep(services: Services, state: JobState, caller: Caller) -> dict[str, Any]:
-    """The models of a sweep, and once there are reports their comparison."""
+    """The models of a sweep, and once there are reports their comparison; of a cascade what they
+    come to together."""
     models = services.jobs.models(state)
     if state.status != "succeeded" or not state.submission.spec:
         return {"models": models}
+    if cascade_of(state.submission) is not None:
+        path = services.results.cascade_path(state.submission.id, caller)
+        return {"models": models, "cascade": json.loads(path.read_bytes())}
     pareto = services.results.pareto(state.submission.id, None, caller)
     points = {point.model_id: point for point in pareto.points}
     return {"models": models, "pareto": pareto, "points": points}

@@ -45,6 +45,7 @@ class JobLinks(Strict):
     model: str | None = None
     training: str | None = None
     pareto: str | None = None
+    cascade: str | None = None
     certificate: str | None = None
 
 
@@ -105,7 +106,7 @@ class RunLinks(Strict):
 
 class SweptModel(Strict):
     """One value of a sweep and what it came to. ``error``: why its training failed; the other
-    values go on."""
+    values go on. Of a cascade a stage; ``error``: why it, and those after it, are not there."""
 
     value: JsonValue
     model_id: str | None = None
@@ -134,7 +135,8 @@ class JobDetails(JobRecord):
     ``spec``: of the certification, defaults filled in; null for a training that certifies nothing.
     ``estimate``: null until model and data were read.
     ``plan``: of a training, what its recipe and defaults came to.
-    ``models``: of a sweep, one for each value, in their order; null for any other job.
+    ``models``: of a sweep, one for each value, in their order; of a cascade, one for each stage;
+    null for any other job.
     """
 
     spec: dict[str, JsonValue] | None = None

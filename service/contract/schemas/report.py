@@ -12,6 +12,9 @@ from pydantic import ConfigDict, Field, JsonValue
 from service.contract.schemas.submissions import Criterion, Strict
 
 __all__ = [
+    "CascadeReport",
+    "CascadeResult",
+    "CascadeStage",
     "Counterexample",
     "CriterionVerdict",
     "Curve",
@@ -245,6 +248,67 @@ class Report(_Row):
     samples_digest: str | None = None
     counterexamples_digest: str | None = None
     certificate_digest: str | None = None
+    signature: Signature | None = None
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
+class CascadeStage(_Row):
+    """A network of a cascade: the model, and how many training samples it was trained on."""
+
+    stage: int
+    model_id: str
+    trained_on: int
+
+
+class CascadeResult(_Row):
+    """A cascade at one epsilon, which is that of its stages' certificates as well.
+
+    ``answered_by``: for each sample the stage, from 1, that answers it, the first one that
+    certifies its own prediction; 0 where none does and the last one answers. ``answered`` [stages]
+    and ``uncertified`` count them. ``clean_accuracy``: share whose answer is the label.
+    ``protocol``: samples answered by a certificate, and right: the robust accuracy of CAP's
+    protocol, an estimate. ``certified``: samples whose answer is the label at every input of the
+    ball, if stages answer by sound certificates of at least this epsilon. ``every_stage``: those of
+    them that every stage is certified for: they hold whichever stage answers. Both are null where
+    the stages' certificates are estimates. Without labels any answer is right.
+    """
+
+    epsilon: float
+    epsilon_exact: str
+    answered: list[int]
+    uncertified: int
+    clean_accuracy: float | None
+    protocol_accuracy: float
+    protocol: int
+    certified_accuracy: float | None
+    certified: int | None
+    every_stage: int | None
+    answered_by: list[int]
+
+
+class CascadeReport(_Row):
+    """What the stages of a cascade come to together; each has a report of its own beside it.
+
+    ``soundness`` is that of ``protocol``, which the papers call robust accuracy. ``index``: place
+    in the data set of each sample. ``failure_probability``: of all stages' reports together.
+    """
+
+    schema_: Literal["certserve/cascade/1"] = Field(default="certserve/cascade/1", alias="schema")
+    job_id: str
+    soundness: Literal["estimate"] = "estimate"
+    statement: str
+    norm: Literal["l2", "linf"]
+    method: str
+    failure_probability: float
+    dataset: ReportDataset
+    samples: int
+    stages: list[CascadeStage]
+    results: list[CascadeResult]
+    index: list[int]
+    warnings: list[str] = []
+    versions: dict[str, str]
+    created_at: str
     signature: Signature | None = None
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)

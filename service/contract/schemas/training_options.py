@@ -176,9 +176,23 @@ class StapsOptions(TapsOptions, SabrOptions):
 
 class CapOptions(LmtOptions):
     """LMT's weight of clean cross-entropy. ``projections``: random ones that estimate the boxes of
-    the dual's layers, where a set has more terms; 0: none, exact and far dearer."""
+    the dual's layers, where a set has more terms; 0: none, exact and far dearer.
+    ``cascade_stages``: networks of a cascade, at most."""
 
-    projections: int = Field(default=50, ge=0, le=10_000)
+    projections: int = Field(
+        default=50,
+        ge=0,
+        le=10_000,
+        description="Random projections that estimate the dual's boxes; 0: exact, far dearer.",
+    )
+    cascade_stages: int = Field(
+        default=1,
+        ge=1,
+        le=6,
+        description="Networks of a cascade, at most, trained one after the other: each on the "
+        "training samples of which no network before it certifies its prediction. More than 1: "
+        "one job, a model and a report for each stage, GET /jobs/{id}/cascade for all of them.",
+    )
 
 
 class ColtOptions(Strict):

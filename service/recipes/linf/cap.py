@@ -2,7 +2,7 @@
 both norms.
 
 CIFAR-10 networks have their pixels normalised inside, all channels by 0.225, so that balls stay
-balls and epsilons are in pixel units. Cascades and the residual network are left out.
+balls and epsilons are in pixel units. Cascades are an option; the residual network is left out.
 """
 
 from __future__ import annotations

@@ -70,6 +70,23 @@ def client(serve: Callable[[Settings], httpx.Client], settings: Settings) -> htt
             "conflicting_fields",
             "sweep.least_share",
         ),
+        *(
+            (
+                {"method": "cap", "recipe": {"options": {"cascade_stages": stages}}, **swept},
+                code,
+                field,
+            )
+            for stages, swept, code, field in (
+                (7, {}, "invalid_recipe", "recipe.options.cascade_stages"),
+                (2, {"sweep": {"theta": [1.0]}}, "conflicting_fields", "sweep.theta"),
+                (1, {"sweep": {"theta": [1.0]}, "method": "emma"}, "unknown_field", None),
+            )
+        ),
+        (
+            {"method": "cap", "sweep": {"cascade_stages": [1, 2]}},
+            "conflicting_fields",
+            "sweep.cascade_stages",
+        ),
         ({"sweep": {"batch_size": [8, 1]}, "devices": 2}, "too_many_devices", "devices"),
         ({"dataset": "cifar-11"}, "unknown_dataset", "dataset"),
         ({"dataset": "digits:test"}, "invalid_dataset", "dataset"),

@@ -87,6 +87,7 @@ RULES = {
     "GET /jobs/{job_id}/counterexamples.npz": KEY,
     "GET /jobs/{job_id}/certificate": Rule("key", answers=404),
     "GET /jobs/{job_id}/pareto": Rule("key", answers=404),
+    "GET /jobs/{job_id}/cascade": Rule("key", answers=404),
     "GET /jobs/{job_id}/pareto.{form}": Rule("key", answers=404),
     "GET /jobs/{job_id}/training": KEY,
     "GET /jobs/{job_id}/training.svg": Rule("key", runs=True),

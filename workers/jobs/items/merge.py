@@ -9,22 +9,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.network import Network
 from service.contract.schemas.problems import InternalError
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.storage.pictures import COUNTEREXAMPLES
 from service.contract.storage.store import Store
+from service.contract.sweeps import runs_of, stage_of
 from service.contract.times import now, seconds
 from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.items.prepare import facts_of, shards
-from workers.jobs.items.trained_model import model_of
+from workers.jobs.items.trained_model import model_of, trained
 from workers.jobs.report.build import build_report, certificate_remarks, sample_rows
+from workers.jobs.report.cascade_report import build_cascade_report, with_labels
 from workers.jobs.report.certificate import Samples, certificate
 from workers.jobs.report.pictures import counterexample_pictures
+from workers.jobs.report.verdicts import verdicts
+from workers.verification.cascade.run import deployed_answers
 from workers.verification.results import SampleResults
+from workers.verification.rounding import answer_gap
 
-__all__ = ["concatenate", "digest_of", "merge", "merge_notes"]
+__all__ = ["concatenate", "digest_of", "merge", "merge_cascade", "merge_notes"]
 
 
 def merge(store: Store, submission: JobSubmission, *, started_at: str | None) -> int:
@@ -35,13 +41,9 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     if not submission.spec:
         return 0
     facts = facts_of(store, submission.id)
-    parts = []
-    for shard, _ in enumerate(shards(facts)):
-        path = store.shard_path(submission.id, shard)
-        if not store.has(path):
-            raise InternalError(f"the result of shard {shard} is missing", code="shard_missing")
-        parts.append(SampleResults.load(path))
-    results = concatenate(parts)
+    results = _results(store, submission, facts)
+    if stage_of(submission) is not None:
+        results = with_labels(results, *_labels(store, submission, facts))
     devices = results.notes.pop("device", [])
     device = ", ".join(devices) if isinstance(devices, list) else str(devices)
     wall_s = 0.0 if started_at is None else max(0.0, now() - seconds(started_at))
@@ -80,6 +82,55 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     )
     store.create_json(store.report_path(submission.id), report)
     return len(results.index)
+
+
+def merge_cascade(store: Store, submission: JobSubmission, runs: Sequence[JobSubmission]) -> None:
+    """Write the report of a cascade, once; ``runs``: its stages, which are merged already."""
+    if not submission.spec:
+        return
+    facts = [facts_of(store, run.id) for run in runs]
+    results = [_results(store, run, told) for run, told in zip(runs, facts, strict=True)]
+    spec = Spec.model_validate(submission.spec)
+    sound = spec.soundness == "sound"
+    label, _ = _labels(store, runs[0], facts[0])
+    stages = []
+    for number, run in enumerate(runs, 1):
+        made = trained(store, run.id)
+        assert made is not None
+        model, samples = made["model"]["digest"], made["samples"]
+        stages.append({"stage": number, "model_id": model, "trained_on": samples})
+    missing = runs_of(submission)[len(runs) :]
+    ended = [store.read_json(store.failure_path(run.id)) for run in missing]
+    report = build_cascade_report(
+        submission,
+        stages,
+        results,
+        [verdicts(found, spec.epsilons, sound=sound).certified for found in results],
+        label if facts[0]["labelled"] else None,
+        [str(problem["detail"]) for problem in ended[:1] if problem is not None],
+    )
+    store.create_json(store.report_path(submission.id), report)
+
+
+def _results(store: Store, submission: JobSubmission, facts: Mapping[str, Any]) -> SampleResults:
+    """The rows of all shards. Raises InternalError where one is missing."""
+    parts = []
+    for shard, _ in enumerate(shards(dict(facts))):
+        path = store.shard_path(submission.id, shard)
+        if not store.has(path):
+            raise InternalError(f"the result of shard {shard} is missing", code="shard_missing")
+        parts.append(SampleResults.load(path))
+    return concatenate(parts)
+
+
+def _labels(
+    store: Store, submission: JobSubmission, facts: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The data set's labels [n], and the deployed network's margins of them [n]."""
+    with np.load(store.prepared_dir(submission.id) / "data.npz", allow_pickle=False) as data:
+        label, logits = data["y"], data["logits"]
+    _, margin, _ = deployed_answers(logits, label, answer_gap(facts.get("dropped_output")))
+    return label, margin.numpy().astype(np.float64)
 
 
 def _certificate(

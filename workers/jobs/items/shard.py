@@ -20,12 +20,14 @@ from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.settings import Settings
 from service.contract.storage.files import atomic_write, storage_errors
 from service.contract.storage.store import Store
+from service.contract.sweeps import stage_of
 from workers.jobs.hardware.barrier_waits import watch_barriers
 from workers.jobs.hardware.device import device_name, device_of
 from workers.jobs.hardware.memory import total_memory
 from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.items.prepare import facts_of, shards
 from workers.jobs.items.work_budget import work_of
+from workers.verification.answers import NO_ANSWER, answers
 from workers.verification.cascade.run import certify_samples, deployed_answers
 from workers.verification.results import AttackSettings, CertificationRequest, SampleResults
 from workers.verification.rounding import answer_gap
@@ -73,6 +75,8 @@ def certify_shard(
     spec = Spec.model_validate(submission.spec)
     began = time.monotonic()
     prepared = _load(store.prepared_dir(submission.id))
+    # A stage of a cascade answers with what it predicts, right or wrong, if that is certified.
+    labels = prepared.y if stage_of(submission) is None else _predictions(prepared)
     rows = slice(start, stop)
     allowed_s = None if spec.time_budget_s is None else allowance(store, submission, facts, shard)
     if allowed_s is not None and allowed_s <= 0:
@@ -84,7 +88,7 @@ def certify_shard(
         results = certify_samples(
             prepared.network.to(device),
             prepared.x[rows],
-            prepared.y[rows],
+            labels[rows],
             prepared.index[rows],
             certification_request(spec, ValidInputs.of_facts(facts, clip=spec.clip)),
             deployed=prepared.deployed,
@@ -139,6 +143,13 @@ def certification_request(spec: Spec, inputs: ValidInputs) -> CertificationReque
         seed=spec.seed,
         sample_time_s=spec.sample_time_s,
     )
+
+
+def _predictions(prepared: PreparedSamples) -> NDArray[np.int64]:
+    """What the deployed network answers, [samples]; the label where it answers with no class."""
+    logits = torch.from_numpy(prepared.logits)
+    found = answers(logits, gap=answer_gap(prepared.network.dropped_output)).numpy()
+    return np.where(found == NO_ANSWER, prepared.y, found)
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from service.contract.schemas.problems import InternalError
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
-from service.contract.sweeps import sweep_of, value_text
+from service.contract.sweeps import cascade_of, sweep_of, value_text
 from workers.jobs.items.trained_model import certified_runs, model_of
 from workers.jobs.notify_workers import notify_workers
 from workers.jobs.redis_retries import retry_on_redis_errors
@@ -126,7 +126,7 @@ def _count(step: ItemContext, seconds: float, samples: int) -> None:
 
 
 def _merge(step: ItemContext) -> Callable[[], object]:
-    from workers.jobs.items.merge import merge
+    from workers.jobs.items.merge import merge, merge_cascade
     from workers.jobs.items.property_items import merge_boxes
 
     submission = step.submission
@@ -136,6 +136,8 @@ def _merge(step: ItemContext) -> Callable[[], object]:
     started_at = state.started_at if state else None
     runs = certified_runs(step.store, submission)
     samples = sum(write(step.store, run, started_at=started_at) for run in runs)
+    if cascade_of(submission) is not None:
+        merge_cascade(step.store, submission, runs)
     several = sweep_of(submission) is not None
     model_id = None if submission.model or several else model_of(step.store, submission).digest
     return lambda: step.conclude(submission, "succeeded", samples=samples, model_id=model_id)

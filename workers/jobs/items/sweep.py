@@ -2,7 +2,8 @@
 
 What a run leaves lies under its own id (``service.contract.sweeps``), so every run goes on, is
 certified and reported as if it were the only one. A value whose run fails ends that run alone; the
-job fails where all of them do.
+job fails where all of them do. The runs of a cascade are its stages: each is trained on what those
+before it leave, and where one fails or has too few samples left, the cascade ends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from service.contract.schemas.problems import InvalidInput, Problem, TooLarge
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
-from service.contract.sweeps import runs_of, sweep_of, value_text
+from service.contract.sweeps import cascade_of, runs_of, sweep_of, value_text
+from workers.jobs.items.remaining_samples import leave_out_certified
 from workers.jobs.items.train import check_length, read_samples, train_model
 from workers.jobs.items.trained_model import trained
 from workers.jobs.items.training_run import config_of
@@ -67,18 +69,30 @@ def train_runs(
         def say(done: int, total: int, message: str, place: int = place, name: str = name) -> None:
             progress(place * total + done, len(runs) * total, f"{name}: {message}")
 
+        own = shared
         try:
             _known_failure(store, run)
+            if cascade_of(submission) is not None and place:
+                if errors:
+                    raise errors[0]
+                own = leave_out_certified(
+                    *(store, settings, runs[: place + 1], shared),
+                    progress=progress,
+                    of=len(runs),
+                    on_checkpoint=on_checkpoint,
+                    should_pause=should_pause,
+                )
             result = train_model(
                 *(store, settings, run),
                 progress=say,
                 on_checkpoint=on_checkpoint,
                 stop=stop,
                 should_pause=should_pause,
-                data_folder=shared,
+                data_folder=own,
             )
         except (TrainingError, ModelError, InvalidInput, TooLarge) as error:
             logger.warning("job %s: %s failed: %s", submission.id, name, error)
+            store.job_dir(run.id)
             store.create_json(store.failure_path(run.id), _problem(error).to_dict())
             errors.append(error)
         else:

@@ -89,6 +89,11 @@ ROWS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ),
     ("8-cifar-lipconvnet-15-crc", _LIPCONVNET, "79.4 / - / 67.0"),
     (
+        "12-cifar-shiftnet",
+        {"method": "one-lipschitz", "dataset": "cifar10", "epsilon": "36/255", "recipe": "paper"},
+        "not published; 70.6 verified (BRONet, no extra data)",
+    ),
+    (
         "9-mnist-cap-l2",
         {"method": "cap", "dataset": "mnist", "norm": "l2", "epsilon": 1.58},
         "88.4 / 62.3 / 44.0",

@@ -36,6 +36,7 @@ from service.contract.version import engine_version
 from workers.jobs.datasets.layout import as_network_input, to_pixels
 from workers.jobs.hardware.device import device_name, device_of
 from workers.jobs.parallel.launch import FOLDERS, Request, train_on_devices, trained_by
+from workers.training.checkpoint import run_digest
 from workers.training.config import TrainingConfig
 from workers.training.data import TrainingData
 from workers.training.loop import CHECKPOINT_S, History, Paused, train
@@ -63,8 +64,6 @@ def trained(
 ) -> tuple[Network, dict[str, Any]] | None:
     """The deployed network and facts of its training; None where minutes ran out."""
     folder = options.out / row["name"]
-    if (folder / "model" / "network.json").exists():
-        return Network.load(folder / "model"), json.loads((folder / "trained.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
     plan = row["plan"]
     values = plan["hyperparameters"]
@@ -75,6 +74,12 @@ def trained(
         few = min(values["validation_samples"], options.samples // 10)
         values["validation_samples"] = few
     run = TrainingConfig.of_plan(plan, TRAINING_METHODS[plan["method"]])
+    digest = run_digest(run, len(data.x))
+    if (folder / "model" / "network.json").exists():
+        facts = json.loads((folder / "trained.json").read_text())
+        if facts.get("run") != digest:
+            sys.exit(f"{folder} holds another run, such as a trial: give this one its own --out")
+        return Network.load(folder / "model"), facts
     spent = folder / "seconds"
     began = time.monotonic()
     try:
@@ -95,7 +100,12 @@ def trained(
         before = float(spent.read_text()) if spent.exists() else 0.0
         spent.write_text(str(before + time.monotonic() - began))
     deployed = network.deployed()
-    facts = {"history": history, "seconds": float(spent.read_text()), "epochs": run.epochs}
+    facts = {
+        "history": history,
+        "seconds": float(spent.read_text()),
+        "epochs": run.epochs,
+        "run": digest,
+    }
     (folder / "trained.json").write_text(json.dumps(facts))
     (folder / "model").mkdir(exist_ok=True)
     deployed.save(folder / "model")
@@ -121,7 +131,8 @@ def shared(
     for left in folder.glob(f"{FOLDERS}*"):
         # Of a call that was killed.
         shutil.rmtree(left, ignore_errors=True)
-    samples = folder / "data"
+    # Of a trial there are fewer.
+    samples = folder / f"data-{len(data.x)}"
     samples.mkdir(exist_ok=True)
     facts = samples / "facts.json"
     if not facts.exists():
@@ -179,11 +190,12 @@ def verified(
     parts = []
     network = network.to(device)
     for start in range(0, len(x), BLOCK):
-        path = folder / f"verified-{start}.npz"
+        rows = slice(start, min(start + BLOCK, len(x)))
+        # A trial's blocks are shorter, and another method's are not this one's.
+        path = folder / f"verified-{options.method}-{rows.start}-{rows.stop}.npz"
         if not path.exists():
             if time.monotonic() > until:
                 return None
-            rows = slice(start, min(start + BLOCK, len(x)))
             certify_samples(
                 network,
                 x[rows],

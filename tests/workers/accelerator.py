@@ -86,7 +86,10 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
             written[id(plain)] = args[position] if given else kwargs.get(argument.name)
 
     def wrapped(value: Any) -> Any:
-        return written.get(id(value), _Held(value)) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor) or id(value) in written:
+            return written.get(id(value), value)
+        # A conjugate that is only noted stays unseen: torch looks for the note on the outside.
+        return _Held(value.resolve_conj().resolve_neg())
 
     return pytree.tree_map(wrapped, result)
 

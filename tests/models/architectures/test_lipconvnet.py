@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from models.architectures.lipconvnet import HEADS, LAYERS, POOLS
+from models.architectures.lipconvnet import HEADS, LAYERS, POOLS, STD
 from models.architectures.published import blueprint, build
 from models.errors import ModelError
+from models.layers.affine import Linear
+from models.network import Network
 from tests.extent import part
-from tests.workers.training.runs import radii_of_network_and_file
+from tests.workers.training.runs import (
+    LIPCONVNET_CHOICES,
+    radii_of_network_and_file,
+    rounding_is_covered,
+)
 from workers.verification.bounds.lipschitz import lipschitz_constant
 from workers.verification.graph.compiled_network import CompiledNetwork
 
 #: Of ten classes behind unit rows, in millions.
 PUBLISHED = {5: 16.75, 10: 21.73, 15: 26.71, 20: 31.69, 25: 36.67, 30: 41.65, 35: 46.63, 40: 51.61}
+#: Activations of the papers.
+FOLDS = ("maxmin", "householder", "householder-2")
 TINY: dict[str, Any] = {
     "name": "lipconvnet",
     "input": [3, 8, 8],
@@ -30,7 +40,7 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("depth", part(list(PUBLISHED), 0, 2))
+@pytest.mark.parametrize("depth", PUBLISHED)
 def test_sizes_are_the_published_ones(depth: int) -> None:
     skeleton = blueprint({"name": "lipconvnet", "depth": depth, "activation": "maxmin"}).skeleton
     stored = sum(parameter.numel() for parameter in skeleton.parameters())
@@ -67,26 +77,60 @@ def test_a_curvature_head_reads_all_features() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "head", "pooling", "activation"),
-    [
-        *(("soc", head, "max", "maxmin") for head in HEADS),
-        *(("soc", "lln", pooling, "householder-2") for pooling in POOLS),
-        *((layer, "lln", "max", "maxmin") for layer in LAYERS if layer != "soc"),
-    ],
+    ("width", "choice"),
+    list(zip(itertools.cycle((4, 6, 8)), LIPCONVNET_CHOICES, strict=False)),
+    ids=lambda value: str(value) if isinstance(value, int) else "-".join(value.values()),
 )
-def test_the_file_gets_the_radii_of_the_network(
-    layer: str, head: str, pooling: str, activation: str
-) -> None:
-    sizes = {"hidden": 12} if head == "crc" else {}
-    wish = {**TINY, "layer": layer, "head": head, "pooling": pooling, "activation": activation}
-    wish |= sizes
-    deployed = build(wish, generator=torch.Generator().manual_seed(1)).deployed()
-    compiled = CompiledNetwork.compile(deployed)
-    if head != "crc":
+def test_the_file_gets_the_radii_of_the_network(width: int, choice: dict[str, str]) -> None:
+    network = build(
+        {**TINY, **choice, "width": width, **hidden(choice, 12)},
+        generator=torch.Generator().manual_seed(1),
+    )
+    if choice["head"] != "crc":
         # Every layer keeps its promise: nothing is left but the pixels' standard deviation.
-        assert lipschitz_constant(compiled) * 0.2507 <= 1.001
+        constant = lipschitz_constant(CompiledNetwork.compile(network.deployed()))
+        assert constant * STD <= 1.001
     x = np.random.default_rng(0).random((6, 3, 8, 8), dtype=np.float32)
-    radii_of_network_and_file(deployed, x, "crc" if head == "crc" else "lipschitz")
+    radii_of_network_and_file(network, x, "crc" if choice["head"] == "crc" else "lipschitz")
+    rounding_is_covered(network, x)
+    spreads = spreads_of(network, torch.from_numpy(x))
+    for before, after in itertools.pairwise(spreads):
+        assert after <= before * (1 + 1e-4)
+    assert spreads[-1] > 0.0
+
+
+@pytest.mark.parametrize("depth", part(list(PUBLISHED), 0, 2, 7))
+def test_every_member_gets_its_radii_from_its_file(depth: int) -> None:
+    """Skew layers of the full depth on full images, narrow."""
+    choice = {
+        name: list(table)[depth // 5 % len(table)]
+        for name, table in (("head", HEADS), ("pooling", POOLS), ("activation", FOLDS))
+    }
+    network = build(
+        {"name": "lipconvnet", "depth": depth, "width": 6, **choice, **hidden(choice, 16)},
+        generator=torch.Generator().manual_seed(depth),
+    )
+    x = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    radii_of_network_and_file(network, x, "crc" if choice["head"] == "crc" else "lipschitz")
+
+
+def hidden(choice: dict[str, str], units: int) -> dict[str, int]:
+    """The size of a softplus head; other heads have none."""
+    return {"hidden": units} if choice["head"] == "crc" else {}
+
+
+@torch.no_grad()
+def spreads_of(network: Network, x: Tensor) -> list[float]:
+    """Of a batch x behind each layer from the first to the head: the sum of its variances, which is
+    half the mean squared distance of two samples."""
+    spreads = []
+    for node in network.nodes:
+        layer = network.layer(node.name)
+        if isinstance(layer, Linear):
+            break
+        x = layer(x)
+        spreads.append(float(x.flatten(1).var(0, correction=0).sum()))
+    return spreads
 
 
 @pytest.mark.parametrize(

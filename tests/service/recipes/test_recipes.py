@@ -122,6 +122,8 @@ def test_every_recipe_is_a_complete_run(row: Any, name: str) -> None:
     assert TrainingPlan.model_validate(json.loads(json.dumps(plan.normal()))) == plan
     run = run_of(plan)
     assert run.epochs == recipe.settings["epochs"]
+    skeleton = blueprint(run.architecture, activation=run.activation).skeleton
+    assert skeleton.classes == {"cifar100": 100, "tiny-imagenet": 200}.get(row.dataset, 10)
     epsilons = [run.epsilon_schedule.at(k / 100) for k in range(101)]
     if row.method == "colt":
         # Its stages begin with a larger one than the last.

@@ -15,7 +15,7 @@ from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
-from tests.workers.training.runs import CPU, config_of, images
+from tests.workers.training.runs import CPU, SHIFTNET, attacked_in_vain, config_of, images
 from workers.training import precision
 from workers.training.config import TrainingConfig
 from workers.training.data import AUGMENTATIONS, pixels, seeded
@@ -27,18 +27,14 @@ from workers.training.optimizers.orthogonal_muon import OTHERS, OrthogonalMuon, 
 from workers.training.precision import dtype_of, has_bfloat16_products
 from workers.training.schedules import Schedule
 from workers.training.trainer import Trainer, build_network
-from workers.verification.attacks.pgd import attack
 from workers.verification.bounds.lipschitz import lipschitz_constant, lipschitz_radius
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.results import AttackSettings
 from workers.verification.rounding import Rounding
-
-SMALL = {"name": "shiftnet", "input": [1, 28, 28], "width": 16, "depths": [1, 2], "mean": [0.2]}
 
 
 def small(**changes: object) -> TrainingConfig:
     settings: dict[str, object] = {
-        "architecture": SMALL,
+        "architecture": SHIFTNET,
         "optimizer": "orthogonal-muon",
         "learning_rate": 0.03,
         "augmentation": "reflect-flip",
@@ -228,31 +224,7 @@ def test_a_trained_network_is_certified_from_its_file_and_withstands_attacks() -
     deserved = share.amin(1)
     assert bool((radii[1][rows] <= deserved[rows] + 1e-5).all())
     assert bool((radii[1][rows] >= deserved[rows] - 0.01).all())
-    broken, _ = attack(
-        import_onnx_bytes(file),
-        lambda batch: runtime(batch),
-        x[rows],
-        y[rows],
-        rows,
-        0.999 * radii[1][rows],
-        norm="l2",
-        clip=True,
-        settings=AttackSettings(steps=12, restarts=1, seed=0),
-    )
-    assert not broken.any()
-    # The attack can break: far outside the radius it does.
-    beyond, _ = attack(
-        import_onnx_bytes(file),
-        lambda batch: runtime(batch),
-        x[rows],
-        y[rows],
-        rows,
-        20.0 * radii[1][rows] + 5.0,
-        norm="l2",
-        clip=False,
-        settings=AttackSettings(steps=12, restarts=1, seed=0),
-    )
-    assert beyond.any()
+    attacked_in_vain(network, x.numpy(), radii[1].numpy())
 
 
 def test_mirrored_crops_invent_no_black_border() -> None:

@@ -9,13 +9,17 @@ import torch
 
 from models.layers.one_lipschitz import SkewConv2d
 from models.network import Network
+from models.onnx.exporter.export import export_onnx
+from models.onnx.importer import import_onnx_bytes
 from tests.workers.training.runs import CPU, images, radii_of_network_and_file
 from workers.training.config import TrainingConfig
-from workers.training.data import pixels
+from workers.training.data import TrainingData, pixels
 from workers.training.loop import train
 from workers.verification.bounds.lipschitz import lipschitz_constant
+from workers.verification.graph.affine_maps import Convolution
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.skew_series import SkewSeries
+from workers.verification.norms.spectral import materialize
 
 ARCHITECTURE: dict[str, Any] = {
     "input": [1, 28, 28],
@@ -31,6 +35,17 @@ ARCHITECTURE: dict[str, Any] = {
         {"kind": "flatten"},
         {"kind": "normalized-linear", "out": 10},
     ],
+}
+
+#: 21 skew layers: chains of 8 channels at 12 x 12 and 32 at 6 x 6, and matrices across 64.
+DEEP: dict[str, Any] = {
+    "name": "lipconvnet",
+    "input": [1, 12, 12],
+    "blocks": 2,
+    "depth": 20,
+    "width": 8,
+    "mean": [0.2],
+    "activation": "maxmin",
 }
 
 
@@ -81,3 +96,37 @@ def test_what_is_deployed_is_certified_as_norm_one(trained: Network) -> None:
 
 def test_the_file_gets_the_same_radii(trained: Network) -> None:
     radii_of_network_and_file(trained, pixels(images(10).x).numpy())
+
+
+def test_no_layer_of_a_trained_file_is_longer_than_its_bound() -> None:
+    """Twenty layers and more: matrices by their singular values, chains by power steps, which never
+    find more than the norm."""
+    config = TrainingConfig(
+        method="soc",
+        architecture=DEEP,
+        epsilon=0.3,
+        epochs=1,
+        batch_size=20,
+        optimizer="sgd-normalized",
+        learning_rate=0.1,
+    )
+    data = images(60)
+    data = TrainingData(data.x[:, :, 2:26:2, 2:26:2].contiguous(), data.y)
+    network, _ = train(config, data, device=CPU)
+    kinds = [network.layer(node.name).kind for node in network.nodes]
+    assert kinds.count("skew-conv2d") == 21
+    compiled = CompiledNetwork.compile(import_onnx_bytes(export_onnx(network.deployed())))
+    maps = [step for step in compiled.steps if isinstance(step.op, Convolution | SkewSeries)]
+    assert sum(isinstance(step.op, SkewSeries) for step in maps) == 11
+    assert len(maps) >= 21
+    generator = torch.Generator().manual_seed(0)
+    for step in maps:
+        if isinstance(step.op, Convolution):
+            norm = torch.linalg.matrix_norm(materialize(step.op.linear, step.op.in_shape), 2)
+        else:
+            x = torch.randn(1, *step.op.in_shape, generator=generator, dtype=torch.float64)
+            for _ in range(25):
+                y = step.op.linear(x / x.norm())
+                x = step.op.adjoint(y)
+            norm = y.norm()
+        assert 0.1 < float(norm) <= step.norms.spectral * (1 + 1e-12)

@@ -52,6 +52,12 @@ def _layers(activation: str) -> dict[str, Any]:
     return {"input": [1, 8, 8], "layers": rows}
 
 
+def _lipconvnet(**parts: object) -> dict[str, Any]:
+    """Skew convolutions, and the power steps that follow their norms."""
+    sizes = {"input": [1, 8, 8], "depth": 4, "blocks": 2, "width": 2, "classes": 5}
+    return {"name": "lipconvnet", **sizes, **parts}
+
+
 CHAIN = {"input": [1, 8, 8], "layers": [CONV, RELU, FLAT, HIDDEN, RELU, DENSE]}
 #: Methods that are made for other layers; all others train ``_layers("relu")``.
 ARCHITECTURES: dict[str, Any] = {
@@ -67,7 +73,11 @@ ARCHITECTURES: dict[str, Any] = {
         "depths": [1, 1],
         "classes": 5,
     },
+    "soc": _lipconvnet(pooling="projection"),
+    "soc-crc": _lipconvnet(head="crc", hidden=12),
 }
+#: Of networks by name; layer lists have their own.
+ACTIVATIONS = {"one-lipschitz": "maxmin", "soc": "maxmin", "soc-crc": "householder-2"}
 
 
 #: Products of two losses: with boxes as wide as the others' their rounding alone is large.
@@ -78,7 +88,7 @@ def run_of(method: str, **changes: object) -> TrainingConfig:
     """A small run in which nothing is switched off."""
     changed: dict[str, object] = {
         "architecture": ARCHITECTURES.get(method, _layers("relu")),
-        "activation": "maxmin" if method == "one-lipschitz" else "relu",
+        "activation": ACTIVATIONS.get(method, "relu"),
         "epsilon": EPSILONS.get(method, 0.3),
         "batch_size": BATCH,
         "devices": SIZE,

@@ -51,10 +51,16 @@ def logits(network: Network, x: Tensor) -> Tensor:
 
 
 def nearest_wrong(network: Network, h: Tensor, label: int, *, starts: int, seed: int = 0) -> Tensor:
-    """[classes] float64: per other class the least |d| found with z_label(h + d) <= z_j(h + d).
+    """[classes] float64: per other class the least |d| found with z_label(h + d) <= z_j(h + d)."""
+    return nearest_moves(network, h, label, starts=starts, seed=seed).norm(dim=1)
 
-    Each is a point that is there, so no bound may exceed it. Steps onto the linearised constraint
-    (sequential quadratic programming) from many starts, then bisection along the ray.
+
+def nearest_moves(network: Network, h: Tensor, label: int, *, starts: int, seed: int = 0) -> Tensor:
+    """[classes, features] float64: per other class the shortest d found with
+    z_label(h + d) <= z_j(h + d); infinite where none is.
+
+    Each is a point that is there, so no bound may exceed its length. Steps onto the linearised
+    constraint (sequential quadratic programming) from many starts, then bisection along the ray.
     """
     generator = torch.Generator().manual_seed(seed)
     first, last = network.layer("first"), network.layer("last")
@@ -64,7 +70,7 @@ def nearest_wrong(network: Network, h: Tensor, label: int, *, starts: int, seed:
     assert first.bias is not None
     assert last.bias is not None
     b1, b2 = first.bias.detach().to(F64), last.bias.detach().to(F64)
-    found = torch.full((len(w2),), torch.inf, dtype=F64)
+    found = torch.full((len(w2), len(h)), torch.inf, dtype=F64)
     for other in range(len(w2)):
         if other == label:
             continue
@@ -91,5 +97,7 @@ def nearest_wrong(network: Network, h: Tensor, label: int, *, starts: int, seed:
             inside = value(d * middle[:, None])[0] <= 0
             low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
         length = torch.where(crosses, d.norm(dim=1) * high, torch.inf)
-        found[other] = length.amin()
+        if bool(torch.isfinite(length).any()):
+            best = int(length.argmin())
+            found[other] = d[best] * high[best]
     return found

@@ -25,7 +25,7 @@ from tests.workers.verification.certification import certify
 from tests.workers.verification.networks import leaves_of, worst_order
 from workers.verification.backward.adjoint import adjoint
 from workers.verification.backward.linear_form import LinearForm
-from workers.verification.bounds.lipschitz import lipschitz_constant, lipschitz_radius
+from workers.verification.bounds.lipschitz import lipschitz_constant
 from workers.verification.forward.margins import logit_enclosure
 from workers.verification.forward.propagation import propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -238,16 +238,17 @@ def test_the_torus_bounds_the_norm_tightly(size: int) -> None:
         assert norm <= bound <= 1.02 * norm
 
 
-def test_lanczos_never_finds_more_than_the_bound() -> None:
-    """Random kernels, of norms below and above what a contraction allows."""
-    for seed in range(25):
-        a = Conv2d(kernel(seed, channels=3) * (0.5 + seed / 12), padding=1)
-        (op,) = series_of(chain(8 if seed % 2 else 12, a), (3, 9, 8))
-        x = normal(1, 3, 9, 8, seed=seed).to(F64)
-        for _ in range(60):
-            y = op.linear(x / x.norm())
-            x = op.adjoint(y)
-        assert float(y.norm()) <= op.spectral() * (1 + 1e-12)
+def test_no_exported_layer_is_longer_than_its_bound() -> None:
+    """A hundred random kernels, of norms below and above what a contraction allows, each by all of
+    its singular values, which no estimate from below exceeds."""
+    for seed in range(100):
+        a = Conv2d(kernel(seed, channels=3) * (0.5 + seed % 25 / 12), padding=1)
+        shape = (3, 3 + seed % 4, 6)
+        written = export_onnx(network(chain(8 if seed % 2 else 12, a), shape))
+        compiled = CompiledNetwork.compile(import_onnx_bytes(written), norms=False)
+        (op,) = (step.op for step in compiled.steps if isinstance(step.op, SkewSeries))
+        norm = float(torch.linalg.matrix_norm(materialize(op.linear, shape), 2))
+        assert norm <= op.spectral() * (1 + 1e-12)
         assert op.spectral() >= 1.0
 
 
@@ -328,51 +329,3 @@ def test_a_network_of_them_has_norm_one_and_its_radii_survive_an_export() -> Non
         assert radius <= min(gaps)
         if min(gaps) > 0.05:
             assert radius >= 0.95 * min(gaps)
-
-
-def test_the_radius_of_linear_features_is_the_distance() -> None:
-    """A rotation and unit rows: the nearest boundary lies there, and one step beyond is wrong."""
-    rotation = torch.linalg.qr(normal(30, 30).double())[0].float()
-    rows = torch.nn.functional.normalize(normal(12, 30, seed=1), dim=1)
-    parts: Rows = [
-        ("turn", Linear(rotation, normal(30)), ("input",)),
-        ("head", Linear(rows, normal(12)), ("turn",)),
-    ]
-    model = Network((30,), parts)
-    deployed = OnnxRuntimeModel(export_onnx(model), (30,))
-    x = normal(8, 30, seed=2)
-    with torch.no_grad():
-        logits = model(x)
-        y = logits.argmax(1)
-        radius = lipschitz_radius(
-            CompiledNetwork.compile(model),
-            x,
-            y,
-            norm="l2",
-            rounding=Rounding.sound(F64),
-            dtype=F64,
-        )
-        away = (rows[None] - rows[y][:, None]).double()
-        distance = (logits.gather(1, y[:, None]) - logits).double() / away.norm(dim=2)
-        distance, nearest = distance.scatter(1, y[:, None], torch.inf).min(1)
-    assert bool((radius <= distance * (1 + 1e-5)).all())
-    assert bool((radius >= distance * (1 - 1e-3) - 1e-5).all())
-    step = away[range(8), nearest] @ rotation.double()
-    step = step / step.norm(dim=1, keepdim=True) * distance[:, None]
-    for factor, same in ((0.999, True), (1.001, False)):
-        moved = (x.double() + factor * step).float().numpy()
-        found = torch.from_numpy(deployed(moved)).argmax(1)
-        assert bool(((found == y) == same).all())
-
-
-def test_nearly_equal_rows_of_the_last_layer_do_not_cancel() -> None:
-    """Distance of two unit rows that differ by 2e-7, to its own precision."""
-    row = torch.nn.functional.normalize(normal(1, 30), dim=1)
-    other = row.clone()
-    other[0, 3] = torch.nextafter(other[0, 3], torch.tensor(9.0))
-    other[0, 5] = torch.nextafter(other[0, 5], torch.tensor(9.0))
-    head = Linear(torch.cat([row, other]), torch.tensor([0.0, -1e-5]))
-    model = Network((30,), [("head", head, ("input",))])
-    compiled = CompiledNetwork.compile(model)
-    exact = float((row.to(F64) - other.to(F64)).norm())
-    assert exact <= float(compiled.head.pair_norms[0, 1]) <= exact * (1 + 1e-6)

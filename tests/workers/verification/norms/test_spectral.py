@@ -171,6 +171,21 @@ def test_convolution_bound_is_within_two_percent_on_larger_maps(
     assert conv_norm(weight, geometry) <= 1.02 * true_norm(weight, geometry)
 
 
+@pytest.mark.parametrize("exact_side", [0, spectral.EXACT_SIDE])
+def test_the_norm_of_groups_is_the_largest_of_theirs_and_not_their_product(
+    exact_side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectral, "EXACT_SIDE", exact_side)
+    generator = torch.Generator().manual_seed(0)
+    parts = [size * torch.randn(4, 3, 3, 3, generator=generator) for size in (1.0, 0.1, 0.4)]
+    alone = [conv_norm(part, ConvGeometry((8, 8), padding=(1,) * 4)) for part in parts]
+    assert math.prod(alone) > 1.5 * max(alone)
+    together = ConvGeometry((8, 8), padding=(1,) * 4, groups=3)
+    found = conv_norm(torch.cat(parts), together)
+    assert true_norm(torch.cat(parts), together) <= found
+    assert found == pytest.approx(max(alone), rel=1e-6)
+
+
 @given(
     st.integers(1, 40),
     st.integers(1, 40),

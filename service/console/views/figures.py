@@ -7,28 +7,16 @@ epsilon before: so every line is, between the figures of the report, on the safe
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.reports.accuracy_curve import axis_end
+from service.reports.accuracy_curve import axis_end, band_half_width
 from service.reports.epsilon_names import epsilon_names
 
-__all__ = ["accuracy_chart", "band_half_width", "history_charts", "radius_chart"]
+__all__ = ["accuracy_chart", "history_charts", "radius_chart"]
 
 _BARS = 40
-_CONFIDENCE = 0.95
-
-
-def band_half_width(samples: int) -> float:
-    """Half the width of the band that holds the whole curve of the population with 95 %.
-
-    For a random draw of ``samples``; Dvoretzky, Kiefer, Wolfowitz 1956 with the constant of
-    Massart 1990: the share of samples with a radius of at least epsilon differs from that of the
-    population by at most sqrt(log(2 / 0.05) / (2 n)), at all epsilons together.
-    """
-    return math.sqrt(math.log(2 / (1 - _CONFIDENCE)) / (2 * samples))
 
 
 def accuracy_chart(report: Mapping[str, Any]) -> dict[str, Any]:

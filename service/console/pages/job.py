@@ -116,16 +116,15 @@ async def _events(
     services: Services, shared: Shared, state: JobState, watchman: Watchman
 ) -> AsyncIterator[str]:
     job_id, epochs, looked = state.submission.id, -1, time.monotonic()
-    trains, fresh = state.submission.training is not None, True
+    trains, since = state.submission.training is not None, time.monotonic()
     async with aclosing(services.events.changes([job_id], pause_s=_LOOK_S)) as changes:
         async for changed in changes:
             if not await watchman.lets_in():
                 return
             # Now and then without an event too: Redis may have lost some.
             html = await shared.get(
-                ("progress", job_id), lambda: _progress(services, job_id), fresh=fresh
+                ("progress", job_id), lambda: _progress(services, job_id), since=since
             )
-            fresh = False
             if html is None:
                 yield event("ended", "")
                 return

@@ -270,10 +270,26 @@ def test_what_went_wrong_is_told_in_the_list_and_by_keyboard_alone(
 
 
 def test_a_training_is_followed_to_its_curve(admin: Watched, client: Client, shot: Shot) -> None:
-    job = client.train(training(epochs=2, certify=None))
-    page = admin.open(f"/jobs/{job.id}/view")
+    wish = training(epochs=2, certify=None)
+    page = admin.open("/train")
+    page.select_option("[name=dataset]", wish["dataset"])
+    page.select_option("[name=method]", wish["method"])
+    page.fill("[name=epsilon]", wish["epsilon"])
+    page.fill("[name=architecture]", "{")
+    page.fill("[name=epochs]", str(wish["epochs"]))
+    page.click("button:text-is('Train')")
+    page.wait_for_selector("[name=architecture][aria-invalid]")
+    assert "JSON" in page.inner_text("[data-problem]")
+    page.fill("[name=architecture]", json.dumps(wish["architecture"]))
+    page.click("text=Further settings")
+    page.fill("[name=activation]", wish["activation"])
+    page.fill("[name=certify]", "null")
+    page.click("button:text-is('Train')")
+    page.wait_for_url("**/view")
     page.wait_for_selector("h2:text-is('Training')")
-    job.wait(timeout_s=JOB_S)
+    job = page.url.split("/")[-2]
+    assert client.job(job)["plan"]["hyperparameters"]["activation"] == wish["activation"]
+    client.wait(job, timeout_s=JOB_S)
     page.wait_for_selector("text=Weights", timeout=JOB_S * 1000)
     assert page.locator(".uplot").count() == 2
     for scheme in ("light", "dark"):

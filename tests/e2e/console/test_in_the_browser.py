@@ -300,6 +300,26 @@ def test_a_training_is_followed_to_its_curve(admin: Watched, client: Client, sho
     admin.settled()
 
 
+def test_a_property_is_verified_from_the_form(
+    admin: Watched, uploads: tuple[Path, Path], tmp_path: Path, shot: Shot
+) -> None:
+    inputs = range(36)
+    names = [*(f"X_{k}" for k in inputs), *(f"Y_{k}" for k in range(3))]
+    lines = [f"(declare-const {name} Real)" for name in names]
+    lines += [f"(assert (>= X_{k} 0.4))(assert (<= X_{k} 0.6))" for k in inputs]
+    path = tmp_path / "holds.vnnlib"
+    path.write_text("\n".join([*lines, "(assert (<= Y_0 -1000))"]))
+    page = admin.open("/new")
+    page.set_input_files("[name=model]", uploads[0])
+    page.set_input_files("[name=property]", path)
+    page.click("button:text-is('Certify')")
+    page.wait_for_url("**/view")
+    page.wait_for_selector(".verdict:has-text('HOLDS')", timeout=JOB_S * 1000)
+    assert not _violations(page, "all")
+    shot(page, "property")
+    admin.settled()
+
+
 def _tab_to(page: Any, wanted: str) -> None:
     """Press Tab until what has the focus is what is looked for."""
     for _ in range(80):

@@ -33,6 +33,13 @@ from service.contract.times import now, rfc3339
 from tests.service.console.conftest import report_of, sample_rows
 
 PAGE = {"Accept": "text/html"}
+#: A curve as workers make it: its grid has 101 points.
+_LONG = {
+    "curve": {
+        "epsilon": [point / 130 for point in range(101)],
+        "certified_accuracy": [0.9 * (1 - point / 101) for point in range(101)],
+    }
+}
 
 
 def main() -> None:
@@ -69,7 +76,7 @@ def _ended(store: Store, ledger: Ledger, samples: int) -> str:
     store.job_dir(job.id)
     lines = "".join(json.dumps(row) + "\n" for row in sample_rows(samples))
     store.samples_path(job.id).write_text(lines)
-    store.write_json(store.report_path(job.id), report_of(job, samples))
+    store.write_json(store.report_path(job.id), report_of(job, samples) | _LONG)
     conclude(store, ledger, job, "succeeded", samples=samples)
     return job.id
 
@@ -88,8 +95,10 @@ def _trained(store: Store, ledger: Ledger) -> str:
     job = _submission().model_copy(update={**parts, "spec": {}, "model": None, "dataset": None})
     store.job_dir(job.id)
     store.training_dir(job.id).mkdir()
-    shares = {"accuracy": 0.8, "robust": 0.5, "validation_accuracy": 0.7, "validation_robust": 0.4}
-    history = [{"epoch": epoch, "loss": 1.0, **shares} for epoch in range(1, 201)]
+    names = ("loss", "accuracy", "robust", "validation_accuracy", "validation_robust")
+    history = [
+        {"epoch": epoch, **dict.fromkeys(names, 1 - 1 / (3 + epoch))} for epoch in range(1, 201)
+    ]
     store.write_json(store.training_dir(job.id) / "history.json", {"history": history})
     conclude(store, ledger, job, "succeeded", samples=0)
     return job.id

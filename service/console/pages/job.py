@@ -19,7 +19,7 @@ from service.console.pages.jobs import row
 from service.console.rendering import fragment, need_html, page
 from service.console.shared import Shared, UsesShared
 from service.console.views.certificate import certificate
-from service.console.views.figures import history_charts
+from service.console.views.figures import history_charts, thinned
 from service.console.views.streams import STREAM_HEADERS, event
 from service.contract.ids import place_of
 from service.contract.ledger.ledger import JobState
@@ -107,9 +107,15 @@ def _sweep(services: Services, state: JobState, caller: Caller) -> dict[str, Any
 def _training(services: Services, state: JobState) -> dict[str, Any]:
     plan = state.submission.training
     if plan is None:
-        return {"plan": None, "charts": [], "history": []}
+        return {"plan": None, "charts": [], "history": [], "table": []}
     history = services.results.history(state.submission.id)
-    return {"plan": plan, "charts": history_charts(plan, history), "history": history}
+    return {
+        "plan": plan,
+        "charts": history_charts(plan, history),
+        "history": history,
+        # With every epoch of a training that goes on an open table would be closed.
+        "table": thinned(history) if state.status in TERMINAL else [],
+    }
 
 
 async def _events(

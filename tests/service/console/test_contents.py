@@ -17,7 +17,8 @@ from redis import Redis
 
 from service.contract.ledger.ledger import Ledger
 from service.contract.ledger.worker_registry import WorkerRegistry
-from service.contract.schemas.submissions import JobSubmission
+from service.contract.outcomes import conclude
+from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.storage.pictures import COUNTEREXAMPLES, THUMBNAILS, pack_pictures
 from service.contract.storage.store import Store
 from tests.service.console.conftest import PAGE, PNG, report_of, sample_rows
@@ -181,6 +182,74 @@ def test_an_admin_sees_workers_queue_disk_and_versions(
     shown = re.search(r"([\d.]+) (GiB|TiB|MiB) free of", told)
     assert shown is not None
     assert shown[2] != "GiB" or float(shown[1]) == pytest.approx(free, rel=0.2)
+
+
+def weight(api: httpx.Client, address: str) -> int:
+    """Bytes of a page with all it loads but pictures."""
+    answer = api.get(address, headers=PAGE)
+    assert answer.status_code == 200
+    assets = set(re.findall(r'(?:src|href)="(/console/[^"]+)"', answer.text))
+    return len(answer.content) + sum(len(api.get(asset).content) for asset in assets)
+
+
+def test_a_page_is_light_however_much_there_is_to_show(
+    api: httpx.Client,
+    store: Store,
+    ledger: Ledger,
+    make_submission: Certified,
+    certified: Certified,
+) -> None:
+    job = certified(40)
+    grid = [point / 130 for point in range(101)]
+    report = report_of(job, 40)
+    report["curve"] = {"epsilon": grid, "certified_accuracy": [0.9 - x for x in grid]}
+    report["model"]["layers"] = [
+        {"name": f"features.{k}.parametrizations.weight", "kind": "conv2d", "shape": [64, 32, 32]}
+        for k in range(100)
+    ]
+    row = report["results"][0]
+    report["results"] = [{**row, "epsilon": k / 7, "epsilon_exact": f"{k}/7"} for k in range(1, 11)]
+    store.write_json(store.report_path(job.id), report)
+    flags = {"certified": [False] * 10, "falsified": [False] * 10}
+    lines = [json.dumps({**each, **flags}) + "\n" for each in sample_rows(40)]
+    store.samples_path(job.id).write_text("".join(lines))
+    plan = {
+        "method": "emma", "recipe": "fast", "norm": "l2", "epsilon": "1/2", "seed": 3,
+        "architecture": "cifar-6c2f",
+        "hyperparameters": {
+            "epochs": 1000, "batch_size": 8, "learning_rate": 0.1, "optimizer": "adam",
+        },
+    }  # fmt: skip
+    data = DatasetSource(kind="digits", name="digits", split="train")
+    names = ("loss", "accuracy", "robust", "validation_accuracy", "validation_robust")
+    history = [
+        {"epoch": epoch, **dict.fromkeys(names, 1 - 1 / (3 + epoch))} for epoch in range(1, 1001)
+    ]
+    trainings = [
+        make_submission(
+            kind="train", training=plan, training_dataset=data, spec={}, model=None, dataset=None
+        )
+        for _ in range(2)
+    ]
+    for training in trainings:
+        store.job_dir(training.id)
+        store.training_dir(training.id).mkdir()
+        store.write_json(store.training_dir(training.id) / "history.json", {"history": history})
+        ledger.create(training)
+    conclude(store, ledger, trainings[0], "succeeded", samples=0)
+    for _ in range(100):
+        conclude(store, ledger, make_submission(), "succeeded", samples=0)
+    views = [f"/jobs/{each.id}/view" for each in (job, *trainings)]
+    pages = ["/", "/?status=succeeded", "/compare", f"/compare?a={job.id}&b={job.id}", *views]
+    weights = {address: weight(api, address) for address in pages}
+    print(weights)
+    assert max(weights.values()) <= 150_000, weights
+    # The last epoch is among those shown, and all of them are a click away.
+    ended, running = (api.get(address, headers=PAGE).text for address in views[1:])
+    assert charts(ended)[0]["x"][-1] == charts(running)[0]["x"][-1] == 1000
+    assert '<th scope="row">1000</th>' in ended
+    assert f'href="/jobs/{trainings[0].id}/training"' in ended
+    assert "The curve as a table" not in running
 
 
 class Controls(HTMLParser):

@@ -71,6 +71,20 @@ def test_a_model_is_uploaded_followed_and_its_report_read(admin: Watched, shot: 
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shot(page, "report-phone")
+    # On paper, A4 between its margins: light whatever the reader prefers, and nothing cut off.
+    page.set_viewport_size({"width": 688, "height": 1015})
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        page.evaluate(
+            """[...document.querySelectorAll("table, dl, figure, p, h1, .card")].filter(
+            e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth).map(e => e.outerHTML)"""
+        )
+        == []
+    )
+    shot(page, "report-printed")
+    page.emulate_media(media="screen", color_scheme="light")
     page.set_viewport_size({"width": 1280, "height": 900})
     admin.settled()
 

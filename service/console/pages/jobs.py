@@ -217,14 +217,20 @@ async def _row_events(
         looked, since = time.monotonic(), math.inf
         async with aclosing(services.events.changes(active, pause_s=_LOOK_S)) as changes:
             async for changed in changes:
+                rows: dict[str, str | None] = {}
                 if since == math.inf:
+                    # The first time all of them are named: one look for all rows and viewers.
                     since = time.monotonic()
                     await asyncio.sleep(_PAUSE_S)
+                    make_rows = partial(_rows, services, active)
+                    rows = await shared.get(("rows", *active), make_rows, since=since)
                 if not await watchman.lets_in():
                     return
                 for job_id in sorted(changed):
-                    make_row = partial(_row, services, job_id)
-                    row_html = await shared.get(("row", job_id), make_row, since=since)
+                    row_html = rows.get(job_id)
+                    if row_html is None:
+                        make_row = partial(_row, services, job_id)
+                        row_html = await shared.get(("row", job_id), make_row, since=since)
                     if row_html is not None and row_html != shown.get(job_id):
                         shown[job_id] = row_html
                         yield event(f"job-{job_id}", row_html)
@@ -281,6 +287,14 @@ def _may_change(state: JobState) -> bool:
     if state.status not in TERMINAL or state.finished_at is None:
         return True
     return now() - seconds(state.finished_at) < _JUST_ENDED_S
+
+
+def _rows(services: Services, job_ids: Sequence[str]) -> dict[str, str | None]:
+    """The rows of those of the jobs that the ledger knows."""
+    return {
+        state.submission.id: fragment("jobs_row.html", {"row": row(state)})
+        for state in services.ledger.index.get_many(job_ids)
+    }
 
 
 def _row(services: Services, job_id: str) -> str | None:

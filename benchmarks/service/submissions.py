@@ -143,7 +143,7 @@ def free_port() -> int:
 
 
 def wait_until_up(port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

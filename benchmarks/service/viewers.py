@@ -3,7 +3,8 @@
 Starts redis-server and the console as processes of their own, makes one job report progress four
 times per second, and opens N event streams at once: of the list of jobs, of the job's page, and of
 the API's JSON events. With ``--clients`` also how many submissions are accepted meanwhile, from a
-process of their own, as a share of what is accepted while nobody looks (bar: 0.9).
+process of their own, as a share of what is accepted while nobody looks (bar: 0.9). A stream is all
+that a browser asks for while it follows: lists come with their events.
 
     python -m benchmarks.service.viewers [--viewers 200] [--seconds 15] [--clients 16]
 """

@@ -8,8 +8,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["DOCUMENT_HEADERS", "SecurityHeaders"]
 
-__all__ = ["SecurityHeaders"]
-
 #: Headers of a response unless its endpoint set them.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",

@@ -16,6 +16,7 @@ from service.access.keys import KeyRing
 from service.access.signing_key import SigningKeys
 from service.cli.remote.connection import show_json, show_table
 from service.contract.settings import Settings
+from service.reports.signing import ALGORITHM
 
 __all__ = ["add_parser", "ring_of"]
 
@@ -36,7 +37,6 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     )
     create.set_defaults(run=_create)
     listing = actions.add_parser("list", help="list the keys, without their secrets")
-    listing.add_argument("--json", action="store_true")
     listing.set_defaults(run=_list)
     revoke = actions.add_parser("revoke", help="revoke a key, effective at once")
     revoke.add_argument("id", help="the id that keys list shows")
@@ -46,10 +46,14 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     signing.set_defaults(run=_signing)
     for action in (create, listing, revoke, signing):
         action.add_argument("--data-dir", type=Path, default=data_dir)
+        action.add_argument("--json", action="store_true")
 
 
 def _create(options: argparse.Namespace, console: Console) -> int:
-    key, record = ring_of(options.data_dir).create(options.name, admin=options.admin)
+    ring = ring_of(options.data_dir)
+    key, record = ring.create(options.name, admin=options.admin)
+    if options.json:
+        return show_json({"key": key, **_record(ring, record["id"])})
     # The key alone on stdout, so that a script can take it; the rest is for people.
     print(key)
     notes = Console(stderr=True, highlight=False)
@@ -72,15 +76,27 @@ def _list(options: argparse.Namespace, console: Console) -> int:
 
 
 def _revoke(options: argparse.Namespace, console: Console) -> int:
-    ring_of(options.data_dir).revoke(options.id)
+    ring = ring_of(options.data_dir)
+    ring.revoke(options.id)
+    if options.json:
+        return show_json(_record(ring, options.id))
     console.print(f"key {options.id} is revoked", highlight=False)
     return 0
+
+
+def _record(ring: KeyRing, identity: str) -> dict[str, Any]:
+    """What ``keys list`` says of a key."""
+    return next(record for record in ring.records() if record["id"] == identity)
 
 
 def _signing(options: argparse.Namespace, console: Console) -> int:
     secret = Settings().signing_key_file
     keys = SigningKeys(options.data_dir.absolute() / "signing", secret)
-    print(keys.rotate() if options.rotate else keys.public())
+    public = keys.rotate() if options.rotate else keys.public()
+    if options.json:
+        # As GET /keys/signing answers.
+        return show_json({"algorithm": ALGORITHM, "public_key": public, "former": keys.former()})
+    print(public)
     for key in keys.former():
         console.print(f"before: {key}", highlight=False)
     return 0

@@ -21,6 +21,7 @@ from service.console.assets import asset_url
 from service.console.views import wording
 from service.contract.schemas.problems import NotAcceptable
 from service.contract.version import release
+from service.reports.plain_text import finalize
 
 __all__ = ["PAGE_HEADERS", "accepts_html", "fragment", "need_html", "page"]
 
@@ -44,6 +45,7 @@ def _environment() -> Environment:
         loader=PackageLoader("service.console"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )

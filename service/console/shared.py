@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Hashable
 from typing import Annotated, Any, TypeVar
@@ -26,7 +27,8 @@ class Shared:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[float, asyncio.Future[Any]]] = {}
+        #: Key -> when it was begun, until when it is kept, the value.
+        self._known: dict[Hashable, tuple[float, float, asyncio.Future[Any]]] = {}
 
     async def get(
         self,
@@ -34,20 +36,21 @@ class Shared:
         make: Callable[[], Value],
         *,
         kept_s: float = _KEPT_S,
-        fresh: bool = False,
+        since: float = -math.inf,
     ) -> Value:
         """What ``make`` gives, called in a thread, or gave to somebody a moment ago.
 
-        ``fresh``: not before this call.
+        ``since``: a moment of ``time.monotonic`` before which the value must not have been made.
         """
+        now = time.monotonic()
         known = self._known.get(key)
-        if fresh or known is None or known[0] < time.monotonic():
+        if known is None or known[1] < now or known[0] < since:
             if len(self._known) >= _MOST:
                 self._known.clear()
             task = asyncio.ensure_future(to_thread.run_sync(make))
-            known = self._known[key] = (time.monotonic() + kept_s, task)
+            known = self._known[key] = (now, now + kept_s, task)
         # A viewer who leaves does not take it away from the others.
-        value: Value = await asyncio.shield(known[1])
+        value: Value = await asyncio.shield(known[2])
         return value
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.sax.saxutils import escape
 
 from service.reports.axes import Plot, largest_distance, style, units
 from service.reports.epsilon_names import epsilon_names
+from service.reports.plain_text import escaped
 
-__all__ = ["axis_end", "render_svg"]
+__all__ = ["axis_end", "band_half_width", "render_svg"]
 
+#: How often the band holds the population's curve.
+_CONFIDENCE = 0.95
 _PERCENT = [(step / 5, f"{step * 20} %") for step in range(6)]
 
 
@@ -28,6 +31,7 @@ def render_svg(report: Mapping[str, Any]) -> str:
         plot.open("Certified accuracy over epsilon", _in_words(report), "accuracy"),
         style(),
         plot.frame(f"epsilon ({norm} distance, {units(report)})", "share of samples", _PERCENT),
+        _band(plot, epsilons, shares, band_half_width(max(1, report["dataset"]["samples"]))),
         _staircase(plot, epsilons, shares),
         _asked(plot, report),
         _clean(plot, report),
@@ -54,6 +58,33 @@ def axis_end(report: Mapping[str, Any]) -> float:
     return max(end * 1.05, 1e-300) if end > 0 else 1.0
 
 
+def band_half_width(samples: int) -> float:
+    """Half the width of the band that holds the whole curve of the population with 95 %.
+
+    For a random draw of ``samples``; Dvoretzky, Kiefer, Wolfowitz 1956 with the constant of
+    Massart 1990: the share of samples with a radius of at least epsilon differs from that of the
+    population by at most sqrt(log(2 / 0.05) / (2 n)), at all epsilons together.
+    """
+    return math.sqrt(math.log(2 / (1 - _CONFIDENCE)) / (2 * samples))
+
+
+def _band(plot: Plot, epsilons: Sequence[float], shares: Sequence[float], half: float) -> str:
+    """The curve's band: both of its ends are steps as the curve's own are."""
+    upper, lower, before = [], [], 0.0
+    for epsilon, share in zip(epsilons, shares, strict=True):
+        if before >= plot.x_end:
+            break
+        start, end = plot.x(before), plot.x(epsilon)
+        high, low = plot.y(min(1.0, share + half)), plot.y(max(0.0, share - half))
+        upper.append(f"{start} {high} {end} {high}")
+        lower.append(f"{end} {low} {start} {low}")
+        before = epsilon
+    if not upper:
+        return ""
+    path = f"M{' '.join(upper)} {' '.join(reversed(lower))}Z"
+    return f'<path class="band" d="{path}"><title>95 % band</title></path>'
+
+
 def _staircase(plot: Plot, epsilons: Sequence[float], shares: Sequence[float]) -> str:
     if not epsilons:
         return ""
@@ -62,12 +93,7 @@ def _staircase(plot: Plot, epsilons: Sequence[float], shares: Sequence[float]) -
         if epsilon > plot.x_end:
             break
         moves.append(f"V{plot.y(share)}H{plot.x(epsilon)}")
-    line, foot = "".join(moves), plot.y(0.0)
-    end = line.rsplit("H", 1)[-1] if "H" in line else plot.x(0.0)
-    return (
-        f'<path class="area" d="{line}L{end} {foot}H{plot.x(0.0)}Z"/>'
-        f'<path class="certified" d="{line}"/>'
-    )
+    return f'<path class="certified" d="{"".join(moves)}"/>'
 
 
 def _asked(plot: Plot, report: Mapping[str, Any]) -> str:
@@ -77,17 +103,32 @@ def _asked(plot: Plot, report: Mapping[str, Any]) -> str:
         ((row, name) for row, name in named if row["epsilon"] <= plot.x_end),
         key=lambda pair: float(pair[0]["epsilon"]),
     )
-    parts = [_attacked(plot, report, [row for row, _ in rows])]
+    parts = [_attacked(plot, report, [row for row, _ in rows]), _names(plot, rows)]
     for row, name in rows:
         x, certified = plot.x(row["epsilon"]), plot.y(row["certified_accuracy"])
         parts.append(
             f'<line class="asked" x1="{x}" x2="{x}" y1="{plot.y(1.0)}" y2="{plot.y(0.0)}">'
-            f"<title>asked: epsilon {escape(name)}</title></line>"
+            f"<title>asked: epsilon {escaped(name)}</title></line>"
         )
         parts.append(_point("certified", x, certified, row["certified_accuracy"]))
         if row["attack_accuracy"] is not None:
             share = row["attack_accuracy"]
             parts.append(_point("attacked", x, plot.y(share), share))
+    return "".join(parts)
+
+
+def _names(plot: Plot, rows: Sequence[tuple[Mapping[str, Any], str]]) -> str:
+    """The asked epsilons by name above their marks, as far as there is room for a name."""
+    parts, free = [], 0.0
+    for row, name in rows:
+        half = 4.2 * len(name)
+        x = min(plot.x(row["epsilon"]), plot.width - half - 2)
+        if x - half >= free:
+            parts.append(
+                f'<text class="soft" x="{x:.2f}" y="{plot.top - 7}" text-anchor="middle">'
+                f"{escaped(name)}</text>"
+            )
+            free = x + half + 8
     return "".join(parts)
 
 
@@ -124,7 +165,7 @@ def _clean(plot: Plot, report: Mapping[str, Any]) -> str:
 
 
 def _legend(plot: Plot, report: Mapping[str, Any]) -> str:
-    rows = [("certified", f"certified ({report['soundness']})")]
+    rows = [("certified", f"certified ({report['soundness']})"), ("band", "95 % band")]
     if any(row["attack_accuracy"] is not None for row in report["results"]):
         rows.append(("attacked", "left by the attack"))
     if report["clean_accuracy"] is not None:
@@ -135,8 +176,8 @@ def _legend(plot: Plot, report: Mapping[str, Any]) -> str:
     if far:
         note = "beyond the axis: " + ", ".join(far[:4]) + (" ..." if len(far) > 4 else "")
         parts.append(
-            f'<text class="soft" x="{plot.width - plot.right}" y="{plot.top - 10}" '
-            f'text-anchor="end">{escape(note)}</text>'
+            f'<text class="soft" x="{plot.width - plot.right}" y="{plot.top - 24}" '
+            f'text-anchor="end">{escaped(note)}</text>'
         )
     return "".join(parts)
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import escape
+
+from service.reports.plain_text import escaped
 
 __all__ = ["Plot", "is_image", "largest_distance", "number", "round_ticks", "style", "units"]
 
@@ -21,9 +22,10 @@ font:15px system-ui,-apple-system,"Segoe UI",sans-serif}
 .chart .grid{stroke:var(--grid);stroke-width:1}.chart .axis{stroke:var(--soft);stroke-width:1}
 .chart .asked{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 4}
 .chart .certified{stroke:var(--certified);fill:none;stroke-width:2.5;stroke-linejoin:round}
-.chart .area{fill:var(--fill);stroke:none}.chart .bar{fill:var(--certified)}
+.chart .band{fill:var(--fill);stroke:none}.chart line.band{stroke:var(--fill);stroke-width:12}
+.chart .bar{fill:var(--certified)}
 .chart .attacked{stroke:var(--attacked);fill:none;stroke-width:2;stroke-dasharray:7 4}
-.chart .clean{stroke:var(--clean);fill:none;stroke-width:1.5;stroke-dasharray:1 3}
+.chart .clean{stroke:var(--clean);fill:none;stroke-width:2;stroke-dasharray:2 3}
 .chart .dot-clean{fill:var(--clean)}.chart .dot-certified{fill:var(--certified)}
 .chart .dot-attacked{fill:var(--attacked)}
 """
@@ -104,8 +106,8 @@ class Plot:
             f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
             f'viewBox="0 0 {self.width} {self.height}" '
             f'aria-labelledby="{identity}-title {identity}-desc">'
-            f'<title id="{identity}-title">{escape(title)}</title>'
-            f'<desc id="{identity}-desc">{escape(description)}</desc>'
+            f'<title id="{identity}-title">{escaped(title)}</title>'
+            f'<desc id="{identity}-desc">{escaped(description)}</desc>'
         )
 
     def legend(self, rows: Sequence[tuple[str, str]]) -> str:
@@ -116,7 +118,7 @@ class Plot:
             if x > self.left and x + wide > self.width:
                 x, y = float(self.left), y + 20
             parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x + 28:.1f}" y1="{y}" y2="{y}"/>')
-            parts.append(f'<text x="{x + 34:.1f}" y="{y + 5}">{escape(label)}</text>')
+            parts.append(f'<text x="{x + 34:.1f}" y="{y + 5}">{escaped(label)}</text>')
             x += wide + 14
         return "".join(parts)
 
@@ -151,8 +153,8 @@ class Plot:
         parts += [
             f'<line class="axis" x1="{self.left}" x2="{end}" y1="{foot}" y2="{foot}"/>',
             f'<text x="{middle_x}" y="{self.height - 12}" text-anchor="middle">'
-            f"{escape(x_label)}</text>",
+            f"{escaped(x_label)}</text>",
             f'<text x="14" y="{middle_y}" text-anchor="middle" '
-            f'transform="rotate(-90 14 {middle_y})">{escape(y_label)}</text>',
+            f'transform="rotate(-90 14 {middle_y})">{escaped(y_label)}</text>',
         ]
         return "".join(parts)

@@ -7,6 +7,7 @@ robustness of neural networks. Saying things in its terms claims no conformity w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from service.reports.epsilon_names import epsilon_name, epsilon_names
@@ -26,19 +27,22 @@ def criterion(report: Mapping[str, Any]) -> dict[str, Any] | None:
     found = report.get("criterion")
     if not found:
         return None
-    name = epsilon_name(str(found["epsilon"]))
-    reached = _reached(report, name)
+    exact = str(found["epsilon"])
+    reached = _reached(report, Fraction(exact))
     return {
-        "epsilon": name,
+        "epsilon": epsilon_name(exact),
         "demanded": found["certified_accuracy"],
         "reached": reached,
         "met": bool(found["met"]),
     }
 
 
-def _reached(report: Mapping[str, Any], name: str) -> float | None:
-    named = zip(epsilon_names(report), report["results"], strict=True)
-    return next((row["certified_accuracy"] for other, row in named if other == name), None)
+def _reached(report: Mapping[str, Any], epsilon: Fraction) -> float | None:
+    """The share at just this epsilon: others may have the same name, which is short."""
+    for row in report["results"]:
+        if Fraction(row.get("epsilon_exact") or repr(row["epsilon"])) == epsilon:
+            return float(row["certified_accuracy"])
+    return None
 
 
 def evidence(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:

@@ -9,11 +9,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from service.reports.accuracy_curve import render_svg
+from service.reports.accuracy_curve import band_half_width, render_svg
 from service.reports.axes import is_image, number, units
 from service.reports.epsilon_names import epsilon_name, epsilon_names
 from service.reports.evidence import criterion, evidence
 from service.reports.histogram import render_histogram
+from service.reports.plain_text import finalize
 from service.reports.training_curve import render_training_svg
 
 __all__ = ["render_html"]
@@ -58,6 +59,7 @@ def _environment() -> Environment:
         loader=PackageLoader("service.reports"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -105,6 +107,7 @@ def render_html(
         decided=[(_VERDICTS.get(name, name), name in _VERDICTS, count) for name, count in decided],
         headlines=report["results"][:4],
         names=epsilon_names(report),
+        half_width=band_half_width(max(1, report["dataset"]["samples"])),
         units=units(report),
         image=is_image(report),
         criterion=criterion(report),

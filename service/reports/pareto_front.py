@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.sax.saxutils import escape
 
 from service.contract.sweeps import value_text
 from service.reports.axes import Plot, style
 from service.reports.epsilon_names import epsilon_name
+from service.reports.plain_text import escaped
 
 __all__ = ["render_pareto_svg"]
 
@@ -73,9 +73,10 @@ def _point(plot: Plot, parameter: str, point: Mapping[str, Any]) -> str:
     kind = "certified" if point["on_front"] else "clean"
     left = x > plot.width - 150
     return (
-        f'<circle class="dot-{kind}" cx="{x}" cy="{y}" r="5"><title>{escape(told)}</title></circle>'
+        f'<circle class="dot-{kind}" cx="{x}" cy="{y}" r="5">'
+        f"<title>{escaped(told)}</title></circle>"
         f'<text x="{x - 9 if left else x + 9}" y="{y + 16}" '
-        f'text-anchor="{"end" if left else "start"}">{escape(f"{parameter} = {label}")}</text>'
+        f'text-anchor="{"end" if left else "start"}">{escaped(f"{parameter} = {label}")}</text>'
     )
 
 

@@ -11,7 +11,15 @@ import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-__all__ = ["Finding", "UnreadableReport", "parse_report", "public_text", "sign", "verify"]
+__all__ = [
+    "ALGORITHM",
+    "Finding",
+    "UnreadableReport",
+    "parse_report",
+    "public_text",
+    "sign",
+    "verify",
+]
 
 ALGORITHM = "ed25519"
 #: Of what is signed: reports, and those of cascades of networks.

@@ -37,6 +37,8 @@ _MEDIA_TYPES: dict[str, Form] = {
     "image/svg+xml": "svg",
 }
 FORMS: tuple[Form, ...] = tuple(_MEDIA_TYPES.values())
+#: Bytes of sample rows that are read at once.
+_TOGETHER = 2**16
 _PICTURE_HEADERS = {"Cache-Control": "private, max-age=300", "Vary": "Authorization, Cookie"}
 
 _FORMS: dict[int | str, dict[str, Any]] = {
@@ -286,8 +288,9 @@ def _pareto(
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
-        for line in file:
-            yield json.loads(line)
+        # One call for many lines is much faster than one for each.
+        while lines := file.readlines(_TOGETHER):
+            yield from json.loads(b"[" + b",".join(lines) + b"]")
 
 
 def _sample_page(path: Path, cursor: int, limit: int) -> Page[SampleRow]:

@@ -22,11 +22,16 @@ from rich.console import Console
 from service.access.signing_key import SigningKeys
 from service.cli.exit_status import FAILED, NO, OPEN, YES
 from service.cli.local_service import started_service
-from service.cli.terminal import progress_bar
+from service.cli.remote.connection import show_json
+from service.cli.terminal import printable, progress_bar
 from service.client import Client
+from service.contract.settings import Settings
 from service.reports.signing import Finding, UnreadableReport, parse_report, verify
 
 __all__ = ["add_parser"]
+
+#: What ``--json`` calls each exit status.
+VERDICTS = {YES: "valid", NO: "not_valid", FAILED: "no_answer", OPEN: "unknown_key"}
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
@@ -53,33 +58,59 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         metavar="N",
         help="certify N rows again, drawn by chance; takes --model and --dataset",
     )
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.add_argument("--data-dir", type=Path, default=data_dir)
     parser.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
+    # The answer alone on stdout, so that a script can take it.
+    notes = Console(stderr=True) if options.json else console
+    answer: dict[str, Any] = {
+        "verdict": None,
+        "signature": None,
+        "public_key": None,
+        "faults": [],
+        "rows": None,
+        "error": None,
+    }
+    status = _judge(options, notes, answer)
+    if options.json:
+        show_json({**answer, "verdict": VERDICTS[status]})
+    return status
+
+
+def _judge(options: argparse.Namespace, console: Console, answer: dict[str, Any]) -> int:
+    """The exit status; what was found is said, and put into ``answer``."""
+
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
+        console.print(printable(text), highlight=False, markup=False)
 
     try:
         report = parse_report(options.report.read_bytes())
         found = verify(report, _trusted(options))
     except (OSError, UnreadableReport) as error:
-        say(f"unreadable: {error}")
+        answer["error"] = f"unreadable: {error}"
+        say(answer["error"])
         return FAILED
-    say(f"{found.value}")
+    answer["signature"] = found.value
+    say(found.value)
+    if found in (Finding.UNKNOWN_KEY, Finding.VALID):
+        answer["public_key"] = report["signature"]["public_key"]
     if found is Finding.UNKNOWN_KEY:
-        say(f"it names the key {report['signature']['public_key']}")
+        say(f"it names the key {answer['public_key']}")
         return OPEN
     if found is not Finding.VALID:
         return NO
     try:
         if report.get("model") is None and (options.model or options.rows or options.recheck > 0):
             raise _CannotCheck("it is about several networks: check the reports of its stages")
-        faults = _differing_files(report, options) or _recheck(report, options, console)
+        faults = _differing_files(report, options) or _recheck(report, options, console, answer)
     except _CannotCheck as error:
-        say(f"cannot be checked: {error}")
+        answer["error"] = f"cannot be checked: {error}"
+        say(answer["error"])
         return FAILED
+    answer["faults"] = faults
     for fault in faults:
         say(fault)
     return NO if faults else YES
@@ -96,7 +127,8 @@ def _trusted(options: argparse.Namespace) -> set[str]:
             answer = client.signing_keys()
         return {answer["public_key"], *answer["former"]}
     if options.key is None:
-        keys = SigningKeys(options.data_dir.absolute() / "signing")
+        secret = Settings().signing_key_file
+        keys = SigningKeys(options.data_dir.absolute() / "signing", secret)
         return {keys.public(), *keys.former()} if keys.exists() else set()
     found: set[str] = set()
     for given in options.key:
@@ -133,7 +165,12 @@ def _sha256(path: Path) -> str:
         raise _CannotCheck(str(error)) from error
 
 
-def _recheck(report: Mapping[str, Any], options: argparse.Namespace, console: Console) -> list[str]:
+def _recheck(
+    report: Mapping[str, Any],
+    options: argparse.Namespace,
+    console: Console,
+    answer: dict[str, Any],
+) -> list[str]:
     """Certify some rows again and say what does not agree.
 
     The service that certifies is one of this machine's own: nobody checks themselves.
@@ -154,7 +191,9 @@ def _recheck(report: Mapping[str, Any], options: argparse.Namespace, console: Co
             client.wait(job["id"], on_progress=show)
         again = {row["index"]: row for row in client.rows(job["id"])}
     faults = [fault for row in chosen if (fault := _disagreement(row, again[row["index"]]))]
-    console.print(f"{len(chosen) - len(faults)} of {len(chosen)} rows confirmed", highlight=False)
+    confirmed = len(chosen) - len(faults)
+    answer["rows"] = {"rechecked": len(chosen), "confirmed": confirmed}
+    console.print(f"{confirmed} of {len(chosen)} rows confirmed", highlight=False)
     return faults
 
 

@@ -103,20 +103,22 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     form = "json" if out is None else out.suffix.lstrip(".") or "json"
     if form not in REPORT_FORMS:
         raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORT_FORMS)}")
+    # The report alone on stdout, so that a script can take it.
+    notes = Console(stderr=True) if options.json else console
     with connected(options) as client:
         data = client.report(options.job, form)
         proofs = None if options.certificate is None else client.certificate(options.job)
+        shown = data if form == "json" or not options.json else client.report(options.job)
     if proofs is not None:
         options.certificate.parent.mkdir(parents=True, exist_ok=True)
         options.certificate.write_bytes(proofs)
-        if not options.json:
-            console.print(f"certificate: {options.certificate}", highlight=False)
+        notes.print(f"certificate: {options.certificate}", highlight=False, markup=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(data)
-        console.print(f"report: {out}", highlight=False)
-    elif options.json:
-        return show_json(json.loads(data))
-    else:
+        notes.print(f"report: {out}", highlight=False, markup=False)
+    if options.json:
+        return show_json(json.loads(shown))
+    if out is None:
         print_summary(console, json.loads(data))
     return 0

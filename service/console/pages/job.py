@@ -20,7 +20,7 @@ from service.console.pages.jobs import row
 from service.console.rendering import fragment, need_html, page
 from service.console.shared import Shared, UsesShared
 from service.console.views.certificate import certificate
-from service.console.views.figures import history_charts
+from service.console.views.figures import history_charts, thinned
 from service.console.views.streams import STREAM_HEADERS, event
 from service.contract.ids import place_of
 from service.contract.ledger.ledger import JobState
@@ -115,25 +115,30 @@ def _sweep(services: Services, state: JobState, caller: Caller) -> dict[str, Any
 def _training(services: Services, state: JobState) -> dict[str, Any]:
     plan = state.submission.training
     if plan is None:
-        return {"plan": None, "charts": [], "history": []}
+        return {"plan": None, "charts": [], "history": [], "table": []}
     history = services.results.history(state.submission.id)
-    return {"plan": plan, "charts": history_charts(plan, history), "history": history}
+    return {
+        "plan": plan,
+        "charts": history_charts(plan, history),
+        "history": history,
+        # With every epoch of a training that goes on an open table would be closed.
+        "table": thinned(history) if state.status in TERMINAL else [],
+    }
 
 
 async def _events(
     services: Services, shared: Shared, state: JobState, watchman: Watchman
 ) -> AsyncIterator[str]:
     job_id, epochs, looked = state.submission.id, -1, time.monotonic()
-    trains, fresh = state.submission.training is not None, True
+    trains, since = state.submission.training is not None, time.monotonic()
     async with aclosing(services.events.changes([job_id], pause_s=_LOOK_S)) as changes:
         async for changed in changes:
             if not await watchman.lets_in():
                 return
             # Now and then without an event too: Redis may have lost some.
             html = await shared.get(
-                ("progress", job_id), lambda: _progress(services, job_id), fresh=fresh
+                ("progress", job_id), lambda: _progress(services, job_id), since=since
             )
-            fresh = False
             if html is None:
                 yield event("ended", "")
                 return

@@ -45,7 +45,9 @@
     const asked = (plot) => {
       const g = plot.ctx;
       g.save();
-      for (const { epsilon, name, certified } of spec.asked) {
+      // A name is left out where the one before it stands: the table has them all.
+      let free = -Infinity;
+      for (const { epsilon, name, certified } of [...spec.asked].sort((a, b) => a.epsilon - b.epsilon)) {
         const x = plot.valToPos(epsilon, "x", true);
         g.strokeStyle = c.soft;
         g.lineWidth = devicePixelRatio;
@@ -62,7 +64,10 @@
         g.fillStyle = c.soft;
         g.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
         g.textAlign = "center";
+        const half = g.measureText(name).width / 2;
+        if (x - half < free) continue;
         g.fillText(name, x, plot.bbox.top - 6 * devicePixelRatio);
+        free = x + half + 6 * devicePixelRatio;
       }
       g.restore();
     };

@@ -151,7 +151,8 @@
     if (property) {
       // A property says itself what is to be shown.
       data.append("property", property, property.name);
-      const known = form.dataset.property.split(" ");
+      // Not form.dataset: a form with a field of that name has the field there.
+      const known = form.getAttribute("data-property").split(" ");
       spec = Object.fromEntries(Object.entries(spec).filter(([name]) => known.includes(name)));
     }
     data.append("spec", JSON.stringify(spec));
@@ -164,7 +165,7 @@
     form.querySelector("[data-problem]").hidden = true;
     let body;
     try {
-      body = form.dataset.submit === "train" ? JSON.stringify(collect(form)) : certification(form);
+      body = form.getAttribute("data-submit") === "train" ? JSON.stringify(collect(form)) : certification(form);
     } catch (error) {
       refuse(form, { detail: error.message, field: error.field }, 0);
       return;

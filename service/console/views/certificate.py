@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from service.console.views.figures import accuracy_chart, band_half_width, radius_chart
+from service.console.views.figures import accuracy_chart, radius_chart
 from service.console.views.sample_table import sample_table
 from service.console.views.wording import VERDICTS
+from service.reports.accuracy_curve import band_half_width
 from service.reports.epsilon_names import epsilon_names
 from service.reports.evidence import criterion, evidence
 

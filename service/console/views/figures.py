@@ -12,23 +12,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.reports.accuracy_curve import axis_end
+from service.reports.accuracy_curve import axis_end, band_half_width
 from service.reports.epsilon_names import epsilon_names
 
-__all__ = ["accuracy_chart", "band_half_width", "history_charts", "radius_chart"]
+__all__ = ["accuracy_chart", "history_charts", "radius_chart", "thinned"]
 
 _BARS = 40
-_CONFIDENCE = 0.95
-
-
-def band_half_width(samples: int) -> float:
-    """Half the width of the band that holds the whole curve of the population with 95 %.
-
-    For a random draw of ``samples``; Dvoretzky, Kiefer, Wolfowitz 1956 with the constant of
-    Massart 1990: the share of samples with a radius of at least epsilon differs from that of the
-    population by at most sqrt(log(2 / 0.05) / (2 n)), at all epsilons together.
-    """
-    return math.sqrt(math.log(2 / (1 - _CONFIDENCE)) / (2 * samples))
+#: Epochs that the charts and the table of a training show at most.
+_EPOCHS = 80
 
 
 def accuracy_chart(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,8 +42,8 @@ def accuracy_chart(report: Mapping[str, Any]) -> dict[str, Any]:
         "kind": "accuracy",
         "x": x,
         "certified": certified,
-        "low": [None if v is None else max(0.0, v - half) for v in certified],
-        "high": [None if v is None else min(1.0, v + half) for v in certified],
+        "low": [None if v is None else round(max(0.0, v - half), 6) for v in certified],
+        "high": [None if v is None else round(min(1.0, v + half), 6) for v in certified],
         "attacked": [_at_last(asked, attacked, position, clean) for position in x]
         if with_attack
         else None,
@@ -110,20 +101,34 @@ _ACCURACIES = (
 )
 
 
+def thinned(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of a long training at equal distances, the last one among them."""
+    step = max(1, math.ceil(len(history) / _EPOCHS))
+    return [row for place, row in enumerate(history) if (len(history) - 1 - place) % step == 0]
+
+
+def _short(value: float | None) -> float | None:
+    """What a chart can show of a value: four digits."""
+    return None if value is None else float(f"{value:.4g}")
+
+
 def history_charts(
     plan: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Loss and accuracies per epoch; nothing before the first epoch has ended."""
     if not history:
         return []
+    history = thinned(history)
     epochs = [row["epoch"] for row in history]
     end = max(int(plan["hyperparameters"]["epochs"]), 1)
     lines = [
-        {"name": name, "colour": colour, "values": [row.get(key) for row in history]}
+        {"name": name, "colour": colour, "values": [_short(row.get(key)) for row in history]}
         for key, name, colour in _ACCURACIES
         if any(row.get(key) is not None for row in history)
     ]
-    loss = [{"name": "loss", "colour": "soft", "values": [row.get("loss") for row in history]}]
+    loss = [
+        {"name": "loss", "colour": "soft", "values": [_short(row.get("loss")) for row in history]}
+    ]
     base = {"kind": "history", "x": epochs, "end": end, "label": "epoch"}
     return [
         {**base, "lines": lines, "share": True, "title": "Accuracy"},

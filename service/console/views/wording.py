@@ -9,7 +9,7 @@ from urllib.parse import quote
 from service.contract.sweeps import value_text
 from service.reports.epsilon_names import epsilon_name
 
-__all__ = ["FILTERS", "VERDICTS", "title_of"]
+__all__ = ["FILTERS", "VERDICTS", "count_text", "title_of"]
 
 #: What decided a sample, where it was no bound.
 VERDICTS: Mapping[str, str] = {
@@ -34,7 +34,8 @@ def _value(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _count(value: int | None) -> str:
+def count_text(value: int | None) -> str:
+    """A number of things, with its thousands apart."""
     return "–" if value is None else f"{value:,}".replace(",", " ")
 
 
@@ -83,7 +84,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "percent": _percent,
     "interval": _interval,
     "value": _value,
-    "count": _count,
+    "count": count_text,
     "moment": _moment,
     "duration": _duration,
     "size": _size,

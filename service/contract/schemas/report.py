@@ -116,7 +116,9 @@ class Threat(_Row):
 
 
 class EpsilonResult(_Row):
-    """Counts and shares at one epsilon; ``interval_95`` for subsets (certified accuracy)."""
+    """Counts and shares at one epsilon; ``interval_95`` (of the certified accuracy on the
+    population) assumes that the samples are a random draw from it; reports of earlier releases have
+    it for subsets only."""
 
     epsilon: float
     epsilon_exact: str = ""

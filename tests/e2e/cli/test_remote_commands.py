@@ -63,6 +63,7 @@ def test_from_upload_to_report(
     run("report", job.id, "--out", str(out))
     assert len(list(csv.DictReader(out.open()))) == 5
     assert json.loads(run("report", job.id, "--json")) == report
+    assert json.loads(run("report", job.id, "--json", "--out", str(out))) == report
     proofs = tmp_path / "new" / "certificate.safetensors"
     run("report", job.id, "--certificate", str(proofs))
     assert check([str(proofs)]) == 0

@@ -71,6 +71,20 @@ def test_a_model_is_uploaded_followed_and_its_report_read(admin: Watched, shot: 
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shot(page, "report-phone")
+    # On paper, A4 between its margins: light whatever the reader prefers, and nothing cut off.
+    page.set_viewport_size({"width": 688, "height": 1015})
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        page.evaluate(
+            """[...document.querySelectorAll("table, dl, figure, p, h1, .card")].filter(
+            e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth).map(e => e.outerHTML)"""
+        )
+        == []
+    )
+    shot(page, "report-printed")
+    page.emulate_media(media="screen", color_scheme="light")
     page.set_viewport_size({"width": 1280, "height": 900})
     admin.settled()
 
@@ -270,10 +284,26 @@ def test_what_went_wrong_is_told_in_the_list_and_by_keyboard_alone(
 
 
 def test_a_training_is_followed_to_its_curve(admin: Watched, client: Client, shot: Shot) -> None:
-    job = client.train(training(epochs=2, certify=None))
-    page = admin.open(f"/jobs/{job.id}/view")
+    wish = training(epochs=2, certify=None)
+    page = admin.open("/train")
+    page.select_option("[name=dataset]", wish["dataset"])
+    page.select_option("[name=method]", wish["method"])
+    page.fill("[name=epsilon]", wish["epsilon"])
+    page.fill("[name=architecture]", "{")
+    page.fill("[name=epochs]", str(wish["epochs"]))
+    page.click("button:text-is('Train')")
+    page.wait_for_selector("[name=architecture][aria-invalid]")
+    assert "JSON" in page.inner_text("[data-problem]")
+    page.fill("[name=architecture]", json.dumps(wish["architecture"]))
+    page.click("text=Further settings")
+    page.fill("[name=activation]", wish["activation"])
+    page.fill("[name=certify]", "null")
+    page.click("button:text-is('Train')")
+    page.wait_for_url("**/view")
     page.wait_for_selector("h2:text-is('Training')")
-    job.wait(timeout_s=JOB_S)
+    job = page.url.split("/")[-2]
+    assert client.job(job)["plan"]["hyperparameters"]["activation"] == wish["activation"]
+    client.wait(job, timeout_s=JOB_S)
     page.wait_for_selector("text=Weights", timeout=JOB_S * 1000)
     assert page.locator(".uplot").count() == 2
     for scheme in ("light", "dark"):
@@ -281,6 +311,26 @@ def test_a_training_is_followed_to_its_curve(admin: Watched, client: Client, sho
         assert not _violations(page, "all" if scheme == "light" else "color-contrast")
         shot(page, f"training-{scheme}")
     page.emulate_media(color_scheme="light")
+    admin.settled()
+
+
+def test_a_property_is_verified_from_the_form(
+    admin: Watched, uploads: tuple[Path, Path], tmp_path: Path, shot: Shot
+) -> None:
+    inputs = range(36)
+    names = [*(f"X_{k}" for k in inputs), *(f"Y_{k}" for k in range(3))]
+    lines = [f"(declare-const {name} Real)" for name in names]
+    lines += [f"(assert (>= X_{k} 0.4))(assert (<= X_{k} 0.6))" for k in inputs]
+    path = tmp_path / "holds.vnnlib"
+    path.write_text("\n".join([*lines, "(assert (<= Y_0 -1000))"]))
+    page = admin.open("/new")
+    page.set_input_files("[name=model]", uploads[0])
+    page.set_input_files("[name=property]", path)
+    page.click("button:text-is('Certify')")
+    page.wait_for_url("**/view")
+    page.wait_for_selector(".verdict:has-text('HOLDS')", timeout=JOB_S * 1000)
+    assert not _violations(page, "all")
+    shot(page, "property")
     admin.settled()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import time
@@ -45,6 +46,12 @@ def test_no_page_runs_or_frames_or_asks_for_anything_foreign(
         assert "unsafe" not in policy
         assert answer.headers["x-frame-options"] == "DENY"
         assert answer.headers["cache-control"] == "no-store"
+        if "<head>" in answer.text:
+            found = re.search(r"<meta name=\"htmx-config\" content='([^']*)'>", answer.text)
+            assert found is not None, address
+            settings = json.loads(found[1])
+            assert settings["selfRequestsOnly"] is True
+            assert settings["allowEval"] is settings["allowScriptTags"] is False
         parser = Inert()
         parser.feed(answer.text)
         parser.close()

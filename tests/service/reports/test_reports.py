@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from service.reports import render_csv, render_html, render_svg
 from service.reports.accuracy_curve import axis_end
 from service.reports.epsilon_names import epsilon_name
+from service.reports.evidence import criterion
 from service.reports.training_curve import render_training_svg
 from tests.report_cases import cases, finished
 from workers.jobs.report.statement import statement
@@ -88,6 +89,18 @@ def test_the_table_reads_back_with_the_contracts_columns(case: Case) -> None:
         assert not line[5].startswith(("=", "+", "-", "@"))
 
 
+@given(cases(), st.sampled_from("=+-@\t\r"), st.text(max_size=9))
+@settings(max_examples=20, deadline=None)
+def test_no_cell_of_a_table_begins_like_a_formula(case: Case, start: str, rest: str) -> None:
+    report, rows = finished(case)
+    named = [{**row, "method": start + rest} for row in rows]
+    text = "".join(render_csv(report, named))
+    for line in list(csv.reader(io.StringIO(text, newline="")))[1:]:
+        assert line[5] == "'" + start + rest
+        numbers = [cell for cell in line[:5] + line[6:] if cell.startswith(("=", "+", "@"))]
+        assert not numbers
+
+
 def test_an_estimate_says_so_in_capitals() -> None:
     text = statement(
         norm="l2", soundness="estimate", valid=None, labelled=True, failure_probability=0.0
@@ -142,6 +155,20 @@ def test_a_curve_of_one_epoch_has_something_to_see() -> None:
     row = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "robust": 0.25}
     assert render_training_svg(plan, [row]).count("<circle") == 2
     assert "<circle" not in render_training_svg(plan, [])
+
+
+def test_a_criterion_is_about_its_own_epsilon_and_not_about_one_of_the_same_name() -> None:
+    texts = ["0.12345678901", "0.12345678902"]
+    assert epsilon_name(texts[0]) == epsilon_name(texts[1])
+    rows = [
+        {"epsilon": float(text), "epsilon_exact": text, "certified_accuracy": share}
+        for text, share in zip(texts, (0.5, 0.25), strict=True)
+    ]
+    for text, share in zip(texts, (0.5, 0.25), strict=True):
+        wish = {"epsilon": text, "certified_accuracy": 0.3, "met": share >= 0.3}
+        found = criterion({"results": rows, "criterion": wish})
+        assert found is not None
+        assert (found["reached"], found["met"]) == (share, share >= 0.3)
 
 
 @given(cases(), st.booleans())

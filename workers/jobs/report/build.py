@@ -62,10 +62,7 @@ def build_report(
     cap = _cap(spec, inputs, facts, found)
     notes = _finite(dict(results.notes))
     failure_probability = float(notes.pop("failure_probability", 0.0))
-    rows = [
-        _epsilon_result(spec, found, place, subset=count < (facts.get("total") or 0))
-        for place in range(len(spec.epsilons))
-    ]
+    rows = [_epsilon_result(spec, found, place) for place in range(len(spec.epsilons))]
     clean = int(found.correct.sum()) / count
     _check_bracket(rows, clean)
     image = _images(submission.dataset.kind, facts["input_shape"])
@@ -226,7 +223,7 @@ def _in_words(inputs: ValidInputs) -> str | None:
     return "the range that the spec gives for each of them (input_range)"
 
 
-def _epsilon_result(spec: Spec, found: Verdicts, place: int, *, subset: bool) -> dict[str, Any]:
+def _epsilon_result(spec: Spec, found: Verdicts, place: int) -> dict[str, Any]:
     count, correct = len(found.correct), int(found.correct.sum())
     certified = int(found.certified[:, place].sum())
     falsified = int(found.falsified[:, place].sum())
@@ -238,7 +235,7 @@ def _epsilon_result(spec: Spec, found: Verdicts, place: int, *, subset: bool) ->
         "certified": certified,
         "falsified": falsified,
         "undecided": correct - certified - falsified,
-        "interval_95": clopper_pearson(certified, count) if subset else None,
+        "interval_95": clopper_pearson(certified, count),
     }
 
 

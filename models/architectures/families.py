@@ -81,16 +81,56 @@ def _shiftnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
     return [*layers, {"kind": "normalized-head", "out": row.integer("classes", 10, minimum=2)}]
 
 
+def _cap_resnet(row: LayerRow, activation: Sequence[Row]) -> list[Row]:
+    """The residual network of CAP (Wong et al. 2018), as its published code has it.
+
+    Stem of 16 channels, then blocks of 16, 32 and 64 times ``width``: one and ``blocks`` of the
+    first, ``blocks`` of the others, the first of which halves the image by a kernel of 4 (in the
+    shortcut of 2); a dense layer of 1000. No batch norm. ``mean``, ``std``: of the pixels; default
+    for three channels that of the published runs, 0.225 in all of them, so that balls stay balls.
+    """
+    shape = row.get("input", [3, 32, 32])
+    coloured = isinstance(shape, list | tuple) and list(shape[:1]) == [3]
+    mean = row.get("mean", [0.485, 0.456, 0.406] if coloured else [0.0])
+    std = row.get("std", [0.225] * 3 if coloured else [1.0])
+    blocks = row.integer("blocks", 1, maximum=MAX_DEPTH)
+    width = row.integer("width", 1, maximum=64)
+
+    def named(name: str) -> list[Row]:
+        return [*activation[:-1], {**activation[-1], "name": name}]
+
+    layers: list[Row] = [{"kind": "normalize", "mean": mean, "std": std}]
+    layers += [{"kind": "conv2d", "out": 16, "kernel": 3, "padding": 1}, *named("block0")]
+    count = 0
+    for channels, number in ((16, blocks + 1), (32, blocks), (64, blocks)):
+        for place in range(number):
+            halved = channels > 16 and place == 0
+            stride, out = 2 if halved else 1, channels * width
+            size = {"out": out, "stride": stride}
+            layers += [{"kind": "conv2d", **size, "kernel": 4 if halved else 3, "padding": 1}]
+            layers += activation
+            inner = {"kind": "conv2d", "out": out, "kernel": 3, "padding": 1}
+            layers.append({**inner, "name": f"inner{count}"})
+            layers += [{"kind": "conv2d", **size, "kernel": stride, "from": f"block{count}"}]
+            layers += [{"kind": "add", "from": f"inner{count}"}, *named(f"block{count + 1}")]
+            count += 1
+    layers += [{"kind": "flatten"}, {"kind": "linear", "out": 1000}, *activation]
+    return [*layers, {"kind": "linear", "out": row.integer("classes", 10, minimum=2)}]
+
+
 #: Largest number of layers of one kind in a family member.
 MAX_DEPTH = 200
 
 #: A further family is one function and one row here.
 FAMILIES: dict[str, Callable[[LayerRow, Sequence[Row]], list[Row]]] = {
+    "cap-resnet": _cap_resnet,
     "lipconvnet": lipconvnet,
     "liresnet": _liresnet,
     "orthogonal-dense": _orthogonal_dense,
     "shiftnet": _shiftnet,
 }
+#: How weights begin, where not as usual (``models.architectures.initial_values``).
+_INITS = {"cap-resnet": "he"}
 
 
 def family_layers(description: Mapping[str, Any], activation: Sequence[Row]) -> dict[str, Any]:
@@ -110,7 +150,7 @@ def family_layers(description: Mapping[str, Any], activation: Sequence[Row]) -> 
     shape = row.get("input", [3, 32, 32])
     layers = family(row, activation)
     row.finish()
-    return {"input": shape, "layers": layers}
+    return {"input": shape, "layers": layers, "init": _INITS.get(str(name), "default")}
 
 
 def _widths(row: LayerRow) -> list[int]:

@@ -84,6 +84,7 @@ ARCHITECTURES: dict[str, NamedArchitecture] = {row.name: row for row in _ROWS}
 
 #: Members of the architectures with sizes, {"name": "liresnet", "depth": 12, ...}.
 FAMILIES: dict[str, tuple[str, ...]] = {
+    "cap-resnet": ("input", "classes", "blocks", "width", "mean", "std"),
     "lipconvnet": (
         *("input", "classes", "depth", "blocks", "width", "layer", "pooling", "head", "hidden"),
         *("degree", "mean", "std"),

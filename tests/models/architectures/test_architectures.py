@@ -100,6 +100,18 @@ def residual() -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("blocks", "width", "count"), [(1, 1, 4), (2, 1, 7), (1, 2, 4)])
+def test_the_residual_network_of_cap(blocks: int, width: int, count: int) -> None:
+    network = build({"name": "cap-resnet", "input": [3, 8, 8], "blocks": blocks, "width": width})
+    sums = [node for node in network.nodes if node.name.startswith("add")]
+    sizes = {(16 * width, 8, 8), (32 * width, 4, 4), (64 * width, 2, 2)}
+    assert (len(sums), {node.shape for node in sums}) == (count, sizes)
+    assert sums[-1].shape == (64 * width, 2, 2)
+    logits = network(torch.rand(2, 3, 8, 8))
+    assert logits.shape == (2, 10)
+    assert logits.isfinite().all()
+
+
 def test_a_layer_list_with_everything() -> None:
     network = build(residual())
     assert network.classes == 10

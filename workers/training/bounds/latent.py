@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from models.layers.base import Layer
-from models.layers.kinds import Normalize, Permute, ReLU, Reshape, Shift
+from models.layers.kinds import Add, Normalize, Permute, ReLU, Reshape, Shift
 from workers.training.bounds.box import Box
 from workers.training.config import TrainingError
 from workers.training.trained_maps import SumMap, WeightedMap
@@ -61,21 +61,24 @@ class Lines:
         return cls(lower, upper, slope, middle)
 
 
-def activations_of(graph: TrainingGraph, method: str = "COLT") -> list[int]:
+def activations_of(graph: TrainingGraph, method: str = "COLT", *, sums: bool = False) -> list[int]:
     """Positions of the ReLUs among the steps, for the ``method`` that errors name.
 
-    Raises TrainingError where the network is no chain of affine layers and ReLUs.
+    sums: branches that are added again are taken too. Raises TrainingError where the network is
+    made of other things than affine layers and ReLUs, or no chain of them.
     """
     places = []
     for index, step in enumerate(graph.steps):
-        kinds = (ReLU, Normalize, Permute, Reshape, Shift)
+        kinds = (ReLU, Normalize, Permute, Reshape, Shift, *([Add] if sums else []))
         mixing = step.name in graph.weights or step.name in graph.sums
-        if step.sources != (index,) or not (isinstance(step.op, kinds) or mixing):
+        chained = sums or step.sources == (index,)
+        if not (chained and (isinstance(step.op, kinds) or mixing)):
             kind = step.op.kind if isinstance(step.op, Layer) else "affine"
+            form, more = ("networks", ", sums") if sums else ("chains", "")
             raise TrainingError(
                 "unsupported_architecture",
-                f"{method} trains chains of convolutions, dense layers, average pools and ReLUs; "
-                f"layer {step.name} ({kind}) is not in one",
+                f"{method} trains {form} of convolutions, dense layers, average pools{more} and "
+                f"ReLUs; layer {step.name} ({kind}) is not in one",
                 hint="mnist-convmed, cifar-convmed, cifar-convmedbig, mnist-small, for example",
                 field="architecture",
             )
@@ -122,10 +125,11 @@ class _Terms:
 
 
 class Widths:
-    """One walk of a batch's box through the chain: centre, and how wide each set of terms is.
+    """One walk of a batch's box through the network: centre, and how wide each set of terms is.
 
     Sets of at most ``exact`` terms are not projected. ``ball``: the input is not the box but the
-    ball (ellipsoid) in it, whose projections are to be normal numbers, not Cauchy.
+    ball (ellipsoid) in it, whose projections are to be normal numbers, not Cauchy. Where a branch
+    begins, all sets are projected: a sum adds the projections of the sets that both branches have.
     """
 
     def __init__(
@@ -141,26 +145,40 @@ class Widths:
         self.graph, self.draw, self.projections, self.exact = graph, draw, projections, exact
         self.centre = box.middle
         self.sets = [_Terms(0, box.half, box.half, ball=ball)]
-        self.done = 0
+        self.made, self.done = 1, 0
+        #: Values that a later step than the next one takes, and what was known of them.
+        self._forks = {s for i, step in enumerate(graph.steps) for s in step.sources if s != i}
+        self._kept: dict[int, tuple[Tensor, list[_Terms]]] = {}
+        self._keep()
 
     def until(self, index: int) -> Lines:
-        """Walk to the ReLU at ``index``: its lines, the ReLU itself not passed yet."""
+        """Walk to the ReLU at ``index``, or to the end: the lines of one there, not passed yet."""
         self.walk(index)
+        for step in self.graph.steps[index : index + 1]:
+            self.centre, self.sets = self._at(step.sources[0])
         return Lines.over(self.centre, self.width())
 
     def walk(self, index: int) -> None:
         """Walk to the step at ``index``, with no ReLU on the way."""
         while self.done < index:
-            self._step(self.graph.steps[self.done])
+            step = self.graph.steps[self.done]
+            if isinstance(step.op, Add):
+                self._join([self._at(source) for source in step.sources])
+            else:
+                self.centre, self.sets = self._at(step.sources[0])
+                self._step(step)
             self.done += 1
+            self._keep()
 
     def through(self, lines: Lines) -> None:
         """Pass the ReLU that comes next."""
         for terms in self.sets:
             self._pass(terms, lambda t, slope=lines.slope: t * slope[:, None])  # type: ignore[misc]
         self.centre = lines.slope * self.centre + lines.middle
-        self.sets.append(_Terms(len(self.sets), lines.middle, lines.middle))
+        self.sets.append(_Terms(self.made, lines.middle, lines.middle))
+        self.made += 1
         self.done += 1
+        self._keep()
 
     def settle(self) -> None:
         """Make the projections of all sets that the next mixing map needs them of: with the weights
@@ -215,6 +233,35 @@ class Widths:
         terms.units = True
         rows = terms.begun.new_zeros(len(wide), terms.begun[0].numel())
         return rows.scatter(1, wide[:, None], 1.0).unflatten(1, terms.begun.shape[1:])
+
+    def _keep(self) -> None:
+        """Keep what is known of the last value, if a branch begins with it."""
+        if self.done not in self._forks:
+            return
+        for terms in self.sets:
+            self.image(terms)
+            terms.width, terms.mixed = None, True
+        self._kept[self.done] = (self.centre, [replace(terms) for terms in self.sets])
+
+    def _at(self, value: int) -> tuple[Tensor, list[_Terms]]:
+        """What is known of the last value, or of one where a branch begins; to be gone on from."""
+        if value == self.done:
+            return self.centre, self.sets
+        centre, sets = self._kept[value]
+        return centre, [replace(terms) for terms in sets]
+
+    def _join(self, branches: Sequence[tuple[Tensor, list[_Terms]]]) -> None:
+        """The sum of the branches: sets of one of them alone stay as they are."""
+        joined: dict[int, _Terms] = {}
+        for _, sets in branches:
+            for terms in sets:
+                if terms.number in joined:
+                    both = self.image(joined[terms.number]) + self.image(terms)
+                    joined[terms.number] = replace(terms, image=both)
+                else:
+                    joined[terms.number] = terms
+        self.centre = sum((centre for centre, _ in branches[1:]), branches[0][0])
+        self.sets = list(joined.values())
 
     def _step(self, step: GraphStep) -> None:
         op = self.graph.map_at(step, self.centre)

@@ -44,6 +44,22 @@ def network_of(*, batch_norm: bool = False, seed: int = 0) -> Network:
     return network
 
 
+def residual_of(seed: int = 0) -> Network:
+    """The same with two blocks: one adds what it takes itself, one a shortcut with weights."""
+    same = {"kind": "conv2d", "out": 4, "kernel": 3, "padding": 1}
+    rows = [
+        *(CONV, {**RELU, "name": "a"}, same, RELU, {**same, "name": "b"}),
+        *({"kind": "add", "from": "a"}, {**RELU, "name": "c"}, {**CONV, "out": 3}, RELU),
+        {"kind": "conv2d", "out": 3, "kernel": 3, "padding": 1, "name": "d"},
+        {"kind": "conv2d", "out": 3, "kernel": 1, "stride": 2, "from": "c"},
+        *({"kind": "add", "from": "d"}, RELU, {"kind": "flatten"}, {"kind": "linear", "out": 4}),
+    ]
+    network = build({"input": [1, 6, 6], "layers": rows}, generator=generator(seed)).double()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network
+
+
 def graph_of(network: Network) -> TrainingGraph:
     graph = TrainingGraph(network, power_steps=1, generator=generator(7))
     graph.refresh()

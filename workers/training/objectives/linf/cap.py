@@ -57,11 +57,11 @@ def dual_gaps(
     exact = projections if projections > 0 else math.inf
     widths = Widths(graph, box, draw, projections, exact=exact, ball=ball)
     boxes = {0: box}
-    places = set(activations_of(graph, "CAP"))
-    for index in range(len(graph.steps)):
+    places = set(activations_of(graph, "CAP", sums=True))
+    for index, step in enumerate(graph.steps):
         if index in places:
             lines = widths.until(index)
-            boxes[index] = Box(lines.lower, lines.upper)
+            boxes[step.sources[0]] = Box(lines.lower, lines.upper)
             widths.through(lines)
         else:
             widths.walk(index + 1)
@@ -110,7 +110,7 @@ def estimated_bound(
 
 def chains(graph: TrainingGraph, config: TrainingConfig) -> int:
     """The run is one stage. Raises TrainingError for a network that CAP does not train."""
-    activations_of(graph, "CAP")
+    activations_of(graph, "CAP", sums=True)
     return 1
 
 

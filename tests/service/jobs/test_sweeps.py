@@ -159,6 +159,7 @@ def test_a_cascade_shows_its_stages_and_what_they_come_to(
         job_id=job,
         statement="ESTIMATE: of the protocol.\n\nPROVED: of the function.",
         norm="linf",
+        clip=True,
         method="auto",
         failure_probability=0.0,
         dataset=ReportDataset(id=None, name="digits", samples=4),

@@ -30,7 +30,7 @@ from service.contract.schemas.epsilons import epsilon_text
 from service.contract.schemas.report import CascadeReport
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.times import now, rfc3339
-from workers.jobs.report.build import versions
+from workers.jobs.report.build import criterion_verdict, versions
 from workers.verification.results import SampleResults
 
 __all__ = ["Counts", "build_cascade_report", "counts_at", "with_labels"]
@@ -159,6 +159,14 @@ def build_cascade_report(
         "stages": list(stages),
         "results": rows,
         "index": results[0].index.tolist(),
+        "criterion": criterion_verdict(
+            spec,
+            rows,
+            count,
+            comparable=label is not None
+            and sound
+            and not any(part.notes.get("budget_spent") for part in results),
+        ),
         "warnings": list(warnings),
         "versions": versions(),
         "created_at": rfc3339(now()),

@@ -138,12 +138,17 @@ def test_results_for_predictions_become_those_for_labels(seed: int, method: str)
 
 
 def report(
-    soundness: str, *, labelled: bool = True, probability: float = 0.0, **spec: object
+    soundness: str,
+    *,
+    labelled: bool = True,
+    probability: float = 0.0,
+    spent: bool = False,
+    **spec: object,
 ) -> dict:
     stages = [dense_network([2, 4, 3], seed, scale=4.0) for seed in (1, 2)]
     results = [own(network, PLANE, "1/16", "ibp") for network in stages]
     for part in results:
-        part.notes["failure_probability"] = probability
+        part.notes |= {"failure_probability": probability, "budget_spent": spent}
     submission = JobSubmission(
         id="job",
         kind="train",
@@ -190,6 +195,24 @@ def test_what_is_called_proved_names_the_valid_inputs_and_the_probability() -> N
     found = report("sound", labelled=False)
     assert "has no labels" in found["statement"]
     assert "the cascade answers with the class that it gives the sample" in found["statement"]
+
+
+def test_the_criterion_is_judged_by_what_is_proved_of_the_whole() -> None:
+    (row,) = report("sound")["results"]
+    assert 0 < row["certified"] < row["protocol"]
+    reached, beyond = row["certified_accuracy"], row["protocol_accuracy"]
+
+    def met(share: float, soundness: str = "sound", **options: bool) -> bool:
+        wish = {"epsilon": "1/16", "certified_accuracy": share}
+        verdict: bool = report(soundness, criterion=wish, **options)["criterion"]["met"]
+        return verdict
+
+    assert report("sound")["criterion"] is None
+    assert met(0.9 * reached)
+    assert not met(beyond)
+    assert not met(0.0, "estimate")
+    assert not met(0.0, labelled=False)
+    assert not met(0.0, spent=True)
 
 
 def test_of_estimates_nothing_is_proved_and_without_labels_nothing_is_wrong() -> None:

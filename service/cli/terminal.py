@@ -108,6 +108,10 @@ def print_summary(console: Console, report: dict[str, Any]) -> None:
         _print_verdict(console, report)
     for warning in report.get("warnings") or ():
         console.print(f"warning: {printable(warning)}", highlight=False, markup=False)
+    _print_criterion(console, report)
+
+
+def _print_criterion(console: Console, report: dict[str, Any]) -> None:
     found = criterion(report)
     if found is not None:
         verdict = "[bold]PASS[/bold]" if found["met"] else "[bold]FAIL[/bold]"
@@ -189,6 +193,7 @@ def print_cascade(console: Console, cascade: dict[str, Any]) -> None:
         answered = ", ".join([*counts, f"none certified: {row['uncertified']}"])
         table.add_row(name, *map(_percent, shares), answered)
     console.print(table)
+    _print_criterion(console, cascade)
     for warning in cascade["warnings"]:
         console.print(_named(warning), highlight=False)
 

@@ -90,8 +90,10 @@ def _train(options: argparse.Namespace, console: Console) -> int:
             )
             raise
         if done["models"] is not None:
-            _keep_sweep(client, done, options.out, notes)
-            return show_json({"job": done, "report": None}) if options.json else YES
+            status = _keep_sweep(client, done, options.out, notes)
+            if options.json:
+                show_json({"job": done, "report": None})
+            return status
         _keep_model(client, done, options.out)
         if done["links"]["report"] is not None:
             _keep_report(client, job["id"], options.out)
@@ -128,9 +130,11 @@ def _keep_report(client: Client, job_id: str, folder: Path) -> None:
         (folder / f"report.{suffix}").write_bytes(client.report(job_id, suffix))
 
 
-def _keep_sweep(client: Client, job: dict[str, Any], folder: Path, console: Console) -> None:
+def _keep_sweep(client: Client, job: dict[str, Any], folder: Path, console: Console) -> int:
     """A folder for each model, by its place among the values, and their comparison; of a cascade
-    what its stages come to together."""
+    what its stages come to together. The exit status: of a sweep ``NO`` where every model misses
+    the criterion, of a cascade where what is proved of the whole does."""
+    statuses = []
     folder.mkdir(parents=True, exist_ok=True)
     name = job["plan"].get("sweep", {"name": "stage"})["name"]
     for place, model in enumerate(job["models"]):
@@ -143,15 +147,18 @@ def _keep_sweep(client: Client, job: dict[str, Any], folder: Path, console: Cons
         _keep_model(client, run, own)
         if model["links"]["report"] is not None:
             _keep_report(client, run.id, own)
+            statuses.append(criterion_status(json.loads((own / "report.json").read_text())))
         console.print(f"{value}: {own}", highlight=False)
     if job["links"]["cascade"] is not None:
         (folder / "cascade.json").write_bytes(client.cascade(job["id"]))
-        print_cascade(console, json.loads((folder / "cascade.json").read_text()))
-    if job["links"]["pareto"] is None:
-        return
-    for suffix in ("json", "svg"):
-        (folder / f"pareto.{suffix}").write_bytes(client.pareto(job["id"], suffix))
-    print_pareto(console, json.loads((folder / "pareto.json").read_text()))
+        cascade = json.loads((folder / "cascade.json").read_text())
+        print_cascade(console, cascade)
+        return criterion_status(cascade)
+    if job["links"]["pareto"] is not None:
+        for suffix in ("json", "svg"):
+            (folder / f"pareto.{suffix}").write_bytes(client.pareto(job["id"], suffix))
+        print_pareto(console, json.loads((folder / "pareto.json").read_text()))
+    return min(statuses, default=YES)
 
 
 def _sweep(text: str) -> dict[str, list[Any]]:

@@ -41,7 +41,8 @@ def _reached(report: Mapping[str, Any], epsilon: Fraction) -> float | None:
     """The share at just this epsilon: others may have the same name, which is short."""
     for row in report["results"]:
         if Fraction(row.get("epsilon_exact") or repr(row["epsilon"])) == epsilon:
-            return float(row["certified_accuracy"])
+            share = row["certified_accuracy"]
+            return None if share is None else float(share)
     return None
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from service.cli.exit_status import FAILED, YES
+from service.cli.exit_status import FAILED, NO, YES
 from service.cli.main import main
 from service.cli.train import _keep_sweep
 from service.client import Client
@@ -46,6 +46,7 @@ WISH: dict[str, Any] = {
         "samples": 60,
         "method": "cap",
         "radius": False,
+        "criterion": {"epsilon": "1/50", "certified_accuracy": 0.5},
         "attack": {"steps": 5, "audit": 0.0},
     },
 }
@@ -112,7 +113,14 @@ def test_a_cascade_is_trained_certified_and_told_whatever_dies(
         part = http.get(f"/jobs/{job}.1/view", headers={"Accept": "text/html"}).text
         assert f'<a href="/jobs/{job}/view">a cascade</a>' in part
         said = Console(file=io.StringIO(), width=200)
-        _keep_sweep(client, done, tmp_path / "out", said)
+        # By the protocol's figure it would be reached.
+        assert (
+            found["results"][1]["protocol_accuracy"]
+            > 0.5
+            > found["results"][1]["certified_accuracy"]
+        )
+        assert [report["criterion"]["met"] for report in (*reports, found)] == [True, False, False]
+        assert _keep_sweep(client, done, tmp_path / "out", said) == NO
         assert json.loads((tmp_path / "out" / "cascade.json").read_text()) == found
         check = ["verify-report", str(tmp_path / "out" / "cascade.json"), "--url", calm_service.url]
         assert main(check) == YES

@@ -27,6 +27,7 @@ from service.contract.ledger.ledger import JobState
 from service.contract.schemas.problems import NotFound
 from service.contract.schemas.submissions import TERMINAL
 from service.contract.sweeps import cascade_of, stage_of, sweep_of
+from service.reports.evidence import criterion
 
 __all__ = ["router"]
 
@@ -106,7 +107,8 @@ def _sweep(services: Services, state: JobState, caller: Caller) -> dict[str, Any
         return {"models": models}
     if cascade_of(state.submission) is not None:
         path = services.results.cascade_path(state.submission.id, caller)
-        return {"models": models, "cascade": json.loads(path.read_bytes())}
+        cascade = json.loads(path.read_bytes())
+        return {"models": models, "cascade": cascade, "criterion": criterion(cascade)}
     pareto = services.results.pareto(state.submission.id, None, caller)
     points = {point.model_id: point for point in pareto.points}
     return {"models": models, "pareto": pareto, "points": points}

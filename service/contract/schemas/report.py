@@ -293,7 +293,9 @@ class CascadeReport(_Row):
     """What the stages of a cascade come to together; each has a report of its own beside it.
 
     ``soundness`` is that of ``protocol``, which the papers call robust accuracy. ``index``: place
-    in the data set of each sample. ``failure_probability``: of all stages' reports together.
+    in the data set of each sample. ``criterion``: judged by what is proved, ``certified``.
+    ``clip``: balls end where [0, 1] does, those of the certificates by which stages answer too.
+    ``failure_probability``: of all stages' reports together.
     """
 
     schema_: Literal["certserve/cascade/1"] = Field(default="certserve/cascade/1", alias="schema")
@@ -301,6 +303,7 @@ class CascadeReport(_Row):
     soundness: Literal["estimate"] = "estimate"
     statement: str
     norm: Literal["l2", "linf"]
+    clip: bool
     method: str
     failure_probability: float
     dataset: ReportDataset
@@ -308,6 +311,7 @@ class CascadeReport(_Row):
     stages: list[CascadeStage]
     results: list[CascadeResult]
     index: list[int]
+    criterion: CriterionVerdict | None = None
     warnings: list[str] = []
     versions: dict[str, str]
     created_at: str

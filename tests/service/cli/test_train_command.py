@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from service.cli import train as train_commands
 from service.cli.main import main
-from service.cli.train import _request, add_parser
-from service.client import Client, JobFailed
+from service.cli.train import _keep_sweep, _request, add_parser
+from service.client import Client, Job, JobFailed
 from service.contract.schemas.training_plans import TrainSpec
 from service.supervisor.instance_lock import StartError
 
@@ -104,3 +106,39 @@ def test_a_model_whose_certification_failed_is_kept(
         kept = {"model.onnx", "weights.safetensors", "training.json", "training.svg"}
         assert {path.name for path in out.iterdir()} == kept
         assert "trained, but not certified" in shown.out
+
+
+@pytest.mark.parametrize(("met", "status"), [([False, True], 0), ([False, False], 1), ([], 0)])
+def test_a_sweep_misses_its_criterion_where_all_of_its_models_do(
+    met: list[bool], status: int, tmp_path: Path
+) -> None:
+    class Service(Client):
+        def job(self, job_id: str) -> Job:
+            return Job(self, {"id": job_id, "model_id": "m"})
+
+        def model_file(self, model_id: str, part: str = "onnx") -> bytes:
+            return b""
+
+        def training(self, job_id: str) -> dict[str, Any]:
+            return {"history": []}
+
+        def training_chart(self, job_id: str) -> bytes:
+            return b"<svg/>"
+
+        def report(self, job_id: str, suffix: str = "json") -> bytes:
+            wish = {"epsilon": "1/2", "certified_accuracy": 0.5, "met": met[int(job_id[-1])]}
+            row = {"epsilon": 0.5, "certified_accuracy": 0.25}
+            return json.dumps({"criterion": wish, "results": [row]}).encode()
+
+    models = [
+        {
+            "value": k,
+            "error": None,
+            "links": {"self": f"/jobs/j.{k}", "report": f"/jobs/j.{k}/report"},
+        }
+        for k in range(len(met))
+    ]
+    links = {"cascade": None, "pareto": None}
+    job = {"id": "j", "plan": {"sweep": {"name": "alpha"}}, "models": models, "links": links}
+    with Service("http://localhost:9") as client:
+        assert _keep_sweep(client, job, tmp_path / "out", Console(quiet=True)) == status

@@ -17,6 +17,7 @@ from service.contract.schemas.report import (
     CascadeReport,
     CascadeResult,
     CascadeStage,
+    CriterionVerdict,
     ReportDataset,
 )
 from service.contract.settings import Settings
@@ -159,6 +160,7 @@ def test_a_cascade_shows_its_stages_and_what_they_come_to(
         job_id=job,
         statement="ESTIMATE: of the protocol.\n\nPROVED: of the function.",
         norm="linf",
+        clip=True,
         method="auto",
         failure_probability=0.0,
         dataset=ReportDataset(id=None, name="digits", samples=4),
@@ -169,6 +171,7 @@ def test_a_cascade_shows_its_stages_and_what_they_come_to(
         ],
         results=[CascadeResult(**row)],
         index=[0, 1, 2, 3],
+        criterion=CriterionVerdict(epsilon="1/2", certified_accuracy=0.5, met=False),  # type: ignore[arg-type]
         warnings=["the cascade ended"],
         versions={},
         created_at="2026-01-31T12:00:00.000000Z",
@@ -189,5 +192,12 @@ def test_a_cascade_shows_its_stages_and_what_they_come_to(
     assert "/cascade" in api.get(f"/jobs/{job}/report").json()["hint"]
     assert api.get(f"/jobs/{good[0].id}/cascade").json()["code"] == "no_cascade"
     page = api.get(f"/jobs/{job}/view", headers={"Accept": "text/html"}).text
-    for told in ("ESTIMATE: of the protocol.", "stage 2: 1", "50.0 %", "25.0 %", "cascade ended"):
+    for told in (
+        "ESTIMATE: of the protocol.",
+        "stage 2: 1",
+        "50.0 %",
+        "25.0 %",
+        "cascade ended",
+        "FAIL",
+    ):
         assert told in page, told

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.network import Network
-from service.contract.schemas.problems import InternalError
+from service.contract.schemas.problems import InternalError, InvalidInput
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.storage.pictures import COUNTEREXAMPLES
 from service.contract.storage.store import Store
@@ -85,10 +85,14 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
 
 
 def merge_cascade(store: Store, submission: JobSubmission, runs: Sequence[JobSubmission]) -> None:
-    """Write the report of a cascade, once; ``runs``: its stages, which are merged already."""
+    """Write the report of a cascade, once; ``runs``: its stages, which are merged already.
+
+    Raises InvalidInput (dataset_changed) where they were certified on different samples.
+    """
     if not submission.spec:
         return
     facts = [facts_of(store, run.id) for run in runs]
+    _require_same_samples(store, runs, facts)
     results = [_results(store, run, told) for run, told in zip(runs, facts, strict=True)]
     spec = Spec.model_validate(submission.spec)
     sound = spec.soundness == "sound"
@@ -110,6 +114,32 @@ def merge_cascade(store: Store, submission: JobSubmission, runs: Sequence[JobSub
         [str(problem["detail"]) for problem in ended[:1] if problem is not None],
     )
     store.create_json(store.report_path(submission.id), report)
+
+
+def _require_same_samples(
+    store: Store, runs: Sequence[JobSubmission], facts: Sequence[Mapping[str, Any]]
+) -> None:
+    """A registered data set may be replaced before a job is retried, and a cancelled one keeps what
+    was prepared."""
+
+    def prepared(place: int) -> list[NDArray[Any]]:
+        # Without labels ``y`` is what the stage predicts.
+        names = ("x", "index", "y") if facts[place]["labelled"] else ("x", "index")
+        path = store.prepared_dir(runs[place].id) / "data.npz"
+        with np.load(path, allow_pickle=False) as data:
+            return [data[name] for name in names]
+
+    first = prepared(0)
+    for place in range(1, len(runs)):
+        other = prepared(place)
+        if len(first) != len(other) or not all(map(np.array_equal, first, other)):
+            raise InvalidInput(
+                f"the data set has changed since stage 1 was certified: stage {place + 1} met "
+                "other samples",
+                code="dataset_changed",
+                hint="retry the job: all stages are then certified on the samples as they are now",
+                field="test_dataset",
+            )
 
 
 def _results(store: Store, submission: JobSubmission, facts: Mapping[str, Any]) -> SampleResults:

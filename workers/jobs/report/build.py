@@ -30,7 +30,14 @@ from workers.verification.region import largest_distance
 from workers.verification.results import SampleResults
 from workers.verification.rounding import answer_gap
 
-__all__ = ["build_report", "certificate_remarks", "report_model", "sample_rows", "versions"]
+__all__ = [
+    "build_report",
+    "certificate_remarks",
+    "criterion_verdict",
+    "report_model",
+    "sample_rows",
+    "versions",
+]
 
 _PACKAGES = ("certserve", "torch", "numpy", "scipy", "onnx", "onnxruntime")
 
@@ -117,7 +124,7 @@ def build_report(
         "curve": _curve(spec, found, rows, cap),
         "by_method": dict(sorted(Counter(results.method).items())),
         "parity": _finite(facts.get("parity")),
-        "criterion": _criterion(
+        "criterion": criterion_verdict(
             spec,
             rows,
             count,
@@ -244,7 +251,7 @@ def _images(kind: str, input_shape: Sequence[int]) -> bool:
     return kind not in ("npz", "npy") or len(input_shape) == 3
 
 
-def _criterion(
+def criterion_verdict(
     spec: Spec, rows: list[dict[str, Any]], count: int, *, comparable: bool
 ) -> dict[str, Any] | None:
     """What the spec demands, and whether the certified count reaches it.

@@ -30,7 +30,7 @@ from service.contract.schemas.epsilons import epsilon_text
 from service.contract.schemas.report import CascadeReport
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.contract.times import now, rfc3339
-from workers.jobs.report.build import versions
+from workers.jobs.report.build import criterion_verdict, versions
 from workers.verification.results import SampleResults
 
 __all__ = ["Counts", "build_cascade_report", "counts_at", "with_labels"]
@@ -40,13 +40,17 @@ _STATEMENT = (
     "that certifies its own prediction predicts the label. This says nothing of the cascade as a "
     "function: at another input of the ball another stage may answer, and with another class."
 )
+_UNLABELLED = " The data set has no labels: whatever a stage predicts counts as the label."
 _PROVED = (
-    "PROVED (certified): at every input of the ball the cascade answers with the label, whichever "
-    "stage does, if stages answer by sound certificates of at least this epsilon. The last stage "
-    "is certified for the label, and every other stage predicts it: where such a stage has a "
-    "certificate at another input of the ball, the sample is in that certificate's ball, so that "
-    "the stage gives both the same class. Of these, every_stage counts the samples that every "
-    "stage is certified for: their answer is the label however it is decided which stage answers."
+    "PROVED (certified): at every input of the ball{valid} the cascade answers with {label}, "
+    "whichever stage does, if stages answer by sound certificates of at least this epsilon. The "
+    "last stage is certified for {label}, and every other stage predicts it: where such a stage "
+    "has a certificate at another input of the ball, the sample is in that certificate's ball, so "
+    "that the stage gives both the same class. Of these, every_stage counts the samples that every "
+    "stage is certified for: their answer is {label} however it is decided which stage answers."
+)
+_PROBABLE = (
+    " The stages' certificates of the samples hold together except with probability at most {:.2g}."
 )
 _NOT_PROVED = "The stages' certificates are estimates themselves: nothing is proved."
 
@@ -132,12 +136,19 @@ def build_cascade_report(
             }
         )
     probability = sum(float(part.notes.get("failure_probability", 0.0)) for part in results)
+    probability = min(1.0, probability)
+    estimated = _STATEMENT + (_UNLABELLED if label is None else "")
+    proved_in_words = _PROVED.format(
+        valid=" that stays in [0, 1]" if spec.clip else "",
+        label="the class that it gives the sample" if label is None else "the label",
+    ) + (_PROBABLE.format(probability) if probability > 0 else "")
     report = {
         "job_id": submission.id,
-        "statement": f"{_STATEMENT}\n\n{_PROVED if sound else _NOT_PROVED}",
+        "statement": f"{estimated}\n\n{proved_in_words if sound else _NOT_PROVED}",
         "norm": spec.norm,
+        "clip": spec.clip,
         "method": spec.method,
-        "failure_probability": min(1.0, probability),
+        "failure_probability": probability,
         "dataset": {
             "id": submission.dataset.id,
             "name": submission.dataset.name,
@@ -148,6 +159,14 @@ def build_cascade_report(
         "stages": list(stages),
         "results": rows,
         "index": results[0].index.tolist(),
+        "criterion": criterion_verdict(
+            spec,
+            rows,
+            count,
+            comparable=label is not None
+            and sound
+            and not any(part.notes.get("budget_spent") for part in results),
+        ),
         "warnings": list(warnings),
         "versions": versions(),
         "created_at": rfc3339(now()),

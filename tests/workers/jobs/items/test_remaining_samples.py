@@ -6,17 +6,22 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import read_onnx_bytes
-from service.contract.schemas.submissions import JobSubmission
+from service.contract.schemas.problems import InvalidInput
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from service.contract.sweeps import runs_of
 from tests.workers.jobs.conftest import Corridor
 from tests.workers.jobs.work import training, work
 from tests.workers.verification.certification import certify
+from workers.jobs.items.merge import merge, merge_cascade
+from workers.jobs.items.prepare import prepare
 from workers.jobs.items.remaining_samples import PART, _method
+from workers.jobs.items.shard import certify_shard
 from workers.jobs.items.sweep import train_runs
 from workers.jobs.items.train import read_samples
 from workers.jobs.items.trained_model import model_of, trained
@@ -149,6 +154,46 @@ def test_a_cascade_ends_where_too_few_samples_are_left(corridor: Corridor) -> No
     work(corridor, job.id)
     assert corridor.outcome(job)["status"] == "succeeded"
     assert not corridor.store.report_path(job.id).exists()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("changed", ["nothing", "the samples", "the labels"])
+def test_stages_that_met_other_samples_come_to_nothing_together(
+    corridor: Corridor, changed: str, labelled: bool
+) -> None:
+    """A registered data set is replaced while a cancelled job waits for its retry."""
+    file = corridor.folder / "registered.npz"
+    rng = np.random.default_rng(0)
+    x, y = rng.random((16, 1, 8, 8), dtype=np.float32), rng.integers(0, 10, 16)
+
+    def register(x: Any, y: Any) -> None:
+        np.savez(file, x=x, **({"y": y} if labelled else {}))
+
+    register(x, y)
+    spec = Spec.model_validate(
+        {"norm": "linf", "epsilons": [EPSILON], "method": "ibp", "radius": False, "attack": None}
+    )
+    source = DatasetSource(kind="npz", name="registered", split="test", paths={"file": str(file)})
+    job = cascade(corridor).model_copy(update={"spec": spec.normal(), "dataset": source})
+    attempt(corridor, job, [])
+    runs = runs_of(job)
+    store, settings = corridor.store, corridor.settings
+    for run in runs:
+        prepare(store, settings, run)
+        for shard in range(2):
+            certify_shard(store, settings, run, shard, progress=lambda *_: None)
+        merge(store, run, started_at=None)
+        register(
+            *{"nothing": (x, y), "the samples": (x[::-1], y), "the labels": (x, y[::-1])}[changed]
+        )
+    if changed == "nothing" or (changed == "the labels" and not labelled):
+        merge_cascade(store, job, runs)
+        assert (store.read_json(store.report_path(job.id)) or {})["samples"] == 16
+        return
+    with pytest.raises(InvalidInput) as caught:
+        merge_cascade(store, job, runs)
+    assert caught.value.code == "dataset_changed"
+    assert not store.report_path(job.id).exists()
 
 
 @pytest.mark.parametrize(

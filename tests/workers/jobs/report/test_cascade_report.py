@@ -3,8 +3,6 @@ stages' own certificates do not tell."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -139,13 +137,24 @@ def test_results_for_predictions_become_those_for_labels(seed: int, method: str)
     assert set(found.counterexamples) == set(plain.counterexamples)
 
 
-def report(soundness: str, *, labelled: bool = True) -> dict:
+def report(
+    soundness: str,
+    *,
+    labelled: bool = True,
+    probability: float = 0.0,
+    spent: bool = False,
+    **spec: object,
+) -> dict:
     stages = [dense_network([2, 4, 3], seed, scale=4.0) for seed in (1, 2)]
     results = [own(network, PLANE, "1/16", "ibp") for network in stages]
+    for part in results:
+        part.notes |= {"failure_probability": probability, "budget_spent": spent}
     submission = JobSubmission(
         id="job",
         kind="train",
-        spec=Spec(norm="linf", epsilons=[Fraction(1, 16)], soundness=soundness).normal(),  # type: ignore[arg-type]
+        spec=Spec.model_validate(
+            {"norm": "linf", "epsilons": ["1/16"], "soundness": soundness, **spec}
+        ).normal(),
         model=None,
         dataset=DatasetSource(kind="digits", name="digits", split="test"),
         created_at="2026-01-31T12:00:00.000000Z",
@@ -167,6 +176,43 @@ def test_the_report_says_what_is_an_estimate_and_what_is_proved() -> None:
     assert row["every_stage"] <= row["certified"] <= row["protocol"] <= sum(row["answered"])
     assert row["certified_accuracy"] <= row["protocol_accuracy"] <= row["clean_accuracy"]
     assert found["warnings"] == ["It ended."]
+
+
+def test_what_is_called_proved_names_the_valid_inputs_and_the_probability() -> None:
+    """Certificates are of balls that end where the valid inputs do, and hold as surely as they
+    hold together."""
+    plain = report("sound")
+    assert "at every input of the ball that stays in [0, 1] the cascade" in plain["statement"]
+    assert "probability" not in plain["statement"]
+    assert plain["clip"] is True
+    for spec in ({"clip": False}, {"input_range": None}):
+        found = report("sound", **spec)
+        assert "at every input of the ball the cascade" in found["statement"]
+        assert found["clip"] is False
+    found = report("sound", probability=2e-9)
+    assert found["failure_probability"] == 4e-9
+    assert "hold together except with probability at most 4e-09" in found["statement"]
+    found = report("sound", labelled=False)
+    assert "has no labels" in found["statement"]
+    assert "the cascade answers with the class that it gives the sample" in found["statement"]
+
+
+def test_the_criterion_is_judged_by_what_is_proved_of_the_whole() -> None:
+    (row,) = report("sound")["results"]
+    assert 0 < row["certified"] < row["protocol"]
+    reached, beyond = row["certified_accuracy"], row["protocol_accuracy"]
+
+    def met(share: float, soundness: str = "sound", **options: bool) -> bool:
+        wish = {"epsilon": "1/16", "certified_accuracy": share}
+        verdict: bool = report(soundness, criterion=wish, **options)["criterion"]["met"]
+        return verdict
+
+    assert report("sound")["criterion"] is None
+    assert met(0.9 * reached)
+    assert not met(beyond)
+    assert not met(0.0, "estimate")
+    assert not met(0.0, labelled=False)
+    assert not met(0.0, spent=True)
 
 
 def test_of_estimates_nothing_is_proved_and_without_labels_nothing_is_wrong() -> None:

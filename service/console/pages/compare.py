@@ -16,6 +16,7 @@ from service.console.views.comparison import comparison
 from service.console.views.wording import title_of
 from service.contract.ledger.ledger import JobState
 from service.contract.schemas.problems import NotFound
+from service.contract.sweeps import runs_of, sweep_of, value_text
 
 __all__ = ["router"]
 
@@ -44,7 +45,8 @@ def _context(services: Services, caller: Caller, a: str | None, b: str | None) -
     states, _ = services.jobs.page(
         caller, kind=None, statuses=["succeeded"], cursor=None, limit=_OFFERED
     )
-    offered = [_offer(state) for state in states if state.submission.spec.get("epsilons")]
+    certified = [state for state in states if state.submission.spec.get("epsilons")]
+    offered = [offer for state in certified for offer in _offers(services, state)]
     known = {choice["id"] for choice in offered}
     sides = []
     for job_id in (a, b):
@@ -60,6 +62,22 @@ def _context(services: Services, caller: Caller, a: str | None, b: str | None) -
                 known.add(job_id)
     both = comparison(*(side[1:] for side in sides)) if len(sides) == 2 else None
     return {"offered": offered, "a": a, "b": b, "sides": sides, "both": both}
+
+
+def _offers(services: Services, state: JobState) -> list[dict[str, Any]]:
+    """The job; of a sweep or a cascade, which has no such report, its models that have one."""
+    models, sweep = services.jobs.models(state), sweep_of(state.submission)
+    if models is None or sweep is None:
+        return [_offer(state)]
+    return [
+        {
+            **_offer(state),
+            "id": run.id,
+            "title": f"{title_of(state.submission)} · {sweep.name} {value_text(model.value)}",
+        }
+        for run, model in zip(runs_of(state.submission), models, strict=True)
+        if model.links.report is not None
+    ]
 
 
 def _offer(state: JobState) -> dict[str, Any]:

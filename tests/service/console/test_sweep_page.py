@@ -73,6 +73,8 @@ def test_names_of_a_sweep_are_text_on_its_page_in_its_chart_and_in_its_reports(
         f"/jobs/{job.id}/view",
         f"/jobs/{job.id}.0/view",
         f"/jobs/{job.id}.2/view",
+        "/compare",
+        f"/compare?a={job.id}.0&b={job.id}.1",
     ):
         answer = api.get(address, headers=PAGE)
         assert answer.status_code == 200, (address, answer.text[:300])
@@ -97,3 +99,13 @@ def test_names_of_a_sweep_are_text_on_its_page_in_its_chart_and_in_its_reports(
     assert "<script" not in report.text
     assert not set(TURNING) & set(report.text)
     assert str(escape(plain(name))) in report.text
+
+
+def test_what_can_be_compared_of_a_sweep_are_its_models(
+    api: httpx.Client, swept: Callable[[str], JobSubmission]
+) -> None:
+    job = swept("alpha")
+    page = api.get("/compare", headers=PAGE).text
+    offered = {place for place in ("", ".0", ".1", ".2") if f'value="{job.id}{place}"' in page}
+    assert offered == {".0", ".1"}
+    assert "alpha 0.5" in page

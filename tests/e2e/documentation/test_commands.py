@@ -170,10 +170,14 @@ class Reader:
 
     def _module(self, words: list[str]) -> None:
         kept, sys.argv = sys.argv, words
+        # Another test of this process may have imported it; here it is to begin anew.
+        loaded = sys.modules.pop(words[0], None)
         try:
             runpy.run_module(words[0], run_name="__main__")
         finally:
             sys.argv = kept
+            if loaded is not None:
+                sys.modules[words[0]] = loaded
 
 
 def _cancelled_when_accepted(url: str) -> Callable[[], None]:

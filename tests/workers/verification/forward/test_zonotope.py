@@ -178,7 +178,7 @@ def test_values_that_share_their_terms_cancel() -> None:
     b.add(Linear(-torch.eye(6), torch.ones(6)))
     b.add(Add(), b.last, first)
     b.add(Linear(torch.tensor([[1.0] * 6, [0.9] * 6]), torch.zeros(2)))
-    region = Region(torch.rand(1, 4), reach(0.5), "linf", True)
+    region = Region(torch.full((1, 4), 0.5), reach(0.5), "linf", True)
     compiled, label = CompiledNetwork.compile(b.build()), torch.tensor([0])
     assert float(zonotope_margins(compiled, region, label, *DOUBLE)[0, 1]) > 0.59
     assert float(interval_margins(compiled, region, label, *DOUBLE)[0, 1]) < 0

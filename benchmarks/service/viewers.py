@@ -6,7 +6,7 @@ the API's JSON events. With ``--clients`` also how many submissions are accepted
 process of their own, as a share of what is accepted while nobody looks (bar: 0.9). A stream is all
 that a browser asks for while it follows: lists come with their events.
 
-    python -m benchmarks.service.viewers [--viewers 200] [--seconds 15] [--clients 16]
+    python -m benchmarks.service.viewers [--viewers 200] [--seconds 15] [--clients 16] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--viewers", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--clients", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     with console() as served:
         ledger = Ledger(connect(served.settings), served.settings)
@@ -57,8 +58,22 @@ def _running_job(ledger: Ledger) -> str:
 
 
 async def _measure(ledger: Ledger, port: int, pid: int, options: argparse.Namespace) -> None:
-    viewers, seconds = options.viewers, options.seconds
-    alone = 0.0
+    for name in ("list of jobs", "page of the job", "JSON events"):
+        shares = []
+        for _ in range(options.rounds):
+            # The machine's speed drifts: each kind in turn with nobody.
+            alone = await _watched(ledger, "nobody", port, pid, options)
+            shares.append(await _watched(ledger, name, port, pid, options) / alone)
+        if options.clients:
+            told = ", ".join(f"{share:.2f}" for share in shares)
+            print(f"{name}: {told} of what is accepted while nobody looks")
+
+
+async def _watched(
+    ledger: Ledger, name: str, port: int, pid: int, options: argparse.Namespace
+) -> float:
+    """Print what viewers of this kind cost; submissions accepted per second meanwhile."""
+    # Of its own each time: a stream of JSON events begins with all that there were.
     job_id = _running_job(ledger)
     paths = {
         "nobody": None,
@@ -67,27 +82,24 @@ async def _measure(ledger: Ledger, port: int, pid: int, options: argparse.Namesp
         "JSON events": f"/jobs/{job_id}/events",
     }
     process = psutil.Process(pid)
-    for name, path in paths.items():
-        seen = [0] * (viewers if path else 0)
-        progress = asyncio.create_task(_report(ledger, job_id))
-        streams = [
-            asyncio.create_task(_view(f"http://127.0.0.1:{port}{path}", seen, place))
-            for place in range(len(seen))
-        ]
-        await asyncio.sleep(5)
-        used, told, began = sum(process.cpu_times()[:2]), sum(seen), time.monotonic()
-        await asyncio.sleep(seconds)
-        spent = time.monotonic() - began
-        share = (sum(process.cpu_times()[:2]) - used) / spent
-        rate = (sum(seen) - told) / spent / max(1, len(seen))
-        print(f"{name}, {len(seen)} viewers: API {share:.1%} of a core, {rate:.1f} events/s each")
-        if options.clients:
-            accepted = await _submitted(name, port, pid, options)
-            alone = alone or accepted
-            print(f"{'':>14}  {accepted / alone:.2f} of what is accepted while nobody looks")
-        for task in (progress, *streams):
-            task.cancel()
-        await asyncio.gather(progress, *streams, return_exceptions=True)
+    seen = [0] * (options.viewers if paths[name] else 0)
+    progress = asyncio.create_task(_report(ledger, job_id))
+    streams = [
+        asyncio.create_task(_view(f"http://127.0.0.1:{port}{paths[name]}", seen, place))
+        for place in range(len(seen))
+    ]
+    await asyncio.sleep(5)
+    used, told, began = sum(process.cpu_times()[:2]), sum(seen), time.monotonic()
+    await asyncio.sleep(options.seconds)
+    spent = time.monotonic() - began
+    share = (sum(process.cpu_times()[:2]) - used) / spent
+    rate = (sum(seen) - told) / spent / max(1, len(seen))
+    print(f"{name}, {len(seen)} viewers: API {share:.1%} of a core, {rate:.1f} events/s each")
+    accepted = await _submitted(name, port, pid, options) if options.clients else 1.0
+    for task in (progress, *streams):
+        task.cancel()
+    await asyncio.gather(progress, *streams, return_exceptions=True)
+    return accepted
 
 
 async def _submitted(name: str, port: int, pid: int, options: argparse.Namespace) -> float:

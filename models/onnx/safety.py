@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,6 +28,7 @@ __all__ = [
     "node_label",
     "opset_of",
     "parse_onnx",
+    "possible_shape",
 ]
 
 #: Opsets of the default domain that are understood: what ONNX Runtime vouches for.
@@ -39,6 +40,8 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 ML_DOMAIN = "ai.onnx.ml"
 _ML_OPERATORS = ("ArrayFeatureExtractor", "LinearClassifier", "Scaler")
 _ML_VERSIONS = range(1, 6)
+#: Axes of an array at most, and what its sizes other than 0 multiply to.
+MOST_AXES, MOST_NUMBERS = 32, 2**58
 _VALUE_ATTRIBUTES = {
     AttributeProto.FLOAT,
     AttributeProto.INT,
@@ -281,6 +284,13 @@ def _check_node(node: NodeProto, index: int) -> None:
             _check_tensor(attribute.t, f"{label}, attribute {attribute.name!r}")
 
 
+def possible_shape(dims: Sequence[int]) -> bool:
+    """Whether an array can have this shape: also one of no numbers has strides, which are to fit
+    into 64 bits."""
+    extent = math.prod(size or 1 for size in dims)
+    return len(dims) <= MOST_AXES and min(dims, default=0) >= 0 and extent <= MOST_NUMBERS
+
+
 def _check_tensor(tensor: TensorProto, label: str) -> None:
     """The declared type and shape agree with the data that is really there."""
     if tensor.data_type not in _ELEMENTS:
@@ -291,7 +301,7 @@ def _check_tensor(tensor: TensorProto, label: str) -> None:
             code="unsupported_dtype",
             hint=instead_of(tensor.data_type),
         )
-    if any(size < 0 for size in tensor.dims) or tensor.HasField("segment"):
+    if not possible_shape(tensor.dims) or tensor.HasField("segment"):
         raise ModelError(f"{label} has an impossible shape", code="invalid_onnx")
     field, element_bytes = _ELEMENTS[tensor.data_type]
     count = math.prod(tensor.dims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,25 @@ def test_sizes_that_the_bytes_do_not_have() -> None:
     assert code_of(model) == "invalid_onnx"
     model = good()
     model.graph.initializer[0].float_data.extend([1.0] * 12)
+    assert code_of(model) == "invalid_onnx"
+
+
+@pytest.mark.parametrize("dims", [[4, 0, 2**63 - 1, 2], [0, 2**32, 2**32], [1] * 65, [0] * 65])
+@pytest.mark.parametrize("place", ["weight", "constant"])
+def test_shapes_that_no_array_has(dims: list[int], place: str) -> None:
+    """Without a number in them, or of one, but of more axes or longer strides than there can be."""
+    model = good()
+    empty = TensorProto(data_type=TensorProto.FLOAT, dims=dims, name="w")
+    empty.float_data.extend([1.0] * math.prod(dims))
+    if place == "weight":
+        model.graph.initializer[0].CopyFrom(empty)
+    else:
+        del model.graph.initializer[0]
+        nodes = [helper.make_node("Constant", [], ["w"], value=empty), *model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    with pytest.raises(ModelError, match="impossible shape"):
+        import_onnx_bytes(model.SerializeToString())
     assert code_of(model) == "invalid_onnx"
 
 

@@ -36,7 +36,11 @@ from workers.verification.numerics import (
     sum_error,
 )
 
-__all__ = ["CondensedRows", "Units", "condense", "units_of"]
+__all__ = ["CondensedRows", "RowsOverflow", "Units", "condense", "units_of"]
+
+
+class RowsOverflow(ArithmeticError):
+    """Coefficients on the way are beyond float64: what they stand for is not known."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def condense(
     """``rows`` . value as functions of the input and of the units.
 
     As ``BackwardPass.lower_bound``, from both sides at once, and no line is needed: coefficients of
-    units are written down where they are met. Raises OutOfTime.
+    units are written down where they are met. Raises OutOfTime, RowsOverflow.
     """
     steps, device = backward.compiled.steps, rows.coefficients.device
     by_step = {held.step: held for held in units}
@@ -157,6 +161,8 @@ def _both_sides(
     )
     for part, other in zip(parts, turned, strict=True):
         if not torch.equal(part.coefficients, -other.coefficients):
+            if not bool(torch.isfinite(part.coefficients).all()):
+                raise RowsOverflow(f"the rows of {step.kind!r} ({step.name}) overflow float64")
             raise UnsupportedLayer(f"the rows of {step.kind!r} ({step.name}) depend on signs")
     off = -0.5 * (low + high)
     return parts, 0.5 * (low - high), off.clamp_min(0.0), size

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from workers.verification.backward.condensation import RowsOverflow
 from workers.verification.backward.quadratic_pass import has_quadratic_rule
 from workers.verification.bounds.alpha_crown import alpha_pass, optimized_bound
 from workers.verification.bounds.alpha_crown_intermediate import tightened
@@ -121,7 +122,7 @@ class BranchAndBound(Bound):
         classes = (~(margins[0] > 0)).nonzero().flatten()
         try:
             network = CondensedNetwork.of(backward, label, classes)
-        except TooManyUnits as error:
+        except (TooManyUnits, RowsOverflow) as error:
             log.info("branch and bound leaves a sample: %s", error)
             return Outcome(False, least, 0, self.setup)
         proof = Rounding.sound(torch.float64) if problem.sound else Rounding.ignored()

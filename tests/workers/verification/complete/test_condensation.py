@@ -13,6 +13,8 @@ from models.network import Network
 from tests.extent import examples
 from tests.workers.verification.complete.samples import sample_of
 from tests.workers.verification.networks import Builder, dense_network
+from workers.verification.backward.condensation import RowsOverflow, condense, units_of
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.complete import condensed_network
 from workers.verification.complete.condensed_network import CondensedNetwork, TooManyUnits
 
@@ -65,6 +67,16 @@ def test_units_and_margins_are_their_functions_at_every_execution(
     lines, after = condensed.lines, values[:, condensed.inputs :]
     assert bool((lines.lower_slope * before + lines.lower_intercept <= after + 1e-300).all())
     assert bool((lines.upper_slope * before + lines.upper_intercept >= after - 1e-300).all())
+
+
+def test_rows_beyond_float64_are_told_and_taken_for_no_layer_without_a_rule() -> None:
+    """They come of weights near 1e38 in many layers, and a search leaves the sample undecided."""
+    backward = sample_of(residual_network(2), torch.rand(1, 2, 6, 6), 0.05).backward
+    value = len(backward.compiled.steps)
+    shape = tuple(backward.compiled.steps[-1].shape)
+    rows = LinearForm(torch.full((1, *shape), torch.inf, dtype=backward.dtype), shape, None)
+    with pytest.raises(RowsOverflow):
+        condense(backward, units_of(backward), value, rows)
 
 
 def test_no_unit_reads_itself_or_what_comes_later() -> None:

@@ -38,6 +38,8 @@ __all__ = [
 
 #: Largest number of windows that may start in the padding.
 MAX_EARLY_WINDOWS = 10_000
+#: From here on the standard leaves out a last window of ``ceil_mode`` beyond the image.
+OPSET_OF_CEILINGS = 22
 #: Larger strides and dilations than any image; the runtimes' integers overflow far above it.
 MAX_STEP = 1 << 24
 
@@ -251,7 +253,8 @@ def windows_of(operation: Operation, shape: Shape, kernel: tuple[int, ...]) -> W
     if attributes.get("ceil_mode"):
         for axis, (before, after) in enumerate(((top, bottom), (left, right))):
             extra[axis] = _ceil_extra(
-                shape[1 + axis], before, after, size[axis], stride[axis], dilation[axis]
+                *(operation, shape[1 + axis], before, after),
+                *(size[axis], stride[axis], dilation[axis]),
             )
     return Windows(size, stride, dilation, (top, left, bottom, right), (extra[0], extra[1]))
 
@@ -289,14 +292,24 @@ def _same(
     return begins + ends
 
 
-def _ceil_extra(size: int, before: int, after: int, k: int, s: int, d: int) -> int:
+def _ceil_extra(
+    operation: Operation, size: int, before: int, after: int, k: int, s: int, d: int
+) -> int:
     """How far the last window of ``ceil_mode`` reaches beyond the padded image.
 
-    A last window that would start beyond the image and the padding before it is left out.
+    A last window that would start beyond the image and the padding before it is left out, which the
+    standard says from opset 22 on. Before it, ONNX Runtime's kernels leave it out and its inferred
+    shapes count it: plans of memory made of these shapes may end a run, so it is refused.
     """
     reach = d * (k - 1) + 1
     count = -(-(size + before + after - reach) // s) + 1
     if (count - 1) * s >= size + before:
+        if operation.opset < OPSET_OF_CEILINGS:
+            operation.refuse(
+                f"with ceil_mode the last window of {k} (stride {s}) would start beyond the image: "
+                f"the standard counts it before opset {OPSET_OF_CEILINGS} and runtimes do not",
+                hint=f"export with opset {OPSET_OF_CEILINGS}, or without ceil_mode",
+            )
         count -= 1
     return max(0, (count - 1) * s + reach - (size + before + after))
 

@@ -102,7 +102,7 @@ class Builder:
             forms += ["fill", "fill"] if self.opset >= 9 else []
             forms += ["expand", "expand"] if self.opset >= 8 else []
         if array.dtype == np.int64 and array.shape == (1,):
-            forms += ["product", "product", "product", "shape"]
+            forms += ["product", "product", "product", "shape", "shape"]
         small = array.dtype == np.int64 and bool((array < 2**40).all() and (array > -(2**40)).all())
         if small and array.ndim == 1 and array.size > 0:
             step = int(array[1] - array[0]) if array.size > 1 else 1

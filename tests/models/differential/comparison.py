@@ -36,6 +36,10 @@ LAYER_ERROR = 2.0**-18
 LARGEST_PRODUCT = 2.0**127 / 2**8
 
 
+#: Steps to operators that few opsets hold (Resize gives Upsample there): drawn more often in these.
+RARE = {"Resize": range(10), "Swish": range(24, 99)}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a graph. status: accepted, refused (with its code), or wrong (with the reason).
@@ -67,6 +71,8 @@ def random_model(seed: int) -> ModelProto:
             break
         windows = {2: LINE_STEPS, 3: IMAGE_STEPS}.get(len(shape), STEPS)
         steps = windows if b.chance(0.5) else STEPS
+        rare = {kind: STEPS[kind] for kind, opsets in RARE.items() if opset in opsets}
+        steps = rare if rare and b.chance(0.1) else steps
         name = steps[b.pick(steps)](b, name, shape)
         known = b.learn(name) is not None
         if not known:

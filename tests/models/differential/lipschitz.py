@@ -61,7 +61,7 @@ def root_of_squares(b: Builder, x: str, shape: Shape) -> str:
     kind = b.pick(["ReduceSum", "ReduceMean"])
     form, more = b.axes_form(axes, {"ReduceSum": 13, "ReduceMean": 18}[kind])
     sums = b.node(kind, [squares, *form], keepdims=b.pick([0, 1]), **more)
-    if b.chance(0.3):
+    if b.chance(0.5):
         sums = b.node("Mul", [b.node("Sign", [sums]), b.node("Relu", [b.node("Abs", [sums])])])
     if b.chance(0.5):
         sums = b.node("Mul", [sums, b.constant(np.array(b.pick([3.0, 0.3]), np.float32))])

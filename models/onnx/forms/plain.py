@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from models.errors import ModelError
 from models.onnx.declarations import Declaration, declared_values
+from models.onnx.forms.class_numbers import number_by_place, refuse_other_numbers
 from models.onnx.forms.endings import Ending, cut_ending, cut_sigmoid, end_in
 from models.onnx.forms.inputs import take_floats
 from models.onnx.forms.outputs import choose_output, cut_away_unneeded
@@ -84,7 +85,10 @@ def plain_form(
     graph = model.graph
     names = [value.name for value in graph.output]
     output = choose_output(graph, asked.output)
+    if asked.classifier:
+        refuse_other_numbers(graph, output, named=asked.output is not None)
     cut_away_unneeded(graph)
+    number_by_place(graph)
     takes_bytes = take_floats(graph)
     declared = declared_values(graph)
     ending = cut_ending(graph)

@@ -5,7 +5,6 @@ Records of jobs are in ``job_records``, reports and sample rows in ``report``.
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -49,8 +48,8 @@ JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 #: States that a job never leaves.
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
-#: Largest finite float32.
-_FLOAT32_MAX = 3.4028234663852886e38
+#: Largest finite float32, and the least normal one.
+_FLOAT32_MAX, _FLOAT32_LEAST = 3.4028234663852886e38, 2.0**-126
 
 #: One end of a range: for all inputs, or for each channel or feature.
 RangeEnd = (
@@ -108,11 +107,15 @@ class Normalization(Strict):
                 "mean has {mean} values and std has {std}: one pair per channel is needed",
                 {"mean": len(self.mean), "std": len(self.std)},
             )
-        if not all(math.isfinite(value) for value in self.mean):
-            raise PydanticCustomError("invalid_normalization", "every mean must be finite", {})
-        if not all(math.isfinite(value) and value > 0 for value in self.std):
+        if not all(abs(value) <= _FLOAT32_MAX for value in self.mean):
             raise PydanticCustomError(
-                "invalid_normalization", "every std must be finite and > 0", {}
+                "invalid_normalization", "every mean must be a finite float32 number", {}
+            )
+        if not all(_FLOAT32_LEAST <= value <= _FLOAT32_MAX for value in self.std):
+            raise PydanticCustomError(
+                "invalid_normalization",
+                "every std must be a finite float32 number > 0 (1.2e-38 or more)",
+                {},
             )
         return self
 

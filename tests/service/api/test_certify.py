@@ -119,6 +119,16 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
             "invalid_normalization",
             "spec.normalization",
         ),
+        (
+            {**SPEC, "normalization": {"mean": [1e39], "std": [1]}},
+            "invalid_normalization",
+            "spec.normalization",
+        ),
+        (
+            {**SPEC, "normalization": {"mean": [0.5], "std": [1e-40]}},
+            "invalid_normalization",
+            "spec.normalization",
+        ),
         ('{"normalization": {"mean": [0], "std": [NaN]}}', "invalid_json", "spec"),
         ({**SPEC, "architecture": "mnist-small"}, "unexpected_architecture", "spec.architecture"),
         ({**SPEC, "architecture": "resnet-9000"}, "unknown_architecture", "spec.architecture"),

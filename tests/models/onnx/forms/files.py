@@ -72,13 +72,20 @@ def labels_and_maps() -> list[ValueInfoProto]:
 
 
 def linear_classifier(
-    *, opposite: bool = False, transform: str = "SOFTMAX", normalized: bool = True
+    *,
+    opposite: bool = False,
+    transform: str = "SOFTMAX",
+    normalized: bool = True,
+    classes: Sequence[int] | None = None,
 ) -> bytes:
-    """Scaled features, linear scores, probabilities, labels: LogisticRegression in a pipeline."""
+    """Scaled features, linear scores, probabilities, labels: LogisticRegression in a pipeline.
+
+    classes: what the file calls them, by place; None: 0, 1, ...
+    """
     weights, intercepts = normal(0, 3, 4), normal(1, 3)
     if opposite:
         weights, intercepts = np.stack([-weights[0], weights[0]]), intercepts[:1] * [-1, 1]
-    classes = list(range(len(intercepts)))
+    classes = list(range(len(intercepts)) if classes is None else classes)
     nodes = [
         node("Scaler", ["x"], ["s"], domain="ai.onnx.ml", offset=[0.1, 0.2, 0.3, 0.4],
              scale=[2.0, 1.0, 3.0, 0.5]),

@@ -1,0 +1,128 @@
+"""The numbers by which a file calls its classes, which must be the places of their scores.
+
+A label of a data set is the place of a score: 0, 1, ... A classifier of scikit-learn that was
+trained with the labels 1, 2, 3 says so in its file: in its list of maps (ZipMap), in its labels
+(LinearClassifier), or in the table that an ArgMax looks them up in. There the label 1 means the
+first score, and a certificate of the second one would be about another answer. Classes with names
+are in the order of the scores: no number says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+
+from models.errors import ModelError
+
+__all__ = ["number_by_place", "refuse_other_numbers"]
+
+#: Attributes that list the classes, by operator.
+_LISTS = {
+    "LinearClassifier": ("classlabels_ints", "classlabels_strings"),
+    "ZipMap": ("classlabels_int64s", "classlabels_strings"),
+}
+#: What looks a class up in a table, and what may stand between it and the ArgMax.
+_TABLES = ("ArrayFeatureExtractor", "Gather")
+_BETWEEN = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_NUMBERS = (TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64)
+_NUMERAL = re.compile(rb"[+-]?[0-9]{1,18}")
+#: Numbers that a message lists.
+_LISTED = 8
+
+
+def refuse_other_numbers(graph: GraphProto, output: str, *, named: bool) -> None:
+    """Raise ModelError (class_numbers) where the file calls its classes by other numbers than 0, 1,
+    ... in the order of the scores.
+
+    ``output``: where the scores are taken; ``graph``: with whatever else stands in the file.
+    named: the spec names that output, so that a class is a place in it, whatever the file's labels
+    are; then only the numbers of its own maps count.
+    """
+    for node, numbers in _stated(graph):
+        if named and not (node.op_type == "ZipMap" and output in node.output):
+            continue
+        if list(numbers) != list(range(len(numbers))):
+            said = ", ".join(map(str, numbers[:_LISTED])) + (", ..." if numbers[_LISTED:] else "")
+            raise ModelError(
+                f"the file calls its classes {said}, in the order of their scores; labels here are "
+                f"the places of the scores, 0 to {len(numbers) - 1}",
+                code="class_numbers",
+                hint="number the classes from 0 when training (scikit-learn: LabelEncoder), or "
+                "number the data set's labels by place, export without ZipMap (skl2onnx: "
+                'options={"zipmap": False}) and name the output with the scores in the spec: '
+                '"output": "probabilities"',
+            )
+
+
+def number_by_place(graph: GraphProto) -> None:
+    """Let the LinearClassifiers of a graph whose scores alone are read call classes by place."""
+    for node, numbers in _stated(graph):
+        places = list(range(len(numbers)))
+        for attribute in node.attribute if node.op_type == "LinearClassifier" else ():
+            if attribute.name == "classlabels_ints":
+                attribute.ints[:] = places
+            elif attribute.name == "classlabels_strings":
+                attribute.strings[:] = [str(place).encode() for place in places]
+
+
+def _stated(graph: GraphProto) -> Iterator[tuple[NodeProto, Sequence[int]]]:
+    """Each node that says how classes are called, where it calls them by numbers."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        if node.op_type in _LISTS:
+            found = _listed(node)
+        elif node.op_type in _TABLES and len(node.input) == 2 and _is_argmax(makers, node.input[1]):
+            found = _numbers(_table(graph, makers, node.input[0]))
+        else:
+            continue
+        if found:
+            yield node, found
+
+
+def _listed(node: NodeProto) -> list[int] | None:
+    for attribute in node.attribute:
+        if attribute.name in _LISTS[node.op_type] and attribute.ints:
+            return list(attribute.ints)
+        if attribute.name in _LISTS[node.op_type] and attribute.strings:
+            words = list(attribute.strings)
+            numerals = all(_NUMERAL.fullmatch(word) for word in words)
+            return [int(word) for word in words] if numerals else None
+    return None
+
+
+def _is_argmax(makers: dict[str, NodeProto], name: str) -> bool:
+    """Whether a value is the number that an ArgMax gives."""
+    passed: set[str] = set()
+    while (node := makers.get(name)) is not None and node.op_type in _BETWEEN:
+        if name in passed or not node.input:
+            return False
+        passed.add(name)
+        name = node.input[0]
+    return node is not None and node.op_type == "ArgMax"
+
+
+def _table(graph: GraphProto, makers: dict[str, NodeProto], name: str) -> TensorProto | None:
+    """The constant of this name."""
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            return tensor
+    node = makers.get(name)
+    if node is None or node.op_type != "Constant":
+        return None
+    return next((a.t for a in node.attribute if a.name == "value"), None)
+
+
+def _numbers(tensor: TensorProto | None) -> list[int] | None:
+    """The whole numbers of a table; None where it holds others, or is none."""
+    if tensor is None or tensor.data_type not in _NUMBERS:
+        return None
+    try:
+        values = numpy_helper.to_array(tensor).reshape(-1)
+    except (TypeError, ValueError):
+        return None
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    return whole.tolist() if bool((whole == values).all()) else None

@@ -4,7 +4,8 @@ A label of a data set is the place of a score: 0, 1, ... A classifier of scikit-
 trained with the labels 1, 2, 3 says so in its file: in its list of maps (ZipMap), in its labels
 (LinearClassifier), or in the table that an ArgMax looks them up in. There the label 1 means the
 first score, and a certificate of the second one would be about another answer. Classes with names
-are in the order of the scores: no number says otherwise.
+are in the order of the scores: no number says otherwise. A file whose answer is the class of the
+least score (an ArgMin of distances) is refused likewise: here the largest score is the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from models.errors import ModelError
 
-__all__ = ["number_by_place", "refuse_other_numbers"]
+__all__ = ["number_by_place", "refuse_least_score", "refuse_other_numbers"]
 
 #: Attributes that list the classes, by operator.
 _LISTS = {
@@ -54,6 +55,25 @@ def refuse_other_numbers(graph: GraphProto, output: str, *, named: bool) -> None
                 "number the data set's labels by place, export without ZipMap (skl2onnx: "
                 'options={"zipmap": False}) and name the output with the scores in the spec: '
                 '"output": "probabilities"',
+            )
+
+
+def refuse_least_score(graph: GraphProto, output: str) -> None:
+    """Raise ModelError (least_score) where the file's answer is the class of the least score: an
+    ArgMin of what is read as scores stands beside them."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        if (
+            node.op_type == "ArgMin"
+            and node.input
+            and _before(makers, node.input[0]) == _before(makers, output)
+        ):
+            raise ModelError(
+                f"the file answers with the class whose score in {output!r} is the least; here the "
+                "largest one is the answer",
+                code="least_score",
+                hint="export the scores with their sign turned (-x), or, if the largest is meant, "
+                f'name the output in the spec: "output": "{output}"',
             )
 
 
@@ -95,13 +115,19 @@ def _listed(node: NodeProto) -> list[int] | None:
 
 def _is_argmax(makers: dict[str, NodeProto], name: str) -> bool:
     """Whether a value is the number that an ArgMax gives."""
+    node = makers.get(_before(makers, name))
+    return node is not None and node.op_type == "ArgMax"
+
+
+def _before(makers: dict[str, NodeProto], name: str) -> str:
+    """The value that is only cast, viewed or called otherwise until it is this one."""
     passed: set[str] = set()
-    while (node := makers.get(name)) is not None and node.op_type in _BETWEEN:
-        if name in passed or not node.input:
-            return False
+    while (node := makers.get(name)) is not None and node.op_type in _BETWEEN and node.input:
+        if name in passed:
+            break
         passed.add(name)
         name = node.input[0]
-    return node is not None and node.op_type == "ArgMax"
+    return name
 
 
 def _table(graph: GraphProto, makers: dict[str, NodeProto], name: str) -> TensorProto | None:

@@ -14,7 +14,11 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from models.errors import ModelError
 from models.onnx.declarations import Declaration, declared_values
-from models.onnx.forms.class_numbers import number_by_place, refuse_other_numbers
+from models.onnx.forms.class_numbers import (
+    number_by_place,
+    refuse_least_score,
+    refuse_other_numbers,
+)
 from models.onnx.forms.endings import Ending, cut_ending, cut_sigmoid, end_in
 from models.onnx.forms.inputs import take_floats
 from models.onnx.forms.outputs import choose_output, cut_away_unneeded
@@ -87,6 +91,8 @@ def plain_form(
     output = choose_output(graph, asked.output)
     if asked.classifier:
         refuse_other_numbers(graph, output, named=asked.output is not None)
+    if asked.classifier and asked.output is None:
+        refuse_least_score(graph, output)
     cut_away_unneeded(graph)
     number_by_place(graph)
     takes_bytes = take_floats(graph)

@@ -175,6 +175,13 @@ def _state_dict(content: Any, stage: object) -> dict[str, Tensor]:
             f"the state dict holds other things than tensors: {others[:8]}",
             code="invalid_checkpoint",
         )
+    # A pickle may hold halves of surrogate pairs, which no report can be written with.
+    halves = [key for key in content if key != key.encode(errors="replace").decode()]
+    if halves:
+        raise ModelError(
+            f"the name {halves[0][:60]!r} in the state dict is no Unicode text",
+            code="invalid_checkpoint",
+        )
     return content
 
 

@@ -42,6 +42,8 @@ _ML_OPERATORS = ("ArrayFeatureExtractor", "LinearClassifier", "Scaler")
 _ML_VERSIONS = range(1, 6)
 #: Axes of an array at most, and what its sizes other than 0 multiply to.
 MOST_AXES, MOST_NUMBERS = 32, 2**58
+#: Fields of names.
+_NAMES = ("input", "name", "output")
 _VALUE_ATTRIBUTES = {
     AttributeProto.FLOAT,
     AttributeProto.INT,
@@ -138,6 +140,7 @@ def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
             code="model_too_large",
         )
     _refuse_outside_data(model)
+    _refuse_names_that_are_no_text(model)
     if model.functions:
         raise ModelError(
             "model-local functions are not supported",
@@ -228,6 +231,17 @@ def _refuse_outside_data(model: ModelProto) -> None:
             )
     if sparse:
         raise ModelError("sparse tensors are not supported", code="unsupported_dtype")
+
+
+def _refuse_names_that_are_no_text(model: ModelProto) -> None:
+    """Raise ModelError (invalid_onnx) where a name is no UTF-8: protobuf then gives its bytes."""
+    for message in _messages(model):
+        for field, value in message.ListFields():
+            if field.message_type is not None or field.name not in _NAMES:
+                continue
+            for name in [value] if isinstance(value, str | bytes) else value:
+                if isinstance(name, bytes):
+                    _refuse_name(f"the name {name[:60]!r} is no UTF-8")
 
 
 def _refuse_doubled_names(model: ModelProto) -> None:

@@ -62,7 +62,11 @@ def _image_and_block(operation: Operation) -> tuple[Activation, int]:
 def resize(operation: Operation, translation: Translation) -> Activation:
     """Resize and Upsample to the nearest place, by whole factors: each place several times."""
     x, attributes = operation.activation(), operation.attributes
-    words = {key: value.decode() for key, value in attributes.items() if isinstance(value, bytes)}
+    words = {
+        key: value.decode(errors="replace")
+        for key, value in attributes.items()
+        if isinstance(value, bytes)
+    }
     how = (
         words.get("coordinate_transformation_mode", "asymmetric"),
         words.get("nearest_mode", "floor"),

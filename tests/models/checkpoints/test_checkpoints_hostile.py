@@ -131,6 +131,12 @@ def test_a_legacy_storage_that_the_file_does_not_fill(tmp_path: Path) -> None:
     assert code_of(tmp_path, good[:-4]) == "invalid_checkpoint"
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Half a surrogate pair, which a pickle may hold and no report."""
+    names = {f"\ud800.{name}": tensor for name, tensor in nn.Linear(4, 3).state_dict().items()}
+    assert code_of(tmp_path, saved(names)) == "invalid_checkpoint"
+
+
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x93NUMPY", bytes(1000)])
 def test_foreign_files(tmp_path: Path, data: bytes) -> None:
     assert code_of(tmp_path, data) == "invalid_checkpoint"

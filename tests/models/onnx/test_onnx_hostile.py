@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from models.errors import ModelError
-from models.onnx.importer import SUPPORTED_OPERATORS, import_onnx, import_onnx_bytes
+from models.onnx.importer import (
+    SUPPORTED_OPERATORS,
+    import_onnx,
+    import_onnx_bytes,
+    read_onnx_bytes,
+)
 from models.onnx.runtime import OnnxRuntimeModel
 from models.onnx.safety import OnnxLimits
 from tests.models.onnx.external_data import (
@@ -252,6 +257,40 @@ def test_names_defined_twice() -> None:
     assert code_of(model) == "invalid_onnx"
     twice = [node("Relu", ["x"], ["y"]), node("Identity", ["x"], ["y"])]
     assert code_of(graph_of(twice, (4,))) == "invalid_onnx"
+
+
+@pytest.mark.parametrize("place", ["input", "weight", "output left out", "node"])
+def test_names_that_are_no_text(place: str) -> None:
+    """Protobuf gives the bytes of a name that is no UTF-8, and no report holds bytes."""
+    names = {"input": "xxxx", "weight": "wwww", "output left out": "oooo", "node": "nnnn"}
+    model = graph_of(
+        [
+            node("MatMul", ["xxxx", "wwww"], ["y"], name="nnnn"),
+            node("Shape", ["y"], ["oooo"]),
+        ],
+        (4,),
+        {"wwww": normal(0, 4, 3)},
+    )
+    model.graph.input[0].name = "xxxx"
+    model.graph.output.append(helper.make_tensor_value_info("oooo", TensorProto.INT64, None))
+    written = model.SerializeToString()
+    assert read_onnx_bytes(written).others == ("oooo",)
+    assert code_of(written.replace(names[place].encode(), b"\xff\xfe\xff\xfe")) == "invalid_onnx"
+
+
+def test_words_that_are_no_text() -> None:
+    """An attribute's text may be any bytes."""
+    for operator in ("Resize", "Pad", "Gelu"):
+        word = {"Gelu": "approximate"}.get(operator, "mode")
+        inputs = {"Resize": ["x", "", "s"], "Pad": ["x", "p"], "Gelu": ["x"]}[operator]
+        constants = {"s": np.ones(4, np.float32), "p": np.array([0, 0, 1, 0, 0, 0, 0, 0])}
+        model = graph_of(
+            [node(operator, inputs, ["h"], **{word: b"\xff\xfe"}), node("Flatten", ["h"], ["y"])],
+            (1, 2, 2),
+            {name: constants[name] for name in inputs if name in constants},
+            opset=20,
+        )
+        assert code_of(model) in ("invalid_onnx", "unsupported_operator")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

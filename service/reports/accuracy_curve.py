@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def axis_end(report: Mapping[str, Any]) -> float:
     cap = largest_distance(report)
     near = [e for e in asked if e <= 10 * min(max(reach, min(asked, default=0.0)), cap)]
     end = max([min(reach, cap), *near])
-    return max(end * 1.05, 1e-300) if end > 0 else 1.0
+    return min(max(end * 1.05, 1e-300), sys.float_info.max) if end > 0 else 1.0
 
 
 def band_half_width(samples: int) -> float:

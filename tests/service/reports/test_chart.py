@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from bisect import bisect_left
 from itertools import pairwise
 from typing import Any
@@ -52,6 +53,25 @@ def test_the_band_is_around_the_certified_line_everywhere(case: Case) -> None:
         share = curve["certified_accuracy"][bisect_left(curve["epsilon"], epsilon)]
         assert high == pytest.approx(plot.y(min(1.0, share + half)), abs=0.02)
         assert low == pytest.approx(plot.y(max(0.0, share - half)), abs=0.02)
+
+
+@given(cases())
+@settings(max_examples=5, deadline=None)
+def test_any_finite_epsilon_has_a_chart(case: Case) -> None:
+    report, _ = finished(case)
+    row = report["results"][0]
+    for epsilon in (5e-324, 1.75e308, sys.float_info.max):
+        asked = {"epsilons": [epsilon], "epsilons_exact": [str(epsilon)]}
+        changed = {
+            **report,
+            "results": [{**row, "epsilon": epsilon, "epsilon_exact": str(epsilon)}],
+            "curve": {"epsilon": [epsilon], "certified_accuracy": [row["certified_accuracy"]]},
+            "threat": {**report["threat"], "clip": False, **asked},
+            "spec": {**report["spec"], "epsilons": [str(epsilon)]},
+        }
+        chart = render_svg(changed)
+        ElementTree.fromstring(chart)
+        assert ">inf<" not in chart
 
 
 @given(cases())

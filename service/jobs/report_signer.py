@@ -8,10 +8,10 @@ from pathlib import Path
 
 from service.access.signing_key import SigningKeys
 from service.contract.outcomes import outcome_state
-from service.contract.schemas.problems import Problem
+from service.contract.schemas.problems import InternalError, Problem
 from service.contract.storage.store import Store
 from service.contract.sweeps import runs_of
-from service.reports.signing import sign
+from service.reports.signing import UnreadableReport, sign
 
 __all__ = ["ReportSigner"]
 
@@ -38,7 +38,13 @@ class ReportSigner:
         report = self._store.read_json(self._store.report_path(job_id))
         if report is None:
             return None
-        self._store.create_json(path, sign(report, self._keys.private()))
+        try:
+            signed = sign(report, self._keys.private())
+        except UnreadableReport as error:
+            raise InternalError(
+                f"the report of job {job_id} cannot be signed: {error}", code="report_unsignable"
+            ) from error
+        self._store.create_json(path, signed)
         return path
 
     def attend(self, active: Collection[str]) -> None:

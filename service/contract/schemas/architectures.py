@@ -19,6 +19,8 @@ __all__ = ["checked_family", "checked_layers"]
 
 _INPUT = "input"
 _MAX_LAYERS = 1_000
+#: Integers from here on are not the same to all readers of JSON: no report with one can be signed.
+_INEXACT = 2**53
 #: Members that every layer may have.
 _COMMON = ("kind", "name", "from")
 
@@ -51,6 +53,7 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
 def checked_family(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """The architecture, with its name, itself. Raises PydanticCustomError and ValidationError
     (invalid_architecture) that say what is allowed."""
+    _check_integers(value)
     name = str(value.get("name"))
     if name in FAMILIES:
         _known((), value, ("name", "activation", *FAMILIES[name]), f"{name!r}")
@@ -71,6 +74,7 @@ def checked_family(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
 def checked_layers(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """The layer list itself. Raises ValidationError (invalid_architecture) at the member at fault:
     ``layers.3.kernel``."""
+    _check_integers(value)
     _known((), value, ("input", "layers", "init"), "an architecture")
     if value.get("init") not in (None, *INITS):
         _unknown(("init",), value["init"], INITS, "an init")
@@ -83,6 +87,19 @@ def checked_layers(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     for index, row in enumerate(layers):
         _check_layer(("layers", index), row, names)
     return value
+
+
+def _check_integers(value: JsonValue) -> None:
+    """Refuse integers that JSON readers may read differently, at any depth."""
+    left: list[tuple[Place, Any]] = [((), value)]
+    while left:
+        place, part = left.pop()
+        if isinstance(part, dict):
+            left += [((*place, name[:60]), inner) for name, inner in part.items()]
+        elif isinstance(part, list):
+            left += [((*place, index), inner) for index, inner in enumerate(part)]
+        elif _integer(part) and abs(part) >= _INEXACT:
+            _refuse(place, f"integers are below 2^53, not {_said(part)}", part)
 
 
 def _check_layer(place: Place, row: Any, names: set[str]) -> None:

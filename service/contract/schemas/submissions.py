@@ -61,7 +61,7 @@ RangeEnd = (
 
 _PIXELS: list[RangeEnd] = [0.0, 1.0]
 
-#: Largest seed: what numpy, torch and JSON readers all take exactly.
+#: Largest seed, and number of samples: what numpy, torch and JSON readers all take exactly.
 _MAX_SEED = 2**53 - 1
 
 
@@ -155,7 +155,7 @@ class Spec(Strict):
     deterministic: bool = Field(
         True, description="`false` allows bounds that fail with a stated probability."
     )
-    samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+    samples: Annotated[int, Field(ge=1, le=_MAX_SEED)] | Literal["all"] = Field(
         1000, description="The first N, or all."
     )
     indices: list[Annotated[int, Field(ge=0, lt=2**53)]] | None = Field(

@@ -106,6 +106,7 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
         ({**SPEC, "samples": 0}, "invalid_spec", "spec.samples"),
         ({**SPEC, "samples": -3}, "invalid_spec", "spec.samples"),
         ({**SPEC, "samples": "some"}, "invalid_spec", "spec.samples"),
+        ({**SPEC, "samples": 2**53}, "invalid_spec", "spec.samples"),
         ({**SPEC, "indices": [1, 1]}, "invalid_indices", "spec.indices"),
         ({**SPEC, "indices": [-1]}, "invalid_spec", "spec.indices.0"),
         ({**SPEC, "indices": [4, 5]}, "invalid_indices", "spec.indices"),

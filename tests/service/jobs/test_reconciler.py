@@ -14,7 +14,7 @@ from service.access.signing_key import SigningKeys
 from service.contract.ledger.connection import connect
 from service.contract.ledger.ledger import Lease, Ledger
 from service.contract.outcomes import conclude, outcome_state
-from service.contract.schemas.problems import InvalidInput, StorageFull
+from service.contract.schemas.problems import InternalError, InvalidInput, StorageFull
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
 from service.jobs.idempotency import Repeats
@@ -276,3 +276,28 @@ def test_a_report_is_signed_when_its_job_has_ended(
     keys.rotate()
     assert signer.signed(good.id) == store.signed_report_path(good.id)
     assert store.signed_report_path(good.id).read_bytes() == signed
+
+
+def test_a_report_that_cannot_be_signed_holds_up_no_other(
+    quick: Settings,
+    store: Store,
+    ledger: Ledger,
+    redis: Redis,
+    notifier: Notifier,
+    accept: Make,
+    tmp_path: Path,
+) -> None:
+    """As an earlier release may have left one: with an integer that JSON readers read apart."""
+    keys = SigningKeys(tmp_path / "signing")
+    signer = ReportSigner(store, keys)
+    reconciler = Reconciler(quick, store, ledger, notifier, Repeats(redis), signer=signer)
+    jobs = sorted((accept(), accept()), key=lambda job: job.id)
+    reconciler.tick()
+    for job in jobs:
+        finish(store, ledger, job)
+    store.write_json(store.report_path(jobs[0].id), {"samples": 2**53})
+    reconciler.tick()
+    assert store.signed_report_path(jobs[1].id).exists()
+    with pytest.raises(InternalError, match="cannot be signed") as raised:
+        signer.signed(jobs[0].id)
+    assert raised.value.code == "report_unsignable"

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from service.contract.schemas.problems import InvalidInput, Problem
 from service.contract.schemas.submissions import Spec
 from service.contract.schemas.training_plans import TrainSpec
 from service.contract.settings import Settings
+from service.reports.signing import sign
 
 
 @given(st.fractions(min_value=Fraction(1, 10**12), max_value=10**25, max_denominator=10**12))
@@ -101,6 +103,8 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         ({"out": "4"}, "layers.0.out", "an integer, not '4'"),
         ({"stride": [[1]]}, "layers.0.stride", "not list"),
         ({"name": "input"}, "layers.0.name", "taken"),
+        ({"out": 2**53}, "layers.0.out", "integers are below 2^53"),
+        ({"stride": [1, -(2**53)]}, "layers.0.stride.1", "integers are below 2^53"),
         ({"from": "stem"}, "layers.0.from", "not the name of an earlier layer"),
     ],
 )
@@ -234,3 +238,13 @@ def test_a_criterion_is_about_an_epsilon_that_is_asked(criterion: object, code: 
     assert caught.value.code == code
     exact = {**spec, "criterion": {"epsilon": "12/85", "certified_accuracy": 1}}
     assert Spec.model_validate(Spec.model_validate(exact).normal()) == Spec.model_validate(exact)
+
+
+def test_every_integer_of_a_spec_is_one_that_all_json_readers_take() -> None:
+    """A report repeats its spec, and none with a larger integer can be signed."""
+    asked = {"norm": "l2", "epsilons": [1]}
+    for change in ({"samples": 2**53}, {"architecture": {"name": "liresnet", "depth": 2**53}}):
+        with pytest.raises(InvalidInput):
+            parse_model(Spec, {**asked, **change}, field="spec", code="invalid_spec")
+    largest = Spec.model_validate({**asked, "samples": 2**53 - 1, "seed": 2**53 - 1}).normal()
+    sign({"schema": "certserve/report/1", "spec": largest}, Ed25519PrivateKey.generate())

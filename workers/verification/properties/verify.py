@@ -227,7 +227,10 @@ def verify_box(
     cheap = [bound for bound in bounds if bound.expected_passes <= price]
     last = [bound for bound in bounds if request.method == "auto" and bound.name == COMPLETE]
     expensive = [bound for bound in bounds if bound.expected_passes > price and bound not in last]
-    if inside is None or not search.check(region.x.numpy()):
+    if inside is not None and search.check(region.x.numpy()):
+        # The middle of the box, where the attack begins.
+        search.by = "attack"
+    else:
         for bound in cheap:
             say(bound.name)
             _apply(search, bound, region, cascading=len(bounds) > 1)

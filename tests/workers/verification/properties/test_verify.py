@@ -191,6 +191,14 @@ def test_a_region_reached_exactly_at_its_boundary_is_reached() -> None:
     assert answer(IDENTITY, box(UNIT, [limit("-2.00001", y0=-1, y1=-1)])).verdict == "holds"
 
 
+@pytest.mark.parametrize("method", ["auto", "ibp"])
+@pytest.mark.parametrize("case", [[limit("0.5", y0=1)], []])
+def test_whoever_finds_a_counterexample_is_named(method: str, case: list[LinearLimit]) -> None:
+    """The middle of the box, too."""
+    found = answer(IDENTITY, box(UNIT, case), method=method)
+    assert (found.verdict, found.method) == ("violated", "attack")
+
+
 def test_what_a_bound_keeps_of_a_network_is_not_taken_for_other_rows() -> None:
     """The smooth head is kept by the network's digest: of rows it is another one."""
     net = smooth_network(3, classes=3)

@@ -2,20 +2,25 @@
 
 With a middle m and half a width r, ReLU's ends are max(m + r, 0) and max(m - r, 0). Half their
 difference is min(h, r) with h = max(m + r, 0) / 2, and their mean is 2 h - min(h, r): four
-elementwise operations, and five for both gradients, where autograd needs six and eleven. A step of
-IBP is bound by them wherever its tensors are larger than the cache. For training alone: nothing is
-rounded outwards.
+elementwise operations, and five for both gradients, instead of six and eleven by autograd. They are
+what a step of IBP takes beyond its products. For training alone: nothing is rounded outwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["rectified"]
+__all__ = ["PIECE", "WHOLE", "rectified"]
+
+#: Numbers of a tensor that a thread takes through all operations before the next ones, from the
+#: cache, of tensors with more than ``WHOLE``. On an AMD EPYC with 1 MiB a core 4 million numbers
+#: took 4.0 and 6.2 ms so, 4.8 and 8.2 ms at once; of 2 million both were the same.
+PIECE, WHOLE = 1 << 18, 1 << 21
 
 
 def rectified(middle: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,21 +42,36 @@ class _Rectified(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, middle: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-        upper = torch.lerp(middle, half, 0.5).relu_()
-        reach = torch.minimum(upper, half)
-        centre = torch.lerp(reach, upper, 2.0, out=upper)
-        ctx.save_for_backward(centre, reach)
-        return centre, reach
+        results = torch.empty_like(middle), torch.empty_like(middle)
+        for before, width, centre, reach in _pieces(middle, half, *results):
+            upper = torch.lerp(before, width, 0.5, out=centre).relu_()
+            torch.minimum(upper, width, out=reach)
+            torch.lerp(reach, upper, 2.0, out=centre)
+        ctx.save_for_backward(*results)
+        return results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, middle: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
         """Where the lower end is above 0 (the centre beyond the reach) both gradients pass, where
         the upper end alone is (both are equal) each gets their mean, elsewhere none passes."""
-        centre, reach = ctx.saved_tensors
-        mean = torch.lerp(middle, half, 0.5)
-        torch.ops.aten.threshold_backward.grad_input(mean, centre, 0, grad_input=mean)
-        # 1 or 0, as numbers of the same type.
-        active = torch.gt(centre, reach, out=torch.empty_like(centre))
-        of_middle = torch.lerp(mean, middle, active, out=active)
-        return of_middle, torch.lerp(of_middle, mean, 2.0, out=mean)
+        results = torch.empty_like(middle), torch.empty_like(middle)
+        pieces = _pieces(middle, half, *ctx.saved_tensors, *results)
+        for of_centre, of_reach, centre, reach, first, second in pieces:
+            mean = torch.lerp(of_centre, of_reach, 0.5, out=second)
+            torch.ops.aten.threshold_backward.grad_input(mean, centre, 0, grad_input=mean)
+            # 1 or 0, as numbers of the same type.
+            active = torch.gt(centre, reach, out=first)
+            torch.lerp(mean, of_centre, active, out=first)
+            torch.lerp(first, mean, 2.0, out=second)
+        return results
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors [batch, ...] by some samples at a time; as they are on an accelerator."""
+    first = tensors[0]
+    threads = torch.get_num_threads()
+    if first.device.type != "cpu" or first.numel() <= WHOLE * threads:
+        return iter([tensors])
+    rows = max(1, PIECE * threads // first[0].numel())
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

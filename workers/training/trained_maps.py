@@ -13,7 +13,11 @@ from torch import Tensor
 
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import Layer, Shape
-from workers.training.transposed import transposed_convolution
+from workers.training.transposed import (
+    pixel_convolution,
+    reads_pixels,
+    transposed_convolution,
+)
 
 __all__ = ["ScaledMap", "SumMap", "WeightedMap"]
 
@@ -29,6 +33,8 @@ class WeightedMap:
     wide: bool = True
 
     def apply(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, Conv2d) and reads_pixels(self.layer, x):
+            return pixel_convolution(self.layer, x, self.weight, self.bias)
         return self.layer.apply_weight(x, self.weight, self.bias)
 
     def linear(self, x: Tensor) -> Tensor:

@@ -6,14 +6,18 @@ own. Row norms broadcast to a value [batch, *output].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import Layer, Shape
-from workers.training.transposed import transposed_convolution
+from workers.training.transposed import (
+    pixel_convolution,
+    reads_pixels,
+    transposed_convolution,
+)
 
 __all__ = ["ScaledMap", "SumMap", "WeightedMap"]
 
@@ -29,6 +33,8 @@ class WeightedMap:
     wide: bool = True
 
     def apply(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, Conv2d) and reads_pixels(self.layer, x):
+            return pixel_convolution(self.layer, x, self.weight, self.bias)
         return self.layer.apply_weight(x, self.weight, self.bias)
 
     def linear(self, x: Tensor) -> Tensor:
@@ -47,6 +53,17 @@ class WeightedMap:
         half = self.weight * 0.5
         middle = self.layer.apply_weight(upper + lower, half, self.bias)
         return middle, self.layer.apply_weight(upper - lower, half.abs(), None)
+
+    def centred(self, middle: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and half the width of a box's image, from the box's own."""
+        return self.apply(middle), self.layer.apply_weight(half, self.weight.abs(), None)
+
+    def scaled(self, then: ScaledMap) -> WeightedMap:
+        """This layer and ``then`` behind it, as one layer."""
+        ones = [1] * (self.weight.dim() - 1)
+        scale, shift = then.scale.reshape(-1, *ones), then.shift.flatten()
+        bias = shift if self.bias is None else torch.addcmul(shift, self.bias, scale.flatten())
+        return replace(self, weight=self.weight * scale, bias=bias)
 
     def row_norms_like(self, like: Tensor) -> Tensor:
         rows = torch.linalg.vector_norm(self.weight.flatten(1), dim=1)
@@ -68,6 +85,10 @@ class ScaledMap:
         half = self.scale * 0.5
         return torch.addcmul(self.shift, upper + lower, half), (upper - lower) * half.abs()
 
+    def centred(self, middle: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and half the width of a box's image, from the box's own."""
+        return self.apply(middle), half * self.scale.abs()
+
     def row_norms_like(self, like: Tensor) -> Tensor:
         return self.scale.abs()
 
@@ -86,6 +107,10 @@ class SumMap:
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         return self.layer((upper + lower) * 0.5), self.layer((upper - lower) * 0.5)
+
+    def centred(self, middle: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and half the width of a box's image, from the box's own."""
+        return self.layer(middle), self.layer(half)
 
     def row_norms_like(self, like: Tensor) -> Tensor:
         return self.rows

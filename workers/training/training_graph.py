@@ -81,6 +81,10 @@ class TrainingGraph:
         positions = {name: place for place, name in enumerate(self.shapes)}
         #: All but the last layer; value i + 1 is step i's result.
         self.steps = tuple(self._step(node, positions) for node in network.nodes[:-1])
+        #: Convolutions that are read by a batch norm alone, by their places: to the batch norm's.
+        #: A dense layer has more weights than results: scaling those is no gain.
+        self.folded = self._folded()
+        self._before = {norm: place for place, norm in self.folded.items()}
         #: Fixed linear maps as verification has them.
         self.sums = {s.name: self._sum(s.op, s.name) for s in self.steps if isinstance(s.op, SUMS)}
         self._rows = {n: op.row_norms().to(head.weight) for n, op in self.sums.items()}
@@ -124,6 +128,20 @@ class TrainingGraph:
             overlap = rules.overlap(layer, self.in_shapes[node.name])
         return GraphStep(node.name, layer, sources, node.shape, overlap=overlap)
 
+    def _folded(self) -> dict[int, int]:
+        readers: dict[int, list[int]] = {}
+        for index, step in enumerate(self.steps):
+            for source in step.sources:
+                readers.setdefault(source - 1, []).append(index)
+        return {
+            place: found[0]
+            for place, found in readers.items()
+            if len(found) == 1
+            and place >= 0
+            and isinstance(self.steps[place].op, Conv2d)
+            and isinstance(self.steps[found[0]].op, BatchNorm)
+        }
+
     def _sum(self, layer: Layer, name: str) -> Affine:
         translate = rules_of(layer).affine
         assert translate is not None
@@ -152,6 +170,20 @@ class TrainingGraph:
         if isinstance(step.op, SUMS):
             return SumMap(step.op, self._rows[step.name])
         return None
+
+    def sources(self, index: int) -> tuple[int, ...]:
+        """The values that ``affine_at`` reads, or the step itself where that is None."""
+        return self.steps[self._before.get(index, index)].sources
+
+    def affine_at(self, index: int, x: Tensor) -> WeightedMap | ScaledMap | SumMap | None:
+        """``map_at`` of the step ``index``, for x of its ``sources``; a batch norm together with
+        the convolution that is folded into it. In a training step the clean pass comes first."""
+        step = self.steps[index]
+        if index not in self._before:
+            return self.map_at(step, x)
+        assert self._share is None or step.name in self._scales, "the clean pass comes first"
+        scaling = ScaledMap(*self.scale_and_shift(step.name, x))
+        return self.weighted(self.steps[self._before[index]].name).scaled(scaling)
 
     def weighted(self, name: str) -> WeightedMap:
         """A convolution or dense layer with the weights of this step."""

@@ -63,7 +63,7 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.parameters])
 
 
-@pytest.mark.parametrize("method", ["emma", "lmt", "bcp", "local-lip-g"])
+@pytest.mark.parametrize("method", ["emma", "lmt", "bcp", "local-lip-g", "ibp"])
 def test_a_compiled_step_is_the_step_and_is_compiled_once_a_phase(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

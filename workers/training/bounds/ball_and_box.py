@@ -89,19 +89,18 @@ class TrainingPass(ForwardPass):
         if layer.one_lipschitz:
             reach = _shaped(radius, centre)
             return Enclosure(centre, radius, centre - reach, centre + reach, inputs[0].valid)
-        lower, upper = image_of(layer, inputs)
+        lower, upper = image_of(layer, [_ends(state) for state in inputs])
         is_round = inputs[0].round and isinstance(layer, KEEPS_ROUND)
         result = Enclosure(centre, radius, lower, upper, inputs[0].valid, round=is_round)
         return result if is_round else _box_to_ball(result)
 
 
-def image_of(layer: Layer, inputs: Sequence[Enclosure]) -> tuple[Tensor, Tensor]:
+def image_of(layer: Layer, boxes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The image of the inputs' boxes: by the layer's rule, else of its values at both ends."""
-    lower = [state.lower for state in inputs if state.lower is not None]
-    upper = [state.upper for state in inputs if state.upper is not None]
     rule = rules_of(layer).image
     if rule is not None:
-        return rule(layer, list(zip(lower, upper, strict=True)))
+        return rule(layer, list(boxes))
+    lower, upper = zip(*boxes, strict=True)
     return layer(*lower), layer(*upper)
 
 
@@ -142,6 +141,12 @@ def _box_to_ball(state: Enclosure) -> Enclosure:
         reach = torch.linalg.vector_norm(corner.flatten(1), dim=1).to(torch.float64)
         state.radius = torch.minimum(state.radius, reach)
     return state
+
+
+def _ends(state: Enclosure) -> tuple[Tensor, Tensor]:
+    assert state.lower is not None
+    assert state.upper is not None
+    return state.lower, state.upper
 
 
 def _shaped(values: Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Boxes alone through a network in training, with gradients (IBP; Gowal et al. 2018).
 
-The walk is ``workers.verification.forward.propagation``'s, as it is for ball and box; rounding is
-left out, and batch norm has the statistics of the batch, so nothing here is a certificate. A box
-has no clean input in it that batch norm could read: the pass of the clean samples comes first.
+A box is carried as its middle and half its width: an affine map W takes them to W middle and
+|W| half, and neither end has to be computed between the layers. Rounding is left out, and batch
+norm has the statistics of the batch, so nothing here is a certificate. A box has no clean input in
+it that batch norm could read: the pass of the clean samples comes first.
 """
 
 from __future__ import annotations
@@ -13,15 +14,24 @@ import torch
 from torch import Tensor
 
 from models.layers.base import Layer
-from workers.training.bounds.ball_and_box import TrainingPass, image_of
+from models.layers.kinds import Add, ReLU
+from workers.training.bounds.ball_and_box import image_of
 from workers.training.bounds.last_layer import pair_differences
+from workers.training.bounds.rectified import rectified
 from workers.training.training_graph import TrainingGraph
-from workers.verification.enclosure import Enclosure
-from workers.verification.forward.propagation import AffineMap
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import rules_of
 
-__all__ = ["Box", "BoxPass", "kinked", "largest_gaps", "pixel_box", "smallest_gaps"]
+__all__ = [
+    "Box",
+    "BoxPass",
+    "CentredBox",
+    "Interval",
+    "kinked",
+    "largest_gaps",
+    "pixel_box",
+    "smallest_gaps",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,28 @@ class Box:
         return (self.upper - self.lower) * 0.5
 
 
+@dataclass(frozen=True)
+class CentredBox:
+    """middle and half the width, [batch, *shape]."""
+
+    middle: Tensor
+    half: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        """[batch, *shape]."""
+        return self.middle - self.half
+
+    @property
+    def upper(self) -> Tensor:
+        """[batch, *shape]."""
+        return self.middle + self.half
+
+
+#: A box, whichever of its numbers it is held as.
+Interval = Box | CentredBox
+
+
 def pixel_box(x: Tensor, epsilon: float | Tensor) -> Box:
     """All pixels within ``epsilon`` of x, cut with [0, 1]."""
     return Box((x - epsilon).clamp_min(0.0), (x + epsilon).clamp_max(1.0))
@@ -52,78 +84,69 @@ def kinked(step: GraphStep) -> bool:
     return isinstance(step.op, Layer) and rules_of(step.op).kink_at_zero
 
 
-class BoxPass(TrainingPass):
+class BoxPass:
     """One pass of a box.
 
     ``shrinkage``: what the upper ends behind unstable ReLUs are multiplied with (SABR, Mueller et
     al. 2023, section 5). Below 1 the result is no bound: it trains networks, and nothing else reads
-    it. ``boxes``: every value's box by its number (0 is the input, i + 1 step i's result).
+    it. ``boxes``: the values' boxes by their numbers (0 is the input, i + 1 step i's result);
+    between a convolution and the batch norm that is folded into it there is none.
     """
 
     def __init__(self, graph: TrainingGraph, *, shrinkage: float = 1.0) -> None:
-        super().__init__(graph)
+        self.graph = graph
         self.shrinkage = shrinkage
-        self.boxes: dict[int, Box] = {}
+        self.boxes: dict[int, Interval] = {}
 
-    def of(self, box: Box) -> Box:
+    def of(self, box: Interval) -> Interval:
         """The box of what the last layer takes."""
+        graph = self.graph
         self.boxes = {0: box}
-        batch = len(box.lower)
-        nowhere = torch.full((batch,), torch.inf, dtype=torch.float64, device=box.lower.device)
-        valid = torch.ones(batch, dtype=torch.bool, device=box.lower.device)
-        self.run(Enclosure(box.lower, nowhere, box.lower, box.upper, valid))
-        return self.boxes[len(self.graph.steps)]
+        for index, step in enumerate(graph.steps):
+            if index in graph.folded:
+                continue
+            inputs = [self.boxes[source] for source in graph.sources(index)]
+            op = graph.affine_at(index, inputs[0].middle)
+            if op is not None:
+                box = CentredBox(*op.centred(inputs[0].middle, inputs[0].half))
+            else:
+                box = self._image(step, inputs)
+            self.boxes[index + 1] = box
+        return box
 
-    def carry(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
-        result = super().carry(index, step, inputs)
-        assert result.lower is not None
-        assert result.upper is not None
-        self.boxes[index + 1] = Box(result.lower, result.upper)
-        return result
-
-    def affine(self, index: int, step: GraphStep, op: AffineMap, state: Enclosure) -> Enclosure:
-        assert state.lower is not None
-        assert state.upper is not None
-        middle, half = op.interval(state.lower, state.upper)
-        return _enclosure(middle - half, middle + half, state)
-
-    def layer(self, index: int, step: GraphStep, inputs: list[Enclosure]) -> Enclosure:
+    def _image(self, step: GraphStep, inputs: list[Interval]) -> Interval:
         """The layer's image of the box; of some only a norm of 1 is known."""
-        layer, first = step.op, inputs[0]
-        assert isinstance(layer, Layer)
-        assert first.lower is not None
-        assert first.upper is not None
+        layer, first = step.layer(Layer), inputs[0]
         if layer.one_lipschitz:
-            box = Box(first.lower, first.upper)
-            centre = layer(box.middle)
-            reach = torch.linalg.vector_norm(box.half.flatten(1), dim=1)
+            centre = layer(first.middle)
+            reach = torch.linalg.vector_norm(first.half.flatten(1), dim=1)
             reach = reach.reshape(-1, *([1] * (centre.dim() - 1)))
-            return _enclosure(centre - reach, centre + reach, first)
-        lower, upper = image_of(layer, inputs)
+            return CentredBox(centre, reach.expand_as(centre))
+        if isinstance(layer, Add) or rules_of(layer).permutes:
+            middle = layer(*(box.middle for box in inputs))
+            return CentredBox(middle, layer(*(box.half for box in inputs)))
+        if isinstance(layer, ReLU) and self.shrinkage == 1.0:
+            return CentredBox(*rectified(first.middle, first.half))
+        lower, upper = image_of(layer, [(box.lower, box.upper) for box in inputs])
         if self.shrinkage != 1.0 and kinked(step):
             unstable = (first.lower < 0) & (first.upper > 0)
             upper = torch.where(unstable, self.shrinkage * upper, upper)
-        return _enclosure(lower, upper, first)
+        return Box(lower, upper)
 
 
-def largest_gaps(graph: TrainingGraph, box: Box, labels: Tensor) -> Tensor:
+def largest_gaps(graph: TrainingGraph, box: Interval, labels: Tensor) -> Tensor:
     """max over the box of f_j - f_y, [batch, classes], 0 for j = y: the last layer's rows are
     subtracted before they meet the box."""
     return _gaps(graph, box, labels, 1.0)
 
 
-def smallest_gaps(graph: TrainingGraph, box: Box, labels: Tensor) -> Tensor:
+def smallest_gaps(graph: TrainingGraph, box: Interval, labels: Tensor) -> Tensor:
     """min over the box of f_j - f_y, [batch, classes]."""
     return _gaps(graph, box, labels, -1.0)
 
 
-def _gaps(graph: TrainingGraph, box: Box, labels: Tensor, side: float) -> Tensor:
+def _gaps(graph: TrainingGraph, box: Interval, labels: Tensor, side: float) -> Tensor:
     middle = graph.logits(box.middle)
     differences = pair_differences(graph.head_weight, labels).abs()
     reach = torch.bmm(differences, box.half.unsqueeze(2)).squeeze(2)
     return middle - middle.gather(1, labels[:, None]) + side * reach
-
-
-def _enclosure(lower: Tensor, upper: Tensor, before: Enclosure) -> Enclosure:
-    """A box without a ball; what stands for its centre is not looked at."""
-    return Enclosure(lower, before.radius, lower, upper, before.valid)

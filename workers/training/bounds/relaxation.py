@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.layers.base import Layer
+from models.layers.base import Layer, Shape
 from models.layers.kinds import Add
-from workers.training.bounds.box import Box, kinked
+from workers.training.bounds.box import Interval, kinked
 from workers.training.trained_maps import ScaledMap, WeightedMap
 from workers.training.training_graph import TrainingGraph
 from workers.verification.graph.graph_step import GraphStep
@@ -32,7 +32,7 @@ _TINY = 1e-24
 
 def least_values(
     graph: TrainingGraph,
-    boxes: Mapping[int, Box],
+    boxes: Mapping[int, Interval],
     rows: Tensor,
     *,
     rule: str = RULE,
@@ -40,8 +40,8 @@ def least_values(
 ) -> Tensor:
     """Lower bounds of rows . features over the input: [batch, rows].
 
-    rows [batch, rows, features]; features: what the last layer takes. boxes: of every value by its
-    number, box 0 is the input; ``radius``: the input is the Euclidean ball around its middle.
+    rows [batch, rows, features]; features: what the last layer takes. boxes: by the numbers of
+    their values, box 0 is the input; ``radius``: the input is the Euclidean ball around its middle.
     ``rule``: how slopes below unstable ReLUs are chosen, as the verifier's ``lower_slopes`` has it.
     """
     pending = {len(graph.steps): rows}
@@ -68,16 +68,17 @@ def least_values(
 
 
 def _through(
-    graph: TrainingGraph, boxes: Mapping[int, Box], step: GraphStep, rows: Tensor, rule: str
+    graph: TrainingGraph, boxes: Mapping[int, Interval], step: GraphStep, rows: Tensor, rule: str
 ) -> tuple[list[Tensor], Tensor | float] | None:
     """The rows on the step's inputs and what the constant gains, [batch, rows]; None where the
     layer is not known."""
-    layer, shape = step.layer(Layer), boxes[step.sources[0]].lower.shape[1:]
+    layer, shape = step.layer(Layer), graph.in_shapes[step.name]
     if kinked(step):
         return _relaxed(boxes[step.sources[0]], layer, rows, rule)
     if isinstance(layer, Add):
         return [rows for _ in step.sources], 0.0
-    op = graph.map_at(step, boxes[step.sources[0]].lower)
+    # Statistics of the batch are those of the clean pass: of these rows only the shape counts.
+    op = graph.map_at(step, rows[:, 0])
     if isinstance(op, WeightedMap):
         back = op.adjoint(rows.flatten(0, 1)).reshape(*rows.shape[:2], *shape)
         return [back], 0.0 if op.bias is None else _sum(_channels(op.bias, rows) * rows)
@@ -89,7 +90,7 @@ def _through(
 
 
 def _relaxed(
-    before: Box, layer: Layer, rows: Tensor, rule: str
+    before: Interval, layer: Layer, rows: Tensor, rule: str
 ) -> tuple[list[Tensor], Tensor] | None:
     relax = rules_of(layer).relax
     if relax is None:
@@ -103,7 +104,7 @@ def _relaxed(
     return [back], gained
 
 
-def _linear(layer: Layer, rows: Tensor, shape: torch.Size) -> tuple[list[Tensor], Tensor]:
+def _linear(layer: Layer, rows: Tensor, shape: Shape) -> tuple[list[Tensor], Tensor]:
     """A fixed affine layer: its transpose is the gradient of rows . layer(z)."""
     with torch.enable_grad():
         zero = rows.new_zeros((rows.shape[0] * rows.shape[1], *shape)).requires_grad_()
@@ -115,7 +116,7 @@ def _linear(layer: Layer, rows: Tensor, shape: torch.Size) -> tuple[list[Tensor]
     return [back.reshape(*rows.shape[:2], *shape)], _sum(rows * constant.unsqueeze(1))
 
 
-def _least(rows: Tensor, box: Box) -> Tensor:
+def _least(rows: Tensor, box: Interval) -> Tensor:
     """min over the box of rows . z, [batch, rows]."""
     return _sum(rows * box.middle.unsqueeze(1)) - _sum(rows.abs() * box.half.unsqueeze(1))
 

@@ -7,11 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from models.architectures.published import build
+from models.layers.base import Layer
 from models.layers.kinds import BatchNorm
 from tests.workers.training.bounds.graphs import generator
 from tests.workers.training.linf.boxes import (
+    CONV,
     EPSILON,
+    NORM,
+    RELU,
     batch,
     config_of,
     graph_of,
@@ -20,11 +26,19 @@ from tests.workers.training.linf.boxes import (
     reference_boxes,
     reference_gaps,
 )
-from workers.training.bounds.box import Box, BoxPass, largest_gaps, pixel_box, smallest_gaps
+from workers.training.bounds.box import (
+    Box,
+    BoxPass,
+    Interval,
+    largest_gaps,
+    pixel_box,
+    smallest_gaps,
+)
 from workers.training.bounds.last_layer import pair_differences
 from workers.training.bounds.relaxation import least_values
 from workers.training.objectives.linf.relaxed import relaxed_bound
 from workers.training.objectives.linf.taps import linked
+from workers.training.training_graph import TrainingGraph
 from workers.verification.forward.propagation import propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
@@ -48,9 +62,10 @@ def test_boxes_and_relaxations_hold_every_point(
     for point in range(20):
         drawn = torch.rand(x.shape, generator=generator(point), dtype=torch.float64)
         moved = (x + (2 * drawn - 1).sign() * epsilon * (drawn if point % 2 else 1)).clamp(0, 1)
-        for value, box in zip(graph.values(moved), passed.boxes.values(), strict=True):
-            assert bool((box.lower - 1e-9 <= value).all())
-            assert bool((value <= box.upper + 1e-9).all())
+        values = graph.values(moved)
+        for number, box in passed.boxes.items():
+            assert bool((box.lower - 1e-9 <= values[number]).all())
+            assert bool((values[number] <= box.upper + 1e-9).all())
         logits = network(moved)
         gaps = logits - logits.gather(1, y[:, None])
         assert bool((least - 1e-9 <= gaps).all())
@@ -90,6 +105,65 @@ def test_boxes_are_those_of_matrices_with_signs_apart() -> None:
         torch.testing.assert_close(ours, theirs)
     found = largest_gaps(passed.graph, features, y)
     torch.testing.assert_close(found, reference_gaps(network, lower, upper, y))
+
+
+def test_a_batch_norm_behind_a_convolution_is_folded_into_it_with_its_gradients() -> None:
+    """By the batch's statistics in a step: the same boxes, and the same gradients of the clean
+    samples, of weights, scales and shifts."""
+    network = network_of(batch_norm=True)
+    graph, (x, _) = graph_of(network), batch()
+    assert graph.folded == {0: 1}
+    parameters = list(network.parameters())[:-2]
+
+    def gradients(*, folds: bool) -> tuple[Interval, list[Tensor]]:
+        graph.refresh()
+        with graph.by_batch():
+            graph.features(x)
+            passed = BoxPass(graph)
+            if folds:
+                box = passed.of(pixel_box(x, EPSILON))
+                assert set(passed.boxes) == {0, *range(2, len(graph.steps) + 1)}
+            else:
+                box = by_steps(graph, pixel_box(x, EPSILON))
+        height = (box.lower.square().sum() - 3 * box.upper).sum()
+        return box, list(torch.autograd.grad(height, parameters))
+
+    (box, found), (other, expected) = gradients(folds=True), gradients(folds=False)
+    torch.testing.assert_close(box.lower, other.lower)
+    torch.testing.assert_close(box.upper, other.upper)
+    torch.testing.assert_close(found, expected)
+
+
+def by_steps(graph: TrainingGraph, box: Box) -> Box:
+    """A chain's box, step by step and by both ends."""
+    for step in graph.steps:
+        op = graph.map_at(step, box.lower)
+        if op is None:
+            box = Box(step.layer(Layer)(box.lower), step.layer(Layer)(box.upper))
+        else:
+            middle, half = op.interval(box.lower, box.upper)
+            box = Box(middle - half, middle + half)
+    return box
+
+
+def test_a_convolution_that_others_read_too_keeps_its_box() -> None:
+    """Its batch norm's result is one of two that are added."""
+    rows = [
+        *({**CONV, "name": "a"}, NORM, {"kind": "add", "from": "a"}, RELU),
+        *({"kind": "flatten"}, {"kind": "linear", "out": 4}),
+    ]
+    network = build({"input": [1, 6, 6], "layers": rows}, generator=generator()).double()
+    graph, (x, _) = graph_of(network), batch()
+    assert graph.folded == {}
+    passed = BoxPass(graph)
+    passed.of(pixel_box(x, EPSILON))
+    assert set(passed.boxes) == set(range(len(graph.steps) + 1))
+
+
+def test_in_a_step_boxes_want_the_clean_pass_first() -> None:
+    graph, (x, _) = graph_of(network_of(batch_norm=True)), batch()
+    with graph.by_batch(), pytest.raises(AssertionError, match="clean pass comes first"):
+        BoxPass(graph).of(pixel_box(x, EPSILON))
 
 
 def test_one_backward_pass_bounds_several_rows_as_it_bounds_each() -> None:

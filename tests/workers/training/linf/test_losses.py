@@ -94,6 +94,19 @@ def test_weights_and_the_growth_of_boxes_are_regularised() -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_losses_and_regularisers_are_the_same_with_a_batch_norm_folded(method: str) -> None:
+    losses = []
+    for folds in (True, False):
+        graph = graph_of(network_of(batch_norm=True))
+        assert graph.folded
+        if not folds:
+            graph.folded.clear()
+            graph._before.clear()
+        losses.append(loss_of(graph, method, epsilon=EPSILON / 2, regularization=0.7))
+    torch.testing.assert_close(*losses)
+
+
 def test_crown_ibp_bounds_the_worst_loss_and_is_ibp_where_beta_is_one() -> None:
     network = network_of()
     x, y = batch()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.kinds import BatchNorm
-from workers.training.bounds.box import Box, BoxPass, kinked, largest_gaps, pixel_box
+from workers.training.bounds.box import BoxPass, Interval, kinked, largest_gaps, pixel_box
 from workers.training.config import TrainingConfig
 from workers.training.objectives.bounded import Bounded, reference_of
 from workers.training.objectives.scheduled_weights import ScheduledWeights
@@ -91,12 +91,12 @@ def _tight_and_balanced(graph: TrainingGraph, passed: BoxPass, config: TrainingC
     count = 0
     widths: Tensor | None = None
     for step in graph.steps:
-        before = passed.boxes[step.sources[0]]
         if widths is None and step.name in graph.weights:
-            widths = graph.batch_mean(before.half)
+            widths = graph.batch_mean(passed.boxes[step.sources[0]].half)
         if not kinked(step) or widths is None:
             continue
         count += 1
+        before = passed.boxes[step.sources[0]]
         width = graph.batch_mean(before.half).clamp_min(_TINY)
         total = total + (tolerance - widths / width).relu() / tolerance
         for ratio in _balances(graph, before):
@@ -104,7 +104,7 @@ def _tight_and_balanced(graph: TrainingGraph, passed: BoxPass, config: TrainingC
     return total / max(count, 1)
 
 
-def _balances(graph: TrainingGraph, before: Box) -> tuple[Tensor, Tensor]:
+def _balances(graph: TrainingGraph, before: Interval) -> tuple[Tensor, Tensor]:
     """min(q, 1 / q) for q = active / inactive: of sums of centres, and of squared deviations."""
     centre = before.middle
     active, inactive = (before.lower > 0).to(centre), (before.upper < 0).to(centre)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from workers.training.bounds.box import Box, BoxPass, kinked, largest_gaps, pixel_box
+from workers.training.bounds.box import Box, BoxPass, Interval, kinked, largest_gaps, pixel_box
 from workers.training.config import TrainingConfig, TrainingError
 from workers.training.objectives.bounded import Bounded
 from workers.training.objectives.linf.attack import ascended
@@ -60,7 +60,7 @@ def _logits_from(graph: TrainingGraph, cut: int, latent: Tensor) -> Tensor:
     return graph.logits(values[len(graph.steps)])
 
 
-def linked(points: Tensor, box: Box, share: float) -> Tensor:
+def linked(points: Tensor, box: Interval, share: float) -> Tensor:
     """``points`` with a gradient to the ends of the box that they lie in (section 3.2).
 
     d p / d upper rises from 0 to 1 over the last ``share`` of the box below its upper end, and
@@ -83,7 +83,7 @@ def scaled(loss: Tensor, weight: float) -> Tensor:
 def _attacked_gaps(
     graph: TrainingGraph,
     cut: int,
-    box: Box,
+    box: Interval,
     y: Tensor,
     at: ScheduledWeights,
     config: TrainingConfig,

@@ -67,10 +67,12 @@ def main() -> None:
     with console() as served:
         for name in options.kinds:
             shares, costs = [], []
-            for _ in range(options.rounds):
-                # The machine's speed drifts: each kind in turn with nobody.
-                alone = _watched(served, None, options)
-                watched = _watched(served, name, options)
+            for number in range(options.rounds):
+                # The machine's speed drifts, and jobs become more: each kind in turn with nobody,
+                # and now the one first, now the other.
+                order = (None, name) if number % 2 == 0 else (name, None)
+                found = {who: _watched(served, who, options) for who in order}
+                alone, watched = found[None], found[name]
                 if alone is not None and watched is not None:
                     shares.append(watched.rate / alone.rate)
                     costs.append(alone.cpu_ms / watched.cpu_ms)
@@ -221,7 +223,11 @@ def _check(name: str, text: str, ledger: Ledger, log: EventLog, job: tuple[str, 
         newest = ledger.index.ids(before=None, limit=len(shown))
         if shown != newest:
             raise RuntimeError(f"{name}: it shows {shown[:3]}, where {newest[:3]} are the newest")
-    seen = [int(step) for step in re.findall(r"step (\d+) of many", text)]
+    # Rows of other jobs have steps of their own.
+    own = "".join(
+        event["data"] for event in events if event["event"] in ("progress", f"job-{job_id}")
+    )
+    seen = [int(step) for step in re.findall(r"step (\d+) of many", own)]
     if seen != sorted(seen) or (not lists and seen[-1] < reported):
         raise RuntimeError(f"{name}: steps {seen[-20:]} where the job had come to {reported}")
 

@@ -277,7 +277,7 @@ class Client:
         self._check(answer)
         return answer.content
 
-    def pareto(self, job_id: str, suffix: Literal["json", "svg"] = "json") -> bytes:
+    def pareto(self, job_id: str, suffix: Literal["json", "html", "svg"] = "json") -> bytes:
         """The models of a sweep compared: clean over certified accuracy. Each of them has its own
         report, under the address that the job's ``models`` tell."""
         answer = self._http.get(f"/jobs/{job_id}/pareto.{suffix}")

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ _SERVE = (
     "import uvicorn; uvicorn.run('service.api.app:create_app', factory=True, port={port}, "
     "log_level='warning', access_log=False)"
 )
+
+
+@dataclass(frozen=True)
+class Load:
+    """Submissions accepted per second, and the API's processor milliseconds for each."""
+
+    rate: float
+    cpu_ms: float
 
 
 def main() -> None:
@@ -70,7 +79,7 @@ def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
         api = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
         try:
             wait_until_up(port)
-            return load(label, port, clients, seconds, api.pid)
+            return load(label, port, clients, seconds, api.pid).rate
         finally:
             api.send_signal(signal.SIGTERM)
             api.wait()
@@ -78,8 +87,8 @@ def measure(label: str, durable: bool, clients: int, seconds: float) -> float:
             redis.wait()
 
 
-def load(label: str, port: int, clients: int, seconds: float, pid: int) -> float:
-    """Accepted submissions per second of the API that listens on ``port``, process ``pid``."""
+def load(label: str, port: int, clients: int, seconds: float, pid: int) -> Load:
+    """What the API accepts that listens on ``port``, process ``pid``."""
     body = json.dumps(
         {
             "model_id": _upload_model(port),
@@ -120,7 +129,7 @@ def load(label: str, port: int, clients: int, seconds: float, pid: int) -> float
         f"API {cost:.1f} ms of processor each, {memory:.0f} MB resident",
         flush=True,
     )
-    return rate
+    return Load(rate, cost)
 
 
 def _upload_model(port: int) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -155,7 +155,8 @@ def _keep_sweep(client: Client, job: dict[str, Any], folder: Path, console: Cons
         print_cascade(console, cascade)
         return criterion_status(cascade)
     if job["links"]["pareto"] is not None:
-        for suffix in ("json", "svg"):
+        suffixes: tuple[Literal["json", "html", "svg"], ...] = ("json", "html", "svg")
+        for suffix in suffixes:
             (folder / f"pareto.{suffix}").write_bytes(client.pareto(job["id"], suffix))
         print_pareto(console, json.loads((folder / "pareto.json").read_text()))
     return min(statuses, default=YES)

@@ -18,9 +18,9 @@ from starlette.exceptions import HTTPException
 
 from service.api.app import create_app as create_api
 from service.console import assets
+from service.console.broadcast import Broadcast
 from service.console.pages import compare, forms, job, jobs, login, samples, system
 from service.console.rendering import accepts_html, page
-from service.console.shared import Shared
 from service.contract.schemas.problems import Problem
 from service.contract.settings import Settings
 
@@ -32,7 +32,7 @@ _PAGES = (login, jobs, job, samples, compare, forms, system, assets)
 def create_app(settings: Settings | None = None) -> FastAPI:
     """API and console; without ``settings`` the environment is read (uvicorn's ``--factory``)."""
     app = create_api(settings, pages=[module.router for module in _PAGES])
-    app.state.shared = Shared()
+    app.state.broadcast = Broadcast()
     for kind in (Problem, HTTPException, RequestValidationError, RedisError):
         _show_to_people(app, kind)
     return app

@@ -25,7 +25,7 @@ from service.contract.storage.store import Store
 from service.contract.sweeps import cascade_of, sweep_of
 from service.jobs.control import Jobs
 from service.jobs.report_signer import ReportSigner
-from service.jobs.sweeps import pareto
+from service.jobs.sweeps import comparison, pareto
 
 __all__ = ["PictureOf", "Results"]
 
@@ -58,7 +58,7 @@ class Results:
                 "a sweep has a report for each of its models",
                 code="no_report",
                 hint=f"GET /jobs/{job_id} lists them as models, GET /jobs/{job_id}/pareto compares "
-                "them",
+                "them (.json, .svg, .html)",
             )
         return state
 
@@ -129,6 +129,11 @@ class Results:
         """The models of a sweep compared. Raises NotFound, Conflict, InvalidInput."""
         state = self._jobs.visible(job_id, caller)
         return pareto(self._store, state, lambda run: self.report(run, caller), epsilon)
+
+    def sweep(self, job_id: str, epsilon: str | None, caller: Caller) -> dict[str, Any]:
+        """The same, and what the page of a sweep tells of its models. Raises the same."""
+        state = self._jobs.visible(job_id, caller)
+        return comparison(self._store, state, lambda run: self.report(run, caller), epsilon)
 
     def cascade_path(self, job_id: str, caller: Caller) -> Path:
         """The file of a cascade's signed report. Raises NotFound, Conflict, StorageFull."""

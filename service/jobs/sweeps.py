@@ -16,7 +16,7 @@ from service.contract.schemas.submissions import TERMINAL, JobSubmission, Spec
 from service.contract.storage.store import Store
 from service.contract.sweeps import cascade_of, runs_of, sweep_of
 
-__all__ = ["models_of", "pareto", "run_state"]
+__all__ = ["comparison", "models_of", "pareto", "run_state"]
 
 #: Id of a run -> its report.
 Reports = Callable[[str], dict[str, Any]]
@@ -104,6 +104,37 @@ def pareto(store: Store, state: JobState, reports: Reports, epsilon: str | None)
             for point in points
         ],
     )
+
+
+def comparison(
+    store: Store, state: JobState, reports: Reports, epsilon: str | None
+) -> dict[str, Any]:
+    """The same for a page: also how the models came about, those that failed, and all reports.
+
+    ``service.reports.sweep_page`` says what is in it. Raises NotFound, Conflict, InvalidInput.
+    """
+    found, submission = pareto(store, state, reports, epsilon), state.submission
+    data, trained_on = submission.dataset, submission.training_dataset
+    models = []
+    for run, model in zip(runs_of(submission), models_of(store, state) or [], strict=True):
+        models.append(
+            {
+                "value": model.value,
+                "job_id": run.id,
+                "model_id": model.model_id,
+                "error": None if model.error is None else model.error.model_dump(mode="json"),
+                "report": None if model.links.report is None else reports(run.id),
+            }
+        )
+    return {
+        "pareto": found.model_dump(mode="json"),
+        "plan": submission.training,
+        "spec": submission.spec,
+        "created_at": submission.created_at,
+        "dataset": None if data is None else data.name,
+        "trained_on": None if trained_on is None else trained_on.name,
+        "models": models,
+    }
 
 
 def _place(epsilons: list[Fraction], asked: str | None, trained: Fraction) -> int:

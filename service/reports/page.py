@@ -17,7 +17,7 @@ from service.reports.histogram import render_histogram
 from service.reports.plain_text import finalize
 from service.reports.training_curve import render_training_svg
 
-__all__ = ["render_html"]
+__all__ = ["ENVIRONMENT", "render_html"]
 
 #: What to call each verdict and bound; a name that is not here is shown as it is.
 _VERDICTS = {
@@ -69,7 +69,8 @@ def _environment() -> Environment:
     return environment
 
 
-_ENVIRONMENT = _environment()
+#: What templates of reports are rendered with.
+ENVIRONMENT = _environment()
 
 
 def render_html(
@@ -88,7 +89,7 @@ def render_html(
     ``label`` and the PNGs ``sample``, ``counterexample`` and ``difference`` (bytes).
     """
     if report.get("property") is not None:
-        return _ENVIRONMENT.get_template("property.html").render(
+        return ENVIRONMENT.get_template("property.html").render(
             report=report,
             verdict=_PROPERTIES[report["property"]["verdict"]],
             evidence=evidence(report),
@@ -98,7 +99,7 @@ def render_html(
     curve = None
     if training is not None and training["history"]:
         curve = Markup(render_training_svg(training["plan"], training["history"]))  # noqa: S704
-    return _ENVIRONMENT.get_template(
+    return ENVIRONMENT.get_template(
         "report.html"
     ).render(
         report=report,

@@ -104,6 +104,8 @@ def test_every_value_has_its_model_and_report_whatever_dies(
         _keep_sweep(client, done, tmp_path / "out", said)
         kept = json.loads((tmp_path / "out" / "pareto.json").read_text())
         assert kept == pareto
+        printed = (tmp_path / "out" / "pareto.html").read_text()
+        assert all(point["model_id"] in printed for point in pareto["points"])
         assert (tmp_path / "out" / "1" / "report.json").exists()
         assert (tmp_path / "out" / "1" / "model.onnx").stat().st_size > 0
         assert not (tmp_path / "out" / "2").exists()

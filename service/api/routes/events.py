@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from service.api.auth import Principal, Watchman
 from service.api.services import UsesServices
-from service.contract.ledger.event_stream import JobEvent
+from service.jobs.event_hub import EventBatch
 
 __all__ = ["router"]
 
@@ -37,7 +36,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
     204: {"description": "The job has ended and nothing came after Last-Event-ID"},
 }
 #: A browser that lost the connection comes back after so many milliseconds.
-_RETRY = "retry: 2000\n\n"
+_RETRY = b"retry: 2000\n\n"
+_KEEP_ALIVE = b": keep-alive\n\n"
 
 
 @router.get(
@@ -64,15 +64,11 @@ async def job_events(
     return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 
-async def _lines(events: AsyncGenerator[list[JobEvent]], watchman: Watchman) -> AsyncIterator[str]:
+async def _lines(events: AsyncGenerator[EventBatch], watchman: Watchman) -> AsyncIterator[bytes]:
     async with aclosing(events):
         greeting = _RETRY
-        async for some in events:
+        async for batch in events:
             if not await watchman.lets_in():
                 return
-            lines = "".join(
-                f"id: {event.id}\nevent: {event.type}\ndata: {json.dumps(event.data)}\n\n"
-                for event in some
-            )
-            yield greeting + (lines or ": keep-alive\n\n")
-            greeting = ""
+            yield greeting + (batch.text or _KEEP_ALIVE)
+            greeting = b""

@@ -44,6 +44,9 @@ _PICTURE_HEADERS = {"Cache-Control": "private, max-age=300", "Vary": "Authorizat
 _FORMS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The report", "content": {media: {} for media in _MEDIA_TYPES}}
 }
+_COMPARED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/html": {}, "image/svg+xml": {}}}
+}
 _EPSILON = "One of those that the models were certified at; default: the training's"
 _LINES: dict[int | str, dict[str, Any]] = {
     200: {"description": "JSON lines", "content": {"application/x-ndjson": {}}}
@@ -90,7 +93,7 @@ async def report_by_suffix(
 @router.get(
     "/jobs/{job_id}/pareto",
     response_model=Pareto,
-    responses={200: {"content": {"image/svg+xml": {}}}},
+    responses=_COMPARED,
     summary="The models of a sweep compared, in the form the Accept header asks for",
 )
 async def negotiated_pareto(
@@ -100,26 +103,27 @@ async def negotiated_pareto(
     principal: Principal,
     epsilon: Annotated[str | None, Query(description=_EPSILON, max_length=100)] = None,
 ) -> Response:
-    """Clean over certified accuracy, each point with its model and report: JSON unless SVG is
-    preferred. 409 while there are no reports, 404 where the job is no sweep."""
-    form = negotiate(request.headers.get("accept", ""), ("json", "svg"))
+    """Clean over certified accuracy, each point with its model and report: JSON unless SVG or
+    HTML, a page that can be printed and mailed, is preferred. 409 while there are no reports, 404
+    where the job is no sweep."""
+    form = negotiate(request.headers.get("accept", ""), ("json", "html", "svg"))
     return await to_thread.run_sync(lambda: _pareto(services, job_id, form, epsilon, principal))
 
 
 @router.get(
     "/jobs/{job_id}/pareto.{form}",
     response_model=Pareto,
-    responses={200: {"content": {"image/svg+xml": {}}}},
+    responses=_COMPARED,
     summary="The models of a sweep compared, in the form of the suffix",
 )
 async def pareto_by_suffix(
     job_id: str,
-    form: Literal["json", "svg"],
+    form: Literal["json", "html", "svg"],
     services: UsesServices,
     principal: Principal,
     epsilon: Annotated[str | None, Query(description=_EPSILON, max_length=100)] = None,
 ) -> Response:
-    """pareto.json or pareto.svg."""
+    """pareto.json, pareto.html or pareto.svg."""
     return await to_thread.run_sync(lambda: _pareto(services, job_id, form, epsilon, principal))
 
 
@@ -279,6 +283,9 @@ def _report(services: Services, job_id: str, form: Form, caller: Caller) -> Resp
 def _pareto(
     services: Services, job_id: str, form: Form, epsilon: str | None, caller: Caller
 ) -> Response:
+    if form == "html":
+        page = reports.render_sweep_html(services.results.sweep(job_id, epsilon, caller))
+        return Response(page, media_type="text/html", headers=DOCUMENT_HEADERS)
     found = services.results.pareto(job_id, epsilon, caller).model_dump(mode="json")
     if form == "json":
         return JSONResponse(found, headers=DOCUMENT_HEADERS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import Collection
 from typing import Any
 
 from anyio import to_thread
@@ -16,12 +14,11 @@ from fastapi.responses import StreamingResponse
 from service.access.keys import Caller
 from service.api.auth import Principal, Watchman
 from service.api.services import Services, UsesServices
+from service.console.broadcast import Snapshot, UsesBroadcast, streamed
 from service.console.pages.jobs import row
 from service.console.rendering import fragment, need_html, page
-from service.console.shared import Shared, UsesShared
 from service.console.views.certificate import certificate
 from service.console.views.figures import history_charts, thinned
-from service.console.views.streams import STREAM_HEADERS, event
 from service.contract.ids import place_of
 from service.contract.ledger.ledger import JobState
 from service.contract.schemas.problems import NotFound
@@ -33,10 +30,8 @@ __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False)
 
-#: Seconds between two looks at a training's curve while nothing else is new.
+#: Seconds between two looks at a training's curve, and at a job whose events Redis may have lost.
 _LOOK_S = 2.0
-#: The shortest time between two versions of what is shown.
-_PAUSE_S = 0.5
 
 
 @router.get("/jobs/{job_id}/view")
@@ -54,13 +49,14 @@ async def job_page_events(
     job_id: str,
     request: Request,
     services: UsesServices,
-    shared: UsesShared,
+    broadcast: UsesBroadcast,
     principal: Principal,
 ) -> StreamingResponse:
     """``progress`` and ``curve`` of a running job as parts of its page, then ``ended``."""
     state = await to_thread.run_sync(services.jobs.visible, job_id, principal)
-    lines = _events(services, shared, state, Watchman(request, services))
-    return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM_HEADERS)
+    services.events.check_room()
+    texts = broadcast.follow(services.events, ("job", job_id), lambda: _Running(services, state))
+    return streamed(texts, Watchman(request, services))
 
 
 def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
@@ -128,32 +124,27 @@ def _training(services: Services, state: JobState) -> dict[str, Any]:
     }
 
 
-async def _events(
-    services: Services, shared: Shared, state: JobState, watchman: Watchman
-) -> AsyncIterator[str]:
-    job_id, epochs, looked = state.submission.id, -1, time.monotonic()
-    trains, since = state.submission.training is not None, time.monotonic()
-    async with aclosing(services.events.changes([job_id], pause_s=_LOOK_S)) as changes:
-        async for changed in changes:
-            if not await watchman.lets_in():
-                return
-            # Now and then without an event too: Redis may have lost some.
-            html = await shared.get(
-                ("progress", job_id), lambda: _progress(services, job_id), since=since
-            )
-            if html is None:
-                yield event("ended", "")
-                return
-            yield event("progress", html) if changed else ": keep-alive\n\n"
-            if trains and time.monotonic() - looked >= _LOOK_S:
-                looked = time.monotonic()
-                count, curve = await shared.get(
-                    ("curve", job_id), lambda: _curve(services, state), kept_s=_LOOK_S
-                )
-                if count != epochs:
-                    epochs = count
-                    yield event("curve", curve)
-            await asyncio.sleep(_PAUSE_S)
+class _Running:
+    """The parts of a running job's page that change."""
+
+    look_s = _LOOK_S
+
+    def __init__(self, services: Services, state: JobState) -> None:
+        self._services, self._state = services, state
+        self._looked = -_LOOK_S
+        self._curve: dict[str, str] = {}
+        self.jobs: Collection[str] = [state.submission.id]
+
+    def look(self, changed: Collection[str] | None) -> Snapshot:
+        html = _progress(self._services, self._state.submission.id)
+        if html is None:
+            return Snapshot({"ended": ""}, ended=True)
+        trains = self._state.submission.training is not None
+        if trains and time.monotonic() - self._looked >= _LOOK_S:
+            self._looked = time.monotonic()
+            context = _training(self._services, self._state)
+            self._curve = {"curve": fragment("job_curve.html", context)}
+        return Snapshot({"progress": html, **self._curve})
 
 
 def _progress(services: Services, job_id: str) -> str | None:
@@ -165,9 +156,3 @@ def _progress(services: Services, job_id: str) -> str | None:
     if state.status in TERMINAL:
         return None
     return fragment("job_progress.html", {"job": row(state)})
-
-
-def _curve(services: Services, state: JobState) -> tuple[int, str]:
-    """How many epochs a training's curve has, and the curve as a part of its page."""
-    context = _training(services, state)
-    return len(context["history"]), fragment("job_curve.html", context)

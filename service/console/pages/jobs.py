@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import math
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from markupsafe import Markup
 
 from service.access.keys import Caller
 from service.api.auth import Principal, Watchman
 from service.api.services import Services, UsesServices
+from service.console.broadcast import Snapshot, UsesBroadcast, event, streamed
 from service.console.rendering import PAGE_HEADERS, accepts_html, fragment, page
-from service.console.shared import Shared, UsesShared
 from service.console.views.blanks import blank_is_none
-from service.console.views.streams import STREAM_HEADERS, event
 from service.console.views.wording import count_text, title_of
 from service.contract.ledger.ledger import JobState
-from service.contract.schemas.problems import NotFound
 from service.contract.schemas.submissions import TERMINAL, JobKind, JobStatus
 from service.contract.times import now, seconds
 from service.jobs.bulk import APPLIES_TO, BulkAction, BulkFilter, statuses_for
@@ -38,9 +32,8 @@ __all__ = ["router"]
 router = APIRouter(include_in_schema=False)
 
 _ROWS = 50
-#: Seconds between two looks for new jobs, and the shortest time between two versions of a row.
+#: Seconds between two looks for new jobs.
 _LOOK_S = 3.0
-_PAUSE_S = 0.5
 _JUST_ENDED_S = 60.0
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 
@@ -88,7 +81,7 @@ async def jobs_page(
 async def job_list_events(
     request: Request,
     services: UsesServices,
-    shared: UsesShared,
+    broadcast: UsesBroadcast,
     principal: Principal,
     kind: _Kind = None,
     status: _Statuses = None,
@@ -99,9 +92,14 @@ async def job_list_events(
     the counts and the actions that go with it (``count-STATE``, ``bulk``). ``have``: the mark of
     the list that the page shows."""
     chosen = _Chosen(kind, status or (), cursor)
-    watchman = Watchman(request, services)
-    lines = _row_events(services, shared, principal, chosen, have, watchman)
-    return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM_HEADERS)
+    services.events.check_room()
+    texts = broadcast.follow(
+        services.events,
+        ("jobs", principal, chosen.query, chosen.cursor),
+        lambda: _Listed(services, principal, chosen),
+        mark=have,
+    )
+    return streamed(texts, Watchman(request, services), greeting=event("hello", "").encode())
 
 
 @router.get("/console/jobs/confirm")
@@ -180,80 +178,44 @@ def _list_context(chosen: _Chosen, listing: _Listing) -> dict[str, Any]:
     }
 
 
-async def _row_events(
-    services: Services,
-    shared: Shared,
-    caller: Caller,
-    chosen: _Chosen,
-    have: str | None,
-    watchman: Watchman,
-) -> AsyncIterator[str]:
-    """Everything comes with the events: a browser that asked for the list anew each time would
-    cost, times the number of viewers, what the list costs."""
-    address = (caller, chosen.query, chosen.cursor)
+class _Listed:
+    """A page of the list. Everything comes with the events: a browser that asked for the list anew
+    each time would cost, times the number of viewers, what the list costs."""
 
-    async def look(since: float) -> _Listing:
-        make = partial(_listing, services, caller, chosen)
-        return await shared.get(("list", *address), make, kept_s=_LOOK_S, since=since)
+    look_s = _LOOK_S
 
-    yield event("hello", "")
-    # What is made after this is no older than the page. Viewers who come at the same time wait for
-    # each other, and share one look.
-    since = time.monotonic()
-    await asyncio.sleep(_PAUSE_S)
-    listing = await look(since)
-    known = listing.mark if have is None else have
-    #: Rows as this viewer has them, where that is known.
-    shown: dict[str, str] = {}
-    while True:
-        if listing.mark != known:
-            make_parts = partial(_parts, chosen, listing)
-            key = ("parts", *address, listing.mark, listing.made)
-            parts = await shared.get(key, make_parts, kept_s=_LOOK_S)
-            known, shown = listing.mark, dict(parts.rows)
-            yield parts.events
+    def __init__(self, services: Services, caller: Caller, chosen: _Chosen) -> None:
+        self._services, self._caller, self._chosen = services, caller, chosen
+        self._shown = Snapshot({})
+        self.jobs: Collection[str] = ()
+
+    def look(self, changed: Collection[str] | None) -> Snapshot:
+        before = self._shown
+        if changed is not None:
+            rows = _rows(self._services, [job_id for job_id in self.jobs if job_id in changed])
+            parts = {**before.parts, **rows}
+            self._shown = Snapshot(parts, before.frame, before.framed, before.mark)
+            return self._shown
+        listing = _listing(self._services, self._caller, self._chosen)
+        context = _list_context(self._chosen, listing)
+        rows = {f"job-{job_id}": html for job_id, html in context["rows"].items()}
         # Also what has just ended: it may be shown as it was before.
-        active = [state.submission.id for state in listing.states if _may_change(state)]
-        looked, since = time.monotonic(), math.inf
-        async with aclosing(services.events.changes(active, pause_s=_LOOK_S)) as changes:
-            async for changed in changes:
-                rows: dict[str, str | None] = {}
-                if since == math.inf:
-                    # The first time all of them are named: one look for all rows and viewers.
-                    since = time.monotonic()
-                    await asyncio.sleep(_PAUSE_S)
-                    make_rows = partial(_rows, services, active)
-                    rows = await shared.get(("rows", *active), make_rows, since=since)
-                if not await watchman.lets_in():
-                    return
-                for job_id in sorted(changed):
-                    row_html = rows.get(job_id)
-                    if row_html is None:
-                        make_row = partial(_row, services, job_id)
-                        row_html = await shared.get(("row", job_id), make_row, since=since)
-                    if row_html is not None and row_html != shown.get(job_id):
-                        shown[job_id] = row_html
-                        yield event(f"job-{job_id}", row_html)
-                if time.monotonic() - looked < _LOOK_S:
-                    await asyncio.sleep(_PAUSE_S)
-                    continue
-                looked = time.monotonic()
-                listing = await look(-math.inf)
-                if listing.mark != known:
-                    break
-                yield ": keep-alive\n\n"
-            else:
-                return  # the service stops
+        self.jobs = [state.submission.id for state in listing.states if _may_change(state)]
+        parts = {f"job-{job_id}": rows[f"job-{job_id}"] for job_id in self.jobs}
+        if listing.mark == before.mark:
+            self._shown = Snapshot(parts, before.frame, before.framed, before.mark)
+        else:
+            self._shown = Snapshot(parts, _frame(context), rows, listing.mark)
+        return self._shown
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """The jobs of a page of the list, and how many there are in each state; ``made``: when."""
+    """The jobs of a page of the list, and how many there are in each state."""
 
     states: Sequence[JobState]
     following: str | None
     counts: Mapping[str, int]
-    made: float
 
     @cached_property
     def mark(self) -> str:
@@ -262,25 +224,16 @@ class _Listing:
         return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """A list as its page has it: its rows, and as events the parts that change with it."""
-
-    rows: dict[str, str]
-    events: str
-
-
 def _listing(services: Services, caller: Caller, chosen: _Chosen) -> _Listing:
     states, following = _page(services, caller, chosen)
     counts = _counts(services, caller, chosen.kind)
-    return _Listing(states, following, counts, time.monotonic())
+    return _Listing(states, following, counts)
 
 
-def _parts(chosen: _Chosen, listing: _Listing) -> _Parts:
-    context = _list_context(chosen, listing)
-    counts = [(f"count-{name}", count_text(context["counts"][name])) for name in STATUSES]
-    parts = [(name, fragment(f"jobs_{name}.html", context)) for name in ("bulk", "list")]
-    return _Parts(context["rows"], "".join(event(*part) for part in (*counts, *parts)))
+def _frame(context: dict[str, Any]) -> dict[str, str]:
+    """What changes where other jobs belong into the list."""
+    counts = {f"count-{name}": count_text(context["counts"][name]) for name in STATUSES}
+    return counts | {name: fragment(f"jobs_{name}.html", context) for name in ("bulk", "list")}
 
 
 def _may_change(state: JobState) -> bool:
@@ -289,18 +242,9 @@ def _may_change(state: JobState) -> bool:
     return now() - seconds(state.finished_at) < _JUST_ENDED_S
 
 
-def _rows(services: Services, job_ids: Sequence[str]) -> dict[str, str | None]:
-    """The rows of those of the jobs that the ledger knows."""
+def _rows(services: Services, job_ids: Collection[str]) -> dict[str, str]:
+    """The rows of those of the jobs that the ledger knows, as parts of the page."""
     return {
-        state.submission.id: fragment("jobs_row.html", {"row": row(state)})
-        for state in services.ledger.index.get_many(job_ids)
+        f"job-{state.submission.id}": fragment("jobs_row.html", {"row": row(state)})
+        for state in services.ledger.index.get_many([*job_ids])
     }
-
-
-def _row(services: Services, job_id: str) -> str | None:
-    """The row of a job as it is now; None where it was deleted."""
-    try:
-        state = services.jobs.state(job_id)
-    except NotFound:
-        return None  # the next look at the list tells
-    return fragment("jobs_row.html", {"row": row(state)})

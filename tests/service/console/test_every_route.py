@@ -126,7 +126,7 @@ class Ann:
         if "training" in path:
             ids["job_id"] = self.training
         for asked in RULES[route].asks:
-            forms = ("json", "svg") if "pareto" in path else ("json", "html", "csv", "svg")
+            forms = ("json", "html", "svg") if "pareto" in path else ("json", "html", "csv", "svg")
             for form in forms if "{form}" in path else ("",):
                 yield (path + asked).format(**{**ids, "form": form})
         if path == "/jobs/{job_id}/view":

@@ -12,7 +12,7 @@ from markupsafe import escape
 
 from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
-from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource
+from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource, Spec
 from service.contract.storage.store import Store
 from service.contract.sweeps import runs_of
 from service.reports.plain_text import plain
@@ -39,8 +39,9 @@ def swept(
             "sweep": {"name": name, "values": [name, 0.5, f"{name} that ends badly"]},
         }  # fmt: skip
         data = DatasetSource(kind="npz", name=name, id="sha256:" + "b" * 64)
+        spec = Spec.model_validate({"norm": "l2", "epsilons": ["36/255", "1/2"]}).normal()
         job = make_submission(
-            kind="train", training=plan, training_dataset=data, model=None, dataset=data
+            kind="train", training=plan, training_dataset=data, model=None, dataset=data, spec=spec
         )
         model = ModelSource(digest="sha256:" + "a" * 64, format="onnx", name=name, size=3)
         *good, bad = runs_of(job)
@@ -94,11 +95,32 @@ def test_names_of_a_sweep_are_text_on_its_page_in_its_chart_and_in_its_reports(
     assert f"{plain(name)} = {plain(name)}" in told
     assert not set(TURNING) & set(told)
     assert api.get(f"/jobs/{job.id}/pareto.json").json()["points"][0]["value"] == name
-    report = api.get(f"/jobs/{job.id}.0/report.html")
-    assert report.status_code == 200
-    assert "<script" not in report.text
-    assert not set(TURNING) & set(report.text)
-    assert str(escape(plain(name))) in report.text
+    for address in (f"/jobs/{job.id}.0/report.html", f"/jobs/{job.id}/pareto.html"):
+        report = api.get(address)
+        assert report.status_code == 200
+        assert report.headers["content-security-policy"].endswith("sandbox")
+        assert "<script" not in report.text
+        assert not set(TURNING) & set(report.text)
+        assert str(escape(plain(name))) in report.text
+
+
+def test_the_report_of_a_sweep_has_all_of_its_models(
+    api: httpx.Client, swept: Callable[[str], JobSubmission]
+) -> None:
+    job = swept("alpha")
+    shown = api.get(f"/jobs/{job.id}/view", headers=PAGE).text
+    assert f'href="/jobs/{job.id}/pareto.html"' in shown
+    report = api.get(f"/jobs/{job.id}/pareto", headers=PAGE)
+    assert report.headers["content-type"].startswith("text/html")
+    for told in (
+        "alpha = 0.5", f"{job.id}.0", f"{job.id}.1", f"{job.id}.2", "training_diverged",
+        "sha256:0" + "a" * 63, "sha256:1" + "a" * 63, "90.0 %", "80.0 %", "10.0 %", "20.0 %",
+        "certified at ε = 0.5", "0.0 – 40.0 %", "60.0 %", "seed",
+    ):  # fmt: skip
+        assert told in report.text, told
+    other = api.get(f"/jobs/{job.id}/pareto.html", params={"epsilon": "36/255"}).text
+    assert "certified at ε = 36/255" in other
+    assert api.get(f"/jobs/{job.id}/pareto.html", params={"epsilon": "7"}).status_code == 422
 
 
 def test_what_can_be_compared_of_a_sweep_are_its_models(

@@ -20,6 +20,7 @@ from models.onnx.graph import (
     Translation,
     Value,
 )
+from models.onnx.operators.layout.elsewhere import moved_transpose, moved_unsqueeze
 
 __all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "transpose", "unsqueeze"]
 
@@ -57,11 +58,17 @@ def _view(operation: Operation, translation: Translation, shape: Shape) -> Activ
 
 def expand(operation: Operation, translation: Translation) -> Activation:
     """Expand: axes of size 1 repeated; the batch stays what it is."""
-    x, sizes = operation.activation(), operation.integers(1)
-    if sizes is None or len(sizes) > x.rank or any(size < 1 for size in sizes):
+    x, target = operation.activation(), operation.input(1)
+    if not isinstance(target, Constant) or target.value.dtype.kind != "i":
+        operation.refuse("the sizes must be a constant or computed from shapes")
+    sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
+    if len(sizes) > x.rank or any(size < 1 for size in sizes):
         operation.refuse(f"only positive sizes of at most {x.rank} axes are supported")
+    same = len(sizes) == x.rank and (sizes[0], others[0]) == translation.batch
+    if target.computed or sizes[same:] != others[same:]:
+        operation.refuse_batch("the sizes depend on the batch size")
     sizes = [1] * (x.rank - len(sizes)) + sizes
-    if sizes[0] != 1:
+    if sizes[0] != 1 and not same:
         operation.refuse_batch("it repeats the batch")
     pairs = list(zip(x.shape, sizes[1:], strict=True))
     if any(size != new and 1 not in (size, new) for size, new in pairs):
@@ -159,7 +166,8 @@ def squeeze(operation: Operation, translation: Translation) -> Activation:
     given = operation.integers(1) if operation.opset >= 13 else operation.attributes.get("axes")
     if given is None and x.batched and not _one_row(translation):
         operation.refuse_batch(
-            "without axes it removes a batch axis of size 1", hint="name the axes to squeeze"
+            "without axes it removes a batch axis of size 1",
+            hint="name the axes to squeeze (torch: flatten(1) in the place of squeeze())",
         )
     sizes = [1, *x.shape]
     if given is None:
@@ -184,7 +192,7 @@ def unsqueeze(operation: Operation, translation: Translation) -> Activation:
     rank = x.rank + len(given or ())
     axes = operation.axes(given or (), rank)
     if 0 in axes:
-        operation.refuse_batch(f"axes {axes} move the batch axis")
+        return moved_unsqueeze(operation, translation, 0)
     old = iter(x.shape)
     shape = (1 if axis in axes else next(old) for axis in range(1, rank))
     return _view(operation, translation, tuple(shape))
@@ -193,19 +201,12 @@ def unsqueeze(operation: Operation, translation: Translation) -> Activation:
 def transpose(operation: Operation, translation: Translation) -> Activation:
     """Transpose: the axes in another order; without ``perm`` turned round."""
     x = operation.activation()
-    if not x.batched:
-        rank = len(x.shape)
-        perm = list(operation.attributes.get("perm", reversed(range(rank))))
-        if sorted(perm) != list(range(rank)):
-            operation.refuse(f"perm {perm} does not fit rank {rank}", code="shape_mismatch")
-        perm = [0, *(axis + 1 for axis in perm)]
-    else:
-        perm = list(operation.attributes.get("perm", reversed(range(x.rank))))
-    if sorted(perm) != list(range(x.rank)):
-        operation.refuse(f"perm {perm} does not fit rank {x.rank}", code="shape_mismatch")
-    if perm[0] != 0:
-        operation.refuse_batch(f"perm {perm} moves the batch axis")
-    axes = [axis - 1 for axis in perm[1:]]
+    if x.batched:
+        return moved_transpose(operation, translation, 0)
+    rank = len(x.shape)
+    axes = list(operation.attributes.get("perm", reversed(range(rank))))
+    if sorted(axes) != list(range(rank)):
+        operation.refuse(f"perm {axes} does not fit rank {rank}", code="shape_mismatch")
     if axes == sorted(axes):
         return x
     return translation.emit(operation, Permute(axes=axes), x)

@@ -140,8 +140,9 @@ def cut(b: Builder, x: str, shape: Shape) -> str:
         starts.append(b.pick([0, 0, -size, -size - 3, 1 % size, -1]))
         ends.append(b.pick([size, size, size + 3, 2**31 - 1, 2**63 - 1, -1 if size > 1 else 1]))
         steps.append(b.pick([1, 1, 2, 3]))
-    if b.chance(ODD):
-        steps[0] = b.pick([-1, -2])
+    if b.chance(0.2):
+        starts[0], ends[0] = b.pick([-1, 2**31 - 1, 0]), b.pick([-(2**63), -(2**31), -9, 0])
+        steps[0] = b.pick([-1, -1, -2])
     axes[0] = maybe_batch(b, axes[0], shape)
     if b.opset < 10:
         return b.node("Slice", [x], starts=starts, ends=ends, axes=axes)

@@ -7,6 +7,7 @@ operators are allowed, and how large their result may be, says ``models.onnx.con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from models.onnx.constant_shapes import inferred_shapes
 from models.onnx.graph import Activation, Constant, Operation, Translation
 from models.onnx.session import failure, open_session
 
-__all__ = ["check_repeated", "evaluate", "read_tensor", "refuse_rows", "shape_of"]
+__all__ = ["check_repeated", "evaluate", "read_tensor", "refuse_rows", "shape_of", "zero_product"]
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 #: Sessions kept for further nodes of the same form.
@@ -118,9 +119,30 @@ def _repeated(
     return Constant(row, row, repeated=True)
 
 
+def zero_product(operation: Operation) -> Constant | None:
+    """The product of zeros with a matrix of finite numbers, which is zeros in any order of sums.
+
+    The state that a recurrent layer begins with. None: another operator, or other numbers.
+    """
+    if operation.op_type != "MatMul":
+        return None
+    zeros, matrix = operation.inputs
+    if not isinstance(zeros, Constant) or not isinstance(matrix, Constant):
+        return None
+    first, second = zeros.value, matrix.value
+    fits = first.ndim > 1 and second.ndim == 2 and first.shape[-1:] == second.shape[:1]
+    floats = first.dtype == second.dtype == np.float32
+    if not (fits and floats) or zeros.depends_on_batch or matrix.depends_on_batch:
+        return None
+    if first.any() or not np.isfinite(second).all() or matrix.repeated:
+        return None
+    result = np.zeros((*first.shape[:-1], second.shape[1]), dtype=np.float32)
+    return Constant(result, result, repeated=zeros.repeated)
+
+
 def refuse_rows(operation: Operation) -> NoReturn:
     """Raise ModelError (batch_dependent): rows of a constant that the batch has would be mixed."""
-    operation.refuse_batch("a constant of it has as many rows as the batch")
+    operation.refuse_batch("a constant of it has as many rows as the batch size")
 
 
 def check_repeated(operation: Operation) -> None:
@@ -129,7 +151,7 @@ def check_repeated(operation: Operation) -> None:
     rows = [v for v in operation.inputs if isinstance(v, Constant) and v.repeated]
     beside = [v for v in operation.inputs if isinstance(v, Activation)]
     alike = all(v.rank == row.value.ndim for row in rows for v in beside)
-    leading = all(v.batched and not v.batch_axis for v in beside)
+    leading = all(v.batched and not v.batch_axis and not v.merged for v in beside)
     if rows and not (operation.op_type in _BESIDE and alike and leading):
         refuse_rows(operation)
 
@@ -155,14 +177,16 @@ def _the_same_for_any_batch(op_type: str, inputs: Sequence[Constant]) -> bool:
 def shape_of(operation: Operation, batch: tuple[int, int]) -> Constant:
     """Shape of an activation: the batch size, where it has a batch axis, and the sample's shape."""
     x = operation.activation()
-    shape, at = x.shape, x.batch_axis
+    shape, at = x.shape[x.merged :], x.batch_axis
+    places = math.prod(x.shape[: x.merged])
     start, end = operation.attributes.get("start", 0), operation.attributes.get("end")
     if not operation.batched:
         return Constant.of(np.array(shape, dtype=np.int64)[start:end])
     first, second = (
-        np.array([*shape[:at], size, *shape[at:]], dtype=np.int64)[start:end] for size in batch
+        np.array([*shape[:at], places * size, *shape[at:]], dtype=np.int64)[start:end]
+        for size in batch
     )
-    return Constant(first, second)
+    return Constant(first, second, x.merged > 0 and not np.array_equal(first, second))
 
 
 def _run(operation: Operation, translation: Translation, arrays: Arrays) -> list[Array]:

@@ -73,8 +73,10 @@ def _own(value: Value) -> tuple[int, list[int | None]]:
     if isinstance(value, Activation) and not value.batched:
         return TensorProto.FLOAT, [*value.shape]
     if isinstance(value, Activation | Squares):
-        own: list[int | None] = [*value.shape]
-        own.insert(value.batch_axis if isinstance(value, Activation) else 0, None)
+        if isinstance(value, Squares):
+            return TensorProto.FLOAT, [None, *value.shape]
+        own: list[int | None] = [*value.shape[value.merged :]]
+        own.insert(value.batch_axis, None)
         return TensorProto.FLOAT, own
     if isinstance(value, Comparison):
         return TensorProto.BOOL, [None, *value.of.shape]

@@ -40,13 +40,15 @@ class Activation:
     batched: whether it has a batch axis in the file, which is then [batch, *shape]. A value without
     one is of shape ``shape`` there; a batch of one row is thought before it, and axes are counted
     as if it were there (``Operation.axis``). batch_axis: where the file has the batch axis, if it
-    has one; 0 nearly everywhere (``operators.layout.elsewhere``).
+    has one; 0 nearly everywhere (``operators.layout.elsewhere``). merged: how many axes of the
+    sample are one with the batch axis there (``operators.layout.merged``).
     """
 
     name: str
     shape: Shape
     batched: bool = True
     batch_axis: int = 0
+    merged: int = 0
 
     @property
     def rank(self) -> int:

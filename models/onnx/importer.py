@@ -12,13 +12,18 @@ from models.errors import ModelError
 from models.layers.kinds import Layer, Reshape, Shape
 from models.network import INPUT, Network
 from models.onnx.constant_rules import CONSTANT_OPERATORS
-from models.onnx.constants import check_repeated, evaluate, read_tensor, shape_of
+from models.onnx.constants import (
+    check_repeated,
+    evaluate,
+    read_tensor,
+    shape_of,
+    zero_product,
+)
 from models.onnx.declarations import refuse_contradictions
 from models.onnx.forms.endings import refuse_joined_rows, refuse_other_axes
 from models.onnx.forms.plain import Asked, PlainForm, plain_form
 from models.onnx.forms.signature import InputSignature, signatures
 from models.onnx.graph import (
-    FIXED_BATCH,
     SYMBOLIC_BATCH,
     Activation,
     Comparison,
@@ -31,6 +36,7 @@ from models.onnx.graph import (
 from models.onnx.operators.curved.choices import JUMPS, where
 from models.onnx.operators.euclidean import SQUARE_OPERATORS
 from models.onnx.operators.layout.elsewhere import MOVED, with_leading_batch
+from models.onnx.operators.layout.merged import MERGED, with_rows_apart
 from models.onnx.operators.registry import OPERATORS, UNBATCHED
 from models.onnx.operators.supported import (
     ADVICE,
@@ -181,11 +187,11 @@ def _as_network(
             f"the output {output!r} is not computed from the input by any layer",
             code="invalid_network",
         )
-    if logits.batch_axis and translation.batch != FIXED_BATCH:
+    if logits.batch_axis or logits.merged:
         raise ModelError(
-            f"axis {logits.batch_axis} of the output {output!r} is the batch: it must be axis 0",
+            f"the first axis of the output {output!r} is not the batch axis",
             code="batch_dependent",
-            hint="transpose the output, so that it is [batch, classes]",
+            hint="transpose or reshape the output, so that it is [batch, classes]",
         )
     for node in form.nodes:
         refuse_other_axes(
@@ -239,6 +245,9 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in CONSTANT_OPERATORS:
             return evaluate(operation, translation)
+        zeros = zero_product(operation)
+        if zeros is not None:
+            return [zeros]
         operation.refuse(
             "this operator is not supported on constants alone",
             hint="compute the weights before the export (torch: remove_parametrizations, "
@@ -253,13 +262,17 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
     if not operation.batched:
         return _without_batch_axis(operation, translation)
     translator = OPERATORS.get(operation.op_type)
-    if any(isinstance(value, Activation) and value.batch_axis for value in operation.inputs):
-        if translator is None or operation.op_type not in MOVED:
-            operation.refuse_batch(
-                "the batch axis of its input is not the first one",
-                hint="bring the batch axis back to the front before this operator",
-            )
-        return with_leading_batch(operation, translation, translator)
+    for moved, table, translate in (
+        ("batch_axis", MOVED, with_leading_batch),
+        ("merged", MERGED, with_rows_apart),
+    ):
+        if any(isinstance(v, Activation) and getattr(v, moved) for v in operation.inputs):
+            if translator is None or operation.op_type not in table:
+                operation.refuse_batch(
+                    "the first axis of its input is not the batch axis",
+                    hint="bring the input into the form [batch, ...] before this operator",
+                )
+            return translate(operation, translation, translator)
     if translator is None:
         operation.refuse(
             "this operator is supported on constants or sums of squares only",

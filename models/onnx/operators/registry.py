@@ -61,7 +61,15 @@ from models.onnx.operators.joins import (
 from models.onnx.operators.layout.selection import gather_nd
 from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
-from models.onnx.operators.views import expand, flatten, reshape, squeeze, transpose, unsqueeze
+from models.onnx.operators.views import (
+    expand,
+    flatten,
+    reshape,
+    squeeze,
+    tile,
+    transpose,
+    unsqueeze,
+)
 from models.onnx.operators.windows import (
     average_pool,
     global_average_pool,
@@ -194,6 +202,7 @@ OPERATORS: dict[str, Translator] = {
     "Sum": sum_of,
     "Swish": swish,
     "Tanh": tanh,
+    "Tile": tile,
     "TopK": top_k,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto
+from onnx import GraphProto, defs
 
 from models.errors import ModelError
 from models.onnx.constant_rules import CONSTANT_OPERATORS
@@ -20,10 +20,17 @@ SUPPORTED_OPERATORS = tuple(sorted({*FINAL_OPERATORS}.union(*_TABLES)))
 _QUANTISED = "this is a quantised network: send the float32 one that it was made from"
 _STEP = "what rounds or jumps has no bound: leave it out of the network, or out of the export"
 _WAVE = "there are no bounds for waves: compute such features outside the model, and send them"
-_RECURRENT = "recurrent layers and control flow are not certified: unroll them before the export"
+_RECURRENT = (
+    "recurrent layers and control flow are not certified: unroll them before the export (Keras "
+    "with torch's backend does so by itself: KERAS_BACKEND=torch, model.export)"
+)
 _STEEP = (
     "there are no bounds for exponentials, logarithms, roots and quotients inside a network: "
     "Softplus, Sigmoid, Tanh, Elu and their kin are taken, squares and lengths too"
+)
+_NO_OPERATOR = (
+    "ONNX has no operator of this name: the exporter left it as it was, and nothing runs the file "
+    "(Keras: model.export with KERAS_BACKEND=torch writes other operators)"
 )
 #: What to do about operators that are not supported.
 ADVICE = {
@@ -58,7 +65,10 @@ def refuse_unknown_operators(graph: GraphProto) -> None:
     if len(unknown) > len(named):
         named.append(f"{len(unknown) - len(named)} more")
     many = len(named) > 1
-    advice = dict.fromkeys(ADVICE[kind] for kind in unknown if kind in ADVICE)
+    advice = dict.fromkeys(
+        ADVICE.get(kind) or (_NO_OPERATOR if not defs.has(kind) else "") for kind in unknown
+    )
+    advice.pop("", None)
     hint = "; ".join([*advice, "supported operators: " + ", ".join(SUPPORTED_OPERATORS)])
     if all(kind in FINAL_OPERATORS for kind in unknown):
         hint = "export the logits, before any softmax"

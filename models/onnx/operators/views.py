@@ -8,6 +8,7 @@ batch of one row is squeezed away. It is held as one row with a batch axis thoug
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from models.layers.kinds import Permute, Reshape, Shape
 from models.layers.shapes import Expand
@@ -21,8 +22,9 @@ from models.onnx.graph import (
     Value,
 )
 from models.onnx.operators.layout.elsewhere import moved_transpose, moved_unsqueeze
+from models.onnx.operators.layout.merged import merged_by
 
-__all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "transpose", "unsqueeze"]
+__all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "tile", "transpose", "unsqueeze"]
 
 
 def settled(operation: Operation, translation: Translation, value: Value) -> Activation:
@@ -75,6 +77,26 @@ def expand(operation: Operation, translation: Translation) -> Activation:
         operation.refuse(f"shapes {x.shape} and {sizes[1:]} do not fit", code="shape_mismatch")
     shape = tuple(max(size, new) for size, new in pairs)
     return x if shape == x.shape else translation.emit(operation, Expand(shape=shape), x)
+
+
+def tile(operation: Operation, translation: Translation) -> Activation:
+    """Tile: axes repeated as a whole; never the batch."""
+    x, repeats = operation.activation(), operation.integers(1)
+    if repeats is None or len(repeats) != x.rank or any(count < 1 for count in repeats):
+        operation.refuse(f"repeats {repeats} do not fit rank {x.rank}", code="shape_mismatch")
+    if repeats[0] != 1:
+        operation.refuse_batch("it repeats the batch")
+    for axis, count in enumerate(repeats[1:]):
+        if count == 1:
+            continue
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        if size > 1:
+            x = translation.emit(operation, Reshape(shape=(*before, 1, size, *after)), x)
+            x = translation.emit(operation, Expand(shape=(*before, count, size, *after)), x)
+            x = translation.emit(operation, Reshape(shape=(*before, count * size, *after)), x)
+        else:
+            x = translation.emit(operation, Expand(shape=(*before, count, *after)), x)
+    return x
 
 
 def flatten(operation: Operation, translation: Translation) -> Activation:
@@ -137,6 +159,10 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
         shape = _resolved(operation, target, (1, *x.shape))
         return _unbatched(operation, translation, shape)
     kept = copied or is_batch or one or sizes[0] == others[0] == -1
+    apart = symbolic and others[0] == -1 and math.prod(rest) != total
+    merged = merged_by(x, sizes) if apart else 0
+    if merged:
+        return replace(x, merged=merged)
     if not kept or any(size < 1 for size in rest) or math.prod(rest) != total:
         reason = f"cannot view [batch, {', '.join(map(str, x.shape))}] as {sizes}"
         if copied or is_batch or (one and math.prod(rest) % total):

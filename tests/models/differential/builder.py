@@ -102,7 +102,7 @@ class Builder:
             forms += ["fill", "fill"] if self.opset >= 9 else []
             forms += ["expand", "expand"] if self.opset >= 8 else []
         if array.dtype == np.int64 and self.opset >= 11:
-            forms += ["where", "where", "remainder"]
+            forms += ["where"] * 4 + ["remainder"] * 3
         if array.dtype == np.int64 and array.shape == (1,):
             forms += ["product", "product", "product", "shape"]
         small = array.dtype == np.int64 and bool((array < 2**40).all() and (array > -(2**40)).all())

@@ -144,6 +144,63 @@ def test_the_batch_axis_may_wander(data: st.DataObject) -> None:
     assert_agrees(flattened(nodes, (3, 4, 2), constants, opset=opset), samples=3)
 
 
+def test_rows_and_places_on_one_axis_for_a_while() -> None:
+    """Dense on [batch, 3, 2, 4] as TensorFlow's Tensordot is written, twice in a row."""
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "free"], ["kept"], axis=0),
+        node("Concat", ["kept", "five"], ["wanted"], axis=0),
+        node("Reshape", ["x", "rows of 4"], ["r"]),
+        node("MatMul", ["r", "w"], ["m"]),
+        node("Add", ["m", "bias"], ["b"]),
+        node("Relu", ["b"], ["a"]),
+        node("Mul", ["a", "b"], ["p"]),
+        node("Reshape", ["p", "wanted"], ["y"]),
+    ]
+    constants = {
+        "free": ints(0, 1, 2),
+        "five": ints(5),
+        "rows of 4": ints(-1, 4),
+        "w": normal(0, 4, 5),
+        "bias": normal(1, 1, 5),
+    }
+    assert_agrees(flattened(nodes, (3, 2, 4), constants), samples=3)
+    nodes[-1] = node("Reshape", ["p", "whole"], ["y"])
+    more = {**constants, "whole": ints(-1, 30)}
+    used = {name: value for name, value in more.items() if name not in ("free", "five")}
+    assert_agrees(flattened(nodes[3:], (3, 2, 4), used), samples=3)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [node("Softmax", ["r"], ["y"])],
+        [node("Transpose", ["r"], ["y"], perm=[1, 0])],
+        [node("Add", ["r", "rows"], ["y"])],
+        [node("Add", ["r", "x"], ["y"])],
+        [node("Reshape", ["r", "copied"], ["y"])],
+        [node("Reshape", ["r", "others"], ["y"])],
+        [node("ReduceMean", ["r"], ["y"], axes=[0])],
+        [node("Identity", ["r"], ["y"])],
+    ],
+)
+def test_rows_and_places_that_are_mixed_are_refused(made: list[NodeProto]) -> None:
+    constants = {"rows of 4": ints(-1, 4), "rows": normal(0, 3, 4), "copied": ints(0, 3, 4),
+                 "others": ints(-1, 5)}  # fmt: skip
+    used = {"rows of 4", *(name for row in made for name in row.input)}
+    kept = {name: value for name, value in constants.items() if name in used}
+    merged = node("Reshape", ["x", "rows of 4"], ["r"])
+    found = refused(flattened([merged, *made], (3, 4), kept))
+    assert found.code in ("batch_dependent", "unsupported_operator", "shape_mismatch")
+
+
+@pytest.mark.parametrize("repeats", [(1, 2, 1, 3), (1, 1, 4, 1), (1, 1, 1, 1)])
+def test_axes_repeated_as_a_whole(repeats: tuple[int, ...]) -> None:
+    made = node("Tile", ["x", "r"], ["y"])
+    assert_agrees(flattened([made], (3, 1, 2), {"r": ints(*repeats)}), samples=3)
+    assert refused(flattened([made], (3, 1, 2), {"r": ints(2, 1, 1, 1)})).code == "batch_dependent"
+
+
 def test_rows_that_meet_while_the_batch_is_elsewhere_are_refused() -> None:
     turned = node("Transpose", ["x"], ["t"], perm=[1, 0, 2])
     constants = {"c": normal(0, 3, 2, 4), "w": normal(1, 4, 4), "one": ints(1), "s": ints(-1, 4)}
@@ -161,8 +218,12 @@ def test_rows_that_meet_while_the_batch_is_elsewhere_are_refused() -> None:
         found = refused(flattened([turned, made], (3, 4), used))
         assert found.code in ("batch_dependent", "unsupported_operator"), made
     last = [node("MatMul", ["x", "w"], ["m"]), node("Transpose", ["m"], ["y"], perm=[1, 0])]
-    model = graph_of(last, (4,), {"w": constants["w"]})
-    assert refused(model.SerializeToString()).code == "batch_dependent"
+    for batch in ("N", 1):
+        # With one row too: a Softmax at the end may be over the rows.
+        ends = [*last, node("Softmax", ["y"], ["p"], axis=-1)]
+        for nodes, output in ((last, "y"), (ends, "p")):
+            model = graph_of(nodes, (4,), {"w": constants["w"]}, batch=batch, output=output)
+            assert refused(model.SerializeToString()).code == "batch_dependent"
 
 
 def expanded(target: str, *sizes: int) -> tuple[list[NodeProto], dict[str, Any]]:
@@ -202,6 +263,41 @@ def test_a_constant_of_as_many_rows_as_the_batch_is_one_row() -> None:
     ]
     network = assert_agrees(flattened(zeros, (3, 4)), samples=3)
     assert network.layer(network.nodes[0].name).kind == "relu"
+
+
+def test_a_recurrent_layer_begins_with_zeros_for_each_row() -> None:
+    """Two steps of tanh(x w + h u), h at first zeros of as many rows as the batch."""
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Slice", ["s", "none", "one"], ["batch"]),
+        node("Concat", ["batch", "units"], ["wanted"], axis=0),
+        node("ConstantOfShape", ["wanted"], ["h"]),
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("MatMul", ["t", "w"], ["xw"]),
+    ]
+    state = "h"
+    for step in range(2):
+        nodes += [
+            node("Gather", ["xw", f"k{step}"], [f"x{step}"], axis=0),
+            node("MatMul", [state, "u"], [f"m{step}"]),
+            node("Add", [f"x{step}", f"m{step}"], [f"a{step}"]),
+            node("Tanh", [f"a{step}"], [f"h{step}"]),
+        ]
+        state = f"h{step}"
+    nodes.append(node("Identity", [state], ["y"]))
+    constants = {
+        "none": ints(0),
+        "one": ints(1),
+        "units": ints(5),
+        "w": normal(0, 3, 5),
+        "u": normal(1, 5, 5),
+        "k0": np.array(0, np.int64),
+        "k1": np.array(1, np.int64),
+    }
+    assert_agrees(flattened(nodes, (2, 3), constants), samples=3)
+    constants["u"] = constants["u"] * np.float32(np.inf)
+    with pytest.raises(ModelError):
+        import_onnx_bytes(flattened(nodes, (2, 3), constants))
 
 
 def test_rows_of_such_a_constant_are_not_mixed() -> None:

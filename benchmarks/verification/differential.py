@@ -67,7 +67,7 @@ def report(title: str, outcomes: list[dict[str, Any]]) -> bool:
 def operators_to_cover() -> list[str]:
     """Every supported operator, on activations and on constants alone, as outcomes name them."""
     constants = [f"constant {kind}" for kind in CONSTANT_OPERATORS]
-    only_constants = {"Constant", "ConstantOfShape", "Range", "ReduceProd", "Sqrt"}
+    only_constants = {"Constant", "ConstantOfShape", "Equal", "Mod", "Range", "ReduceProd", "Sqrt"}
     return sorted({*SUPPORTED_OPERATORS} - only_constants) + constants
 
 

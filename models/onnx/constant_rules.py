@@ -45,7 +45,8 @@ class ConstantRule:
 
     elements: how many elements its outputs can have together, at most; raises ValueError or
     ModelError for inputs that must not run at all.
-    moves: it only moves the elements of its first input to where the other inputs say.
+    moves: it only moves the elements of its first input to where the other inputs say; Where those
+    of the other two, by the first.
     """
 
     elements: Callable[[Operation, Arrays], int]
@@ -110,6 +111,28 @@ def _quotient(operation: Operation, arrays: Arrays) -> int:
         if (divisor == 0).any() or (smallest and (divisor == -1).any()):
             raise ValueError("an integer is divided by zero, or the smallest one by -1")
     return _broadcast(operation, arrays)
+
+
+def _remainder(operation: Operation, arrays: Arrays) -> int:
+    if any(array is None or array.dtype.kind != "i" for array in arrays):
+        operation.refuse("only integers are supported", code="unsupported_dtype")
+    return _quotient(operation, arrays)
+
+
+def _compared(operation: Operation, arrays: Arrays) -> int:
+    first, second = _at(arrays, 0), _at(arrays, 1)
+    if first.dtype != second.dtype:
+        raise ValueError(f"{first.dtype} is compared with {second.dtype}")
+    return math.prod(np.broadcast_shapes(first.shape, second.shape))
+
+
+def _chosen(operation: Operation, arrays: Arrays) -> int:
+    condition, first, second = (_at(arrays, index) for index in range(3))
+    if condition.dtype.kind != "b" or first.dtype != second.dtype:
+        raise ValueError("a condition must be boolean, and both values of one type")
+    if first.dtype.kind not in "fi":
+        operation.refuse("element types are not numbers", code="unsupported_dtype")
+    return math.prod(np.broadcast_shapes(condition.shape, first.shape, second.shape))
 
 
 def _constant_of_shape(operation: Operation, arrays: Arrays) -> int:
@@ -231,11 +254,13 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Constant": ConstantRule(_no_inputs),
     "ConstantOfShape": ConstantRule(_constant_of_shape),
     "Div": ConstantRule(_quotient),
+    "Equal": ConstantRule(_compared),
     "Expand": ConstantRule(_expanded, moves=True),
     "Gather": ConstantRule(_gathered, moves=True),
     "Identity": ConstantRule(_as_many, moves=True),
     "Max": ConstantRule(_extreme),
     "Min": ConstantRule(_extreme),
+    "Mod": ConstantRule(_remainder),
     "Mul": ConstantRule(_broadcast),
     "Neg": ConstantRule(_broadcast),
     "Range": ConstantRule(_counted),
@@ -249,4 +274,5 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Sub": ConstantRule(_broadcast),
     "Transpose": ConstantRule(_as_many, moves=True),
     "Unsqueeze": ConstantRule(_unsqueezed, moves=True),
+    "Where": ConstantRule(_chosen, moves=True),
 }

@@ -7,8 +7,9 @@ operators are allowed, and how large their result may be, says ``models.onnx.con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -16,10 +17,10 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from models.errors import ModelError
 from models.onnx.constant_rules import CONSTANT_OPERATORS, DTYPES, Array, Arrays
 from models.onnx.constant_shapes import inferred_shapes
-from models.onnx.graph import Constant, Operation, Translation
+from models.onnx.graph import Activation, Constant, Operation, Translation
 from models.onnx.session import failure, open_session
 
-__all__ = ["evaluate", "read_tensor", "shape_of"]
+__all__ = ["check_repeated", "evaluate", "read_tensor", "refuse_rows", "shape_of", "zero_product"]
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 #: Sessions kept for further nodes of the same form.
@@ -38,8 +39,14 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
     constants = [v for v in operation.inputs if v is None or isinstance(v, Constant)]
     if operation.op_type == "Identity" and constants[0] is not None:
         return [constants[0]]
+    repeated = _repeated(operation, translation, constants)
+    if repeated is not None:
+        return [repeated]
     values = _run(operation, translation, [None if c is None else c.value for c in constants])
     if not any(c is not None and c.depends_on_batch for c in constants):
+        return [Constant.of(value) for value in values]
+    known = [c for c in constants if c is not None]
+    if not any(c.computed for c in known) and _the_same_for_any_batch(operation.op_type, known):
         return [Constant.of(value) for value in values]
     others = _run(operation, translation, [None if c is None else c.other for c in constants])
     return [
@@ -54,6 +61,8 @@ def _moves(
     """Whether the batch size is only moved to another place of the result."""
     if operation.op_type == "Concat":
         steered: Sequence[Constant | None] = ()
+    elif operation.op_type == "Where":
+        steered = constants[:1]
     elif CONSTANT_OPERATORS[operation.op_type].moves and dtype.kind in "fi":
         steered = constants[1:]
     else:
@@ -64,14 +73,120 @@ def _moves(
     )
 
 
+#: Operators that keep rows apart which are alike: on constants, and beside activations.
+_ROW_BY_ROW = ("Add", "Cast", "Div", "Identity", "Max", "Min", "Mul", "Neg", "Sqrt", "Sub")
+_BESIDE = ("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum")
+
+
+def _repeated(
+    operation: Operation, translation: Translation, constants: Sequence[Constant | None]
+) -> Constant | None:
+    """The result of an operator that gives each row of a batch the same numbers, as one row.
+
+    Expand and ConstantOfShape to [batch, ...], and what is computed of that row by row. None:
+    another operator. Rows that something mixes are refused.
+    """
+    arrays = [None if c is None else c.value for c in constants]
+    if any(c is not None and c.repeated for c in constants):
+        if operation.op_type not in _ROW_BY_ROW:
+            refuse_rows(operation)
+        (row,) = _run(operation, translation, arrays)
+        rank = max(c.value.ndim for c in constants if c is not None and c.repeated)
+        if (
+            row.ndim != rank
+            or row.shape[0] != 1
+            or any(c and c.depends_on_batch for c in constants)
+        ):
+            refuse_rows(operation)
+        return Constant(row, row, repeated=True)
+    if operation.op_type not in ("ConstantOfShape", "Expand"):
+        return None
+    target = constants[-1]
+    if target is None or target.computed or target.value.ndim != 1 or not target.value.size:
+        return None
+    (first, *rest), (second, *others) = target.value.tolist(), target.other.tolist()
+    if first == second or (first, second) != translation.batch or rest != others:
+        return None
+    data = constants[0]
+    if operation.op_type == "Expand" and (
+        data is None
+        or data.depends_on_batch
+        or (data.value.ndim > len(rest) and data.value.shape[:1] != (1,))
+    ):
+        return None
+    arrays[-1] = np.array([1, *rest], dtype=target.value.dtype)
+    (row,) = _run(operation, translation, arrays)
+    return Constant(row, row, repeated=True)
+
+
+def zero_product(operation: Operation) -> Constant | None:
+    """The product of zeros with a matrix of finite numbers, which is zeros in any order of sums.
+
+    The state that a recurrent layer begins with. None: another operator, or other numbers.
+    """
+    if operation.op_type != "MatMul":
+        return None
+    zeros, matrix = operation.inputs
+    if not isinstance(zeros, Constant) or not isinstance(matrix, Constant):
+        return None
+    first, second = zeros.value, matrix.value
+    fits = first.ndim > 1 and second.ndim == 2 and first.shape[-1:] == second.shape[:1]
+    floats = first.dtype == second.dtype == np.float32
+    if not (fits and floats) or zeros.depends_on_batch or matrix.depends_on_batch:
+        return None
+    if first.any() or not np.isfinite(second).all() or matrix.repeated:
+        return None
+    result = np.zeros((*first.shape[:-1], second.shape[1]), dtype=np.float32)
+    return Constant(result, result, repeated=zeros.repeated)
+
+
+def refuse_rows(operation: Operation) -> NoReturn:
+    """Raise ModelError (batch_dependent): rows of a constant that the batch has would be mixed."""
+    operation.refuse_batch("a constant of it has as many rows as the batch size")
+
+
+def check_repeated(operation: Operation) -> None:
+    """Raise ModelError (batch_dependent) where a constant with a row for each of the batch meets an
+    activation otherwise than row by row."""
+    rows = [v for v in operation.inputs if isinstance(v, Constant) and v.repeated]
+    beside = [v for v in operation.inputs if isinstance(v, Activation)]
+    alike = all(v.rank == row.value.ndim for row in rows for v in beside)
+    leading = all(v.batched and not v.batch_axis and not v.merged for v in beside)
+    if rows and not (operation.op_type in _BESIDE and alike and leading):
+        refuse_rows(operation)
+
+
+def _the_same_for_any_batch(op_type: str, inputs: Sequence[Constant]) -> bool:
+    """Whether an operator's result does not depend on the batch size, though its inputs mention it.
+
+    A Shape of numbers that are as many for any batch; an Equal in which each batch size meets a
+    number below 1, which no batch size is. So do exporters find the axes that an Expand leaves as
+    they are, written as -1.
+    """
+    if any(c.value.shape != c.other.shape for c in inputs):
+        return False
+    if op_type != "Equal":
+        return op_type == "Shape"
+    for side, fixed in (inputs, inputs[::-1]):
+        low = np.logical_and(fixed.value < 1, fixed.value == fixed.other)
+        if not np.logical_or(side.value == side.other, low).all():
+            return False
+    return True
+
+
 def shape_of(operation: Operation, batch: tuple[int, int]) -> Constant:
     """Shape of an activation: the batch size, where it has a batch axis, and the sample's shape."""
-    shape = operation.activation().shape
+    x = operation.activation()
+    shape, at = x.shape[x.merged :], x.batch_axis
+    places = math.prod(x.shape[: x.merged])
     start, end = operation.attributes.get("start", 0), operation.attributes.get("end")
     if not operation.batched:
         return Constant.of(np.array(shape, dtype=np.int64)[start:end])
-    first, second = (np.array([size, *shape], dtype=np.int64)[start:end] for size in batch)
-    return Constant(first, second)
+    first, second = (
+        np.array([*shape[:at], places * size, *shape[at:]], dtype=np.int64)[start:end]
+        for size in batch
+    )
+    return Constant(first, second, x.merged > 0 and not np.array_equal(first, second))
 
 
 def _run(operation: Operation, translation: Translation, arrays: Arrays) -> list[Array]:

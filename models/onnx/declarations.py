@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from onnx import GraphProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from models.errors import ModelError
-from models.onnx.graph import Activation, Squares, Value
+from models.onnx.graph import Activation, Comparison, Squares, Value
 
 __all__ = ["declared_values", "refuse_contradictions"]
 
@@ -73,7 +73,13 @@ def _own(value: Value) -> tuple[int, list[int | None]]:
     if isinstance(value, Activation) and not value.batched:
         return TensorProto.FLOAT, [*value.shape]
     if isinstance(value, Activation | Squares):
-        return TensorProto.FLOAT, [None, *value.shape]
+        if isinstance(value, Squares):
+            return TensorProto.FLOAT, [None, *value.shape]
+        own: list[int | None] = [*value.shape[value.merged :]]
+        own.insert(value.batch_axis, None)
+        return TensorProto.FLOAT, own
+    if isinstance(value, Comparison):
+        return TensorProto.BOOL, [None, *value.of.shape]
     code = helper.np_dtype_to_tensor_dtype(value.value.dtype)
     sizes = zip(value.value.shape, value.other.shape, strict=False)
     return code, [one if one == other else None for one, other in sizes]

@@ -1,7 +1,7 @@
 """The data of the importer: ONNX values, nodes, and the rows of the network being built.
 
 An ONNX value is either an ``Activation`` (depends on the input; a node of our graph) or a
-``Constant``. The batch axis is axis 0 of every activation and stays there. Shape arithmetic in the
+``Constant``. The batch axis is axis 0 of nearly every activation. Shape arithmetic in the
 file may mention a symbolic batch size: such constants are computed under two batch sizes at once,
 and what differs between the two depends on the batch.
 """
@@ -26,7 +26,7 @@ from models.layers.kinds import AvgPool2d, Conv2d, Layer, Linear, MaxPool2d, Sha
 from models.onnx.attributes import checked_attributes
 from models.onnx.safety import OnnxLimits, node_label
 
-__all__ = ["Activation", "Constant", "Operation", "Squares", "Translation", "Value"]
+__all__ = ["Activation", "Comparison", "Constant", "Operation", "Squares", "Translation", "Value"]
 
 #: Batch sizes used for a symbolic one: two primes, which hardly any layer has both as its sizes.
 SYMBOLIC_BATCH = (99_991, 99_989)
@@ -39,12 +39,16 @@ class Activation:
 
     batched: whether it has a batch axis in the file, which is then [batch, *shape]. A value without
     one is of shape ``shape`` there; a batch of one row is thought before it, and axes are counted
-    as if it were there (``Operation.axis``).
+    as if it were there (``Operation.axis``). batch_axis: where the file has the batch axis, if it
+    has one; 0 nearly everywhere (``operators.layout.elsewhere``). merged: how many axes of the
+    sample are one with the batch axis there (``operators.layout.merged``).
     """
 
     name: str
     shape: Shape
     batched: bool = True
+    batch_axis: int = 0
+    merged: int = 0
 
     @property
     def rank(self) -> int:
@@ -61,12 +65,14 @@ class Constant:
     """An ONNX value known beforehand, under either of two batch sizes.
 
     computed: the batch size was used in a computation, not only moved. Then its value at a third
-    batch size is unknown, even where these two agree (such as min(batch size, 5)).
+    batch size is unknown, even where these two agree (such as min(batch size, 5)). repeated: in the
+    file it has a row for each row of the batch, all of them alike; here it has one.
     """
 
     value: NDArray[Any]
     other: NDArray[Any]
     computed: bool = False
+    repeated: bool = False
 
     @classmethod
     def of(cls, value: NDArray[Any]) -> Constant:
@@ -105,7 +111,16 @@ class Squares:
     plain: Activation | None = field(default=None, compare=False)
 
 
-Value = Activation | Constant | Squares
+@dataclass(frozen=True)
+class Comparison:
+    """Where an activation is above (or below) a number: no layer, until something chooses by it."""
+
+    of: Activation
+    bound: float
+    above: bool
+
+
+Value = Activation | Constant | Squares | Comparison
 
 
 @dataclass(frozen=True)

@@ -8,28 +8,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnx import GraphProto
-
 from models.errors import ModelError
 from models.layers.kinds import Layer, Reshape, Shape
 from models.network import INPUT, Network
 from models.onnx.constant_rules import CONSTANT_OPERATORS
-from models.onnx.constants import evaluate, read_tensor, shape_of
+from models.onnx.constants import (
+    check_repeated,
+    evaluate,
+    read_tensor,
+    shape_of,
+    zero_product,
+)
 from models.onnx.declarations import refuse_contradictions
-from models.onnx.forms.endings import FINAL_OPERATORS, refuse_joined_rows, refuse_other_axes
+from models.onnx.forms.endings import refuse_joined_rows, refuse_other_axes
 from models.onnx.forms.plain import Asked, PlainForm, plain_form
 from models.onnx.forms.signature import InputSignature, signatures
 from models.onnx.graph import (
     SYMBOLIC_BATCH,
     Activation,
+    Comparison,
     Constant,
     Operation,
     Squares,
     Translation,
     Value,
 )
+from models.onnx.operators.curved.choices import JUMPS, where
 from models.onnx.operators.euclidean import SQUARE_OPERATORS
+from models.onnx.operators.layout.elsewhere import MOVED, with_leading_batch
+from models.onnx.operators.layout.merged import MERGED, with_rows_apart
 from models.onnx.operators.registry import OPERATORS, UNBATCHED
+from models.onnx.operators.supported import (
+    ADVICE,
+    SUPPORTED_OPERATORS,
+    refuse_unknown_operators,
+)
 from models.onnx.operators.views import settled
 from models.onnx.safety import OnnxLimits
 
@@ -42,29 +55,6 @@ __all__ = [
     "read_onnx_bytes",
     "refuse_unknown_operators",
 ]
-
-#: Who translates what, beside the very last operator.
-_TABLES = (OPERATORS, SQUARE_OPERATORS, CONSTANT_OPERATORS)
-#: Names of the operators that an uploaded graph may hold.
-SUPPORTED_OPERATORS = tuple(sorted({*FINAL_OPERATORS}.union(*_TABLES)))
-_QUANTISED = "this is a quantised network: send the float32 one that it was made from"
-_STEP = "what rounds or jumps has no bound: leave it out of the network, or out of the export"
-_WAVE = "there are no bounds for waves: compute such features outside the model, and send them"
-_RECURRENT = "recurrent layers and control flow are not certified: unroll them before the export"
-#: What to do about operators that are not supported.
-ADVICE = {
-    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Sign"), _STEP),
-    **dict.fromkeys(("Cos", "Sin", "Tan"), _WAVE),
-    **dict.fromkeys(("GRU", "If", "LSTM", "Loop", "RNN", "Scan"), _RECURRENT),
-    **dict.fromkeys(
-        ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED
-    ),
-    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QuantizeLinear"), _QUANTISED),
-    "LRN": "there are no bounds for local response normalisation: train without it, or with batch "
-    "normalisation, which is taken",
-}
-#: How many kinds of unknown operators an error names.
-NAMED_OPERATORS = 8
 
 
 @dataclass(frozen=True)
@@ -147,8 +137,8 @@ def read_onnx_bytes(
 def _read(form: PlainForm, limits: OnnxLimits) -> tuple[Network, int | None]:
     """The network of a plain form, and the rows that it takes at once; under the likelier reading
     of its input, or the other one."""
-    refuse_unknown_operators(form.graph)
     first, *others = signatures(form.graph)
+    refuse_unknown_operators(form.graph)
     try:
         return _as_network(form, first, limits)
     except ModelError as error:
@@ -197,6 +187,12 @@ def _as_network(
             f"the output {output!r} is not computed from the input by any layer",
             code="invalid_network",
         )
+    if logits.batch_axis or logits.merged:
+        raise ModelError(
+            f"the first axis of the output {output!r} is not the batch axis",
+            code="batch_dependent",
+            hint="transpose or reshape the output, so that it is [batch, classes]",
+        )
     for node in form.nodes:
         refuse_other_axes(
             Operation.read(node, len(graph.node), opset, {**values, node.input[0]: logits}), logits
@@ -233,37 +229,6 @@ def _require_one_score(name: str, value: Value | None) -> None:
         )
 
 
-def refuse_unknown_operators(graph: GraphProto) -> None:
-    """Raise ModelError (unsupported_operator) that names every operator that is not supported."""
-    unknown: dict[str, list[str]] = {}
-    for index, node in enumerate(graph.node):
-        if not any(node.op_type in table for table in _TABLES):
-            where = f"node {node.name!r}" if node.name else f"node #{index}"
-            unknown.setdefault(node.op_type, []).append(where)
-    if not unknown:
-        return
-    named = [_named(kind, places) for kind, places in [*unknown.items()][:NAMED_OPERATORS]]
-    if len(unknown) > len(named):
-        named.append(f"{len(unknown) - len(named)} more")
-    many = len(named) > 1
-    advice = dict.fromkeys(ADVICE[kind] for kind in unknown if kind in ADVICE)
-    hint = "; ".join([*advice, "supported operators: " + ", ".join(SUPPORTED_OPERATORS)])
-    if all(kind in FINAL_OPERATORS for kind in unknown):
-        hint = "export the logits, before any softmax"
-    raise ModelError(
-        f"the operator{'s' * many} {', '.join(named)} {'are' if many else 'is'} not supported",
-        code="unsupported_operator",
-        hint=hint,
-    )
-
-
-def _named(kind: str, places: list[str]) -> str:
-    where = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
-    if kind in FINAL_OPERATORS:
-        where += "; it is supported only as the very last one, when nothing else reads its output"
-    return f"{kind!r} ({where})"
-
-
 #: Operators that broadcast from opset 8 on.
 _SAME_SHAPES = ("Max", "Min", "Sum")
 
@@ -272,15 +237,24 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
     """The operator's outputs, in order."""
     if any(isinstance(value, Squares) for value in operation.inputs):
         return _on_squares(operation, translation)
+    if any(isinstance(value, Comparison) for value in operation.inputs):
+        if operation.op_type != "Where" or not isinstance(operation.input(0), Comparison):
+            operation.refuse("the result of a comparison is taken by a Where alone", hint=JUMPS)
+        check_repeated(operation)
+        return [where(operation, translation)]
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in CONSTANT_OPERATORS:
             return evaluate(operation, translation)
+        zeros = zero_product(operation)
+        if zeros is not None:
+            return [zeros]
         operation.refuse(
             "this operator is not supported on constants alone",
             hint="compute the weights before the export (torch: remove_parametrizations, "
             "remove_spectral_norm; deel-torchlip: vanilla_export): a file that computes them by "
             "sums has others on every machine",
         )
+    check_repeated(operation)
     if operation.op_type == "Shape":
         return [shape_of(operation, translation.batch)]
     if operation.opset < 8 and operation.op_type in _SAME_SHAPES:
@@ -288,6 +262,17 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
     if not operation.batched:
         return _without_batch_axis(operation, translation)
     translator = OPERATORS.get(operation.op_type)
+    for moved, table, translate in (
+        ("batch_axis", MOVED, with_leading_batch),
+        ("merged", MERGED, with_rows_apart),
+    ):
+        if any(isinstance(v, Activation) and getattr(v, moved) for v in operation.inputs):
+            if translator is None or operation.op_type not in table:
+                operation.refuse_batch(
+                    "the first axis of its input is not the batch axis",
+                    hint="bring the input into the form [batch, ...] before this operator",
+                )
+            return translate(operation, translation, translator)
     if translator is None:
         operation.refuse(
             "this operator is supported on constants or sums of squares only",

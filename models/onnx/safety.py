@@ -293,6 +293,8 @@ def _check_node(node: NodeProto, index: int) -> None:
                 f"{label}: attribute {attribute.name!r} holds a subgraph or another kind of value "
                 "that is not supported",
                 code="unsupported_operator",
+                hint="a network that takes one way or another is not certified: export it with "
+                "inputs of one size, so that the exporter sees which way it takes",
             )
         if attribute.type == AttributeProto.TENSOR:
             _check_tensor(attribute.t, f"{label}, attribute {attribute.name!r}")

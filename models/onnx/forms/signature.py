@@ -23,6 +23,13 @@ _WHOLE = (
 )
 
 
+#: Of files whose inputs have names of TensorFlow's operators.
+_LEARNED = (
+    " (TensorFlow makes inputs of what Keras' Normalization has learned: export with "
+    "KERAS_BACKEND=torch)"
+)
+
+
 def _called(element_type: int) -> str:
     known = element_type in TensorProto.DataType.values()
     return f" but {TensorProto.DataType.Name(element_type)}" if known else ""
@@ -59,7 +66,9 @@ def signatures(graph: GraphProto) -> list[InputSignature]:
             f"the graph has {len(inputs)} inputs, not one: {[value.name for value in inputs][:8]}",
             code="invalid_network",
             hint="certificates are about one input: export a module around the model that gives "
-            "the others fixed values, or that takes one input and splits it",
+            "the others fixed values, or that takes one input and splits it"
+            + _LEARNED
+            * any("/" in value.name for value in inputs),
         )
     (value,) = inputs
     tensor: TypeProto.Tensor = value.type.tensor_type

@@ -13,17 +13,26 @@ from numpy.typing import NDArray
 
 from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
 from models.layers.joins import Maximum, Minimum
-from models.layers.kinds import Layer, Multiply, ReLU, Shift
+from models.layers.kinds import Add, Layer, LeakyReLU, Multiply, ReLU, Shift
 from models.onnx.graph import Activation, Operation, Translation
-from models.onnx.operators.arithmetic import broadcasts_to, joined, sample_constant
+from models.onnx.operators.arithmetic import (
+    MINUS_ONE,
+    broadcasts_to,
+    enlarged,
+    joined,
+    sample_constant,
+)
 
 __all__ = [
     "absolute",
+    "bent",
     "clamped",
     "clip",
     "hard_sigmoid",
+    "leaky_relu",
     "maximum",
     "minimum",
+    "prelu",
     "sigmoid",
     "softplus",
     "tanh",
@@ -45,6 +54,41 @@ def hard_sigmoid(operation: Operation, translation: Translation) -> Activation:
         value = np.asarray(operation.attributes[name], dtype=np.float32)
         x = translation.emit(operation, kind(translation.weight(operation, value)), x)
     return clamped(operation, translation, x, 0.0, 1.0)
+
+
+def leaky_relu(operation: Operation, translation: Translation) -> Activation:
+    """Any finite slope below 0."""
+    slope = np.asarray(operation.attributes["alpha"], dtype=np.float32)
+    return bent(operation, translation, operation.activation(), slope)
+
+
+def prelu(operation: Operation, translation: Translation) -> Activation:
+    """PRelu with any finite slopes, one for all or one for each channel or number."""
+    x, array = operation.activation(), operation.constant(1)
+    assert array is not None
+    slopes = sample_constant(operation, array, x)
+    if not broadcasts_to(slopes.shape, x.shape):
+        operation.refuse(f"slopes of shape {array.shape} do not fit", code="shape_mismatch")
+    return bent(operation, translation, x, slopes)
+
+
+def bent(
+    operation: Operation, translation: Translation, x: Activation, slopes: NDArray[np.float32]
+) -> Activation:
+    """x where x >= 0, slopes x elsewhere.
+
+    One LeakyReLU where one slope from 0 to 1 is for all, else max(x, 0) - slopes max(-x, 0), of
+    which one part is 0 and the other rounds as slopes x does.
+    """
+    tensor = translation.weight(operation, slopes)
+    first = float(slopes.flat[0])
+    if (slopes == slopes.flat[0]).all() and 0.0 <= first <= 1.0:
+        return translation.emit(operation, LeakyReLU(slope=first), x)
+    minus = translation.weight(operation, MINUS_ONE)
+    falling = translation.emit(operation, Multiply(minus), x)
+    falling = translation.emit(operation, ReLU(), falling)
+    falling = translation.emit(operation, Multiply(-tensor), falling)
+    return translation.emit(operation, Add(), translation.emit(operation, ReLU(), x), falling)
 
 
 def sigmoid(operation: Operation, translation: Translation) -> Activation:
@@ -159,6 +203,7 @@ def _bounded(
 ) -> Activation:
     """min(x, array) or max(x, array)."""
     array = sample_constant(operation, array, x)
+    x = enlarged(operation, translation, x, array.shape)
     if not broadcasts_to(array.shape, x.shape):
         operation.refuse(
             f"a constant of shape {array.shape} does not broadcast to {x.shape}",

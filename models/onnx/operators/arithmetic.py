@@ -18,6 +18,7 @@ __all__ = [
     "add",
     "broadcasts_to",
     "div",
+    "enlarged",
     "joined",
     "mul",
     "neg",
@@ -45,7 +46,9 @@ def _with_constant(
     array: NDArray[Any],
     x: Activation,
 ) -> Activation:
-    value = translation.weight(operation, sample_constant(operation, array, x))
+    array = sample_constant(operation, array, x)
+    value = translation.weight(operation, array)
+    x = enlarged(operation, translation, x, array.shape)
     return translation.emit(operation, kind(value), x)
 
 
@@ -56,6 +59,19 @@ def sample_constant(operation: Operation, array: NDArray[Any], x: Activation) ->
             operation.refuse_batch(f"a constant of shape {array.shape} reaches over the batch axis")
         return array[0]
     return array
+
+
+def enlarged(
+    operation: Operation, translation: Translation, x: Activation, shape: Shape
+) -> Activation:
+    """The activation with its axes of size 1 repeated as often as a constant of this shape asks."""
+    try:
+        larger = tuple(np.broadcast_shapes(x.shape, shape))
+    except ValueError:
+        return x
+    if larger == x.shape or len(larger) != len(x.shape):
+        return x
+    return translation.emit(operation, Expand(shape=larger), x)
 
 
 def broadcasts_to(shape: Shape, target: Shape) -> bool:
@@ -141,7 +157,12 @@ def div(operation: Operation, translation: Translation) -> Activation:
         if found is not None:
             return found
     if not isinstance(operation.input(1), Constant):
-        operation.refuse("the divisor must be a constant")
+        operation.refuse(
+            "the divisor must be a constant",
+            hint="there are no bounds for quotients of two values: leave the division out where it "
+            "does not change which score is the largest (a length of all scores), or train "
+            "without it",
+        )
     array = operation.constant(1)
     assert array is not None
     if not array.all():

@@ -89,7 +89,7 @@ def _row(operation: Operation, constant: NDArray[Any], size: int) -> NDArray[Any
 
 
 def matmul(operation: Operation, translation: Translation) -> Activation:
-    """x @ W or W @ x for a constant matrix W and x [N, k], [N, a, k] or [N, k, b]."""
+    """x @ W for a constant matrix W and x [N, ..., k], or W @ x for x [N, k, b]."""
     left = isinstance(operation.input(0), Constant)
     x, array = operation.activation(1 if left else 0), operation.constant(0 if left else 1)
     assert array is not None
@@ -101,7 +101,7 @@ def matmul(operation: Operation, translation: Translation) -> Activation:
         operation.refuse_batch(f"a constant of shape {array.shape} differs over the batch")
     while array.ndim > 2 and array.shape[0] == 1 and array.ndim <= x.rank:
         array = array[0]
-    rank_ok = len(x.shape) == 2 if left else len(x.shape) in (1, 2)
+    rank_ok = len(x.shape) == 2 if left else len(x.shape) >= 1
     if array.ndim != 2 or not rank_ok:
         operation.refuse(
             f"a constant of shape {array.shape} with an activation of rank {x.rank} "
@@ -115,16 +115,18 @@ def matmul(operation: Operation, translation: Translation) -> Activation:
             f"a matrix of shape {array.shape} does not fit [batch, {', '.join(map(str, x.shape))}]",
             code="shape_mismatch",
         )
-    places = math.prod(x.shape) // contracted
+    places, kept = math.prod(x.shape) // contracted, x.shape[:-1]
     if places != 1:
-        return _at_every_place(operation, translation, x, weight, left=left)
+        if len(x.shape) > 2:
+            x = _view(operation, translation, x, (places, contracted))
+        result = _at_every_place(operation, translation, x, weight, left=left)
+        return result if left else _view(operation, translation, result, (*kept, len(weight)))
     tensor = translation.weight(operation, weight)
     flat = _view(operation, translation, x, (contracted,))
     result = translation.emit(operation, Linear(tensor), flat)
     translation.open_matmuls[operation.outputs[0]] = len(translation.rows) - 1
     out = weight.shape[0]
-    shape = {1: (out,), 2: (out, 1) if left else (1, out)}[len(x.shape)]
-    return _view(operation, translation, result, shape)
+    return _view(operation, translation, result, (out, 1) if left else (*kept, out))
 
 
 def vector_matmul(operation: Operation, translation: Translation) -> Activation:

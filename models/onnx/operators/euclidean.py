@@ -19,7 +19,7 @@ from models.layers.curves import Power
 from models.layers.euclidean import L2Pool2d
 from models.layers.kinds import Multiply, Permute, Reshape
 from models.onnx.graph import Activation, Operation, Squares, Translation, Value
-from models.onnx.operators.axes import reduced_axes
+from models.onnx.operators.layout.axes import reduced_axes
 
 __all__ = [
     "SQUARE_OPERATORS",

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from models.layers.activations import Abs
 from models.layers.joins import Concat, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import AvgPool2d, Gather, Reshape, Shift
-from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation
-from models.onnx.operators.axes import reduced_axes, without
+from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation, Value
+from models.onnx.operators.layout.axes import reduced_axes, without
+from models.onnx.operators.layout.selection import selected
 from models.onnx.operators.sorting import pairs_in_order
 from models.onnx.operators.windows import pad_axes
 
@@ -56,7 +57,7 @@ def concat(operation: Operation, translation: Translation) -> Activation:
             operation.refuse(f"a constant part of shape {array.shape} does not fit")
         if array.shape[0] != 1:
             operation.refuse_batch(f"a constant part of shape {array.shape} differs over the batch")
-        if translation.batch != FIXED_BATCH:
+        if translation.batch != FIXED_BATCH and not _is_repeated(value):
             # Concat does not broadcast: beside a batch of two, ONNX Runtime refuses this part.
             translation.one_row_only = True
         if parts:
@@ -73,6 +74,11 @@ def concat(operation: Operation, translation: Translation) -> Activation:
         layer, whole = partly
         return translation.emit(operation, layer, whole)
     return translation.emit(operation, Concat(axis=axis), *parts)
+
+
+def _is_repeated(value: Value | None) -> bool:
+    """Whether the file has a row of it for each row of the batch."""
+    return isinstance(value, Constant) and value.repeated
 
 
 def _padded(
@@ -152,11 +158,11 @@ def split(operation: Operation, translation: Translation) -> list[Activation]:
 
 
 def cut(operation: Operation, translation: Translation) -> Activation:
-    """Slice with steps >= 1; the batch axis must stay whole."""
+    """Slice, forwards or backwards; the batch axis must stay whole."""
     x = operation.activation()
     for axis, start, end, step in _slices(operation, x.rank):
-        if step < 1:
-            operation.refuse(f"a step of {step} is not supported: only steps >= 1")
+        if step == 0:
+            operation.refuse("a step of 0", code="invalid_onnx")
         if axis == 0:
             fixed = translation.batch == FIXED_BATCH and start in (0, -1) and end >= 1
             if not (step == 1 and ((start == 0 and end >= _TO_THE_END) or fixed)):
@@ -186,17 +192,25 @@ def _sliced(
     operation: Operation, translation: Translation, x: Activation, axis: int, cut: slice
 ) -> Activation:
     size = x.shape[axis]
+    if cut.step < 0:
+        # A start below -n is the first place, not the one before it.
+        cut = slice(max(cut.start, -size), cut.stop, cut.step)
     start, stop, step = cut.indices(size)
     if (start, stop, step) == (0, size, 1):
         return x
-    if start >= stop:
+    places = range(start, stop, step)
+    if not places:
         operation.refuse(f"nothing is left of axis {axis + 1}", code="shape_mismatch")
+    if step < 0 and len(places) > 1:
+        return translation.emit(operation, Gather(torch.tensor([*places]), axis=axis), x)
+    if step < 0:
+        start, stop, step = start, start + 1, 1
     layer = Slice(axis=axis, start=start, stop=stop, step=step)
     return translation.emit(operation, layer, x)
 
 
 def gather(operation: Operation, translation: Translation) -> Activation:
-    """Gather of different places of an axis; of one, or of places at equal distances, a slice."""
+    """Gather of places of an axis; of one, or of places at equal distances, a slice."""
     axis = operation.axis(operation.attributes["axis"], operation.activation().rank)
     if axis == 0:
         operation.refuse_batch("it takes rows out of the batch")
@@ -231,12 +245,8 @@ def _gathered(operation: Operation, translation: Translation, axis: int) -> Acti
     if step >= 1 and places == list(range(places[0], places[-1] + 1, step)):
         cut = slice(places[0], places[-1] + 1, step)
         taken = _sliced(operation, translation, x, axis - 1, cut)
-    elif len(set(places)) < len(places):
-        operation.refuse(
-            "a place is taken twice", hint="only different places of an axis are supported"
-        )
     else:
-        taken = translation.emit(operation, Gather(torch.tensor(places), axis=axis - 1), x)
+        taken = selected(operation, translation, x, places, axis - 1)
     if array.ndim == 1:
         return taken
     shape = (*x.shape[: axis - 1], *array.shape, *x.shape[axis:])

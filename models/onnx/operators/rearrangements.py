@@ -1,13 +1,20 @@
 """ONNX operators that move numbers between places and channels, or take them several times.
 
 Moves are reshapes and permutations; copies are slices that are joined again: no number changes.
+What a linear Resize puts between two places is a product with constants.
 """
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
 from models.layers.joins import Concat, Slice
-from models.layers.kinds import Permute, Reshape
-from models.onnx.graph import Activation, Operation, Translation
+from models.layers.kinds import Conv2d, Permute, Reshape
+from models.onnx.graph import Activation, Constant, Operation, Translation
 
 __all__ = ["depth_to_space", "padded_by_copies", "resize", "space_to_depth"]
 
@@ -15,6 +22,10 @@ __all__ = ["depth_to_space", "padded_by_copies", "resize", "space_to_depth"]
 MOST_COPIES = 64
 #: How Resize finds the place that it copies: for whole factors they all repeat each place.
 _REPEATING = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
+#: Roundings of a product in a linear Resize, at most.
+_ROUNDINGS = 6
+#: How it finds the two places that it mixes (linear), where that is taken.
+_BETWEEN = ("asymmetric", "half_pixel", "pytorch_half_pixel")
 
 
 def space_to_depth(operation: Operation, translation: Translation) -> Activation:
@@ -60,45 +71,146 @@ def _image_and_block(operation: Operation) -> tuple[Activation, int]:
 
 
 def resize(operation: Operation, translation: Translation) -> Activation:
-    """Resize and Upsample to the nearest place, by whole factors: each place several times."""
-    x, attributes = operation.activation(), operation.attributes
+    """Resize and Upsample by whole factors to the nearest place; an image's two axes by powers of
+    two to what lies between places (linear)."""
+    attributes = operation.attributes
     words = {
         key: value.decode(errors="replace")
         for key, value in attributes.items()
         if isinstance(value, bytes)
     }
-    how = (
-        words.get("coordinate_transformation_mode", "asymmetric"),
-        words.get("nearest_mode", "floor"),
-    )
-    plain = words.get("mode") == "nearest" and attributes.get("axes") is None
-    if (
-        not plain
-        or how not in _REPEATING
-        or words.get("keep_aspect_ratio_policy", "stretch") != ("stretch")
-    ):
+    mode, how = words.get("mode"), words.get("coordinate_transformation_mode", "asymmetric")
+    nearest = words.get("nearest_mode", "floor")
+    if words.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        operation.refuse("only the policy 'stretch' is supported")
+    factors = _factors(operation, translation)
+    others = attributes.get("antialias") or attributes.get("exclude_outside")
+    if mode == "linear" and how in _BETWEEN and not others:
+        return _interpolated(operation, translation, factors, how)
+    if mode != "nearest" or (how, nearest) not in _REPEATING:
         operation.refuse(
-            f"mode {words.get('mode')!r} with {how} is not supported: only nearest, asymmetric "
-            "with floor or half_pixel with round_prefer_floor"
+            f"mode {mode!r} with {(how, nearest)} is not supported: only nearest, asymmetric with "
+            "floor or half_pixel with round_prefer_floor, and linear with asymmetric or half_pixel",
+            hint="resize by a whole factor to the nearest place, or before the network",
         )
-    if operation.op_type == "Upsample" and operation.opset < 9:
-        given = [float(scale) for scale in attributes["scales"]]
+    return _repeated(operation, translation, factors)
+
+
+def _factors(operation: Operation, translation: Translation) -> list[Fraction]:
+    """The factor of each axis without the batch, from scales or from sizes."""
+    x, attributes = operation.activation(), operation.attributes
+    named = attributes.get("axes")
+    axes = [*range(x.rank)] if named is None else [*operation.axes(named, x.rank)]
+    target = operation.input(3) if operation.opset >= 11 else None
+    if target is not None:
+        if not isinstance(target, Constant) or target.value.dtype.kind != "i" or target.computed:
+            operation.refuse_batch("the sizes depend on the batch size")
+        sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
+        own = [translation.batch, *((size, size) for size in x.shape)]
+        given = []
+        for axis, new in zip(axes, zip(sizes, others, strict=True), strict=False):
+            if new[0] != new[1] and new != own[axis]:
+                operation.refuse_batch("the sizes depend on the batch size")
+            given.append(Fraction(1) if new == own[axis] else Fraction(new[0], own[axis][0]))
+        count = len(sizes)
     else:
-        array = operation.constant(1 if operation.opset < 11 else 2)
-        given = [] if array is None else [float(scale) for scale in array.reshape(-1)]
-    if len(given) != x.rank or given[0] != 1 or any(n != int(n) or n < 1 for n in given):
-        operation.refuse(f"scales {given[:8]} are not supported: a whole number for every axis")
-    if max(given) > MOST_COPIES:
-        operation.refuse(f"a scale above {MOST_COPIES} is not supported")
-    for axis, scale in enumerate(map(int, given[1:])):
-        if scale > 1:
+        if operation.op_type == "Upsample" and operation.opset < 9:
+            scales = [float(scale) for scale in attributes["scales"]]
+        else:
+            array = operation.constant(1 if operation.opset < 11 else 2)
+            scales = [] if array is None else [float(scale) for scale in array.reshape(-1)]
+        if not all(math.isfinite(scale) for scale in scales):
+            operation.refuse(f"scales {scales[:8]}", code="invalid_onnx")
+        given, count = [Fraction(scale) for scale in scales], len(scales)
+    if count != len(axes):
+        operation.refuse(f"{count} factors or sizes for {len(axes)} axes", code="shape_mismatch")
+    factors = [Fraction(1)] * x.rank
+    for axis, factor in zip(axes, given, strict=True):
+        factors[axis] = factor
+    if factors[0] != 1:
+        operation.refuse_batch("it resizes the batch axis")
+    return factors[1:]
+
+
+def _repeated(
+    operation: Operation, translation: Translation, factors: list[Fraction]
+) -> Activation:
+    """Each place several times."""
+    x = operation.activation()
+    if any(factor.denominator != 1 or not 1 <= factor <= MOST_COPIES for factor in factors):
+        operation.refuse(
+            f"factors {[str(factor) for factor in factors]} are not supported: whole numbers up to "
+            f"{MOST_COPIES}"
+        )
+    for axis, factor in enumerate(factors):
+        if factor > 1:
             shape = x.shape
             view = Reshape(shape=(*shape[: axis + 1], 1, *shape[axis + 1 :]))
-            parts = [translation.emit(operation, view, x)] * scale
+            parts = [translation.emit(operation, view, x)] * int(factor)
             x = translation.emit(operation, Concat(axis=axis + 1), *parts)
-            shape = (*shape[:axis], shape[axis] * scale, *shape[axis + 1 :])
+            shape = (*shape[:axis], shape[axis] * int(factor), *shape[axis + 1 :])
             x = translation.emit(operation, Reshape(shape=shape), x)
     return x
+
+
+def _interpolated(
+    operation: Operation, translation: Translation, factors: list[Fraction], how: str
+) -> Activation:
+    """Between two places along each of an image's axes: a matrix for either axis.
+
+    By powers of two, where every coordinate and every weight is a number of float32, exactly, so
+    that ONNX Runtime's coefficients are ours however it computes them. It adds four products of
+    three factors, in float32 at most six roundings of each; matrices of so many columns in all
+    allow for them.
+    """
+    x = operation.activation()
+    powers = all(
+        factor.numerator & (factor.numerator - 1) == 0
+        and factor.denominator & (factor.denominator - 1) == 0
+        and Fraction(1, MOST_COPIES) <= factor <= MOST_COPIES
+        for factor in factors
+    )
+    if len(x.shape) != 3 or not powers or factors[0] != 1:
+        operation.refuse(
+            f"linear with factors {[str(factor) for factor in factors]} is not supported: only "
+            "powers of two along the height and the width of images [batch, c, h, w]",
+            hint="resize by a power of two or to the nearest place, or before the network",
+        )
+    resized = [axis for axis in (1, 2) if factors[axis] != 1]
+    if resized and sum(x.shape[axis] for axis in resized) < _ROUNDINGS:
+        operation.refuse(f"linear on an image of {x.shape[1]} x {x.shape[2]} is not supported")
+    for axis in resized:
+        factor, size = factors[axis], x.shape[axis]
+        out = int(size * factor)
+        if out < 1:
+            operation.refuse(f"nothing is left of {size} places", code="shape_mismatch")
+        matrix = np.zeros((out, size), dtype=np.float32)
+        for place in range(out):
+            at = Fraction(place) / factor
+            if how != "asymmetric":
+                at = (place + Fraction(1, 2)) / factor - Fraction(1, 2)
+            at = min(max(at, Fraction(0)), Fraction(size - 1))
+            low = int(at)
+            matrix[place, low] += float(1 - (at - low))
+            matrix[place, min(low + 1, size - 1)] += float(at - low)
+        x = _along(operation, translation, x, matrix, axis)
+    return x
+
+
+def _along(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    matrix: NDArray[np.float32],
+    axis: int,
+) -> Activation:
+    """A matrix applied along an axis of an image: a convolution 1 x 1 with this axis in front."""
+    order = (axis, *(other for other in range(3) if other != axis))
+    weight = translation.weight(operation, matrix[:, :, None, None])
+    x = translation.emit(operation, Permute(axes=order), x)
+    x = translation.emit(operation, Conv2d(weight), x)
+    back = tuple(order.index(place) for place in range(3))
+    return translation.emit(operation, Permute(axes=back), x)
 
 
 def padded_by_copies(

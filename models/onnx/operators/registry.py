@@ -6,36 +6,36 @@ activation they end in. Only MatMul + Add are fused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from onnx import TensorProto
 
-from models.layers.kinds import BatchNorm, LeakyReLU
+from models.layers.kinds import BatchNorm
 from models.onnx.graph import Activation, Constant, Operation, Translation, Value
 from models.onnx.operators.activations import (
     absolute,
     clamped,
     clip,
     hard_sigmoid,
+    leaky_relu,
     maximum,
     minimum,
+    prelu,
     sigmoid,
     softplus,
     tanh,
 )
 from models.onnx.operators.arithmetic import (
     add,
-    broadcasts_to,
     div,
     mul,
     neg,
-    sample_constant,
     scaler,
     sub,
     sum_of,
 )
 from models.onnx.operators.convolutions import conv, conv_transpose
+from models.onnx.operators.curved.choices import compared, where
 from models.onnx.operators.curved.native import (
     celu,
     elu,
@@ -58,9 +58,18 @@ from models.onnx.operators.joins import (
     reduce_sum,
     split,
 )
+from models.onnx.operators.layout.selection import gather_nd
 from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
-from models.onnx.operators.views import expand, flatten, reshape, squeeze, transpose, unsqueeze
+from models.onnx.operators.views import (
+    expand,
+    flatten,
+    reshape,
+    squeeze,
+    tile,
+    transpose,
+    unsqueeze,
+)
 from models.onnx.operators.windows import (
     average_pool,
     global_average_pool,
@@ -102,27 +111,6 @@ def _dropout(operation: Operation, translation: Translation) -> Activation:
 def _relu(operation: Operation, translation: Translation) -> Activation:
     """max(x, 0)."""
     return clamped(operation, translation, operation.activation(), 0.0, None)
-
-
-def _leaky_relu(operation: Operation, translation: Translation) -> Activation:
-    """A slope from 0 to 1 below 0."""
-    slope = float(operation.attributes["alpha"])
-    if not 0 <= slope <= 1:
-        operation.refuse(f"alpha = {slope} is outside [0, 1]")
-    return translation.emit(operation, LeakyReLU(slope=slope), operation.activation())
-
-
-def _prelu(operation: Operation, translation: Translation) -> Activation:
-    """PRelu with one slope from 0 to 1 for all: a LeakyRelu."""
-    array = operation.constant(1)
-    assert array is not None
-    slope = float(array.flat[0]) if array.size and (array == array.flat[0]).all() else math.nan
-    if array.dtype.kind != "f" or not 0 <= slope <= 1:
-        operation.refuse("only one slope from 0 to 1 for all channels is supported")
-    x = operation.activation()
-    if not broadcasts_to(sample_constant(operation, array, x).shape, x.shape):
-        operation.refuse(f"slopes of shape {array.shape} do not fit", code="shape_mismatch")
-    return translation.emit(operation, LeakyReLU(slope=slope), x)
 
 
 def _batch_normalization(operation: Operation, translation: Translation) -> Activation:
@@ -167,15 +155,20 @@ OPERATORS: dict[str, Translator] = {
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,
+    "GatherND": gather_nd,
     "Gelu": gelu,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
     "GlobalLpPool": lp_pool,
     "GlobalMaxPool": global_max_pool,
+    "Greater": compared(above=True),
+    "GreaterOrEqual": compared(above=True),
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
     "Identity": _identity,
-    "LeakyRelu": _leaky_relu,
+    "LeakyRelu": leaky_relu,
+    "Less": compared(above=False),
+    "LessOrEqual": compared(above=False),
     "LinearClassifier": linear_classifier,
     "LpPool": lp_pool,
     "MatMul": matmul,
@@ -185,7 +178,7 @@ OPERATORS: dict[str, Translator] = {
     "Mish": mish,
     "Mul": mul,
     "Neg": neg,
-    "PRelu": _prelu,
+    "PRelu": prelu,
     "Pad": pad,
     "Pow": power,
     "ReduceL2": reduce_l2,
@@ -209,10 +202,12 @@ OPERATORS: dict[str, Translator] = {
     "Sum": sum_of,
     "Swish": swish,
     "Tanh": tanh,
+    "Tile": tile,
     "TopK": top_k,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
     "Upsample": resize,
+    "Where": where,
 }
 
 #: Operators that work number by number or name their axes.

@@ -18,7 +18,7 @@ from models.layers.kinds import (
     Reshape,
 )
 from models.onnx.graph import Activation, Operation, Translation
-from models.onnx.operators.axes import reduced_axes
+from models.onnx.operators.layout.axes import reduced_axes
 from models.onnx.operators.windows import pad_axes
 
 __all__ = ["pairs_in_order", "reduce_max", "reduce_min", "top_k"]

@@ -8,6 +8,7 @@ batch of one row is squeezed away. It is held as one row with a batch axis thoug
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from models.layers.kinds import Permute, Reshape, Shape
 from models.layers.shapes import Expand
@@ -20,8 +21,10 @@ from models.onnx.graph import (
     Translation,
     Value,
 )
+from models.onnx.operators.layout.elsewhere import moved_transpose, moved_unsqueeze
+from models.onnx.operators.layout.merged import merged_by
 
-__all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "transpose", "unsqueeze"]
+__all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "tile", "transpose", "unsqueeze"]
 
 
 def settled(operation: Operation, translation: Translation, value: Value) -> Activation:
@@ -57,17 +60,43 @@ def _view(operation: Operation, translation: Translation, shape: Shape) -> Activ
 
 def expand(operation: Operation, translation: Translation) -> Activation:
     """Expand: axes of size 1 repeated; the batch stays what it is."""
-    x, sizes = operation.activation(), operation.integers(1)
-    if sizes is None or len(sizes) > x.rank or any(size < 1 for size in sizes):
+    x, target = operation.activation(), operation.input(1)
+    if not isinstance(target, Constant) or target.value.dtype.kind != "i":
+        operation.refuse("the sizes must be a constant or computed from shapes")
+    sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
+    if len(sizes) > x.rank or any(size < 1 for size in sizes):
         operation.refuse(f"only positive sizes of at most {x.rank} axes are supported")
+    same = len(sizes) == x.rank and (sizes[0], others[0]) == translation.batch
+    if target.computed or sizes[same:] != others[same:]:
+        operation.refuse_batch("the sizes depend on the batch size")
     sizes = [1] * (x.rank - len(sizes)) + sizes
-    if sizes[0] != 1:
+    if sizes[0] != 1 and not same:
         operation.refuse_batch("it repeats the batch")
     pairs = list(zip(x.shape, sizes[1:], strict=True))
     if any(size != new and 1 not in (size, new) for size, new in pairs):
         operation.refuse(f"shapes {x.shape} and {sizes[1:]} do not fit", code="shape_mismatch")
     shape = tuple(max(size, new) for size, new in pairs)
     return x if shape == x.shape else translation.emit(operation, Expand(shape=shape), x)
+
+
+def tile(operation: Operation, translation: Translation) -> Activation:
+    """Tile: axes repeated as a whole; never the batch."""
+    x, repeats = operation.activation(), operation.integers(1)
+    if repeats is None or len(repeats) != x.rank or any(count < 1 for count in repeats):
+        operation.refuse(f"repeats {repeats} do not fit rank {x.rank}", code="shape_mismatch")
+    if repeats[0] != 1:
+        operation.refuse_batch("it repeats the batch")
+    for axis, count in enumerate(repeats[1:]):
+        if count == 1:
+            continue
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        if size > 1:
+            x = translation.emit(operation, Reshape(shape=(*before, 1, size, *after)), x)
+            x = translation.emit(operation, Expand(shape=(*before, count, size, *after)), x)
+            x = translation.emit(operation, Reshape(shape=(*before, count * size, *after)), x)
+        else:
+            x = translation.emit(operation, Expand(shape=(*before, count, *after)), x)
+    return x
 
 
 def flatten(operation: Operation, translation: Translation) -> Activation:
@@ -130,6 +159,10 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
         shape = _resolved(operation, target, (1, *x.shape))
         return _unbatched(operation, translation, shape)
     kept = copied or is_batch or one or sizes[0] == others[0] == -1
+    apart = symbolic and others[0] == -1 and math.prod(rest) != total
+    merged = merged_by(x, sizes) if apart else 0
+    if merged:
+        return replace(x, merged=merged)
     if not kept or any(size < 1 for size in rest) or math.prod(rest) != total:
         reason = f"cannot view [batch, {', '.join(map(str, x.shape))}] as {sizes}"
         if copied or is_batch or (one and math.prod(rest) % total):
@@ -159,7 +192,8 @@ def squeeze(operation: Operation, translation: Translation) -> Activation:
     given = operation.integers(1) if operation.opset >= 13 else operation.attributes.get("axes")
     if given is None and x.batched and not _one_row(translation):
         operation.refuse_batch(
-            "without axes it removes a batch axis of size 1", hint="name the axes to squeeze"
+            "without axes it removes a batch axis of size 1",
+            hint="name the axes to squeeze (torch: flatten(1) in the place of squeeze())",
         )
     sizes = [1, *x.shape]
     if given is None:
@@ -184,7 +218,7 @@ def unsqueeze(operation: Operation, translation: Translation) -> Activation:
     rank = x.rank + len(given or ())
     axes = operation.axes(given or (), rank)
     if 0 in axes:
-        operation.refuse_batch(f"axes {axes} move the batch axis")
+        return moved_unsqueeze(operation, translation, 0)
     old = iter(x.shape)
     shape = (1 if axis in axes else next(old) for axis in range(1, rank))
     return _view(operation, translation, tuple(shape))
@@ -193,19 +227,12 @@ def unsqueeze(operation: Operation, translation: Translation) -> Activation:
 def transpose(operation: Operation, translation: Translation) -> Activation:
     """Transpose: the axes in another order; without ``perm`` turned round."""
     x = operation.activation()
-    if not x.batched:
-        rank = len(x.shape)
-        perm = list(operation.attributes.get("perm", reversed(range(rank))))
-        if sorted(perm) != list(range(rank)):
-            operation.refuse(f"perm {perm} does not fit rank {rank}", code="shape_mismatch")
-        perm = [0, *(axis + 1 for axis in perm)]
-    else:
-        perm = list(operation.attributes.get("perm", reversed(range(x.rank))))
-    if sorted(perm) != list(range(x.rank)):
-        operation.refuse(f"perm {perm} does not fit rank {x.rank}", code="shape_mismatch")
-    if perm[0] != 0:
-        operation.refuse_batch(f"perm {perm} moves the batch axis")
-    axes = [axis - 1 for axis in perm[1:]]
+    if x.batched:
+        return moved_transpose(operation, translation, 0)
+    rank = len(x.shape)
+    axes = list(operation.attributes.get("perm", reversed(range(rank))))
+    if sorted(axes) != list(range(rank)):
+        operation.refuse(f"perm {axes} does not fit rank {rank}", code="shape_mismatch")
     if axes == sorted(axes):
         return x
     return translation.emit(operation, Permute(axes=axes), x)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from models.layers.joins import Slice
 from models.layers.kinds import AvgPool2d, MaxPool2d, Pad, Permute, Reshape, Shape
 from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.rearrangements import padded_by_copies
@@ -123,7 +124,7 @@ def global_max_pool(operation: Operation, translation: Translation) -> Activatio
 
 
 def pad(operation: Operation, translation: Translation) -> Activation:
-    """Padding by amounts >= 0 of at most two axes (never the batch): constant, edge or reflect."""
+    """Padding of at most two axes (never the batch): constant, edge or reflect; below 0: a cut."""
     x = operation.activation()
     mode = operation.attributes["mode"].decode(errors="replace")
     if mode not in ("constant", "edge", "reflect"):
@@ -144,11 +145,14 @@ def pad(operation: Operation, translation: Translation) -> Activation:
     if not math.isfinite(value):
         operation.refuse("the value is NaN or infinite", code="non_finite_weights")
     amounts = {a: (pads[i], pads[i + len(axes)]) for i, a in enumerate(axes)}
-    if min(pads, default=0) < 0:
-        operation.refuse("negative pads are not supported")
-    padded = [axis for axis in sorted(amounts) if any(amounts[axis])]
-    if 0 in padded:
+    if any(amounts.get(0, (0, 0))):
         operation.refuse_batch("it pads the batch axis")
+    if min(pads, default=0) < 0:
+        if mode != "constant":
+            operation.refuse(f"negative pads are not supported with mode {mode!r}")
+        x = _cut(operation, translation, x, amounts)
+        amounts = {axis: (max(a, 0), max(b, 0)) for axis, (a, b) in amounts.items()}
+    padded = [axis for axis in sorted(amounts) if any(amounts[axis])]
     if len(padded) > 2:
         operation.refuse(f"padding of axes {padded} is not supported: at most two")
     if not padded:
@@ -157,6 +161,23 @@ def pad(operation: Operation, translation: Translation) -> Activation:
         rows = {axis - 1: amounts[axis] for axis in padded}
         return padded_by_copies(operation, translation, x, rows, mode)
     return pad_axes(operation, translation, x, {a - 1: amounts[a] for a in padded}, value)
+
+
+def _cut(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    amounts: dict[int, tuple[int, int]],
+) -> Activation:
+    """The activation without the places that negative pads (by axes, batch included) take away."""
+    for axis, (before, after) in sorted(amounts.items()):
+        size = x.shape[axis - 1] if axis else 0
+        start, stop = max(0, -before), size - max(0, -after)
+        if axis and (start, stop) != (0, size):
+            if start >= stop:
+                operation.refuse(f"nothing is left of axis {axis}", code="shape_mismatch")
+            x = translation.emit(operation, Slice(axis=axis - 1, start=start, stop=stop), x)
+    return x
 
 
 def pad_axes(

@@ -124,7 +124,7 @@ def expand(b: Builder, x: str, shape: Shape) -> str:
 
 
 def leaky_relu(b: Builder, x: str, shape: Shape) -> str:
-    given = {} if b.chance(0.3) else {"alpha": b.pick([0.0, 0.2, 0.5, 1.0])}
+    given = {} if b.chance(0.3) else {"alpha": b.pick([0.0, 0.2, 0.5, 1.0, -0.3, 1.5])}
     return b.node("LeakyRelu", [x], **given)
 
 

@@ -101,6 +101,8 @@ class Builder:
         if array.ndim and array.size and (array == array.flat[0]).all():
             forms += ["fill", "fill"] if self.opset >= 9 else []
             forms += ["expand", "expand"] if self.opset >= 8 else []
+        if array.dtype == np.int64 and self.opset >= 11:
+            forms += ["where"] * 4 + ["remainder"] * 3
         if array.dtype == np.int64 and array.shape == (1,):
             forms += ["product", "product", "product", "shape", "shape"]
         small = array.dtype == np.int64 and bool((array < 2**40).all() and (array > -(2**40)).all())
@@ -212,6 +214,20 @@ class Builder:
     def _expand(self, array: Array) -> str:
         one = self._stored(array.reshape(-1)[:1])
         return self.node("Expand", [one, self._stored(np.array(array.shape, np.int64))])
+
+    def _where(self, array: Array) -> str:
+        """The array itself but where it is -1, there ones, as exporters write an Expand's sizes."""
+        minus = self._stored(np.array(-1, np.int64))
+        ones = self._stored(np.where(array == -1, -1, 1).astype(np.int64))
+        stored = self._stored(array)
+        return self.node("Where", [self.node("Equal", [stored, minus]), ones, stored])
+
+    def _remainder(self, array: Array) -> str:
+        if (np.abs(array) >= 2**31).any():
+            return self._identity(array)
+        large = self._stored(np.array(2**31, np.int64))
+        lifted = self._stored(np.where(array < 0, array, array + 2**31))
+        return self.node("Mod", [lifted, large]) if (array >= 0).all() else self._identity(array)
 
     def _product(self, array: Array) -> str:
         attributes: dict[str, Any] = {"keepdims": 1}

@@ -94,6 +94,10 @@ def _node(rng: np.random.Generator) -> tuple[NodeProto, int, list[Array]]:
     if kind in ("ConstantOfShape", "Range"):
         arrays = [_places(rng, 1 if kind == "Range" else None) for _ in range(count)]
         arrays = [array.reshape(() if kind == "Range" else -1) for array in arrays]
+    if kind == "Where":
+        chosen = _like(rng, arrays[0])
+        arrays = [arrays[0].astype(bool if rng.random() < 0.9 else np.int64), chosen]
+        arrays.append(_like(rng, chosen))
     while len(arrays) < count:
         arrays.append(_places(rng) if kind in STEERED else _like(rng, arrays[0]))
     node = helper.make_node(kind, [f"n{i}" for i in range(count)], ["o0"])

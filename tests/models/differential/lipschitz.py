@@ -23,9 +23,12 @@ __all__ = [
 
 
 def prelu(b: Builder, x: str, shape: Shape) -> str:
-    slope = b.pick([0.0, 0.25, 1.0, -0.5] if b.chance(ODD) else [0.0, 0.25, 1.0])
-    sizes = b.pick([(1,), (1,) * len(shape), shape])
-    return b.node("PRelu", [x, b.constant(np.full(sizes, slope, np.float32))])
+    """One slope for all, or one for each channel or number, of any size and sign."""
+    sizes = b.pick([(1,), (1,) * len(shape), shape, (shape[0], *([1] * (len(shape) - 1)))])
+    slopes = np.full(sizes, b.pick([0.0, 0.25, 1.0, -0.5, 1.5]), np.float32)
+    if b.chance(0.5):
+        slopes = b.rng.uniform(-0.5, 1.5, sizes).astype(np.float32)
+    return b.node("PRelu", [x, b.constant(slopes)])
 
 
 def top_k(b: Builder, x: str, shape: Shape) -> str:

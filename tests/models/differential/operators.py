@@ -28,16 +28,22 @@ from tests.models.differential.lipschitz import (
     top_k,
 )
 from tests.models.differential.reshaping import (
+    by_place,
+    chosen,
     concat,
     cut,
     flatten,
     gather,
+    gathered_places,
     partly_absolute,
     reduction,
     reshape,
     split,
     squeeze,
+    tensordot,
+    tile,
     transpose,
+    turned,
     unsqueeze,
 )
 from tests.models.differential.scikit_learn import chosen_features, scaled_features
@@ -64,6 +70,7 @@ STEPS: dict[str, Step] = {
     "Add of two": of_two("Add"),
     "ArrayFeatureExtractor": chosen_features,
     "BatchNormalization": batch_normalization,
+    "Batch elsewhere": turned,
     "Cast": cast,
     "Celu": shaped("Celu", 12, alpha=[0.5, 2.0]),
     "Clip": clip,
@@ -76,6 +83,7 @@ STEPS: dict[str, Step] = {
     "Flatten": flatten,
     "Gate": gate,
     "Gather": gather,
+    "GatherND": gathered_places,
     "Gelu": shaped("Gelu", 20, approximate=["none", "tanh"]),
     "Gemm": gemm,
     "HardSigmoid": hard_sigmoid,
@@ -118,9 +126,13 @@ STEPS: dict[str, Step] = {
     "Softsign in nodes": softsign,
     "Swish": shaped("Swish", 24, alpha=[0.5, 1.7]),
     "Tanh": unary("Tanh"),
+    "Tensordot": tensordot,
+    "Tile": tile,
     "TopK": top_k,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
+    "Where by place": by_place,
+    "Where by sign": chosen,
 }
 #: Steps on images [batch, channels, height, width].
 IMAGE_STEPS: dict[str, Step] = {

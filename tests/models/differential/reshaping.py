@@ -1,4 +1,4 @@
-"""Steps that move numbers: other shapes and orders, joins, cuts, and sums along axes."""
+"""Steps that move numbers: other shapes and orders, joins, cuts, choices, and sums along axes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import math
 from typing import Any
 
 import numpy as np
+from onnx import numpy_helper
 
 from tests.models.differential.builder import Builder, Shape
 from tests.models.differential.steps import ODD, Step, an_axis, maybe_batch
 
 __all__ = [
+    "by_place",
+    "chosen",
     "concat",
     "cut",
     "flatten",
     "gather",
+    "gathered_places",
     "partly_absolute",
     "reduction",
     "reshape",
     "split",
     "squeeze",
+    "tensordot",
+    "tile",
     "transpose",
+    "turned",
     "unsqueeze",
 ]
 
@@ -140,8 +147,9 @@ def cut(b: Builder, x: str, shape: Shape) -> str:
         starts.append(b.pick([0, 0, -size, -size - 3, 1 % size, -1]))
         ends.append(b.pick([size, size, size + 3, 2**31 - 1, 2**63 - 1, -1 if size > 1 else 1]))
         steps.append(b.pick([1, 1, 2, 3]))
-    if b.chance(ODD):
-        steps[0] = b.pick([-1, -2])
+    if b.chance(0.2):
+        starts[0], ends[0] = b.pick([-1, 2**31 - 1, 0]), b.pick([-(2**63), -(2**31), -9, 0])
+        steps[0] = b.pick([-1, -1, -2])
     axes[0] = maybe_batch(b, axes[0], shape)
     if b.opset < 10:
         return b.node("Slice", [x], starts=starts, ends=ends, axes=axes)
@@ -201,3 +209,80 @@ def reduction(kind: str, since: int) -> Step:
         return b.node(kind, [x, *form], **attributes, **more)
 
     return step
+
+
+def turned(b: Builder, x: str, shape: Shape) -> str:
+    """Something while the batch axis is anywhere, and all axes back."""
+    rank = len(shape) + 1
+    if b.batch is None:
+        return b.node("Identity", [x])
+    perm = [int(axis) for axis in b.rng.permutation(rank)]
+    value = b.node("Transpose", [x], perm=perm)
+    axis = b.pick([place for place, source in enumerate(perm) if source or b.chance(ODD)])
+    kind = b.pick(["Relu", "ReduceMean", "Concat", "Gather", "Add"])
+    if kind == "Concat":
+        value = b.node("Concat", [value, value], axis=axis)
+    elif kind == "ReduceMean":
+        form, more = b.axes_form([axis], 18)
+        value = b.node("ReduceMean", [value, *form], keepdims=1, **more)
+    elif kind == "Gather":
+        places = np.zeros(b.number(1, 2), np.int64)
+        value = b.node("Gather", [value, b.constant(places)], axis=axis)
+    elif kind == "Add":
+        sizes = [(1, *shape)[source] for source in perm]
+        value = b.node("Add", [value, b.constant(b.normal(*sizes))])
+    else:
+        value = b.node("Relu", [value])
+    return b.node("Transpose", [value], perm=[int(place) for place in np.argsort(perm)])
+
+
+def chosen(b: Builder, x: str, shape: Shape) -> str:
+    """x on one side of 0, and a number times x on the other."""
+    if b.opset < 9:
+        return b.node("Identity", [x])
+    kinds = ["Greater", "Less", *(["GreaterOrEqual", "LessOrEqual"] if b.opset >= 12 else [])]
+    zero = b.constant(np.array(0.1 if b.chance(ODD) else 0.0, np.float32))
+    slope = b.constant(np.array(b.pick([0.0, 0.2, -0.5, 2.0]), np.float32))
+    other = zero if b.chance(0.2) else b.node("Mul", [x, slope])
+    condition = b.node(b.pick(kinds), [x, zero] if b.chance(0.7) else [zero, x])
+    return b.node("Where", [condition, *([x, other] if b.chance(0.5) else [other, x])])
+
+
+def by_place(b: Builder, x: str, shape: Shape) -> str:
+    """Two values, or one and numbers, by a constant condition."""
+    if b.opset < 9:
+        return b.node("Identity", [x])
+    sizes = [size if b.chance(0.7) else 1 for size in shape][b.number(0, len(shape)) :]
+    mask = b.name()
+    b.initializers.append(numpy_helper.from_array(b.rng.random(sizes) < 0.5, mask))
+    sides = [x, b.node("Neg", [x]) if b.chance(0.3) else b.constant(b.normal(*shape))]
+    return b.node("Where", [mask, *(sides if b.chance(0.5) else sides[::-1])])
+
+
+def gathered_places(b: Builder, x: str, shape: Shape) -> str:
+    """GatherND of the axes beside the batch, which comes behind them, as torch writes a window."""
+    if b.opset < 12 or b.batch is None:
+        return b.node("Identity", [x])
+    depth = b.number(1, len(shape))
+    order = [*range(1, depth + 1), 0, *range(depth + 1, len(shape) + 1)]
+    places = np.stack([b.rng.integers(-size, size, 3) for size in shape[:depth]], axis=-1)
+    gathered = b.node(
+        "GatherND", [b.node("Transpose", [x], perm=order), b.constant(places.astype(np.int64))]
+    )
+    return b.node("Transpose", [gathered], perm=[1, 0, *range(2, len(shape) - depth + 2)])
+
+
+def tile(b: Builder, x: str, shape: Shape) -> str:
+    counts = [2 if b.chance(ODD) else 1, *(b.pick([1, 1, 2, 3]) for _ in shape)]
+    return b.node("Tile", [x, b.constant(np.array(counts, np.int64))])
+
+
+def tensordot(b: Builder, x: str, shape: Shape) -> str:
+    """A matrix for every place as TensorFlow writes it: rows and places on one axis meanwhile."""
+    many = b.number(1, 4)
+    rows = b.node("Reshape", [x, b.constant(np.array([-1, shape[-1]], np.int64))])
+    product = b.node("MatMul", [rows, b.constant(b.normal(shape[-1], many))])
+    if b.chance(0.5):
+        product = b.node(b.pick(["Add", "Mul"]), [product, b.constant(b.normal(many))])
+    target = np.array([-1, *shape[:-1], many], np.int64)
+    return b.node("Reshape", [product, b.constant(target)])

@@ -69,6 +69,8 @@ def pad(b: Builder, x: str, shape: Shape) -> str:
     amounts = [0] * (2 * rank)
     for axis in b.rng.permutation(np.arange(1, rank))[: b.number(0, 2)]:
         amounts[axis], amounts[rank + axis] = b.number(0, 2), b.number(0, 2)
+    if b.chance(0.2) and shape[-1] > 1:
+        amounts[b.pick([rank - 1, -1])] = -1
     if b.chance(ODD):
         amounts[b.pick([0, rank, 1])] = b.pick([1, -1])
     value = float(np.float32(b.pick([0.0, 1.5, -0.25])))
@@ -124,7 +126,9 @@ def hard_sigmoid(b: Builder, x: str, shape: Shape) -> str:
 
 
 def resize(b: Builder, x: str, shape: Shape) -> str:
-    """Nearest, by whole factors, and rarely by others or in other ways."""
+    """Nearest, by whole factors, linear by powers of two, and rarely by others or otherwise."""
+    if b.opset >= 11 and len(shape) == 3 and b.chance(0.5):
+        return _linear(b, x, shape)
     scales = [1.0, *(float(b.pick([1, 1, 2, 3])) for _ in shape)]
     if b.chance(ODD):
         scales[b.number(0, len(shape))] = 1.5
@@ -136,7 +140,23 @@ def resize(b: Builder, x: str, shape: Shape) -> str:
     how = b.pick([("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")])
     how = b.pick([("half_pixel", "ceil"), ("align_corners", "floor")]) if b.chance(ODD) else how
     modes = {"coordinate_transformation_mode": how[0], "nearest_mode": how[1]}
+    if b.chance(0.3) and isinstance(b.batch, int):
+        sizes = [b.batch, *(int(n * scale) for n, scale in zip(shape, scales[1:], strict=True))]
+        return b.node(
+            "Resize", [x, "", "", b.constant(np.array(sizes, np.int64))], mode="nearest", **modes
+        )
     return b.node("Resize", [x, "", array], mode="nearest", **modes)
+
+
+def _linear(b: Builder, x: str, shape: Shape) -> str:
+    scales = [1.0, 1.0, *(b.pick([0.5, 1.0, 2.0, 4.0]) for _ in range(2))]
+    if b.chance(ODD):
+        scales[2] = b.pick([3.0, 1.5])
+    if any(size * scale < 1 for size, scale in zip(shape, scales[1:], strict=True)):
+        scales = [1.0, 1.0, 2.0, 2.0]
+    how = b.pick(["asymmetric", "half_pixel", "pytorch_half_pixel"])
+    array = b.constant(np.array(scales, np.float32))
+    return b.node("Resize", [x, "", array], mode="linear", coordinate_transformation_mode=how)
 
 
 def max_pool(b: Builder, x: str, shape: Shape) -> str:

@@ -54,6 +54,17 @@ def split(folder: Path, *, files: int = 1) -> tuple[ModelProto, dict[str, Path]]
     return whole, paths
 
 
+def test_an_empty_file_that_no_tensor_names_may_be_sent_too(tmp_path: Path) -> None:
+    """torch writes one beside a model whose weights are few enough to stay inside."""
+    data, empty = model().SerializeToString(), tmp_path / "blob"
+    empty.write_bytes(b"")
+    found = self_contained(data, {"m.onnx.data": empty})
+    assert import_onnx_bytes(found).graph_digest() == import_onnx_bytes(data).graph_digest()
+    empty.write_bytes(b"0")
+    with pytest.raises(ModelError, match="no tensor of the model lies in"):
+        self_contained(data, {"m.onnx.data": empty})
+
+
 def point(tensor: TensorProto, entries: dict[str, str]) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL

@@ -16,8 +16,9 @@ from models.layers.activations import Softplus
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
+from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
-from tests.models.onnx.graphs import assert_agrees, flattened, normal
+from tests.models.onnx.graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
 OPSETS = st.sampled_from(range(7, 27))
@@ -143,6 +144,26 @@ def test_max_and_min(opset: int, op: str, sources: list[str], batch: int | str) 
         sources = ["r", *sources]
     nodes.append(node(op, sources, ["y"]))
     assert_agrees(flattened(nodes, (3, 4), constants, opset=opset, batch=batch), samples=3)
+
+
+@pytest.mark.parametrize("slopes", [0.3, 1.0, -0.2, 1.7, [0.1, 0.9, 0.4], [-0.5, 0.0, 2.5]])
+def test_slopes_below_zero_of_any_size_are_what_onnx_runtime_computes(slopes: Any) -> None:
+    """Bit for bit: of max(x, 0) - slope max(-x, 0) one part is 0."""
+    array = np.array(slopes, np.float32)
+    per_channel = array.reshape(-1, 1, 1) if array.ndim else array.reshape(1)
+    made = [node("PRelu", ["x", "slopes"], ["y"])]
+    if not array.ndim:
+        made = [
+            node("LeakyRelu", ["x"], ["a"], alpha=slopes),
+            node("PRelu", ["a", "slopes"], ["y"]),
+        ]
+    data = graph_of(
+        [*made, node("Flatten", ["y"], ["z"])], (3, 4, 5), {"slopes": per_channel}, output="z"
+    ).SerializeToString()
+    network = import_onnx_bytes(data)
+    x = np.concatenate([normal(0, 8, 3, 4, 5), 1e-30 * normal(1, 2, 3, 4, 5)]).astype(np.float32)
+    expected = OnnxRuntimeModel(data, (3, 4, 5))(x)
+    assert np.array_equal(network(torch.from_numpy(x)).detach().numpy(), expected)
 
 
 def test_relu_theta_is_recognised() -> None:

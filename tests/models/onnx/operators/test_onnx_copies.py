@@ -97,13 +97,56 @@ def test_a_hard_sigmoid_is_a_line_between_limits(scale: float, given: Any) -> No
     assert "clip" in [network.layer(row.name).kind for row in network.nodes]
 
 
+@settings(max_examples=examples(15), deadline=None)
+@given(st.data())
+def test_between_places_by_powers_of_two(data: st.DataObject) -> None:
+    """Bilinear, larger and smaller, an image's sides by different factors."""
+    opset = data.draw(st.sampled_from([11, 13, 18, 19, 22]))
+    shape = (2, data.draw(st.integers(3, 8)), data.draw(st.integers(3, 8)))
+    scales = [1.0, 1.0, *(data.draw(st.sampled_from([0.5, 1.0, 2.0, 4.0])) for _ in range(2))]
+    modes = st.sampled_from(["half_pixel", "asymmetric", "pytorch_half_pixel"])
+    made = node("Resize", ["x", "region", "s"], ["y"], mode="linear",
+                coordinate_transformation_mode=data.draw(modes))  # fmt: skip
+    constants = {"s": np.array(scales, np.float32), "region": np.zeros(0, np.float32)}
+    if min(scales) < 1 or max(scales) > 1:
+        resized = [n for n, scale in zip(shape[1:], scales[2:], strict=True) if scale != 1]
+        assume(sum(resized) >= 6)
+    assert_agrees(flattened([made], shape, constants, opset=opset))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18, 19])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_sizes_in_the_place_of_factors(opset: int, mode: str) -> None:
+    """F.interpolate(x, size=(8, 12)), the batch as it is."""
+    nodes = [
+        node("Shape", ["x"], ["shape"]),
+        node("Slice", ["shape", "none", "two", "none"], ["kept"]),
+        node("Concat", ["kept", "new"], ["sizes"], axis=0),
+        node("Resize", ["x", "region", "empty", "sizes"], ["y"], mode=mode,
+             nearest_mode="floor", coordinate_transformation_mode="asymmetric"),
+    ]  # fmt: skip
+    constants = {
+        "none": np.array([0], np.int64),
+        "two": np.array([2], np.int64),
+        "new": np.array([8, 12] if mode == "nearest" else [8, 3], np.int64),
+        "region": np.zeros(0, np.float32),
+        "empty": np.zeros(0, np.float32),
+    }
+    assert_agrees(flattened(nodes, (2, 4, 6), constants, opset=opset), samples=3)
+
+
 NEAREST = {"mode": "nearest"}
 
 
 @pytest.mark.parametrize(
     "made",
     [
-        node("Resize", ["x", "", "whole"], ["y"], mode="linear"),
+        node("Resize", ["x", "", "whole"], ["y"], mode="cubic"),
+        node("Resize", ["x", "", "half"], ["y"], mode="linear"),
+        node("Resize", ["x", "", "whole"], ["y"], mode="linear", antialias=1),
+        node("Resize", ["x", "", "channels"], ["y"], mode="linear"),
+        node("Resize", ["x", "", "whole"], ["y"], mode="linear",
+             coordinate_transformation_mode="align_corners"),
         node("Resize", ["x", "", "half"], ["y"], **NEAREST),
         node("Resize", ["x", "", "rows"], ["y"], **NEAREST),
         node("Resize", ["x", "", "many"], ["y"], **NEAREST),
@@ -115,12 +158,13 @@ NEAREST = {"mode": "nearest"}
         node("ConvTranspose", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2, 2]),
         node("ConvTranspose", ["x", "w"], ["y"], output_padding=[1, 1]),
     ],
-)
+)  # fmt: skip
 def test_refused(made: Any) -> None:
     constants = {
         "whole": np.array([1, 1, 2, 2], np.float32),
         "half": np.array([1, 1, 1.5, 2], np.float32),
         "rows": np.array([2, 1, 1, 1], np.float32),
+        "channels": np.array([1, 2, 1, 1], np.float32),
         "many": np.array([1, 1, 1e9, 1], np.float32),
         "sizes": np.array([1, 2, 8, 8], np.int64),
         "far": np.array([0, 0, 4, 0, 0, 0, 0, 0], np.int64),

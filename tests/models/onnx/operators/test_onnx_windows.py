@@ -215,8 +215,10 @@ def test_global_average_pool(opset: int) -> None:
     [
         (helper.make_node("Pad", ["x"], ["y"], mode="reflect", pads=[0, 0, 6, 1, 0, 0, 1, 1]),
          "unsupported_operator"),
-        (helper.make_node("Pad", ["x"], ["y"], pads=[0, 0, -1, 0, 0, 0, 0, 0]),
+        (helper.make_node("Pad", ["x"], ["y"], mode="edge", pads=[0, 0, -1, 0, 0, 0, 0, 0]),
          "unsupported_operator"),
+        (helper.make_node("Pad", ["x"], ["y"], pads=[0, 0, -4, 0, 0, 0, -2, 0]),
+         "shape_mismatch"),
         (helper.make_node("Pad", ["x"], ["y"], pads=[1, 0, 0, 0, 0, 0, 0, 0]),
          "batch_dependent"),
         (helper.make_node("Pad", ["x"], ["y"], pads=[0, 0, 1, 0, 0, 0, 0, 0],

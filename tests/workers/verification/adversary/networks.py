@@ -18,7 +18,15 @@ from models.layers.activations import (
     Softplus,
     Tanh,
 )
-from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
+from models.layers.joins import (
+    Concat,
+    Maximum,
+    Minimum,
+    Product,
+    ReduceMean,
+    ReduceSum,
+    Slice,
+)
 from models.layers.kinds import (
     Add,
     AvgPool2d,
@@ -36,12 +44,13 @@ from models.layers.kinds import (
     Reshape,
     Shift,
 )
-from tests.workers.verification.adversary.growth import LARGEST, Growth
+from tests.workers.verification.adversary.curves import Curves
+from tests.workers.verification.adversary.growth import LARGEST
 
 __all__ = ["Body"]
 
 
-class Body(Growth):
+class Body(Curves):
     """Layers at random; a head whose two logits meet near the clean input ends it."""
 
     def linear(self) -> None:
@@ -85,8 +94,8 @@ class Body(Growth):
             )
 
     def activation(self) -> None:
-        """One of all, kinks and limits next to values that are met."""
-        kind = self.random.integers(11)
+        """One of all, kinks and limits next to values that are met; one of three is curved."""
+        kind = self.random.integers(16)
         if kind <= 1:
             self.add(ReLU())
         elif kind == 2:
@@ -105,6 +114,8 @@ class Body(Growth):
             self.add(ReLUTheta(self.levels().abs()))
         elif kind == 8:
             self.add((Sigmoid, Tanh, Softplus)[int(self.random.integers(3))]())
+        elif kind > 10:
+            self.curve()
         elif self.shape[0] % 2 == 0:
             self.add(MaxMin())
         else:
@@ -163,9 +174,9 @@ class Body(Growth):
             self.activation()
 
     def join(self) -> None:
-        """A residual sum, a maximum or a minimum of two branches, a concatenation, a cut."""
+        """A residual sum, a product or an extremum of two branches, a concatenation, a cut."""
         before = self.last
-        kind = self.random.integers(6)
+        kind = self.random.integers(9)
         if kind <= 1:
             self.elementwise()
             self.add(Add(), self.last, before)
@@ -175,7 +186,17 @@ class Body(Growth):
         elif kind == 3:
             self.elementwise()
             self.add(Concat(axis=0), before, self.last)
-        elif kind == 4 and self.shape[0] > 1:
+        elif kind == 4:
+            self.arrangement()
+        elif kind <= 6:
+            for branch in (self.elementwise, self.activation):
+                if self.random.integers(2):
+                    branch()
+            left, self.last = self.last, before
+            if self.random.integers(2):
+                self.activation()
+            self.add(Product(), left, self.last)
+        elif kind == 7 and self.shape[0] > 1:
             self.add(Slice(axis=0, start=int(self.random.integers(2)), stop=self.shape[0]))
         elif len(self.shape) == 1:
             mean = bool(self.random.integers(2))

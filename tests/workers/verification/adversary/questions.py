@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.workers.verification.adversary.search import Case
 from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.cascade.coverage import uncovered
 from workers.verification.cascade.run import certify_samples
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.problem import Problem
@@ -69,6 +70,7 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
     random = np.random.default_rng(seed)
     tally.graphs += 1
     compiled = CompiledNetwork.compile(case.network)
+    covering = {name: bound for name, bound in BOUNDS.items() if uncovered(bound, compiled) is None}
     x, labels = torch.from_numpy(case.x), torch.tensor([case.label])
     others = np.delete(case.logits.astype(np.float64), case.label, axis=1).max()
     margin = torch.tensor([float(case.logits[0, case.label]) - float(others)], dtype=torch.float64)
@@ -77,7 +79,7 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
             continue
         problem = Problem(compiled, True, CPU, dtype)
         epsilons = [portion * distance for portion in ASKED]
-        for bound in BOUNDS.values():
+        for bound in covering.values():
             if norm not in bound.norms or (
                 share < 1.0 and bound.expected_passes >= EXPENSIVE and random.random() > 0.25
             ):
@@ -88,8 +90,10 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
     for (norm, clip), (distance, _) in case.wrong.items():
         if random.random() >= share / 4:
             continue
-        cheap = [method for method in BOUNDS if BOUNDS[method].expected_passes < EXPENSIVE]
-        methods = ["auto", *BOUNDS] if share >= 1.0 else cheap
+        cheap = [method for method in covering if BOUNDS[method].expected_passes < EXPENSIVE]
+        methods = ["auto", *covering] if share >= 1.0 else cheap
+        if not methods:
+            continue
         method = methods[int(random.integers(len(methods)))]
         asked = (Fraction(distance), Fraction(1, 10))
         found = certify_samples(

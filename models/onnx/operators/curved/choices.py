@@ -1,0 +1,167 @@
+"""Greater, Less and Where: activations written as a choice, and constants put in fixed places.
+
+A comparison of an activation with a number is no layer. It is taken where the choice that reads it
+is continuous at that number, and so a layer that there are bounds for: slopes on both sides of 0,
+and a Softplus that is left for its own argument where that is large (as torch writes it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.layers.activations import Softplus
+from models.layers.kinds import Add, Divide, Multiply, ReLU, Shift
+from models.onnx.graph import Activation, Comparison, Constant, Operation, Translation, Value
+from models.onnx.operators.activations import bent, clamped
+from models.onnx.operators.arithmetic import MINUS_ONE, enlarged, sample_constant
+
+__all__ = ["JUMPS", "compared", "where"]
+
+#: From here on a Softplus is its argument to within 2^-24.5 of it, less than one rounding.
+_SOFTPLUS_IS_STRAIGHT = 17.0
+#: What to do about a choice that may jump.
+JUMPS = (
+    "what chooses by a comparison may jump: write it with Relu, LeakyRelu, Max, Min or Clip "
+    "(torch: relu, leaky_relu, maximum, clamp)"
+)
+
+
+def compared(*, above: bool) -> Callable[[Operation, Translation], Comparison]:
+    """The translator of an operator that is true above (or below) its second input."""
+
+    def translate(operation: Operation, translation: Translation) -> Comparison:
+        """An activation with a number, where a Where reads it that does not jump there."""
+        turned = isinstance(operation.input(0), Constant)
+        array = operation.constant(0 if turned else 1)
+        x = operation.activation(1 if turned else 0)
+        if array is None or array.size != 1 or array.ndim > x.rank or array.dtype != np.float32:
+            operation.refuse("only a comparison with one float32 number is supported", hint=JUMPS)
+        return Comparison(x, float(array.reshape(())[()]), above is not turned)
+
+    return translate
+
+
+def where(operation: Operation, translation: Translation) -> Activation:
+    """Where: x above 0 and a slope times x below; a Softplus, and x itself where it is large; two
+    values by a constant condition."""
+    condition = operation.input(0)
+    if isinstance(condition, Constant):
+        return _by_place(operation, translation)
+    if not isinstance(condition, Comparison):
+        operation.refuse("the condition must be a comparison or a constant", hint=JUMPS)
+    x, sides = condition.of, [operation.input(1), operation.input(2)]
+    if not condition.above:
+        sides.reverse()
+    if condition.bound == 0.0:
+        slopes = [_slope(translation, side, x) for side in sides]
+        if slopes[0] is not None and slopes[1] is not None:
+            return _two_slopes(operation, translation, x, slopes[0], slopes[1])
+    soft = _straight_softplus(translation, condition, sides)
+    if soft is None:
+        operation.refuse("a choice by a comparison that may jump", hint=JUMPS)
+    return soft
+
+
+def _slope(translation: Translation, side: Value | None, x: Activation) -> float | None:
+    """The number s of a side that is s x, rounded once at most; 0 for a constant 0."""
+    if isinstance(side, Constant):
+        plain = side.value.size == 1 and not side.depends_on_batch and not side.value.any()
+        return 0.0 if plain and side.value.ndim <= x.rank else None
+    if not isinstance(side, Activation):
+        return None
+    if side == x:
+        return 1.0
+    layer, sources = translation.origins.get(side.name, (None, ()))
+    if isinstance(layer, Multiply) and layer.value.numel() == 1 and sources == (x,):
+        return float(layer.value.detach())
+    return None
+
+
+def _two_slopes(
+    operation: Operation, translation: Translation, x: Activation, above: float, below: float
+) -> Activation:
+    """above max(x, 0) - below max(-x, 0): one part is 0, the other rounds as its product does."""
+    if (above, below) == (1.0, 0.0):
+        return clamped(operation, translation, x, 0.0, None)
+    if above == 1.0:
+        return bent(operation, translation, x, np.array(below, dtype=np.float32))
+    parts = []
+    for sign, slope in ((1.0, above), (-1.0, -below)):
+        part = x
+        if sign < 0:
+            minus = translation.weight(operation, MINUS_ONE)
+            part = translation.emit(operation, Multiply(minus), part)
+        part = translation.emit(operation, ReLU(), part)
+        if slope != 1.0:
+            factor = translation.weight(operation, np.array(slope, dtype=np.float32))
+            part = translation.emit(operation, Multiply(factor), part)
+        parts.append(part)
+    return translation.emit(operation, Add(), *parts)
+
+
+def _straight_softplus(
+    translation: Translation, condition: Comparison, sides: list[Value | None]
+) -> Activation | None:
+    """softplus(b x) / b in the place of a choice between it and, where b x is large, x itself.
+
+    There x differs from it by less than one rounding, and one is allowed for its last operator.
+    """
+    straight, soft = sides
+    if not isinstance(soft, Activation) or not condition.bound >= _SOFTPLUS_IS_STRAIGHT:
+        return None
+    beta = 1.0
+    layer, sources = translation.origins.get(soft.name, (None, ()))
+    if isinstance(layer, Divide) and layer.value.numel() == 1:
+        beta = float(layer.value.detach())
+        layer, sources = translation.origins.get(sources[0].name, (None, ()))
+    if not isinstance(layer, Softplus) or sources != (condition.of,):
+        return None
+    if beta == 1.0 and straight == condition.of:
+        return soft
+    layer, sources = translation.origins.get(condition.of.name, (None, ()))
+    if not isinstance(layer, Multiply) or layer.value.numel() != 1 or sources != (straight,):
+        return None
+    return soft if float(layer.value.detach()) == beta > 0.0 else None
+
+
+def _by_place(operation: Operation, translation: Translation) -> Activation:
+    """Each number from one side or the other, by its place: products with 0 and 1, and a sum."""
+    array = operation.constant(0)
+    if array is None or array.dtype != np.bool_:
+        operation.refuse("the condition must be boolean", code="invalid_onnx")
+    sides = [operation.input(1), operation.input(2)]
+    x = next(side for side in sides if isinstance(side, Activation))
+    if any(isinstance(side, Activation) and side.rank != x.rank for side in sides):
+        operation.refuse_batch("its inputs differ in rank")
+    mask = sample_constant(operation, array, x)
+    fixed: NDArray[np.float32] | None = None
+    parts: list[Activation] = []
+    for index, chosen in ((1, mask), (2, ~mask)):
+        side = sides[index - 1]
+        if isinstance(side, Activation):
+            part = enlarged(operation, translation, side, chosen.shape)
+            factor = translation.weight(operation, chosen.astype(np.float32))
+            parts.append(translation.emit(operation, Multiply(factor), part))
+            continue
+        value = operation.constant(index)
+        if value is None or value.dtype != np.float32:
+            operation.refuse("a constant side must be float32", code="unsupported_dtype")
+        try:
+            fixed = np.where(chosen, sample_constant(operation, value, x), np.float32(0))
+        except ValueError:
+            operation.refuse(f"shapes {mask.shape} and {value.shape}", code="shape_mismatch")
+    if fixed is None:
+        first, second = parts
+        if first.shape != second.shape:
+            operation.refuse(
+                f"shapes {first.shape} and {second.shape} differ", code="shape_mismatch"
+            )
+        return translation.emit(operation, Add(), first, second)
+    (part,) = parts
+    if not fixed.any():
+        return part
+    part = enlarged(operation, translation, part, fixed.shape)
+    return translation.emit(operation, Shift(translation.weight(operation, fixed)), part)

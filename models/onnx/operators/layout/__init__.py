@@ -1,0 +1,1 @@
+"""Values whose batch axis does not come first in the file."""

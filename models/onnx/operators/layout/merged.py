@@ -1,0 +1,71 @@
+"""Rows of a batch and places of each sample on one axis of the file, for a while.
+
+TensorFlow multiplies [batch, places, k] by a matrix as [batch * places, k]. Such a value is held as
+it was before (``Activation.merged``: how many axes of the sample the file's first axis took in).
+What works on the last axes alone, or number by number, is the same on either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from models.onnx.graph import Activation, Constant, Operation, Squares, Translation, Value
+
+__all__ = ["MERGED", "merged_by", "with_rows_apart"]
+
+MERGED = (
+    *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "HardSigmoid"),
+    *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
+    *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
+)
+
+
+def merged_by(x: Activation, sizes: list[int]) -> int:
+    """How many axes of the sample a view as [-1, ...] joins to the batch's; 0: none, or others."""
+    first, *rest = sizes
+    count = len(x.shape) - len(rest)
+    return count if first == -1 and rest and count > 0 and x.shape[count:] == tuple(rest) else 0
+
+
+def with_rows_apart(
+    operation: Operation,
+    translation: Translation,
+    translate: Callable[[Operation, Translation], Value | list[Activation]],
+) -> list[Value]:
+    """The outputs of an operator of ``MERGED`` some input of which has merged rows."""
+    activations = [value for value in operation.inputs if isinstance(value, Activation)]
+    count = activations[0].merged
+    alike = {(v.merged, v.shape[:count], v.rank, v.batched, v.batch_axis) for v in activations}
+    if len(alike) > 1:
+        operation.refuse_batch("its inputs have other rows on their first axes")
+    inputs = [
+        replace(value, merged=0) if isinstance(value, Activation) else value
+        for value in operation.inputs
+    ]
+    rank = activations[0].rank - count
+    if operation.op_type == "Reshape":
+        target = operation.input(1)
+        if not isinstance(target, Constant) or 0 in target.value:
+            operation.refuse_batch("a view that copies the size of the merged axis")
+        count = 0
+    elif operation.op_type == "MatMul":
+        matrix = operation.constant(1)
+        if matrix is None or matrix.ndim != 2:
+            operation.refuse_batch("only one matrix for all rows is supported")
+    else:
+        for index, value in enumerate(operation.inputs):
+            if isinstance(value, Constant):
+                array = operation.constant(index)
+                if array is not None and array.ndim >= rank and array.size != 1:
+                    if array.ndim > rank or array.shape[0] != 1:
+                        operation.refuse_batch(f"a constant of shape {array.shape}")
+                    inputs[index] = Constant.of(array[0])
+    results = translate(replace(operation, inputs=tuple(inputs)), translation)
+    found: list[Value] = []
+    for value in results if isinstance(results, list) else [results]:
+        plain = value.plain if isinstance(value, Squares) else value
+        if not isinstance(plain, Activation):
+            operation.refuse_batch("squares of merged rows")
+        found.append(replace(plain, merged=count or plain.merged))
+    return found

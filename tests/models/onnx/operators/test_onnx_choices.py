@@ -1,0 +1,158 @@
+"""Greater, Less and Where are activations where they do not jump; places that are taken twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import NodeProto, helper
+
+from models.errors import ModelError
+from models.network import Network
+from models.onnx.importer import import_onnx_bytes
+from tests.extent import examples
+from tests.models.onnx.graphs import assert_agrees, flattened, normal
+
+node = helper.make_node
+ZERO = {"zero": np.array(0, np.float32)}
+
+
+def kinds(network: Network) -> list[str]:
+    found = [network.layer(row.name).kind for row in network.nodes]
+    return [kind for kind in found[:-1] if kind != "reshape"]
+
+
+def number(value: float) -> Any:
+    return np.array(value, np.float32)
+
+
+@pytest.mark.parametrize("operator", ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("slope", [0.1, -0.4, 1.7])
+def test_two_slopes_are_what_onnx_runtime_computes(
+    operator: str, turned: bool, slope: float
+) -> None:
+    """torch.where(x > 0, x, slope * x), however the comparison is written."""
+    above = operator.startswith("Greater") is not turned
+    sides = ["x", "s"] if above else ["s", "x"]
+    nodes = [
+        node(operator, ["zero", "x"] if turned else ["x", "zero"], ["c"]),
+        node("Mul", ["x", "slope"], ["s"]),
+        node("Where", ["c", *sides], ["y"]),
+    ]
+    data = flattened(nodes, (3, 4), {**ZERO, "slope": number(slope)}, opset=18)
+    found = kinds(assert_agrees(data, samples=8))
+    assert found[-1] == "leaky-relu" if 0 <= slope <= 1 else "add" in found
+
+
+def test_a_relu_and_two_other_slopes() -> None:
+    chosen = node("Greater", ["x", "zero"], ["c"])
+    relu = flattened([chosen, node("Where", ["c", "x", "zero"], ["y"])], (6,), ZERO)
+    assert kinds(assert_agrees(relu, samples=8)) == ["relu"]
+    scaled = [node("Mul", ["x", name], [f"{name}x"]) for name in ("a", "b")]
+    both = [chosen, *scaled, node("Where", ["c", "ax", "bx"], ["y"])]
+    constants = {**ZERO, "a": number(2.5), "b": number(-0.3)}
+    assert_agrees(flattened(both, (6,), constants), samples=8)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0, 0.3])
+def test_a_softplus_as_torch_writes_it(beta: float) -> None:
+    """Above its threshold it is its argument to within a rounding: the choice makes no layer."""
+    plain = beta == 1.0
+    z = "x" if plain else "z"
+    nodes: list[NodeProto] = [] if plain else [node("Mul", ["x", "beta"], ["z"])]
+    nodes.append(node("Softplus", [z], ["s"]))
+    nodes += [] if plain else [node("Div", ["s", "beta"], ["t"])]
+    nodes.append(node("Greater", [z, "threshold"], ["c"]))
+    nodes.append(node("Where", ["c", "x", "s" if plain else "t"], ["y"]))
+    constants = {"threshold": number(20)} | ({} if plain else {"beta": number(beta)})
+    network = assert_agrees(flattened(nodes, (40,), constants), samples=8, scale=30.0)
+    assert kinds(network) == (["softplus"] if plain else ["multiply", "softplus", "divide"])
+    constants["threshold"] = number(5)
+    with pytest.raises(ModelError, match="may jump"):
+        import_onnx_bytes(flattened(nodes, (40,), constants))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        # A threshold that is not 0, a value that is not 0 at 0, a comparison as a number.
+        [node("Greater", ["x", "one"], ["c"]), node("Where", ["c", "x", "zero"], ["y"])],
+        [node("Greater", ["x", "zero"], ["c"]), node("Where", ["c", "x", "one"], ["y"])],
+        [node("Greater", ["x", "zero"], ["c"]), node("Add", ["x", "one"], ["a"]),
+         node("Where", ["c", "a", "x"], ["y"])],
+        [node("Greater", ["x", "zero"], ["c"]), node("Cast", ["c"], ["y"], to=1)],
+        [node("Greater", ["x", "zero"], ["c"]), node("Where", ["c", "one", "zero"], ["y"])],
+        [node("Greater", ["x", "many"], ["c"]), node("Where", ["c", "x", "zero"], ["y"])],
+        [node("Neg", ["x"], ["n"]), node("Greater", ["x", "n"], ["c"]),
+         node("Where", ["c", "x", "n"], ["y"])],
+    ],
+)  # fmt: skip
+def test_a_choice_that_may_jump_is_refused_with_what_to_write(nodes: list[NodeProto]) -> None:
+    constants = {**ZERO, "one": number(1), "many": normal(0, 6)}
+    used = {name for row in nodes for name in row.input}
+    kept = {name: value for name, value in constants.items() if name in used}
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(flattened(nodes, (6,), kept))
+    assert caught.value.code == "unsupported_operator"
+    assert "relu" in caught.value.hint or "input" in str(caught.value)
+
+
+@settings(max_examples=examples(25), deadline=None)
+@given(st.data())
+def test_values_by_a_constant_condition(data: st.DataObject) -> None:
+    """masked_fill with a fixed mask: of two activations, or of one and numbers."""
+    shapes = st.sampled_from([(1, 3, 4), (3, 4), (4,), (1, 1, 1), (3, 1), ()])
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    constants: dict[str, Any] = {"mask": rng.random(data.draw(shapes)) < 0.5}
+    sides = data.draw(st.sampled_from([["x", "n"], ["x", "c"], ["c", "x"], ["n", "c"]]))
+    if "c" in sides:
+        constants["c"] = rng.standard_normal(data.draw(shapes)).astype(np.float32)
+    nodes = [node("Neg", ["x"], ["n"])] if "n" in sides else []
+    nodes.append(node("Where", ["mask", *sides], ["y"]))
+    assert_agrees(flattened(nodes, (3, 4), constants), samples=3)
+
+
+def test_rows_by_a_condition_are_refused() -> None:
+    constants = {"mask": np.array([True, False]).reshape(2, 1, 1), "c": number(1)}
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(flattened([node("Where", ["mask", "x", "c"], ["y"])], (3, 4), constants))
+    assert caught.value.code == "batch_dependent"
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_places_that_are_taken_twice(axis: int) -> None:
+    constants = {"p": np.array([[1, 0], [1, -1]], np.int64)}
+    made = node("Gather", ["x", "p"], ["y"], axis=axis)
+    assert_agrees(flattened([made], (3, 2, 4), constants), samples=3)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_windows_of_uneven_size_as_torch_writes_them(depth: int) -> None:
+    """An adaptive pool: places of height and width gathered behind which the batch comes."""
+    rng = np.random.default_rng(depth)
+    places = rng.integers(-3, 3, (5, 2, depth))
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[2, 3, 0, 1]),
+        node("GatherND", ["t", "places"], ["g"]),
+        node("Transpose", ["g"], ["y"], perm=[4, 3, 0, 1, 2] if depth == 1 else [2, 3, 1, 0]),
+    ]
+    if depth == 1:
+        nodes[2] = node("Transpose", ["g"], ["y"], perm=[3, 4, 0, 1, 2])
+    assert_agrees(flattened(nodes, (2, 3, 3), {"places": places}), samples=3)
+
+
+def test_rows_of_a_batch_are_not_gathered() -> None:
+    constants = {"places": np.zeros((2, 1), np.int64)}
+    turned = node("Transpose", ["x"], ["t"], perm=[1, 0, 2])
+    deep = {"places": np.zeros((2, 2), np.int64)}
+    for nodes, given_ in (
+        ([node("GatherND", ["x", "places"], ["y"])], constants),
+        ([turned, node("GatherND", ["t", "places"], ["y"])], deep),
+    ):
+        with pytest.raises(ModelError) as caught:
+            import_onnx_bytes(flattened(nodes, (3, 4), given_))
+        assert caught.value.code == "batch_dependent"

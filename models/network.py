@@ -49,12 +49,16 @@ class Node:
     shape: Shape
 
 
+#: Pixels of a channel, 4 x 4: a flat input with fewer to a value is a table, no image.
+SMALLEST_PLANE = 16
+
+
 def per_channel(values: Iterable[float], shape: Shape) -> Tensor:
     """One value per channel as a float32 tensor that broadcasts to ``shape`` (without the batch).
 
     Channels are the first axis (NCHW) or the last (NHWC); of a flattened image [n] or [n, 1] with
-    more than one channel, equal stretches (flattened NCHW). Raises NetworkError where the values
-    fit nowhere or in two ways.
+    more than one channel, equal stretches (flattened NCHW) of at least ``SMALLEST_PLANE`` places:
+    fewer are features of a table. Raises NetworkError where the values fit nowhere or in two ways.
     """
     tensor = torch.tensor(list(values), dtype=torch.float32)
     count = tensor.numel()
@@ -63,12 +67,13 @@ def per_channel(values: Iterable[float], shape: Shape) -> Tensor:
     if len(shape) == 3 and (shape[0] == count) != (shape[2] == count):
         return tensor.reshape(-1, 1, 1) if shape[0] == count else tensor.reshape(1, 1, -1)
     flat = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
-    if flat and count and shape[0] % count == 0:
-        repeated = tensor.repeat_interleave(shape[0] // count)
+    places = shape[0] // count if flat and count and shape[0] % count == 0 else 0
+    if places == 1 or places >= SMALLEST_PLANE:
+        repeated = tensor.repeat_interleave(places)
         return repeated.reshape(-1, *([1] * (len(shape) - 1)))
     raise NetworkError(
         f"normalisation with {count} values does not fit inputs of shape {shape}",
-        hint="give one value, or one per channel of the first or the last axis",
+        hint="give one value, or one per channel of the first or the last axis, or per feature",
     )
 
 

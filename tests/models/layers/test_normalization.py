@@ -49,8 +49,9 @@ def test_every_layout_is_normalised_alike(shape: tuple[int, ...]) -> None:
     assert torch.allclose(logits.float(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 3), (4, 5, 4), (61,), (2, 30)])
+@pytest.mark.parametrize("shape", [(3, 4, 3), (4, 5, 4), (61,), (2, 30), (6,), (45, 1)])
 def test_values_that_fit_nowhere_or_twice_are_refused(shape: tuple[int, ...]) -> None:
+    """Neither layout, both, or a table whose features are no pixels of three channels."""
     rows = [("f", Reshape(shape=(int(torch.Size(shape).numel()),)), ["input"])]
     with pytest.raises(NetworkError, match="does not fit"):
         Network(shape, rows).normalized(MEAN, STD)

@@ -95,7 +95,7 @@ def _conv_adjoint(op: Convolution, rows: LinearForm) -> LinearForm:
         geometry.stride, geometry.padding[:2], geometry.dilation, kernel, size
     )
     full = transposed_patches(op, rows.coefficients, patch_grid.extent)
-    return LinearForm(full, op.in_shape, rows.sample, patch_grid).masked().compact()
+    return LinearForm(full, op.in_shape, rows.sample, patch_grid).compact()
 
 
 #: One row per kind of affine map in each table.

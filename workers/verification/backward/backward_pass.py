@@ -77,6 +77,7 @@ class BackwardPass:
     _relaxations: dict[int, LinearRelaxation] = field(default_factory=dict)
     _errors: dict[int, Tensor] = field(default_factory=dict)
     _sizes: dict[int, Tensor] = field(default_factory=dict)
+    _lost: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     _shares: dict[tuple[int, float], Tensor] = field(default_factory=dict)
     _concretization: Concretization | None = None
 
@@ -165,6 +166,8 @@ class BackwardPass:
         """What underflow may change in a step, [batch]: in coefficients, a tiny share of the
         inputs; in products of coefficients with what the constant gains, a tiny number.
         """
+        if step.sources in self._lost:
+            return self._lost[step.sources]
         tiny = lost_in_coefficients(self.dtype)
         lost = torch.zeros(len(self.region.x), dtype=torch.float64, device=self.region.x.device)
         if not self.rounding.is_sound:
@@ -175,7 +178,8 @@ class BackwardPass:
                 reach = torch.maximum(lower.abs(), upper.abs()).flatten(1)
                 self._sizes[source] = reach.sum(1, dtype=torch.float64)
             lost = lost + self._sizes[source] * tiny
-        return lost + lost_in_sums(self.dtype)
+        self._lost[step.sources] = lost + lost_in_sums(self.dtype)
+        return self._lost[step.sources]
 
     def through(
         self, index: int, step: GraphStep, rows: LinearForm, slopes: LowerSlopes | None

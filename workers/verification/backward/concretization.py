@@ -17,6 +17,7 @@ from workers.verification.numerics import (
     lost_in_sums,
     quick_total,
     raised,
+    rough_norm,
     rounded_down,
     rounded_up,
     rounding_error,
@@ -43,29 +44,41 @@ class Concretization:
     rounds: int
     lost: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     _centres: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    _box: tuple[Tensor, Tensor, Tensor] | None = None
     _offsets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
 
     def least(self, rows: LinearForm) -> Tensor:
         """Least value [rows] float64 of rows . x' over the region."""
         flat = rows.coefficients.flatten(1)
-        centre = self._centre()
         unit = unit_roundoff(self.dtype) if self.rounding.is_sound else 0.0
-        if rows.is_patch or rows.sample is not None:
-            at_centre = (flat * rows.pick(self._centre(flat.dtype)).flatten(1)).sum(
-                1, dtype=torch.float64
-            )
-        else:
-            at_centre = flat.to(torch.float64) @ centre[0].flatten()
-        norm = torch.linalg.vector_norm(flat.detach(), dim=1).to(torch.float64)
-        norm = norm + lost_in_norm(flat.shape[1], self.dtype)
-        centre_norm = centre.flatten(1).norm(dim=1)
-        share = 4 * unit + sum_error(flat.shape[1])
-        lost = share * norm * rows.of_samples(centre_norm) * ROOM
-        lost = (lost + lost_in_sums(self.dtype)) * self.rounding.is_sound
+        share = (SUM_ROUNDINGS + 4) * unit + sum_error(flat.shape[1]) * self.rounding.is_sound
+        norm = rough_norm(flat.detach())
+        if self.region.norm != "l2":
+            return self._least_in_box(rows, norm, share)
+        centre = self._centre(flat.dtype)
+        at_centre = quick_total(flat * rows.pick(centre).flatten(1))
+        lost = share * norm * rows.of_samples(rough_norm(self.region.x)) * ROOM
+        lost = lost + lost_in_sums(self.dtype) * self.rounding.is_sound
         # Most of what ``fall`` loses, whatever the region.
         reach = rows.of_samples(self._reach()[4]) if self._boxed else 0.0
         self.lost = lost + (flat.shape[1] + SUM_ROUNDINGS) * unit * norm * reach
         return at_centre - self.fall(rows) - lost
+
+    def _least_in_box(self, rows: LinearForm, norm: Tensor, share: float) -> Tensor:
+        """rows . middle - |rows| . half, for the middle as it is rounded."""
+        middle, half, size = self._halves()
+        flat = rows.coefficients.flatten(1)
+        parts = flat * rows.pick(middle).flatten(1)
+        half = rows.pick(half).flatten(1)
+        if parts.requires_grad:
+            parts = parts - flat.abs() * half
+        else:
+            parts.addcmul_(flat.abs(), half, value=-1.0)
+        # Both products and their difference are rounded, and the sum as ``quick_total`` says: by
+        # Cauchy-Schwarz a share of |rows| (|middle| + |half|).
+        lost = share * norm * rows.of_samples(size) * ROOM
+        self.lost = lost + lost_in_sums(self.dtype) * self.rounding.is_sound
+        return quick_total(parts) - self.lost
 
     @property
     def _boxed(self) -> bool:
@@ -106,6 +119,17 @@ class Concretization:
         if dtype not in self._centres:
             self._centres[dtype] = self.region.x.to(dtype)
         return self._centres[dtype]
+
+    def _halves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Middle of the box, rounded to ``dtype``; half its width from there, rounded up; and the
+        sum of their norms, [batch] float64."""
+        if self._box is None:
+            low, high = self.lower.to(torch.float64), self.upper.to(torch.float64)
+            middle = ((low + high) * 0.5).to(self.dtype)
+            exact = middle.to(torch.float64)
+            half = rounded_up(raised(torch.maximum(high - exact, exact - low), 1), self.dtype)
+            self._box = middle, half, rough_norm(middle) + rough_norm(half)
+        return self._box
 
     def _reach(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """lower - x <= 0, upper - x >= 0, their middle and half width, outward; corner's norm."""

@@ -160,7 +160,7 @@ def unit_forms(backward: UnitState, value: int, places: tuple[Tensor, ...]) -> U
         error = backward.error(value - 1)
         bias = op.bias_like(rows).expand(op.out_shape)[places[1:]].to(torch.float64)
         slack = zero if error is None else rounding_error(error[places].to(torch.float64))
-        patch = LinearForm(rows, op.in_shape, sample, patch_grid).masked().compact()
+        patch = LinearForm(rows, op.in_shape, sample, patch_grid).compact()
         return step.sources[0], patch, bias, slack
     if isinstance(op, Dense):
         like = torch.empty(0, dtype=dtype, device=device)

@@ -18,6 +18,9 @@ __all__ = ["LinearForm", "PatchGrid"]
 
 #: Windows of at most so many numbers are kept for the next rows.
 KEPT_WINDOWS = 2**20
+#: Patches of at least this share of the map become dense rows: those need no windows cut out of
+#: values, no mask, and for a single sample no copies of what they are multiplied with.
+DENSE_SHARE = 2 / 3
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -187,12 +190,13 @@ class LinearForm:
         return LinearForm(full.contiguous(), self.shape, self.sample)
 
     def compact(self) -> LinearForm:
-        """Dense where patches would be at least as large as the map."""
+        """Dense where patches would be nearly as large as the map; 0 outside the map."""
         if self.patch_grid is None:
             return self
-        return (
-            self.dense() if math.prod(self.patch_grid.extent) >= math.prod(self.shape[1:]) else self
-        )
+        numbers = math.prod(self.patch_grid.extent)
+        if numbers >= DENSE_SHARE * math.prod(self.shape[1:]):
+            return self.dense()
+        return self.masked()
 
     def plus(self, other: LinearForm) -> LinearForm:
         """Sum of two sets of rows on the same value."""

@@ -60,7 +60,8 @@ def framed(full: Tensor, padding: tuple[int, ...], shape: tuple[int, ...]) -> Te
     top, left = padding[0], padding[1]
     missing_h = max(0, top + shape[1] - full.shape[2])
     missing_w = max(0, left + shape[2] - full.shape[3])
-    full = F.pad(full, (0, missing_w, 0, missing_h))
+    if missing_h or missing_w:
+        full = F.pad(full, (0, missing_w, 0, missing_h))
     return full[:, :, top : top + shape[1], left : left + shape[2]].contiguous()
 
 
@@ -102,18 +103,20 @@ def _by_phases(
     kernel = op.cast("phases", coefficients, phases)
     product = F.conv2d(coefficients, kernel, None, 1, (b_h - 1, b_w - 1))
     height, width = product.shape[2:]
+    covered = place[0] + size[0] <= height * s_h and place[1] + size[1] <= width * s_w
+    # Place 0 of the rest: pixels that no window reached.
+    first = 0 if covered else 1
 
     def order() -> Tensor:
-        """Flat places in ``product`` of the window's pixels, row by row."""
-        numbers = torch.arange(inner * s_h * s_w * height * width)
+        """Flat places in ``flat`` of the window's pixels, row by row."""
+        numbers = torch.arange(first, first + inner * s_h * s_w * height * width)
         numbers = numbers.reshape(inner, s_h, s_w, height, width).permute(0, 3, 1, 4, 2)
         numbers = numbers.reshape(1, inner, height * s_h, width * s_w)
-        return framed(numbers + 1, place, (inner, *size)).flatten()
+        return framed(numbers, place, (inner, *size)).flatten()
 
-    key = f"order {tuple(coefficients.shape[1:])} {place} {tuple(size)}"
+    key = f"order {first} {tuple(coefficients.shape[1:])} {place} {tuple(size)}"
     places = op.places(key, coefficients.device, order)
-    # Place 0: pixels that no window reached.
-    flat = F.pad(product.flatten(1), (1, 0))
+    flat = product.flatten(1) if covered else F.pad(product.flatten(1), (1, 0))
     return flat.index_select(1, places).reshape(-1, inner, *size)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -12,14 +14,15 @@ from tests.extent import examples
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from tests.workers.verification.regions import points_of
 from workers.verification.backward.adjoint import adjoint
-from workers.verification.backward.linear_form import LinearForm
+from workers.verification.backward.concretization import Concretization
+from workers.verification.backward.linear_form import LinearForm, PatchGrid
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import cap_margins, crown_margins
 from workers.verification.forward.box_ball import ball_box_maximum, quick_maximum
 from workers.verification.graph.affine_maps import Convolution
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
-from workers.verification.rounding import Rounding
+from workers.verification.rounding import Rounding, unit_roundoff
 
 
 @given(
@@ -145,3 +148,58 @@ def test_rows_go_back_through_the_transpose_of_every_convolution(
     (exact,) = torch.autograd.grad(op.linear(x), x, y)
     found = adjoint(op, LinearForm(y.to(dtype), op.out_shape, None)).coefficients
     assert torch.allclose(found.double(), exact, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10**6),
+    epsilon=st.sampled_from([1e-9, 0.01, 0.3, 2.0]),
+    clip=st.booleans(),
+    alone=st.booleans(),
+)
+@settings(max_examples=examples(40), deadline=None)
+def test_the_least_value_in_a_box_is_below_the_exact_one_by_few_roundings(
+    dtype: torch.dtype, seed: int, epsilon: float, clip: bool, alone: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    size, count = int(random.integers(1, 5000)), 6
+    batch = 1 if alone else 2
+    x = torch.from_numpy(random.random((batch, size)) * (random.random((batch, size)) < 0.8))
+    region = Region(x.float(), torch.full((batch,), epsilon, dtype=torch.float64), "linf", clip)
+    rounding = Rounding.sound(dtype)
+    lower, upper = region.box(dtype)
+    flat = random.standard_normal((count, size)) * 10.0 ** random.uniform(-12, 12, (count, 1))
+    coefficients = torch.from_numpy(flat).to(dtype)
+    sample = None if alone else torch.arange(count) // 3
+    end = Concretization(region, lower, upper, rounding, dtype, rounds=2)
+    found = end.least(LinearForm(coefficients, (size,), sample))
+    places = [0] * count if sample is None else sample.tolist()
+    for row, number, place in zip(coefficients.double(), found, places, strict=True):
+        low, high = lower[place].double(), upper[place].double()
+        ends = torch.where(row > 0, low, high)
+        # Products of two float32 numbers are exact in float64, those of float64 are rounded.
+        exact = math.fsum((row * ends).tolist())
+        corner = torch.maximum(low.abs(), high.abs()).norm() * row.norm()
+        unit = unit_roundoff(dtype)
+        assert float(number) <= exact + float(corner) * (unit if dtype == torch.float64 else 0.0)
+        room = max(200 * unit, 5e-12)
+        assert exact - float(number) <= room * float(corner) + 1e-30
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=examples(60), deadline=None)
+def test_compact_rows_are_the_same_rows_and_nothing_outside_the_map(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    size, extent, step, grid = (
+        tuple(int(n) for n in random.integers(low, high, 2))
+        for low, high in ((3, 12), (1, 12), (1, 3), (1, 6))
+    )
+    origin = tuple(-int(random.integers(0, n)) for n in extent)
+    count = int(random.integers(1, 6))
+    i, j = (torch.from_numpy(random.integers(0, n, count)) for n in grid)
+    patch_grid = PatchGrid(i, j, grid, step, origin, extent, size)
+    rows = LinearForm(torch.randn(count, 2, *extent), (2, *size), None, patch_grid)
+    found = rows.compact()
+    assert torch.equal(found.dense().coefficients, rows.dense().coefficients)
+    if found.patch_grid is not None:
+        assert torch.equal(found.masked().coefficients, found.coefficients)

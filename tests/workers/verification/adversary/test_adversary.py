@@ -8,13 +8,13 @@ from tests.workers.verification.adversary.search import find_case
 
 def test_no_bound_proves_the_distance_of_a_known_wrong_input() -> None:
     tally = Tally()
-    for seed in range(200, 260):
+    for seed in range(200, 245):
         case = find_case(seed)
         if case is not None:
             ask(case, tally, f"seed {seed}", seed=seed, share=0.1)
     assert tally.false == []
     # The search has teeth only where bounds prove something, and where wrong inputs are found.
-    assert tally.graphs >= 20
+    assert tally.graphs >= 15
     assert tally.proved >= 0.05 * tally.allowed
 
 

@@ -18,6 +18,7 @@ from models.layers.activations import (
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
+from models.layers.normalization import Centre, Standardize
 from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -145,11 +146,51 @@ def _reduce_mean(
         graph.node("ReduceMean", [*inputs, graph.constant(axes)], output, keepdims=keepdims)
 
 
+def _centre(
+    graph: GraphWriter, layer: Centre, inputs: list[str], output: str, shape: Shape
+) -> None:
+    mean = f"{output}.mean"
+    _mean(graph, inputs, mean, layer.batched_axes())
+    graph.node("Sub", [*inputs, mean], output)
+
+
+def _standardize(
+    graph: GraphWriter, layer: Standardize, inputs: list[str], output: str, shape: Shape
+) -> None:
+    """Nodes; of numbers less a mean the operator, which computes both from what was there before.
+
+    The operator is of opset 17 and works on the last axes.
+    """
+    numbers, beside = inputs
+    rank = len(shape) + 1
+    axes = layer.batched_axes()
+    if numbers != beside and graph.opset >= 17 and axes == list(range(axes[0], rank)):
+        ones = torch.ones([shape[axis] for axis in layer.axes])
+        names = [beside, graph.constant(ones)]
+        graph.node("LayerNormalization", names, output, axis=axes[0], epsilon=layer.eps)
+        return
+    square, mean, more, root = (f"{output}.{part}" for part in ("square", "mean", "sum", "root"))
+    graph.node("Mul", [numbers, numbers], square)
+    _mean(graph, [square], mean, axes)
+    graph.node("Add", [mean, graph.constant(torch.tensor(layer.eps))], more)
+    graph.node("Sqrt", [more], root)
+    graph.node("Div", [numbers, root], output)
+
+
+def _mean(graph: GraphWriter, inputs: list[str], output: str, axes: list[int]) -> None:
+    """The mean over axes that are kept."""
+    if graph.opset < 18:
+        graph.node("ReduceMean", inputs, output, keepdims=1, axes=axes)
+    else:
+        graph.node("ReduceMean", [*inputs, graph.constant(axes)], output, keepdims=1)
+
+
 #: How each of these kinds is written: a new one is one function and one row here.
 MORE_EXPORTERS: dict[str, Exporter] = {
     Abs.kind: _abs,
     AtLeast.kind: with_constant("Max"),
     AtMost.kind: with_constant("Min"),
+    Centre.kind: _centre,
     Clip.kind: _clip,
     Concat.kind: _concat,
     Expand.kind: _expand,
@@ -166,5 +207,6 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     Slice.kind: _slice,
     Sort.kind: _sort,
     Softplus.kind: _softplus,
+    Standardize.kind: _standardize,
     Tanh.kind: plain("Tanh"),
 }

@@ -58,6 +58,7 @@ from models.onnx.operators.joins import (
     reduce_sum,
     split,
 )
+from models.onnx.operators.normalized.layer_norm import layer_normalization, rms_normalization
 from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
 from models.onnx.operators.views import expand, flatten, reshape, squeeze, transpose, unsqueeze
@@ -175,6 +176,7 @@ OPERATORS: dict[str, Translator] = {
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
     "Identity": _identity,
+    "LayerNormalization": layer_normalization,
     "LeakyRelu": _leaky_relu,
     "LinearClassifier": linear_classifier,
     "LpPool": lp_pool,
@@ -188,6 +190,7 @@ OPERATORS: dict[str, Translator] = {
     "PRelu": _prelu,
     "Pad": pad,
     "Pow": power,
+    "RMSNormalization": rms_normalization,
     "ReduceL2": reduce_l2,
     "ReduceMax": reduce_max,
     "ReduceMean": reduce_mean,
@@ -222,6 +225,7 @@ _ALIKE = (
     *("Concat", "Gather", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Slice", "Split"),
     *("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
     *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
+    *("LayerNormalization", "RMSNormalization"),
 )
 
 

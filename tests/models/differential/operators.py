@@ -48,10 +48,13 @@ from tests.models.differential.weighted import (
     conv,
     gemm,
     hard_sigmoid,
+    layer_normalization,
     matmul,
     max_pool,
+    norm_in_nodes,
     pad,
     resize,
+    rms_normalization,
 )
 
 __all__ = ["IMAGE_STEPS", "LINE_STEPS", "STEPS"]
@@ -81,6 +84,8 @@ STEPS: dict[str, Step] = {
     "HardSigmoid": hard_sigmoid,
     "HardSwish": shaped("HardSwish", 14),
     "Identity": unary("Identity"),
+    "LayerNorm in nodes": norm_in_nodes,
+    "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "MatMul": matmul,
     "Max": with_constant("Max"),
@@ -96,6 +101,7 @@ STEPS: dict[str, Step] = {
     "Pad": pad,
     "Pairs in order": ordered_pairs,
     "Pow": power,
+    "RMSNormalization": rms_normalization,
     "ReduceL2": reduction("ReduceL2", 18),
     "ReduceMax": reduction("ReduceMax", 18),
     "ReduceMean": reduction("ReduceMean", 18),

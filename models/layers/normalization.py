@@ -12,7 +12,7 @@ from torch import Tensor
 from models.errors import ModelError
 from models.layers.base import Layer, Shape, ShapeError, as_float32, parameter
 
-__all__ = ["BatchNorm", "Centre", "Normalize", "Standardize"]
+__all__ = ["BatchNorm", "Centre", "Normalize", "Softmax", "Standardize"]
 
 #: Least and largest number that is added to a mean of squares.
 EPSILONS = (1e-12, 1e3)
@@ -153,3 +153,14 @@ class Standardize(_OverAxes):
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "eps": self.eps}
+
+
+class Softmax(_OverAxes):
+    """exp(x) over the sum of it along some axes."""
+
+    kind = "softmax"
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = self.batched_axes()
+        powers = torch.exp(x - x.amax(axes, keepdim=True))
+        return powers / powers.sum(axes, keepdim=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from models.errors import ModelError
 from models.layers.activations import (
     Abs,
     AtLeast,
@@ -18,7 +21,7 @@ from models.layers.activations import (
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
-from models.layers.normalization import Centre, Standardize
+from models.layers.normalization import Centre, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -177,6 +180,26 @@ def _standardize(
     graph.node("Div", [numbers, root], output)
 
 
+def _softmax(
+    graph: GraphWriter, layer: Softmax, inputs: list[str], output: str, shape: Shape
+) -> None:
+    """One axis, or the last ones as one axis."""
+    if len(layer.axes) == 1 and graph.opset >= 13:
+        graph.node("Softmax", inputs, output, axis=layer.axes[0] + 1)
+        return
+    first, rest = layer.axes[0], tuple(range(layer.axes[0], len(shape)))
+    if layer.axes != rest:
+        raise ModelError(
+            f"a softmax over the axes {layer.axes} is not written", code="unsupported_operator"
+        )
+    flat, result = f"{output}.flat", f"{output}.softmax"
+    graph.node(
+        "Reshape", [*inputs, graph.constant([-1, *shape[:first], math.prod(shape[first:])])], flat
+    )
+    graph.node("Softmax", [flat], result, axis=first + 1)
+    graph.node("Reshape", [result, graph.constant([-1, *shape])], output)
+
+
 def _mean(graph: GraphWriter, inputs: list[str], output: str, axes: list[int]) -> None:
     """The mean over axes that are kept."""
     if graph.opset < 18:
@@ -206,6 +229,7 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     Sigmoid.kind: plain("Sigmoid"),
     Slice.kind: _slice,
     Sort.kind: _sort,
+    Softmax.kind: _softmax,
     Softplus.kind: _softplus,
     Standardize.kind: _standardize,
     Tanh.kind: plain("Tanh"),

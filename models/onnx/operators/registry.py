@@ -58,6 +58,7 @@ from models.onnx.operators.joins import (
     reduce_sum,
     split,
 )
+from models.onnx.operators.normalized.attention import softmax
 from models.onnx.operators.normalized.layer_norm import layer_normalization, rms_normalization
 from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
@@ -203,6 +204,7 @@ OPERATORS: dict[str, Translator] = {
     "Selu": selu,
     "Sigmoid": sigmoid,
     "Slice": cut,
+    "Softmax": softmax,
     "Softplus": softplus,
     "Softsign": softsign,
     "SpaceToDepth": space_to_depth,
@@ -225,7 +227,7 @@ _ALIKE = (
     *("Concat", "Gather", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Slice", "Split"),
     *("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
     *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
-    *("LayerNormalization", "RMSNormalization"),
+    *("LayerNormalization", "RMSNormalization", "Softmax"),
 )
 
 

@@ -50,11 +50,13 @@ from tests.models.differential.weighted import (
     hard_sigmoid,
     layer_normalization,
     matmul,
+    matmul_of_two,
     max_pool,
     norm_in_nodes,
     pad,
     resize,
     rms_normalization,
+    softmax,
 )
 
 __all__ = ["IMAGE_STEPS", "LINE_STEPS", "STEPS"]
@@ -88,6 +90,7 @@ STEPS: dict[str, Step] = {
     "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "MatMul": matmul,
+    "MatMul of two": matmul_of_two,
     "Max": with_constant("Max"),
     "Max of two": of_two("Max"),
     "Min": with_constant("Min"),
@@ -119,6 +122,7 @@ STEPS: dict[str, Step] = {
     "Sub": with_constant("Sub"),
     "Sub of two": of_two("Sub"),
     "Sum": of_two("Sum"),
+    "Softmax inside": softmax,
     "Softplus": unary("Softplus"),
     "Softsign": unary("Softsign"),
     "Softsign in nodes": softsign,

@@ -18,11 +18,13 @@ __all__ = [
     "hard_sigmoid",
     "layer_normalization",
     "matmul",
+    "matmul_of_two",
     "max_pool",
     "norm_in_nodes",
     "pad",
     "resize",
     "rms_normalization",
+    "softmax",
 ]
 
 
@@ -196,3 +198,18 @@ def norm_in_nodes(b: Builder, x: str, shape: Shape) -> str:
     if b.chance(ODD):
         mean = b.node("Mul", [mean, two])
     return b.node("Div", [x, b.node("Sqrt", [mean])])
+
+
+def softmax(b: Builder, x: str, shape: Shape) -> str:
+    """Over any axis, with something behind it."""
+    result = b.node("Softmax", [x], axis=maybe_batch(b, an_axis(b, shape), shape))
+    return b.node("Mul", [result, x]) if b.chance(0.5) else b.node("Neg", [result])
+
+
+def matmul_of_two(b: Builder, x: str, shape: Shape) -> str:
+    """A value and another one whose last two axes are exchanged."""
+    if len(shape) < 2:
+        return b.node("Identity", [x])
+    order = [*range(len(shape) - 1), len(shape), len(shape) - 1]
+    other = b.node("Transpose", [b.node("Tanh", [x])], perm=order)
+    return b.node("MatMul", [x, other] if b.chance(0.5) else [other, x])

@@ -240,7 +240,7 @@ def test_logits_with_trailing_axes() -> None:
         ([node("Div", ["x", "zero"], ["y"])], "non_finite_weights"),
         ([node("LeakyRelu", ["x"], ["y"], alpha=-0.1)], "unsupported_operator"),
         ([node("LeakyRelu", ["x"], ["y"], alpha=1.5)], "unsupported_operator"),
-        ([node("Softmax", ["x"], ["y"])], "unsupported_operator"),
+        ([node("LogSoftmax", ["x"], ["y"])], "unsupported_operator"),
         ([node("Gather", ["x", "wrong"], ["y"])], "batch_dependent"),
         ([node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE)], "unsupported_dtype"),
         ([node("Relu", ["nowhere"], ["y"])], "invalid_onnx"),

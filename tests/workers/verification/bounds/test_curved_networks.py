@@ -1,5 +1,5 @@
-"""Networks of curved activations, products and layer norms: no input of the region is below what
-bounds say.
+"""Networks of curved activations, products, layer norms and attention: no input of the region is
+below what bounds say.
 
 The judge is ONNX Runtime, on the exported file: corners, random points and where gradients lead.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from models.layers.activations import Sigmoid
 from models.layers.curves import SELU
-from models.layers.joins import Product, ReduceMean
-from models.layers.kinds import Add, Layer, Linear, Multiply, ReLU, Reshape
-from models.layers.normalization import Centre, Standardize
+from models.layers.joins import Product, ReduceMean, ReduceSum
+from models.layers.kinds import Add, Layer, Linear, Multiply, Permute, ReLU, Reshape
+from models.layers.normalization import Centre, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
@@ -90,6 +90,34 @@ def normalised(seed: int) -> Network:
     return b.build()
 
 
+def attention(seed: int) -> Network:
+    """Three rows of four numbers: products with each other, a softmax, sums weighted by it."""
+    b = Builder((6,), seed)
+    b.linear(12)
+    b.add(Reshape(shape=(3, 4)))
+    x = b.last
+
+    def times(first: tuple[int, ...], left: str, second: tuple[int, ...], right: str) -> None:
+        whole = tuple(max(pair) for pair in zip(first, second, strict=True))
+        sides = []
+        for shape, value in ((first, left), (second, right)):
+            b.add(Reshape(shape=shape), value)
+            b.add(Expand(shape=whole), b.last)
+            sides.append(b.last)
+        b.add(Product(), *sides)
+        b.add(ReduceSum(axes=(1,)), b.last)
+
+    b.add(Permute(axes=(1, 0)), x)
+    times((3, 4, 1), x, (1, 4, 3), b.last)
+    b.add(Softmax(axes=(seed % 2,)), b.last)
+    times((3, 3, 1), b.last, (1, 3, 4), x)
+    b.add(Add(), x, b.last)
+    b.add(Reshape(shape=(12,)), b.last)
+    b.shape = (12,)
+    b.linear(3)
+    return b.build()
+
+
 def least_margins(network: Network, region: Region, labels: Tensor) -> Tensor:
     """The least margins [batch, classes] that ONNX Runtime was seen to have in the region."""
     deployed = OnnxRuntimeModel(export_onnx(network), network.input_shape)
@@ -127,7 +155,7 @@ def least_margins(network: Network, region: Region, labels: Tensor) -> Tensor:
     return found.scatter(1, labels[:, None], torch.inf)
 
 
-@pytest.mark.parametrize("make", [network_of, normalised])
+@pytest.mark.parametrize("make", [network_of, normalised, attention])
 @pytest.mark.parametrize("seed", range(examples(4, 60)))
 @torch.no_grad()
 def test_no_point_of_the_region_is_below_a_bound(make: Callable[[int], Network], seed: int) -> None:
@@ -136,7 +164,7 @@ def test_no_point_of_the_region_is_below_a_bound(make: Callable[[int], Network],
     x = torch.rand(3, 6, generator=torch.Generator().manual_seed(seed))
     labels = network(x).argmax(1)
     epsilon = 0.05 if norm == "linf" else 0.15
-    if make is normalised:
+    if make is not network_of:
         epsilon /= 3
     region = Region(x, torch.full((3,), epsilon, dtype=torch.float64), norm, True)
     compiled = CompiledNetwork.compile(network)

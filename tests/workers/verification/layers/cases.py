@@ -33,7 +33,7 @@ from models.layers.curves import (
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Layer, Multiply, Reshape
-from models.layers.normalization import Centre, Standardize
+from models.layers.normalization import Centre, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.network import Network
 from tests.workers.verification.networks import Builder
@@ -115,6 +115,14 @@ CASES: dict[str, Callable[[], Branches]] = {
     "norm by root mean squares": lambda: [
         ("m", Multiply(spread(16)), ("input",)),
         ("z", Standardize(axes=(0,), eps=1e-3), ("m", "m")),
+    ],
+    "softmax": lambda: [
+        ("m", Multiply(spread(17) * 3), ("input",)),
+        ("z", Softmax(axes=(2,)), ("m",)),
+    ],
+    "softmax over two axes": lambda: [
+        ("m", Multiply(spread(18) * 20), ("input",)),
+        ("z", Softmax(axes=(0, 1)), ("m",)),
     ],
     "centre": lambda: one(Centre(axes=(0, 2))),
     "maxmin": lambda: one(MaxMin()),

@@ -25,7 +25,7 @@ from models.layers.base import Layer, Shape, ShapeError
 from models.layers.curves import CURVED
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Add, Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
-from models.layers.normalization import BatchNorm, Normalize
+from models.layers.normalization import BatchNorm, Centre, Normalize, Softmax, Standardize
 from models.layers.one_lipschitz import ONE_LIPSCHITZ
 from models.layers.pooling import AvgPool2d, MaxPool2d
 from models.layers.reparametrized import (
@@ -76,6 +76,9 @@ _LAYERS: tuple[type[Layer], ...] = (
     Shift,
     Normalize,
     BatchNorm,
+    Centre,
+    Standardize,
+    Softmax,
     ReLU,
     LeakyReLU,
     Abs,

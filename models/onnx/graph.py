@@ -243,6 +243,10 @@ class Translation:
     open_matmuls: dict[str, int] = field(default_factory=dict)
     #: The layer that computes each activation, and its inputs, by our name of the activation.
     origins: dict[str, tuple[Layer, tuple[Activation, ...]]] = field(default_factory=dict)
+    #: Roots of means and sums of squares, by our name of the activation.
+    roots: dict[str, Squares] = field(default_factory=dict)
+    #: Activations less their mean, by what they are made of and the axes.
+    centred: dict[tuple[Activation, Shape], Activation] = field(default_factory=dict)
     #: Layers that may stand at several nodes, by the names of their constants and their geometry.
     shared: dict[tuple[Any, ...], Layer] = field(default_factory=dict)
     parameters: int = 0

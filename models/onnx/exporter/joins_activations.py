@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from models.errors import ModelError
 from models.layers.activations import (
     Abs,
     AtLeast,
@@ -18,6 +21,7 @@ from models.layers.activations import (
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
+from models.layers.normalization import Centre, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -145,11 +149,71 @@ def _reduce_mean(
         graph.node("ReduceMean", [*inputs, graph.constant(axes)], output, keepdims=keepdims)
 
 
+def _centre(
+    graph: GraphWriter, layer: Centre, inputs: list[str], output: str, shape: Shape
+) -> None:
+    mean = f"{output}.mean"
+    _mean(graph, inputs, mean, layer.batched_axes())
+    graph.node("Sub", [*inputs, mean], output)
+
+
+def _standardize(
+    graph: GraphWriter, layer: Standardize, inputs: list[str], output: str, shape: Shape
+) -> None:
+    """Nodes; of numbers less a mean the operator, which computes both from what was there before.
+
+    The operator is of opset 17 and works on the last axes.
+    """
+    numbers, beside = inputs
+    rank = len(shape) + 1
+    axes = layer.batched_axes()
+    if numbers != beside and graph.opset >= 17 and axes == list(range(axes[0], rank)):
+        ones = torch.ones([shape[axis] for axis in layer.axes])
+        names = [beside, graph.constant(ones)]
+        graph.node("LayerNormalization", names, output, axis=axes[0], epsilon=layer.eps)
+        return
+    square, mean, more, root = (f"{output}.{part}" for part in ("square", "mean", "sum", "root"))
+    graph.node("Mul", [numbers, numbers], square)
+    _mean(graph, [square], mean, axes)
+    graph.node("Add", [mean, graph.constant(torch.tensor(layer.eps))], more)
+    graph.node("Sqrt", [more], root)
+    graph.node("Div", [numbers, root], output)
+
+
+def _softmax(
+    graph: GraphWriter, layer: Softmax, inputs: list[str], output: str, shape: Shape
+) -> None:
+    """One axis, or the last ones as one axis."""
+    if len(layer.axes) == 1 and graph.opset >= 13:
+        graph.node("Softmax", inputs, output, axis=layer.axes[0] + 1)
+        return
+    first, rest = layer.axes[0], tuple(range(layer.axes[0], len(shape)))
+    if layer.axes != rest:
+        raise ModelError(
+            f"a softmax over the axes {layer.axes} is not written", code="unsupported_operator"
+        )
+    flat, result = f"{output}.flat", f"{output}.softmax"
+    graph.node(
+        "Reshape", [*inputs, graph.constant([-1, *shape[:first], math.prod(shape[first:])])], flat
+    )
+    graph.node("Softmax", [flat], result, axis=first + 1)
+    graph.node("Reshape", [result, graph.constant([-1, *shape])], output)
+
+
+def _mean(graph: GraphWriter, inputs: list[str], output: str, axes: list[int]) -> None:
+    """The mean over axes that are kept."""
+    if graph.opset < 18:
+        graph.node("ReduceMean", inputs, output, keepdims=1, axes=axes)
+    else:
+        graph.node("ReduceMean", [*inputs, graph.constant(axes)], output, keepdims=1)
+
+
 #: How each of these kinds is written: a new one is one function and one row here.
 MORE_EXPORTERS: dict[str, Exporter] = {
     Abs.kind: _abs,
     AtLeast.kind: with_constant("Max"),
     AtMost.kind: with_constant("Min"),
+    Centre.kind: _centre,
     Clip.kind: _clip,
     Concat.kind: _concat,
     Expand.kind: _expand,
@@ -165,6 +229,8 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     Sigmoid.kind: plain("Sigmoid"),
     Slice.kind: _slice,
     Sort.kind: _sort,
+    Softmax.kind: _softmax,
     Softplus.kind: _softplus,
+    Standardize.kind: _standardize,
     Tanh.kind: plain("Tanh"),
 }

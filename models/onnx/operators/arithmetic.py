@@ -13,6 +13,7 @@ from models.layers.shapes import Expand
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation
 from models.onnx.operators.curved.gates import divided, gated
 from models.onnx.operators.euclidean import cubed, squared
+from models.onnx.operators.normalized.layer_norm import centred, standardized
 
 __all__ = [
     "add",
@@ -123,7 +124,12 @@ def add(operation: Operation, translation: Translation) -> Activation:
 
 
 def sub(operation: Operation, translation: Translation) -> Activation:
-    """x - y, with a constant on either side."""
+    """x - y, with a constant on either side; x less its own mean is one layer."""
+    if _both_activations(operation):
+        x, y = operation.activation(0), operation.activation(1)
+        found = centred(operation, translation, x, y)
+        if found is not None:
+            return found
     # a - b is a + (-b) bit for bit, and a product with -1 is exact.
     if isinstance(operation.input(1), Constant):
         array = operation.constant(1)
@@ -150,18 +156,20 @@ def mul(operation: Operation, translation: Translation) -> Activation | Squares:
 
 
 def div(operation: Operation, translation: Translation) -> Activation:
-    """x / y with a constant divisor; x / (1 + |x|), a Softsign."""
+    """x / y with a constant divisor; x / (1 + |x|), a Softsign; x / sqrt(mean of x^2 + eps), with
+    the mean over axes that are kept, as layer normalisation ends."""
     if _both_activations(operation):
         x, y = operation.activation(0), operation.activation(1)
-        found = divided(operation, translation, x, y)
-        if found is not None:
-            return found
+        for read in (divided, standardized):
+            found = read(operation, translation, x, y)
+            if found is not None:
+                return found
     if not isinstance(operation.input(1), Constant):
         operation.refuse(
             "the divisor must be a constant",
-            hint="there are no bounds for quotients of two values: leave the division out where it "
-            "does not change which score is the largest (a length of all scores), or train "
-            "without it",
+            hint="quotients of two activations are x / (1 + |x|) and x / sqrt(mean of x^2 + eps): "
+            "leave any other out where it does not change which score is the largest (a length of "
+            "all scores), or train without it",
         )
     array = operation.constant(1)
     assert array is not None

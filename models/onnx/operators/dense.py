@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.layers.kinds import Conv2d, Linear, Multiply, Permute, Reshape, Shape
 from models.onnx.graph import Activation, Constant, Operation, Translation
+from models.onnx.operators.normalized.attention import matmul_of_two
 
 __all__ = ["gemm", "linear_classifier", "matmul", "vector_matmul"]
 
@@ -89,7 +90,10 @@ def _row(operation: Operation, constant: NDArray[Any], size: int) -> NDArray[Any
 
 
 def matmul(operation: Operation, translation: Translation) -> Activation:
-    """x @ W for a constant matrix W and x [N, ..., k], or W @ x for x [N, k, b]."""
+    """x @ W for a constant matrix W and x [N, ..., k], or W @ x for x [N, k, b]; or of two
+    activations [N, ..., m, k] and [N, ..., k, n]."""
+    if all(isinstance(value, Activation) for value in operation.inputs):
+        return matmul_of_two(operation, translation)
     left = isinstance(operation.input(0), Constant)
     x, array = operation.activation(1 if left else 0), operation.constant(0 if left else 1)
     assert array is not None

@@ -248,6 +248,13 @@ def _sign(operation: Operation, translation: Translation) -> Squares:
 
 
 def _root(operation: Operation, translation: Translation, sums: Squares) -> Activation:
+    """The root as a layer; what it is made of is kept, for numbers that are divided by it."""
+    result = _as_layers(operation, translation, sums)
+    translation.roots[result.name] = sums
+    return result
+
+
+def _as_layers(operation: Operation, translation: Translation, sums: Squares) -> Activation:
     """root(factor * sum + shift) = root(factor) * root(sum + shift / factor)."""
     x, eps = sums.base, float(sums.shift / sums.factor)
     if sums.kernel:

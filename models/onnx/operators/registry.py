@@ -59,6 +59,8 @@ from models.onnx.operators.joins import (
     split,
 )
 from models.onnx.operators.layout.selection import gather_nd
+from models.onnx.operators.normalized.attention import softmax
+from models.onnx.operators.normalized.layer_norm import layer_normalization, rms_normalization
 from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
 from models.onnx.operators.views import (
@@ -166,6 +168,7 @@ OPERATORS: dict[str, Translator] = {
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
     "Identity": _identity,
+    "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "Less": compared(above=False),
     "LessOrEqual": compared(above=False),
@@ -181,6 +184,7 @@ OPERATORS: dict[str, Translator] = {
     "PRelu": prelu,
     "Pad": pad,
     "Pow": power,
+    "RMSNormalization": rms_normalization,
     "ReduceL2": reduce_l2,
     "ReduceMax": reduce_max,
     "ReduceMean": reduce_mean,
@@ -193,6 +197,7 @@ OPERATORS: dict[str, Translator] = {
     "Selu": selu,
     "Sigmoid": sigmoid,
     "Slice": cut,
+    "Softmax": softmax,
     "Softplus": softplus,
     "Softsign": softsign,
     "SpaceToDepth": space_to_depth,
@@ -217,6 +222,7 @@ _ALIKE = (
     *("Concat", "Gather", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Slice", "Split"),
     *("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
     *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
+    *("LayerNormalization", "RMSNormalization", "Softmax"),
 )
 
 

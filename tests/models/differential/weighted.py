@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.models.differential.builder import Builder, Shape
-from tests.models.differential.steps import ODD
+from tests.models.differential.steps import ODD, an_axis, broadcast, maybe_batch
 
 __all__ = [
     "average_pool",
@@ -16,10 +16,15 @@ __all__ = [
     "conv",
     "gemm",
     "hard_sigmoid",
+    "layer_normalization",
     "matmul",
+    "matmul_of_two",
     "max_pool",
+    "norm_in_nodes",
     "pad",
     "resize",
+    "rms_normalization",
+    "softmax",
 ]
 
 
@@ -175,3 +180,56 @@ def average_pool(b: Builder, x: str, shape: Shape) -> str:
     if b.chance(0.4):
         attributes["count_include_pad"] = 1
     return b.node("AveragePool", [x], **attributes)
+
+
+def layer_normalization(b: Builder, x: str, shape: Shape) -> str:
+    """The operator, over one axis or more, with constants that broadcast."""
+    if b.opset < 17:
+        return b.node("Identity", [x])
+    axis = an_axis(b, shape)
+    over = shape[(axis if axis > 0 else axis + len(shape) + 1) - 1 :]
+    inputs = [x, broadcast(b, over), *([broadcast(b, over)] if b.chance(0.6) else [])]
+    more: dict[str, Any] = {"stash_type": 1} if b.chance(0.3) else {}
+    if b.chance(0.5):
+        more["epsilon"] = b.pick([1e-3, 1e-12, 0.0 if b.chance(ODD) else 0.1])
+    return b.node("LayerNormalization", inputs, axis=maybe_batch(b, axis, shape), **more)
+
+
+def rms_normalization(b: Builder, x: str, shape: Shape) -> str:
+    if b.opset < 23:
+        return b.node("Identity", [x])
+    axis = an_axis(b, shape)
+    over = shape[(axis if axis > 0 else axis + len(shape) + 1) - 1 :]
+    axis = maybe_batch(b, axis, shape)
+    return b.node("RMSNormalization", [x, b.constant(b.normal(*over))], axis=axis, epsilon=1e-3)
+
+
+def norm_in_nodes(b: Builder, x: str, shape: Shape) -> str:
+    """Layer normalisation as exporters write it, and what is nearly that."""
+    axes = [int(axis) + 1 for axis in b.rng.permutation(len(shape))[: b.number(1, len(shape))]]
+    form, more = b.axes_form(axes, 18)
+    if b.chance(0.8):
+        mean = b.node("ReduceMean", [x, *form], keepdims=1, **more)
+        x = b.node("Sub", [x, mean])
+    two = b.constant(np.array(2.0, np.float32))
+    square = b.node("Pow", [x, two]) if b.chance(0.5) else b.node("Mul", [x, x])
+    mean = b.node("ReduceMean", [square, *form], keepdims=1, **more)
+    mean = b.node("Add", [mean, b.constant(np.array(b.pick([1e-5, 0.1]), np.float32))])
+    if b.chance(ODD):
+        mean = b.node("Mul", [mean, two])
+    return b.node("Div", [x, b.node("Sqrt", [mean])])
+
+
+def softmax(b: Builder, x: str, shape: Shape) -> str:
+    """Over any axis, with something behind it."""
+    result = b.node("Softmax", [x], axis=maybe_batch(b, an_axis(b, shape), shape))
+    return b.node("Mul", [result, x]) if b.chance(0.5) else b.node("Neg", [result])
+
+
+def matmul_of_two(b: Builder, x: str, shape: Shape) -> str:
+    """A value and another one whose last two axes are exchanged."""
+    if len(shape) < 2:
+        return b.node("Identity", [x])
+    order = [*range(len(shape) - 1), len(shape), len(shape) - 1]
+    other = b.node("Transpose", [b.node("Tanh", [x])], perm=order)
+    return b.node("MatMul", [x, other] if b.chance(0.5) else [other, x])

@@ -109,9 +109,9 @@ def test_what_was_dropped_is_written_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (classifier(node("Softmax", ["l"], ["s"]), node("Neg", ["s"], ["y"])),
+        (classifier(node("LogSoftmax", ["l"], ["s"]), node("Neg", ["s"], ["y"])),
          "unsupported_operator"),
-        (classifier(node("Softmax", ["l"], ["s"]), node("Softmax", ["s"], ["y"])),
+        (classifier(node("LogSoftmax", ["l"], ["s"]), node("Softmax", ["s"], ["y"])),
          "unsupported_operator"),
         (classifier(node("Softmax", ["l"], ["y"], axis=0)), "batch_dependent"),
         (classifier(node("Softmax", ["l"], ["y"], axis=2)), "shape_mismatch"),
@@ -126,7 +126,7 @@ def test_what_was_dropped_is_written_down(tmp_path: Path) -> None:
         (classifier(node("Softmax", ["nowhere"], ["y"])), "invalid_network"),
         (classifier(node("Softmax", ["x"], ["y"])), "invalid_network"),
         (classifier(node("Softmax", ["w"], ["y"])), "invalid_network"),
-        (classifier(node("Softmax", ["y"], ["y"])), "unsupported_operator"),
+        (classifier(node("Softmax", ["y"], ["y"])), "invalid_onnx"),
     ],
 )  # fmt: skip
 def test_refused(data: bytes, code: str) -> None:
@@ -150,8 +150,8 @@ def test_nodes_that_no_output_needs_are_cut_away_first(end: Any) -> None:
     np.testing.assert_array_equal(OnnxRuntimeModel(data, (6,))(x), OnnxRuntimeModel(bare, (6,))(x))
 
 
-def test_a_softmax_elsewhere_is_explained() -> None:
-    data = classifier(node("Softmax", ["l"], ["s"]), node("Neg", ["s"], ["y"]))
+def test_a_log_softmax_elsewhere_is_explained() -> None:
+    data = classifier(node("LogSoftmax", ["l"], ["s"]), node("Neg", ["s"], ["y"]))
     for read in (import_onnx_bytes, lambda data: OnnxRuntimeModel(data, (6,))):
         with pytest.raises(ModelError, match="very last") as caught:
             read(data)
@@ -161,7 +161,7 @@ def test_a_softmax_elsewhere_is_explained() -> None:
 def test_every_unknown_operator_is_named_at_once() -> None:
     data = classifier(
         node("Sin", ["l"], ["a"], name="first"),
-        node("Softmax", ["a"], ["b"]),
+        node("LogSoftmax", ["a"], ["b"]),
         node("Sin", ["b"], ["c"], name="second"),
         node("Cos", ["c"], ["y"]),
     )
@@ -169,6 +169,6 @@ def test_every_unknown_operator_is_named_at_once() -> None:
         import_onnx_bytes(data)
     message = str(caught.value)
     assert "'Sin' (node 'first' and 1 more)" in message
-    assert "'Softmax' (node #3; it is supported only as the very last one" in message
+    assert "'LogSoftmax' (node #3; it is supported only as the very last one" in message
     assert "'Cos' (node #5) are not supported" in message
     assert "MatMul" in caught.value.hint

@@ -16,7 +16,7 @@ from workers.verification.backward.transposed_convolution import (
 )
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal, Pooling
-from workers.verification.graph.reductions import Reduction
+from workers.verification.graph.reductions import Centering, Reduction
 from workers.verification.graph.skew_series import SkewSeries
 from workers.verification.numerics import rounding_error
 from workers.verification.rounding import Rounding
@@ -62,7 +62,7 @@ def _diagonal_adjoint(op: Diagonal, rows: LinearForm) -> LinearForm:
     return rows.with_coefficients(rows.coefficients * rows.pick_constant(scale))
 
 
-def _reduction_adjoint(op: Reduction | SkewSeries, rows: LinearForm) -> LinearForm:
+def _reduction_adjoint(op: Reduction | Centering | SkewSeries, rows: LinearForm) -> LinearForm:
     return LinearForm(op.adjoint(rows.dense().coefficients), op.in_shape, rows.sample)
 
 
@@ -102,6 +102,7 @@ def _conv_adjoint(op: Convolution, rows: LinearForm) -> LinearForm:
 ADJOINTS: dict[type[Affine], Callable[..., LinearForm]] = {
     Diagonal: _diagonal_adjoint,
     Reduction: _reduction_adjoint,
+    Centering: _reduction_adjoint,
     SkewSeries: _reduction_adjoint,
     Dense: _dense_adjoint,
     Convolution: _conv_adjoint,
@@ -110,6 +111,7 @@ ADJOINTS: dict[type[Affine], Callable[..., LinearForm]] = {
 FAN_OUT: dict[type[Affine], Callable[..., int]] = {
     Diagonal: lambda op: 1,
     Reduction: lambda op: 1,
+    Centering: lambda op: op.count,
     SkewSeries: lambda op: int(min(op.terms, 2.0**62)),
     Dense: lambda op: op.weight.shape[0],
     Convolution: _conv_fan_out,

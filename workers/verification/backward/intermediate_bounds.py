@@ -111,7 +111,10 @@ def open_places(backward: BackwardPass, step: GraphStep) -> list[tuple[int, Tens
     if rule is None:
         return []
     chosen = rule(step.op, [backward.box(source) for source in step.sources])
-    return [(source, chosen) for source in dict.fromkeys(step.sources) if source != 0]
+    places = chosen if isinstance(chosen, list) else [chosen] * len(step.sources)
+    # Of a value that is read twice, by the first of its inputs.
+    wanted = dict(zip(step.sources[::-1], places[::-1], strict=True))
+    return [(source, wanted[source]) for source in dict.fromkeys(step.sources) if source != 0]
 
 
 UnitForms = tuple[int, LinearForm, Tensor, Tensor]

@@ -1,4 +1,4 @@
-"""Sums and means over whole axes as affine maps."""
+"""Sums and means over whole axes, and numbers less their mean, as affine maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine
 from workers.verification.numerics import MANY, raised
 
-__all__ = ["Reduction"]
+__all__ = ["Centering", "Reduction"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,3 +58,44 @@ class Reduction(Affine):
 
     def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
         return self.spectral(clock)
+
+
+@dataclass(frozen=True, eq=False)
+class Centering(Affine):
+    """y = x less its mean over ``axes`` (of the batched input): W = I - J / n on every group of n.
+
+    A projection: symmetric, of norm 1. |W| = (1 - 2 / n) I + J / n has the norm 2 - 2 / n.
+    """
+
+    axes: tuple[int, ...] = field(kw_only=True)
+
+    @property
+    def count(self) -> int:
+        """n: numbers of one group."""
+        return math.prod(self.in_shape[axis - 1] for axis in self.axes)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=self.axes, keepdim=True)
+
+    def absolute(self, x: Tensor) -> Tensor:
+        return x.mean(dim=self.axes, keepdim=True) + x * (1.0 - 2.0 / self.count)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """W^T y = W y: [rows, *shape] -> [rows, *shape]."""
+        return self.linear(y)
+
+    def weights(self) -> list[Tensor]:
+        return [torch.tensor([1.0, 1.0 / self.count], dtype=torch.float64)]
+
+    def row_norms_square(self) -> Tensor:
+        square = raised((self.count - 1.0) / self.count, MANY)
+        return torch.tensor(square, dtype=torch.float64)
+
+    def largest_column(self) -> float:
+        return raised(math.sqrt((self.count - 1.0) / self.count))
+
+    def spectral(self, clock: Clock = UNLIMITED) -> float:
+        return 1.0
+
+    def absolute_norm(self, clock: Clock = UNLIMITED) -> float:
+        return raised(2.0 - 2.0 / self.count)

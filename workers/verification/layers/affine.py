@@ -14,10 +14,11 @@ from torch import Tensor
 from models.layers.base import Layer
 from models.layers.joins import ReduceMean, ReduceSum
 from models.layers.kinds import BatchNorm, Conv2d, Divide, Linear, Multiply, Normalize, Shift
+from models.layers.normalization import Centre
 from workers.verification.graph.affine import FLOAT32_SAFE, Affine, Inner
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import UnsupportedLayer
-from workers.verification.graph.reductions import Reduction
+from workers.verification.graph.reductions import Centering, Reduction
 from workers.verification.layers.rules import LayerRules
 from workers.verification.norms.spectral import ConvGeometry
 from workers.verification.numerics import min_normal
@@ -131,6 +132,22 @@ def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
     )
 
 
+def _centre(layer: Centre, shape: tuple[int, ...]) -> Affine:
+    """The mean of n numbers by any of three ways, and a difference (|x - m| <= |W| |x|).
+
+    A mean as a sum meets n + 2 roundings. One that is updated, m <- m + (x - m) / k, is off by at
+    most (n + 3 log n + 6) u times the mean of |x|: each step rounds by u (|m| + 3 |x - m| / k),
+    which is k / n of that in the end, and k |m| is at most the sum of the first k |x|. Means of
+    parts that are joined are off by less: their parts are shorter.
+    """
+    axes = tuple(layer.batched_axes())
+    count = math.prod(shape[axis - 1] for axis in axes)
+    terms = count + 4.0 * math.log2(count) + 10.0
+    # The sum is held before it is divided.
+    inner = Inner(float(count))
+    return Centering(shape, shape, _zero(), _zero(), terms, axes=axes, inner=inner)
+
+
 def _constant_terms(*scales: Tensor) -> float:
     """Extra rounding steps that cover a scale computed at run time near the denormal range."""
     terms = 0.0
@@ -157,4 +174,5 @@ RULES: dict[type[Layer], LayerRules] = {
     BatchNorm: LayerRules(affine=_batch_norm),
     ReduceSum: LayerRules(affine=_reduction),
     ReduceMean: LayerRules(affine=_reduction),
+    Centre: LayerRules(affine=_centre),
 }

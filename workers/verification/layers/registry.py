@@ -18,7 +18,7 @@ from workers.verification.layers import (
     sorting,
 )
 from workers.verification.layers.rules import LayerRules
-from workers.verification.layers.smooth import curves, s_shaped, softplus
+from workers.verification.layers.smooth import curves, s_shaped, softmax, softplus, standardize
 
 __all__ = ["LAYERS", "anchored_slopes", "apply_layer", "rules_of"]
 
@@ -31,6 +31,8 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **s_shaped.RULES,
     **softplus.RULES,
     **curves.RULES,
+    **standardize.RULES,
+    **softmax.RULES,
     **sorting.RULES,
     **pooling.RULES,
     **euclidean.RULES,

@@ -227,7 +227,8 @@ class LayerRules:
     linear: ``LinearPart`` of layers that move numbers or add them up; their ``backward`` makes the
     same coefficients of a row and, negated, of the negated row.
     open(layer, boxes of the inputs): where tighter boxes would make the rules above tighter, bool
-    in the shape of an input. None: nowhere. kink_at_zero: only the side of 0 matters there.
+    in the shape of an input, or such a tensor for every input. None: nowhere. kink_at_zero: only
+    the side of 0 matters there.
     slopes_in_unit_interval: elementwise in real arithmetic, never falling, 1-Lipschitz.
     absorbs_rounding: ``backward`` pays for the roundings of the coefficients that it is given.
     permutes: the result holds the input's numbers, each once, elsewhere.
@@ -247,7 +248,7 @@ class LayerRules:
     secants: Callable[[Any, Tensor, Tensor, Rounding], Secants] | None = None
     backward: Callable[[BackwardState, int, GraphStep, LinearForm], Carried] | None = None
     linear: LinearPart | None = None
-    open: Callable[[Any, list[Box]], Tensor] | None = None
+    open: Callable[[Any, list[Box]], Tensor | list[Tensor]] | None = None
     kink_at_zero: bool = False
     slopes_in_unit_interval: bool = False
     absorbs_rounding: bool = False

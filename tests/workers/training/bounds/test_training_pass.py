@@ -55,6 +55,7 @@ from models.layers.kinds import (
     Reshape,
     Shift,
 )
+from models.layers.normalization import Centre, Softmax, Standardize
 from models.layers.reparametrized import OrthogonalConv2d, ResidualConv2d
 from models.layers.shapes import Expand
 from models.network import INPUT, Network
@@ -72,7 +73,7 @@ SHAPE = (4, 8, 8)
 #: After the first convolution.
 INNER = (4, 6, 6)
 #: Layers of uploaded files alone.
-UNTRAINED = {Multiply, Divide, Power, Product, Sort}
+UNTRAINED = {Centre, Multiply, Divide, Power, Product, Softmax, Sort, Standardize}
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.
 BALL_ALONE = {Abs, L2Pool2d}
 

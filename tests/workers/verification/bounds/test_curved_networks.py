@@ -1,4 +1,5 @@
-"""Networks of curved activations and products: no input of the region is below what bounds say.
+"""Networks of curved activations, products, layer norms and attention: no input of the region is
+below what bounds say.
 
 The judge is ONNX Runtime, on the exported file: corners, random points and where gradients lead.
 """
@@ -13,14 +14,16 @@ from torch import Tensor
 
 from models.layers.activations import Sigmoid
 from models.layers.curves import SELU
-from models.layers.joins import Product, ReduceMean
-from models.layers.kinds import Layer, Linear, Multiply
+from models.layers.joins import Product, ReduceMean, ReduceSum
+from models.layers.kinds import Add, Layer, Linear, Multiply, Permute, ReLU, Reshape
+from models.layers.normalization import Centre, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
 from tests.workers.verification.layers.boxes import CURVED
+from tests.workers.verification.layers.cases import moves_balls
 from tests.workers.verification.networks import Builder
 from workers.verification.bounds.alpha_crown import alpha_crown_margins
 from workers.verification.bounds.bcp import bcp_margins
@@ -31,7 +34,6 @@ from workers.verification.bounds.lipschitz import lipschitz_radius
 from workers.verification.bounds.local_lipschitz import local_margins
 from workers.verification.bounds.zonotope import zonotope_margins
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.layers.registry import rules_of
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -60,6 +62,58 @@ def network_of(seed: int) -> Network:
         for parameter in layer.parameters():
             parameter.mul_(2.0)
     b.add(CURVED[(3 * seed + 5) % len(CURVED)])
+    b.linear(3)
+    return b.build()
+
+
+def normalised(seed: int) -> Network:
+    """Two dense layers with a layer norm and an activation each; by turns the operator's norm,
+    nodes, and root mean squares, over all numbers or over groups, with a residual sum."""
+    b = Builder((6,), seed)
+    for width in (12, 8):
+        b.linear(width)
+        axes = (0,)
+        if seed % 2:
+            b.add(Reshape(shape=(2, width // 2)))
+            axes = (1,)
+        before = b.last
+        if seed % 3 < 2:
+            b.add(Centre(axes=axes))
+        b.add(Standardize(axes=axes, eps=1e-3), b.last, b.last if seed % 3 else before)
+        if seed % 2:
+            b.add(Reshape(shape=(width,)))
+        b.add(Multiply(torch.linspace(0.5, 1.5, width)))
+        last = b.last
+        b.add(CURVED[(seed + width) % len(CURVED)] if seed % 4 == 3 else ReLU())
+        b.add(Add(), last, b.last)
+    b.linear(3)
+    return b.build()
+
+
+def attention(seed: int) -> Network:
+    """Three rows of four numbers: products with each other, a softmax, sums weighted by it."""
+    b = Builder((6,), seed)
+    b.linear(12)
+    b.add(Reshape(shape=(3, 4)))
+    x = b.last
+
+    def times(first: tuple[int, ...], left: str, second: tuple[int, ...], right: str) -> None:
+        whole = tuple(max(pair) for pair in zip(first, second, strict=True))
+        sides = []
+        for shape, value in ((first, left), (second, right)):
+            b.add(Reshape(shape=shape), value)
+            b.add(Expand(shape=whole), b.last)
+            sides.append(b.last)
+        b.add(Product(), *sides)
+        b.add(ReduceSum(axes=(1,)), b.last)
+
+    b.add(Permute(axes=(1, 0)), x)
+    times((3, 4, 1), x, (1, 4, 3), b.last)
+    b.add(Softmax(axes=(seed % 2,)), b.last)
+    times((3, 3, 1), b.last, (1, 3, 4), x)
+    b.add(Add(), x, b.last)
+    b.add(Reshape(shape=(12,)), b.last)
+    b.shape = (12,)
     b.linear(3)
     return b.build()
 
@@ -101,14 +155,17 @@ def least_margins(network: Network, region: Region, labels: Tensor) -> Tensor:
     return found.scatter(1, labels[:, None], torch.inf)
 
 
+@pytest.mark.parametrize("make", [network_of, normalised, attention])
 @pytest.mark.parametrize("seed", range(examples(4, 60)))
 @torch.no_grad()
-def test_no_point_of_the_region_is_below_a_bound(seed: int) -> None:
-    network = network_of(seed)
+def test_no_point_of_the_region_is_below_a_bound(make: Callable[[int], Network], seed: int) -> None:
+    network = make(seed)
     norm = ("linf", "l2")[seed // 2 % 2]
     x = torch.rand(3, 6, generator=torch.Generator().manual_seed(seed))
     labels = network(x).argmax(1)
     epsilon = 0.05 if norm == "linf" else 0.15
+    if make is not network_of:
+        epsilon /= 3
     region = Region(x, torch.full((3,), epsilon, dtype=torch.float64), norm, True)
     compiled = CompiledNetwork.compile(network)
     seen = least_margins(network, region, labels)
@@ -133,11 +190,6 @@ def test_no_point_of_the_region_is_below_a_bound(seed: int) -> None:
         )
         certain = radius >= epsilon
         assert bool((seen[certain] > 0).all())
-
-
-def moves_balls(layer: Layer) -> bool:
-    rules = rules_of(layer)
-    return rules.affine is not None or rules.ball is not None
 
 
 @torch.no_grad()

@@ -33,9 +33,11 @@ from models.layers.curves import (
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Layer, Multiply, Reshape
+from models.layers.normalization import Centre, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.network import Network
 from tests.workers.verification.networks import Builder
+from workers.verification.layers.registry import rules_of
 
 SHAPE = (4, 3, 5)
 
@@ -100,6 +102,29 @@ CASES: dict[str, Callable[[], Branches]] = {
         ("e", Expand(shape=SHAPE), ("g",)),
         ("z", Product(), ("input", "e")),
     ],
+    "layer norm in nodes": lambda: [
+        ("m", Multiply(spread(14) * 2), ("input",)),
+        ("c", Centre(axes=(1, 2)), ("m",)),
+        ("z", Standardize(axes=(1, 2), eps=0.1), ("c", "c")),
+    ],
+    "layer norm": lambda: [
+        ("m", Multiply(spread(15) * 2), ("input",)),
+        ("c", Centre(axes=(2,)), ("m",)),
+        ("z", Standardize(axes=(2,), eps=1.0), ("c", "m")),
+    ],
+    "norm by root mean squares": lambda: [
+        ("m", Multiply(spread(16)), ("input",)),
+        ("z", Standardize(axes=(0,), eps=1e-3), ("m", "m")),
+    ],
+    "softmax": lambda: [
+        ("m", Multiply(spread(17) * 3), ("input",)),
+        ("z", Softmax(axes=(2,)), ("m",)),
+    ],
+    "softmax over two axes": lambda: [
+        ("m", Multiply(spread(18) * 20), ("input",)),
+        ("z", Softmax(axes=(0, 1)), ("m",)),
+    ],
+    "centre": lambda: one(Centre(axes=(0, 2))),
     "maxmin": lambda: one(MaxMin()),
     "maxmin of unlike boxes": lambda: [
         ("m", Multiply(spread(2)), ("input",)),
@@ -138,6 +163,12 @@ CASES: dict[str, Callable[[], Branches]] = {
         ("z", Reshape(shape=(1,)), ("m",)),
     ],
 }
+
+
+def moves_balls(layer: Layer) -> bool:
+    """Whether the layer stretches distances by a factor at most."""
+    rules = rules_of(layer)
+    return rules.affine is not None or rules.ball is not None
 
 
 def headed(rows: Branches, seed: int = 0) -> Network:

@@ -21,6 +21,7 @@ from models.layers.curves import (
 )
 from models.layers.joins import Concat, Maximum, Product, ReduceMean, ReduceSum
 from models.layers.kinds import LAYER_KINDS, Layer, Linear, ReLU
+from models.layers.normalization import Softmax, Standardize
 from models.layers.one_lipschitz import ONE_LIPSCHITZ
 from models.layers.reparametrized import REPARAMETRIZED
 from models.network import Network
@@ -30,6 +31,7 @@ from tests.workers.verification.layers.cases import (
     Branches,
     headed,
     images,
+    moves_balls,
     one,
     two,
 )
@@ -54,7 +56,9 @@ from workers.verification.rounding import Rounding
 F64 = torch.float64
 
 #: Layers that stretch distances without limit: no ball grows by a factor.
-UNLIMITED: dict[type[Layer], set[str]] = {Power: {"ball"}, Product: {"ball"}}
+UNLIMITED: dict[type[Layer], set[str]] = {
+    layer: {"ball"} for layer in (Power, Product, Softmax, Standardize)
+}
 
 
 def backward_of(compiled: CompiledNetwork, region: Region, rounding: Rounding) -> BackwardPass:
@@ -94,6 +98,8 @@ def test_at_a_single_point_all_bounds_are_the_margins(case: str) -> None:
     """Nothing is lost or left out on the way: at epsilon 0 the margins are those of float64."""
     network = headed(CASES[case]())
     x, labels = images(4), torch.tensor([0, 1, 2, 0])
+    # A variance may be computed in any way.
+    room = 3e-4 if "norm" in case else 1e-4
     compiled = CompiledNetwork.compile(network)
     region = Region(x, torch.zeros(4, dtype=F64), "l2", False)
     logits = network.double()(x.double())
@@ -103,7 +109,7 @@ def test_at_a_single_point_all_bounds_are_the_margins(case: str) -> None:
         assert torch.allclose(found, margins, rtol=1e-9, atol=1e-9)
         sound = bound(compiled, region, labels, Rounding.sound(F64), F64)
         assert bool((sound <= margins).all())
-        assert torch.allclose(sound, margins, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(sound, margins, rtol=1e-4, atol=room)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -146,7 +152,7 @@ def test_backward_rows_bound_the_value_from_below(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if not case.startswith(("power", "product"))]
+    "case", [case for case, rows in CASES.items() if all(moves_balls(row[1]) for row in rows())]
 )
 @torch.no_grad()
 def test_the_lipschitz_constant_holds_between_points(case: str) -> None:

@@ -1,0 +1,138 @@
+"""Layer normalisation, and the one by root mean squares: operators, and nodes that amount to them.
+
+Exporters write ReduceMean, Sub, Pow or Mul, ReduceMean, Add, Sqrt, Div, and a scale and a shift
+after it; in the first and the last of these nodes numbers less their mean, and their quotient by
+the root of their mean square, are recognised. What is on the way to the root is read by
+``models.onnx.operators.euclidean``.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ModelError
+from models.layers.joins import ReduceMean
+from models.layers.kinds import AvgPool2d, Multiply, Shape, Shift
+from models.layers.normalization import Centre, Standardize
+from models.onnx.graph import Activation, Operation, Translation
+
+__all__ = ["centred", "layer_normalization", "rms_normalization", "standardized"]
+
+
+def layer_normalization(operation: Operation, translation: Translation) -> Activation:
+    """Over the last axes, with scale and shift; epsilon from 1e-12 to 1000.
+
+    Its further outputs, mean and deviation, are not taken.
+    """
+    x, axes = operation.activation(), _last_axes(operation)
+    if any(translation.uses[name] for name in operation.outputs[1:] if name):
+        operation.refuse("only its first output is supported, not mean and deviation")
+    numbers = _centre(operation, translation, x, axes)
+    result = _standardize(operation, translation, axes, numbers, x)
+    return _scaled(operation, translation, result)
+
+
+def rms_normalization(operation: Operation, translation: Translation) -> Activation:
+    """x / sqrt(mean of x^2 + epsilon) over the last axes, with a scale; epsilon from 1e-12."""
+    x, axes = operation.activation(), _last_axes(operation)
+    return _scaled(operation, translation, _standardize(operation, translation, axes, x, x))
+
+
+def centred(
+    operation: Operation, translation: Translation, x: Activation, y: Activation
+) -> Activation | None:
+    """x - y as x less its mean, where y is that; else None."""
+    layer, sources = translation.origins.get(y.name, (None, ()))
+    if sources != (x,):
+        return None
+    if isinstance(layer, ReduceMean) and layer.keepdims:
+        return _centre(operation, translation, x, layer.axes)
+    pooled = isinstance(layer, AvgPool2d) and layer.kernel == x.shape[1:]
+    if pooled and y.shape == (x.shape[0], 1, 1) and len(x.shape) == 3:
+        return _centre(operation, translation, x, (1, 2))
+    return None
+
+
+def standardized(
+    operation: Operation, translation: Translation, x: Activation, y: Activation
+) -> Activation | None:
+    """x / y, where y is sqrt(mean of x^2 + epsilon) over kept axes; else None."""
+    sums = translation.roots.get(y.name)
+    if sums is None or sums.base != x or not sums.axes:
+        return None
+    kept = tuple(1 if axis in sums.axes else size for axis, size in enumerate(x.shape))
+    count = int(np.prod([x.shape[axis] for axis in sums.axes]))
+    if y.shape != kept or sums.factor != Fraction(1, count):
+        return None
+    return _standardize(operation, translation, sums.axes, x, x, eps=float(sums.shift))
+
+
+def _last_axes(operation: Operation) -> tuple[int, ...]:
+    """All axes from the operator's own on, without the batch."""
+    rank = operation.activation().rank
+    if operation.attributes.get("stash_type", 1) != 1:
+        operation.refuse("only computation in float32 is supported (stash_type 1)")
+    axis = operation.axis(operation.attributes["axis"], rank)
+    if axis == 0:
+        operation.refuse_batch("it normalises over the batch axis")
+    return tuple(range(axis - 1, rank - 1))
+
+
+def _centre(
+    operation: Operation, translation: Translation, x: Activation, axes: Shape
+) -> Activation:
+    """x less its mean; exporters may write it twice."""
+    key = (x, tuple(sorted(axes)))
+    if key not in translation.centred:
+        translation.centred[key] = translation.emit(operation, Centre(axes=axes), x)
+    return translation.centred[key]
+
+
+def _standardize(
+    operation: Operation,
+    translation: Translation,
+    axes: Shape,
+    x: Activation,
+    beside: Activation,
+    *,
+    eps: float | None = None,
+) -> Activation:
+    try:
+        layer = Standardize(
+            axes=axes, eps=float(operation.attributes["epsilon"]) if eps is None else eps
+        )
+    except ModelError as error:
+        operation.refuse(str(error))
+    return translation.emit(operation, layer, x, beside)
+
+
+def _scaled(operation: Operation, translation: Translation, x: Activation) -> Activation:
+    """Times the second input, plus the third."""
+    scale, shift = (_broadcast(operation, index, x) for index in (1, 2))
+    if scale is not None and not (scale == 1).all():
+        x = translation.emit(operation, Multiply(translation.weight(operation, scale)), x)
+    if shift is not None and shift.any():
+        x = translation.emit(operation, Shift(translation.weight(operation, shift)), x)
+    return x
+
+
+def _broadcast(operation: Operation, index: int, x: Activation) -> NDArray[np.float32] | None:
+    """A constant that broadcasts to the sample."""
+    array = operation.constant(index)
+    if array is None:
+        return None
+    if array.ndim == x.rank and array.shape[0] == 1:
+        array = array[0]
+    try:
+        fits = np.broadcast_shapes(array.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        operation.refuse(
+            f"a constant of shape {array.shape} does not broadcast to {x.shape}",
+            code="shape_mismatch",
+        )
+    return array

@@ -98,7 +98,9 @@ class Search:
         network = guide.network
         #: Of one row, one way; of a point on which the network is tried, there and back.
         self.row_passes = max(1.0, network.multiplications / self.forward_cost)
-        self.clips = guide.region.norm == "linf" and network.inputs <= FEW_INPUTS
+        #: Of l2 balls neither pays: what is lost sits in the ball of deeper layers.
+        self.refines = guide.region.norm == "linf"
+        self.clips = self.refines and network.inputs <= FEW_INPUTS
         self.together = rows_per_piece(3 * network.multiplications, network.lower.device)
         sizes = network.objectives.weight.abs() @ network.reach
         self.enough = ENOUGH * sizes
@@ -201,7 +203,7 @@ class Search:
         each = 2.0 * len(SHARES) * self.guide.network.count
         more = REFINED_SHARE * self.searched - self.refined
         room = int(min(more, (self.passes - self.spent) / self.row_passes) / max(1.0, each))
-        if room <= 0 or not len(domains):
+        if not self.refines or room <= 0 or not len(domains):
             return domains
         lowest = torch.argsort(domains.bound, stable=True)[:room]
         part = domains.some(lowest)

@@ -77,6 +77,7 @@ nightly: install
 		$(PYTEST) --timeout 7200
 	$(BIN)/python -m benchmarks.verification.differential --graphs 5000 --mutants 5000
 	$(BIN)/python -m benchmarks.verification.adversary --graphs 3000 --share 0.1
+	$(BIN)/python -m benchmarks.verification.clipping --networks 6000
 	$(BIN)/python -m benchmarks.verification.invariance --decisions 100000
 
 format: install

@@ -32,11 +32,10 @@ def scores(bounds: DomainBounds, domains: Domains, trace: Trace) -> Tensor:
 
     With the coefficient c, the relaxed a and z there: c (relu(z) - a) >= 0, z cut with its box.
     """
-    z = torch.minimum(torch.maximum(trace.before, bounds.lower), bounds.upper)
-    lines, c = bounds.lines, trace.coefficients
-    lower = torch.where(lines.free, domains.numbers.to(c.dtype), lines.lower_slope) * z
-    above = lines.upper_slope * z + lines.upper_intercept
-    relaxed = torch.where(c > 0, lower + lines.lower_intercept, above)
+    c, slopes = trace.coefficients, bounds.slopes(domains)
+    low, high = domains.lower.to(c.dtype), domains.upper.to(c.dtype)
+    z = torch.minimum(torch.maximum(trace.before, low), high)
+    relaxed = torch.where(c > 0, slopes.below * z + slopes.low, slopes.above * z + slopes.high)
     lost = c * (z.clamp_min(0.0) - relaxed)
     return torch.where(undecided(bounds, domains), lost.nan_to_num(0.0).clamp_min(0.0), -1.0)
 

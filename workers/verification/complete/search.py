@@ -8,20 +8,22 @@ wherever it is computed. What ends early is undecided, never anything else.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from workers.verification.clock import Clock, OutOfTime, rows_per_piece
 from workers.verification.complete.branching import CANDIDATES, branch, split, undecided
+from workers.verification.complete.clipping import SHARES, clip_inputs, refine_units
 from workers.verification.complete.condensed_network import CondensedNetwork
 from workers.verification.complete.counterexamples import Counterexamples
 from workers.verification.complete.domain_bounds import DomainBounds
 from workers.verification.complete.domains import Domains
 from workers.verification.complete.linear_programme import LinearProgramme
+from workers.verification.region import Region
 
-__all__ = ["CHILD", "HINTED", "ROOT", "Effort", "Outcome", "Search", "roots"]
+__all__ = ["CHILD", "HINTED", "ROOT", "Effort", "Outcome", "Search", "roots", "within_inputs"]
 
 #: Domains of one round.
 WIDTH = 128
@@ -29,6 +31,10 @@ WIDTH = 128
 SMALL, DEEPEST = 2**20, 3
 #: Bytes of the domains that are kept.
 QUEUE_BYTES = 2**30
+#: Of the work for bounds, what narrower boxes of units may take beside it.
+REFINED_SHARE = 0.5
+#: Inputs of which boxes are cut, at most: of more, one alone hardly ever moves the objective.
+FEW_INPUTS = 64
 
 
 @dataclass(frozen=True)
@@ -92,15 +98,23 @@ class Search:
         network = guide.network
         #: Of one row, one way; of a point on which the network is tried, there and back.
         self.row_passes = max(1.0, network.multiplications / self.forward_cost)
+        #: Of l2 balls neither pays: what is lost sits in the ball of deeper layers.
+        self.refines = guide.region.norm == "linf"
+        self.clips = self.refines and network.inputs <= FEW_INPUTS
         self.together = rows_per_piece(3 * network.multiplications, network.lower.device)
         sizes = network.objectives.weight.abs() @ network.reach
         self.enough = ENOUGH * sizes
         self.least = math.inf
-        self.most = max(WIDTH, QUEUE_BYTES // (8 * max(1, network.count)))
+        #: Rows carried back, there and forth, for bounds of domains, and for boxes of units.
+        self.searched, self.refined = 0.0, 0.0
+        held = 24 * network.count + 16 * network.inputs * self.clips
+        self.most = max(WIDTH, QUEUE_BYTES // max(1, held))
 
     def run(self) -> Outcome:
         """Until everything is proved, something is falsified, or time or work is spent."""
         open_domains = roots(self.guide.network, self.guide.dtype)
+        if self.clips:
+            open_domains = within_inputs(open_domains, self.guide.region)
         try:
             open_domains = self._start(open_domains)
             number = 0
@@ -167,13 +181,41 @@ class Search:
             self.guide.climb(
                 part, effort.steps, effort.rates, effort.decay, self.enough[part.objective]
             )
-            domains.numbers[start : start + len(part)] = part.numbers
-            found = self.proof.proved(part)
-            domains.bound[start : start + len(part)] = torch.maximum(part.bound, found)
+            found, planes = self.proof.planes(part)
+            enough = self.enough[part.objective]
+            # Boxes that hold what is not above ``enough`` prove no more than that.
+            if effort is not ROOT and (self.clips or self.refined > 0):
+                part.bound = torch.maximum(part.bound, torch.minimum(found, enough))
+            else:
+                part.bound = torch.maximum(part.bound, found)
+            if self.clips:
+                clip_inputs(self.proof, part, found, planes, enough)
+            domains.put(slice(start, start + len(part)), part)
         self._pay(effort.ways * len(domains))
+        self.searched += effort.ways * len(domains)
         done = domains.bound > 0
         self.least = min([self.least, *domains.bound[done].tolist()])
-        return domains.some(~done)
+        return self._refined(domains.some(~done))
+
+    def _refined(self, domains: Domains) -> Domains:
+        """The same, those of the lowest bounds over narrower boxes, as far as that may take its
+        share of the work; less what that proves."""
+        each = 2.0 * len(SHARES) * self.guide.network.count
+        more = REFINED_SHARE * self.searched - self.refined
+        room = int(min(more, (self.passes - self.spent) / self.row_passes) / max(1.0, each))
+        if not self.refines or room <= 0 or not len(domains):
+            return domains
+        lowest = torch.argsort(domains.bound, stable=True)[:room]
+        part = domains.some(lowest)
+        enough = self.enough[part.objective]
+        empty, rows = refine_units(self.proof, part, enough)
+        self.refined += rows
+        self._pay(rows)
+        domains.put(lowest, part)
+        self.least = min([self.least, *enough[empty].tolist()])
+        kept = torch.ones(len(domains), dtype=torch.bool, device=lowest.device)
+        kept[lowest[empty]] = False
+        return domains.some(kept)
 
     def _leaves(self, leaves: Domains) -> bool:
         """Whether all of them are proved: nothing is left to split, what remains is linear.
@@ -216,4 +258,13 @@ def roots(network: CondensedNetwork, dtype: torch.dtype) -> Domains:
         torch.zeros(count, network.count, dtype=torch.int8, device=device),
         network.lines.lower_slope.to(dtype).expand(count, -1).clone(),
         torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
+        network.lower.expand(count, -1).clone(),
+        network.upper.expand(count, -1).clone(),
+        *(torch.zeros(count, 0, dtype=torch.float64, device=device) for _ in range(2)),
     )
+
+
+def within_inputs(domains: Domains, region: Region) -> Domains:
+    """The same with boxes of the inputs of their own, to be clipped."""
+    low, high = (end.flatten().expand(len(domains), -1) for end in region.box(torch.float64))
+    return replace(domains, low=low.clone(), high=high.clone())

@@ -17,6 +17,8 @@ from tests.workers.verification.networks import Builder, dense_network
 from workers.verification.attacks.replay import inside
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.clock import Clock
+from workers.verification.complete import search
+from workers.verification.complete.search import REFINED_SHARE
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.problem import Problem
 from workers.verification.protocol import Budget, Verdict
@@ -28,6 +30,8 @@ SOLVE_ERROR = 4
 BOUND = BOUNDS["branch-and-bound"]
 #: Both go through a sample's domains.
 COMPLETE = st.sampled_from(["branch-and-bound", "milp"])
+#: Of the work for bounds, what boxes of domains may take beside it: as it is, and all of them.
+SHARE = st.sampled_from([REFINED_SHARE, 1e9])
 
 
 def tried(
@@ -115,12 +119,21 @@ def least_margin(network: Network, region: Region, label: int) -> float:
     return found
 
 
-@given(seed=st.integers(0, 10**6), epsilon=st.sampled_from([0.05, 0.15, 0.3]), name=COMPLETE)
+@given(
+    seed=st.integers(0, 10**6),
+    epsilon=st.sampled_from([0.05, 0.15, 0.3]),
+    name=COMPLETE,
+    share=SHARE,
+)
 @settings(max_examples=examples(8), deadline=None)
-def test_it_decides_as_a_mixed_integer_programme_does(seed: int, epsilon: float, name: str) -> None:
+def test_it_decides_as_a_mixed_integer_programme_does(
+    seed: int, epsilon: float, name: str, share: float
+) -> None:
     network = dense_network([3, 8, 6, 3], seed)
     x = torch.rand(2, 3, generator=torch.Generator().manual_seed(seed))
-    verdict, region, labels = tried(network, x, epsilon, name=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "REFINED_SHARE", share)
+        verdict, region, labels = tried(network, x, epsilon, name=name)
     for row in range(2):
         exact = least_margin(network, region.part(slice(row, row + 1), CPU), int(labels[row]))
         if exact > 1e-3:
@@ -136,12 +149,17 @@ def test_it_decides_as_a_mixed_integer_programme_does(seed: int, epsilon: float,
     norm=st.sampled_from(["l2", "linf"]),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
     name=COMPLETE,
+    share=SHARE,
 )
 @settings(max_examples=examples(8), deadline=None)
-def test_what_it_says_is_true_on_a_fine_grid(seed: int, norm: str, scale: float, name: str) -> None:
+def test_what_it_says_is_true_on_a_fine_grid(
+    seed: int, norm: str, scale: float, name: str, share: float
+) -> None:
     network = dense_network([2, 10, 8, 3], seed, scale=scale)
     x = torch.rand(2, 2, generator=torch.Generator().manual_seed(seed))
-    verdict, region, labels = tried(network, x, 0.2, norm, name, passes=20_000.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "REFINED_SHARE", share)
+        verdict, region, labels = tried(network, x, 0.2, norm, name, passes=20_000.0)
     side = torch.linspace(-0.2, 0.2, 201)
     grid = torch.cartesian_prod(side, side)
     for row in range(2):
@@ -193,6 +211,21 @@ def test_work_and_time_end_a_search_undecided_and_say_how_far_it_got() -> None:
     assert not bool(timed.proved | timed.falsified)
     plenty = tried(network, x, epsilon, clock=clock, sample_time_s=1e6, passes=0.0)[0]
     assert bool(plenty.proved)
+
+
+def test_clipped_inputs_and_narrower_boxes_of_units_spare_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, x, epsilon = hard()
+    spent = []
+    for share, few in ((REFINED_SHARE, search.FEW_INPUTS), (REFINED_SHARE, 0), (0.0, 0)):
+        monkeypatch.setattr(search, "REFINED_SHARE", share)
+        monkeypatch.setattr(search, "FEW_INPUTS", few)
+        verdict = tried(network, x, epsilon)[0]
+        assert bool(verdict.proved)
+        assert float(verdict.least_margin) > 0
+        spent.append(float(verdict.spent) - BOUND.setup)  # type: ignore[attr-defined]
+    assert spent[0] < spent[1] < spent[2]
 
 
 def test_the_same_sample_gives_the_same_search() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +17,7 @@ __all__ = [
     "Layer",
     "Shape",
     "ShapeError",
+    "content_of",
     "parameter",
     "require_broadcast",
 ]
@@ -92,6 +94,14 @@ def as_float32(value: float) -> float:
 def parameter(value: Tensor) -> nn.Parameter:
     """A layer's own copy of a tensor."""
     return nn.Parameter(value.detach().clone().contiguous())
+
+
+def content_of(value: Tensor) -> bytes:
+    """A digest of a tensor's numbers, to keep by it what takes long to compute of them.
+
+    Not ``_version``: optimizers in one pass (``fused``) and writes to ``.data`` do not count it up.
+    """
+    return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).digest()
 
 
 def require_broadcast(kind: str, value: Tensor, shape: Shape) -> None:

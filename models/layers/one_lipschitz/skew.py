@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.layers.affine import Conv2d, Divide, Shift
-from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
+from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, content_of, parameter
 from models.layers.joins import Add, ReduceSum, Slice
 from models.layers.one_lipschitz.skew_kernels import (
     dense_matrix,
@@ -74,8 +74,8 @@ class SkewConv2d(Layer):
         self.register_buffer("flat", flat.detach().clone())
         self.tall: Tensor
         self.flat: Tensor
-        #: A state of the weight, and one over its norm.
-        self._scaled: tuple[tuple[int, int], float] | None = None
+        #: The content of the weight, and one over its norm.
+        self._scaled: tuple[bytes, float] | None = None
         self.channels, self.out, self.degree = int(channels), int(out), int(degree)
         if self.degree not in DEGREES:
             raise ModelError(
@@ -140,7 +140,7 @@ class SkewConv2d(Layer):
         if kernel.is_meta:
             return kernel
         # Singular values take long: once for each state of the weight.
-        state = (self.weight.data_ptr(), self.weight._version)
+        state = content_of(self.weight)
         if self._scaled is None or self._scaled[0] != state:
             self._scaled = (state, exact_scale(kernel))
         # One common factor keeps exact negatives.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.architectures.layer_makers import KINDS
 from models.architectures.published import build
 from models.checkpoints.state_dict import load_checkpoint, weights_of
 from models.errors import ModelError
@@ -21,6 +22,7 @@ from models.network import Network, NetworkError
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
+from tests.models.layers.every_kind import IMAGE, layers_with
 from tests.models.layers.series import ARCHITECTURE, Series, convolutional, known_series
 
 __all__ = ["known_series"]
@@ -224,3 +226,20 @@ def test_digests_of_layers_that_are_deployed_as_one_stay() -> None:
         Network((2,), rows).deployed().graph_digest()
         == "sha256:33b36d428c81ef3cd63a374ab2d2898b6077792bb0fa3f8669f0485368364707"
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_deployed_follows_weights_that_an_optimizer_in_one_pass_wrote(kind: str) -> None:
+    """Fused steps do not count up ``_version``, by which norms were kept: the file had old ones."""
+    description = {"input": list(IMAGE), "layers": layers_with(kind)}
+    network, again = (build(description, generator=generator()) for _ in range(2))
+    assert network.deployed()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.3, fused=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator(1))
+    optimizer.step()
+    again.load_state_dict(network.state_dict())
+    expected = again.deployed().state_dict()
+    found = network.deployed().state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.layers.base import Shape, ShapeError
+from models.layers.base import Shape, ShapeError, content_of
 from models.layers.one_lipschitz.potentials.potential import Potential
 
 __all__ = ["CplConv2d", "CplLinear"]
@@ -28,8 +28,8 @@ class CplConv2d(Potential):
         super().__init__(weight, bias)
         self.register_buffer("vector", vector.detach().clone())
         self.vector: Tensor
-        #: A state of the weight, a shape, and the length for them.
-        self._frozen: tuple[tuple[int, int, Shape], Tensor] | None = None
+        #: The weight's content, a shape, and the length for them.
+        self._frozen: tuple[tuple[bytes, Shape], Tensor] | None = None
 
     def lengths(self) -> Tensor:
         """From one power step, with a gradient through its end only."""
@@ -41,7 +41,7 @@ class CplConv2d(Potential):
         return (2 / square.clamp_min(TINY)).reshape(1)
 
     def frozen_lengths(self, shape: Shape) -> Tensor:
-        state = (self.weight.data_ptr(), self.weight._version, shape)
+        state = (content_of(self.weight), shape)
         if self._frozen is None or self._frozen[0] != state:
             norm = _norm(self.weight.detach().to("cpu", torch.float64), shape)
             length = 2 * (1 - ROOM) / (norm * norm).clamp_min(TINY)

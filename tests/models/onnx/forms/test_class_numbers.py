@@ -4,10 +4,11 @@ refused, or a certificate of the label 1 would be about the class that the file 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from models.errors import ModelError
 from models.onnx.forms import class_numbers
@@ -153,10 +154,13 @@ def test_a_file_that_answers_with_the_class_of_the_least_score_is_refused() -> N
 def test_a_long_table_that_many_nodes_read_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five thousand readers of a table of four megabytes took half an hour."""
     read: list[str] = []
-    plain = class_numbers.numpy_helper.to_array
-    monkeypatch.setattr(
-        class_numbers.numpy_helper, "to_array", lambda t: read.append(t.name) or plain(t)
-    )
+    plain = numpy_helper.to_array
+
+    def counted(tensor: TensorProto) -> Any:
+        read.append(tensor.name)
+        return plain(tensor)
+
+    monkeypatch.setattr(numpy_helper, "to_array", counted)
     nodes = [
         node("ArgMax", ["x"], ["i"], axis=1),
         *(node("Gather", ["table", "i"], [f"g{index}"]) for index in range(20)),

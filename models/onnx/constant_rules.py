@@ -182,6 +182,8 @@ def _check_rank(rank: int) -> None:
 
 def _sliced(operation: Operation, arrays: Arrays) -> int:
     """Places and steps are clamped to the axis by ONNX Runtime, if they do not overflow there."""
+    for array in arrays[1:]:
+        _check_rank(0 if array is None else array.size)
     numbers = [
         int(number)
         for array in arrays[1:]

@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from models.errors import ModelError
 from models.onnx.constant_rules import CONSTANT_OPERATORS, DTYPES, Array, Arrays
 from models.onnx.constant_shapes import inferred_shapes
-from models.onnx.graph import Activation, Constant, Operation, Translation
+from models.onnx.graph import Activation, Constant, Operation, Squares, Translation
 from models.onnx.session import failure, open_session
 
 __all__ = ["check_repeated", "evaluate", "read_tensor", "refuse_rows", "shape_of", "zero_product"]
@@ -91,9 +91,9 @@ def _repeated(
         if operation.op_type not in _ROW_BY_ROW:
             refuse_rows(operation)
         (row,) = _run(operation, translation, arrays)
-        rank = max(c.value.ndim for c in constants if c is not None and c.repeated)
+        ranks = {c.value.ndim for c in constants if c is not None and c.repeated}
         if (
-            row.ndim != rank
+            ranks != {row.ndim}
             or row.shape[0] != 1
             or any(c and c.depends_on_batch for c in constants)
         ):
@@ -111,7 +111,8 @@ def _repeated(
     if operation.op_type == "Expand" and (
         data is None
         or data.depends_on_batch
-        or (data.value.ndim > len(rest) and data.value.shape[:1] != (1,))
+        or data.value.ndim > len(rest) + 1
+        or (data.value.ndim == len(rest) + 1 and data.value.shape[:1] != (1,))
     ):
         return None
     arrays[-1] = np.array([1, *rest], dtype=target.value.dtype)
@@ -149,9 +150,11 @@ def check_repeated(operation: Operation) -> None:
     """Raise ModelError (batch_dependent) where a constant with a row for each of the batch meets an
     activation otherwise than row by row."""
     rows = [v for v in operation.inputs if isinstance(v, Constant) and v.repeated]
-    beside = [v for v in operation.inputs if isinstance(v, Activation)]
-    alike = all(v.rank == row.value.ndim for row in rows for v in beside)
-    leading = all(v.batched and not v.batch_axis and not v.merged for v in beside)
+    beside = [v for v in operation.inputs if isinstance(v, Activation | Squares)]
+    alike = all(len(v.shape) + 1 == row.value.ndim for row in rows for v in beside)
+    leading = all(
+        v.batched and not v.batch_axis and not v.merged for v in beside if isinstance(v, Activation)
+    )
     if rows and not (operation.op_type in _BESIDE and alike and leading):
         refuse_rows(operation)
 

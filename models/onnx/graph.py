@@ -31,6 +31,8 @@ __all__ = ["Activation", "Comparison", "Constant", "Operation", "Squares", "Tran
 #: Batch sizes used for a symbolic one: two primes, which hardly any layer has both as its sizes.
 SYMBOLIC_BATCH = (99_991, 99_989)
 FIXED_BATCH = (1, 1)
+#: Axes, sizes, pads or parts that one operator may name.
+_MOST_INTEGERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class Operation:
             return None
         if array.dtype.kind != "i" or array.ndim > 1:
             self.refuse(f"input {index} must be a vector of integers", code="invalid_onnx")
+        if array.size > _MOST_INTEGERS:
+            self.refuse(f"input {index} holds {array.size} integers", code="invalid_onnx")
         return [int(entry) for entry in array.reshape(-1)]
 
     @property

@@ -303,6 +303,7 @@ def _require_one_shape(operation: Operation, translation: Translation) -> None:
 def _on_squares(operation: Operation, translation: Translation) -> Sequence[Value]:
     """The outputs of an operator on squares: on the way to a Euclidean norm, and as plain numbers
     as long as it may come out that there is no root."""
+    check_repeated(operation)
     found: Value | None = None
     refusal: ModelError | None = None
     plain = tuple(v.plain if isinstance(v, Squares) else v for v in operation.inputs)

@@ -43,7 +43,7 @@ _ML_VERSIONS = range(1, 6)
 #: Axes of an array at most, and what its sizes other than 0 multiply to.
 MOST_AXES, MOST_NUMBERS = 32, 2**58
 #: Fields of names.
-_NAMES = ("input", "name", "output")
+_NAMES = ("domain", "input", "name", "op_type", "output")
 _VALUE_ATTRIBUTES = {
     AttributeProto.FLOAT,
     AttributeProto.INT,

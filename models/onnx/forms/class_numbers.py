@@ -45,7 +45,7 @@ def refuse_other_numbers(graph: GraphProto, output: str, *, named: bool) -> None
     for node, numbers in _stated(graph):
         if named and not (node.op_type == "ZipMap" and output in node.output):
             continue
-        if list(numbers) != list(range(len(numbers))):
+        if not np.array_equal(numbers, np.arange(len(numbers))):
             said = ", ".join(map(str, numbers[:_LISTED])) + (", ..." if numbers[_LISTED:] else "")
             raise ModelError(
                 f"the file calls its classes {said}, in the order of their scores; labels here are "
@@ -61,12 +61,12 @@ def refuse_other_numbers(graph: GraphProto, output: str, *, named: bool) -> None
 def refuse_least_score(graph: GraphProto, output: str) -> None:
     """Raise ModelError (least_score) where the file's answer is the class of the least score: an
     ArgMin of what is read as scores stands beside them."""
-    makers = {name: node for node in graph.node for name in node.output if name}
+    sources = _Sources(graph)
     for node in graph.node:
         if (
             node.op_type == "ArgMin"
             and node.input
-            and _before(makers, node.input[0]) == _before(makers, output)
+            and sources.before(node.input[0]) == sources.before(output)
         ):
             raise ModelError(
                 f"the file answers with the class whose score in {output!r} is the least; here the "
@@ -89,17 +89,60 @@ def number_by_place(graph: GraphProto) -> None:
 
 
 def _stated(graph: GraphProto) -> Iterator[tuple[NodeProto, Sequence[int]]]:
-    """Each node that says how classes are called, where it calls them by numbers."""
-    makers = {name: node for node in graph.node for name in node.output if name}
+    """Each node that says how classes are called, where it calls them by numbers; of nodes that
+    share a table the first one."""
+    sources, seen = _Sources(graph), set[str]()
     for node in graph.node:
+        found: Sequence[int] | None = None
         if node.op_type in _LISTS:
             found = _listed(node)
-        elif node.op_type in _TABLES and len(node.input) == 2 and _is_argmax(makers, node.input[1]):
-            found = _numbers(_table(graph, makers, node.input[0]))
-        else:
-            continue
+        elif node.op_type in _TABLES and len(node.input) == 2 and sources.is_argmax(node.input[1]):
+            table = sources.before(node.input[0])
+            found = None if table in seen else _numbers(sources.constant(table))
+            seen.add(table)
         if found:
             yield node, found
+
+
+class _Sources:
+    """What the values of a graph come from; nothing is looked up twice."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._known: dict[str, str] = {}
+
+    def before(self, name: str) -> str:
+        """The value that is only cast, viewed or called otherwise until it is this one."""
+        passed: dict[str, None] = {}
+        while name not in passed and name not in self._known:
+            node = self._makers.get(name)
+            if node is None or node.op_type not in _BETWEEN or not node.input:
+                break
+            passed[name] = None
+            name = node.input[0]
+        name = self._known.get(name, name)
+        self._known.update(dict.fromkeys(passed, name))
+        return name
+
+    def is_argmax(self, name: str) -> bool:
+        """Whether a value is the number that an ArgMax gives."""
+        node = self._makers.get(self.before(name))
+        return node is not None and node.op_type == "ArgMax"
+
+    def constant(self, name: str) -> TensorProto | None:
+        """The constant of this name."""
+        if name in self._tensors:
+            return self._tensors[name]
+        node = self._makers.get(name)
+        if node is None or node.op_type != "Constant":
+            return None
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return attribute.t
+            if attribute.name == "value_ints":
+                return numpy_helper.from_array(np.array(attribute.ints, np.int64))
+        return None
 
 
 def _listed(node: NodeProto) -> list[int] | None:
@@ -111,34 +154,6 @@ def _listed(node: NodeProto) -> list[int] | None:
             numerals = all(_NUMERAL.fullmatch(word) for word in words)
             return [int(word) for word in words] if numerals else None
     return None
-
-
-def _is_argmax(makers: dict[str, NodeProto], name: str) -> bool:
-    """Whether a value is the number that an ArgMax gives."""
-    node = makers.get(_before(makers, name))
-    return node is not None and node.op_type == "ArgMax"
-
-
-def _before(makers: dict[str, NodeProto], name: str) -> str:
-    """The value that is only cast, viewed or called otherwise until it is this one."""
-    passed: set[str] = set()
-    while (node := makers.get(name)) is not None and node.op_type in _BETWEEN and node.input:
-        if name in passed:
-            break
-        passed.add(name)
-        name = node.input[0]
-    return name
-
-
-def _table(graph: GraphProto, makers: dict[str, NodeProto], name: str) -> TensorProto | None:
-    """The constant of this name."""
-    for tensor in graph.initializer:
-        if tensor.name == name:
-            return tensor
-    node = makers.get(name)
-    if node is None or node.op_type != "Constant":
-        return None
-    return next((a.t for a in node.attribute if a.name == "value"), None)
 
 
 def _numbers(tensor: TensorProto | None) -> list[int] | None:

@@ -236,14 +236,14 @@ def _gathered(operation: Operation, translation: Translation, axis: int) -> Acti
         operation.refuse("only constant places are supported")
     if array.dtype.kind != "i":
         operation.refuse("places must be integers", code="invalid_onnx")
-    places = [int(place) for place in array.reshape(-1)]
     size = x.shape[axis - 1]
-    if not places or not all(-size <= place < size for place in places):
-        operation.refuse(f"places {places[:16]} of {size}", code="shape_mismatch")
-    places = [place % size for place in places]
-    step = places[1] - places[0] if len(places) > 1 else 1
-    if step >= 1 and places == list(range(places[0], places[-1] + 1, step)):
-        cut = slice(places[0], places[-1] + 1, step)
+    if not array.size or array.min() < -size or array.max() >= size:
+        few = array.reshape(-1)[:16].tolist()
+        operation.refuse(f"places {few} of {size}", code="shape_mismatch")
+    places = array.reshape(-1).astype(np.int64) % size
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    if step >= 1 and bool((np.diff(places) == step).all()):
+        cut = slice(int(places[0]), int(places[-1]) + 1, step)
         taken = _sliced(operation, translation, x, axis - 1, cut)
     else:
         taken = selected(operation, translation, x, places, axis - 1)

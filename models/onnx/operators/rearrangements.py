@@ -24,6 +24,8 @@ MOST_COPIES = 64
 _REPEATING = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
 #: Roundings of a product in a linear Resize, at most.
 _ROUNDINGS = 6
+#: Places of an axis from here on have coordinates that float32 rounds to those of others.
+_MOST_PLACES = 1 << 21
 #: How it finds the two places that it mixes (linear), where that is taken.
 _BETWEEN = ("asymmetric", "half_pixel", "pytorch_half_pixel")
 
@@ -105,6 +107,8 @@ def _factors(operation: Operation, translation: Translation) -> list[Fraction]:
     if target is not None:
         if not isinstance(target, Constant) or target.value.dtype.kind != "i" or target.computed:
             operation.refuse_batch("the sizes depend on the batch size")
+        if target.value.size > x.rank:
+            operation.refuse(f"{target.value.size} sizes for rank {x.rank}", code="shape_mismatch")
         sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
         own = [translation.batch, *((size, size) for size in x.shape)]
         given = []
@@ -145,6 +149,8 @@ def _repeated(
     for axis, factor in enumerate(factors):
         if factor > 1:
             shape = x.shape
+            if shape[axis] * factor > _MOST_PLACES:
+                operation.refuse(f"an axis of {shape[axis] * factor} places is too long")
             view = Reshape(shape=(*shape[: axis + 1], 1, *shape[axis + 1 :]))
             parts = [translation.emit(operation, view, x)] * int(factor)
             x = translation.emit(operation, Concat(axis=axis + 1), *parts)
@@ -184,10 +190,14 @@ def _interpolated(
         out = int(size * factor)
         if out < 1:
             operation.refuse(f"nothing is left of {size} places", code="shape_mismatch")
+        translation.charge(operation, (out, size))
+        if translation.parameters + out * size > translation.limits.parameters:
+            operation.refuse(f"{size} places as {out} take too much memory", code="model_too_large")
         matrix = np.zeros((out, size), dtype=np.float32)
         for place in range(out):
             at = Fraction(place) / factor
-            if how != "asymmetric":
+            # pytorch_half_pixel takes a single place from the very first one.
+            if how == "half_pixel" or (how == "pytorch_half_pixel" and out > 1):
                 at = (place + Fraction(1, 2)) / factor - Fraction(1, 2)
             at = min(max(at, Fraction(0)), Fraction(size - 1))
             low = int(at)

@@ -23,6 +23,7 @@ from models.onnx.graph import (
 )
 from models.onnx.operators.layout.elsewhere import moved_transpose, moved_unsqueeze
 from models.onnx.operators.layout.merged import merged_by
+from models.onnx.safety import MOST_AXES
 
 __all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "tile", "transpose", "unsqueeze"]
 
@@ -63,8 +64,10 @@ def expand(operation: Operation, translation: Translation) -> Activation:
     x, target = operation.activation(), operation.input(1)
     if not isinstance(target, Constant) or target.value.dtype.kind != "i":
         operation.refuse("the sizes must be a constant or computed from shapes")
+    if target.value.size > x.rank:
+        operation.refuse(f"only positive sizes of at most {x.rank} axes are supported")
     sizes, others = target.value.reshape(-1).tolist(), target.other.reshape(-1).tolist()
-    if len(sizes) > x.rank or any(size < 1 for size in sizes):
+    if any(size < 1 for size in sizes):
         operation.refuse(f"only positive sizes of at most {x.rank} axes are supported")
     same = len(sizes) == x.rank and (sizes[0], others[0]) == translation.batch
     if target.computed or sizes[same:] != others[same:]:
@@ -129,6 +132,8 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
     x, target = operation.activation(), operation.input(1)
     if not isinstance(target, Constant) or target.value.dtype.kind != "i":
         operation.refuse("the shape must be a constant or computed from shapes")
+    if target.value.size > MOST_AXES:
+        operation.refuse(f"a shape of {target.value.size} axes", code="invalid_onnx")
     if target.computed:
         operation.refuse_batch("the shape is computed from the batch size")
     if not x.batched:

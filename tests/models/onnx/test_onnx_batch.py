@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from models.errors import ModelError
 from models.onnx.importer import read_onnx_bytes
-from tests.models.onnx.graphs import flattened, graph_of, normal
+from tests.models.onnx.graphs import assert_agrees, flattened, graph_of, normal
 
 node = helper.make_node
 CONSTANTS: dict[str, Any] = {
@@ -146,3 +146,108 @@ def test_what_runs_at_batch_one_only_says_so(nodes: list[NodeProto]) -> None:
 def test_a_view_of_everything_is_taken_where_the_file_runs_one_row() -> None:
     nodes = [node("Reshape", ["x", "s1"], ["y"])]
     assert read_onnx_bytes(flattened(nodes, (4, 6), CONSTANTS, batch=1)).batch == 1
+
+
+def ints(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+def rows_as(*rest: str) -> list[NodeProto]:
+    """``e``, ``c`` in a shape with a row for each of the batch and the sizes ``rest`` behind it."""
+    return [
+        node("Shape", ["x"], ["n"], end=1),
+        node("Concat", ["n", *rest], ["to"], axis=0),
+        node("Expand", ["c", "to"], ["e"]),
+    ]
+
+
+#: Graphs that mean the same for one row, or one size of the batch, and other things for others.
+AXES_THAT_APPEAR: dict[str, tuple[list[NodeProto], tuple[int, ...], dict[str, Any]]] = {
+    "one number of more axes beside rows and places on one axis": (
+        [
+            node("Reshape", ["x", "to"], ["m"]),
+            node("Mul", ["m", "c"], ["r"]),
+            node("Shape", ["r"], ["n"], start=1, end=2),
+            node("Cast", ["n"], ["places"], to=TensorProto.FLOAT),
+            node("Mul", ["x", "places"], ["y"]),
+        ],
+        (2, 3),
+        {"to": ints(-1, 3), "c": normal(0, 1, 1, 1)},
+    ),
+    "a choice between rows and columns": (
+        [
+            node("Greater", ["x", "zero"], ["above"]),
+            node("Mul", ["x", "half"], ["m"]),
+            node("Transpose", ["m"], ["t"], perm=[1, 0]),
+            node("Where", ["above", "x", "t"], ["y"]),
+        ],
+        (3,),
+        {"zero": np.float32(0), "half": np.float32(0.5)},
+    ),
+    "a choice of a Softplus of columns": (
+        [
+            node("Greater", ["x", "zero"], ["above"]),
+            node("Softplus", ["x"], ["m"]),
+            node("Transpose", ["m"], ["t"], perm=[1, 0]),
+            node("Where", ["above", "x", "t"], ["w"]),
+            node("Transpose", ["w"], ["y"], perm=[1, 0]),
+        ],
+        (3,),
+        {"zero": np.float32(20)},
+    ),
+    "rows of the batch in front of which an axis stands": (
+        [
+            *rows_as("three"),
+            node("Add", ["x", "e"], ["a"]),
+            node("ReduceSum", ["a", "one"], ["y"], keepdims=0),
+        ],
+        (1, 3),
+        {"c": normal(0, 1, 1, 3), "three": ints(3), "one": ints(1)},
+    ),
+    "rows of the batch in two ranks": (
+        [
+            *rows_as("three"),
+            node("Concat", ["n", "one", "three"], ["too"], axis=0),
+            node("Expand", ["c", "too"], ["g"]),
+            node("Add", ["e", "g"], ["h"]),
+            node("Add", ["x", "h"], ["a"]),
+            node("ReduceSum", ["a", "one"], ["y"], keepdims=0),
+        ],
+        (1, 3),
+        {"c": normal(0, 3), "three": ints(3), "one": ints(1)},
+    ),
+    "rows of the batch beside a sum of squares": (
+        [
+            *rows_as("one"),
+            node("Mul", ["x", "x"], ["q"]),
+            node("ReduceSum", ["q", "two"], ["sums"], keepdims=1),
+            node("Mul", ["sums", "e"], ["scaled"]),
+            node("Sqrt", ["scaled"], ["r"]),
+            node("ReduceSum", ["r", "one"], ["s"], keepdims=0),
+            node("MatMul", ["s", "w"], ["y"]),
+        ],
+        (1, 3),
+        {"c": np.array([2], np.float32), "one": ints(1), "two": ints(2), "w": normal(0, 1, 3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AXES_THAT_APPEAR)
+def test_an_axis_as_long_as_the_batch_never_appears(name: str) -> None:
+    """Such an axis is summed, or counted, or beside another row's."""
+    nodes, shape, constants = AXES_THAT_APPEAR[name]
+    with pytest.raises(ModelError) as caught:
+        read_onnx_bytes(flattened(nodes, shape, constants, opset=15))
+    assert caught.value.code == "batch_dependent"
+
+
+def test_one_row_squeezed_away_behind_another_axis() -> None:
+    """[1, 1 (the batch), 3] without its second axis is [1, 3] in the file, a batch of one row."""
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("Squeeze", ["t", "one"], ["q"]),
+        node("Shape", ["q"], ["n"], start=0, end=1),
+        node("Cast", ["n"], ["rows"], to=TensorProto.FLOAT),
+        node("Mul", ["x", "rows"], ["y"]),
+    ]
+    assert_agrees(flattened(nodes, (1, 3), {"one": ints(1)}, opset=15, batch=1))

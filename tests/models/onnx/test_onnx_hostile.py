@@ -299,3 +299,37 @@ def test_weights_that_are_not_finite(value: float) -> None:
     weight[1, 2] = value
     model = graph_of([node("Gemm", ["x", "w"], ["y"])], (4,), {"w": weight})
     assert code_of(model) == "non_finite_weights"
+
+
+@pytest.mark.parametrize(
+    ("read", "count"),
+    [
+        ([node("Reshape", ["r", "sizes"], ["y"])], 100_000),
+        ([node("Slice", ["r", "many", "many", "many", "many"], ["y"])], 2_000_000),
+        ([node("Slice", ["w", "many", "many"], ["v"]), node("Add", ["r", "v"], ["y"])], 4_000_000),
+        ([node("Gather", ["r", "many"], ["y"], axis=1)], 4_000_000),
+    ],
+    ids=["a view", "places", "places of a constant", "gathered"],
+)
+def test_millions_of_axes_or_places_in_a_small_file(read: list[Any], count: int) -> None:
+    """The product of five million sizes took half an hour, lists of places gigabytes."""
+    given = {"c": np.int64(1000), "count": np.array([count]), "minus": np.array([-1])}
+    made = [
+        node("Expand", ["c", "count"], ["many"]),
+        node("Concat", ["minus", "many"], ["sizes"], axis=0),
+        node("Relu", ["x"], ["r"]),
+        *read,
+    ]
+    data = graph_of(made, (2000,), {**given, "w": normal(0, 3)}).SerializeToString()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(data)
+    assert caught.value.code in ("invalid_onnx", "model_too_large")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000
+
+
+def test_an_operator_whose_name_is_no_text() -> None:
+    data = graph_of([node("Relu", ["x"], ["y"])], (3,)).SerializeToString()
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(data.replace(b"Relu", b"Re\xff\xfe"))
+    assert caught.value.code == "invalid_onnx"

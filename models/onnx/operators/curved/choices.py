@@ -8,6 +8,7 @@ and a Softplus that is left for its own argument where that is large (as torch w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,9 @@ def where(operation: Operation, translation: Translation) -> Activation:
     if not isinstance(condition, Comparison):
         operation.refuse("the condition must be a comparison or a constant", hint=JUMPS)
     x, sides = condition.of, [operation.input(1), operation.input(2)]
+    activations = [side for side in sides if isinstance(side, Activation)]
+    if any(replace(side, name=x.name, shape=x.shape) != x for side in activations):
+        operation.refuse_batch("its inputs have their batch axes in different places")
     if not condition.above:
         sides.reverse()
     if condition.bound == 0.0:

@@ -162,7 +162,9 @@ def _fewer(operation: Operation, at: int, since: int, *, keepdims: bool) -> Take
         operation.refuse_batch("without axes it takes the batch axis along")
     named = _named(operation, axes, at)
     before = 0 if keepdims else sum(0 < axis <= at for axis in named)
-    return _with_axes(operation, named, 1, since), at - before
+    # Where the batch of one row is squeezed away, what then counts as one comes first.
+    moved = 0 if 0 in named else at - before
+    return _with_axes(operation, named, 1, since), moved
 
 
 def _squeeze(operation: Operation, at: int) -> Taken:

@@ -57,7 +57,8 @@ def with_rows_apart(
         for index, value in enumerate(operation.inputs):
             if isinstance(value, Constant):
                 array = operation.constant(index)
-                if array is not None and array.ndim >= rank and array.size != 1:
+                if array is not None and array.ndim >= rank:
+                    # Of more axes even one number would move the rows to another axis.
                     if array.ndim > rank or array.shape[0] != 1:
                         operation.refuse_batch(f"a constant of shape {array.shape}")
                     inputs[index] = Constant.of(array[0])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.layers.kinds import Conv2d, Gather, Permute, Reshape
 from models.onnx.graph import Activation, Operation, Translation
@@ -18,19 +18,23 @@ MOVED_AXES = "moved axes"
 
 
 def selected(
-    operation: Operation, translation: Translation, x: Activation, places: Sequence[int], axis: int
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    places: NDArray[np.int64],
+    axis: int,
 ) -> Activation:
     """The numbers at these places of an axis (without the batch), in their order.
 
     Different places are a Gather. Where one is taken twice, it is a convolution 1 x 1 with weights
     0 and 1, in which no sum rounds.
     """
-    if len(set(places)) == len(places):
-        return translation.emit(operation, Gather(torch.tensor([*places]), axis=axis), x)
+    if len(np.unique(places)) == len(places):
+        return translation.emit(operation, Gather(torch.from_numpy(places), axis=axis), x)
     size, order = x.shape[axis], [axis, *(a for a in range(len(x.shape)) if a != axis)]
     translation.charge(operation, (len(places), size))
     weight = np.zeros((len(places), size, 1, 1), dtype=np.float32)
-    weight[np.arange(len(places)), list(places)] = 1.0
+    weight[np.arange(len(places)), places] = 1.0
     if axis:
         x = translation.emit(operation, Permute(axes=order), x)
     others = x.shape[1:]
@@ -57,6 +61,6 @@ def gather_nd(operation: Operation, translation: Translation) -> Activation:
         operation.refuse(f"places outside {sizes}", code="shape_mismatch")
     flat = np.ravel_multi_index(tuple(np.moveaxis(places % bounds, -1, 0)), sizes).reshape(-1)
     x = translation.emit(operation, Reshape(shape=(math.prod(sizes), *rest)), x)
-    taken = selected(operation, translation, x, [int(place) for place in flat], 0)
+    taken = selected(operation, translation, x, flat, 0)
     shape = (*places.shape[:-1], *rest)
     return translation.emit(operation, Reshape(shape=shape), taken)

@@ -4,12 +4,14 @@ refused, or a certificate of the label 1 would be about the class that the file 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from models.errors import ModelError
+from models.onnx.forms import class_numbers
 from models.onnx.forms.plain import Asked, plain_form
 from models.onnx.importer import read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
@@ -21,7 +23,7 @@ from tests.models.onnx.forms.files import (
     node,
     written,
 )
-from tests.models.onnx.graphs import normal
+from tests.models.onnx.graphs import graph_of, normal
 
 ML = {"domain": "ai.onnx.ml"}
 LABEL = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
@@ -147,3 +149,41 @@ def test_a_file_that_answers_with_the_class_of_the_least_score_is_refused() -> N
     turned = [nodes[0], node("Neg", ["distances"], ["p"]), *nodes[1:]]
     data = written(turned, INPUT, [LABEL, floats("p", "N", 3)], {"w": normal(0, 4, 3)})
     assert read_onnx_bytes(data).network.classes == 3
+
+
+def test_a_long_table_that_many_nodes_read_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five thousand readers of a table of four megabytes took half an hour."""
+    read: list[str] = []
+    plain = numpy_helper.to_array
+
+    def counted(tensor: TensorProto) -> Any:
+        read.append(tensor.name)
+        return plain(tensor)
+
+    monkeypatch.setattr(numpy_helper, "to_array", counted)
+    nodes = [
+        node("ArgMax", ["x"], ["i"], axis=1),
+        *(node("Gather", ["table", "i"], [f"g{index}"]) for index in range(20)),
+        node("Relu", ["x"], ["y"]),
+    ]
+    graph = graph_of(nodes, (3,), {"table": np.arange(3)}).graph
+    class_numbers.refuse_other_numbers(graph, "y", named=False)
+    assert read == ["table"]
+
+
+@pytest.mark.parametrize("named", ["Identity", "Constant"])
+def test_a_table_by_another_name_or_spelled_out(named: str) -> None:
+    table = {
+        "Identity": node("Identity", ["stored"], ["table"]),
+        "Constant": node("Constant", [], ["table"], value_ints=[1, 2, 3]),
+    }[named]
+    nodes = [
+        table,
+        node("ArgMax", ["x"], ["i"], axis=1),
+        node("Gather", ["table", "i"], ["g"]),
+        node("Relu", ["x"], ["y"]),
+    ]
+    graph = graph_of(nodes, (3,), {"stored": np.array([1, 2, 3])}).graph
+    with pytest.raises(ModelError) as caught:
+        class_numbers.refuse_other_numbers(graph, "y", named=False)
+    assert caught.value.code == "class_numbers"

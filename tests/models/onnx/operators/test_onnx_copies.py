@@ -174,3 +174,24 @@ def test_refused(made: Any) -> None:
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(flattened([made], (2, 4, 4), constants, opset=19))
     assert caught.value.code in ("unsupported_operator", "batch_dependent")
+
+
+@pytest.mark.parametrize("how", ["asymmetric", "half_pixel", "pytorch_half_pixel"])
+def test_linear_resize_to_a_single_place(how: str) -> None:
+    """The first place for pytorch_half_pixel, the middle for half_pixel."""
+    made = node("Resize", ["x", "", "s"], ["y"], mode="linear", coordinate_transformation_mode=how)
+    scales = np.array([1, 1, 0.125, 0.5], np.float32)
+    assert_agrees(flattened([made], (2, 8, 8), {"s": scales}))
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "mode"), [(1_000_000, 2, "linear"), (40_000, 64, "nearest")]
+)
+def test_resize_of_axes_too_long_for_float32_or_memory(size: int, factor: int, mode: str) -> None:
+    """A matrix of 8 TB; coordinates beyond 2^21, of which float32 takes some for others."""
+    made = node("Resize", ["x", "", "s"], ["y"], mode=mode, nearest_mode="floor",
+                coordinate_transformation_mode="asymmetric")  # fmt: skip
+    scales = np.array([1, 1, 1, factor], np.float32)
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(flattened([made], (1, 1, size), {"s": scales}))
+    assert caught.value.code in ("model_too_large", "unsupported_operator")

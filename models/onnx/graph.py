@@ -249,8 +249,8 @@ class Translation:
     origins: dict[str, tuple[Layer, tuple[Activation, ...]]] = field(default_factory=dict)
     #: Roots of means and sums of squares, by our name of the activation.
     roots: dict[str, Squares] = field(default_factory=dict)
-    #: Activations less their mean, by what they are made of and the axes.
-    centred: dict[tuple[Activation, Shape], Activation] = field(default_factory=dict)
+    #: Activations less their mean, by that mean.
+    centred: dict[Activation, Activation] = field(default_factory=dict)
     #: Layers that may stand at several nodes, by the names of their constants and their geometry.
     shared: dict[tuple[Any, ...], Layer] = field(default_factory=dict)
     parameters: int = 0

@@ -187,7 +187,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def rough_norm(x: Tensor) -> Tensor:
     """Upper bound on the Euclidean norm of each row, [batch] float64, where 1 % does not matter."""
     norm = torch.linalg.vector_norm(x.flatten(1), dim=1).to(torch.float64)
-    size = x[0].numel()
+    size = x.shape[1:].numel()
     return norm * (1.0 + (size + 8) * unit_roundoff(x.dtype)) + lost_in_norm(size, x.dtype)
 
 

@@ -30,7 +30,8 @@ def layer_normalization(operation: Operation, translation: Translation) -> Activ
     x, axes = operation.activation(), _last_axes(operation)
     if any(translation.uses[name] for name in operation.outputs[1:] if name):
         operation.refuse("only its first output is supported, not mean and deviation")
-    numbers = _centre(operation, translation, x, axes)
+    # Of its own: a mean that nodes compute may be rounded in another way.
+    numbers = translation.emit(operation, Centre(axes=axes), x)
     result = _standardize(operation, translation, axes, numbers, x)
     return _scaled(operation, translation, result)
 
@@ -49,10 +50,10 @@ def centred(
     if sources != (x,):
         return None
     if isinstance(layer, ReduceMean) and layer.keepdims:
-        return _centre(operation, translation, x, layer.axes)
+        return _centre(operation, translation, x, y, layer.axes)
     pooled = isinstance(layer, AvgPool2d) and layer.kernel == x.shape[1:]
     if pooled and y.shape == (x.shape[0], 1, 1) and len(x.shape) == 3:
-        return _centre(operation, translation, x, (1, 2))
+        return _centre(operation, translation, x, y, (1, 2))
     return None
 
 
@@ -82,13 +83,13 @@ def _last_axes(operation: Operation) -> tuple[int, ...]:
 
 
 def _centre(
-    operation: Operation, translation: Translation, x: Activation, axes: Shape
+    operation: Operation, translation: Translation, x: Activation, mean: Activation, axes: Shape
 ) -> Activation:
-    """x less its mean; exporters may write it twice."""
-    key = (x, tuple(sorted(axes)))
-    if key not in translation.centred:
-        translation.centred[key] = translation.emit(operation, Centre(axes=axes), x)
-    return translation.centred[key]
+    """x less its mean. Exporters may write that difference twice, which is one value; of two means
+    each may be rounded in its own way."""
+    if mean not in translation.centred:
+        translation.centred[mean] = translation.emit(operation, Centre(axes=axes), x)
+    return translation.centred[mean]
 
 
 def _standardize(

@@ -11,14 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import helper
 from torch import Tensor
 
 from models.layers.kinds import Layer, Linear
 from models.layers.normalization import Centre, Standardize
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
+from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
+from tests.models.onnx.graphs import graph_of
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import LinearForm
 from workers.verification.bounds.bcp import bcp_margins
@@ -262,6 +265,67 @@ def test_rows_are_near_what_is_there_in_small_boxes(native: bool, dtype: torch.d
             point = (point - 0.2 * epsilon * step.sign()).clamp(x - epsilon, x + epsilon)
         lost.append(float((seen - found).max()))
     assert 0.0 < lost[1] < lost[0] / 8
+
+
+@pytest.mark.parametrize(("size", "seed"), [(3, 0), (3, 1), (64, 0), (257, 2)])
+@torch.no_grad()
+def test_an_operator_and_nodes_beside_it_round_their_means_apart(size: int, seed: int) -> None:
+    """x less its mean by nodes, less s times what the operator makes of x, for its deviation s: in
+    real arithmetic 0, where the first number is the mean; deployed each mean has its own last bits.
+    """
+    random = np.random.default_rng(seed)
+    x = (30 + 10 * random.standard_normal(size)).astype(f32)
+    x[0] = x[1:].astype(np.float64).mean()
+    weight = np.zeros((2 * size, 2), f32)
+    weight[0, 0], weight[size, 0] = 1.0, -math.sqrt(float(x.astype(np.float64).var()) + 1.0)
+    node = helper.make_node
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=[-1], keepdims=1),
+        node("Sub", ["x", "m"], ["d"]),
+        node("LayerNormalization", ["x", "scale"], ["l"], axis=-1, epsilon=1.0),
+        node("Concat", ["d", "l"], ["c"], axis=1),
+        node("Gemm", ["c", "w"], ["y"]),
+    ]
+    constants = {"scale": np.ones(size, f32), "w": weight}
+    data = graph_of(nodes, (size,), constants, opset=17).SerializeToString()
+    compiled = CompiledNetwork.compile(import_onnx_bytes(data))
+    region = Region(torch.from_numpy(x[None]), torch.zeros(1, dtype=F64), "linf", False)
+    first, second = OnnxRuntimeModel(data, (size,))(x[None])[0].astype(np.float64)
+    for bound in (interval_margins, crown_margins):
+        low = bound(compiled, region, torch.tensor([0]), Rounding.sound(F64), F64)[0, 1]
+        high = -bound(compiled, region, torch.tensor([1]), Rounding.sound(F64), F64)[0, 0]
+        assert float(low) <= first - second <= float(high), bound
+
+
+@torch.no_grad()
+def test_squares_that_overflow_under_a_factor_certify_nothing() -> None:
+    """A factor of 2^20 on the way to the root, which is taken back: float32 divides by infinity."""
+    node = helper.make_node
+    nodes = [
+        node("Mul", ["x", "x"], ["s"]),
+        node("Mul", ["s", "up"], ["a"]),
+        node("ReduceSum", ["a", "axis"], ["v"], keepdims=1),
+        node("Mul", ["v", "down"], ["w"]),
+        node("Add", ["w", "eps"], ["e"]),
+        node("Sqrt", ["e"], ["r"]),
+        node("Div", ["x", "r"], ["z"]),
+        node("Gemm", ["z", "identity"], ["y"]),
+    ]
+    numbers = {"up": 2.0**20, "down": 2.0**-21, "eps": 1e-5, "identity": np.eye(2)}
+    constants = {name: np.array(number, f32) for name, number in numbers.items()}
+    model = graph_of(nodes, (2,), {**constants, "axis": np.array([1])}, opset=17)
+    data = model.SerializeToString()
+    network = import_onnx_bytes(data)
+    assert "standardize" in [network.layer(row.name).kind for row in network.nodes]
+    compiled = CompiledNetwork.compile(network)
+    for size, certified in ((1e17, False), (1e14, True)):
+        x = np.array([[size, 0.1 * size]], f32)
+        y = OnnxRuntimeModel(data, (2,))(x)[0]
+        assert (y[0] > y[1]) == certified
+        region = Region(torch.from_numpy(x), torch.zeros(1, dtype=F64), "linf", False)
+        for bound in (interval_margins, crown_margins):
+            margin = bound(compiled, region, torch.tensor([0]), Rounding.sound(F64), F64)
+            assert bool(margin[0, 1] > 0) == certified, bound
 
 
 def test_slopes_of_means_and_squares_are_counted() -> None:

@@ -105,7 +105,7 @@ def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> En
         largest = torch.fmin(largest, boxed)
     one = torch.ones((), dtype=torch.float64, device=state.centre.device)
     off = size * (float(_error(one, count, rounding)) + 64.0 * rounding.own)
-    radius = raised(0.5 * state.radius + off + size * sum_error(1) * rounding.is_sound, MANY)
+    radius = raised(0.5 * state.radius + off + size * sum_error(count) * rounding.is_sound, MANY)
     if rounding.is_sound:
         valid = valid & (largest < LARGEST)
     return box_to_ball(Enclosure(_value(layer, state.centre), radius, lower, upper, valid))

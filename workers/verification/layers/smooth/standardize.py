@@ -59,15 +59,17 @@ from workers.verification.rounding import Rounding
 
 __all__ = ["RULES"]
 
-#: Norms of inputs up to which no sum of squares overflows float32.
-LARGEST = 1e18
+#: Norms of inputs up to which no sum of squares overflows float32, times the 2^20 that a file may
+#: multiply it with on the way to the root (``models.onnx.operators.euclidean``).
+LARGEST = 1e15
 #: Largest share by which the deployed variance, with eps, may be off.
 LARGEST_SHARE = 0.5
 #: Roundings of a mean beside its sum: square, quotient, eps; and of what follows: root, reciprocal
 #: and product, or quotient.
 OF_MEAN, OF_RESULT = 8, 6
-#: Squares lost below the least normal number may change a variance by so many of it.
-LOST_SQUARES = 16.0
+#: Squares lost below the least normal number may change a variance by so many of it: up to 2^20 at
+#: each of the few operators on the way to the root.
+LOST_SQUARES = 2.0**24
 #: A box is worth tightening where it is wider than this share of the root of the mean square.
 OPEN = 1e-3
 
@@ -140,7 +142,8 @@ def _forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> En
     # Each group's results have a norm of at most sqrt(n), here and there.
     size = math.sqrt(torch.Size(step.shape).numel())
     off = raised(share, 8).flatten(1).amax(1) + 2.0 * rounding.deployed_gamma(OF_RESULT)
-    off = size * (off + (64.0 * rounding.own + OWN) * rounding.is_sound)
+    own = 64.0 * rounding.own + OWN + sum_error(group.count)
+    off = size * (off + own * rounding.is_sound)
     radius = raised(steep * state.radius + off + 4 * size * rounding.underflow, MANY)
     radius = torch.where(torch.isinf(state.radius), torch.inf, radius)
     valid = state.valid & beside.valid

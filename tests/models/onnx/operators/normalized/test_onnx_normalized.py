@@ -148,6 +148,22 @@ def test_what_is_none_is_refused_by_its_reason() -> None:
         import_onnx_bytes(flattened(summed, (6,), constants))
 
 
+def test_every_mean_is_a_value_of_its_own() -> None:
+    """The operator's beside the nodes', and two nodes': they may be rounded in different ways."""
+    ones: dict[str, Array] = {"scale": np.ones(6, np.float32)}
+    ends = [node("LayerNormalization", ["x", "scale"], ["l"], axis=-1)]
+    ends.append(node("Add", ["d", "l"], ["y"]))
+    both = assert_agrees(flattened([*in_nodes([1])[:2], *ends], (6,), ones, opset=17))
+    assert kinds(both).count("centre") == 2
+    again = [
+        *in_nodes([1])[:2],
+        node("ReduceMean", ["x"], ["n"], axes=[1], keepdims=1),
+        node("Sub", ["x", "n"], ["f"]),
+        node("Add", ["d", "f"], ["y"]),
+    ]
+    assert kinds(assert_agrees(flattened(again, (6,)))).count("centre") == 2
+
+
 def test_the_mean_of_something_else_stays_a_difference() -> None:
     nodes = [
         node("Relu", ["x"], ["a"]),

@@ -37,7 +37,12 @@ LARGEST_PRODUCT = 2.0**127 / 2**8
 
 
 #: Steps to operators that few opsets hold (Resize gives Upsample there): drawn more often in these.
-RARE = {"Resize": range(10), "Swish": range(24, 99)}
+RARE = {
+    "Gelu": range(20, 99),
+    "RMSNormalization": range(23, 99),
+    "Resize": range(10),
+    "Swish": range(24, 99),
+}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ RARE = {
     "RMSNormalization": range(23, 99),
     "Resize": range(10),
     "Swish": range(24, 99),
+    "Where by sign": range(12, 99),
 }
 
 

@@ -240,7 +240,7 @@ def chosen(b: Builder, x: str, shape: Shape) -> str:
     """x on one side of 0, and a number times x on the other."""
     if b.opset < 9:
         return b.node("Identity", [x])
-    kinds = ["Greater", "Less", *(["GreaterOrEqual", "LessOrEqual"] if b.opset >= 12 else [])]
+    kinds = ["Greater", "Less", *(["GreaterOrEqual", "LessOrEqual"] * 2 if b.opset >= 12 else [])]
     zero = b.constant(np.array(0.1 if b.chance(ODD) else 0.0, np.float32))
     slope = b.constant(np.array(b.pick([0.0, 0.2, -0.5, 2.0]), np.float32))
     other = zero if b.chance(0.2) else b.node("Mul", [x, slope])

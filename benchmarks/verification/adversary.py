@@ -1,11 +1,13 @@
 """Adversary first: find the nearest wrong input, then ask every bound to prove that distance.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/verification/adversary.py [--graphs N] [--seed S]
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.verification.adversary
+        [--graphs N] [--seed S] [--newest]
 
 Tiny networks of every layer kind, weights from 1e-45 to 1e38, denormal boxes, cancelling pairs
 (``tests/workers/verification/adversary/``). Every bound of the table is asked in float32, in
 float64 and as the cascade runs it, l2 and linf, with and without the pixel box. Exits 1 on a false
-certificate. The share proved at a hundredth of the distance says that the bounds prove anything.
+certificate. ``--newest``: every network has a norm, a softmax or a product of two activations. The
+share proved at a hundredth of the distance says that the bounds prove anything.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of the ways to ask, at random")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--newest", action="store_true", help="norms, softmax, attention in each")
     options = parser.parse_args()
     torch.set_num_threads(1)
     tally = Tally()
     seed, shown, broken = options.seed, 0, set()
     began = time.monotonic()
     while tally.graphs < options.graphs and time.monotonic() - began < options.seconds:
-        case = find_case(seed)
+        case = find_case(seed, newest=options.newest)
         if case is not None:
             ask(case, tally, f"seed {seed}", seed=seed, share=options.share)
             for line in tally.false[shown:]:

@@ -44,13 +44,13 @@ from models.layers.kinds import (
     Reshape,
     Shift,
 )
-from tests.workers.verification.adversary.curves import Curves
+from tests.workers.verification.adversary.groups import Groups
 from tests.workers.verification.adversary.growth import LARGEST
 
 __all__ = ["Body"]
 
 
-class Body(Curves):
+class Body(Groups):
     """Layers at random; a head whose two logits meet near the clean input ends it."""
 
     def linear(self) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.layers.joins import Product
+from models.layers.normalization import Softmax, Standardize
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
@@ -16,6 +18,8 @@ from tests.workers.verification.adversary.networks import Body
 __all__ = ["Case", "find_case"]
 
 NORMS = ("l2", "linf")
+#: What a network of the newest layers has at least one of.
+GROUPED = Softmax | Standardize | Product
 
 
 @dataclass
@@ -121,8 +125,11 @@ def nearest(
 
 
 @np.errstate(all="ignore")
-def find_case(seed: int, *, dimension: int | None = None) -> Case | None:
-    """The case of this seed, or None where the network gives no answer or no wrong input."""
+def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) -> Case | None:
+    """The case of this seed, or None where the network gives no answer or no wrong input.
+
+    newest: with norms, softmax or products of two activations in every network.
+    """
     random = np.random.default_rng(seed)
     size = int(random.integers(1, 4)) if dimension is None else dimension
     shapes: list[tuple[int, ...]] = [(size,), (size,), (1, 1, size), (size, 1, 1)]
@@ -142,9 +149,13 @@ def find_case(seed: int, *, dimension: int | None = None) -> Case | None:
         body.safe = True
         for _ in range(int(random.integers(1, 3))):
             body.join() if random.integers(4) == 0 else body.activation()
+        if newest:
+            body.group()
         body.enlarge()
     elif staged:
         body.small_then_large()
+    if newest and not tight and random.integers(2):
+        body.group()
     for _ in range(0 if tight else int(random.integers(not staged, 2 if staged else 5))):
         kind = random.integers(8)
         if kind <= 2:
@@ -157,6 +168,8 @@ def find_case(seed: int, *, dimension: int | None = None) -> Case | None:
             body.join()
         else:
             body.window()
+    if newest and not any(isinstance(layer, GROUPED) for _, layer, _ in body.rows):
+        body.group()
     body.flatten()
     if tight:
         body.tight_head()

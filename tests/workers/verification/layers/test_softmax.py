@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from workers.verification.enclosure import Enclosure
 from workers.verification.forward.propagation import propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.smooth.curves import KERNEL_ERROR
+from workers.verification.layers.smooth.softmax import RULES
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
@@ -73,6 +76,27 @@ def test_the_runtime_stays_in_the_enclosure(
         y = torch.from_numpy(deployed(moved.numpy())).to(F64)
         assert bool(((y >= found.lower) & (y <= found.upper)).all())
         assert bool(((y - found.centre.double()).norm(dim=1) <= found.radius).all())
+
+
+@given(
+    size=st.integers(1, 6),
+    spread=st.sampled_from([1.0, 30.0, 400.0, 1000.0, 1e6]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=examples(30), deadline=None)
+@torch.no_grad()
+def test_corners_stay_in_the_box_of_wide_boxes_that_differ(
+    size: int, spread: float, seed: int
+) -> None:
+    """Of boxes far apart, and so wide that exp of their differences is 0."""
+    random = np.random.default_rng(seed)
+    ends = torch.from_numpy(random.standard_normal((2, 8, size)) * spread)
+    low, high = ends.amin(0), ends.amax(0)
+    lower, upper = RULES[Softmax].image(Softmax(axes=(0,)), [(low, high)])
+    for choice in itertools.product((False, True), repeat=size):
+        exact = torch.softmax(torch.where(torch.tensor(choice), high, low), 1)
+        assert bool((exact >= lower * (1 - 1e-12)).all())
+        assert bool((exact <= upper * (1 + 1e-12)).all())
 
 
 @torch.no_grad()

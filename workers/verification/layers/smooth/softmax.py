@@ -48,6 +48,8 @@ __all__ = ["RULES"]
 LARGEST = 1e30
 #: Logarithms of the least sum and the largest exponential for which planes are made.
 MODERATE = 100.0
+#: Differences whose exponentials are finite in any arithmetic.
+FAR = 80.0
 #: A box is worth tightening where it is wider.
 OPEN = 1e-3
 
@@ -59,14 +61,21 @@ def _value(layer: Softmax, u: Tensor) -> Tensor:
 
 
 def _box(axes: list[int], low: Tensor, high: Tensor) -> Box:
-    """The image of a box, float64, rounded outward (exp of differences is off by 1e-12 at most)."""
-    top = high.amax(axes, keepdim=True)
-    below, above = torch.exp(low - top), torch.exp(high - top)
+    """The image of a box, rounded outward (exp of differences is off by 1e-12 at most).
+
+    s_i = 1 / (1 + sum of the others' exponentials over its own). Ends that are far apart have no
+    common factor: the others' sums are taken in units of the largest of their own ends, and what
+    underflows there, or is cut off, makes the box wider.
+    """
+    bottom, top = low.amax(axes, keepdim=True), high.amax(axes, keepdim=True)
+    below, above = torch.exp(low - bottom), torch.exp(high - top)
     most = raised(above.sum(axes, keepdim=True), MANY) - lowered(above)
     least = (lowered(below.sum(axes, keepdim=True), MANY) - raised(below)).clamp_min(0.0)
-    lower = lowered(lowered(below) / raised(below + most).clamp_min(1e-300))
-    upper = raised(raised(above) / lowered(above + least).clamp_min(1e-300))
-    return lower.clamp_min(0.0), upper.clamp_max(1.0)
+    upper = 1.0 + lowered(least * torch.exp((bottom - high).clamp_max(FAR)))
+    apart = top - low
+    lower = 1.0 + raised(most * torch.exp(apart.clamp_max(FAR)))
+    lower = torch.where(apart > FAR, 0.0, lowered(1.0 / lower))
+    return lower, raised(1.0 / upper).clamp_max(1.0)
 
 
 def _image(layer: Softmax, boxes: list[Box]) -> Box:

@@ -9,7 +9,6 @@ and that answer number by number, and never jumps, is followed; of others nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,9 +148,9 @@ class _Makers:
 def _refuse_thresholds(graph: GraphProto, output: str, makers: _Makers, scores: _Way) -> None:
     """Labels of one score must begin at 0, those of its Sigmoid at 0.5, and rise with it."""
     needed = _needed(graph, output)
-    labels = dict(_labels(graph))
+    labels = _labels(graph)
     for node in graph.node:
-        found = _compared(node, makers)
+        found = _compared(node, makers) if node.input and node.output else None
         if found is None or any(name in needed for name in node.output):
             continue
         value, threshold, above = found
@@ -187,21 +186,21 @@ def _compared(node: NodeProto, makers: _Makers) -> tuple[str, float, bool] | Non
     return None
 
 
-def _labels(graph: GraphProto) -> Iterator[tuple[str, bool]]:
+def _labels(graph: GraphProto) -> dict[str, bool]:
     """Values that some end of the graph shows as they are, and whether it turns them (Not)."""
     read = {name for node in graph.node for name in node.input}
     makers = {name: node for node in graph.node for name in node.output if name}
+    found: dict[str, bool] = {}
     for end in [name for name in makers if name not in read]:
         name, turned = end, False
-        seen = set[str]()
-        while name in makers and name not in seen:
-            yield name, turned
-            seen.add(name)
+        while name in makers and name not in found:
+            found[name] = turned
             node = makers[name]
             if node.op_type not in _LABEL_VIEWS or not node.input:
                 break
             turned ^= node.op_type == "Not"
             name = node.input[0]
+    return found
 
 
 def _needed(graph: GraphProto, output: str) -> set[str]:

@@ -10,11 +10,12 @@ import pytest
 from onnx import NodeProto, TensorProto, helper
 
 from models.errors import ModelError
+from models.onnx.forms import answers
 from models.onnx.forms.plain import Asked
 from models.onnx.importer import read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.models.onnx.forms.files import answers_of, floats, node, written
-from tests.models.onnx.graphs import normal
+from tests.models.onnx.graphs import graph_of, normal
 
 LABEL = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
 INPUT = [floats("x", "N", 4)]
@@ -148,3 +149,17 @@ def test_a_comparison_that_the_scores_are_made_of_is_no_label() -> None:
     assert read_onnx_bytes(scored(bent, 1, "p")).binary
     asked = Asked(classifier=False)
     assert read_onnx_bytes(labelled(*OTHER["above 0.7"]), asked=asked).network.classes == 1
+
+
+def test_odd_nodes_and_long_chains_beside_the_scores_are_no_trouble() -> None:
+    """Nodes without inputs or outputs are refused as such later on; thousands of ends that share
+    one long chain are followed once."""
+    chain = [node("Identity", [f"v{at}"], [f"v{at + 1}"]) for at in range(3000)]
+    ends = [node("Cast", ["v3000"], [f"e{at}"], to=TensorProto.INT64) for at in range(3000)]
+    odd = [node(kind, [], []) for kind in ("Binarizer", "Greater", "TopK", "ArgMin", "Neg")]
+    start = node("Greater", ["p", "most"], ["v0"])
+    nodes = [SCORES, node("Sigmoid", ["s"], ["p"]), *odd, start, *chain, *ends]
+    graph = graph_of(nodes, (4,), {"w": normal(0, 4, 1), "most": NUMBERS["most"]}).graph
+    with pytest.raises(ModelError) as raised:
+        answers.refuse_other_answers(graph, "p", binary=False)
+    assert raised.value.code == "label_threshold"

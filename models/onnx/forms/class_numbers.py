@@ -4,8 +4,7 @@ A label of a data set is the place of a score: 0, 1, ... A classifier of scikit-
 trained with the labels 1, 2, 3 says so in its file: in its list of maps (ZipMap), in its labels
 (LinearClassifier), or in the table that an ArgMax looks them up in. There the label 1 means the
 first score, and a certificate of the second one would be about another answer. Classes with names
-are in the order of the scores: no number says otherwise. A file whose answer is the class of the
-least score (an ArgMin of distances) is refused likewise: here the largest score is the answer.
+are in the order of the scores: no number says otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from models.errors import ModelError
 
-__all__ = ["number_by_place", "refuse_least_score", "refuse_other_numbers"]
+__all__ = ["number_by_place", "refuse_other_numbers"]
 
 #: Attributes that list the classes, by operator.
 _LISTS = {
@@ -55,25 +54,6 @@ def refuse_other_numbers(graph: GraphProto, output: str, *, named: bool) -> None
                 "number the data set's labels by place, export without ZipMap (skl2onnx: "
                 'options={"zipmap": False}) and name the output with the scores in the spec: '
                 '"output": "probabilities"',
-            )
-
-
-def refuse_least_score(graph: GraphProto, output: str) -> None:
-    """Raise ModelError (least_score) where the file's answer is the class of the least score: an
-    ArgMin of what is read as scores stands beside them."""
-    sources = _Sources(graph)
-    for node in graph.node:
-        if (
-            node.op_type == "ArgMin"
-            and node.input
-            and sources.before(node.input[0]) == sources.before(output)
-        ):
-            raise ModelError(
-                f"the file answers with the class whose score in {output!r} is the least; here the "
-                "largest one is the answer",
-                code="least_score",
-                hint="export the scores with their sign turned (-x), or, if the largest is meant, "
-                f'name the output in the spec: "output": "{output}"',
             )
 
 

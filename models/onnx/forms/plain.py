@@ -14,9 +14,9 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from models.errors import ModelError
 from models.onnx.declarations import Declaration, declared_values
+from models.onnx.forms.answers import refuse_other_answers
 from models.onnx.forms.class_numbers import (
     number_by_place,
-    refuse_least_score,
     refuse_other_numbers,
 )
 from models.onnx.forms.endings import Ending, cut_ending, cut_sigmoid, end_in
@@ -92,7 +92,7 @@ def plain_form(
     if asked.classifier:
         refuse_other_numbers(graph, output, named=asked.output is not None)
     if asked.classifier and asked.output is None:
-        refuse_least_score(graph, output)
+        refuse_other_answers(graph, output, binary=asked.binary)
     cut_away_unneeded(graph)
     number_by_place(graph)
     takes_bytes = take_floats(graph)

@@ -51,8 +51,13 @@ def centred(
         return None
     if isinstance(layer, ReduceMean) and layer.keepdims:
         return _centre(operation, translation, x, y, layer.axes)
-    pooled = isinstance(layer, AvgPool2d) and layer.kernel == x.shape[1:]
-    if pooled and y.shape == (x.shape[0], 1, 1) and len(x.shape) == 3:
+    # Padding would move the window: part of the image would be left out of the mean.
+    if (
+        isinstance(layer, AvgPool2d)
+        and layer.kernel == x.shape[1:]
+        and not any(layer.padding)
+        and y.shape == (x.shape[0], 1, 1)
+    ):
         return _centre(operation, translation, x, y, (1, 2))
     return None
 

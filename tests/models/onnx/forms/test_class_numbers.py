@@ -134,23 +134,6 @@ def test_a_property_asks_about_scores_by_place() -> None:
     assert OnnxRuntimeModel(imported.deployed, (4,))(normal(3, 8, 4)).shape == (8, 3)
 
 
-def test_a_file_that_answers_with_the_class_of_the_least_score_is_refused() -> None:
-    nodes = [
-        node("MatMul", ["x", "w"], ["distances"]),
-        node("Cast", ["distances"], ["d"], to=TensorProto.FLOAT),
-        node("ArgMin", ["d"], ["label"], axis=1, keepdims=0),
-    ]
-    outputs = [LABEL, floats("distances", "N", 3)]
-    data = written(nodes, INPUT, outputs, {"w": normal(0, 4, 3)})
-    with pytest.raises(ModelError) as raised:
-        read_onnx_bytes(data)
-    assert raised.value.code == "least_score"
-    assert read_onnx_bytes(data, asked=Asked(output="distances")).network.classes == 3
-    turned = [nodes[0], node("Neg", ["distances"], ["p"]), *nodes[1:]]
-    data = written(turned, INPUT, [LABEL, floats("p", "N", 3)], {"w": normal(0, 4, 3)})
-    assert read_onnx_bytes(data).network.classes == 3
-
-
 def test_a_long_table_that_many_nodes_read_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five thousand readers of a table of four megabytes took half an hour."""
     read: list[str] = []

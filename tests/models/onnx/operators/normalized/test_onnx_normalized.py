@@ -179,6 +179,26 @@ def test_the_mean_of_something_else_stays_a_difference() -> None:
         import_onnx_bytes(flattened(without, (6, 6)))
 
 
+@pytest.mark.parametrize("include", [0, 1])
+@pytest.mark.parametrize("pads", [[1, 1, 1, 1], [0, 0, 3, 3], [2, 0, 0, 0]])
+def test_a_window_of_the_image_s_size_that_is_moved_is_not_the_mean(
+    pads: list[int], include: int
+) -> None:
+    """One window as large as the image, beyond its edges: what it leaves out is not in its mean."""
+    pool = node(
+        *("AveragePool", ["x"], ["m"]),
+        kernel_shape=[4, 4],
+        pads=pads,
+        strides=[5, 5],
+        count_include_pad=include,
+    )
+    data = flattened([pool, node("Sub", ["x", "m"], ["y"])], (2, 4, 4))
+    assert "centre" not in kinds(assert_agrees(data, samples=4))
+    plain = node("AveragePool", ["x"], ["m"], kernel_shape=[4, 4], strides=[5, 5])
+    data = flattened([plain, node("Sub", ["x", "m"], ["y"])], (2, 4, 4))
+    assert "centre" in kinds(assert_agrees(data, samples=4))
+
+
 class Block(nn.Module):
     """ConvNeXt's: depthwise, layer norm over channels, two pointwise layers, a residual sum."""
 

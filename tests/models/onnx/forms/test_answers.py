@@ -1,0 +1,150 @@
+"""A file that answers otherwise than its scores are read here is refused: the class of the least
+distance, a label that begins at another probability than 0.5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import NodeProto, TensorProto, helper
+
+from models.errors import ModelError
+from models.onnx.forms.plain import Asked
+from models.onnx.importer import read_onnx_bytes
+from models.onnx.runtime import OnnxRuntimeModel
+from tests.models.onnx.forms.files import answers_of, floats, node, written
+from tests.models.onnx.graphs import normal
+
+LABEL = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
+INPUT = [floats("x", "N", 4)]
+NUMBERS: dict[str, Any] = {
+    "one": np.float32(1),
+    "minus": np.array([-2], np.float32),
+    "half": np.float32(0.5),
+    "most": np.float32(0.7),
+    "zero": np.float32(0),
+    "k": np.array([1], np.int64),
+}
+SCORES = node("MatMul", ["x", "w"], ["s"])
+#: Files whose label is the class of the least of the scores ``s``.
+LEAST: dict[str, list[NodeProto]] = {
+    "argmin": [node("ArgMin", ["s"], ["label"], axis=1)],
+    "of a view": [
+        node("Cast", ["s"], ["d"], to=TensorProto.FLOAT),
+        node("ArgMin", ["d"], ["label"], axis=1),
+    ],
+    "negative": [node("Neg", ["s"], ["n"]), node("ArgMax", ["n"], ["label"], axis=1)],
+    "times": [node("Mul", ["minus", "s"], ["n"]), node("ArgMax", ["n"], ["label"], axis=1)],
+    "quotient": [node("Div", ["s", "minus"], ["n"]), node("ArgMax", ["n"], ["label"], axis=1)],
+    "less": [node("Sub", ["one", "s"], ["n"]), node("ArgMax", ["n"], ["label"], axis=1)],
+    "top": [node("TopK", ["s", "k"], ["v", "label"], axis=1, largest=0)],
+    "softmax": [
+        node("Neg", ["s"], ["n"]),
+        node("Softmax", ["n"], ["p"], axis=1),
+        node("ArgMax", ["p"], ["label"], axis=1),
+    ],
+}
+#: Files whose label is the class of the largest one.
+LARGEST: dict[str, list[NodeProto]] = {
+    "argmax": [node("ArgMax", ["s"], ["label"], axis=1)],
+    "twice": [
+        node("Neg", ["s"], ["n"]),
+        node("Sub", ["one", "n"], ["m"]),
+        node("ArgMax", ["m"], ["label"], axis=1),
+    ],
+    "argmin": [node("Neg", ["s"], ["n"]), node("ArgMin", ["n"], ["label"], axis=1)],
+    "top": [node("TopK", ["s", "k"], ["v", "label"], axis=1)],
+    "something else": [
+        node("Mul", ["s", "x3"], ["n"]),
+        node("ArgMin", ["n"], ["label"], axis=1),
+    ],
+}
+
+
+def scored(more: list[NodeProto], classes: int = 3, output: str = "s") -> bytes:
+    """A file with the scores (or what is made of them) beside a label."""
+    constants: dict[str, Any] = {"w": normal(0, 4, classes), "x3": normal(1, 1, 3), **NUMBERS}
+    outputs = [LABEL, floats(output, "N", classes)]
+    return written([SCORES, *more], INPUT, outputs, constants)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_file_that_answers_with_the_class_of_the_least_score_is_refused(name: str) -> None:
+    data = scored(LEAST[name])
+    rows = normal(3, 8, 4)
+    places = OnnxRuntimeModel(scored(LARGEST["argmax"]), (4,))(rows)
+    given = [int(row.reshape(-1)[0]) for row in answers_of(data, rows, "label")]
+    assert given == places.argmin(1).tolist()
+    with pytest.raises(ModelError) as raised:
+        read_onnx_bytes(data)
+    assert raised.value.code == "least_score"
+    assert read_onnx_bytes(data, asked=Asked(output="s")).network.classes == 3
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_a_file_that_answers_with_the_class_of_the_largest_one_is_taken(name: str) -> None:
+    assert read_onnx_bytes(scored(LARGEST[name])).network.classes == 3
+
+
+def test_what_is_taken_may_fall_itself() -> None:
+    """The scores are the distances' negatives, and the label the least distance's."""
+    turned = [node("Neg", ["s"], ["p"]), *LEAST["argmin"]]
+    assert read_onnx_bytes(scored(turned, output="p")).network.classes == 3
+    with pytest.raises(ModelError) as raised:
+        read_onnx_bytes(scored([node("Neg", ["s"], ["p"]), *LARGEST["argmax"]], output="p"))
+    assert raised.value.code == "least_score"
+
+
+def labelled(*made: NodeProto, output: str = "p", **given: Any) -> bytes:
+    """One score ``s``, its Sigmoid ``p``, and a label of it."""
+    more = [node("Sigmoid", ["s"], ["p"]), *made]
+    return scored([*more, node("Cast", ["c"], ["label"], to=TensorProto.INT64)], 1, output, **given)
+
+
+OTHER = {
+    "above 0.7": [node("Greater", ["p", "most"], ["c"])],
+    "below 0.5": [node("Less", ["p", "half"], ["c"])],
+    "0.5 above": [node("Greater", ["half", "p"], ["c"])],
+    "not above 0.5": [node("Greater", ["p", "half"], ["g"]), node("Not", ["g"], ["c"])],
+    "the score above 1": [node("Greater", ["s", "one"], ["c"])],
+    "the score above 0.5": [node("Greater", ["s", "half"], ["c"])],
+}
+PLAIN = {
+    "above 0.5": [node("Greater", ["p", "half"], ["c"])],
+    "0.5 below": [node("Less", ["half", "p"], ["c"])],
+    "not below 0.5": [node("Less", ["p", "half"], ["l"]), node("Not", ["l"], ["c"])],
+    "the score above 0": [node("Greater", ["s", "zero"], ["c"])],
+}
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("name", OTHER)
+def test_a_label_that_begins_at_another_score_is_refused(name: str, binary: bool) -> None:
+    with pytest.raises(ModelError) as raised:
+        read_onnx_bytes(labelled(*OTHER[name]), asked=Asked(binary=binary))
+    assert raised.value.code == "label_threshold"
+    named = Asked(output="p", binary=binary)
+    assert read_onnx_bytes(labelled(*OTHER[name]), asked=named).binary
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_label_that_begins_at_one_half_is_taken(name: str) -> None:
+    assert read_onnx_bytes(labelled(*PLAIN[name])).binary
+    raw = labelled(*PLAIN[name], output="s")
+    assert read_onnx_bytes(raw, asked=Asked(binary=True)).binary
+
+
+def test_a_comparison_that_the_scores_are_made_of_is_no_label() -> None:
+    """LeakyRelu as a choice at 0, and a property, which asks about the outputs as they are."""
+    bent = [
+        node("Greater", ["s", "zero"], ["b"]),
+        node("Mul", ["s", "half"], ["h"]),
+        node("Where", ["b", "s", "h"], ["t"]),
+        node("Sigmoid", ["t"], ["p"]),
+        node("Greater", ["p", "half"], ["c"]),
+        node("Cast", ["c"], ["label"], to=TensorProto.INT64),
+    ]
+    assert read_onnx_bytes(scored(bent, 1, "p")).binary
+    asked = Asked(classifier=False)
+    assert read_onnx_bytes(labelled(*OTHER["above 0.7"]), asked=asked).network.classes == 1

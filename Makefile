@@ -77,6 +77,8 @@ nightly: install
 		$(PYTEST) --timeout 7200
 	$(BIN)/python -m benchmarks.verification.differential --graphs 5000 --mutants 5000
 	$(BIN)/python -m benchmarks.verification.adversary --graphs 3000 --share 0.1
+	$(BIN)/python -m benchmarks.verification.adversary --graphs 1000 --share 0.1 --newest
+	$(BIN)/python -m benchmarks.verification.soundness --points 20000 --newest
 	$(BIN)/python -m benchmarks.verification.clipping --networks 6000
 	$(BIN)/python -m benchmarks.verification.invariance --decisions 100000
 

@@ -59,13 +59,15 @@ class Groups(Curves):
 
     def before_norm(self) -> None:
         """Numbers of another size, or far from 0 and close together: their variance cancels."""
-        kind = int(self.random.integers(5))
-        if kind <= 1:
+        kind = int(self.random.integers(8))
+        if kind == 0:
             self.add(Multiply(self.constants()))
-        elif kind == 2:
+        elif kind <= 4:
+            self.enlarged(1e-6, 1e-3, 0.1, 1.0, 10.0, 1e9)
+        if kind == 1 or kind == 5:
             size = self.tamed(float(10.0 ** self.random.uniform(-3, 9)))
             self.add(Shift(torch.full((1,) * len(self.shape), size)))
-        elif kind == 3:
+        elif kind == 2 or kind == 6:
             levels = [self.tamed(-level) for level in self.levels().flatten().tolist()]
             self.add(Shift(torch.tensor(levels).reshape(-1, *([1] * (len(self.shape) - 1)))))
 
@@ -95,13 +97,16 @@ class Groups(Curves):
         kind = int(self.random.integers(4))
         if kind == 0:
             self.add(Multiply(self.constants()))
-        elif kind == 1:
-            moves = (self.value - self.value[:1]).abs()
-            moves = moves[torch.isfinite(moves) & (moves > 0)]
-            size = float(moves.median()) if moves.numel() else 1.0
-            wanted = float(self.random.choice([0.1, 3.0, 20.0, 90.0, 105.0]))
-            scale = self.tamed(min(wanted / size, 1e30))
-            self.add(Multiply(torch.full((1,) * len(self.shape), scale)))
+        elif kind <= 2:
+            self.enlarged(0.1, 1.0, 3.0, 20.0, 90.0, 105.0, 1000.0)
+
+    def enlarged(self, *sizes: float) -> None:
+        """All numbers by one factor: their moves around the clean input get one of these sizes."""
+        moves = (self.value - self.value[:1]).abs()
+        moves = moves[torch.isfinite(moves) & (moves > 0)]
+        size = float(moves.median()) if moves.numel() else 1.0
+        factor = self.tamed(min(float(self.random.choice(sizes)) / size, 1e30))
+        self.add(Multiply(torch.full((1,) * len(self.shape), factor)))
 
     def softmax(self) -> None:
         """Over one axis, or over all."""

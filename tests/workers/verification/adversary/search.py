@@ -156,7 +156,8 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
         body.small_then_large()
     if newest and not tight and random.integers(2):
         body.group()
-    for _ in range(0 if tight else int(random.integers(not staged, 2 if staged else 5))):
+    most = 2 if staged or newest else 5
+    for _ in range(0 if tight else int(random.integers(not staged, most))):
         kind = random.integers(8)
         if kind <= 2:
             body.linear()

@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -62,10 +62,13 @@ class Case:
     untrained: bool = False
 
 
-def residual_network() -> Network:
+def residual_network(
+    blocks: Sequence[tuple[str, int, int]] = (("a", 8, 2), ("b", 16, 1)),
+) -> Network:
     """The shape of the competition's resnet_2b: 8 channels, two blocks of 16 with shortcuts of
-    1x1, 100 and 10 units; weights by torch's default."""
+    1x1, 100 and 10 units; weights by torch's default. blocks: name, channels before, stride."""
     torch.manual_seed(0)
+    places = 1024 // 4 ** sum(stride == 2 for _, _, stride in blocks)
 
     def conv(inner: int, outer: int, kernel: int, stride: int) -> Conv2d:
         made = nn.Conv2d(inner, outer, kernel, stride, kernel // 2)
@@ -74,7 +77,7 @@ def residual_network() -> Network:
     rows: list[tuple[str, Any, tuple[str, ...]]] = []
     rows += [("stem", conv(3, 8, 3, 2), (INPUT,)), ("first", ReLU(), ("stem",))]
     before = "first"
-    for name, inner, stride in (("a", 8, 2), ("b", 16, 1)):
+    for name, inner, stride in blocks:
         rows += [(f"{name}1", conv(inner, 16, 3, stride), (before,))]
         rows += [(f"{name}2", ReLU(), (f"{name}1",))]
         rows += [(f"{name}3", conv(16, 16, 3, 1), (f"{name}2",))]
@@ -82,9 +85,9 @@ def residual_network() -> Network:
         rows += [(f"{name}5", Add(), (f"{name}3", f"{name}4"))]
         rows += [(f"{name}6", ReLU(), (f"{name}5",))]
         before = f"{name}6"
-    rows += [("flat", Reshape(shape=(1024,)), (before,))]
+    rows += [("flat", Reshape(shape=(4 * places,)), (before,))]
     rows += [
-        ("dense", Linear(*_data(nn.Linear(1024, 100))), ("flat",)),
+        ("dense", Linear(*_data(nn.Linear(4 * places, 100))), ("flat",)),
         ("last", ReLU(), ("dense",)),
     ]
     rows += [("logits", Linear(*_data(nn.Linear(100, 10))), ("last",))]

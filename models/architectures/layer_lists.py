@@ -63,8 +63,11 @@ class Blueprint:
         return replace(self, skeleton=skeleton, given=given)
 
 
-def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
-    """The network of a layer list, without weights. Raises ModelError."""
+def blueprint_of(description: Mapping[str, Any], *, classifier: bool = True) -> Blueprint:
+    """The network of a layer list, without weights; one output is no classifier's.
+
+    Raises ModelError.
+    """
     known = {"input", "layers", "init"}
     unknown = sorted(str(key)[:40] for key in description if key not in known)
     rows, shape, init = (description.get(key) for key in ("layers", "input", "init"))
@@ -83,7 +86,7 @@ def blueprint_of(description: Mapping[str, Any]) -> Blueprint:
     for index, raw in enumerate(rows):
         plan.append(LayerRow(index, raw), index)
     skeleton = Network(plan.input_shape, plan.layers)
-    if skeleton.classes < 2:
+    if classifier and skeleton.classes < 2:
         _invalid("a classifier needs at least two outputs")
     return Blueprint(skeleton, init or "default", plan.given, plan.names, plan.rows)
 

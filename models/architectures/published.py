@@ -173,18 +173,21 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def blueprint(architecture: str | Mapping[str, Any], *, activation: str = "relu") -> Blueprint:
+def blueprint(
+    architecture: str | Mapping[str, Any], *, activation: str = "relu", classifier: bool = True
+) -> Blueprint:
     """Layers and shapes of an architecture, without weights and without their memory.
 
-    An ``activation`` in it is used: ``{"name": "mnist-4c3f", "activation": "maxmin"}``. Raises
-    ModelError (unknown_architecture, invalid_architecture, model_too_large).
+    An ``activation`` in it is used: ``{"name": "mnist-4c3f", "activation": "maxmin"}``. A layer
+    list of one output is refused unless ``classifier`` is False. Raises ModelError
+    (unknown_architecture, invalid_architecture, model_too_large).
     """
     if isinstance(architecture, str):
         members: dict[str, Any] = {"name": architecture}
     elif "name" in architecture:
         members = dict(architecture)
     else:
-        return blueprint_of(architecture)
+        return blueprint_of(architecture, classifier=classifier)
     chosen = members.pop("activation", activation)
     if not isinstance(chosen, str) or chosen not in ACTIVATIONS:
         raise ModelError(

@@ -67,19 +67,25 @@ def load_checkpoint(
 
 
 def read_network(
-    path: Path, format: str, architecture: str | Mapping[str, Any], *, activation: str = "relu"
+    path: Path,
+    format: str,
+    architecture: str | Mapping[str, Any],
+    *,
+    activation: str = "relu",
+    classifier: bool = True,
 ) -> Loaded:
     """The network of a checkpoint (``format`` "safetensors" or "pt"). Raises ModelError.
 
     Layers with weights take the checkpoint's modules of the same kind in order; where every such
     layer of the list carries a name, by that name (``models.checkpoints.pairing``). Of a file with
-    a list of state dicts, ``"stage"`` of the architecture (from 1) says which is meant.
+    a list of state dicts, ``"stage"`` of the architecture (from 1) says which is meant. A layer
+    list of one output is refused unless ``classifier`` is False: a property may be about it.
     """
     stage = None
     if not isinstance(architecture, str) and "stage" in architecture:
         architecture = dict(architecture)
         stage = architecture.pop("stage")
-    plan = blueprint(architecture, activation=activation).deployed()
+    plan = blueprint(architecture, activation=activation, classifier=classifier).deployed()
     loaded = network_of_state_dict(
         _state_dict(read_checkpoint(path, format), stage), plan, ordered=format == "pt"
     )

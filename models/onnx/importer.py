@@ -110,11 +110,12 @@ def read_onnx_bytes(
     """
     limits, asked = limits or OnnxLimits(), asked or Asked()
     form = plain_form(data, limits, asked)
-    network, batch = _read(form, limits)
+    network, batch = _read(form, limits, asked)
     one_score = asked.classifier and network.classes == 1
     if one_score and form.ends_in_sigmoid and form.dropped is None:
-        form = plain_form(data, limits, replace(asked, binary=True))
-        network, batch = _read(form, limits)
+        asked = replace(asked, binary=True)
+        form = plain_form(data, limits, asked)
+        network, batch = _read(form, limits, asked)
     if network.classes < 2 and asked.classifier:
         raise ModelError(
             "the network has one output: a classifier needs at least two",
@@ -134,24 +135,24 @@ def read_onnx_bytes(
     )
 
 
-def _read(form: PlainForm, limits: OnnxLimits) -> tuple[Network, int | None]:
+def _read(form: PlainForm, limits: OnnxLimits, asked: Asked) -> tuple[Network, int | None]:
     """The network of a plain form, and the rows that it takes at once; under the likelier reading
     of its input, or the other one."""
     first, *others = signatures(form.graph)
     refuse_unknown_operators(form.graph)
     try:
-        return _as_network(form, first, limits)
+        return _as_network(form, first, limits, asked)
     except ModelError as error:
         for signature in others:
             try:
-                return _as_network(form, signature, limits)
+                return _as_network(form, signature, limits, asked)
             except ModelError:
                 continue
         raise error
 
 
 def _as_network(
-    form: PlainForm, signature: InputSignature, limits: OnnxLimits
+    form: PlainForm, signature: InputSignature, limits: OnnxLimits, asked: Asked
 ) -> tuple[Network, int | None]:
     graph, opset, batch = form.graph, form.opset, signature.batch
     output = graph.output[0].name
@@ -208,7 +209,7 @@ def _as_network(
         raise ModelError(f"the name {taken[0]!r} is defined twice", code="invalid_onnx")
     values.update(dict.fromkeys(form.alike, logits))
     refuse_contradictions(form.declared, values)
-    rows = _flatten_output(translation.rows, logits)
+    rows = _flatten_output(translation.rows, logits, classifier=asked.classifier)
     network = Network(signature.shape, _leading_to(rows), dropped_output=form.dropped).eval()
     if not translation.one_row_only:
         return network, batch
@@ -354,12 +355,13 @@ def _without_batch_axis(operation: Operation, translation: Translation) -> Seque
 Rows = list[tuple[str, Layer, tuple[str, ...]]]
 
 
-def _flatten_output(rows: Rows, logits: Activation) -> Rows:
-    """Rows that end in logits [classes]: an output [classes, 1, ...] gets an explicit reshape."""
+def _flatten_output(rows: Rows, logits: Activation, *, classifier: bool) -> Rows:
+    """Rows that end in outputs [N]: others get an explicit reshape, row by row as they are
+    numbered. What holds more than one axis of classes is no classifier's."""
     if len(logits.shape) == 1:
         return [*_up_to(rows, logits.name)]
-    classes = max(logits.shape, default=1)
-    if math.prod(logits.shape) != classes:
+    classes = math.prod(logits.shape)
+    if classifier and classes != max(logits.shape, default=1):
         raise ModelError(
             f"the output must be [batch, classes], not [batch, "
             f"{', '.join(map(str, logits.shape))}]",

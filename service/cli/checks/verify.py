@@ -1,7 +1,8 @@
 """``certserve verify``: whether a VNN-LIB property of a model holds.
 
 Exit status 0: it holds; 1: it is violated; 3: neither was found out. With ``--vnncomp`` 0 for every
-answer, which is the printed word.
+answer, which is the printed word; what gets no answer prints ``error``, says why on stderr and ends
+with 2 as ever.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     verify.add_argument(
         "--vnncomp",
         action="store_true",
-        help="print unsat, sat (and the counterexample), timeout or unknown",
+        help="print unsat, sat (and the counterexample), timeout, unknown or error",
     )
     verify.add_argument("--json", action="store_true", help="print the report")
     verify.add_argument("--out", type=Path, help="where the report goes (.json .html)")
@@ -52,6 +53,15 @@ def add_parser(commands: Any, data_dir: Path) -> None:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
+    try:
+        return _answer(options, console)
+    except Exception:
+        if options.vnncomp:
+            print("error")
+        raise
+
+
+def _answer(options: argparse.Namespace, console: Console) -> int:
     suffix = "json" if options.out is None else options.out.suffix.lstrip(".")
     if suffix not in ("json", "html"):
         raise StartError("--out takes a name that ends in .json or .html")

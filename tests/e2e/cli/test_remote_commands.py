@@ -103,6 +103,11 @@ def test_a_property_decides_the_exit_status(
     job = json.loads(_out(["jobs", "--json", "--limit", "1", *where], capsys))["items"][0]["id"]
     assert "violated" in _out(["report", job, *where], capsys)
     assert _out(["verify", str(uploads[0]), str(path), "--vnncomp", *where], capsys)[:3] == "sat"
+    path.write_text("(declare-const X_0 Real)")
+    assert main(["verify", str(uploads[0]), str(path), "--vnncomp", *where]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "error\n"
+    assert "certserve: " in printed.err
 
 
 def test_a_training_takes_files(

@@ -40,10 +40,12 @@ FACTS: dict[str, Any] = {
 POINT = Counterexample(
     np.array([0.1, 1e-45], dtype=np.float32), np.array([-3.5, 2.0], dtype=np.float32)
 )
+OPEN = {"method": "branch-and-bound", "best_bound": -0.25, "open_domains": 7}
+SEARCHED = {"searched": [OPEN]}
 RESULTS = {
     "holds": [BoxResult("holds", "ibp"), BoxResult("holds", "crown")],
     "violated": [BoxResult("holds", "ibp"), BoxResult("violated", "attack", POINT)],
-    "unknown": [BoxResult("unknown", "undecided"), BoxResult("holds", "crown")],
+    "unknown": [BoxResult("holds", "crown"), BoxResult("unknown", "undecided", notes=SEARCHED)],
 }
 
 
@@ -77,6 +79,8 @@ def test_a_property_has_a_page_and_no_table(
         )
     else:
         assert point is None
+    left = [{"box": 1, **OPEN}] if verdict == "unknown" else []
+    assert found["notes"]["searched"] == left
     for suffix in ("csv", "svg"):
         answer = api.get(f"/jobs/{job.id}/report.{suffix}")
         assert (answer.status_code, answer.json()["code"]) == (406, "no_such_format")

@@ -236,7 +236,12 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
             hint='name one in the spec: "architecture": "cifar-6c2f", or a layer list',
         )
     else:
-        loaded = read_network(path, model["format"], model["architecture"])
+        loaded = read_network(
+            path,
+            model["format"],
+            model["architecture"],
+            classifier=not request.get("property"),
+        )
         network, pairing, warnings = loaded.network, dict(loaded.pairing), list(loaded.warnings)
     if normalization is not None and imported is not None and imported.takes_bytes:
         raise ModelError(

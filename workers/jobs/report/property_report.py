@@ -96,6 +96,12 @@ def build_property_report(
             "passes": sum(float(result.notes.get("passes", 0.0)) for result in results),
             "parts": sum(int(result.notes.get("parts", 0)) for result in results),
             "out_of_work": sum(bool(result.notes.get("out_of_work")) for result in results),
+            "searched": [
+                {"box": place, **found}
+                for place, result in enumerate(results)
+                if result.verdict == "unknown"
+                for found in result.notes.get("searched", ())
+            ],
         },
         "timing": {
             "wall_s": wall_s,

@@ -34,7 +34,8 @@ class BoxResult:
     """verdict: ``holds`` (proved for every input of the box), ``violated`` (there is a
     counterexample) or ``unknown``; method: of the bound that proved the last of it, of what found
     the counterexample, or ``undecided``; seconds: worker seconds by kind; notes: JSON-able facts
-    (``parts``: sub-boxes looked at; ``passes``; ``budget_spent``; ``out_of_work``).
+    (``parts``: sub-boxes looked at; ``passes``; ``budget_spent``; ``out_of_work``; ``searched``:
+    how far a complete search got on limits that it left open).
     """
 
     verdict: Literal["holds", "violated", "unknown"]

@@ -44,7 +44,7 @@ from workers.verification.properties.inputs import float32_box, outer_box
 from workers.verification.properties.lowering import Box
 from workers.verification.properties.results import BoxResult, PropertyRequest
 from workers.verification.properties.rows import with_rows
-from workers.verification.protocol import Bound, Budget
+from workers.verification.protocol import Bound, Budget, Verdict
 from workers.verification.region import Region
 
 __all__ = ["BoxSearch", "property_bounds", "verify_box"]
@@ -162,9 +162,23 @@ class BoxSearch:
                 self.passes += float(verdict.spent.sum())
                 proved[rows] = verdict.proved
                 gap[rows] = torch.fmax(gap[rows], verdict.least_margin / margin)
+                self._note_open(bound, verdict)
                 if verdict.counterexample is not None and bool(verdict.falsified.any()):
                     self.check(verdict.counterexample[verdict.falsified].numpy())
         return proved, gap
+
+    def _note_open(self, bound: Bound, verdict: Verdict) -> None:
+        """Note how far a search got on the limits that it leaves open."""
+        if verdict.open_domains is None:
+            return
+        for row in (~(verdict.proved | verdict.falsified)).nonzero().flatten().tolist():
+            least = float(verdict.least_margin[row])
+            entry = {
+                "method": bound.name,
+                "best_bound": least if math.isfinite(least) else None,
+                "open_domains": int(verdict.open_domains[row]),
+            }
+            self.notes.setdefault("searched", []).append(entry)
 
 
 def verify_box(

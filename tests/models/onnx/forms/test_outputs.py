@@ -163,6 +163,26 @@ def test_a_property_may_be_about_one_output() -> None:
     assert (imported.network.classes, imported.binary) == (1, False)
 
 
+@pytest.mark.parametrize("axes", [("N", 2, 3), ("N", 1, 3, 2), (3, 2)])
+def test_a_property_is_of_all_numbers_of_the_output_in_row_major_order(axes: Any) -> None:
+    weights = {"w": normal(0, 4, 6), "at": np.array([-1 if a == "N" else a for a in axes])}
+    rows = ["N", 4] if "N" in axes else [4]
+    moved = [0, 2, 1, 3][: len(axes)] if "N" in axes else [1, 0]
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Reshape", ["m", "at"], ["r"])]
+    nodes.append(node("Transpose", ["r"], ["t"], perm=moved))
+    data = written(nodes, [floats("x", *rows)], [floats("t", *(axes[k] for k in moved))], weights)
+    with pytest.raises(ModelError, match="the output must be"):
+        read_onnx_bytes(data)
+    imported = read_onnx_bytes(data, asked=Asked(classifier=False))
+    assert imported.network.classes == 6
+    x = normal(9, 5, 4)
+    with torch.no_grad():
+        logits = imported.network(torch.from_numpy(x)).numpy()
+    stated = np.stack([found.ravel() for found in answers_of(data, x, "t")])
+    np.testing.assert_allclose(logits, stated, atol=1e-5)
+    np.testing.assert_array_equal(OnnxRuntimeModel(imported.deployed, (4,))(x), stated)
+
+
 def test_two_scores_are_no_binary_classifier() -> None:
     with pytest.raises(ModelError, match="one score"):
         read_onnx_bytes(several(floats("l", "N", 3)), asked=Asked(binary=True))

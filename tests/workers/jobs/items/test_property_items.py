@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from service.contract.ids import new_job_id
 from service.contract.schemas.property_spec import PropertySpec
@@ -34,17 +37,26 @@ def bounds(low: str, high: str) -> str:
     return " ".join(f"(>= X_{i} {low}) (<= X_{i} {high})" for i in range(INPUTS))
 
 
-def submit(corridor: Corridor, text: str, **spec: object) -> JobSubmission:
-    """Enter a property of the tiny network into the ledger."""
+def submit(
+    corridor: Corridor, text: str, *, state: Mapping[str, Tensor] | None = None, **spec: object
+) -> JobSubmission:
+    """Enter a property into the ledger: of the tiny network, or of a state dict."""
     path = corridor.folder / "stated.vnnlib"
     path.write_text(text)
-    model = tiny_onnx(corridor.folder / "tiny.onnx")
+    model = corridor.folder / "tiny.pt"
+    if state is None:
+        model = tiny_onnx(corridor.folder / "tiny.onnx")
+    else:
+        torch.save(dict(state), model)
     submission = JobSubmission(
         id=new_job_id(),
         kind="certify",
         spec=PropertySpec.model_validate(spec).normal(),
         model=ModelSource(
-            digest=corridor.blob(model), format="onnx", name=model.name, size=model.stat().st_size
+            digest=corridor.blob(model),
+            format="onnx" if state is None else "pt",
+            name=model.name,
+            size=model.stat().st_size,
         ),
         dataset=DatasetSource(kind="vnnlib", name=path.name, blobs={"file": corridor.blob(path)}),
         created_at=rfc3339(now()),
@@ -53,9 +65,9 @@ def submit(corridor: Corridor, text: str, **spec: object) -> JobSubmission:
     return submission
 
 
-def finished(corridor: Corridor, text: str, **spec: object) -> dict[str, Any]:
+def finished(corridor: Corridor, text: str, **options: Any) -> dict[str, Any]:
     """The report of a property, or the problem that its job ended with."""
-    job = submit(corridor, text, **spec)
+    job = submit(corridor, text, **options)
     work(corridor, job.id)
     outcome = corridor.outcome(job)
     if outcome["status"] != "succeeded":
@@ -80,6 +92,18 @@ def test_a_property_that_holds_is_reported_as_proved(corridor: Corridor) -> None
     assert (empty, report["results"]) == ([None] * 5, [])
     assert "HOLDS" in render_html(report, [])
     assert finished(corridor, text)["result_digest"] == report["result_digest"]
+
+
+def test_a_state_dict_of_one_output_is_taken(corridor: Corridor) -> None:
+    """A controller or another regressor: y = 2 x + 1 on [0, 1]."""
+    state = {"fc.weight": torch.tensor([[2.0]]), "fc.bias": torch.tensor([1.0])}
+    layers = {"input": [1], "layers": [{"kind": "linear", "out": 1}]}
+    names = "(declare-const X_0 Real)(declare-const Y_0 Real)"
+    for limit, verdict in (("3.1", "holds"), ("2.9", "violated")):
+        text = f"{names}(assert (and (>= X_0 0) (<= X_0 1) (>= Y_0 {limit})))"
+        report = finished(corridor, text, state=state, architecture=layers)
+        assert "property" in report, report
+        assert report["property"]["verdict"] == verdict
 
 
 def test_a_counterexample_is_in_the_first_box_that_has_one(corridor: Corridor) -> None:

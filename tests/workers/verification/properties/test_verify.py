@@ -286,6 +286,22 @@ def test_every_method_proves_what_is_plain_and_nothing_that_is_false(method: str
     assert answer(net, falsely, method=method).verdict == "violated"
 
 
+@pytest.mark.parametrize("method", ["branch-and-bound", "milp"])
+def test_a_search_without_work_says_how_far_it_got(method: str) -> None:
+    net, ends = network(5, inputs=4, width=16), [("-1", "1")] * 4
+    middle = evaluate(net, np.zeros((1, 4), dtype=np.float32))[0]
+    # Not reached, but far above what plain bounds can prove.
+    case = [LinearLimit(((0, Fraction(-1)),), Fraction(-float(middle[0])) - 20)]
+    left = answer(net, box(ends, case), method=method, work=1.0)
+    assert left.verdict == "unknown"
+    (found,) = left.notes["searched"]
+    assert found["method"] == method
+    assert found["best_bound"] <= 0
+    assert found["open_domains"] > 0
+    whole = answer(net, box(ends, case), method=method, work=1e7)
+    assert (whole.verdict, "searched" in whole.notes) == ("holds", False)
+
+
 def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
     net = network(5)
     stated = box([(-1, 1), (-1, 1)], [limit(0, y0=1, y1=-1), limit(1, y2=1)])

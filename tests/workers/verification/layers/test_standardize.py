@@ -343,11 +343,15 @@ def test_rows_are_near_what_is_there_in_small_boxes(native: bool, dtype: torch.d
     assert 0.0 < lost[1] < lost[0] / 8
 
 
+@pytest.mark.parametrize("parts", [False, True])
 @pytest.mark.parametrize(("size", "seed"), [(3, 0), (3, 1), (64, 0), (257, 2)])
 @torch.no_grad()
-def test_an_operator_and_nodes_beside_it_round_their_means_apart(size: int, seed: int) -> None:
+def test_an_operator_and_nodes_beside_it_round_their_means_apart(
+    size: int, seed: int, parts: bool
+) -> None:
     """x less its mean by nodes, less s times what the operator makes of x, for its deviation s: in
     real arithmetic 0, where the first number is the mean; deployed each mean has its own last bits.
+    So have the products in which parts take the very same mean off.
     """
     random = np.random.default_rng(seed)
     x = (30 + 10 * random.standard_normal(size)).astype(f32)
@@ -355,14 +359,22 @@ def test_an_operator_and_nodes_beside_it_round_their_means_apart(size: int, seed
     weight = np.zeros((2 * size, 2), f32)
     weight[0, 0], weight[size, 0] = 1.0, -math.sqrt(float(x.astype(np.float64).var()) + 1.0)
     node = helper.make_node
+    operator = node("LayerNormalization", ["x", "scale"], ["l"], axis=-1, epsilon=1.0)
+    written = [
+        node("Mul", ["d", "d"], ["q"]),
+        node("ReduceMean", ["q"], ["v"], axes=[-1], keepdims=1),
+        *(node("Add", ["v", "one"], ["e"]), node("Sqrt", ["e"], ["r"])),
+        *(node("Reciprocal", ["r"], ["f"]), node("Mul", ["x", "f"], ["p"])),
+        *(node("Mul", ["m", "f"], ["o"]), node("Sub", ["p", "o"], ["l"])),
+    ]
     nodes = [
         node("ReduceMean", ["x"], ["m"], axes=[-1], keepdims=1),
         node("Sub", ["x", "m"], ["d"]),
-        node("LayerNormalization", ["x", "scale"], ["l"], axis=-1, epsilon=1.0),
+        *(written if parts else [operator]),
         node("Concat", ["d", "l"], ["c"], axis=1),
         node("Gemm", ["c", "w"], ["y"]),
     ]
-    constants = {"scale": np.ones(size, f32), "w": weight}
+    constants = {"scale": np.ones(size, f32), "w": weight, "one": np.array(1, f32)}
     data = graph_of(nodes, (size,), constants, opset=17).SerializeToString()
     compiled = CompiledNetwork.compile(import_onnx_bytes(data))
     region = Region(torch.from_numpy(x[None]), torch.zeros(1, dtype=F64), "linf", False)

@@ -59,7 +59,7 @@ from models.onnx.operators.joins import (
     split,
 )
 from models.onnx.operators.layout.selection import gather_nd
-from models.onnx.operators.normalized.attention import softmax
+from models.onnx.operators.normalized.attention import attention, softmax
 from models.onnx.operators.normalized.group_norm import (
     group_normalization,
     instance_normalization,
@@ -146,6 +146,7 @@ OPERATORS: dict[str, Translator] = {
     "Abs": absolute,
     "Add": add,
     "ArrayFeatureExtractor": extract_features,
+    "Attention": attention,
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,

@@ -39,6 +39,7 @@ LARGEST_PRODUCT = 2.0**127 / 2**8
 
 #: Steps to operators that few opsets hold (Resize gives Upsample there): drawn more often in these.
 RARE = {
+    "Attention": range(23, 25),
     "Gelu": range(20, 99),
     "GroupNormalization": range(18, 99),
     "RMSNormalization": range(23, 99),

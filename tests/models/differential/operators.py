@@ -49,6 +49,7 @@ from tests.models.differential.reshaping import (
 from tests.models.differential.scikit_learn import chosen_features, scaled_features
 from tests.models.differential.steps import Step
 from tests.models.differential.weighted import (
+    attention,
     average_pool,
     batch_normalization,
     conv,
@@ -77,6 +78,7 @@ STEPS: dict[str, Step] = {
     "Add": with_constant("Add"),
     "Add of two": of_two("Add"),
     "ArrayFeatureExtractor": chosen_features,
+    "Attention": attention,
     "BatchNormalization": batch_normalization,
     "Batch elsewhere": turned,
     "Cast": cast,

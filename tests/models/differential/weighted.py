@@ -11,6 +11,7 @@ from tests.models.differential.builder import Builder, Shape
 from tests.models.differential.steps import ODD, an_axis, broadcast, maybe_batch
 
 __all__ = [
+    "attention",
     "average_pool",
     "batch_normalization",
     "conv",
@@ -284,6 +285,17 @@ def softmax(b: Builder, x: str, shape: Shape) -> str:
     """Over any axis, with something behind it."""
     result = b.node("Softmax", [x], axis=maybe_batch(b, an_axis(b, shape), shape))
     return b.node("Mul", [result, x]) if b.chance(0.5) else b.node("Neg", [result])
+
+
+def attention(b: Builder, x: str, shape: Shape) -> str:
+    """Queries, keys and values of one value [heads, places, size]."""
+    if len(shape) != 3 or b.opset not in (23, 24):
+        return b.node("Identity", [x])
+    more: dict[str, Any] = {} if b.chance(0.5) else {"scale": b.pick([0.5, 1.0, 0.01])}
+    if b.chance(ODD):
+        more["is_causal"] = 1
+    others = [b.node("Tanh", [x]), b.node("Neg", [x])]
+    return b.node("Attention", [x, *others], **more)
 
 
 def matmul_of_two(b: Builder, x: str, shape: Shape) -> str:

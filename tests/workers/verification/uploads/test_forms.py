@@ -62,6 +62,7 @@ def normalised(*nodes: Any, opset: int = 21) -> bytes:
         "one": np.float32(1),
         "eps": np.float32(1e-3),
         "axes": np.array([2]),
+        "first": np.array([1]),
     }
     whole = [
         node("MatMul", ["x", "w"], ["f"]),
@@ -95,6 +96,16 @@ def by_root_mean_squares() -> list[Any]:
         *(node("Add", ["q", "eps"], ["e"]), node("Sqrt", ["e"], ["root"])),
         *(node("Reciprocal", ["root"], ["i"]), node("Mul", ["h", "i"], ["z"])),
         node("Mul", ["z", "gain"], ["n"]),
+    ]
+
+
+def attended() -> list[Any]:
+    """h as queries, keys and values of one head, by the operator of opset 23."""
+    return [
+        node("Unsqueeze", ["h", "first"], ["one head"]),
+        *(node("Tanh", ["one head"], ["keys"]), node("Neg", ["one head"], ["values"])),
+        node("Attention", ["one head", "keys", "values"], ["a"]),
+        node("Squeeze", ["a", "first"], ["n"]),
     ]
 
 
@@ -147,6 +158,7 @@ FORMS: dict[str, tuple[bytes, Any]] = {
     ),
     "normalisation in parts": (normalised(*in_parts()), largest("y")),
     "root mean squares": (normalised(*by_root_mean_squares()), largest("y")),
+    "attention": (normalised(*attended(), opset=24), largest("y")),
     "two opposite scores": (linear_classifier(opposite=True, transform="LOGISTIC"), label),
 }
 

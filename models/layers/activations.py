@@ -29,6 +29,7 @@ __all__ = [
     "Clip",
     "LeakyReLU",
     "MaxMin",
+    "PReLU",
     "ReLU",
     "ReLUTheta",
     "Sigmoid",
@@ -89,6 +90,26 @@ class LeakyReLU(Layer):
 
     def config(self) -> dict[str, Any]:
         return {"slope": self.slope}
+
+
+class PReLU(Layer):
+    """x where x >= 0, slope * x elsewhere, with slopes from 0 to 1 that broadcast to the input."""
+
+    kind = "prelu"
+
+    def __init__(self, slope: Tensor) -> None:
+        super().__init__()
+        self.slope = parameter(slope)
+        if not bool(((slope >= 0.0) & (slope <= 1.0)).all()):
+            raise ModelError("prelu: only slopes from 0 to 1", code="invalid_network")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x >= 0, x, x * self.slope.to(x.dtype))
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        require_broadcast(self.kind, self.slope, shape)
+        return shape
 
 
 class Clip(Layer):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from onnx import GraphProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from models.errors import ModelError
-from models.onnx.graph import Activation, Comparison, Squares, Value
+from models.onnx.graph import Activation, Comparison, Normaliser, Squares, Value
 
 __all__ = ["declared_values", "refuse_contradictions"]
 
@@ -72,8 +72,8 @@ def _own(value: Value) -> tuple[int, list[int | None]]:
     """Element type and sizes of a value; None where a size is the batch's or depends on it."""
     if isinstance(value, Activation) and not value.batched:
         return TensorProto.FLOAT, [*value.shape]
-    if isinstance(value, Activation | Squares):
-        if isinstance(value, Squares):
+    if isinstance(value, Activation | Squares | Normaliser):
+        if not isinstance(value, Activation):
             return TensorProto.FLOAT, [None, *value.shape]
         own: list[int | None] = [*value.shape[value.merged :]]
         own.insert(value.batch_axis, None)

@@ -26,7 +26,16 @@ from models.layers.kinds import AvgPool2d, Conv2d, Layer, Linear, MaxPool2d, Sha
 from models.onnx.attributes import checked_attributes
 from models.onnx.safety import OnnxLimits, node_label
 
-__all__ = ["Activation", "Comparison", "Constant", "Operation", "Squares", "Translation", "Value"]
+__all__ = [
+    "Activation",
+    "Comparison",
+    "Constant",
+    "Normaliser",
+    "Operation",
+    "Squares",
+    "Translation",
+    "Value",
+]
 
 #: Batch sizes used for a symbolic one: two primes, which hardly any layer has both as its sizes.
 SYMBOLIC_BATCH = (99_991, 99_989)
@@ -97,8 +106,9 @@ class Squares:
     """factor * (sums of squares of the numbers of ``base``) + shift: no layer, until its root.
 
     Summed over ``axes`` of the sample, or over the windows of a pool; over neither: each square.
-    shape: without the batch; sign_only: its sign alone. steps: operators since the squares that may
-    round. plain: the same as a value of the network, for what is on no way to a root.
+    centred: of the numbers less their mean, as a mean of squares less a squared mean. shape:
+    without the batch; sign_only: its sign alone. steps: operators since the squares that may round.
+    plain: the same as a value of the network, for what is on no way to a root.
     """
 
     base: Activation
@@ -108,6 +118,7 @@ class Squares:
     stride: tuple[int, int] = (1, 1)
     factor: Fraction = Fraction(1)
     shift: Fraction = Fraction(0)
+    centred: bool = False
     sign_only: bool = False
     steps: int = 0
     plain: Activation | None = field(default=None, compare=False)
@@ -122,7 +133,29 @@ class Comparison:
     above: bool
 
 
-Value = Activation | Constant | Squares | Comparison
+@dataclass(frozen=True)
+class Normaliser:
+    """A part of a normalisation written in parts: no layer, until numbers come out of it.
+
+    It is made of s = sqrt(Q + eps) over ``axes`` (kept, as 1), Q the mean square of ``of``, or, if
+    ``centred``, its variance. role: "root", s; "factor", c = gain / s; "numbers", x c; "offset",
+    bias + sign m c, m the mean of x. factor: the name of the one value that c is in the file, which
+    numbers and offset must share. shape: without the batch.
+    """
+
+    of: Activation
+    axes: tuple[int, ...]
+    eps: float
+    centred: bool
+    shape: Shape
+    role: str = "root"
+    factor: str = ""
+    sign: int = 1
+    gain: NDArray[Any] | None = field(default=None, compare=False)
+    bias: NDArray[Any] | None = field(default=None, compare=False)
+
+
+Value = Activation | Constant | Squares | Comparison | Normaliser
 
 
 @dataclass(frozen=True)

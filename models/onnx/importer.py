@@ -28,6 +28,7 @@ from models.onnx.graph import (
     Activation,
     Comparison,
     Constant,
+    Normaliser,
     Operation,
     Squares,
     Translation,
@@ -37,6 +38,7 @@ from models.onnx.operators.curved.choices import JUMPS, where
 from models.onnx.operators.euclidean import SQUARE_OPERATORS
 from models.onnx.operators.layout.elsewhere import MOVED, with_leading_batch
 from models.onnx.operators.layout.merged import MERGED, with_rows_apart
+from models.onnx.operators.normalized.in_parts import in_parts
 from models.onnx.operators.registry import OPERATORS, UNBATCHED
 from models.onnx.operators.supported import (
     ADVICE,
@@ -236,6 +238,8 @@ _SAME_SHAPES = ("Max", "Min", "Sum")
 
 def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:
     """The operator's outputs, in order."""
+    if any(isinstance(value, Normaliser) for value in operation.inputs):
+        return [in_parts(operation, translation)]
     if any(isinstance(value, Squares) for value in operation.inputs):
         return _on_squares(operation, translation)
     if any(isinstance(value, Comparison) for value in operation.inputs):

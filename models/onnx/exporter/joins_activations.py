@@ -13,6 +13,7 @@ from models.layers.activations import (
     AtMost,
     Clip,
     MaxMin,
+    PReLU,
     ReLUTheta,
     Sigmoid,
     Softplus,
@@ -42,6 +43,10 @@ def _relu_theta(
     positive = f"{output}.positive"
     graph.node("Relu", inputs, positive)
     graph.node("Min", [positive, graph.constant(layer.theta)], output)
+
+
+def _prelu(graph: GraphWriter, layer: PReLU, inputs: list[str], output: str, shape: Shape) -> None:
+    graph.node("PRelu", [*inputs, graph.constant(layer.slope)], output)
 
 
 def _maxmin(
@@ -212,6 +217,7 @@ def _mean(graph: GraphWriter, inputs: list[str], output: str, axes: list[int]) -
 MORE_EXPORTERS: dict[str, Exporter] = {
     Abs.kind: _abs,
     AtLeast.kind: with_constant("Max"),
+    PReLU.kind: _prelu,
     AtMost.kind: with_constant("Min"),
     Centre.kind: _centre,
     Clip.kind: _clip,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
 from models.layers.joins import Maximum, Minimum
-from models.layers.kinds import Add, Layer, LeakyReLU, Multiply, ReLU, Shift
+from models.layers.kinds import Add, Layer, LeakyReLU, Multiply, PReLU, ReLU, Shift
 from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.arithmetic import (
     MINUS_ONE,
@@ -77,13 +77,15 @@ def bent(
 ) -> Activation:
     """x where x >= 0, slopes x elsewhere.
 
-    One LeakyReLU where one slope from 0 to 1 is for all, else max(x, 0) - slopes max(-x, 0), of
-    which one part is 0 and the other rounds as slopes x does.
+    One LeakyReLU where one slope from 0 to 1 is for all, one PReLU where all are from 0 to 1, else
+    max(x, 0) - slopes max(-x, 0), of which one part is 0 and the other rounds as slopes x does.
     """
     tensor = translation.weight(operation, slopes)
     first = float(slopes.flat[0])
     if (slopes == slopes.flat[0]).all() and 0.0 <= first <= 1.0:
         return translation.emit(operation, LeakyReLU(slope=first), x)
+    if ((slopes >= 0.0) & (slopes <= 1.0)).all():
+        return translation.emit(operation, PReLU(tensor), x)
     minus = translation.weight(operation, MINUS_ONE)
     falling = translation.emit(operation, Multiply(minus), x)
     falling = translation.emit(operation, ReLU(), falling)

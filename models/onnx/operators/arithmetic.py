@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from models.layers.joins import Product
 from models.layers.kinds import Add, Divide, Layer, Multiply, Shape, Shift
 from models.layers.shapes import Expand
-from models.onnx.graph import Activation, Constant, Operation, Squares, Translation
+from models.onnx.graph import Activation, Constant, Operation, Squares, Translation, Value
 from models.onnx.operators.curved.gates import divided, gated
 from models.onnx.operators.euclidean import cubed, squared
+from models.onnx.operators.normalized.in_parts import reciprocal_of_root
 from models.onnx.operators.normalized.layer_norm import centred, standardized
 
 __all__ = [
@@ -155,15 +156,19 @@ def mul(operation: Operation, translation: Translation) -> Activation | Squares:
     return joined(operation, translation, Product(), x, y) if found is None else found
 
 
-def div(operation: Operation, translation: Translation) -> Activation:
+def div(operation: Operation, translation: Translation) -> Value:
     """x / y with a constant divisor; x / (1 + |x|), a Softsign; x / sqrt(mean of x^2 + eps), with
-    the mean over axes that are kept, as layer normalisation ends."""
+    the mean over axes that are kept, as layer normalisation ends; constant / such a root."""
     if _both_activations(operation):
         x, y = operation.activation(0), operation.activation(1)
         for read in (divided, standardized):
             found = read(operation, translation, x, y)
             if found is not None:
                 return found
+    if isinstance(operation.input(0), Constant):
+        factor = reciprocal_of_root(operation, translation)
+        if factor is not None:
+            return factor
     if not isinstance(operation.input(1), Constant):
         operation.refuse(
             "the divisor must be a constant",

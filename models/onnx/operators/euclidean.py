@@ -18,8 +18,9 @@ from onnx import TensorProto
 from models.layers.curves import Power
 from models.layers.euclidean import L2Pool2d
 from models.layers.kinds import Multiply, Permute, Reshape
-from models.onnx.graph import Activation, Operation, Squares, Translation, Value
+from models.onnx.graph import Activation, Normaliser, Operation, Squares, Translation, Value
 from models.onnx.operators.layout.axes import reduced_axes
+from models.onnx.operators.normalized.layer_norm import is_mean, mean_of
 
 __all__ = [
     "SQUARE_OPERATORS",
@@ -70,7 +71,7 @@ def power(operation: Operation, translation: Translation) -> Value:
     return translation.emit(operation, Power(exponent=3), x)
 
 
-def reduce_l2(operation: Operation, translation: Translation) -> Activation:
+def reduce_l2(operation: Operation, translation: Translation) -> Value:
     """ReduceL2 over axes other than the batch."""
     x, axes = operation.activation(), reduced_axes(operation)
     squares = Squares(x, x.shape)
@@ -78,7 +79,7 @@ def reduce_l2(operation: Operation, translation: Translation) -> Activation:
     return _root(operation, translation, sums)
 
 
-def lp_pool(operation: Operation, translation: Translation) -> Activation:
+def lp_pool(operation: Operation, translation: Translation) -> Value:
     """LpPool and GlobalLpPool of order 2, without padding."""
     if operation.attributes["p"] != 2:
         operation.refuse(f"p = {operation.attributes['p']} is not supported: only 2 is")
@@ -91,7 +92,7 @@ def lp_pool(operation: Operation, translation: Translation) -> Activation:
     return _root(operation, translation, _over_windows(operation, squares))
 
 
-def root_of_squares(operation: Operation, translation: Translation) -> Activation:
+def root_of_squares(operation: Operation, translation: Translation) -> Activation | Normaliser:
     """Sqrt, or Pow with the exponent 1/2, of a sum of squares."""
     sums = _squares(operation)
     if operation.op_type == "Pow" and _number(operation, 1, len(sums.shape) + 1) != 0.5:
@@ -244,11 +245,34 @@ def _cast(operation: Operation, translation: Translation) -> Squares:
 
 
 def _sign(operation: Operation, translation: Translation) -> Squares:
-    return replace(_squares(operation), sign_only=True)
+    sums = _squares(operation)
+    if sums.centred:
+        operation.refuse("the sign of a variance is not supported")
+    return replace(sums, sign_only=True)
 
 
-def _root(operation: Operation, translation: Translation, sums: Squares) -> Activation:
+def _variance(operation: Operation, translation: Translation) -> Squares:
+    """Mean of squares less the squared mean of the same numbers."""
+    first, second = operation.input(0), operation.input(1)
+    if not (isinstance(first, Squares) and isinstance(second, Squares)):
+        operation.refuse("only a squared mean is taken from a sum of squares")
+    plain = replace(second, base=first.base, shape=first.shape) == Squares(first.base, first.shape)
+    found = mean_of(translation, second.base)
+    same = found == (first.base, first.axes) and second.shape == first.shape
+    # Before the difference nothing but the mean may be rounded: the variance may cancel away.
+    fresh = not first.shift and not first.centred and not first.sign_only and first.steps == 1
+    if not (plain and same and is_mean(first) and fresh):
+        operation.refuse("only a squared mean of the same numbers is taken from a mean of squares")
+    return replace(first, centred=True)
+
+
+def _root(operation: Operation, translation: Translation, sums: Squares) -> Activation | Normaliser:
     """The root as a layer; what it is made of is kept, for numbers that are divided by it."""
+    if sums.centred:
+        # No layer computes it as the file does.
+        if not is_mean(sums):
+            operation.refuse("a factor on the root of a variance is not supported")
+        return Normaliser(sums.base, sums.axes, float(sums.shift), True, sums.shape)
     result = _as_layers(operation, translation, sums)
     translation.roots[result.name] = sums
     return result
@@ -295,4 +319,5 @@ SQUARE_OPERATORS: dict[str, Callable[[Operation, Translation], Value]] = {
     "Relu": _kept,
     "Sign": _sign,
     "Sqrt": root_of_squares,
+    "Sub": _variance,
 }

@@ -59,7 +59,12 @@ from models.onnx.operators.joins import (
     split,
 )
 from models.onnx.operators.layout.selection import gather_nd
-from models.onnx.operators.normalized.attention import softmax
+from models.onnx.operators.normalized.attention import attention, softmax
+from models.onnx.operators.normalized.group_norm import (
+    group_normalization,
+    instance_normalization,
+)
+from models.onnx.operators.normalized.in_parts import reciprocal
 from models.onnx.operators.normalized.layer_norm import layer_normalization, rms_normalization
 from models.onnx.operators.rearrangements import depth_to_space, resize, space_to_depth
 from models.onnx.operators.sorting import reduce_max, reduce_min, top_k
@@ -141,6 +146,7 @@ OPERATORS: dict[str, Translator] = {
     "Abs": absolute,
     "Add": add,
     "ArrayFeatureExtractor": extract_features,
+    "Attention": attention,
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
@@ -165,9 +171,11 @@ OPERATORS: dict[str, Translator] = {
     "GlobalMaxPool": global_max_pool,
     "Greater": compared(above=True),
     "GreaterOrEqual": compared(above=True),
+    "GroupNormalization": group_normalization,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
     "Identity": _identity,
+    "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "Less": compared(above=False),
@@ -185,6 +193,7 @@ OPERATORS: dict[str, Translator] = {
     "Pad": pad,
     "Pow": power,
     "RMSNormalization": rms_normalization,
+    "Reciprocal": reciprocal,
     "ReduceL2": reduce_l2,
     "ReduceMax": reduce_max,
     "ReduceMean": reduce_mean,

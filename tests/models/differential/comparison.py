@@ -13,6 +13,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.layers.normalization import Standardize
 from models.network import Network
 from models.onnx.importer import read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
@@ -38,7 +39,9 @@ LARGEST_PRODUCT = 2.0**127 / 2**8
 
 #: Steps to operators that few opsets hold (Resize gives Upsample there): drawn more often in these.
 RARE = {
+    "Attention": range(23, 25),
     "Gelu": range(20, 99),
+    "GroupNormalization": range(18, 99),
     "RMSNormalization": range(23, 99),
     "Resize": range(10),
     "Swish": range(24, 99),
@@ -226,6 +229,10 @@ def _with_errors(network: Network, x: Tensor, seed: int) -> Tensor:
 
     def err(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor:
         sizes = torch.stack([t.abs().reshape(len(x), -1).amax(1) for t in (*given, result)]).amax(0)
+        if isinstance(layer, Standardize):
+            # The variance of the second input may be computed as a difference of squares.
+            squares = [t.square().mean(layer.batched_axes()).reshape(len(x), -1) for t in given]
+            sizes = sizes * (1.0 + (squares[1] / (squares[0] + layer.eps)).amax(1))
         signs = 2 * torch.rand(result.shape, generator=generator, dtype=torch.float64) - 1
         return result + LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
 

@@ -11,16 +11,20 @@ from tests.models.differential.builder import Builder, Shape
 from tests.models.differential.steps import ODD, an_axis, broadcast, maybe_batch
 
 __all__ = [
+    "attention",
     "average_pool",
     "batch_normalization",
     "conv",
     "gemm",
+    "group_normalization",
     "hard_sigmoid",
+    "instance_normalization",
     "layer_normalization",
     "matmul",
     "matmul_of_two",
     "max_pool",
     "norm_in_nodes",
+    "norm_in_parts",
     "pad",
     "resize",
     "rms_normalization",
@@ -220,10 +224,78 @@ def norm_in_nodes(b: Builder, x: str, shape: Shape) -> str:
     return b.node("Div", [x, b.node("Sqrt", [mean])])
 
 
+def instance_normalization(b: Builder, x: str, shape: Shape) -> str:
+    """Of [N, channels, ...]; of single numbers, or with other sizes, rarely."""
+    if len(shape) < 2 or (math.prod(shape[1:]) == 1 and not b.chance(ODD)):
+        return b.node("Identity", [x])
+    size = shape[0] + (1 if b.chance(ODD) else 0)
+    inputs = [x, b.constant(b.normal(size)), b.constant(b.normal(size))]
+    more = (
+        {} if b.chance(0.5) else {"epsilon": b.pick([1e-3, 1e-12, 0.0 if b.chance(ODD) else 0.1])}
+    )
+    return b.node("InstanceNormalization", inputs, **more)
+
+
+def group_normalization(b: Builder, x: str, shape: Shape) -> str:
+    """One scale for each group before opset 21, for each channel from there on."""
+    groups = b.pick([n for n in range(1, shape[0] + 1) if shape[0] % n == 0 or b.chance(ODD)])
+    if b.opset < 18 or (math.prod(shape) == groups and not b.chance(ODD)):
+        return b.node("Identity", [x])
+    per_group = (b.opset < 21) is not b.chance(ODD)
+    size = groups if per_group else shape[0]
+    inputs = [x, b.constant(b.normal(size)), b.constant(b.normal(size))]
+    more: dict[str, Any] = {"stash_type": 1} if b.opset >= 21 and b.chance(0.3) else {}
+    if b.chance(0.5):
+        more["epsilon"] = b.pick([1e-3, 1e-12, 0.1])
+    return b.node("GroupNormalization", inputs, num_groups=groups, **more)
+
+
+def norm_in_parts(b: Builder, x: str, shape: Shape) -> str:
+    """x c + (bias - m c) with c = gain / s as exporters write it, and what is nearly that."""
+    axes = [int(axis) + 1 for axis in b.rng.permutation(len(shape))[: b.number(1, len(shape))]]
+    if math.prod(shape[axis - 1] for axis in axes) == 1 and not b.chance(ODD):
+        return b.node("Identity", [x])
+    form, more = b.axes_form(axes, 18)
+    mean = b.node("ReduceMean", [x, *form], keepdims=1, **more)
+    of_squares, rms = b.chance(0.5), b.chance(0.3)
+    numbers = x if of_squares or rms else b.node("Sub", [x, mean])
+    square = b.node("ReduceMean", [b.node("Mul", [numbers] * 2), *form], keepdims=1, **more)
+    if of_squares and not rms:
+        square = b.node("Sub", [square, b.node("Mul", [mean, mean])])
+    eps = b.constant(np.array(b.pick([1e-5, 0.1]), np.float32))
+    root = b.node("Sqrt", [b.node("Add", [square, eps])])
+    one = b.constant(np.array(1.0, np.float32))
+    factor = b.node("Reciprocal", [root]) if b.chance(0.5) else b.node("Div", [one, root])
+    if b.chance(0.6):
+        factor = b.node("Mul", [factor, broadcast(b, shape)])
+    if rms:
+        return b.node("Mul", [x, factor])
+    if b.chance(0.3):
+        return b.node("Mul", [b.node("Sub", [x, mean]), factor])
+    offset = b.node("Mul", [mean, factor])
+    product = b.node("Mul", [x, factor])
+    if b.chance(ODD):
+        return b.node("Add", [product, offset])
+    if b.chance(0.5):
+        return b.node("Sub", [product, offset])
+    return b.node("Add", [product, b.node("Sub", [broadcast(b, shape), offset])])
+
+
 def softmax(b: Builder, x: str, shape: Shape) -> str:
     """Over any axis, with something behind it."""
     result = b.node("Softmax", [x], axis=maybe_batch(b, an_axis(b, shape), shape))
     return b.node("Mul", [result, x]) if b.chance(0.5) else b.node("Neg", [result])
+
+
+def attention(b: Builder, x: str, shape: Shape) -> str:
+    """Queries, keys and values of one value [heads, places, size]."""
+    if len(shape) != 3 or b.opset not in (23, 24):
+        return b.node("Identity", [x])
+    more: dict[str, Any] = {} if b.chance(0.5) else {"scale": b.pick([0.5, 1.0, 0.01])}
+    if b.chance(ODD):
+        more["is_causal"] = 1
+    others = [b.node("Tanh", [x]), b.node("Neg", [x])]
+    return b.node("Attention", [x, *others], **more)
 
 
 def matmul_of_two(b: Builder, x: str, shape: Shape) -> str:

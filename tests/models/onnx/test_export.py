@@ -26,6 +26,7 @@ from models.layers.kinds import (
     Normalize,
     Pad,
     Permute,
+    PReLU,
     ReLU,
     Reshape,
     Shift,
@@ -77,7 +78,8 @@ def everything() -> Network:
         ("avg2", AvgPool2d(kernel=2, stride=1, padding=(1, 0, 0, 1)), ("avg",)),
         ("permute", Permute(axes=(2, 0, 1)), ("avg2",)),
         ("divide", Divide(t(1, 6, 1).abs() + 0.5), ("permute",)),
-        ("leaky", LeakyReLU(slope=0.2), ("divide",)),
+        ("prelu", PReLU(t(1, 6, 1).abs().clamp_max(1.0)), ("divide",)),
+        ("leaky", LeakyReLU(slope=0.2), ("prelu",)),
     ]  # fmt: skip
     size = int(np.prod(_shape_after(rows, (3, 8, 9))))
     rows += [

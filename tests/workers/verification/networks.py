@@ -36,6 +36,7 @@ from models.layers.kinds import (
     Normalize,
     Pad,
     Permute,
+    PReLU,
     ReLU,
     Reshape,
     Shift,
@@ -96,7 +97,12 @@ class Builder:
         per_channel = (self.shape[0], *([1] * (len(self.shape) - 1)))
         made = (
             ReLU,
-            lambda: LeakyReLU(slope=0.1),
+            # No draw of its own: networks of known seeds keep their shapes.
+            lambda: (
+                LeakyReLU(slope=0.1)
+                if len(self.rows) % 2
+                else PReLU(torch.linspace(0, 1, self.shape[0]).reshape(per_channel))
+            ),
             lambda: Clip(low=-0.3, high=0.8),
             lambda: Clip(high=0.5) if self.random.integers(2) else Clip(low=0.1),
             Sigmoid,
@@ -297,7 +303,7 @@ def _magnitude(layer: Layer, inputs: list[Tensor], unit: float) -> tuple[Tensor,
         return torch.full((1,), KERNEL_ERROR / unit, dtype=torch.float64), 1
     if isinstance(layer, Softplus):
         return SOFTPLUS_ERROR / unit + inputs[0].clamp_min(0.0), 1
-    if isinstance(layer, LeakyReLU):
+    if isinstance(layer, LeakyReLU | PReLU):
         return layer(inputs[0]).abs() * (inputs[0] < 0), 1
     return torch.zeros(1, dtype=torch.float64), 0
 

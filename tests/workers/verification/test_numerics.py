@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.layers.activations import AtLeast, AtMost, Clip, ReLUTheta
-from models.layers.kinds import Layer, LeakyReLU, Linear, ReLU
+from models.layers.kinds import Layer, LeakyReLU, Linear, PReLU, ReLU
 from models.network import Network
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.linear_form import LinearForm
@@ -93,6 +93,7 @@ LAYERS: tuple[Layer, ...] = (
     ReLU(),
     LeakyReLU(slope=0.3),
     LeakyReLU(slope=0.01),
+    PReLU(torch.tensor(0.3)),
     Clip(low=0.0, high=3 * ULP),
     Clip(low=-2 * ULP, high=ULP),
     AtLeast(torch.tensor([ULP])),
@@ -115,8 +116,9 @@ def test_lines_over_denormal_boxes_keep_their_side(
         exact = z.double()
         if isinstance(layer, ReLU):
             value = exact.clamp_min(0)
-        elif isinstance(layer, LeakyReLU):
-            value = torch.where(exact > 0, exact, layer.slope * exact)
+        elif isinstance(layer, LeakyReLU | PReLU):
+            slope = torch.as_tensor(layer.slope).detach().double()
+            value = torch.where(exact > 0, exact, slope * exact)
         else:
             value = clamp(layer, exact)
         above = lines.upper_slope.double() * exact + lines.upper_intercept.double()

@@ -138,7 +138,10 @@ def _centre(layer: Centre, shape: tuple[int, ...]) -> Affine:
     A mean as a sum meets n + 2 roundings. One that is updated, m <- m + (x - m) / k, is off by at
     most (n + 3 log n + 6) u times the mean of |x|: each step rounds by u (|m| + 3 |x - m| / k),
     which is k / n of that in the end, and k |m| is at most the sum of the first k |x|. Means of
-    parts that are joined are off by less: their parts are shorter.
+    parts that are joined are off by less: their parts are shorter. What is left pays for the
+    difference, or, for n >= 2, for u |x| + 3 u |m| of two products that are subtracted in its place
+    (``layers.smooth.standardize``): it is over 5.9 u times the mean of |x|, which for n = 2 is at
+    least |x| / 2, and for n > 2 there are over 6 u |x| beside.
     """
     axes = tuple(layer.batched_axes())
     count = math.prod(shape[axis - 1] for axis in axes)

@@ -1,4 +1,4 @@
-"""ReLU and LeakyReLU: max(z, slope z) for 0 <= slope < 1."""
+"""ReLU, LeakyReLU and PReLU: max(z, slope z) for 0 <= slope <= 1, one slope or several."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.layers.base import Layer
-from models.layers.kinds import LeakyReLU, ReLU
+from models.layers.kinds import LeakyReLU, PReLU, ReLU
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.exact import EXACT, ONE_ROUNDING
@@ -39,7 +39,7 @@ def _relu_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) 
 
 def _leaky_forward(step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
     (state,) = inputs
-    layer = step.layer(LeakyReLU)
+    layer = step.layer(Layer)
     once = rounding.single_operation
     tiny = 4 * rounding.underflow
     centre = layer(state.centre)
@@ -70,14 +70,22 @@ def _relu_slopes(layer: ReLU, centre: Tensor, lower: Tensor, upper: Tensor) -> T
     return _rising(centre, upper)
 
 
-def _leaky_slopes(layer: LeakyReLU, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+def _slope(layer: LeakyReLU | PReLU, like: Tensor) -> float | Tensor:
+    """The slope below 0: one number, or float32 numbers, exactly, that broadcast."""
+    if isinstance(layer, LeakyReLU):
+        return layer.slope
+    return layer.slope.detach().to(device=like.device, dtype=like.dtype)
+
+
+def _leaky_slopes(layer: LeakyReLU | PReLU, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """alpha + (1 - alpha) times ReLU's slope: phi(t) = alpha t + (1 - alpha) max(t, 0)."""
-    slope = _rising(centre, upper).mul_(1.0 - layer.slope).add_(layer.slope)
+    below = _slope(layer, centre)
+    slope = _rising(centre, upper).mul_(1.0 - below).add_(below)
     slope.mul_(up(7, centre.dtype))
     return slope.clamp_(MIN_SLOPE, 1.0)
 
 
-def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tensor:
+def lower_slopes(lower: Tensor, upper: Tensor, least: float | Tensor, rule: str) -> Tensor:
     """Slope of the line through the origin below a (leaky) ReLU on unstable [lower, upper].
 
     ``crown``: 1 where u > -l, else the least slope (Zhang et al. 2018, adaptive). ``cap``: the
@@ -85,22 +93,29 @@ def lower_slopes(lower: Tensor, upper: Tensor, least: float, rule: str) -> Tenso
     """
     if rule == "cap":
         chord = (upper - least * lower) / nonzero(upper - lower)
-        return chord.clamp(least, 1.0)
+        return _between(chord, least)
     one = torch.ones_like(upper)
     return torch.where(upper > -lower, one, least * one)
 
 
+def _between(slope: Tensor, least: float | Tensor) -> Tensor:
+    """Within [least, 1]."""
+    if isinstance(least, Tensor):
+        return torch.maximum(slope, least).clamp_max(1.0)
+    return slope.clamp(least, 1.0)
+
+
 def _lines(
-    lower: Tensor, upper: Tensor, least: float, rule: str, rounding: Rounding
+    lower: Tensor, upper: Tensor, least: float | Tensor, rule: str, rounding: Rounding
 ) -> LinearRelaxation:
-    """max(z, least z) for 0 <= least < 1."""
+    """max(z, least z) for 0 <= least <= 1. Free slopes keep to the largest of several ``least``."""
     one = torch.ones_like(upper)
     unstable = (lower < 0) & (upper > 0)
     active = lower >= 0
     width = torch.where(unstable, upper - lower, one)
     chord = torch.where(unstable, (upper - least * lower) / width, one)
     # The rounded slope is taken as it is: for any slope the line above must be above both ends.
-    chord = chord.clamp(least, 1.0)
+    chord = _between(chord, least)
     above_low = (least - chord) * lower
     above_high = (1.0 - chord) * upper
     lost = slack(lower.abs() + upper.abs(), 6 * rounding.own, rounding)
@@ -112,12 +127,13 @@ def _lines(
     zero = torch.zeros_like(upper)
     lower_intercept = None
     upper_intercept = torch.where(unstable, intercept, zero)
-    if least > 0.0:
+    highest = float(torch.as_tensor(least).max())
+    if highest > 0.0:
         lost = rounding.single_operation * lower.clamp_max(0.0).abs()
         lost = lost + 4 * rounding.underflow
         upper_intercept = upper_intercept + torch.where(lower < 0, lost, zero)
         lower_intercept = -torch.where(lower < 0, lost, zero)
-    return LinearRelaxation(low, lower_intercept, slope, upper_intercept, unstable, least)
+    return LinearRelaxation(low, lower_intercept, slope, upper_intercept, unstable, highest)
 
 
 def _relu_lines(
@@ -127,18 +143,20 @@ def _relu_lines(
 
 
 def _leaky_lines(
-    layer: LeakyReLU, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
+    layer: LeakyReLU | PReLU, lower: Tensor, upper: Tensor, rule: str, rounding: Rounding
 ) -> LinearRelaxation:
-    return _lines(lower, upper, layer.slope, rule, rounding)
+    return _lines(lower, upper, _slope(layer, lower), rule, rounding)
 
 
 def _relu_sides(layer: ReLU, lower: Tensor, upper: Tensor, rounding: Rounding) -> TwoLines:
     return TwoLines(0.0, 1.0)
 
 
-def _leaky_sides(layer: LeakyReLU, lower: Tensor, upper: Tensor, rounding: Rounding) -> TwoLines:
+def _leaky_sides(
+    layer: LeakyReLU | PReLU, lower: Tensor, upper: Tensor, rounding: Rounding
+) -> TwoLines:
     error = slack(lower.clamp_max(0.0).abs(), rounding.single_operation, rounding)
-    return TwoLines(layer.slope, 1.0, error + 4 * rounding.underflow)
+    return TwoLines(_slope(layer, lower), 1.0, error + 4 * rounding.underflow)
 
 
 def crosses_zero(layer: Layer, boxes: list[Box]) -> Tensor:
@@ -147,7 +165,19 @@ def crosses_zero(layer: Layer, boxes: list[Box]) -> Tensor:
     return (lower < 0) & (upper > 0)
 
 
+_LEAKY = LayerRules(
+    forward=_leaky_forward,
+    ball=ONE_ROUNDING,
+    slopes=_leaky_slopes,
+    relax=_leaky_lines,
+    two_lines=_leaky_sides,
+    open=crosses_zero,
+    kink_at_zero=True,
+    slopes_in_unit_interval=True,
+)
 RULES: dict[type[Layer], LayerRules] = {
+    LeakyReLU: _LEAKY,
+    PReLU: _LEAKY,
     ReLU: LayerRules(
         forward=_relu_forward,
         ball=EXACT,
@@ -158,15 +188,5 @@ RULES: dict[type[Layer], LayerRules] = {
         kink_at_zero=True,
         slopes_in_unit_interval=True,
         splits=True,
-    ),
-    LeakyReLU: LayerRules(
-        forward=_leaky_forward,
-        ball=ONE_ROUNDING,
-        slopes=_leaky_slopes,
-        relax=_leaky_lines,
-        two_lines=_leaky_sides,
-        open=crosses_zero,
-        kink_at_zero=True,
-        slopes_in_unit_interval=True,
     ),
 }

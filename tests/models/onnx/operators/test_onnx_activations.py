@@ -166,6 +166,22 @@ def test_slopes_below_zero_of_any_size_are_what_onnx_runtime_computes(slopes: An
     assert np.array_equal(network(torch.from_numpy(x)).detach().numpy(), expected)
 
 
+def test_slopes_from_0_to_1_are_one_layer_that_moves_nothing_apart() -> None:
+    """In place of two ReLUs, whose moves would add up to 1 and the largest slope."""
+    for slopes, expected in (([0.0, 1.0, 0.25], "prelu"), ([0.5, 0.5, 0.5], "leaky-relu")):
+        constants = {"slopes": np.array(slopes, np.float32).reshape(3, 1), "w": normal(0, 3, 2)}
+        nodes = [
+            node("PRelu", ["x", "slopes"], ["a"]),
+            *(node("GlobalMaxPool", ["a"], ["p"]), node("Flatten", ["p"], ["f"])),
+            node("MatMul", ["f", "w"], ["y"]),
+        ]
+        network = assert_agrees(graph_of(nodes, (3, 4), constants).SerializeToString())
+        assert kinds(network)[0] == expected
+    both = [node("PRelu", ["x", "slopes"], ["y"])]
+    steep = {"slopes": np.array([[0.5], [1.5], [-0.5]], np.float32)}
+    assert "prelu" not in kinds(assert_agrees(flattened(both, (3, 4), steep)))
+
+
 def test_relu_theta_is_recognised() -> None:
     nodes = [node("Relu", ["x"], ["r"]), node("Min", ["r", "theta"], ["y"])]
     theta = np.abs(normal(0, 2, 3, 4))

@@ -15,6 +15,7 @@ from models.layers.activations import (
     AtMost,
     Clip,
     MaxMin,
+    PReLU,
     ReLUTheta,
     Sigmoid,
     Softplus,
@@ -73,7 +74,7 @@ SHAPE = (4, 8, 8)
 #: After the first convolution.
 INNER = (4, 6, 6)
 #: Layers of uploaded files alone.
-UNTRAINED = {Centre, Multiply, Divide, Power, Product, Softmax, Sort, Standardize}
+UNTRAINED = {Centre, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize}
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.
 BALL_ALONE = {Abs, L2Pool2d}
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta
-from models.layers.kinds import Layer, LeakyReLU, ReLU
+from models.layers.kinds import Layer, LeakyReLU, PReLU, ReLU
 from models.network import Network
 from tests.extent import examples, part
 from tests.workers.verification.bounds.masked_maps import masked_case, random_map
@@ -75,6 +75,7 @@ ACTIVATIONS: list[Layer] = [
     ReLU(),
     LeakyReLU(slope=0.2),
     LeakyReLU(slope=0.0),
+    PReLU(torch.linspace(0, 1, 4000)),
     Clip(low=-0.5, high=1.0),
     Clip(high=0.3),
     Clip(low=0.1),

@@ -13,6 +13,7 @@ from models.layers.activations import (
     AtMost,
     Clip,
     MaxMin,
+    PReLU,
     ReLUTheta,
     Sigmoid,
     Softplus,
@@ -81,6 +82,10 @@ CASES: dict[str, Callable[[], Branches]] = {
     "relu-theta": lambda: one(ReLUTheta(torch.tensor([[0.4]]))),
     "at-least": lambda: one(AtLeast(torch.linspace(0, 1, 4)[:, None, None])),
     "at-most": lambda: one(AtMost(torch.linspace(0, 1, 5))),
+    "prelu": lambda: [
+        ("m", Multiply(spread(19)), ("input",)),
+        ("z", PReLU(torch.linspace(0, 1, 4)[:, None, None]), ("m",)),
+    ],
     "sigmoid": lambda: one(Sigmoid()),
     "tanh": lambda: one(Tanh()),
     "softplus": lambda: [

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
-from models.layers.kinds import Layer, LeakyReLU, ReLU
+from models.layers.kinds import Layer, LeakyReLU, PReLU, ReLU
 from tests.extent import examples
 from tests.workers.verification.layers.boxes import DTYPES, boxes, grid
 from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
@@ -33,6 +33,7 @@ THETA = torch.tensor(1.25)
 TRIED: list[Layer] = [
     ReLU(),
     LeakyReLU(slope=0.1),
+    PReLU(torch.tensor(0.3)),
     Clip(),
     Clip(low=-0.5, high=0.75),
     Clip(low=0.3, high=0.3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import NodeProto, helper
 from torch import Tensor
 
 from models.layers.kinds import Layer, Linear
@@ -101,6 +102,17 @@ def normalised(x: Floats, way: Callable[[Floats], tuple[Floats, Floats]], eps: f
     return result
 
 
+def in_products(x: Floats, way: Callable[[Floats], tuple[Floats, Floats]], eps: float) -> Floats:
+    """c x - c m with c = 1 / s, as InstanceNormalization and nodes in parts compute it; the mean
+    that is taken away is another one than the variance's."""
+    with np.errstate(all="ignore"):
+        _, variance = way(x)
+        mean, _ = (updated if way is not updated else one_pass)(x)
+        factor = f32(1) / np.sqrt(variance + f32(eps))
+        result: Floats = x * factor[:, None] + (f32(0) - mean * factor)[:, None]
+    return result
+
+
 def rows_of_numbers(random: np.random.Generator, count: int, size: int) -> Floats:
     """Means and deviations of all sizes; single spikes, two values, sorted, constant, denormal."""
     z = random.standard_normal((count, size))
@@ -149,11 +161,75 @@ def test_no_way_of_computing_a_variance_leaves_the_enclosure(
         moved[off] = x[off]
         results = [deployed(moved)]
         results += [normalised(moved, way, eps) for way in (WAYS if native else [two_passes])]
+        if native and size > 1:
+            results += [in_products(moved, way, eps) for way in WAYS]
         for result in results:
             y = torch.from_numpy(result).to(F64)
             inside = (y >= found.lower) & (y <= found.upper)
             inside &= ((y - found.centre).norm(dim=1) <= found.radius)[:, None]
             assert bool(inside[found.valid].all())
+
+
+def in_parts_of(*, of_squares: bool) -> list[NodeProto]:
+    """x c + (0 - m c), c = 1 / sqrt(variance + eps)."""
+    node = helper.make_node
+    numbers = "x" if of_squares else "d"
+    less = [node("Mul", ["m", "m"], ["mm"]), node("Sub", ["q", "mm"], ["v"])]
+    return [
+        node("ReduceMean", ["x"], ["m"], axes=[-1], keepdims=1),
+        *([] if of_squares else [node("Sub", ["x", "m"], ["d"])]),
+        node("Mul", [numbers, numbers], ["s"]),
+        node("ReduceMean", ["s"], ["q"], axes=[-1], keepdims=1),
+        *(less if of_squares else []),
+        node("Add", ["v" if of_squares else "q", "eps"], ["e"]),
+        *(node("Sqrt", ["e"], ["r"]), node("Reciprocal", ["r"], ["c"])),
+        *(node("Neg", ["m"], ["n"]), node("Mul", ["n", "c"], ["o"])),
+        *(node("Mul", ["x", "c"], ["p"]), node("Add", ["p", "o"], ["y"])),
+    ]
+
+
+@given(
+    size=st.sampled_from([2, 3, 5, 16, 64, 256]),
+    form=st.sampled_from(["instance", "groups", "squares", "differences"]),
+    eps=st.sampled_from([1e-5, 1e-12, 1e-2]),
+    wide=st.sampled_from([0.0, 1e-6, 1e-2, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=examples(40), deadline=None)
+@torch.no_grad()
+def test_groups_and_parts_stay_in_their_enclosures(
+    size: int, form: str, eps: float, wide: float, seed: int
+) -> None:
+    """Two groups of one sample, by operators and in nodes, with ONNX Runtime as the judge."""
+    random = np.random.default_rng(seed)
+    scale = random.choice([-3.0, 1.0, 2.0**-30, 2.0**30, 0.0], 2).astype(f32)
+    shift = (random.choice([0.0, 1.0, 100.0]) * random.standard_normal(2)).astype(f32)
+    constants: dict[str, NDArray[Any]] = {"scale": scale, "shift": shift, "eps": f32([eps])}
+    inputs = ["x", "scale", "shift"]
+    nodes = in_parts_of(of_squares=form == "squares")
+    if form == "instance":
+        nodes = [helper.make_node("InstanceNormalization", inputs, ["y"], epsilon=eps)]
+    if form == "groups":
+        more = {"epsilon": eps, "num_groups": 2}
+        nodes = [helper.make_node("GroupNormalization", inputs, ["y"], **more)]
+    nodes.append(helper.make_node("Reshape", ["y", "flat"], ["z"]))
+    constants["flat"] = np.array([-1, 2 * size])
+    opset = 18 if form == "groups" else 13
+    data = graph_of(nodes, (2, size), constants, opset=opset, output="z").SerializeToString()
+    network = import_onnx_bytes(data)
+    deployed = OnnxRuntimeModel(data, (2, size))
+    x = rows_of_numbers(random, 24, size).reshape(12, 2, size)
+    found = enclosure(network, torch.from_numpy(x), wide, torch.float64)
+    assert found.lower is not None
+    assert found.upper is not None
+    for _ in range(4):
+        moved = (x + random.uniform(-wide, wide, x.shape)).astype(f32)
+        off = np.abs(moved.astype(np.float64) - x) > wide
+        moved[off] = x[off]
+        y = torch.from_numpy(deployed(moved)).to(F64)
+        inside = (y >= found.lower) & (y <= found.upper)
+        inside &= ((y - found.centre).norm(dim=1) <= found.radius)[:, None]
+        assert bool(inside[found.valid].all())
 
 
 def test_enough_is_claimed_where_the_variance_is_no_difference() -> None:
@@ -267,11 +343,15 @@ def test_rows_are_near_what_is_there_in_small_boxes(native: bool, dtype: torch.d
     assert 0.0 < lost[1] < lost[0] / 8
 
 
+@pytest.mark.parametrize("parts", [False, True])
 @pytest.mark.parametrize(("size", "seed"), [(3, 0), (3, 1), (64, 0), (257, 2)])
 @torch.no_grad()
-def test_an_operator_and_nodes_beside_it_round_their_means_apart(size: int, seed: int) -> None:
+def test_an_operator_and_nodes_beside_it_round_their_means_apart(
+    size: int, seed: int, parts: bool
+) -> None:
     """x less its mean by nodes, less s times what the operator makes of x, for its deviation s: in
     real arithmetic 0, where the first number is the mean; deployed each mean has its own last bits.
+    So have the products in which parts take the very same mean off.
     """
     random = np.random.default_rng(seed)
     x = (30 + 10 * random.standard_normal(size)).astype(f32)
@@ -279,14 +359,22 @@ def test_an_operator_and_nodes_beside_it_round_their_means_apart(size: int, seed
     weight = np.zeros((2 * size, 2), f32)
     weight[0, 0], weight[size, 0] = 1.0, -math.sqrt(float(x.astype(np.float64).var()) + 1.0)
     node = helper.make_node
+    operator = node("LayerNormalization", ["x", "scale"], ["l"], axis=-1, epsilon=1.0)
+    written = [
+        node("Mul", ["d", "d"], ["q"]),
+        node("ReduceMean", ["q"], ["v"], axes=[-1], keepdims=1),
+        *(node("Add", ["v", "one"], ["e"]), node("Sqrt", ["e"], ["r"])),
+        *(node("Reciprocal", ["r"], ["f"]), node("Mul", ["x", "f"], ["p"])),
+        *(node("Mul", ["m", "f"], ["o"]), node("Sub", ["p", "o"], ["l"])),
+    ]
     nodes = [
         node("ReduceMean", ["x"], ["m"], axes=[-1], keepdims=1),
         node("Sub", ["x", "m"], ["d"]),
-        node("LayerNormalization", ["x", "scale"], ["l"], axis=-1, epsilon=1.0),
+        *(written if parts else [operator]),
         node("Concat", ["d", "l"], ["c"], axis=1),
         node("Gemm", ["c", "w"], ["y"]),
     ]
-    constants = {"scale": np.ones(size, f32), "w": weight}
+    constants = {"scale": np.ones(size, f32), "w": weight, "one": np.array(1, f32)}
     data = graph_of(nodes, (size,), constants, opset=17).SerializeToString()
     compiled = CompiledNetwork.compile(import_onnx_bytes(data))
     region = Region(torch.from_numpy(x[None]), torch.zeros(1, dtype=F64), "linf", False)

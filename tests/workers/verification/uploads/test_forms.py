@@ -47,6 +47,72 @@ def lines() -> bytes:
     return graph_of(nodes, (2, 8), constants).SerializeToString()
 
 
+def normalised(*nodes: Any, opset: int = 21) -> bytes:
+    """Numbers h [4, 3] normalised to n by the nodes, and a dense layer behind a ReLU."""
+    constants = {
+        "w": normal(0, 8, 12),
+        "v": normal(3, 12, 3),
+        "view": np.array([-1, 4, 3]),
+        "scale": normal(4, 4),
+        "shift": normal(5, 4),
+        "per group": normal(6, 2),
+        "gain": normal(4, 4, 1),
+        "bias": normal(5, 4, 1),
+        "slopes": normal(7, 4, 1) ** 2 / 8,
+        "one": np.float32(1),
+        "eps": np.float32(1e-3),
+        "axes": np.array([2]),
+        "first": np.array([1]),
+    }
+    whole = [
+        node("MatMul", ["x", "w"], ["f"]),
+        node("Reshape", ["f", "view"], ["h"]),
+        *nodes,
+        *(node("PRelu", ["n", "slopes"], ["r"]), node("Flatten", ["r"], ["g"])),
+        node("MatMul", ["g", "v"], ["y"]),
+    ]
+    arrays = {name: np.asarray(value) for name, value in constants.items()}
+    return graph_of(whole, (8,), arrays, opset=opset).SerializeToString()
+
+
+def in_parts() -> list[Any]:
+    """As Keras writes GroupNormalization: E[h^2] - m^2, and one factor for numbers and mean."""
+    return [
+        node("ReduceMean", ["h", "axes"], ["m"], keepdims=1),
+        *(node("Mul", ["h", "h"], ["s"]), node("ReduceMean", ["s", "axes"], ["q"], keepdims=1)),
+        *(node("Mul", ["m", "m"], ["mm"]), node("Sub", ["q", "mm"], ["var"])),
+        *(node("Add", ["var", "eps"], ["e"]), node("Sqrt", ["e"], ["root"])),
+        *(node("Div", ["one", "root"], ["i"]), node("Mul", ["i", "gain"], ["c"])),
+        *(node("Neg", ["m"], ["minus"]), node("Mul", ["minus", "c"], ["o"])),
+        *(node("Add", ["o", "bias"], ["b"]), node("Mul", ["h", "c"], ["p"])),
+        node("Add", ["p", "b"], ["n"]),
+    ]
+
+
+def by_root_mean_squares() -> list[Any]:
+    """h times the reciprocal of its root mean square, as torch's newer exporter writes it."""
+    return [
+        *(node("Mul", ["h", "h"], ["s"]), node("ReduceMean", ["s", "axes"], ["q"], keepdims=1)),
+        *(node("Add", ["q", "eps"], ["e"]), node("Sqrt", ["e"], ["root"])),
+        *(node("Reciprocal", ["root"], ["i"]), node("Mul", ["h", "i"], ["z"])),
+        node("Mul", ["z", "gain"], ["n"]),
+    ]
+
+
+def attended() -> list[Any]:
+    """h as queries, keys and values of one head, by the operator of opset 23."""
+    return [
+        node("Unsqueeze", ["h", "first"], ["one head"]),
+        *(node("Tanh", ["one head"], ["keys"]), node("Neg", ["one head"], ["values"])),
+        node("Attention", ["one head", "keys", "values"], ["a"]),
+        node("Squeeze", ["a", "first"], ["n"]),
+    ]
+
+
+def by_groups(scale: str, shift: str) -> Any:
+    return node("GroupNormalization", ["h", scale, shift], ["n"], num_groups=2, epsilon=1e-3)
+
+
 def dense(*end: Any, outputs: Any, classes: int) -> bytes:
     """Two dense layers with scores ``l`` and the nodes behind them."""
     constants = {"w": normal(0, 6, 8), "v": normal(1, 8, classes), "b": normal(2, classes)}
@@ -81,6 +147,18 @@ FORMS: dict[str, tuple[bytes, Any]] = {
     "class number": (dense(*ARGMAX, outputs=[labels_and_maps()[0]], classes=3), label),
     "one score": (dense(*SIGMOID, outputs=[floats("p", "N", 1)], classes=1), above_half),
     "scikit-learn": (linear_classifier(), label),
+    "instances": (
+        normalised(node("InstanceNormalization", ["h", "scale", "shift"], ["n"]), opset=9),
+        largest("y"),
+    ),
+    "groups": (normalised(by_groups("scale", "shift")), largest("y")),
+    "groups before opset 21": (
+        normalised(by_groups("per group", "per group"), opset=18),
+        largest("y"),
+    ),
+    "normalisation in parts": (normalised(*in_parts()), largest("y")),
+    "root mean squares": (normalised(*by_root_mean_squares()), largest("y")),
+    "attention": (normalised(*attended(), opset=24), largest("y")),
     "two opposite scores": (linear_classifier(opposite=True, transform="LOGISTIC"), label),
 }
 

@@ -20,6 +20,10 @@ What the DEPLOYED network may be off by. t' are its own numbers, and s' its root
   2 u S sqrt(n V) (sqrt n + 10) by Cauchy-Schwarz, for V 2 g sqrt(E[y^2] V), beside gamma_(n+8) V
   for the sum itself; parts and their joins (2 d w (e + e'), the w sum to n) at most sqrt(3 / 2)
   times that. In two passes V is off by less than either.
+* InstanceNormalization, and nodes that compute c = gain / s' first, give c y' + (bias - c m'). That
+  rounds by c (u |y'| + 2 u |m'|) beside bias and sum. So t' is here y' - m' + e, |e| <= u |y'| +
+  3 u |m'|, which ``layers.affine`` counts for n >= 2; Q of t' moves by 7 u E[y^2]. In nodes m' may
+  be another mean than the variance's: Q moves by the square of their distance.
 All of it is at most 4 g E[y^2], g = gamma of n + 10 sqrt n + 16. E[y^2] is Q of t' and the square
 of the mean, up to g of it. So (s')^2 = (Q + eps)(1 + h), |h| <= 5 g (1 + mean^2 / (Q + eps)) for
 g <= 0.1, and 1 / s' is off by at most h / 2 + 3 h^2 / 4 of itself for |h| <= 1/2. Where h may be

@@ -119,3 +119,43 @@ def test_a_block_of_a_transformer_is_taken(symbolic: bool) -> None:
     assert {"softmax", "product", "standardize"} <= {
         network.layer(row.name).kind for row in network.nodes
     }
+
+
+def of_one(*more: str, opset: int = 23, places: int = 3, **attributes: object) -> bytes:
+    """Attention of queries [heads, places, size], of which keys (by tanh) and values are the first."""
+    constants = {"start": np.array([0]), "end": np.array([places]), "axis": np.array([2])}
+    nodes = [
+        node("Tanh", ["x"], ["t"]),
+        *(node("Slice", [name, "start", "end", "axis"], [name + "s"]) for name in ("t", "x")),
+        node("Attention", ["x", "ts", "xs", *more], ["y"], **attributes),
+    ]
+    constants["mask"] = np.zeros((4, places), np.float32)
+    return flattened(nodes, (2, 4, 5), constants, opset=opset)
+
+
+@pytest.mark.parametrize("opset", [23, 24])
+def test_the_operator_of_attention_is_read(opset: int) -> None:
+    for data in (
+        of_one(opset=opset),
+        of_one(opset=opset, scale=0.25, places=4),
+        of_one(opset=opset, scale=1.0, softcap=0.0, is_causal=0, places=1),
+    ):
+        network = assert_agrees(data, samples=3)
+        assert [row for row in network.nodes if network.layer(row.name).kind == "softmax"]
+
+
+def test_other_kinds_of_attention_are_refused_by_their_reason() -> None:
+    for data, reason in (
+        (of_one("mask"), "a mask"),
+        (of_one(is_causal=1), "is_causal"),
+        (of_one(softcap=2.0), "softcap"),
+        (of_one(scale=0.0), "scales"),
+        (of_one(scale=3.0), "scales"),
+        (of_one(softmax_precision=10), "softmax_precision"),
+        (of_one(opset=25), "opset"),
+    ):
+        with pytest.raises(ModelError, match=reason):
+            import_onnx_bytes(data)
+    whole = [node("Attention", ["x", "x", "x"], ["y"], q_num_heads=1, kv_num_heads=1)]
+    with pytest.raises(ModelError, match="heads, places, size"):
+        import_onnx_bytes(flattened(whole, (4, 5), opset=23))

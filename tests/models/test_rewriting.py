@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.chains import with_whole_sums
 from models.layers.base import Layer
 from models.layers.kinds import Abs, Add, Conv2d, Linear, Reshape
 from models.network import INPUT, Network
@@ -72,6 +73,10 @@ def test_wide_sums_become_the_same_map_of_few_terms(
     assert torch.allclose(again.double()(x.double()), expected, atol=1e-12 * size)
     deployed = torch.from_numpy(OnnxRuntimeModel(file, shape)(x.numpy())).double()
     assert torch.allclose(deployed, expected, atol=1e-5 * size)
+    # What gradients are taken of is the plain form again.
+    plain = with_whole_sums(again.float())
+    assert plain.largest <= network.largest + 16
+    assert torch.allclose(plain.double()(x.double()), expected, atol=1e-12 * size)
     # Each is one map for the verifier, and rounds less often than one sum would.
     before, after = (
         [step.op for step in CompiledNetwork.compile(n, norms=False).steps]

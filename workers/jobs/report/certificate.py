@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+from torch import Tensor
 
 from check.bounds import ball_radius, growth, interval_margin
 from check.file import MAX_BYTES, Unreadable, digest_of, sealed
@@ -173,8 +174,8 @@ def _layers(network: Network) -> tuple[list[Row], Tensors] | None:
     while place < len(network.nodes):
         node, chain = network.nodes[place], chain_at(network, place)
         if chain is not None and node.inputs == (before,):
-            place, row, held = _summed(network, chain)
-            rows.append(row)
+            place, made, held = _summed(network, chain)
+            rows.append(made)
             tensors |= held
             before, shape = network.nodes[place].name, network.nodes[place].shape
             place += 1
@@ -209,7 +210,7 @@ def _summed(network: Network, chain: Chain) -> tuple[int, Row, Tensors]:
     nodes, name, last = network.nodes, network.nodes[chain.last].name, chain.last
     row: Row = {"name": name, "kind": "summed", "levels": [*chain.levels], "flat": chain.flat}
     row |= {key: chain.conv.config()[key] for key in ("stride", "padding", "dilation")}
-    found = {"weight": chain.conv.weight, "bias": chain.conv.bias}
+    found: dict[str, Tensor | None] = {"weight": chain.conv.weight, "bias": chain.conv.bias}
     after = network.layer(nodes[last + 1].name) if last + 1 < len(nodes) else None
     alone = sum(node.inputs.count(name) for node in nodes) == 1
     out = nodes[last].shape[0]

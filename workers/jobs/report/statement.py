@@ -31,8 +31,9 @@ _ONE_ROW = " It holds for batch 1: the file runs one input at a time."
 _ROWS = " It holds for every row of a batch of {batch}, the only size that the file takes."
 _REWRITTEN = (
     " It is about the file {id}, which is NOT the uploaded one: this service made it of the upload "
-    "{upload} by writing wide sums as sums of partial sums, with any order inside each operator. "
-    "Of the uploaded file nothing is guaranteed: deploy the rewritten one, GET /models/{id}/onnx."
+    "{upload}, wide sums written as sums of partial sums, and the order of summation is any inside "
+    "each of its operators. Of the uploaded file nothing is guaranteed: deploy the rewritten one, "
+    "GET /models/{id}/onnx."
 )
 _LIMITS = (
     "Nothing is said about inputs farther away, about other kinds of change ({changes}), about "

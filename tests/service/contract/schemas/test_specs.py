@@ -16,6 +16,7 @@ from service.contract.near_names import did_you_mean
 from service.contract.schemas.epsilons import epsilon_text, parse_epsilon
 from service.contract.schemas.parsing import parse_model
 from service.contract.schemas.problems import InvalidInput, Problem
+from service.contract.schemas.property_spec import PropertySpec
 from service.contract.schemas.submissions import Spec
 from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.contract.settings import Settings
@@ -112,6 +113,11 @@ def test_a_slip_in_one_of_a_few_words_names_the_word(change: dict[str, object], 
         )
     assert told in str(caught.value)
     assert caught.value.field == f"spec.{next(iter(change))}"
+
+
+def test_a_property_has_no_summation() -> None:
+    with pytest.raises(InvalidInput, match="summation has no meaning for a property"):
+        parse_model(PropertySpec, {"summation": "partial-sums"}, field="spec", code="invalid_spec")
 
 
 def test_a_training_does_not_rewrite_what_it_made() -> None:

@@ -47,7 +47,7 @@ def growth(network: Network, x: Samples) -> Growth:
     offset, cap = np.zeros(len(x)), np.full(len(x), np.inf)
     for _, layer in network.layers[:-1]:
         if isinstance(layer, Affine):
-            size, mine = euclidean(centre), deployed(layer.terms) + own(layer.terms)
+            size, mine = euclidean(centre), deployed(layer.terms) + own(layer.steps)
             # Partial sums are at most | |W| | |z'| + |b|, numbers inside gain |z'| + shift.
             most = ceiling(layer.terms)
             reach = (most - layer.bias_norm) / max(layer.absolute, ETA)
@@ -62,7 +62,7 @@ def growth(network: Network, x: Samples) -> Growth:
             slope = max(slope * factor * UP, ETA)
         centre = layer.apply(centre)
     head, centre = network.head, centre.reshape(len(x), -1)
-    mine = deployed(head.terms) + own(head.terms)
+    mine = deployed(head.terms) + own(head.steps)
     error = mine * (head.upper(np.abs(centre)) + head.magnitude) + UNDERFLOW * (head.terms + 1)
     return Growth(centre, slope, offset, cap, head.apply(centre), error * UP)
 
@@ -123,7 +123,7 @@ def interval_margin(
         largest, most = (size + half).reshape(len(x), -1).max(1) * UP, ceiling(layer.terms)
         valid &= (largest * layer.row_sum + layer.largest_bias) * UP < most
         valid &= (largest * layer.gain + layer.shift) * UP < most
-        ours, theirs = own(layer.terms), deployed(layer.terms)
+        ours, theirs = own(layer.steps), deployed(layer.terms)
         lost = (ours + theirs) * layer.magnitude + UNDERFLOW * (layer.terms + 1)
         if layer is network.head:
             break
@@ -135,7 +135,7 @@ def interval_margin(
     least = np.full(len(x), np.inf)
     for j in range(network.classes):
         moved = np.einsum("ij,ij->i", np.abs(head.weight[labels] - head.weight[j]), half)
-        moved = moved * (UP + own(head.terms)) + lost[order, labels] + lost[:, j]
+        moved = moved * (UP + own(head.steps)) + lost[order, labels] + lost[:, j]
         margin = logits[order, labels] - logits[:, j] - moved * (UP + SPARE * spare) - network.lead
         least = np.where(labels == j, least, np.minimum(least, margin))
     sure = valid & np.isfinite(least) & (least > ETA)

@@ -1,9 +1,9 @@
 """The network: a chain of layers from the sample to the logits, the last one a dense map.
 
 An affine layer y = W x + b is held in float64 with what its deployed float32 evaluation may add:
-``terms`` roundings on the way to one output, of a magnitude of at most |W| |x| + |b|; numbers held
-inside are at most gain * max |x| + shift. All other layers are exact in float32, monotone, and move
-no farther (l2) than their input: ReLU, MaxMin, views.
+``terms`` roundings on the way to one output (``steps`` in the evaluation here), of a magnitude of
+at most |W| |x| + |b|; numbers held inside are at most gain * max |x| + shift. All other layers are
+exact in float32, monotone, and move no farther (l2) than their input: ReLU, MaxMin, views.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Affine(Layer):
 
     def __init__(self, linear: Map, norms: Norms, weight: Array, bias: Array, ends: Ends) -> None:
         super().__init__(lambda x: linear(x, weight) + bias, ends[1])
-        self.linear, self.norms, self.weight, self.terms = linear, norms, weight, weight[0].size + 2
+        self.linear, self.norms, self.weight = linear, norms, weight
+        self.terms = self.steps = weight[0].size + 2
         self.size, self.magnitude = np.abs(weight), np.abs(bias)
         self.gain = self.shift = self.norm = self.absolute = 0.0
         self.bias_norm = float(euclidean(np.broadcast_to(self.magnitude, ends[1])[None])[0])
@@ -55,7 +56,7 @@ class Affine(Layer):
 
     def upper(self, x: Array) -> Array:
         """|W| x for x >= 0, rounded up."""
-        return self.linear(x, self.size) * (UP + own(self.terms))
+        return self.linear(x, self.size) * (UP + own(self.steps))
 
 
 class Network:
@@ -82,7 +83,8 @@ class Network:
             current = layer.out_shape
             self.layers.append((row["name"], layer))
         head = self.layers[-1][1]
-        need(kind == "linear" and 2 <= current[0] <= 2**14, "it ends in no dense layer")
+        dense = isinstance(head, Affine) and head.weight.ndim == 2 and len(current) == 1
+        need(dense and 2 <= current[0] <= 2**14, "it ends in no dense layer")
         assert isinstance(head, Affine)
         self.head, self.classes = head, current[0]
         sizes = [max(layer.patches, math.prod(layer.out_shape)) for _, layer in self.layers]
@@ -124,8 +126,33 @@ def _weight(row: dict[str, Any], tensors: Tensors, axes: int) -> tuple[Array, Ar
 def _linear(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
     weight, bias = _weight(row, tensors, 2)
     need(shape == weight.shape[1:], "a dense layer does not fit what comes before it")
+    return _dense(shape, weight, bias)
+
+
+def _dense(shape: Shape, weight: Array, bias: Array) -> Affine:
     norms = lambda: (largest_norm(weight[None]), largest_norm(np.abs(weight)[None]))  # noqa: E731
-    return Affine(lambda x, w: x @ w.T, norms, weight, bias, (shape, weight.shape[:1]))
+    apply = lambda x, w: x.reshape(len(x), -1) @ w.T  # noqa: E731
+    return Affine(apply, norms, weight, bias, (shape, weight.shape[:1]))
+
+
+def _summed(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
+    """In groups of channels, whose results are summed level by level: one map of all channels. A
+    product meets its own rounding, those of its group and of each level, and the bias."""
+    weight, levels = _tensor(tensors, row["weight"], 4), _sizes(row["levels"])
+    groups = math.prod(levels)
+    fits = len(shape) == 3 and shape[0] == groups * weight.shape[1] and not len(weight) % groups
+    need(fits, "partial sums do not fit what comes before them")
+    parts = np.stack(np.split(weight, groups), 1)
+    together = parts.reshape(len(parts), shape[0], *weight.shape[2:])
+    bias = np.zeros(len(parts)) if row["bias"] is None else _tensor(tensors, row["bias"], 1)
+    need(bias.shape == together.shape[:1], "a bias does not fit its partial sums")
+    layer = _windows(row, shape, together, bias[:, None, None], 1)
+    if row["flat"] is True:
+        one = layer.out_shape[1:] == shape[1:] == weight.shape[2:] == (1, 1)
+        need(one and not any(row["padding"]), "partial sums of several places are no dense layer")
+        layer = _dense(shape, together[:, :, 0, 0], bias)
+    layer.terms = weight[0].size + 2 + sum(levels) - len(levels)
+    return layer
 
 
 def _conv2d(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
@@ -143,7 +170,8 @@ def _average(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
     weight = np.full((shape[0], 1, *kernel), 1.0 / math.prod(kernel))
     pool = _windows(row, shape, weight, np.zeros(1), shape[0])
     # The sum over a window is held before it is divided.
-    pool.terms, pool.gain = math.prod(kernel) + 4, float(math.prod(kernel))
+    pool.terms = pool.steps = math.prod(kernel) + 4
+    pool.gain = float(math.prod(kernel))
     return pool
 
 
@@ -193,7 +221,8 @@ def _normalize(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
     norms = lambda: (float(np.abs(1.0 / std).max()) * UP,) * 2  # noqa: E731
     scaled = Affine(lambda x, w: x * w, norms, 1.0 / std, -mean / std, (shape, shape))
     # x - mean is held before it is divided.
-    scaled.terms, scaled.gain, scaled.shift = 6, 1.0, float(np.abs(mean).max())
+    scaled.terms = scaled.steps = 6
+    scaled.gain, scaled.shift = 1.0, float(np.abs(mean).max())
     return scaled
 
 
@@ -214,6 +243,7 @@ _NORMS, _WINDOWS = ("norm", "absolute"), ("stride", "padding", "dilation")
 KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Shape, Tensors], Layer]]] = {
     "linear": (("weight", "bias", *_NORMS), _linear),
     "conv2d": (("weight", "bias", *_WINDOWS, "groups", *_NORMS), _conv2d),
+    "summed": (("weight", "bias", "levels", "flat", *_WINDOWS, *_NORMS), _summed),
     "avg-pool2d": (("kernel", *_WINDOWS, *_NORMS), _average),
     "normalize": (("mean", "std", *_NORMS), _normalize),
     "relu": ((), lambda row, shape, _: Layer(lambda x: np.maximum(x, 0.0), shape)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,12 @@ class Network(nn.Module):
     def classes(self) -> int:
         """Number of logits."""
         return self.nodes[-1].shape[0]
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest value of a sample."""
+        shapes = [self.input_shape, *(node.shape for node in self.nodes)]
+        return max(math.prod(shape) for shape in shapes)
 
     @property
     def parameter_count(self) -> int:

@@ -13,7 +13,7 @@ from service.contract.schemas.submissions import JobSubmission, Spec
 from workers.jobs.report.build import build_report, sample_rows
 from workers.verification.results import SampleResults
 
-DIGEST = "sha256:" + "ab" * 32
+DIGEST, UPLOAD = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
 EPSILONS = st.fractions(min_value=Fraction(1, 255), max_value=4, max_denominator=255)
 #: Names that try to break out of wherever they are written.
 NAMES = st.sampled_from(
@@ -51,11 +51,26 @@ def cases(draw: st.DrawFn) -> tuple[JobSubmission, dict[str, Any], SampleResults
     }
     # Jobs that an older version prepared do not say.
     batch = draw(st.sampled_from([{}, {"batch": "any"}, {"batch": 1}]))
+    made = {"id": DIGEST, "name": "n", "size": 7, "from": _upload(draw(NAMES))}
+    rewritten = draw(st.sampled_from([{}, {"rewritten": None}, {"rewritten": made}]))
     return (
         _submission(spec, draw(NAMES)),
-        facts | batch,
+        facts | batch | rewritten,
         draw(_results(spec, count, labelled, attacked)),
     )
+
+
+def _upload(name: str) -> dict[str, Any]:
+    """What a rewritten file was made of."""
+    return {
+        "id": UPLOAD,
+        "format": "onnx",
+        "name": name,
+        "layers": [name],
+        "difference": 1e-7,
+        "largest_share": 0.5,
+        "inputs": {"samples": 1},
+    }
 
 
 def _submission(spec: Spec, name: str) -> JobSubmission:

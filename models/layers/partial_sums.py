@@ -20,7 +20,13 @@ from models.layers.base import DeployedLayer, Layer
 from models.layers.joins import ReduceSum
 from models.layers.shapes import Reshape
 
-__all__ = ["block_and_levels", "convolution_in_partial_sums", "groups_of", "in_partial_sums"]
+__all__ = [
+    "block_and_levels",
+    "convolution_in_partial_sums",
+    "groups_of",
+    "in_partial_sums",
+    "summed_convolution",
+]
 
 #: Numbers that the parts of one deployed convolution may be, per sample.
 PARTS = 2**18
@@ -102,18 +108,44 @@ def convolution_in_partial_sums(
     whole = Conv2d(weight, bias, padding=padding, stride=stride)
     _, rows, columns = whole.output_shape(shape)
     groups = groups_of(channels, height * width, -(-out * rows * columns // channels))
-    if groups == 1:
-        return (DeployedLayer(whole, (0,)),)
-    kernel = weight.reshape(out, groups, -1, height, width).transpose(0, 1)
-    kernel = kernel.reshape(groups * out, -1, height, width)
+    levels = () if groups == 1 else (groups,)
+    return summed_convolution(whole, shape, (channels // groups, *levels))
+
+
+def summed_convolution(
+    conv: Conv2d, shape: tuple[int, ...], sizes: Sequence[int]
+) -> tuple[DeployedLayer, ...]:
+    """The chain of layers for a convolution of one group on images [in, h, w] of this shape.
+
+    sizes: input channels of a block, then the terms of each level; their product is ``in``.
+    """
+    out, channels, height, width = conv.weight.shape
+    block, *levels = sizes
+    groups = math.prod(levels)
+    assert block * groups == channels
+    assert conv.groups == 1
+    if not levels:
+        return (DeployedLayer(conv, (0,)),)
+    _, rows, columns = conv.output_shape(shape)
+    kernel = conv.weight.reshape(out, groups, block, height, width).transpose(0, 1)
+    kernel = kernel.reshape(groups * out, block, height, width)
+    partial = Conv2d(
+        kernel,
+        padding=conv.padding,
+        stride=conv.stride,
+        dilation=conv.dilation,
+        groups=groups,
+    )
+    names = ["sum", *(f"sum{index}" for index in range(1, len(levels)))]
     parts = [
-        DeployedLayer(
-            Conv2d(kernel, padding=padding, stride=stride, groups=groups), (0,), "partial"
+        DeployedLayer(partial, (0,), "partial"),
+        DeployedLayer(Reshape(shape=(*levels, out, rows, columns)), ("partial",), "levels"),
+        *(
+            DeployedLayer(ReduceSum(axes=(0,)), (before,), name)
+            for before, name in zip(["levels", *names], names, strict=False)
         ),
-        DeployedLayer(Reshape(shape=(groups, out, rows, columns)), ("partial",), "levels"),
-        DeployedLayer(ReduceSum(axes=(0,)), ("levels",), "sum"),
     ]
-    if bias is not None:
-        parts.append(DeployedLayer(Shift(bias.reshape(out, 1, 1)), ("sum",), "bias"))
+    if conv.bias is not None:
+        parts.append(DeployedLayer(Shift(conv.bias.reshape(out, 1, 1)), (names[-1],), "bias"))
     parts[-1] = parts[-1]._replace(name="")
     return tuple(parts)

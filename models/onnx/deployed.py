@@ -16,15 +16,16 @@ __all__ = ["Batch", "DeployedNetwork"]
 #: The batches that a file is deployed with: of any size, or of so many rows (1: one at a time).
 Batch = Literal["any"] | int
 
-#: Samples per call of ONNX Runtime.
-BATCH = 256
+#: Samples per call of ONNX Runtime, and numbers that one value of them may be (256 MB).
+BATCH, NUMBERS = 256, 2**26
 
 
 class DeployedNetwork:
     """float32 inputs [N, *input_shape] in pixel units -> float32 logits [N, classes].
 
     ``normalization`` (mean and std, one value per channel or one for all) is applied before the
-    ONNX graph; None where there is none or where the graph holds it already.
+    ONNX graph; None where there is none or where the graph holds it already. ``largest``: numbers
+    of the largest value of a sample on its way (``Network.largest``).
     """
 
     def __init__(
@@ -32,7 +33,10 @@ class DeployedNetwork:
         onnx: bytes,
         input_shape: Sequence[int],
         normalization: Mapping[str, Sequence[float]] | None,
+        *,
+        largest: int = 1,
     ) -> None:
+        self._rows = max(1, min(BATCH, NUMBERS // largest))
         self._model = OnnxRuntimeModel(onnx, tuple(input_shape))
         self._mean = self._std = None
         if normalization is not None:
@@ -61,7 +65,8 @@ class DeployedNetwork:
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits, in batches of bounded size."""
-        return np.concatenate([self._logits(x[i : i + BATCH]) for i in range(0, len(x), BATCH)])
+        rows = self._rows
+        return np.concatenate([self._logits(x[i : i + rows]) for i in range(0, len(x), rows)])
 
     def _logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._mean is not None and self._std is not None:

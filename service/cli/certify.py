@@ -44,6 +44,12 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         choices=("quick", "standard", "exhaustive"),
         help="how much work 'auto' may do (default: standard)",
     )
+    certify.add_argument(
+        "--summation",
+        choices=("as-uploaded", "partial-sums"),
+        help="partial-sums: certify the network rewritten in partial sums, which float32 costs "
+        "less radius, in place of the uploaded file (default: as-uploaded)",
+    )
     certify.add_argument("--samples", type=number_or_all, help="a number or 'all'")
     certify.add_argument("--architecture", help="of a state dict: a name or a JSON layer list")
     certify.add_argument(
@@ -120,6 +126,8 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
         spec["architecture"] = architecture
     if options.effort is not None:
         spec["effort"] = options.effort
+    if options.summation is not None:
+        spec["summation"] = options.summation
     if options.samples is not None:
         spec["samples"] = options.samples
     if options.criterion is not None:

@@ -139,6 +139,14 @@ def _print_accuracies(console: Console, report: dict[str, Any]) -> None:
         f"norm {threat['norm']}, {_soundness(report)}",
         highlight=False,
     )
+    made_of = model.get("rewritten_from")
+    if made_of:
+        console.print(
+            f"certified is the rewritten file {model['id']}, not the uploaded one: "
+            f"GET /models/{model['id']}/onnx",
+            highlight=False,
+            soft_wrap=True,
+        )
     table = Table()
     for name in ("epsilon", "certified", "attacked", "clean", "undecided"):
         table.add_column(name, justify="right")

@@ -20,6 +20,7 @@ __all__ = [
     "give_up",
     "outcome_state",
     "reopen",
+    "rewritten_model",
     "trained_model",
     "trained_models",
 ]
@@ -72,6 +73,14 @@ def trained_model(store: Store, submission: JobSubmission) -> str | None:
         return None
     found = store.read_json(store.training_dir(submission.id) / "trained.json")
     return None if found is None else str(found["model"]["digest"])
+
+
+def rewritten_model(store: Store, job_id: str) -> str | None:
+    """Id of the model that a job certifies in place of the uploaded one; None where it is that one,
+    or not known yet."""
+    facts = store.read_json(store.prepared_dir(job_id) / "facts.json")
+    made = (facts or {}).get("rewritten")
+    return None if made is None else str(made["id"])
 
 
 def trained_models(store: Store, submission: JobSubmission) -> list[str | None]:

@@ -13,7 +13,7 @@ from service.access.keys import Caller
 from service.access.limits import KeyLimits
 from service.contract.ids import is_job_id, place_of
 from service.contract.ledger.ledger import JobState, Ledger
-from service.contract.outcomes import cancel, erase, outcome_state, reopen
+from service.contract.outcomes import cancel, erase, outcome_state, reopen, rewritten_model
 from service.contract.schemas.job_records import (
     Estimate,
     JobDetails,
@@ -146,6 +146,13 @@ class Jobs:
         facts = await to_thread.run_sync(self._store.read_json, path)
         told = (facts or {}).get("estimate")
         return None if told is None else Estimate.model_validate(told)
+
+    async def rewritten(self, state: JobState) -> str | None:
+        """Id of the model that is certified in place of the uploaded one; None where there is none,
+        or not yet."""
+        if state.submission.spec.get("summation") != "partial-sums":
+            return None
+        return await to_thread.run_sync(rewritten_model, self._store, state.submission.id)
 
     async def certificate(self, state: JobState) -> bool:
         """Whether the job has left a certificate."""
@@ -293,13 +300,16 @@ def details(
     models: list[SweptModel] | None = None,
     *,
     certificate: bool = False,
+    rewritten: str | None = None,
 ) -> JobDetails:
-    """The same, what was asked for, what it may cost, the models of a sweep, and whether there is a
-    certificate."""
+    """The same, what was asked for, what it may cost, the models of a sweep, whether there is a
+    certificate, and the id of the model that is certified in place of the uploaded one."""
     submission = state.submission
     shown = record(state).model_dump(by_alias=True)
     if certificate:
         shown["links"]["certificate"] = f"/jobs/{submission.id}/certificate"
+    if rewritten is not None:
+        shown["links"]["rewritten"] = f"/models/{rewritten}/onnx"
     return JobDetails(
         **shown,
         spec=submission.spec or None,

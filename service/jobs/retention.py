@@ -15,7 +15,7 @@ from typing import Any
 
 from service.contract.ids import digest_hex, is_job_id
 from service.contract.ledger.ledger import JobState, Ledger
-from service.contract.outcomes import erase, trained_models
+from service.contract.outcomes import erase, rewritten_model, trained_models
 from service.contract.schemas.submissions import TERMINAL
 from service.contract.settings import Settings
 from service.contract.storage.compaction import compact
@@ -54,7 +54,7 @@ class Retention:
                 _log.info("job %s is past its retention time and was deleted", state.submission.id)
                 continue
             known.add(state.submission.id)
-            needed |= _uploads(state) | self._trained(state)
+            needed |= _uploads(state) | self._trained(state) | self._rewritten(state)
         self._remove_folders(known)
         collections: tuple[Collection, ...] = ("models", "datasets")
         kept: set[str] = set()
@@ -84,6 +84,12 @@ class Retention:
         if state.status in TERMINAL and sweep_of(state.submission) is None:
             return set()
         return {model for model in trained_models(self._store, state.submission) if model}
+
+    def _rewritten(self, state: JobState) -> set[str]:
+        """The model that a job certifies in place of the uploaded one."""
+        if state.submission.spec.get("summation") != "partial-sums":
+            return set()
+        return {rewritten_model(self._store, state.submission.id) or ""}
 
     def _remove_folders(self, known: set[str]) -> None:
         """Remove folders of unknown jobs: a worker may write into one after its deletion."""

@@ -24,7 +24,19 @@ U(n) = n^3 / 3 + n^2 / 2 and the depths themselves: U(a) + U(b) + 2 a m(a) + 2 b
 comes to a b (n + 3) >= n^2 + 2 n - 4, which a b >= n - 1 gives.
 
 Nothing less holds in any order: leaves whose sizes grow evenly, added from the least up, reach
-(2) to 1 - 3 / n.
+(2) to 1 - 3 / n. Of few leaves (2) gives much away, and the recursion that proves it is computed:
+V(n) = max over a of V(a) + V(b) + a b / n (m(a) + m(b))^2.
+
+Trees under trees, over all outputs of a map W. A level has trees of n leaves, K of them for each
+output; its leaves are the t_i, or the sums S of the level below. Where any two trees of an output
+read inputs of their own, the same ones for every output (groups of channels), the sums of a level,
+over all its trees and all outputs, have the norm sum_g |W P_g x|^2 <= |W|^2 |x|^2, P_g x the inputs
+of group g. To first order a level errs by sum_j D_j S_j in each tree: at most |D_j - D|_2 |S|_2 +
+|D| |sum_j S_j|, and an output by the sum of K such errors, sqrt(K) times their norm at most. So all
+outputs together are off by
+    u |x| sum over the levels of sqrt(K) (sqrt(V(n)) s + m(n) |W|),
+s the largest column of W for the first level, |W| for all others: leaves under the trees of a level
+count once, not each by itself.
 
 Further factors (of a product, of a scale before or behind the sum) move a leaf's D_i by at most 1
 each. What is beyond first order is at most (N u)^2 / (1 - N u) sum |t_i| for N factors on one
@@ -35,11 +47,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from workers.verification.numerics import raised
 from workers.verification.rounding import gamma
 
 __all__ = ["Summation", "beyond_first_order"]
+
+#: Leaves up to which V(n) is computed as its proof has it.
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -64,12 +80,27 @@ class Summation:
     def spread(self) -> float:
         """sum_i D_i t_i is at most this times |t|_2, beside ``mean`` times |sum_i t_i|."""
         last = self.sizes[-1]
-        centred = math.sqrt(self.leaves / last * (last**3 + 6.0 * last**2) / 12.0)
+        centred = math.sqrt(self.leaves / last * _spread_square(last))
         return raised(centred + self._whole(self.sizes[:-1]))
 
     def mean(self) -> float:
         """See ``spread``."""
-        return (self.sizes[-1] + 1.0) / 2.0
+        return raised(_mean(self.sizes[-1]))
+
+    def of_leaves(self) -> float:
+        """All outputs together are off by at most this times W's largest column and ``of_sums``
+        times |W|, for |x| = 1, if trees of one output read inputs of their own."""
+        first = self.sizes[0]
+        return raised(math.sqrt(self.leaves / first * _spread_square(first)))
+
+    def of_sums(self) -> float:
+        """See ``of_leaves``."""
+        total, trees = 0.0, 1.0
+        for level, size in reversed([*enumerate(self.sizes)]):
+            spread = math.sqrt(_spread_square(size)) if level else 0.0
+            total += math.sqrt(trees) * (spread + _mean(size))
+            trees *= size
+        return raised(total)
 
     def whole(self) -> float:
         """sum_i D_i t_i is at most this times |t|_2."""
@@ -78,6 +109,28 @@ class Summation:
     def _whole(self, sizes: tuple[float, ...]) -> float:
         # A node of one level stands for all leaves below it, and there are leaves / size of them.
         return sum(math.sqrt(self.leaves / n * (n**3 / 3.0 + n**2 / 2.0)) for n in sizes)
+
+
+def _mean(leaves: float) -> float:
+    """m(n)."""
+    return (leaves + 1.0) / 2.0 - 1.0 / leaves
+
+
+def _spread_square(leaves: float) -> float:
+    """V(n)."""
+    if leaves <= FEW and leaves == int(leaves):
+        return _few_spread_squares()[int(leaves)]
+    return (leaves**3 + 6.0 * leaves**2) / 12.0
+
+
+@cache
+def _few_spread_squares() -> tuple[float, ...]:
+    """V(0), V(1), ..., V(FEW)."""
+    found = [0.0, 0.0]
+    for n in range(2, FEW + 1):
+        apart = ((a, n - a, _mean(a) + _mean(n - a)) for a in range(1, n // 2 + 1))
+        found.append(max(found[a] + found[b] + a * b / n * gap * gap for a, b, gap in apart))
+    return tuple(found)
 
 
 def beyond_first_order(terms: float, unit: float) -> float:

@@ -122,4 +122,5 @@ async def _details(
 ) -> JobDetails:
     models = await to_thread.run_sync(services.jobs.models, state)
     proofs = await services.jobs.certificate(state)
-    return details(state, estimate, models, certificate=proofs)
+    made = await services.jobs.rewritten(state)
+    return details(state, estimate, models, certificate=proofs, rewritten=made)

@@ -53,6 +53,19 @@ CERTIFY = (
         placeholder="cifar-6c2f",
     ),
     Field(
+        "summation",
+        "Sums",
+        "partial-sums: certify another file than yours, the same network with wide sums in parts, "
+        "which float32 costs less radius. The job's page has that file: it is the one to deploy.",
+        "choice",
+        "as-uploaded",
+        (
+            ("as-uploaded", "as-uploaded: the file itself"),
+            ("partial-sums", "partial-sums: the file rewritten"),
+        ),
+        more=True,
+    ),
+    Field(
         "normalization",
         "Normalisation",
         "Mean and standard deviation per channel, where the model expects them and does not "

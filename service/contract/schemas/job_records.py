@@ -34,7 +34,8 @@ class Progress(Strict):
 class JobLinks(Strict):
     """Addresses of a job's results; null while there is no such result.
 
-    ``certificate``: told by GET /jobs/{id} alone.
+    ``certificate``, ``rewritten`` (the file that is certified in place of the uploaded one, with
+    ``summation: partial-sums``): told by GET /jobs/{id} alone.
     """
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
@@ -47,6 +48,7 @@ class JobLinks(Strict):
     pareto: str | None = None
     cascade: str | None = None
     certificate: str | None = None
+    rewritten: str | None = None
 
 
 class JobError(BaseModel):

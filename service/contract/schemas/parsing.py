@@ -32,6 +32,7 @@ _OWN = frozenset(
         "unknown_field",
         "unknown_method",
         "unsupported_norm",
+        "unsupported_summation",
     }
 )
 
@@ -39,6 +40,8 @@ _OWN = frozenset(
 _FIELD = re.compile(r"[a-z][a-z0-9_]*")
 _KINDS = frozenset({"bool", "bytes", "dict", "float", "int", "list", "none", "str", "tuple"})
 _INSTANCE = re.compile(r" or instance of \w+")
+#: The texts among the values that a field may have, in pydantic's words.
+_NAMES = re.compile(r"'([^']*)'")
 
 
 def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
@@ -71,12 +74,12 @@ def problem_of(
 
     kind: what was read; with it an unknown field that is nearly a known one names that one.
     """
-    rows = error.errors(include_url=False, include_input=False, include_context=False)
+    rows = error.errors(include_url=False)
     # Report an unknown or missing field first: it explains the other errors best.
     rows.sort(key=lambda row: row["type"] not in _CODES)
     said: dict[str, list[str]] = {}
     for row in rows:
-        near = _near_field(kind, row["loc"]) if row["type"] == "extra_forbidden" else ""
+        near = _near(kind, row)
         said.setdefault(_place(field, row), []).append(_INSTANCE.sub("", row["msg"]) + near)
     place, *others = said
     first = rows[0]["type"]
@@ -95,6 +98,13 @@ def _place(field: str, row: ErrorDetails) -> str:
     names = [str(part) for place, part in enumerate(parts) if place == own or not _is_kind(part)]
     # Members of a JSON body go by their own names, as where they are refused for other reasons.
     return ".".join([*([field] if field != "body" or not names else []), *names])[:200]
+
+
+def _near(kind: type[BaseModel] | None, row: ErrorDetails) -> str:
+    """Which field, or which of a field's values, was probably meant."""
+    if row["type"] == "literal_error":
+        return did_you_mean(row["input"], _NAMES.findall(row["ctx"]["expected"]))
+    return _near_field(kind, row["loc"]) if row["type"] == "extra_forbidden" else ""
 
 
 def _near_field(kind: type[BaseModel] | None, parts: tuple[int | str, ...]) -> str:

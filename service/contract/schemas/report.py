@@ -24,6 +24,7 @@ __all__ = [
     "Report",
     "ReportDataset",
     "ReportModel",
+    "RewrittenFrom",
     "SampleRow",
     "Signature",
     "Threat",
@@ -58,6 +59,23 @@ class _Row(Strict):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+class RewrittenFrom(_Row):
+    """Of a model that was rewritten before it was certified: the upload, of which nothing is.
+
+    layers: those whose sums are in partial sums now. difference: the largest one between the
+    logits of both files on the samples; largest_share: of what float32 rounding explains, on all
+    ``inputs`` that were compared (<= 1).
+    """
+
+    id: str
+    format: str
+    name: str = ""
+    layers: list[str]
+    difference: float
+    largest_share: float
+    inputs: dict[str, int]
+
+
 class ReportModel(_Row):
     """What was certified: upload, layers (one line each) and number of stored values.
 
@@ -66,7 +84,8 @@ class ReportModel(_Row):
     batch: "any", or the rows that the file takes at once (1: one at a time): what the claim is
     about. output: the ONNX output that holds the scores. takes_bytes: its input is uint8.
     binary: it is one score z of two classes,
-    certified as the logits (0, z).
+    certified as the logits (0, z). rewritten_from: the upload that this file was made of, if it is
+    not the uploaded one (``spec.summation``).
     """
 
     id: str
@@ -82,6 +101,7 @@ class ReportModel(_Row):
     output: str | None = None
     binary: bool = False
     takes_bytes: bool = False
+    rewritten_from: RewrittenFrom | None = None
 
 
 class ReportDataset(_Row):

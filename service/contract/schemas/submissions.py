@@ -186,6 +186,14 @@ class Spec(Strict):
         False,
         description="The one output is a score: class 1 where it is above 0, class 0 below.",
     )
+    summation: Literal["as-uploaded", "partial-sums"] = Field(
+        default="as-uploaded",
+        description="`partial-sums`: certify another file than the uploaded one, its network with "
+        "wide sums written as sums of partial sums, which float32 costs less radius. The report is "
+        "about that file, names both, and `links.rewritten` of the job has it: that is the one to "
+        "deploy. Of the uploaded file nothing is certified then.",
+        examples=["partial-sums"],
+    )
     radius: bool = Field(True, description="Also the largest certified radius of every sample.")
     attack: AttackSpec | None = Field(
         default_factory=lambda: AttackSpec(),

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.training_methods import TRAINING_METHODS
@@ -330,4 +337,14 @@ def certification_spec(spec: TrainSpec) -> Spec | None:
     base |= TRAINING_METHODS[spec.method].certify_with
     if "indices" in spec.certify:
         del base["samples"]
-    return Spec.model_validate({**base, **spec.certify})
+    found = Spec.model_validate({**base, **spec.certify})
+    if found.summation != "as-uploaded":
+        # A training's report is about the model that was trained, and so are sweeps and cascades.
+        said = (
+            "a training certifies the file that it makes; train without it, then certify "
+            "the trained model with it: POST /certify with its model_id"
+        )
+        error = PydanticCustomError("unsupported_summation", "{said}", {"said": said})
+        row = InitErrorDetails(type=error, loc=("summation",), input=found.summation)
+        raise ValidationError.from_exception_data("Spec", [row])
+    return found

@@ -36,6 +36,30 @@ def charts(page: str) -> list[dict[str, Any]]:
     return [json.loads(unescape(found)) for found in re.findall(r'data-chart="([^"]*)"', page)]
 
 
+def test_a_jobs_page_offers_the_file_that_is_certified(
+    api: httpx.Client, store: Store, certified: Certified
+) -> None:
+    """Also where it is not the uploaded one."""
+    job = certified()
+    assert job.model is not None
+    page = api.get(f"/jobs/{job.id}/view", headers=PAGE).text
+    assert f'href="/models/{job.model.digest}/onnx"' in page
+    job = certified()
+    assert job.model is not None
+    report = store.read_json(store.report_path(job.id))
+    assert report is not None
+    made, told = "sha256:" + "e" * 64, {"id": job.model.digest, "name": "n", "layers": []}
+    store.report_path(job.id).unlink()
+    report["model"] |= {"id": made, "rewritten_from": told}
+    store.write_json(store.report_path(job.id), report)
+    page = api.get(f"/jobs/{job.id}/view", headers=PAGE).text
+    assert f'href="/models/{made}/onnx"' in page
+    assert f'href="/models/{job.model.digest}/onnx"' not in page
+    read = text_of(page)
+    assert f"certified model (rewritten) {made}" in read
+    assert f"uploaded model {job.model.digest}" in read
+
+
 def test_a_jobs_page_has_its_curve_with_everything_that_belongs_to_it(
     api: httpx.Client, certified: Certified
 ) -> None:

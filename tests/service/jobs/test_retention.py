@@ -137,6 +137,34 @@ def test_folders_that_stragglers_left_go_after_a_while(
     assert fresh.exists()
 
 
+def test_a_rewritten_model_stays_as_long_as_its_job(
+    api: httpx.Client, store: Store, ledger: Ledger, sweep: Callable[..., None]
+) -> None:
+    """It is told by what was prepared alone; while that is not there, there is none."""
+    spec = '{"norm": "l2", "epsilons": [0.5], "summation": "partial-sums"}'
+    job = submit(api, 1, spec=(None, spec))["id"]
+    assert api.get(f"/jobs/{job}").json()["links"]["rewritten"] is None
+    with store.writer(limit=100) as writer:
+        writer.write(onnx(8))
+        model = writer.publish().digest
+    record = {"id": model, "format": "onnx", "name": "m", "size": 6}
+    store.put_record("models", model, {**record, "created_at": "2026-01-01T00:00:00Z"}, own=False)
+    store.prepared_dir(job).mkdir(parents=True)
+    store.write_json(store.prepared_dir(job) / "facts.json", {"rewritten": record})
+    end(store, ledger, job, "failed")
+    age(store, 2 * HOUR_S)
+    sweep()
+    shown = api.get(f"/jobs/{job}").json()
+    assert shown["model_id"] != model
+    assert shown["links"]["rewritten"] == f"/models/{model}/onnx"
+    assert api.get(shown["links"]["rewritten"]).content == onnx(8)
+    assert api.delete(f"/jobs/{job}").status_code == 204
+    age(store, 2 * HOUR_S)
+    sweep()
+    assert not store.blob_path(model).exists()
+    assert api.get(f"/models/{model}").status_code == 404
+
+
 def test_a_trained_model_stays_while_it_is_certified(
     api: httpx.Client, store: Store, ledger: Ledger, sweep: Callable[..., None]
 ) -> None:

@@ -18,7 +18,7 @@ from service.reports.accuracy_curve import axis_end
 from service.reports.epsilon_names import epsilon_name
 from service.reports.evidence import criterion
 from service.reports.training_curve import render_training_svg
-from tests.report_cases import cases, finished
+from tests.report_cases import UPLOAD, cases, finished
 from workers.jobs.report.statement import statement
 
 Case = tuple[Any, dict[str, Any], Any]
@@ -55,6 +55,10 @@ def test_the_page_is_well_formed_and_needs_nothing_from_outside(case: Case) -> N
     parser = Strict()
     parser.feed(page)
     parser.close()
+    # Of a file that is not the uploaded one the page says so in words and with both digests.
+    rewritten = report["model"]["rewritten_from"] is not None
+    assert (UPLOAD in page) == rewritten
+    assert ("NOT the uploaded one" in page) == rewritten
     assert not parser.open
     assert not parser.loads
     assert not parser.scripts

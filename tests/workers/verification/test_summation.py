@@ -12,7 +12,7 @@ from torch import Tensor
 from models.layers.base import Layer
 from models.layers.joins import ReduceMean
 from models.layers.kinds import Conv2d, Linear, Multiply, Normalize, ReLU, Reshape
-from models.layers.partial_sums import convolution_in_partial_sums
+from models.layers.partial_sums import convolution_in_partial_sums, summed_convolution
 from models.network import Network
 from tests.workers.verification.networks import leaves_of, worst_order
 from workers.verification.graph.affine import Affine
@@ -42,6 +42,8 @@ def nodes_above(leaves: int) -> frozenset[tuple[int, ...]]:
 @pytest.mark.parametrize("leaves", range(1, 8))
 def test_no_tree_and_no_signs_exceed_the_bounds(leaves: int) -> None:
     trees = Summation((float(leaves),))
+    spread = max(math.dist(found, [sum(found) / leaves] * leaves) for found in nodes_above(leaves))
+    assert spread <= trees.of_leaves() <= 1.03 * spread + 1e-9
     for found in nodes_above(leaves):
         mean = sum(found) / leaves
         assert abs(mean) <= trees.mean()
@@ -154,6 +156,35 @@ def test_the_worst_order_of_partial_sums() -> None:
     sums = leaves.sum(-1)
     error = worst_order(leaves).sum(-1) + worst_order(sums, products=False)
     assert 0.3 <= measured(op, error * U, x) <= 1
+
+
+@pytest.mark.parametrize("sizes", [(16, 4), (4, 4, 4), (2, 8, 4), (8, 2, 2, 2), (32, 2)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_worst_orders_of_all_levels_together(sizes: tuple[int, ...], kernel: int) -> None:
+    """Inputs along which the sums of a level are as large as a map of norm 1 lets them be, too."""
+    block, *levels = sizes
+    groups, channels = math.prod(levels), 64
+    weight = orthogonal(channels)[:, :, None, None]
+    if kernel > 1:
+        generator = torch.Generator().manual_seed(kernel)
+        weight = torch.randn(channels, channels, kernel, kernel, generator=generator)
+    conv = Conv2d(weight, padding=kernel // 2)
+    parts = summed_convolution(conv, (channels, 4, 4), sizes)
+    op = compiled_map([part.layer for part in parts], (channels, 4, 4))
+    assert op.summation is not None
+    assert op.summation.sizes[1:] == tuple(map(float, levels))
+    for seed in range(4):
+        x = image(channels, 4, 4, seed=seed).double() - (0.0, 0.3, 0.5, 0.5)[seed]
+        if seed == 3:
+            # One group alone: its sums are the whole output.
+            x[:, block:] = 0.0
+        leaves = leaves_of(conv, x).unflatten(-1, (groups, -1))
+        error, sums = worst_order(leaves).sum(-1), leaves.sum(-1)
+        for count in levels:
+            sums = sums.unflatten(-1, (count, -1)).transpose(-1, -2)
+            error = error + worst_order(sums, products=False).sum(-1)
+            sums = sums.sum(-1)
+        assert 0.02 <= measured(op, error * U, x) <= 1
 
 
 def test_the_worst_order_of_a_mean() -> None:

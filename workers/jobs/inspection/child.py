@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from models.network import Network
     from workers.jobs.datasets.arrays import DataSet
+    from workers.jobs.inspection.rewritten_model import RewrittenModel
 
 __all__ = ["LoadedModel", "inspect", "main"]
 
@@ -46,7 +47,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     ``request``: ``model`` (path, format, architecture), ``normalization``, ``dataset`` (kind,
     files, split), ``selection``, ``norm``, ``method``, ``clip``, ``input_range``, ``seed``,
     ``bounds``, ``samples_per_shard``, ``time_budget_s``, of which ``prepare_s`` in the facts is
-    what this took.
+    what this took; ``summation``: with "partial-sums" all of this is about another file, which is
+    rewritten.onnx then.
     Raises exceptions with a ``code`` for whatever is wrong with the upload.
     """
     import numpy as np
@@ -61,6 +63,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.estimate import estimate
     from workers.jobs.inspection.normalization_check import normalization_doubt, swapped
+    from workers.jobs.inspection.rewritten_model import check_same_function
     from workers.jobs.inspection.valid_inputs import valid_inputs
     from workers.jobs.report.doubts import data_doubts
     from workers.verification.cascade.coverage import covering_bounds
@@ -73,6 +76,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     sandbox.opens_uploads(folder.parent)
     started, budget = time.monotonic(), request.get("time_budget_s")
     loaded = _load_model(request, folder)
+    made = None
+    if request.get("summation") == "partial-sums":
+        loaded, made = _in_partial_sums(loaded, folder)
     network, outside = loaded.network, loaded.outside
     network.save(folder)
     # The form of the file that is certified, and nothing else of it.
@@ -82,7 +88,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     methods, _ = covering_bounds(
         compiled, request["method"], request["norm"], request.get("effort", "standard")
     )
-    deployed = DeployedNetwork(loaded.onnx, network.input_shape, outside)
+    deployed = DeployedNetwork(loaded.onnx, network.input_shape, outside, largest=network.largest)
     if loaded.one_row_only:
         deployed.one_by_one()
     batch = deployed.settle_batch(BATCH_SIZES)
@@ -116,7 +122,14 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     if data.y is not None and not inputs.numbers:
         better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
         doubt += [better] if better is not None else []
+    clock = Clock(None if budget is None else started + budget)
+    compared = {"difference": 0.0, "largest_share": 0.0, "inputs": {}}
     try:
+        if made is not None:
+            about = {"clip": inputs.clip, "sizes": BATCH_SIZES, "seed": request["seed"]}
+            compared = check_same_function(
+                made, x[some], logits[some], deployed, clock=clock, **about
+            )
         parity = check_parity(
             compiled,
             x[some],
@@ -125,7 +138,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
             clip=inputs.clip,
             batched=batch != 1,
             seed=request["seed"],
-            clock=Clock(None if budget is None else started + budget),
+            clock=clock,
         )
     except OutOfTime:
         # The time budget is spent: no shard can certify anything.
@@ -138,6 +151,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     np.savez(folder / "data.npz", x=x, y=labels, index=data.indices, logits=logits)
     facts = {
         **loaded.facts(),
+        "rewritten": None if made is None else made.facts(request["model"]["source"], compared),
         "inputs": inputs.to_json(),
         "batch": batch,
         "labelled": data.y is not None,
@@ -271,6 +285,29 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
             takes_bytes=imported.takes_bytes,
         )
     return LoadedModel(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
+
+
+def _in_partial_sums(
+    upload: LoadedModel, folder: Path
+) -> tuple[LoadedModel, RewrittenModel | None]:
+    """The model that is certified, and what was made of the upload: a file beside the others; None
+    where nothing would change."""
+    from workers.jobs.inspection.rewritten_model import rewritten_model
+
+    made = rewritten_model(upload)
+    if isinstance(made, str):
+        return replace(upload, warnings=[*upload.warnings, made]), None
+    (folder / "rewritten.onnx").write_bytes(made.file)
+    loaded = LoadedModel(
+        made.network,
+        made.deployed,
+        upload.outside,
+        made.one_row_only,
+        output=made.output,
+        pairing=upload.pairing,
+        warnings=[*upload.warnings, *made.warnings],
+    )
+    return loaded, made
 
 
 def _labels(data: DataSet, logits: NDArray[np.float32]) -> NDArray[np.int64]:

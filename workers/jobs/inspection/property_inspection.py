@@ -52,7 +52,9 @@ def inspect_property(request: Mapping[str, Any], folder: Path, loaded: LoadedMod
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     compiled = CompiledNetwork.compile(network, norms=False)
     property_bounds(compiled, request["method"])
-    deployed = DeployedNetwork(loaded.onnx, network.input_shape, loaded.outside)
+    deployed = DeployedNetwork(
+        loaded.onnx, network.input_shape, loaded.outside, largest=network.largest
+    )
     if loaded.one_row_only:
         deployed.one_by_one()
     batch = deployed.settle_batch(BATCH_SIZES)

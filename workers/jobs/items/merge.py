@@ -20,7 +20,7 @@ from service.contract.sweeps import runs_of, stage_of
 from service.contract.times import now, seconds
 from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.items.prepare import facts_of, shards
-from workers.jobs.items.trained_model import model_of, trained
+from workers.jobs.items.trained_model import certified_model, trained
 from workers.jobs.report.build import build_report, certificate_remarks, sample_rows
 from workers.jobs.report.cascade_report import build_cascade_report, with_labels
 from workers.jobs.report.certificate import Samples, certificate
@@ -47,7 +47,8 @@ def merge(store: Store, submission: JobSubmission, *, started_at: str | None) ->
     devices = results.notes.pop("device", [])
     device = ", ".join(devices) if isinstance(devices, list) else str(devices)
     wall_s = 0.0 if started_at is None else max(0.0, now() - seconds(started_at))
-    submission = submission.model_copy(update={"model": model_of(store, submission)})
+    model = certified_model(store, submission, facts)
+    submission = submission.model_copy(update={"model": model})
     # ``prepare`` computed the deployed network's predictions.
     forward_s = float(facts.get("forward_s", 0.0)) + results.seconds.get("forward", 0.0)
     timing = {"wall_s": wall_s, "forward_s": forward_s}

@@ -25,6 +25,7 @@ from service.contract.settings import Settings
 from service.contract.storage.files import storage_errors, sync_folder
 from service.contract.storage.pictures import THUMBNAILS
 from service.contract.storage.store import Store
+from service.contract.times import now, rfc3339
 from workers.jobs.hardware.memory import total_memory
 from workers.jobs.inspection.sandbox import NO_ROOM, ChildEnded, ChildLimits, run_child
 from workers.jobs.items.trained_model import certification_samples, model_of
@@ -35,8 +36,8 @@ __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
 
 logger = logging.getLogger(__name__)
 
-#: What the child makes of an ONNX export of several files.
-SELF_CONTAINED = "self-contained.onnx"
+#: What the child makes of an ONNX export of several files, and of a network in partial sums.
+SELF_CONTAINED, REWRITTEN = "self-contained.onnx", "rewritten.onnx"
 #: The last one is written last. The first is one that folders of earlier releases lack, so that
 #: fetching such a folder leaves nothing of it behind.
 FILES = (
@@ -57,12 +58,49 @@ def prepare(
     Does nothing where an earlier try or another worker has written it.
     """
     target = store.prepared_dir(submission.id)
-    if not store.bring(target, FILES):
+    whole = store.bring(target, FILES)
+    if not whole:
         request = _request(store, settings, submission)
         inspect_apart(store, settings, submission.id, request, target, FILES, stop=stop)
+    # An earlier try may have died between the folder and these.
+    if (target / FILES[-1]).exists():
         _keep_self_contained(store, submission, target / SELF_CONTAINED)
+        _keep_rewritten(store, submission, target)
+    if not whole:
         for name in FILES if (target / FILES[-1]).exists() else ():
             store.share(target / name)
+
+
+def _keep_rewritten(store: Store, submission: JobSubmission, folder: Path) -> None:
+    """Make the file that is certified in place of the uploaded one a model of the job's owner."""
+    path = folder / REWRITTEN
+    if not path.is_file():
+        return
+    made = json.loads((folder / "facts.json").read_bytes())["rewritten"]
+    known = store.record("models", made["id"])
+    owned = known is not None and submission.principal in known.get("owners", {})
+    if owned and store.has(store.blob_path(made["id"])):
+        return
+    digest = _into_store(store, path)
+    if digest != made["id"]:
+        raise InternalError("the rewritten file is not the one that was compared", code="mixed_up")
+    record = {
+        "id": digest,
+        "format": "onnx",
+        "name": made["name"],
+        "size": made["size"],
+        "created_at": rfc3339(now()),
+    }
+    store.put_record("models", digest, record, owner=submission.principal, own=False)
+
+
+def _into_store(store: Store, path: Path) -> str:
+    """The digest of a file that is now a blob, too."""
+    with storage_errors(), store.writer(limit=path.stat().st_size) as writer:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                writer.write(block)
+        return writer.publish().digest
 
 
 def _keep_self_contained(store: Store, submission: JobSubmission, path: Path) -> None:
@@ -70,12 +108,11 @@ def _keep_self_contained(store: Store, submission: JobSubmission, path: Path) ->
     model = submission.model
     if model is None or not path.is_file():
         return
-    with storage_errors(), store.writer(limit=path.stat().st_size) as writer:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                writer.write(block)
-        digest = writer.publish().digest
     record = store.record("models", model.digest)
+    kept = (record or {}).get("files", {}).get("onnx")
+    if kept is not None and store.has(store.blob_path(kept)):
+        return
+    digest = _into_store(store, path)
     if record is not None:
         found = {**record, "files": {"onnx": digest}}
         owners = record.get("owners") or {submission.principal: []}
@@ -156,7 +193,9 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
             "architecture": spec.architecture,
             "output": spec.output,
             "binary": spec.binary,
+            "source": {"id": model.digest, "format": model.format, "name": model.name},
         },
+        "summation": spec.summation,
         "normalization": None if spec.normalization is None else spec.normalization.model_dump(),
         "dataset": {
             "kind": submission.dataset.kind,

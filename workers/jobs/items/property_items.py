@@ -130,7 +130,8 @@ def _load(folder: Path, cache: Path) -> tuple[Network, DeployedNetwork, Property
     facts = json.loads((folder / "facts.json").read_text())
     network = Network.load(folder)
     onnx = (folder / "deployed.onnx").read_bytes()
-    deployed = DeployedNetwork(onnx, network.input_shape, facts["normalization_outside"])
+    outside = facts["normalization_outside"]
+    deployed = DeployedNetwork(onnx, network.input_shape, outside, largest=network.largest)
     if facts.get("batch") == 1:
         deployed.one_by_one()
     compiled = CompiledNetwork.compile(network, cache_dir=cache)

@@ -164,7 +164,7 @@ def _certifier(store: Store, settings: Settings, stage: JobSubmission) -> _Certi
     onnx = path.read_bytes()
     device = device_of(settings.device)
     network = read_onnx_bytes(onnx).network.to(device)
-    deployed = DeployedNetwork(onnx, network.input_shape, None)
+    deployed = DeployedNetwork(onnx, network.input_shape, None, largest=network.largest)
     threads = settings.training_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     watch_barriers(threads)

@@ -161,6 +161,7 @@ def _load(folder: Path) -> PreparedSamples:
         (folder / "deployed.onnx").read_bytes(),
         network.input_shape,
         facts["normalization_outside"],
+        largest=network.largest,
     )
     if facts.get("batch") == 1:
         deployed.one_by_one()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from service.contract.schemas.problems import InternalError, InvalidInput
@@ -11,6 +12,7 @@ from service.contract.sweeps import runs_of, sweep_of
 
 __all__ = [
     "certification_samples",
+    "certified_model",
     "certified_runs",
     "held_samples",
     "model_of",
@@ -38,6 +40,17 @@ def model_of(store: Store, submission: JobSubmission) -> ModelSource:
     if facts is None:
         raise InternalError("the trained model is missing", code="not_trained")
     return ModelSource.model_validate(facts["model"])
+
+
+def certified_model(
+    store: Store, submission: JobSubmission, facts: Mapping[str, Any]
+) -> ModelSource:
+    """The same, or the file that was made of it and is certified in its place, as ``prepare``
+    found."""
+    made = facts.get("rewritten")
+    if made is None:
+        return model_of(store, submission)
+    return ModelSource(digest=made["id"], format="onnx", name=made["name"], size=made["size"])
 
 
 def certified_runs(store: Store, submission: JobSubmission) -> list[JobSubmission]:

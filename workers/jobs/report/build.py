@@ -16,7 +16,7 @@ from service.contract.schemas.report import Report, SampleRow, result_digest
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.times import now, rfc3339
 from workers.jobs.inspection.valid_inputs import ValidInputs
-from workers.jobs.report.statement import claim_about, statement
+from workers.jobs.report.statement import claim_about, claim_of_rewritten, statement
 from workers.jobs.report.statistics import (
     accuracy_curve,
     clopper_pearson,
@@ -56,7 +56,8 @@ def build_report(
     ``facts`` is what ``prepare`` found: ``layers`` (name, kind, shape of each), ``parameters``,
     ``input_shape``, ``classes``, ``graph_digest``, ``labelled``, ``total`` (samples in the data
     set), ``dropped_output``, ``batch`` ("any" or rows), ``output``, ``other_outputs``,
-    ``binary`` and ``parity`` (difference, budget, inputs).
+    ``binary``, ``parity`` (difference, budget, inputs) and ``rewritten``: None, or the file that
+    is certified in place of the upload (id) and what it was made from; it is ``submission.model``.
     ``timing`` holds ``wall_s``; ``digests`` those of the files beside the report.
     Raises ContradictionError when the verdicts cannot all be true: that job must fail.
     """
@@ -115,6 +116,7 @@ def build_report(
                 binary=bool(facts.get("binary")),
                 dropped=facts.get("dropped_output"),
             ),
+            file=claim_of_rewritten(facts.get("rewritten")),
             image=image,
         ),
         "failure_probability": failure_probability,
@@ -149,7 +151,7 @@ def build_report(
 
 
 def report_model(model: ModelSource, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report says of the model: the upload, and what ``prepare`` found."""
+    """What the report says of the model, the file that is certified, and what ``prepare`` found."""
     return {
         "id": model.digest,
         "format": model.format,
@@ -164,6 +166,7 @@ def report_model(model: ModelSource, facts: Mapping[str, Any]) -> dict[str, Any]
         "output": facts.get("output"),
         "binary": bool(facts.get("binary")),
         "takes_bytes": bool(facts.get("takes_bytes")),
+        "rewritten_from": (facts.get("rewritten") or {}).get("from"),
     }
 
 

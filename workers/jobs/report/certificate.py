@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+from torch import Tensor
 
 from check.bounds import ball_radius, growth, interval_margin
 from check.file import MAX_BYTES, Unreadable, digest_of, sealed
 from check.network import KINDS, Affine
 from check.network import Network as CheckedNetwork
 from check.verify import FORMAT, ROUNDING, blocks, certified, parse
+from models.chains import Chain, chain_at
+from models.layers.kinds import Shift
 from models.network import INPUT, Network
 
 __all__ = ["Samples", "certificate"]
@@ -167,8 +170,17 @@ def _layers(network: Network) -> tuple[list[Row], Tensors] | None:
     """The layers of a chain and their tensors; None where the checker does not cover them."""
     rows: list[Row] = []
     tensors: Tensors = {}
-    before, shape = INPUT, network.input_shape
-    for node in network.nodes:
+    before, shape, place = INPUT, network.input_shape, 0
+    while place < len(network.nodes):
+        node, chain = network.nodes[place], chain_at(network, place)
+        if chain is not None and node.inputs == (before,):
+            place, made, held = _summed(network, chain)
+            rows.append(made)
+            tensors |= held
+            before, shape = network.nodes[place].name, network.nodes[place].shape
+            place += 1
+            continue
+        place += 1
         layer = network.layer(node.name)
         row: Row = {"name": node.name, "kind": layer.kind, **layer.config()}
         if node.inputs != (before,) or layer.kind not in KINDS:
@@ -190,3 +202,29 @@ def _layers(network: Network) -> tuple[list[Row], Tensors] | None:
         rows.append(row)
         before, shape = node.name, node.shape
     return rows, tensors
+
+
+def _summed(network: Network, chain: Chain) -> tuple[int, Row, Tensors]:
+    """Of a chain of partial sums: the place of its last node, which may add a bias, its row and its
+    tensors, as they are in the file."""
+    nodes, name, last = network.nodes, network.nodes[chain.last].name, chain.last
+    row: Row = {"name": name, "kind": "summed", "levels": [*chain.levels], "flat": chain.flat}
+    row |= {key: chain.conv.config()[key] for key in ("stride", "padding", "dilation")}
+    found: dict[str, Tensor | None] = {"weight": chain.conv.weight, "bias": chain.conv.bias}
+    after = network.layer(nodes[last + 1].name) if last + 1 < len(nodes) else None
+    alone = sum(node.inputs.count(name) for node in nodes) == 1
+    out = nodes[last].shape[0]
+    if (
+        isinstance(after, Shift)
+        and nodes[last + 1].inputs == (name,)
+        and alone
+        and found["bias"] is None
+        and after.value.shape == (out, *(1 for _ in nodes[last].shape[1:]))
+    ):
+        found["bias"], last = after.value.reshape(out), last + 1
+    tensors: Tensors = {}
+    for key, tensor in found.items():
+        row[key] = None if tensor is None else f"layers.{name}.{key}"
+        if tensor is not None:
+            tensors[row[key]] = tensor.detach().cpu().numpy()
+    return last, row | {"norm": 0.0, "absolute": 0.0}, tensors

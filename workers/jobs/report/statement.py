@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-__all__ = ["claim_about", "statement"]
+__all__ = ["claim_about", "claim_of_rewritten", "statement"]
 
 _SOUND = (
     "Every sample counted as certified is classified correctly, and no input within the stated "
@@ -29,6 +29,12 @@ _PROBABLE = (
 _ANY_BATCH = " It holds for every row of a batch of any size."
 _ONE_ROW = " It holds for batch 1: the file runs one input at a time."
 _ROWS = " It holds for every row of a batch of {batch}, the only size that the file takes."
+_REWRITTEN = (
+    " It is about the file {id}, which is NOT the uploaded one: this service made it of the upload "
+    "{upload}, wide sums written as sums of partial sums, and the order of summation is any inside "
+    "each of its operators. Of the uploaded file nothing is guaranteed: deploy the rewritten one, "
+    "GET /models/{id}/onnx."
+)
 _LIMITS = (
     "Nothing is said about inputs farther away, about other kinds of change ({changes}), about "
     "{inputs} outside this data set, or about the network on other hardware "
@@ -55,26 +61,36 @@ def statement(
     failure_probability: float,
     batch: Literal["any"] | int = "any",
     about: str = "",
+    file: str = "",
     image: bool = True,
 ) -> str:
     """Two paragraphs, an empty line between them: what is guaranteed, and what is not.
 
     ``valid``: the range that inputs stay in, in words; ``batch``: the batches that the deployed
-    file takes; ``about``: which of its answers it is about (``claim_about``); ``image``: the
-    samples are images, not features of any other kind.
+    file takes; ``about``: which of its answers it is about (``claim_about``); ``file``: which file
+    it is about, where that is not the uploaded one (``claim_of_rewritten``); ``image``: the samples
+    are images, not features of any other kind.
     """
     words = _IMAGE if image else _FEATURES
     limits = _LIMITS.format(**words)
     if soundness != "sound":
-        return f"{_ESTIMATE}\n\n{limits}"
+        return f"{_ESTIMATE}{file}\n\n{limits}"
     text = (_SOUND if labelled else _UNLABELLED).format(
         norm=norm, clip=f" whose {words['parts']} stay in {valid}" if valid else ""
     )
     text += _ANY_BATCH if batch == "any" else _ONE_ROW if batch == 1 else _ROWS.format(batch=batch)
-    text += about
+    text += about + file
     if failure_probability > 0:
         text += _PROBABLE.format(probability=f"{failure_probability:.2g}")
     return f"{text}\n\n{limits}"
+
+
+def claim_of_rewritten(made: Mapping[str, Any] | None) -> str:
+    """Sentences on the file that was certified in place of the uploaded one; empty without one.
+
+    made: its id, and ``from``: id and name of the upload.
+    """
+    return "" if made is None else _REWRITTEN.format(id=made["id"], upload=made["from"]["id"])
 
 
 def claim_about(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.chains import with_whole_sums
 from models.network import Network
 from workers.verification.answers import answers
 from workers.verification.attacks.replay import Deployed
@@ -92,7 +93,8 @@ def certify_samples(
     sound = request.soundness == "sound"
     said = Progress(progress)
     clock = Clock(deadline, said, now)
-    attacked = network.to(device)
+    # Gradients are taken of whole sums: partial ones are many times as large.
+    attacked = with_whole_sums(network).to(device)
     for parameter in attacked.parameters():
         parameter.requires_grad_(False)
     epsilons = [_reach(epsilon, request) for epsilon in request.epsilons]

@@ -176,8 +176,11 @@ class Affine:
         if trees is None or least == 0.0:
             return least * norms.absolute
         others = trees.factors_beside(terms)
-        spread = trees.spread() + others * trees.leaves**0.5
-        first = unit * (spread * self._largest_column() + (trees.mean() + others) * norms.spectral)
+        column, norm = self._largest_column(), norms.spectral
+        together = trees.spread() * column + trees.mean() * norm
+        by_levels = trees.of_leaves() * column + trees.of_sums() * norm
+        beside = others * (trees.leaves**0.5 * column + norm)
+        first = unit * (min(together, by_levels) + beside)
         whole = raised(first + beyond_first_order(terms, unit) * norms.absolute)
         return min(least * norms.absolute, whole)
 

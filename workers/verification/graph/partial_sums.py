@@ -8,10 +8,11 @@ root of the number of groups times that.
 Its deployed roundings. Group g computes p_g = sum_i w_gi x_i (+ b_g) in any order: each product
 meets at most t factors (1 + d), |d| <= u, for the convolution's t terms. A sum over n_j numbers in
 any order gives each of them at most n_j - 1 more. So the output is sum_gi w_gi x_i (1 + theta),
-|theta| <= gamma_(t + sum_j n_j) (Higham 2002, sections 3.1 and 4.2), and no partial result exceeds
-|W| |x| + |b| by more than that. For norms the trees themselves are known: of t leaves, their sums
-the leaves of trees of n_j (``verification.summation``). The verifier's own evaluation of the one
-map sums over all channels at once: ``own_terms`` says so.
+|theta| <= gamma_(t + sum_j (n_j - 1)) (Higham 2002, sections 3.1 and 4.2), and no partial result
+exceeds |W| |x| + |b| by more than that. For norms the trees themselves are known: of t leaves,
+their sums the leaves of trees of n_j, and each group reads channels of its own
+(``verification.summation``). The verifier's own evaluation of the one map sums over all channels at
+once: ``own_terms`` says so.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _whole(conv: Convolution, counts: Sequence[int], out_shape: tuple[int, ...])
     trees = None
     if conv.summation is not None:
         trees = Summation((*conv.summation.sizes, *map(float, counts)))
-    terms = conv.terms + sum(counts)
+    terms = conv.terms + sum(count - 1 for count in counts)
     products = weight[0].numel() + 4.0
     inner = Inner(conv.inner.gain, conv.inner.shift, raised(conv.inner.lost + products))
     if out_shape == (out,):

@@ -10,13 +10,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from service.contract.near_names import did_you_mean
 from service.contract.schemas.epsilons import epsilon_text, parse_epsilon
 from service.contract.schemas.parsing import parse_model
 from service.contract.schemas.problems import InvalidInput, Problem
+from service.contract.schemas.property_spec import PropertySpec
 from service.contract.schemas.submissions import Spec
-from service.contract.schemas.training_plans import TrainSpec
+from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.contract.settings import Settings
 from service.reports.signing import sign
 
@@ -82,6 +84,7 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
         "input_range": [0.0, 1.0],
         "clip": True,
         "architecture": None,
+        "summation": "as-uploaded",
         "radius": True,
         "attack": {"steps": 40, "restarts": 1, "audit": 0.05, "seed": 0},
         "time_budget_s": None,
@@ -92,6 +95,42 @@ def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:
     assert Spec.model_validate(spec.normal()) == spec
     bare = Spec.model_validate({**spec.normal(), "attack": None, "samples": "all"})
     assert (bare.attack, bare.samples) == (None, "all")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"summation": "partial_sums"}, "did you mean 'partial-sums'?"),
+        ({"summation": "as uploaded"}, "did you mean 'as-uploaded'?"),
+        ({"effort": "standart"}, "did you mean 'standard'?"),
+        ({"summation": 3}, "'as-uploaded' or 'partial-sums'"),
+    ],
+)
+def test_a_slip_in_one_of_a_few_words_names_the_word(change: dict[str, object], told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_model(
+            Spec, {"norm": "l2", "epsilons": [1], **change}, field="spec", code="invalid_spec"
+        )
+    assert told in str(caught.value)
+    assert caught.value.field == f"spec.{next(iter(change))}"
+
+
+def test_a_property_has_no_summation() -> None:
+    with pytest.raises(InvalidInput, match="summation has no meaning for a property"):
+        parse_model(PropertySpec, {"summation": "partial-sums"}, field="spec", code="invalid_spec")
+
+
+def test_a_training_does_not_rewrite_what_it_made() -> None:
+    """Its report, and those of sweeps and cascades, are about the model that was trained."""
+    asked = {"method": "emma", "dataset": "digits", "epsilon": 1}
+    for summation, refused in (("as-uploaded", False), ("partial-sums", True)):
+        spec = TrainSpec.model_validate({**asked, "certify": {"summation": summation}})
+        if not refused:
+            assert certification_spec(spec) is not None
+            continue
+        with pytest.raises(ValidationError, match="POST /certify") as caught:
+            certification_spec(spec)
+        assert [row["type"] for row in caught.value.errors()] == ["unsupported_summation"]
 
 
 @pytest.mark.parametrize(

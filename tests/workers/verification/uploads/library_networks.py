@@ -242,14 +242,14 @@ def networks(name: str) -> nn.Sequential:
     return NETWORKS[name]().eval()
 
 
-def exported(module: nn.Module, opset: int = 17) -> bytes:
-    """The file that torch writes of a module on images [2, 6, 6]."""
+def exported(module: nn.Module, opset: int = 17, shape: tuple[int, ...] = (2, SIDE, SIDE)) -> bytes:
+    """The file that torch writes of a module on inputs of this shape."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (torch.rand(1, 2, SIDE, SIDE),),
+            (torch.rand(1, *shape),),
             stream,
             opset_version=opset,
             input_names=["x"],

@@ -125,11 +125,12 @@ def _spread_square(leaves: float) -> float:
 
 @cache
 def _few_spread_squares() -> tuple[float, ...]:
-    """V(0), V(1), ..., V(FEW)."""
+    """V(0), V(1), ..., V(FEW), each rounded up."""
     found = [0.0, 0.0]
     for n in range(2, FEW + 1):
         apart = ((a, n - a, _mean(a) + _mean(n - a)) for a in range(1, n // 2 + 1))
         found.append(max(found[a] + found[b] + a * b / n * gap * gap for a, b, gap in apart))
+        found[-1] = raised(found[-1], 16)
     return tuple(found)
 
 

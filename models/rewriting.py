@@ -14,6 +14,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -162,9 +163,15 @@ def _products(number: int, levels: int) -> Iterator[tuple[int, ...]]:
     2."""
     yield (number,)
     if levels:
-        for last in range(2, number + 1):
-            if number % last == 0:
-                yield from ((*rest, last) for rest in _products(number // last, levels - 1))
+        for last in _divisors(number):
+            yield from ((*rest, last) for rest in _products(number // last, levels - 1))
+
+
+@cache
+def _divisors(number: int) -> tuple[int, ...]:
+    """The divisors from 2 on, rising."""
+    low = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return tuple(sorted({*low, *(number // size for size in low)} - {1}))
 
 
 def _lost(sizes: tuple[int, ...]) -> float:

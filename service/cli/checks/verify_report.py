@@ -28,7 +28,7 @@ from service.client import Client
 from service.contract.settings import Settings
 from service.reports.signing import Finding, UnreadableReport, parse_report, verify
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "spec_of_file"]
 
 #: What ``--json`` calls each exit status.
 VERDICTS = {YES: "valid", NO: "not_valid", FAILED: "no_answer", OPEN: "unknown_key"}
@@ -181,8 +181,7 @@ def _recheck(
         raise _CannotCheck("--recheck takes --model and --dataset, the files")
     claimed = _claimed_rows(report, options)
     chosen = secrets.SystemRandom().sample(claimed, min(options.recheck, len(claimed)))
-    spec = {name: value for name, value in report["spec"].items() if name != "samples"}
-    spec["indices"] = sorted(row["index"] for row in chosen)
+    spec = {**spec_of_file(report), "indices": sorted(row["index"] for row in chosen)}
     with ExitStack() as stack:
         url = stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url))
@@ -195,6 +194,20 @@ def _recheck(
     answer["rows"] = {"rechecked": len(chosen), "confirmed": confirmed}
     console.print(f"{confirmed} of {len(chosen)} rows confirmed", highlight=False)
     return faults
+
+
+def spec_of_file(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What asks the same of the file that was certified; ``samples`` is left out.
+
+    A file that was made of the upload (``rewritten_from``) has its only output's scores, and of a
+    state dict its graph and its normalisation: what the spec says of the upload is not said of it.
+    """
+    gone = {"samples"}
+    made_of = report["model"].get("rewritten_from")
+    if made_of is not None:
+        gone |= {"summation", "output", "binary", "architecture"}
+        gone |= {"normalization"} if made_of["format"] != "onnx" else set()
+    return {name: value for name, value in report["spec"].items() if name not in gone}
 
 
 def _claimed_rows(report: Mapping[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import ModelError
+from models.layers.normalization import Normalize
 from models.network import Network
 from models.onnx.deployed import DeployedNetwork
 from models.onnx.exporter.export import export_onnx
@@ -99,11 +100,18 @@ def rewritten_model(upload: LoadedModel) -> RewrittenModel | str:
             + " The file is certified as it was uploaded."
         )
     file = _exported(found)
-    imported = read_onnx_bytes(file)
+    try:
+        imported = read_onnx_bytes(file)
+    except ModelError as error:
+        # Partial sums are more nodes and more numbers on the way than what was uploaded.
+        raise _refusal(
+            f"the rewritten file is beyond what is taken here: {error.message}",
+            'leave "summation" out: the uploaded file is then certified as it is',
+        ) from error
     network = imported.network
     if upload.outside is not None:
         network = network.normalized(upload.outside["mean"], upload.outside["std"])
-    warnings = []
+    warnings = [*_on_normalization(upload)]
     if found.wide:
         warnings.append(
             f"{len(found.wide)} layers have wide sums that stay as they are, convolutions in "
@@ -126,6 +134,19 @@ def rewritten_model(upload: LoadedModel) -> RewrittenModel | str:
         imported.output,
         warnings,
     )
+
+
+def _on_normalization(upload: LoadedModel) -> list[str]:
+    """Whether the rewritten file has the normalisation that the spec names: that of a state dict is
+    written into it, that of an ONNX file stays in front of it."""
+    if upload.outside is not None:
+        return [
+            "The rewritten file is without the spec's normalisation, as the uploaded one is: give "
+            "it normalised data."
+        ]
+    if any(isinstance(layer, Normalize) for layer in upload.network.layers.values()):
+        return ["The rewritten file normalises its input itself: give it the data as they are."]
+    return []
 
 
 def _exported(found: Rewritten) -> bytes:

@@ -23,12 +23,14 @@ from models.layers.kinds import Linear
 from models.network import Network
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
+from service.cli.checks.verify_report import spec_of_file
 from service.contract.outcomes import rewritten_model
 from service.contract.schemas.submissions import JobSubmission
 from tests.models.onnx.graphs import graph_of, normal
 from tests.workers.jobs.conftest import Corridor
 from tests.workers.jobs.work import work
-from workers.jobs.inspection.child import inspect
+from workers.jobs.inspection.child import LoadedModel, inspect
+from workers.jobs.inspection.rewritten_model import rewritten_model as written_anew
 from workers.jobs.items.prepare import REWRITTEN, prepare
 from workers.verification.cascade.parity import DeploymentMismatch
 from workers.verification.results import SampleResults
@@ -176,7 +178,7 @@ def test_a_rewritten_file_that_is_rewritten_again_is_itself(corridor: Corridor) 
 def inspected(folder: Path, model: bytes, **changes: Any) -> dict[str, Any]:
     """The facts that an inspection in this process leaves."""
     out = folder / "out"
-    out.mkdir(exist_ok=True)
+    out.mkdir(exist_ok=True, parents=True)
     suffix = changes.pop("suffix", "onnx")
     path = folder / f"m.{suffix}"
     path.write_bytes(model)
@@ -230,6 +232,7 @@ def test_a_normalisation_in_front_stays_there(tmp_path: Path) -> None:
     given = {"mean": [0.5], "std": [0.25]}
     facts = inspected(tmp_path, wide_onnx(), normalization=given)
     assert facts["normalization_outside"] == given
+    assert any("without the spec's normalisation" in warning for warning in facts["warnings"])
     assert facts["rewritten"]["from"]["layers"]
     network = Network.load(tmp_path / "out")
     x = torch.rand(4, WIDTH)
@@ -260,7 +263,8 @@ def test_another_form_of_the_answer_is_told(
         assert np.abs(scores - before).max() < 1e-5
 
 
-def test_a_state_dict_is_rewritten_as_the_file_that_would_be_made_of_it(tmp_path: Path) -> None:
+def wide_state_dict(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The facts of an inspection of the same network as a state dict."""
     held = weights()
     tensors = {
         "0.weight": held["w"].T.copy(),
@@ -273,18 +277,72 @@ def test_a_state_dict_is_rewritten_as_the_file_that_would_be_made_of_it(tmp_path
         {"kind": "relu"},
         {"kind": "linear", "out": CLASSES, "name": "2"},
     ]
-    facts = inspected(
-        tmp_path,
+    return inspected(
+        folder,
         safetensors.numpy.save(tensors),
         suffix="safetensors",
         architecture={"input": [WIDTH], "layers": layers},
+        **changes,
     )
+
+
+def test_a_state_dict_is_rewritten_as_the_file_that_would_be_made_of_it(tmp_path: Path) -> None:
+    facts = wide_state_dict(tmp_path)
     assert facts["rewritten"]["name"] == "m.partial-sums.onnx"
     assert facts["pairing"]
     x = np.load(tmp_path / "d.npz")["x"]
     content = (tmp_path / "out" / REWRITTEN).read_bytes()
     expected = OnnxRuntimeModel(wide_onnx(), (WIDTH,))(x)
     assert np.abs(OnnxRuntimeModel(content, (WIDTH,))(x) - expected).max() < 1e-5
+
+
+def test_the_rewritten_file_is_certified_again_as_the_file_that_it_is(tmp_path: Path) -> None:
+    """What the spec says of the upload, its output, its graph, its normalisation, is not said of
+    what was made of it: ``verify-report --recheck`` asks for the same network."""
+    normalization = {"mean": [0.5], "std": [0.25]}
+    spec = {"normalization": normalization, "summation": "partial-sums", "samples": 3}
+    told: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (wide_state_dict(tmp_path / "d", normalization=normalization), {"architecture": {}}),
+        (inspected(tmp_path / "o", wide_onnx(), normalization=normalization), {"output": "y"}),
+        (
+            inspected(tmp_path / "b", wide_onnx(final="Sigmoid", classes=1)),
+            {"binary": True, "normalization": None},
+        ),
+    ]
+    for (facts, more), folder in zip(told, ("d", "o", "b"), strict=True):
+        rewritten_from = facts["rewritten"]["from"]
+        report = {"spec": {**spec, **more}, "model": {"rewritten_from": rewritten_from}}
+        asked = spec_of_file(report)
+        assert not asked.keys() & {"samples", "summation", "output", "binary", "architecture"}
+        content = (tmp_path / folder / "out" / REWRITTEN).read_bytes()
+        changes = {"summation": "as-uploaded", "normalization": asked.get("normalization")}
+        again = inspected(tmp_path / (folder + "2"), content, **changes)
+        assert again["graph_digest"] == facts["graph_digest"], folder
+    inside, outside, _ = (facts["warnings"] for facts, _ in told)
+    assert any("normalises its input itself" in warning for warning in inside)
+    assert not any("normalises its input itself" in warning for warning in outside)
+    # A report about the uploaded file asks for all that it was asked.
+    plain = {"spec": {**spec, "output": "y"}, "model": {"rewritten_from": None}}
+    assert spec_of_file(plain) == {
+        "normalization": normalization,
+        "summation": "partial-sums",
+        "output": "y",
+    }
+
+
+def test_a_rewritten_file_beyond_the_limits_is_refused_by_that_reason() -> None:
+    """Its nodes are not those of the upload, which has a third of them."""
+    constants, last = {"w": normal(0, 27, 27), "v": normal(1, 27, CLASSES)}, "x"
+    nodes = []
+    for layer in range(1000):
+        nodes.append(node("MatMul", [last, "w"], [f"h{layer}"]))
+        nodes.append(node("Relu", [f"h{layer}"], [f"r{layer}"]))
+        last = f"r{layer}"
+    nodes.append(node("MatMul", [last, "v"], ["y"]))
+    data = graph_of(nodes, (27,), constants).SerializeToString()
+    with pytest.raises(ValueError, match="the rewritten file is beyond what is taken") as caught:
+        written_anew(LoadedModel(import_onnx_bytes(data), data, None))
+    assert (caught.value.code, caught.value.field) == ("not_rewritable", "spec.summation")  # type: ignore[attr-defined]
 
 
 def test_a_model_that_takes_bytes_is_refused(tmp_path: Path) -> None:

@@ -4,14 +4,19 @@ What is certified is the class of the largest score, and of one score of two cla
 it is above 0 (its Sigmoid above 0.5). A file may say otherwise in an output that is not taken: the
 class of the least distance, or of the largest of the distances' negatives; a label 1 where a
 probability is above 0.7, or below 0.5. Such files are refused. Only what stands between the scores
-and that answer number by number, and never jumps, is followed; of others nothing is known.
+and that answer number by number, and never jumps (but for a cast of one score to integers), is
+followed; of others nothing is known.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from models.errors import ModelError
@@ -24,6 +29,34 @@ _VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 #: the other by the number that they are given.
 _RISING = ("Exp", "Log", "LogSoftmax", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh")
 _BY_NUMBER = ("Add", "Div", "Mul", "Sub")
+#: The numbers that elementwise operators give, and those that take a number as well.
+_VALUES: dict[str, Callable[..., Any]] = {
+    "Add": np.add,
+    "Bool": lambda x: (x != 0).astype(float),
+    "Div": np.divide,
+    "Exp": np.exp,
+    "Integer": np.trunc,
+    "Log": np.log,
+    "Mul": np.multiply,
+    "Neg": np.negative,
+    "Sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "Softplus": lambda x: np.logaddexp(0.0, x),
+    "Sqrt": np.sqrt,
+    "Sub": np.subtract,
+    "Tanh": np.tanh,
+}
+#: Numbers at which a label is compared with the class of its score.
+_SIZES = 10.0 ** np.linspace(-4.0, 2.0, 121)
+_TRIED = np.concatenate([-_SIZES[::-1], _SIZES])
+#: Labels and classes are not compared so near to where the class changes.
+_NEAR = 1e-6
+#: Operators between a source and a value that are evaluated, and entries of a constant, at most.
+_MOST_STEPS, _MOST_ENTRIES = 64, 1 << 16
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_INTEGERS = (
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+)
 #: What is true above a number; what is below it.
 _ABOVE, _BELOW = ("Greater", "GreaterOrEqual"), ("Less", "LessOrEqual")
 #: What may stand between a comparison and the label that it makes.
@@ -66,13 +99,43 @@ def _chosen(node: NodeProto) -> int | None:
 
 
 @dataclass(frozen=True)
+class _Step:
+    """kind: an operator, "" where it shows the same numbers; number: what it takes beside, if
+    anything; first: whether that is its first input. sign: -1 where it falls."""
+
+    kind: str
+    sign: int = 1
+    number: float | None = None
+    first: bool = False
+
+    def ordered(self, x: NDArray[np.float64]) -> tuple[Any, Any]:
+        """Its two inputs."""
+        return (self.number, x) if self.first else (x, self.number)
+
+
+@dataclass(frozen=True)
 class _Way:
     """source: what a value is computed from number by number; sign: -1 where it falls in that;
-    passed: the operators between that do more than show the same numbers."""
+    passed: the operators between that do more than show the same numbers, the first two; last: the
+    last one, and the way before it."""
 
     source: str
     sign: int = 1
     passed: tuple[str, ...] = ()
+    last: tuple[_Way, _Step] | None = None
+
+    def at(self, x: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """The value where the source is x; None where it is not known number by number."""
+        steps, way = list[_Step](), self
+        while way.last is not None and len(steps) < _MOST_STEPS:
+            steps.append(way.last[1])
+            way = way.last[0]
+        if way.last is not None or any(step.kind not in _VALUES for step in steps):
+            return None
+        with np.errstate(all="ignore"):
+            for step in reversed(steps):
+                x = _VALUES[step.kind](*((x,) if step.number is None else step.ordered(x)))
+        return x
 
 
 class _Makers:
@@ -85,48 +148,54 @@ class _Makers:
 
     def followed(self, name: str) -> _Way:
         """The way to a value, as far as it goes."""
-        names: list[tuple[str, int, str]] = []
+        names: list[tuple[str, _Step]] = []
         seen = {name}
         while name not in self._known:
-            step = self._before(name)
-            if step is None or step[0] in seen:
+            found = self._before(name)
+            if found is None or found[0] in seen:
                 break
-            names.append((name, *step[1:]))
-            name = step[0]
+            names.append((name, found[1]))
+            name = found[0]
             seen.add(name)
         way = self._known.setdefault(name, _Way(name))
-        for passed, sign, kind in reversed(names):
-            more = (*way.passed, kind) if kind and len(way.passed) < 2 else way.passed
-            way = self._known[passed] = _Way(way.source, way.sign * sign, more)
+        for passed, step in reversed(names):
+            if step.kind:
+                more = (*way.passed, step.kind) if len(way.passed) < 2 else way.passed
+                way = _Way(way.source, way.sign * step.sign, more, (way, step))
+            self._known[passed] = way
         return way
 
-    def _before(self, name: str) -> tuple[str, int, str] | None:
-        """(the value before, 1 or -1, the operator, "" where it shows the same numbers)."""
+    def _before(self, name: str) -> tuple[str, _Step] | None:
+        """The value before, and what is done to it."""
         node = self._nodes.get(name)
         if node is None or not node.input or not node.input[0] or name != node.output[0]:
             return None
         kind = node.op_type
+        if kind == "Cast":
+            return node.input[0], _Step(_cast(node))
         if kind in _VIEWS:
-            return node.input[0], 1, ""
+            return node.input[0], _Step("")
         if kind in _RISING:
-            return node.input[0], 1, kind
+            return node.input[0], _Step(kind)
         if kind == "Neg":
-            return node.input[0], -1, kind
+            return node.input[0], _Step(kind, -1)
         if kind not in _BY_NUMBER or len(node.input) != 2:
             return None
         for place in range(2):
             number = self.number(node.input[place])
             if number is None:
                 continue
+            first, other = place == 0, node.input[1 - place]
             if kind in ("Add", "Sub"):
-                return node.input[1 - place], -1 if kind == "Sub" and place == 0 else 1, kind
-            if number == 0.0 or (kind == "Div" and place == 0):
+                sign = -1 if kind == "Sub" and first else 1
+                return other, _Step(kind, sign, number, first)
+            if number == 0.0 or (kind == "Div" and first):
                 return None
-            return node.input[1 - place], 1 if number > 0 else -1, kind
+            return other, _Step(kind, 1 if number > 0 else -1, number, first)
         return None
 
     def number(self, name: str) -> float | None:
-        """The one number that a constant is; None: it is none, or more."""
+        """The one number that all entries of a constant are; None: it is none, or more."""
         tensor = self._tensors.get(name)
         node = self._nodes.get(name)
         if tensor is None and node is not None and node.op_type == "Constant":
@@ -136,19 +205,32 @@ class _Makers:
                 if attribute.name == "value":
                     tensor = attribute.t
         kinds = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32)
-        if tensor is None or tensor.data_type not in kinds or any(d != 1 for d in tensor.dims):
+        if tensor is None or tensor.data_type not in kinds:
+            return None
+        if not 0 < math.prod(tensor.dims) <= _MOST_ENTRIES:
             return None
         try:
-            value = float(numpy_helper.to_array(tensor).reshape(())[()])
+            entries = numpy_helper.to_array(tensor).reshape(-1)
         except (TypeError, ValueError):
             return None
-        return value if np.isfinite(value) else None
+        value = float(entries[0])
+        return value if np.isfinite(value) and (entries == entries[0]).all() else None
+
+
+def _cast(node: NodeProto) -> str:
+    """What a Cast does to numbers."""
+    to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+    if to in _FLOATS:
+        return ""
+    if to == TensorProto.BOOL:
+        return "Bool"
+    return "Integer" if to in _INTEGERS else "Cast"
 
 
 def _refuse_thresholds(graph: GraphProto, output: str, makers: _Makers, scores: _Way) -> None:
     """Labels of one score must begin at 0, those of its Sigmoid at 0.5, and rise with it."""
     needed = _needed(graph, output)
-    labels = _labels(graph)
+    labels = _labels(graph, makers)
     for node in graph.node:
         found = _compared(node, makers) if node.input and node.output else None
         if found is None or any(name in needed for name in node.output):
@@ -156,9 +238,19 @@ def _refuse_thresholds(graph: GraphProto, output: str, makers: _Makers, scores: 
         value, threshold, above = found
         way = makers.followed(value)
         begins = {(): 0.0, ("Sigmoid",): 0.5}.get(way.passed)
-        if way.source != scores.source or begins is None:
-            continue
         turned = labels.get(node.output[0])
+        if way.source != scores.source:
+            continue
+        if begins is None:
+            if _differs(scores, way, threshold, above=above, turned=turned):
+                raise ModelError(
+                    f"the file gives the label 1 by comparing {value!r} with {threshold:g}, "
+                    "elsewhere than where the score is above 0; here class 1 is the answer there",
+                    code="label_threshold",
+                    hint="shift the score before the export, so that its label begins at 0, or, if "
+                    f'the plain one is meant, name the output in the spec: "output": "{output}"',
+                )
+            continue
         if threshold != begins or (turned is not None and above == turned):
             where = "above" if above != bool(turned) else "below"
             raise ModelError(
@@ -169,6 +261,24 @@ def _refuse_thresholds(graph: GraphProto, output: str, makers: _Makers, scores: 
                 "its sign turned), or, if the plain one is meant, name the output in the spec: "
                 f'"output": "{output}"',
             )
+
+
+def _differs(
+    scores: _Way, compared: _Way, threshold: float, *, above: bool, turned: bool | None
+) -> bool:
+    """Whether a label differs from the class of its score at some number tried; turned: whether the
+    file shows it so, None: it does not say."""
+    score, value = scores.at(_TRIED), compared.at(_TRIED)
+    if score is None or value is None:
+        return False
+    begins = 0.5 if scores.last is not None and scores.last[1].kind == "Sigmoid" else 0.0
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(score) & np.isfinite(value) & (np.abs(score - begins) > _NEAR)
+        label = (value > threshold) if above else (value < threshold)
+        wrong = [(label ^ way != (score > begins)) & known for way in (False, True)]
+    if turned is None:
+        return bool(wrong[0].any() and wrong[1].any())
+    return bool(wrong[int(turned)].any())
 
 
 def _compared(node: NodeProto, makers: _Makers) -> tuple[str, float, bool] | None:
@@ -186,8 +296,9 @@ def _compared(node: NodeProto, makers: _Makers) -> tuple[str, float, bool] | Non
     return None
 
 
-def _labels(graph: GraphProto) -> dict[str, bool]:
-    """Values that some end of the graph shows as they are, and whether it turns them (Not)."""
+def _labels(graph: GraphProto, numbers: _Makers) -> dict[str, bool]:
+    """Values that some end of the graph shows as they are, and whether it turns them (Not, 1 - x, a
+    choice of 0 where they are true)."""
     read = {name for node in graph.node for name in node.input}
     makers = {name: node for node in graph.node for name in node.output if name}
     found: dict[str, bool] = {}
@@ -196,10 +307,18 @@ def _labels(graph: GraphProto) -> dict[str, bool]:
         while name in makers and name not in found:
             found[name] = turned
             node = makers[name]
-            if node.op_type not in _LABEL_VIEWS or not node.input:
+            first = numbers.number(node.input[0]) if node.op_type == "Sub" else None
+            ends = [numbers.number(name) for name in node.input[1:]]
+            if node.op_type == "Where" and len(ends) == 2 and {*ends} == {0.0, 1.0}:
+                turned ^= ends[0] == 0.0
+                name = node.input[0]
+            elif first == 1.0 and len(node.input) == 2:
+                turned, name = not turned, node.input[1]
+            elif node.op_type in _LABEL_VIEWS and node.input:
+                turned ^= node.op_type == "Not"
+                name = node.input[0]
+            else:
                 break
-            turned ^= node.op_type == "Not"
-            name = node.input[0]
     return found
 
 

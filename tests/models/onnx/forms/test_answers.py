@@ -40,6 +40,10 @@ LEAST: dict[str, list[NodeProto]] = {
     "quotient": [node("Div", ["s", "minus"], ["n"]), node("ArgMax", ["n"], ["label"], axis=1)],
     "less": [node("Sub", ["one", "s"], ["n"]), node("ArgMax", ["n"], ["label"], axis=1)],
     "top": [node("TopK", ["s", "k"], ["v", "label"], axis=1, largest=0)],
+    "a number for each class": [
+        node("Mul", ["s", "turning"], ["n"]),
+        node("ArgMax", ["n"], ["label"], axis=1),
+    ],
     "softmax": [
         node("Neg", ["s"], ["n"]),
         node("Softmax", ["n"], ["p"], axis=1),
@@ -66,6 +70,7 @@ LARGEST: dict[str, list[NodeProto]] = {
 def scored(more: list[NodeProto], classes: int = 3, output: str = "s") -> bytes:
     """A file with the scores (or what is made of them) beside a label."""
     constants: dict[str, Any] = {"w": normal(0, 4, classes), "x3": normal(1, 1, 3), **NUMBERS}
+    constants["turning"] = -np.ones((1, 3), np.float32)
     outputs = [LABEL, floats(output, "N", classes)]
     return written([SCORES, *more], INPUT, outputs, constants)
 
@@ -110,12 +115,46 @@ OTHER = {
     "not above 0.5": [node("Greater", ["p", "half"], ["g"]), node("Not", ["g"], ["c"])],
     "the score above 1": [node("Greater", ["s", "one"], ["c"])],
     "the score above 0.5": [node("Greater", ["s", "half"], ["c"])],
+    "the score less 0.7 above 0": [
+        node("Sub", ["s", "most"], ["d"]),
+        node("Greater", ["d", "zero"], ["c"]),
+    ],
+    "its half above 0.5": [
+        node("Mul", ["half", "s"], ["d"]),
+        node("Greater", ["d", "half"], ["c"]),
+    ],
+    "its negative above 0": [node("Neg", ["s"], ["d"]), node("Greater", ["d", "zero"], ["c"])],
+    "its integer above 0": [
+        node("Cast", ["s"], ["i"], to=TensorProto.INT64),
+        node("Cast", ["i"], ["d"], to=TensorProto.FLOAT),
+        node("Greater", ["d", "zero"], ["c"]),
+    ],
+    "0 where above 0.5": [
+        node("Greater", ["p", "half"], ["g"]),
+        node("Where", ["g", "zero", "one"], ["c"]),
+    ],
+    "1 less what is above 0": [
+        node("Greater", ["s", "zero"], ["g"]),
+        node("Cast", ["g"], ["f"], to=TensorProto.FLOAT),
+        node("Sub", ["one", "f"], ["c"]),
+    ],
 }
 PLAIN = {
     "above 0.5": [node("Greater", ["p", "half"], ["c"])],
     "0.5 below": [node("Less", ["half", "p"], ["c"])],
     "not below 0.5": [node("Less", ["p", "half"], ["l"]), node("Not", ["l"], ["c"])],
     "the score above 0": [node("Greater", ["s", "zero"], ["c"])],
+    "its negative below 0": [node("Neg", ["s"], ["d"]), node("Less", ["d", "zero"], ["c"])],
+    "half more above 1": [node("Add", ["p", "half"], ["d"]), node("Greater", ["d", "one"], ["c"])],
+    "1 where above 0.5": [
+        node("Greater", ["p", "half"], ["g"]),
+        node("Where", ["g", "one", "zero"], ["c"]),
+    ],
+    "a probability of its own": [
+        node("Sigmoid", ["s"], ["q"]),
+        node("Sub", ["q", "half"], ["d"]),
+        node("Greater", ["d", "zero"], ["c"]),
+    ],
 }
 
 

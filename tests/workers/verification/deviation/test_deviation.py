@@ -18,18 +18,17 @@ from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
+from tests.workers.verification.deviation.worst_execution import worst_execution
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.deviation.budget import margin_budget
 from workers.verification.deviation.walk import secants_of
-from workers.verification.forward.propagation import forward_step
-from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.problem import Problem
 from workers.verification.protocol import Budget
 from workers.verification.region import Region
-from workers.verification.rounding import U32, Rounding, exact_arithmetic, gamma
+from workers.verification.rounding import Rounding, exact_arithmetic
 
 CLASSES = 6
 
@@ -131,46 +130,6 @@ def test_no_execution_leaves_its_budget(seed: int, scale: float, norm: str) -> N
                 deployed = adversarial_float32(network, inputs, generator)
             off = (margins(deployed, labels) - margins(exact(network, inputs), labels)).abs()
             assert bool((off <= lost + 1e-13 * deployed.abs().max()).all())
-
-
-def worst_execution(
-    compiled: CompiledNetwork, x: Tensor, label: int, other: int
-) -> tuple[float, float]:
-    """(the margin's move where every error is as large as allowed and goes the worst way, b).
-
-    b: the sum over all steps of |derivative| times the error there, at x [1, *shape].
-    """
-    head = compiled.head
-
-    def run(errors: list[Tensor] | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        values, sizes, moved = [x.double()], [], []
-        for index, step in enumerate(compiled.steps):
-            inputs = [values[source] for source in step.sources]
-            value = forward_step(step, inputs)
-            size = torch.zeros_like(value)
-            if isinstance(step.op, Affine):
-                size = step.op.absolute(inputs[0].detach().abs()) + step.op.bias_magnitude
-                size = size * gamma(step.op.terms, U32)
-            elif isinstance(step.op, Add):
-                size = U32 * value.detach().abs()
-            error = torch.zeros_like(value) if errors is None else errors[index] * size
-            sizes.append(size)
-            moved.append(error.requires_grad_())
-            values.append(value + error)
-        last = values[-1].flatten(1)
-        logits = last @ head.weight.T + head.bias
-        size = last.detach().abs() @ head.absolute + head.bias_magnitude
-        size = gamma(head.terms, U32) * size[0]
-        lost = size[label] + size[other]
-        return logits[0, label] - logits[0, other], [*sizes, lost], moved
-
-    with torch.enable_grad():
-        margin, sizes, errors = run(None)
-        slopes = torch.autograd.grad(margin, errors)
-    moved, last, _ = run([slope.sign() for slope in slopes])
-    found = float((moved - margin).detach().abs() + last[-1])
-    parts = [(g.abs() * d).sum() for g, d in zip(slopes, sizes[:-1], strict=True)]
-    return found, float(torch.stack([*parts, sizes[-1]]).sum())
 
 
 @pytest.mark.parametrize("blocks", [2, 4])

@@ -132,6 +132,7 @@ def interval_margin(
         low, high = np.nextafter(middle - moved, -np.inf), np.nextafter(middle + moved, np.inf)
     head, order = network.head, np.arange(len(x))
     lost, logits = (ours + theirs) * head.upper(size + half) + lost, head.apply(middle)
+    half = half.reshape(len(x), -1)
     least = np.full(len(x), np.inf)
     for j in range(network.classes):
         moved = np.einsum("ij,ij->i", np.abs(head.weight[labels] - head.weight[j]), half)

@@ -1,10 +1,11 @@
 """Every family of exports posted to a running service, each file as a job of its own.
 
 ``python -m benchmarks.exports.posted FOLDER [--url URL] [--key KEY] [--make] [--limit N]``:
-FOLDER/FAMILY/*.onnx are posted one by one, with two random samples and the file's own answers as
-their labels; a network of one output that is no classifier, with a property that it keeps. What
-came of each is written to FOLDER/posted.jsonl at once: the next run goes on from there. Prints a
-table: family, files, accepted (the job succeeded, and every answer was the file's own), why not.
+FOLDER/FAMILY/*.onnx are posted one by one, with two random samples and ONNX Runtime's answers on
+the file's plain form as their labels; a network of one output that is no classifier, with a
+property that it keeps. What came of each is written to FOLDER/posted.jsonl at once: the next run
+goes on from there. Prints a table: family, files, accepted (the job succeeded, and every answer was
+that of the label), why not.
 ``--make`` first writes the families of ``taken`` that are not there yet.
 """
 

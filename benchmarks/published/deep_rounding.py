@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.published.beside_lirpa import residual_network
 from benchmarks.published.networks import load_images
-from tests.workers.verification.deviation.executions import worst_execution
+from tests.workers.verification.deviation.worst_execution import worst_execution
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.clock import UNLIMITED
 from workers.verification.deviation.budget import margin_budget

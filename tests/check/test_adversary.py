@@ -17,6 +17,7 @@ from models.onnx.runtime import OnnxRuntimeModel
 from tests.check.forger import Forgery, certified_by, proves
 from tests.extent import examples
 from tests.workers.verification.adversary.networks import Body
+from tests.workers.verification.adversary.parts import in_parts
 from tests.workers.verification.adversary.search import (
     Case,
     clean_input,
@@ -61,6 +62,9 @@ def find(seed: int) -> Case | None:
     body.flatten()
     body.head()
     network = Network(shape, body.rows).eval()
+    if random.integers(3) == 0:
+        # Every sum that can be is one of partial sums.
+        network = in_parts(network)
     deployed = OnnxRuntimeModel(export_onnx(network), shape)
     logits = deployed(x)
     label = int(logits[0].argmax())

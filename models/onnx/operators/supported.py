@@ -25,7 +25,8 @@ _RECURRENT = (
     "with torch's backend does so by itself: KERAS_BACKEND=torch, model.export)"
 )
 _STEEP = (
-    "there are no bounds for exponentials, logarithms, roots and quotients inside a network: "
+    "there are no bounds for exponentials, logarithms, roots and quotients inside a network, but "
+    "those of a normalisation: "
     "Softplus, Sigmoid, Tanh, Elu and their kin are taken, squares and lengths too"
 )
 _NO_OPERATOR = (
@@ -34,7 +35,9 @@ _NO_OPERATOR = (
 )
 #: What to do about operators that are not supported.
 ADVICE = {
-    **dict.fromkeys(("And", "Equal", "Not", "Or", "Xor"), JUMPS),
+    **dict.fromkeys(("And", "Equal", "Or", "Xor"), JUMPS),
+    "Not": f"{JUMPS}; scikit-learn's SGDClassifier of three classes or more: export its scores "
+    '(skl2onnx: options={id(model): {"raw_scores": True}}), for its sigmoids are often alike',
     **dict.fromkeys(("Exp", "Log", "Reciprocal", "Sqrt"), _STEEP),
     "Atan": "there are no bounds for it: Tanh and Softsign, which are like it, are taken",
     "Einsum": "write it as a product with a matrix (torch: x @ weight)",

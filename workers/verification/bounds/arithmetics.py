@@ -97,7 +97,8 @@ class MarginsBound(Bound):
     retry_share, retry_most: a failed float32 pass is worth a retry where its bound lacks less than
     the first share of the margin at the centre, or ``RETRY_ERRORS`` but no more than the second;
     backward_budget: what fails on a deep network is tried once more on the REAL network, less what
-    float32 may take there (``deviation.budget``).
+    float32 may take there (``deviation.budget``);
+    boxes_only: it carries rounding by boxes alone.
     """
 
     margins: Margins
@@ -110,6 +111,7 @@ class MarginsBound(Bound):
     retry_share: float = 0.5
     retry_most: float = math.inf
     backward_budget: bool = False
+    boxes_only: bool = False
 
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``; it never falsifies, and costs what is expected."""
@@ -136,7 +138,16 @@ class MarginsBound(Bound):
         if not self.metered:
             verdict.spent.fill_(self.price(tightest=budget.tightest))
         if self.backward_budget:
-            prove_on_deep(self.margins, problem, region, labels, budget, verdict, slack)
+            prove_on_deep(
+                self.margins,
+                problem,
+                region,
+                labels,
+                budget,
+                verdict,
+                slack,
+                boxes_only=self.boxes_only,
+            )
         return verdict
 
     def price(self, *, tightest: bool) -> float:

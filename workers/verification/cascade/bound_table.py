@@ -52,6 +52,7 @@ BOUNDS: dict[str, Bound] = {
             memory=activation_memory(8),
             margins=interval_margins,
             backward_budget=True,
+            boxes_only=True,
         ),
         MarginsBound(
             name="bcp",

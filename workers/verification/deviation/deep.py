@@ -65,16 +65,20 @@ def prove_on_deep(
     budget: Budget,
     verdict: Verdict,
     near: Tensor | None = None,
+    *,
+    boxes_only: bool = False,
 ) -> None:
     """Try once more what ``verdict`` left undecided on a deep network, and change it in place.
 
     Arguments as of ``Bound.attempt``; near [batch]: where a bound lacks more than this, rounding is
-    not to blame (None: as ``WITHIN`` says). Where the time is over, what was proved so far stands.
+    not to blame (None: as ``WITHIN`` says). boxes_only: the bound carries rounding by boxes alone,
+    by which it may lose any number of times what ball and box together do: then it is tried
+    everywhere. Where the time is over, what was proved so far stands.
     """
     dtype, clock = torch.float64, budget.clock
     everything = torch.arange(len(region.x))
     with exact_arithmetic(), contextlib.suppress(OutOfTime):
-        failed, errors = _deep(problem, region, ~verdict.proved, budget)
+        failed, errors = _deep(problem, region, ~verdict.proved, budget, boxes_only=boxes_only)
         reach = WITHIN * errors if near is None else near[failed]
         least = verdict.least_margin[failed]
         # -inf: some class was given up, or nothing was found.
@@ -131,15 +135,16 @@ def radii_on_deep(
 
 
 def _deep(
-    problem: Problem, region: Region, failed: Tensor, budget: Budget
+    problem: Problem, region: Region, failed: Tensor, budget: Budget, *, boxes_only: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(rows of ``failed`` [batch] bool where a deep network's rounding counts, its size there)."""
+    """(rows of ``failed`` [batch] bool where a deep network's rounding counts, its size there:
+    infinite, and everywhere, for ``boxes_only``)."""
     maps = [step for step in problem.compiled.steps if isinstance(step.op, Dense | Convolution)]
     rows = (failed & (budget.margin > 0)).nonzero().flatten()
     if not problem.sound or problem.only == torch.float32 or len(maps) < DEEP_LAYERS:
         rows = rows[:0]
-    errors = torch.zeros(len(rows), dtype=torch.float64)
-    if rows.numel():
+    errors = torch.full((len(rows),), torch.inf if boxes_only else 0.0, dtype=torch.float64)
+    if rows.numel() and not boxes_only:
         errors = forward_errors(problem, region, rows, budget.clock, torch.float64)
     large = errors >= DEEP_SHARE * budget.margin[rows]
     return rows[large], errors[large]

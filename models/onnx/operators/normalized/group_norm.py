@@ -5,8 +5,8 @@ Both are numbers less their mean over the root of their variance, as layer norma
 other axes. ONNX Runtime 1.31 computes GroupNormalization by the nodes of its definition (the
 variance as E[x^2] - m^2), and InstanceNormalization as c x + (shift - c m) with c = scale / s: that
 rounds by some u (|x| + |m|) |c| beside, which the rule of ``Centre`` covers
-(``workers.verification.layers.affine``), where no product on the way leaves the range of float32.
-So scales and shifts must be ordinary numbers (``ORDINARY``).
+(``workers.verification.layers.affine``), where no product on the way leaves the range of float32:
+scales and shifts of such products must be ordinary numbers (``ORDINARY``).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from models.onnx.operators.normalized.layer_norm import scaled, standardize
 
 __all__ = ["ORDINARY", "group_normalization", "instance_normalization", "require_ordinary"]
 
-#: Least scale beside 0, and largest scale. Roots are from 1e-6 to 1e15 (``models.layers``' epsilon
-#: and ``LARGEST`` of the rule): c = scale / root and c x neither vanish nor overflow.
-ORDINARY = (2.0**-40, 2.0**40)
+#: Least scale beside 0, and largest scale. Roots are from 2^-20 to 2^50, and so are at most the
+#: numbers (epsilons of ``Standardize``, ``LARGEST`` of its rule): c = scale / root is no denormal
+#: number, and c x does not overflow.
+ORDINARY = (2.0**-74, 2.0**40)
 #: Largest shift beside such products.
 LARGEST_SHIFT = 2.0**100
 
@@ -64,7 +65,6 @@ def group_normalization(operation: Operation, translation: Translation) -> Activ
     )
     repeats = channels // groups if per_group else 1
     scale, shift = (np.repeat(array, repeats, axis=0) for array in given)
-    require_ordinary(operation, scale, shift)
     rows = translation.emit(operation, Reshape(shape=(groups, count)), x)
     numbers = translation.emit(operation, Centre(axes=(1,)), rows)
     result = standardize(operation, translation, (1,), numbers, rows)

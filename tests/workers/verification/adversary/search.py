@@ -14,6 +14,7 @@ from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.workers.verification.adversary.growth import LARGEST, Points
 from tests.workers.verification.adversary.networks import Body
+from tests.workers.verification.adversary.parts import in_parts
 
 __all__ = ["Case", "find_case"]
 
@@ -177,6 +178,9 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
     else:
         body.head()
     network = Network(shape, body.rows).eval()
+    if random.integers(6) == 0:
+        # Every sum that can be is one of partial sums.
+        network = in_parts(network)
     deployed = OnnxRuntimeModel(export_onnx(network), shape)
     logits = deployed(x)
     label = int(logits[0].argmax())

@@ -18,7 +18,7 @@ from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
-from tests.workers.verification.deviation.executions import worst_execution
+from tests.workers.verification.deviation.worst_execution import worst_execution
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.deviation.budget import margin_budget
@@ -162,6 +162,31 @@ def test_on_ten_layers_cheap_bounds_still_have_a_radius() -> None:
     for name in ("lipschitz", "ibp", "bcp", "local-lip"):
         verdict = BOUNDS[name].attempt(problem, region, labels, Budget(clean))
         assert bool(verdict.proved[wide].all()), name
+
+
+def test_boxes_that_grow_where_balls_do_not_still_have_a_radius() -> None:
+    """Orthogonal layers: rounding stays as it is in the ball, and grows by the 1-norms of the rows
+    in boxes, beyond the margin. ``ibp`` knows boxes alone."""
+    generator = torch.Generator().manual_seed(3)
+    b = Builder((16,), 3)
+    for _ in range(20):
+        b.linear(16)
+        with torch.no_grad():
+            weight = b.rows[-1][1].weight
+            weight.copy_(torch.linalg.qr(torch.randn(16, 16, generator=generator))[0])
+        b.add(ReLU())
+    b.linear(CLASSES)
+    network = b.build()
+    compiled = CompiledNetwork.compile(network)
+    x = points(network, 0, 4)
+    labels = exact(network, x).argmax(1)
+    clean = margins(exact(network, x), labels).scatter(1, labels[:, None], torch.inf).amin(1)
+    wide = clean > 2 * budgets(compiled, x, labels, 0.0, "l2").amax(1)
+    assert int(wide.sum()) >= 3
+    region = Region(x, torch.full((4,), 1e-15, dtype=torch.float64), "l2", False)
+    problem = Problem(compiled, True, torch.device("cpu"))
+    verdict = BOUNDS["ibp"].attempt(problem, region, labels, Budget(clean))
+    assert bool(verdict.proved[wide].all())
 
 
 def test_a_number_that_is_copied_deviates_as_often() -> None:

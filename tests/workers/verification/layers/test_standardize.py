@@ -202,7 +202,7 @@ def test_groups_and_parts_stay_in_their_enclosures(
 ) -> None:
     """Two groups of one sample, by operators and in nodes, with ONNX Runtime as the judge."""
     random = np.random.default_rng(seed)
-    scale = random.choice([-3.0, 1.0, 2.0**-30, 2.0**30, 0.0], 2).astype(f32)
+    scale = random.choice([-3.0, 1.0, 2.0**-74, 2.0**40, 0.0], 2).astype(f32)
     shift = (random.choice([0.0, 1.0, 100.0]) * random.standard_normal(2)).astype(f32)
     constants: dict[str, NDArray[Any]] = {"scale": scale, "shift": shift, "eps": f32([eps])}
     inputs = ["x", "scale", "shift"]

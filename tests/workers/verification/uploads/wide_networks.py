@@ -19,7 +19,14 @@ from tests.workers.verification.uploads.library_networks import (
     normal,
 )
 
-__all__ = ["SHARE", "WideNetwork", "dense_network", "image_network"]
+__all__ = [
+    "LAYERS",
+    "SHARE",
+    "WideNetwork",
+    "dense_network",
+    "image_network",
+    "orthogonal_kernel",
+]
 
 #: Radius that the input deserves, over its length.
 SHARE = 0.005
@@ -52,7 +59,7 @@ def image_network(channels: int, side: int, *, layers: int = LAYERS) -> WideNetw
     body: list[nn.Module] = []
     for index in range(layers):
         conv = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular", bias=False)
-        conv.weight.data = _orthogonal_kernel(channels, index)
+        conv.weight.data = orthogonal_kernel(channels, index)
         body += [conv, MaxMinHalves()]
     return _ended(body, (channels, side, side))
 
@@ -61,7 +68,7 @@ def _rotation(size: int, seed: int) -> Tensor:
     return torch.linalg.qr(normal(size, size + seed)[:, :size].double())[0].float()
 
 
-def _orthogonal_kernel(channels: int, seed: int) -> Tensor:
+def orthogonal_kernel(channels: int, seed: int) -> Tensor:
     """[channels, channels, 3, 3]: along each axis a product of two (P + (I - P) z), P projections
     (Li et al. 2019): on a torus its singular values are 1."""
 

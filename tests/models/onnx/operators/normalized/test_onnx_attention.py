@@ -122,7 +122,7 @@ def test_a_block_of_a_transformer_is_taken(symbolic: bool) -> None:
 
 
 def of_one(*more: str, opset: int = 23, places: int = 3, **attributes: object) -> bytes:
-    """Attention of queries [heads, places, size]; keys (by tanh), values are of the first."""
+    """Attention of [heads, places, size]: queries; of the first places keys (by tanh), values."""
     constants = {"start": np.array([0]), "end": np.array([places]), "axis": np.array([2])}
     nodes = [
         node("Tanh", ["x"], ["t"]),

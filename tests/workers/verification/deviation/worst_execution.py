@@ -1,4 +1,4 @@
-"""The worst that a deployed evaluation may do to a margin, to first order."""
+"""One execution of a network whose every error is as large as allowed and goes the worst way."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from workers.verification.forward.propagation import forward_step
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.rounding import U32, gamma
+
+__all__ = ["worst_execution"]
 
 
 def worst_execution(

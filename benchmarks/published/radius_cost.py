@@ -1,6 +1,6 @@
 """What the search of radii costs beside the verdicts of the same job, by CPU time.
 
-    OMP_NUM_THREADS=1 CERTSERVE_TEST_DATA=... python -m benchmarks.verification.radius_cost
+    OMP_NUM_THREADS=1 CERTSERVE_TEST_DATA=... python -m benchmarks.published.radius_cost
         [--only 2b cifar_base] [--images 20] [--method auto]
 
 The networks and threats of ``benchmarks.published.beside_lirpa``; the whole cascade, norms and

@@ -64,15 +64,15 @@ class RewrittenFrom(_Row):
 
     layers: those whose sums are in partial sums now. difference: the largest one between the
     logits of both files on the samples; largest_share: of what float32 rounding explains, on all
-    ``inputs`` that were compared (<= 1).
+    ``inputs`` that were compared (<= 1). None: no time was left for it, and nothing is certified.
     """
 
     id: str
     format: str
     name: str = ""
     layers: list[str]
-    difference: float
-    largest_share: float
+    difference: float | None
+    largest_share: float | None
     inputs: dict[str, int]
 
 

@@ -123,7 +123,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
         doubt += [better] if better is not None else []
     clock = Clock(None if budget is None else started + budget)
-    compared = {"difference": 0.0, "largest_share": 0.0, "inputs": {}}
+    compared: dict[str, Any] = {"difference": None, "largest_share": None, "inputs": {}}
     try:
         if made is not None:
             about = {"clip": inputs.clip, "sizes": BATCH_SIZES, "seed": request["seed"]}

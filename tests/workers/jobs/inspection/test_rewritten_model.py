@@ -228,6 +228,13 @@ def test_a_rewritten_file_that_is_another_function_ends_the_inspection(
         inspected(tmp_path, wide_onnx())
 
 
+def test_what_no_time_was_left_for_has_no_difference(tmp_path: Path) -> None:
+    facts = inspected(tmp_path, wide_onnx(), time_budget_s=0.0)
+    told = facts["rewritten"]["from"]
+    assert (told["difference"], told["largest_share"], told["inputs"]) == (None, None, {})
+    assert facts["parity"]["unchecked"] > 0
+
+
 def test_a_normalisation_in_front_stays_there(tmp_path: Path) -> None:
     given = {"mean": [0.5], "std": [0.25]}
     facts = inspected(tmp_path, wide_onnx(), normalization=given)

@@ -33,6 +33,8 @@ BATCHES = (1, 1, 1, 2, 3, 7)
 #: than 2^8 products, whose order ONNX Runtime and torch choose differently; units of 2^-24.
 LAYER_ERROR = 2.0**-18
 #: Inputs so large, times the largest parameter, may overflow in one order of summation: nothing is
+#: E[y^2] over a variance up to which float32 keeps something of a difference of squares.
+LARGEST_CANCELLATION = 2.0**20
 #: certified there, and runtimes differ.
 LARGEST_PRODUCT = 2.0**127 / 2**8
 
@@ -202,7 +204,8 @@ def _difference(
 
 
 def _beyond_float32(network: Network, x: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Rows at which a product or a sum inside a layer may be larger than any float32."""
+    """Rows at which a product or a sum inside a layer may be larger than any float32, or a variance
+    no number."""
     exact, beyond = network.double(), torch.zeros(len(x), dtype=torch.bool)
 
     def look(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
@@ -212,6 +215,9 @@ def _beyond_float32(network: Network, x: NDArray[np.float32]) -> NDArray[np.bool
         for values in (*given, result / factor):
             sizes = values.abs().reshape(len(x), -1).amax(1)
             beyond = beyond | ~(sizes * factor <= LARGEST_PRODUCT)
+        if isinstance(layer, Standardize):
+            # A variance that cancels away as a difference of squares may be negative, its root NaN.
+            beyond = beyond | ~(_squares_over_variance(layer, *given) <= LARGEST_CANCELLATION)
 
     hooks = [layer.register_forward_hook(look) for layer in exact.layers.values()]
     try:
@@ -223,6 +229,13 @@ def _beyond_float32(network: Network, x: NDArray[np.float32]) -> NDArray[np.bool
     return beyond.numpy()
 
 
+def _squares_over_variance(layer: Standardize, moved: Tensor, given: Tensor) -> Tensor:
+    """E[y^2] over the variance and eps, the largest of each row, [N]."""
+    size = len(given)
+    squares = [t.square().mean(layer.batched_axes()).reshape(size, -1) for t in (moved, given)]
+    return (squares[1] / (squares[0] + layer.eps)).amax(1)
+
+
 def _with_errors(network: Network, x: Tensor, seed: int) -> Tensor:
     """The network in float64, each layer off by what float32 may cost it, at random."""
     generator = torch.Generator().manual_seed(seed)
@@ -231,8 +244,7 @@ def _with_errors(network: Network, x: Tensor, seed: int) -> Tensor:
         sizes = torch.stack([t.abs().reshape(len(x), -1).amax(1) for t in (*given, result)]).amax(0)
         if isinstance(layer, Standardize):
             # The variance of the second input may be computed as a difference of squares.
-            squares = [t.square().mean(layer.batched_axes()).reshape(len(x), -1) for t in given]
-            sizes = sizes * (1.0 + (squares[1] / (squares[0] + layer.eps)).amax(1))
+            sizes = sizes * (1.0 + _squares_over_variance(layer, *given))
         signs = 2 * torch.rand(result.shape, generator=generator, dtype=torch.float64) - 1
         return result + LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
 

@@ -39,7 +39,8 @@ class Budget:
     clock: looked at between pieces of work; when its time is over, what is proved counts;
     passes: plain forward passes that the attempt may cost per sample (inf: no limit); a bound that
     searches ends there, so that its answer does not depend on the machine's speed;
-    tightest: the best arithmetic at once, as in a search of the radius, where half the tries fail;
+    tightest: a search of the radius, where half the tries fail: the best arithmetic at once, unless
+    the bound can tell from a failed float32 pass that float64 would fail as well;
     states: per sample, what this very bound left there at earlier attempts on it, at whatever
     epsilon, to go on from (open subproblems, multipliers); empty where none are kept;
     sample_time_s: seconds for each sample, in place of ``passes``, for a bound that searches (None:

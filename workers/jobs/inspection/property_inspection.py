@@ -15,6 +15,7 @@ import torch
 from models.onnx.deployed import DeployedNetwork
 from service.contract.storage.pictures import THUMBNAILS
 from workers.jobs.datasets.thumbnails import thumbnails
+from workers.jobs.inspection.estimate import property_estimate
 from workers.verification.cascade.parity import check_parity
 from workers.verification.cascade.parity_inputs import BATCH_SIZES
 from workers.verification.clock import Clock, OutOfTime
@@ -23,9 +24,11 @@ from workers.verification.properties.attack import starting_points
 from workers.verification.properties.errors import PropertyError
 from workers.verification.properties.inputs import float32_box, outer_box
 from workers.verification.properties.lowering import Property
+from workers.verification.properties.splitting import splits
 from workers.verification.properties.text.syntax import MAX_BYTES
 from workers.verification.properties.text.vnnlib import parse_vnnlib
-from workers.verification.properties.verify import property_bounds
+from workers.verification.properties.verify import attack_passes, property_bounds, questions
+from workers.verification.protocol import Bound
 from workers.verification.region import Region
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ def inspect_property(request: Mapping[str, Any], folder: Path, loaded: LoadedMod
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     compiled = CompiledNetwork.compile(network, norms=False)
-    property_bounds(compiled, request["method"])
+    bounds = property_bounds(compiled, request["method"])
     deployed = DeployedNetwork(
         loaded.onnx, network.input_shape, loaded.outside, largest=network.largest
     )
@@ -96,10 +99,42 @@ def inspect_property(request: Mapping[str, Any], folder: Path, loaded: LoadedMod
         "cases": stated.cases,
         "parity": parity,
         "forward_s": forward_s,
+        "estimate": _estimate(request, stated, compiled, bounds, forward_s / len(x)),
         "prepare_s": time.monotonic() - started,
         "warnings": warnings,
     }
     (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _estimate(
+    request: Mapping[str, Any],
+    stated: Property,
+    compiled: CompiledNetwork,
+    bounds: list[Bound],
+    pass_s: float,
+) -> dict[str, Any] | None:
+    """What the verification may cost; None where the request says nothing of cost."""
+    cost = request.get("cost")
+    if cost is None:
+        return None
+    each, whole = request.get("sample_time_s"), request.get("time_budget_s")
+    clocks = [whole, None if each is None else each * len(stated.boxes)]
+    times = [seconds for seconds in clocks if seconds is not None]
+    outputs = compiled.head.weight.shape[0]
+    shape = compiled.input_shape
+    return property_estimate(
+        compiled,
+        bounds,
+        boxes=len(stated.boxes),
+        questions=sum(questions(box, outputs) for box in stated.boxes),
+        attack_passes=sum(attack_passes(box) for box in stated.boxes),
+        splits=request["method"] == "auto"
+        and any(splits(*outer_box(box, shape)) for box in stated.boxes),
+        work=None if times else cost["work"],
+        time_s=min(times, default=None),
+        pass_s=pass_s,
+        memory=cost["memory"],
+    )
 
 
 def _text(path: Path) -> str:

@@ -218,6 +218,7 @@ def _request(store: Store, settings: Settings, submission: JobSubmission) -> dic
         "input_range": spec.input_range,
         "seed": spec.seed,
         "time_budget_s": spec.time_budget_s,
+        "sample_time_s": spec.sample_time_s,
         "bounds": {
             "max_bytes": settings.max_inflated_bytes,
             "max_samples": settings.max_samples,

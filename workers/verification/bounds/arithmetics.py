@@ -93,6 +93,7 @@ class MarginsBound(Bound):
     they add the forward passes that each sample has cost (else: as expected);
     tells_slack: they take ``lost`` [batch], which they set to what of the margins they have lost by
     rounding: that much lacks a failed float32 pass that is worth a retry, whatever ``retry_share``;
+    so few are, that a search of the radius begins in float32 as well;
     rows_per_sample: rows that it carries for each sample: blocks of samples shrink by as much;
     retry_share, retry_most: a failed float32 pass is worth a retry where its bound lacks less than
     the first share of the margin at the centre, or ``RETRY_ERRORS`` but no more than the second;
@@ -116,9 +117,11 @@ class MarginsBound(Bound):
     def attempt(self, problem: Problem, region: Region, labels: Tensor, budget: Budget) -> Verdict:
         """As ``Bound.attempt``; it never falsifies, and costs what is expected."""
         margins = self.margins
-        turns = problem.arithmetics()[-1 if budget.tightest else 0 :]
+        turns = problem.arithmetics()
         if budget.tightest and self.in_search is not None:
-            margins, turns = self.in_search, problem.arithmetics()[:1]
+            margins, turns = self.in_search, turns[:1]
+        elif budget.tightest and not self.tells_slack:
+            turns = turns[-1:]
         if problem.failure_budget is not None and self.randomized is not None:
             margins = partial(self.randomized, problem.failure_budget)
         slack = torch.zeros(len(labels), dtype=torch.float64) if self.tells_slack else None

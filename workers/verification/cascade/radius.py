@@ -20,7 +20,8 @@ TRIES_FROM_NOTHING = 20
 #: while nothing is proved, at least this share of the smallest one that failed.
 LEAP, DROP = 4.0, 0.25
 #: While nothing has failed, margins are followed so far: bounds bend beyond what is known of them.
-CAUTION = 0.65
+#: After one try alone nearly to the end, as its root allows for that.
+CAUTION, CAUTION_ALONE = 0.65, 0.95
 #: Where nothing is known of margins: the next epsilon above one that is proved.
 AHEAD = 1.5
 #: No try is nearer to the one proved than this share of the bracket.
@@ -67,6 +68,10 @@ class Lost:
         rows, epsilon, margin = rows[usable], epsilon[usable], margin[usable]
         self.epsilon[rows, 0], self.rate[rows, 0] = self.epsilon[rows, 1], self.rate[rows, 1]
         self.epsilon[rows, 1], self.rate[rows, 1] = epsilon, (1.0 - margin) / epsilon
+
+    def caution(self, rows: Tensor) -> Tensor:
+        """Which share of the way to ``root`` to go while nothing has failed, [rows]."""
+        return torch.where(torch.isnan(self.rate[rows, 0]), CAUTION_ALONE, CAUTION)
 
     def root(self, rows: Tensor) -> Tensor:
         """Where about nothing is left, [rows]; infinite where nothing is lost, NaN: not known."""
@@ -129,7 +134,10 @@ def search_radius(
         if not rows.numel() or stop():
             break
         lower, upper = low[rows], high[rows]
-        guess = _guess(lower, upper, lost.root(rows), start[rows], slow[rows] > 1, width, cap, bits)
+        root, caution = lost.root(rows), lost.caution(rows)
+        guess = _guess(
+            lower, upper, root, start[rows], slow[rows] > 1, width, cap, bits, caution=caution
+        )
         success, margin = proves(rows, guess)
         lost.learn(rows, guess, margin)
         low[rows] = torch.where(success, guess, lower)
@@ -149,6 +157,8 @@ def _guess(
     width: float,
     cap: float,
     bits: int,
+    *,
+    caution: Tensor,
 ) -> Tensor:
     """The epsilon of ``bits`` bits to try between ``low`` (proved) and ``high`` (failed).
 
@@ -163,7 +173,7 @@ def _guess(
     plain = torch.where(opened, torch.where(known, AHEAD * low, start), plain)
     # A little below the root, so that it is more likely proved; at the ends, just inside them.
     guess = root * (1 - width / 4)
-    guess = torch.where(opened & known, low + CAUTION * (guess - low), guess)
+    guess = torch.where(opened & known, low + caution * (guess - low), guess)
     first = torch.where(known, low, start)
     leap = torch.where(torch.isinf(root), cap, LEAP * first)
     above = torch.where(opened, leap, high * (1 - 0.75 * width))

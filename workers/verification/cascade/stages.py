@@ -16,14 +16,15 @@ from workers.verification.cascade.radius import Lost, search_radius
 from workers.verification.cascade.shard import Shard
 from workers.verification.protocol import Bound, Budget
 from workers.verification.region import Region, largest_distance
+from workers.verification.results import AttackSettings
 
 __all__ = ["certify_block"]
 
-#: A radius is searched until its bracket is this narrow: by a method alone; in a cascade before the
-#: attack, and after it.
+#: A radius is searched until its bracket is this narrow: by a method alone; in a cascade by the
+#: cheap bounds, and by an expensive one.
 EXACT, FINE, COARSE = 2.0**-10, 2.0**-7, 2.0**-4
-#: In a cascade, each sample is tried at so many epsilons at most: before the attack, and after it,
-#: where the search ends once it has cost as much as the sample's verdicts.
+#: In a cascade, each sample is tried at so many epsilons at most: by the cheap bounds, and by an
+#: expensive one, whose search costs no more than the sample's verdicts.
 CHEAP_TRIES, EXPENSIVE_TRIES = 5, 4
 
 
@@ -32,16 +33,20 @@ def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int
     then the attack, then the expensive bounds, then the audit."""
     shard.start = start
     block.closed.fill_(not shard.request.radius)
-    # The attack comes as soon as the next bound would cost more than it.
-    price = attack_passes(shard.request.attack)
+    # The attack comes as soon as the next bound would cost more than it; where there is none, the
+    # search of the radius is bounded at the same place.
+    price = attack_passes(shard.request.attack or AttackSettings())
     cheap = [bound for bound in bounds if bound.expected_passes <= price]
     expensive = [bound for bound in bounds if bound.expected_passes > price]
     cascading = len(bounds) > 1
+    later = torch.zeros(len(block.x), dtype=torch.bool)
     with shard.timed("bound"):
         for bound in cheap:
             _apply(shard, bound, block, cascading=cascading)
         if cascading:
-            _search(shard, cheap, block, FINE, CHEAP_TRIES)
+            # Of no use where an expensive bound proves an epsilon that these ones do not.
+            later = ~block.certified().all(1)
+            _search(shard, cheap, block, FINE, CHEAP_TRIES, ~later)
         else:
             _search(shard, cheap, block, EXACT)
     if shard.request.radius:
@@ -56,6 +61,7 @@ def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int
         unsettled = torch.tensor([by in names or not by for by in block.by])
         unsettled |= block.proved < min(block.epsilons)
         if cascading:
+            _search(shard, cheap, block, FINE, CHEAP_TRIES, later)
             _search(shard, expensive[:1], block, COARSE, EXPENSIVE_TRIES, unsettled, thrifty=True)
         else:
             _search(shard, expensive, block, EXACT)
@@ -122,7 +128,7 @@ def _search(
 ) -> None:
     """Raise the proved radius of every correct (and chosen) sample with the tightest bounds.
 
-    thrifty: while it has cost less than the sample's verdicts; one try everywhere.
+    thrifty: no try by which it would cost more than the sample's verdicts, but for the first one.
     """
     dominated = {name for bound in bounds for name in bound.dominates}
     searching = [
@@ -135,6 +141,7 @@ def _search(
     if not shard.request.radius or not searching or not rows.numel():
         return
     cap = _cap(shard, block)
+    price = sum(bound.price(tightest=True) for bound in searching)
     start = torch.full((rows.numel(),), min(min(block.epsilons), cap), dtype=torch.float64)
 
     def proves(chosen: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +161,7 @@ def _search(
 
     def allowed(chosen: Tensor) -> Tensor:
         spent = {name: passes[rows[chosen]] for name, passes in block.spent.items()}
-        return spent["radius"] < spent["verdict"]
+        return spent["radius"] + price <= spent["verdict"]
 
     failed, lost = _known(block, rows, searching)
     radius = search_radius(

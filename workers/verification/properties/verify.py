@@ -47,7 +47,7 @@ from workers.verification.properties.rows import with_rows
 from workers.verification.protocol import Bound, Budget, Verdict
 from workers.verification.region import Region
 
-__all__ = ["BoxSearch", "property_bounds", "verify_box"]
+__all__ = ["BoxSearch", "attack_passes", "property_bounds", "questions", "verify_box"]
 
 #: Starts of the attack on all cases of a box together, before and after the expensive bounds, and
 #: where everything is proved (an audit); at least two for each case.
@@ -75,6 +75,17 @@ def property_bounds(compiled: CompiledNetwork, method: str) -> list[Bound]:
     if not bounds:
         raise UnknownMethod(f"the method {method!r} bounds balls, not the boxes of a property")
     return bounds
+
+
+def attack_passes(box: Box) -> float:
+    """Forward passes that the attacks on a box that stays open take: a step goes there and back."""
+    cases = min(len(box.unsafe), ATTACKED)
+    return sum(3.0 * STEPS * max(starts, 2 * cases) for starts in (FIRST_STARTS, MORE_STARTS))
+
+
+def questions(box: Box, outputs: int) -> int:
+    """How many margins each bound is asked for on a whole box, at most."""
+    return sum(min(TRIED, len(goal.alternatives)) for goal in goals_of(box, outputs))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from service.contract.ids import new_job_id
+from service.contract.schemas.job_records import Estimate
 from service.contract.schemas.property_spec import PropertySpec
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, ModelSource
+from service.contract.settings import Settings
 from service.contract.times import now, rfc3339
 from service.reports import render_html
 from tests.workers.jobs.conftest import Corridor, tiny_onnx
 from tests.workers.jobs.work import work
-from workers.jobs.items.prepare import prepare
+from workers.jobs.items.prepare import facts_of, prepare
 from workers.jobs.items.property_items import merge_boxes, verify_shard
 from workers.verification.properties.text.vnnlib import parse_vnnlib
 
@@ -92,6 +95,28 @@ def test_a_property_that_holds_is_reported_as_proved(corridor: Corridor) -> None
     assert (empty, report["results"]) == ([None] * 5, [])
     assert "HOLDS" in render_html(report, [])
     assert finished(corridor, text)["result_digest"] == report["result_digest"]
+
+
+def test_the_cost_is_told_after_prepare_and_what_is_too_large(corridor: Corridor) -> None:
+    text = declared() + f"(assert (and {bounds('0.1', '0.2')} (or {HARMLESS} (>= Y_1 1e9))))"
+    for method, allowed in (("auto", 2e7), ("crown", math.inf)):
+        told = _estimate(corridor, corridor.settings, submit(corridor, text, method=method))
+        assert (told.samples, told.warning, told.left_out) == (1, None, [])
+        assert 0 < told.forward_passes - 3 * 40 * (24 + 120) <= allowed
+        assert told.worker_s > 0
+    little = corridor.settings.model_copy(update={"memory_fraction": 1e-12})
+    small = _estimate(corridor, little, submit(corridor, text))
+    assert small.warning is not None
+    assert "too large for every bound" in small.warning
+    assert {"ibp", "crown"} <= set(small.left_out)
+    hurried = _estimate(corridor, corridor.settings, submit(corridor, text, sample_time_s=1))
+    attack_s = hurried.worker_s * 3 * 40 * (24 + 120) / hurried.forward_passes
+    assert hurried.worker_s - attack_s <= 1.001
+
+
+def _estimate(corridor: Corridor, settings: Settings, job: JobSubmission) -> Estimate:
+    prepare(corridor.store, settings, job)
+    return Estimate.model_validate(facts_of(corridor.store, job.id)["estimate"])
 
 
 def test_a_state_dict_of_one_output_is_taken(corridor: Corridor) -> None:

@@ -61,7 +61,8 @@ def test_a_submission_is_answered_202_and_is_in_journal_store_and_ledger(
     }  # fmt: skip
     assert set(job["progress"]) == {"done", "total", "unit", "message", "eta_s"}
     assert set(job["links"]) == {
-        *("self", "events", "report", "model", "training", "pareto", "cascade", "certificate")
+        *("self", "events", "report", "model", "training", "pareto", "cascade", "certificate"),
+        "rewritten",
     }
     assert (job["kind"], job["status"], job["error"]) == ("certify", "queued", None)
     (kept,) = JournalReader(store.folder("journal")).read()

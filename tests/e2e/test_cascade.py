@@ -61,7 +61,8 @@ def test_a_cascade_is_trained_certified_and_told_whatever_dies(
     ):
         job = client.train(WISH)["id"]
         runs = calm_service.data_dir / "jobs" / job / "runs"
-        assert wait_until((runs / "1" / "training" / "checkpoint.safetensors").exists, WAIT_S)
+        # Not for its checkpoint: a quick stage ends before it has one.
+        assert wait_until((runs / "1").exists, WAIT_S)
         moments = [
             path.stat().st_mtime_ns
             for path in (runs / "0/training/trained.json", runs / "0/training/certified.json")

@@ -50,7 +50,7 @@ def test_every_value_has_its_model_and_report_whatever_dies(
         job = client.train(WISH)["id"]
         runs = calm_service.data_dir / "jobs" / job / "runs"
         first = runs / "0" / "training" / "trained.json"
-        assert wait_until((runs / "1" / "training" / "checkpoint.safetensors").exists, WAIT_S)
+        assert wait_until((runs / "1").exists, WAIT_S)
         trained, told = first.stat().st_mtime_ns, http.get(f"/jobs/{job}").json()
         calm_service.kill(calm_service.horse())
         assert [model["model_id"] is None for model in told["models"]] == [False, True, True]

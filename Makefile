@@ -10,9 +10,9 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_DIR ?=
-# Processes that tests run in, a file of them at a time: one more than cores, as some tests wait for
+# Processes that tests run in, a file of them at a time: more than cores, as many tests wait for
 # services. In the order of tests/conftest.py, or the longest files would come last.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 

@@ -1,6 +1,6 @@
 """API, workers and Redis are killed at random; every job ends in the report of a calm run, once.
 
-CERTSERVE_CHAOS_S seconds (default 10) with a job for every 4 of them; CERTSERVE_CHAOS_SEED. From
+CERTSERVE_CHAOS_S seconds (default 8) with a job for every 4 of them; CERTSERVE_CHAOS_SEED. From
 a minute on four workers, otherwise two: most of the time goes into starting again what was killed.
 """
 
@@ -21,10 +21,10 @@ from service.client import Client
 from tests.e2e.chaos.customer import Customer, order
 from tests.e2e.chaos.rig import Monkey, Rig
 
-SECONDS = float(os.environ.get("CERTSERVE_CHAOS_S", "10"))
+SECONDS = float(os.environ.get("CERTSERVE_CHAOS_S", "8"))
 SEED = int(os.environ.get("CERTSERVE_CHAOS_SEED", "0"))
 LONG = SECONDS >= 60
-JOBS = max(6, round(SECONDS / 4))
+JOBS = max(4, round(SECONDS / 4))
 WORKERS = 4 if LONG else 2
 #: After the last kill: leases run out, the rest is computed.
 CALM_DOWN_S = 60 + 15 * JOBS

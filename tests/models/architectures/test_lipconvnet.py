@@ -99,7 +99,7 @@ def test_the_file_gets_the_radii_of_the_network(width: int, choice: dict[str, st
     assert spreads[-1] > 0.0
 
 
-@pytest.mark.parametrize("depth", part(list(PUBLISHED), 0, 4))
+@pytest.mark.parametrize("depth", part(list(PUBLISHED), 0, 2))
 def test_every_member_gets_its_radii_from_its_file(depth: int) -> None:
     """Skew layers of the full depth on full images, narrow."""
     choice = {

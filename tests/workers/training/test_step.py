@@ -63,7 +63,7 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.parameters])
 
 
-@pytest.mark.parametrize("method", ["emma", "lmt", "bcp", "local-lip-g", "ibp"])
+@pytest.mark.parametrize("method", part(["emma", "lmt", "bcp", "local-lip-g", "ibp"], 0, 2, 4))
 def test_a_compiled_step_is_the_step_and_is_compiled_once_a_phase(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,9 +237,9 @@ def test_bfloat16_is_for_the_forward_pass_alone() -> None:
 BFLOAT16 = [row.name for row in TRAINING_METHODS.values() if row.bfloat16]
 
 
-# Of both methods for skew convolutions by day one.
+# Of both methods for skew convolutions by day one, and of the others every second.
 @pytest.mark.parametrize(
-    "method", part(BFLOAT16, *(i for i, name in enumerate(BFLOAT16) if name != "soc"))
+    "method", part(BFLOAT16, *(i for i, name in enumerate(BFLOAT16) if i % 2 or name == "soc-crc"))
 )
 def test_bfloat16_learns_what_float32_learns(method: str) -> None:
     shares = []

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.layers.kinds import ReLU
 from models.network import Network
 from models.onnx.importer import import_onnx
+from tests.extent import part
 from tests.workers.verification.certification import evaluate
 from tests.workers.verification.networks import Builder, random_network
 from workers.verification import clock as clock_module
@@ -154,7 +155,7 @@ def wide_network() -> Network:
     return b.build()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", part(METHODS, *range(0, len(METHODS), 2)))
 def test_between_two_looks_there_is_at_most_one_row_block(
     method: str, norms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +178,7 @@ def test_between_two_looks_there_is_at_most_one_row_block(
     assert len(pieces) > 10
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", part(METHODS, *range(1, len(METHODS), 2)))
 def test_who_raises_from_the_progress_ends_every_bound_at_once(method: str, norms: Path) -> None:
     class Cancelled(BaseException):
         pass

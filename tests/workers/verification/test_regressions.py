@@ -28,6 +28,7 @@ from models.layers.kinds import (
 )
 from models.layers.normalization import Softmax
 from models.network import Network
+from tests.extent import ALL
 from tests.workers.verification.certification import certify, evaluate
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.coverage import uncovered
@@ -259,9 +260,17 @@ CASES: dict[str, tuple[Network, Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("name", CASES)
+#: By day every method meets every case in one of the norms, in turn.
+ASKED = [
+    (name, norm, method)
+    for place, name in enumerate(CASES)
+    for number, method in enumerate(METHODS)
+    for side, norm in enumerate(("l2", "linf"))
+    if ALL or (place + number) % 2 == side
+]
+
+
+@pytest.mark.parametrize(("name", "norm", "method"), ASKED)
 def test_radius_stays_below_the_counterexample(name: str, norm: str, method: str) -> None:
     network, clean, bad = CASES[name]
     if uncovered(BOUNDS[method], CompiledNetwork.compile(network)) is not None:

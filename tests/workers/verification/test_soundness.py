@@ -26,6 +26,8 @@ from workers.verification.cascade.run import SoundnessViolation, UnknownMethod
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.results import AttackSettings, SampleResults
 
+#: By day one image each.
+DEAR = ("alpha-crown-intermediate", "branch-and-bound", "milp")
 #: Of ``random_network``. By day those on which no bound takes more than some seconds: on deep ones
 #: (0 and 10 are such) alpha-CROWN takes a minute.
 SEEDS = st.integers(0, 10**6) if ALL else st.sampled_from([2, 3, 1, 5, 7, 8])
@@ -43,7 +45,7 @@ def test_no_attack_succeeds_inside_the_certified_radius(
     seed: int, norm: str, method: str, clip: bool, scale: float
 ) -> None:
     network = random_network(seed, scale=scale)
-    x = images(seed, examples(2, night=6))
+    x = images(seed, examples(1 if method in DEAR else 2, night=6))
     found = certify(
         network, x, ("1/1000", "1/50", "1/2"), norm=norm, method=method, clip=clip, attack=None
     )
@@ -117,7 +119,7 @@ def test_nested_epsilons_are_monotone_and_bracketed(seed: int, norm: str) -> Non
 @settings(max_examples=examples(2, night=60), deadline=None)
 def test_batch_size_does_not_change_a_certificate(seed: int, method: str) -> None:
     network = random_network(seed)
-    x = images(seed, examples(3, night=5))
+    x = images(seed, examples(2, night=5))
     together = certify(network, x, ("1/100", "1/10"), method=method, attack=None)
     for row in range(len(x)):
         alone = certify(network, x[row : row + 1], ("1/100", "1/10"), method=method, attack=None)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 Start = Callable[..., subprocess.Popen[bytes]]
 
 #: Long enough to be disturbed twice.
-LONG = {"epochs": 240, "devices": 2}
+LONG = {"epochs": 160, "devices": 2}
 #: Never done.
 ENDLESS = {"epochs": 100_000, "devices": 2}
 

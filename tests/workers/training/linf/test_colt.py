@@ -117,7 +117,7 @@ def test_estimates_reach_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None
     """With numbers that make every set a point the estimate believes all; a certificate does not
     ask it."""
     graph, config = graph_of(), stage_config(epsilon=0.3)
-    x, _ = batch(6)
+    x, _ = batch(3)
     network = graph.network.deployed().eval()
 
     def certificates() -> list[SampleResults]:

@@ -66,7 +66,7 @@ if ALL:
     HARD_FOR_FLOAT32 = {seed: tuple(range(30)) for seed in (1, 2)}
 
 
-@pytest.mark.parametrize(("method", "norm"), part(PAIRS, *BY_DAY))
+@pytest.mark.parametrize(("method", "norm"), part(PAIRS, *BY_DAY[1::2]))
 def test_float64_alone_as_on_a_gpu_changes_nothing(method: str, norm: str, tmp_path: Path) -> None:
     shares = (1, 2, 5, 10, 20, 40, 70, 100, 200, 400, 800, 2000)
     request = CertificationRequest(

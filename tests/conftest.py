@@ -24,7 +24,7 @@ FIRST = (ROOT / "tests" / "e2e", ROOT / "tests" / "workers")
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # By day the same examples every time, so that a commit is judged by what it changed; by night
 # new ones.
-settings.register_profile("slice", PATIENT, derandomize=True)
+settings.register_profile("slice", PATIENT, derandomize=True, max_examples=40)
 settings.register_profile("nightly", PATIENT, max_examples=examples(PATIENT.max_examples))
 settings.load_profile("nightly" if ALL else "slice")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 
@@ -14,6 +15,7 @@ from models.layers.joins import ReduceMean
 from models.layers.kinds import Conv2d, Linear, Multiply, Normalize, ReLU, Reshape
 from models.layers.partial_sums import convolution_in_partial_sums, summed_convolution
 from models.network import Network
+from tests.extent import part
 from tests.workers.verification.networks import leaves_of, worst_order
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -158,8 +160,14 @@ def test_the_worst_order_of_partial_sums() -> None:
     assert 0.3 <= measured(op, error * U, x) <= 1
 
 
-@pytest.mark.parametrize("sizes", [(16, 4), (4, 4, 4), (2, 8, 4), (8, 2, 2, 2), (32, 2)])
-@pytest.mark.parametrize("kernel", [1, 3])
+SIZES = [(16, 4), (4, 4, 4), (2, 8, 4), (8, 2, 2, 2), (32, 2)]
+
+
+# By day two of the sizes with the larger kernel.
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    part(list(itertools.product((1, 3), SIZES)), *range(len(SIZES) + 2)),
+)
 def test_the_worst_orders_of_all_levels_together(sizes: tuple[int, ...], kernel: int) -> None:
     """Inputs along which the sums of a level are as large as a map of norm 1 lets them be, too."""
     block, *levels = sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from models.onnx.importer import read_onnx_bytes
 from service.contract.schemas.problems import InvalidInput
 from service.contract.schemas.submissions import DatasetSource, JobSubmission, Spec
 from service.contract.sweeps import runs_of
+from tests.extent import part
 from tests.workers.jobs.conftest import Corridor
 from tests.workers.jobs.work import training, work
 from tests.workers.verification.certification import certify
@@ -156,8 +158,10 @@ def test_a_cascade_ends_where_too_few_samples_are_left(corridor: Corridor) -> No
     assert not corridor.store.report_path(job.id).exists()
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("changed", ["nothing", "the samples", "the labels"])
+@pytest.mark.parametrize(
+    ("changed", "labelled"),
+    part(list(itertools.product(("nothing", "the samples", "the labels"), (True, False))), 0, 3, 4),
+)
 def test_stages_that_met_other_samples_come_to_nothing_together(
     corridor: Corridor, changed: str, labelled: bool
 ) -> None:

@@ -19,7 +19,7 @@ from models.errors import ModelError
 from service.contract.outcomes import cancel
 from service.contract.processes import wait_until
 from service.contract.schemas.submissions import JobSubmission
-from tests.extent import examples
+from tests.extent import ALL, examples
 from tests.horses import children_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor, work_horses
 from tests.workers.jobs.runtime.wake_up_jobs import wake_up
@@ -128,12 +128,13 @@ def test_what_dies_or_hangs_costs_time_alone_and_nothing_is_left(
     assert wait_until(lambda: gone(second), WAIT_S), "they outlived their work horse"
     wake_up(corridor, job)
     history = history_of(corridor, job)
-    alone = training(corridor, **{**LONG, "devices": 1})
-    wake_up(corridor, alone)
-    expected = history_of(corridor, alone)
-    assert [row["epoch"] for row in history] == [row["epoch"] for row in expected]
-    for name in ("loss", "accuracy"):
-        assert history[-1][name] == pytest.approx(expected[-1][name], abs=0.02)
+    assert [row["epoch"] for row in history] == list(range(1, LONG["epochs"] + 1))
+    if ALL:
+        alone = training(corridor, **{**LONG, "devices": 1})
+        wake_up(corridor, alone)
+        (*_, expected) = history_of(corridor, alone)
+        for name in ("loss", "accuracy"):
+            assert history[-1][name] == pytest.approx(expected[name], abs=0.02)
     left = {path.name for path in corridor.store.training_dir(job.id).iterdir()}
     assert left == {"history.json", "trained.json"}
 

@@ -16,6 +16,7 @@ import pytest
 
 from service.contract.processes import ProcessId, wait_until
 from service.contract.schemas.submissions import JobSubmission
+from tests.extent import part
 from tests.horses import children_of, horses_of, template_of
 from tests.workers.jobs.conftest import WAIT_S, Corridor
 from tests.workers.jobs.runtime.wake_up_jobs import wake_up
@@ -141,7 +142,7 @@ def test_a_killed_worker_leaves_nothing_behind(chain: Chain) -> None:
     assert gone(chain.template, chain.horse, chain.server, chain.child)
 
 
-@pytest.mark.parametrize("who", ["template", "server"])
+@pytest.mark.parametrize("who", part(["template", "server"], 0))
 def test_a_job_survives_its_template(chain: Chain, who: str) -> None:
     chain.mend()
     os.kill(getattr(chain, who), signal.SIGKILL)

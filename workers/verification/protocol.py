@@ -45,6 +45,8 @@ class Budget:
     epsilon, to go on from (open subproblems, multipliers); empty where none are kept;
     sample_time_s: seconds for each sample, in place of ``passes``, for a bound that searches (None:
     no clock of its own);
+    radius: the largest epsilon that is proved is asked for: of a sample that fails, a smaller one
+    too, where it costs little beside the attempt;
     report(rows, proved): to be called with positions in the batch after every few samples, so that
     they count at once, whatever happens to the others.
     """
@@ -55,6 +57,7 @@ class Budget:
     tightest: bool = False
     states: Sequence[dict[str, Any]] = ()
     sample_time_s: float | None = None
+    radius: bool = False
     report: Callable[[Tensor, Tensor], None] = lambda rows, proved: None
 
 
@@ -68,7 +71,9 @@ class Verdict:
     falsified [batch] bool and counterexample [batch, *shape] float32 (of falsified samples alone
     does it mean anything; None: no sample is): an input of the region that the network gets wrong.
     It is a claim: it counts after the deployed network has answered wrongly on it;
-    open_domains [batch] int64: parts of the region left unproved, of a bound that searches.
+    open_domains [batch] int64: parts of the region left unproved, of a bound that searches;
+    reached [batch] float64: of samples that are not proved, a smaller epsilon at which they are, if
+    ``Budget.radius`` asked for it (0: none).
     """
 
     proved: Tensor
@@ -77,6 +82,7 @@ class Verdict:
     falsified: Tensor
     counterexample: Tensor | None = None
     open_domains: Tensor | None = None
+    reached: Tensor | None = None
 
     @classmethod
     def undecided(cls, batch: int) -> Verdict:
@@ -150,7 +156,8 @@ class Bound(ABC):
     within: in a cascade, tried only where the bound before it missed by less than this share of the
     margin at the centre (None: everywhere);
     worth_trying(compiled): whether ``auto`` runs it on this network: False where a cheaper bound
-    proves as much.
+    proves as much;
+    metered: its attempts count what they cost each sample; others cost what is expected, at most.
     """
 
     name: str
@@ -164,6 +171,7 @@ class Bound(ABC):
     replaces: tuple[str, ...] = ()
     within: float | None = None
     worth_trying: Callable[[CompiledNetwork], bool] = _always
+    metered: bool = False
 
     @property
     def max_passes(self) -> float:

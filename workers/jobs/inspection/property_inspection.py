@@ -120,7 +120,7 @@ def _estimate(
     each, whole = request.get("sample_time_s"), request.get("time_budget_s")
     clocks = [whole, None if each is None else each * len(stated.boxes)]
     times = [seconds for seconds in clocks if seconds is not None]
-    outputs = compiled.head.weight.shape[0]
+    outputs = compiled.head.classes
     shape = compiled.input_shape
     return property_estimate(
         compiled,

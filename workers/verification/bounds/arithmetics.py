@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -90,7 +90,9 @@ class MarginsBound(Bound):
     margins: in one arithmetic; in_search: a cheaper form of it, instead of it where a radius is
     searched, in the first arithmetic alone, at the price of ``search_passes``; randomized: instead
     of it where the problem has a failure budget; metered: they take ``spent`` [batch] too, to which
-    they add the forward passes that each sample has cost (else: as expected);
+    they add the forward passes that each sample has cost;
+    retreats: they take ``reached`` [batch] where a radius is asked for, which they set to what they
+    prove of smaller epsilons;
     tells_slack: they take ``lost`` [batch], which they set to what of the margins they have lost by
     rounding: that much lacks a failed float32 pass that is worth a retry, whatever ``retry_share``;
     so few are, that a search of the radius begins in float32 as well;
@@ -106,7 +108,7 @@ class MarginsBound(Bound):
     in_search: Margins | None = None
     search_passes: float | None = None
     randomized: RandomizedMargins | None = None
-    metered: bool = False
+    retreats: bool = False
     tells_slack: bool = False
     rows_per_sample: int = 1
     retry_share: float = 0.5
@@ -137,6 +139,7 @@ class MarginsBound(Bound):
             retry_most=self.retry_most,
             metered=self.metered,
             slack=slack,
+            retreats=self.retreats and budget.radius,
         )
         if not self.metered:
             verdict.spent.fill_(self.price(tightest=budget.tightest))
@@ -172,16 +175,19 @@ def margins_in_turn(
     retry_most: float = math.inf,
     metered: bool = False,
     slack: Tensor | None = None,
+    retreats: bool = False,
 ) -> Verdict:
     """What ``margins`` prove, in one arithmetic after the other.
 
     turns: the arithmetics to try, of those of the problem; other arguments as of ``Bound.attempt``
     and ``MarginsBound``. The next arithmetic tries what failed and may have failed by rounding, or
-    broke down altogether. ``spent`` is left at 0 unless the margins are metered. slack [batch]: of
+    broke down altogether. ``spent`` is left at 0 unless the margins are metered. retreats: the
+    margins are asked for smaller epsilons too. slack [batch]: of
     margins that tell it, to be filled in place.
     """
     x, clock = region.x, budget.clock
-    verdict = Verdict.undecided(x.shape[0])
+    smaller = torch.zeros(x.shape[0], dtype=torch.float64)
+    verdict = replace(Verdict.undecided(x.shape[0]), reached=smaller)
     proved, lowest = verdict.proved, verdict.least_margin
     hopeful = torch.ones(x.shape[0], dtype=torch.bool)
     everything = torch.arange(x.shape[0])
@@ -193,8 +199,10 @@ def margins_in_turn(
             ):
                 asked = labels[rows].to(problem.device)
                 spent = torch.zeros(len(asked), dtype=torch.float64, device=problem.device)
-                lost = torch.zeros_like(spent)
+                lost, reached = torch.zeros_like(spent), torch.zeros_like(spent)
                 told = {"spent": spent} if metered else {}
+                told |= {"reached": reached} if retreats else {}
+                told |= {} if slack is None else {"lost": lost}
                 found = margins(
                     problem.compiled,
                     region.part(rows, problem.device),
@@ -202,11 +210,12 @@ def margins_in_turn(
                     rounding,
                     dtype,
                     clock=clock,
-                    **(told if slack is None else told | {"lost": lost}),
+                    **told,
                 )
                 if slack is not None:
                     slack[rows] = lost.cpu()
                 verdict.spent[rows] += spent.cpu()
+                smaller[rows] = torch.maximum(smaller[rows], reached.cpu())
                 proved[rows] = certified(found).cpu()
                 lowest[rows] = torch.maximum(lowest[rows], found.amin(1).cpu())
                 budget.report(everything[rows], proved[rows])

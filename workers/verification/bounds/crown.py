@@ -22,8 +22,9 @@ from workers.verification.backward.intermediate_bounds import (
     widest,
 )
 from workers.verification.backward.linear_form import LinearForm
+from workers.verification.backward.retreat import retreat
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
-from workers.verification.forward.margins import margin_lower_bounds
+from workers.verification.forward.margins import margin_lower_bounds, margins_at_centre
 from workers.verification.forward.propagation import Enclosure, propagate
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -56,19 +57,31 @@ def crown_margins(
     dtype: torch.dtype,
     *,
     lost: Tensor | None = None,
+    reached: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, adaptive slopes (CROWN).
 
-    lost [batch] float64: set to about what rounding has taken from the margins.
+    lost [batch] float64: set to about what rounding has taken from the margins; reached [batch]
+    float64: set to the largest smaller epsilon proved of what fails (``retreat``).
 
     Sound for every row, in the deployed network too (``rounding``); the label's column is inf, a
     row of -inf certifies nothing. Raises OutOfTime before the first margins are there; after that
     those that no row improved yet stay as the boxes alone give them.
     """
-    backward, bounds = refined_pass(compiled, region, labels, rounding, dtype, "crown", clock=clock)
-    bounds = final_forms(backward, labels, bounds)
+    backward, boxed = refined_pass(compiled, region, labels, rounding, dtype, "crown", clock=clock)
+    bounds = final_forms(backward, labels, boxed)
     tell_slack(backward, lost)
+    if reached is not None:
+
+        def least(smaller: BackwardPass, wanted: Tensor) -> Tensor:
+            asked = boxed.masked_fill(~wanted[:, None], torch.inf)
+            return final_forms(smaller, labels, asked).amin(1)
+
+        state = backward.values[-1]
+        assert state is not None
+        whole = margins_at_centre(compiled.head, state, labels)
+        retreat(backward, least, bounds.amin(1), whole, reached)
     return bounds
 
 
@@ -169,7 +182,7 @@ def final_forms(
     sample, other = open_pairs.nonzero(as_tuple=True)
     if not sample.numel():
         return bounds
-    weight = head.weight.to(device)
+    head = head.on(device)
     shape = tuple(state.centre.shape[1:])
     width = rows_at_once(widest(compiled), costliest(compiled), device, solve)
     bounds = bounds.clone()
@@ -178,9 +191,9 @@ def final_forms(
     for start in range(0, sample.numel(), width):
         b, j = sample[start : start + width], other[start : start + width]
         y = labels[b]
-        coefficients = (weight[y] - weight[j]).to(backward.dtype).reshape(-1, *shape)
+        coefficients = head.differences(y, j).to(backward.dtype).reshape(-1, *shape)
         rows = LinearForm(coefficients, shape, None if len(labels) == 1 else b)
-        bias = (head.bias[y.cpu()] - head.bias[j.cpu()]).to(device)
+        bias = head.bias[y] - head.bias[j]
         gained = bias - slack[b, y] - slack[b, j]
         # Of these rows; a ``solve`` with passes of its own leaves it so.
         backward.paid = torch.zeros(1, dtype=torch.float64, device=device)
@@ -207,10 +220,10 @@ def head_rounding(backward: BackwardPass, state: Enclosure) -> Tensor:
     assert state.upper is not None
     reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
     if not rounding.is_sound:
-        return reach.new_zeros(len(reach), head.weight.shape[0])
+        return reach.new_zeros(len(reach), head.classes)
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
-    size = reach @ head.absolute.to(reach.device) + head.bias_magnitude.to(reach.device)
+    size = head.on(reach.device).sizes(reach)
     both = deployed + rounding.own_gamma(4)
     lost = reach.sum(1, keepdim=True) * lost_in_coefficients(backward.dtype)
-    error = rounding_error(size, both, terms=head.weight.shape[1])
+    error = rounding_error(size, both, terms=head.features)
     return error + head.min_lead(rounding) + lost

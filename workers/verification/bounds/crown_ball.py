@@ -21,36 +21,41 @@ from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.coordinate_minimum import Cells
-from workers.verification.backward.input_ball import InputBall
+from workers.verification.backward.intermediate_bounds import Solve
 from workers.verification.backward.linear_form import LinearForm
+from workers.verification.backward.multipliers import (
+    AT_INPUT,
+    BOX_GRID,
+    GRID,
+    Multipliers,
+    Start,
+    best_column,
+)
 from workers.verification.backward.quadratic_pass import QuadraticPass
+from workers.verification.backward.retreat import retreat
 from workers.verification.bounds.crown import final_forms, refine_boxes
 from workers.verification.clock import UNLIMITED, Clock, OutOfTime
 from workers.verification.enclosure import Enclosure
-from workers.verification.forward.margins import margin_lower_bounds
+from workers.verification.forward.margins import margin_lower_bounds, margins_at_centre
 from workers.verification.forward.propagation import forward_step, propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.numerics import euclidean_norm, nonzero, raised
+from workers.verification.numerics import euclidean_norm, raised
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
-__all__ = ["Multipliers", "crown_ball_margins", "recast"]
+__all__ = ["crown_ball_margins", "recast"]
 
-#: The key of what is at the input, and the first logarithm of the excess there.
-AT_INPUT, EXCESS = 0, -1.0
-#: Logarithms of the multipliers that are tried first, as shares of |g| / radius; and none at all.
-GRID = (-math.inf, -6.0, -4.0, -2.5, -1.0, 0.0)
-#: The same for boxes of intermediate values, of which there are thousands.
-BOX_GRID = (-math.inf, -3.0, -1.0)
 BETAS = (0.9, 0.98)
 #: After every so many steps a row stops that would not reach what it needs if each step to come
 #: gained so many times as much as those before, for its rate.
 WINDOW, SPARE = 10, 1.5
 #: A row climbs beyond what it needs by so many times what its last proof lost by rounding.
 BEYOND = 1.25
-#: In plain forward passes, counted like those of CROWN: boxes and first multipliers of a sample,
-#: and a gradient step of a row.
-BOX_PASSES, STEP_PASSES = 2_000.0, 75.0
+#: In plain forward passes, counted like those of CROWN: what each sample costs, a row for the box
+#: of a neuron, a gradient step of a row of the margins, and its proof.
+SAMPLE_PASSES, BOX_PASSES, STEP_PASSES, PROOF_PASSES = 500.0, 1.0, 75.0, 40.0
+#: Multipliers that are kept of the rows of a batch, for a retreat.
+KEPT_NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,13 @@ def crown_ball_margins(
     *,
     rounds: int = len(ROUNDS),
     spent: Tensor | None = None,
+    reached: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] on f_y - f_j over the region, over ball and box together.
 
-    rounds: of the search, at most; spent [batch] float64: forward passes, added in place.
+    rounds: of the search, at most; spent [batch] float64: forward passes, added in place; reached
+    [batch] float64: set to the largest smaller epsilon proved of what fails (``retreat``).
 
     Sound for every row, in the deployed network too (``rounding``); the label's column is inf, a
     row of -inf certifies nothing. When the time is over what has been proved counts; raises
@@ -101,10 +108,13 @@ def crown_ball_margins(
     """
     backward = BackwardPass(compiled, region, [], rounding, dtype, "crown", clock=clock)
     quadratic = QuadraticPass(backward)
+    spent = torch.zeros_like(region.epsilon) if spent is None else spent
+    spent += SAMPLE_PASSES
 
     def plain(backward: BackwardPass, value: int, rows: LinearForm, needed: Tensor) -> Tensor:
-        start = _Start(quadratic, BOX_GRID)
-        return _best(quadratic.lower_bound(value, rows, start, len(BOX_GRID)))[0]
+        _charge(spent, rows, BOX_PASSES)
+        start = Start(quadratic, BOX_GRID)
+        return best_column(quadratic.lower_bound(value, rows, start, len(BOX_GRID)))[0]
 
     def refine(index: int, values: list[Enclosure | None]) -> None:
         backward.values = values
@@ -120,10 +130,17 @@ def crown_ball_margins(
         clock=clock,
     )
     bounds = margin_lower_bounds(compiled.head, state, labels, rounding, clock=clock)
-    spent = torch.zeros_like(region.epsilon) if spent is None else spent
-    spent += BOX_PASSES
-    search = _Search(backward, rounds, spent)
-    return final_forms(backward, labels, bounds, solve=search.solve)
+    search = _Search(backward, rounds, spent, keeps=reached is not None)
+    found = final_forms(backward, labels, bounds, solve=search.solve)
+    if reached is not None:
+
+        def least(smaller: BackwardPass, wanted: Tensor) -> Tensor:
+            asked = bounds.masked_fill(~wanted[:, None], torch.inf)
+            return final_forms(smaller, labels, asked, solve=search.again(wanted)).amin(1)
+
+        whole = margins_at_centre(compiled.head, state, labels)
+        retreat(backward, least, found.amin(1), whole, reached)
+    return found
 
 
 def recast(backward: BackwardPass, rounding: Rounding, dtype: torch.dtype) -> BackwardPass:
@@ -154,91 +171,6 @@ def recast(backward: BackwardPass, rounding: Rounding, dtype: torch.dtype) -> Ba
     )
 
 
-def _best(bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """The best column [rows] of bounds [rows, columns], and which it is."""
-    best = bounds.nan_to_num(-torch.inf, torch.inf, -torch.inf).max(1)
-    return best.values, best.indices
-
-
-class _Start:
-    """CROWN's slopes, and multipliers in the proportions of a grid; keeps what it chose."""
-
-    def __init__(self, quadratic: QuadraticPass, grid: tuple[float, ...] = GRID) -> None:
-        self.quadratic, self.grid = quadratic, grid
-        self.factors: dict[int, Tensor] = {}
-        self.units: dict[int, Tensor] = {}
-        self.scales: dict[int, Tensor] = {}
-
-    def __call__(self, index: int, rows: LinearForm) -> tuple[Tensor, Tensor]:
-        backward = self.quadratic.backward
-        lines = backward.relaxation(index)
-        given = rows.coefficients
-        factors = torch.where(
-            given >= 0, rows.pick(lines.lower_slope), rows.pick(lines.upper_slope)
-        )
-        slopes = factors * given
-        length = torch.linalg.vector_norm(slopes.flatten(1), dim=1)
-        (source,) = backward.compiled.steps[index].sources
-        radius = rows.of_samples(self.quadratic.radius(source)).to(given.dtype)
-        scales = (length / nonzero(radius)).clamp_max(1e30)
-        self.factors[index] = factors
-        self.units[index] = length / math.sqrt(given[0].numel())
-        self.scales[index] = scales
-        return slopes, scales[:, None] * torch.tensor(self.grid).exp().to(scales)
-
-
-@dataclass
-class Multipliers:
-    """What is free in each row: g = factor c + shift unit and own = exp(log) scale, by step.
-
-    factors, shifts [rows, *form]; logs, units, scales [rows]; excess [rows]: logarithm of the
-    excess of the exact term at the input, under the key ``AT_INPUT``. Any numbers are valid.
-    """
-
-    factors: dict[int, Tensor]
-    shifts: dict[int, Tensor]
-    logs: dict[int, Tensor]
-    units: dict[int, Tensor]
-    scales: dict[int, Tensor]
-    excess: dict[int, Tensor]
-
-    @classmethod
-    def after(cls, start: _Start, column: Tensor) -> Multipliers:
-        """As the start left them, each row with its own column of the grid."""
-        # The least that is tried: from nothing at all a logarithm cannot move.
-        first = torch.tensor(GRID).clamp_min(-8.0)[column.cpu()].to(column.device)
-        return cls(
-            dict(start.factors),
-            {index: torch.zeros_like(held) for index, held in start.factors.items()},
-            {index: first.to(held) for index, held in start.scales.items()},
-            start.units,
-            start.scales,
-            {AT_INPUT: torch.full((len(column),), EXCESS, device=column.device)},
-        )
-
-    def __call__(self, index: int, rows: LinearForm) -> tuple[Tensor, Tensor]:
-        given = rows.coefficients
-        unit = self.units[index].reshape(-1, *([1] * (given.dim() - 1)))
-        slopes = self.factors[index] * given + self.shifts[index] * unit
-        own = self.logs[index].exp() * self.scales[index]
-        return slopes, own[:, None]
-
-    def free(self) -> list[dict[int, Tensor]]:
-        """What the optimiser moves."""
-        return [self.factors, self.shifts, self.logs, self.excess]
-
-    def end(self, steps: int) -> InputBall | None:
-        """The exact term at the input, by so many steps (0: without it)."""
-        return InputBall(self.excess[AT_INPUT].exp(), steps) if steps else None
-
-    def mapped(self, change: object) -> Multipliers:
-        """With every tensor changed."""
-        held = (self.factors, self.shifts, self.logs, self.units, self.scales, self.excess)
-        return Multipliers(
-            *({index: change(x) for index, x in part.items()} for part in held)  # type: ignore[operator]
-        )
-
-
 @dataclass
 class _Search:
     """The search of multipliers for the last rows, and the passes that guide and prove it."""
@@ -246,20 +178,20 @@ class _Search:
     backward: BackwardPass
     rounds: int
     spent: Tensor
+    keeps: bool = False
     _passes: list[QuadraticPass] = field(default_factory=list)
+    #: Of all rows so far, where they are kept: their samples and multipliers; the last round's.
+    _samples: list[Tensor] = field(default_factory=list)
+    _kept: Multipliers | None = None
+    _last: Round = Round(0)
 
     def passes(self) -> list[QuadraticPass]:
         """(the one that guides, the one that proves)."""
         if not self._passes:
             backward = self.backward
             quick = torch.float32 if backward.compiled.float32_safe else torch.float64
-            proof = Rounding.sound(torch.float64)
-            if not backward.rounding.is_sound:
-                proof = backward.rounding
-            self._passes = [
-                QuadraticPass(recast(backward, Rounding.ignored(), quick)),
-                QuadraticPass(recast(backward, proof, torch.float64)),
-            ]
+            guide = QuadraticPass(recast(backward, Rounding.ignored(), quick))
+            self._passes = [guide, _proof(backward)]
         return self._passes
 
     def solve(self, backward: BackwardPass, value: int, rows: LinearForm, needed: Tensor) -> Tensor:
@@ -270,10 +202,10 @@ class _Search:
         guide, proof = self.passes()
         dtype = guide.backward.dtype
         guided = rows.with_coefficients(rows.coefficients.to(dtype))
-        start = _Start(guide)
+        start = Start(guide)
         with torch.no_grad():
-            reached, column = _best(guide.lower_bound(value, guided, start, len(GRID)))
-        chosen = Multipliers.after(start, column)
+            reached, column = best_column(guide.lower_bound(value, guided, start, len(GRID)))
+        chosen = held = Multipliers.after(start, column)
         centre = guide.at_centre(value, guided)
         best = torch.full_like(needed, -math.inf)
         aim = needed.clone()
@@ -282,12 +214,15 @@ class _Search:
             try:
                 if turn.steps:
                     left = _hopeful(centre - best, centre - needed, turn.hope, rows.sample)[still]
-                    chosen = chosen.mapped(lambda held, left=left: held[left])
+                    chosen = chosen.some(left)
                     still, reached = still[left], reached[left]
                     if not still.numel():
                         break
                     part = _some(guided, still)
                     chosen, reached = self._climb(guide, value, part, aim[still], chosen, turn)
+                    if self.keeps:
+                        held.put(still, chosen)
+                    self._last = turn
                 found = self._proved(proof, value, _some(rows, still), chosen, turn)
             except OutOfTime:
                 if bool(torch.isneginf(best).all()):
@@ -300,9 +235,43 @@ class _Search:
             left = (best[still] <= needed[still]) & torch.isfinite(found)
             if not chosen.factors or not bool(left.any()):
                 break
-            chosen = chosen.mapped(lambda held, left=left: held[left])
+            chosen = chosen.some(left)
             still, reached = still[left], reached[left]
+        if self.keeps:
+            self._keep(held, rows)
         return best
+
+    def _keep(self, held: Multipliers, rows: LinearForm) -> None:
+        """For ``again``, as long as they fit into memory."""
+        both = held if self._kept is None else self._kept.followed_by(held)
+        if both.numbers() > KEPT_NUMBERS:
+            self.keeps = False
+            return
+        self._kept = both
+        self._samples.append(_sample_of(rows))
+
+    def again(self, wanted: Tensor) -> Solve:
+        """Proves the rows of the wanted samples [batch] bool, in their order, by the multipliers
+        kept of them: over a smaller region, for which they are as valid. Raises OutOfTime for rows
+        of which none are kept."""
+        samples = torch.cat(self._samples) if self._samples else wanted.new_zeros(0).long()
+        places = wanted[samples].nonzero().flatten()
+        begun = 0
+        proof: list[QuadraticPass] = []
+
+        def solve(backward: BackwardPass, value: int, rows: LinearForm, needed: Tensor) -> Tensor:
+            nonlocal begun
+            mine = places[begun : begun + len(needed)]
+            begun += len(needed)
+            if self._kept is None or len(mine) < len(needed):
+                raise OutOfTime
+            if not proof:
+                proof.append(_proof(backward))
+            _charge(self.spent, rows, PROOF_PASSES)
+            chosen = self._kept.some(mine)
+            return self._proved(proof[0], value, rows, chosen, self._last)
+
+        return solve
 
     def _proved(
         self,
@@ -371,9 +340,29 @@ class _Search:
         with torch.no_grad():
             for old, new in zip(kept, free, strict=True):
                 new.copy_(old)
-        sample = torch.zeros_like(steps, dtype=torch.int64) if rows.sample is None else rows.sample
-        self.spent.index_add_(0, sample, STEP_PASSES * steps)
+        _charge(self.spent, rows, STEP_PASSES * steps)
         return moving.mapped(lambda held: held.detach()), best
+
+
+def _proof(backward: BackwardPass) -> QuadraticPass:
+    """In float64, with rounding if the pass has it."""
+    sound = backward.rounding.is_sound
+    rounding = Rounding.sound(torch.float64) if sound else backward.rounding
+    return QuadraticPass(recast(backward, rounding, torch.float64))
+
+
+def _sample_of(rows: LinearForm) -> Tensor:
+    """Of which sample each row is, [rows]."""
+    if rows.sample is not None:
+        return rows.sample
+    given = rows.coefficients
+    return torch.zeros(len(given), dtype=torch.int64, device=given.device)
+
+
+def _charge(spent: Tensor, rows: LinearForm, passes: Tensor | float) -> None:
+    """Add the passes of each row (or of all alike) to those of its sample, in place."""
+    sample = _sample_of(rows)
+    spent.index_add_(0, sample, torch.zeros_like(sample, dtype=spent.dtype) + passes)
 
 
 def _hopeful(lost: Tensor, margin: Tensor, hope: float, sample: Tensor | None) -> Tensor:

@@ -136,7 +136,7 @@ def randomized_local_margins(
 def _clean_margin(compiled: CompiledNetwork, state: Enclosure, labels: Tensor) -> Tensor:
     """|least margin| at the centre, [batch] float64: a scale, not a bound."""
     head = compiled.head.on(state.centre.device)
-    logits = state.centre.flatten(1).to(torch.float64) @ head.weight.T + head.bias
+    logits = head.logits(state.centre.flatten(1).to(torch.float64))
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return (logits.gather(1, labels[:, None])[:, 0] - others).abs()
 

@@ -66,7 +66,7 @@ def zonotope_margins(
     samples that were not reached nothing is proved.
     """
     batch = region.x.shape[0]
-    found = torch.full((batch, compiled.head.weight.shape[0]), -math.inf, dtype=torch.float64)
+    found = torch.full((batch, compiled.head.classes), -math.inf, dtype=torch.float64)
     found = found.to(region.x.device)
     numbers = max(math.prod(shape) for shape in _shapes(compiled)) * math.prod(region.x.shape[1:])
     width = max(1, ROW_BYTES[region.x.device.type] // (numbers * dtype.itemsize))

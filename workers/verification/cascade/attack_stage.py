@@ -17,8 +17,10 @@ from workers.verification.norms.per_sample import forward_cost
 from workers.verification.region import largest_distance
 from workers.verification.results import AttackSettings
 
-__all__ = ["attack_block", "attack_passes"]
+__all__ = ["ATTACK", "attack_block", "attack_passes"]
 
+#: In ``Block.spent``.
+ATTACK = "attack"
 #: An audited sample is attacked at this share of the epsilon that it is certified for.
 AUDIT_SHARE = 0.999
 
@@ -67,7 +69,7 @@ def attack_block(shard: Shard, block: Block, *, audit: bool) -> None:
                 return
             _attack_rows(shard, settings, block, part, position, reach[part], audit=audit)
             if not audit:
-                block.spent["verdict"][part] += attack_passes(settings)
+                block.spend(ATTACK, part, attack_passes(settings))
 
 
 def _attack_rows(

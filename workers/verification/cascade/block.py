@@ -67,9 +67,11 @@ class Block:
         self.left = torch.full((count,), torch.nan, dtype=torch.float64)
         #: Plain forward passes that bounds may still cost the samples of each pool together.
         self.work = [work * min(POOL, count - start) for start in range(0, count, POOL)]
-        #: What verdicts and the search of the radius have cost each sample.
-        self.spent = {"verdict": torch.zeros(count, dtype=torch.float64)}
-        self.spent["radius"] = self.spent["verdict"].clone()
+        #: Passes that the search of the radius has cost each sample, and its verdicts by whom.
+        self.searched = torch.zeros(count, dtype=torch.float64)
+        self.spent: dict[str, Tensor] = {}
+        #: What the last attempt of each bound on each sample has cost (0: none).
+        self.last: dict[str, Tensor] = {}
         self.by = [""] * count
         self.decided_by = [[""] * width for _ in range(count)]
         #: Who found the counterexample, per sample and asked epsilon.
@@ -110,6 +112,11 @@ class Block:
     def tries_of(self, name: str) -> Tries:
         """What the verdicts of the bound of this name have shown, to be changed in place."""
         return self.tries.setdefault(name, Tries.none(len(self.x)))
+
+    def spend(self, name: str, rows: Tensor, passes: Tensor | float) -> None:
+        """Verdicts of ``name`` on these rows have cost so many passes."""
+        nothing = torch.zeros(len(self.x), dtype=torch.float64)
+        self.spent.setdefault(name, nothing)[rows] += passes
 
     def states_of(self, name: str, rows: Tensor) -> list[dict[str, Any]]:
         """What the bound of this name keeps for these rows, to be changed in place."""

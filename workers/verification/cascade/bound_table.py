@@ -92,6 +92,7 @@ BOUNDS: dict[str, Bound] = {
             memory=activation_memory(30),
             margins=crown_margins,
             rows_per_sample=BACKWARD_ROWS,
+            retreats=True,
             tells_slack=True,
             backward_budget=True,
         ),
@@ -133,6 +134,7 @@ BOUNDS: dict[str, Bound] = {
             in_search=partial(crown_ball_margins, rounds=1),
             search_passes=2_500,
             metered=True,
+            retreats=True,
             rows_per_sample=BACKWARD_ROWS,
             retry_share=0.0,  # what is proved is proved in float64: boxes alone are not
             retry_most=0.02,

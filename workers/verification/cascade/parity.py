@@ -91,7 +91,7 @@ class _Compared:
 def extra_inputs(compiled: CompiledNetwork, samples: int) -> int:
     """How many random inputs are tried, and how many changes of one coordinate."""
     maps = (step.op for step in compiled.steps if isinstance(step.op, Dense | Convolution))
-    cost = max(1, int(sum(multiplications(op) for op in maps) + compiled.head.weight.numel()))
+    cost = max(1, int(sum(multiplications(op) for op in maps) + compiled.head.multiplications))
     room = min(WORK // cost, NUMBERS // math.prod(compiled.input_shape))
     least = (
         MIN_INPUTS
@@ -202,8 +202,8 @@ def _within_head(
     with exact_arithmetic(), torch.no_grad():
         start = torch.from_numpy(np.ascontiguousarray(x)).double()
         centre, largest = forward_pass(compiled, start, clock)
-        logits = centre @ head.weight.T + head.bias
-        size = centre.abs() @ head.absolute + head.bias_magnitude
+        logits = head.logits(centre)
+        size = head.sizes(centre.abs())
         budget = rounding.deployed_gamma(head.terms) * size if head.terms else 0.0 * size
         difference = (torch.from_numpy(given).double() - logits).abs()
         # Written so that a NaN needs more.

@@ -107,7 +107,7 @@ def _disturbed(
     with exact_arithmetic():
         centre, _ = forward_pass(compiled, x, clock, forward)
         head = compiled.head
-        logits = centre @ head.weight.T + head.bias
-        size = centre.abs() @ head.absolute + head.bias_magnitude
+        logits = head.logits(centre)
+        size = head.sizes(centre.abs())
         gamma = rounding.deployed_gamma(head.terms) if head.terms else 0.0
         return logits + gamma * size * signs(logits)

@@ -21,7 +21,9 @@ TRIES_FROM_NOTHING = 20
 LEAP, DROP = 4.0, 0.25
 #: While nothing has failed, margins are followed so far: bounds bend beyond what is known of them.
 #: After one try alone nearly to the end, as its root allows for that.
-CAUTION, CAUTION_ALONE = 0.65, 0.95
+CAUTION, CAUTION_ALONE = 0.65, 0.7
+#: Where ends are far apart, the next epsilon lies so far between their logarithms.
+BEYOND = 0.6
 #: Where nothing is known of margins: the next epsilon above one that is proved.
 AHEAD = 1.5
 #: No try is nearer to the one proved than this share of the bracket.
@@ -86,6 +88,13 @@ class Lost:
         alone = torch.isnan(first)
         loss = (last * self.epsilon[rows, 1]).clamp_min(0.0)
         only = self.epsilon[rows, 1] / torch.where(loss > 1.0, loss, loss.sqrt())
+        # Between a try that proved and one that failed the margin bends down: its root is beyond
+        # that of the chord.
+        ends = self.epsilon[rows]
+        left = 1.0 - self.rate[rows] * ends
+        chord = ends[:, 0] + gap * left[:, 0] / (left[:, 0] - left[:, 1])
+        between = left.prod(1) < 0
+        found = torch.where(between, torch.maximum(found, chord), found)
         found = torch.where(alone, only, found)
         return torch.where(last <= 0, torch.inf, found)
 
@@ -101,6 +110,8 @@ def search_radius(
     tries: int = 2000,
     lost: Lost | None = None,
     allowed: Callable[[Tensor], Tensor] | None = None,
+    known: Callable[[Tensor], Tensor] | None = None,
+    gain: float = 0.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Largest epsilon [batch] float64 at which ``proves`` succeeded; infinite beyond ``cap``.
@@ -111,7 +122,9 @@ def search_radius(
     known; width: what is tried are numbers of as many bits as this share has, and the bracket ends
     when none of them is left inside; tries: of a sample at most; lost: what is known of margins
     already; allowed(rows) -> [rows] bool: those for which another try may be paid, asked before
-    every try but the first.
+    every try; known(rows) -> [rows] float64: what is proved of them after a try, which one that
+    failed may have raised; gain: no try where margins promise less than this share of what is
+    proved.
 
     Every success is a proof of its own, so nothing depends on monotony or on margins. Where a bound
     is monotone the result is the largest of those numbers at which it succeeds, whatever the
@@ -123,14 +136,17 @@ def search_radius(
     tried = torch.zeros_like(low)
     #: How many tries in a row have left more than ``SLOW`` of the bracket.
     slow = torch.zeros_like(low)
+    everything = torch.arange(len(low))
     bits = 1 - round(math.log2(width))
     while True:
         wide = _next(low, bits) < high
         no_root = (low <= 0) & (tried >= TRIES_FROM_NOTHING)
         going = (low < cap) & (wide | torch.isinf(high)) & ~no_root & (tried < tries)
+        if gain:
+            going = going & ~(lost.root(everything) < (1.0 + gain) * low)
         rows = going.nonzero().flatten()
         if allowed is not None:
-            rows = rows[(tried[rows] == 0) | allowed(rows)]
+            rows = rows[allowed(rows)]
         if not rows.numel() or stop():
             break
         lower, upper = low[rows], high[rows]
@@ -141,6 +157,8 @@ def search_radius(
         success, margin = proves(rows, guess)
         lost.learn(rows, guess, margin)
         low[rows] = torch.where(success, guess, lower)
+        if known is not None:
+            low[rows] = torch.maximum(low[rows], known(rows))
         high[rows] = torch.where(success, upper, guess)
         left = (high[rows] - low[rows]) > SLOW * (upper - lower)
         slow[rows] = torch.where(left & torch.isfinite(upper), slow[rows] + 1, 0.0)
@@ -168,7 +186,7 @@ def _guess(
     # Without a root: ahead, halved (far apart: in logarithms, nearer to the end that failed: what
     # is proved comes from a looser bound), or far down.
     far = high > LEAP * low
-    middle = torch.where(far, (low * high * high) ** (1.0 / 3.0), (low + high) / 2)
+    middle = torch.where(far, low ** (1.0 - BEYOND) * high**BEYOND, (low + high) / 2)
     plain = torch.where(known, middle, high * DROP)
     plain = torch.where(opened, torch.where(known, AHEAD * low, start), plain)
     # A little below the root, so that it is more likely proved; at the ends, just inside them.

@@ -135,6 +135,7 @@ class Shard:
             tightest=tightest,
             states=block.states_of(bound.name, rows),
             sample_time_s=self.request.sample_time_s,
+            radius=self.request.radius,
             report=report,
         )
         region = Region(block.x[rows], epsilon, self.request.norm, self.request.clip)
@@ -151,13 +152,27 @@ class Shard:
             return self.gave_up(bound, rows, certain, str(error))
         proved = verdict.proved
         block.prove(rows[proved], epsilon[proved], bound.name)
+        if verdict.reached is not None:
+            block.prove(rows, verdict.reached, bound.name)
         left = verdict.least_margin / block.margin[rows]
         block.gap[rows] = torch.where(proved, 0.0, left)
         block.left[rows] = left
         if not tightest:
             block.tries_of(bound.name).add(rows, epsilon, proved, left)
         block.settle(rows, price - verdict.spent)
-        block.spent["radius" if tightest else "verdict"][rows] += verdict.spent
+        # Of a bound that goes on in rounds, a search takes the first alone.
+        each = (
+            verdict.spent
+            if tightest
+            else torch.maximum(
+                verdict.spent / 2, verdict.spent.clamp_max(bound.price(tightest=True))
+            )
+        )
+        block.last.setdefault(bound.name, torch.zeros_like(block.searched))[rows] = each
+        if tightest:
+            block.searched[rows] += verdict.spent
+        else:
+            block.spend(bound.name, rows, verdict.spent)
         if verdict.open_domains is not None and not tightest:
             self._searched(bound, block, rows, epsilon, verdict)
         self._falsify(bound, block, rows, region, verdict)

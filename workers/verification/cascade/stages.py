@@ -9,23 +9,31 @@ import torch
 from torch import Tensor
 
 from workers.verification.bounds.arithmetics import RadiusBound
-from workers.verification.cascade.attack_stage import attack_block, attack_passes
+from workers.verification.cascade.attack_stage import ATTACK, attack_block, attack_passes
 from workers.verification.cascade.block import Block
 from workers.verification.cascade.progress import epsilon_text
 from workers.verification.cascade.radius import Lost, search_radius
 from workers.verification.cascade.shard import Shard
 from workers.verification.protocol import Bound, Budget
 from workers.verification.region import Region, largest_distance
-from workers.verification.results import AttackSettings
+from workers.verification.results import POOL, AttackSettings
 
 __all__ = ["certify_block"]
 
 #: A radius is searched until its bracket is this narrow: by a method alone; in a cascade by the
 #: cheap bounds, and by an expensive one.
 EXACT, FINE, COARSE = 2.0**-10, 2.0**-7, 2.0**-4
-#: In a cascade, each sample is tried at so many epsilons at most: by the cheap bounds, and by an
-#: expensive one, whose search costs no more than the sample's verdicts.
-CHEAP_TRIES, EXPENSIVE_TRIES = 5, 4
+#: In a cascade, each sample is tried at so many epsilons at most: by the cheap bounds, by these
+#: before an expensive one goes on, and by that one, whose search costs no more than the verdicts of
+#: the samples of a pool.
+CHEAP_TRIES, LATER_TRIES, EXPENSIVE_TRIES = 5, 3, 8
+#: Of an expensive search: no try that promises less than this share of what is proved.
+GAIN = 0.1
+#: What a pass of the verdicts is worth in counted ones: of the attack, in whose small batches each
+#: takes longer, and of bounds whose counts are guesses, from above.
+ATTACK_SHARE, GUESSED_SHARE = 3.0, 0.4
+#: A try is taken to cost so many times as much as the last one: what fails takes longer.
+DEARER = 1.5
 
 
 def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int) -> None:
@@ -61,7 +69,7 @@ def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int
         unsettled = torch.tensor([by in names or not by for by in block.by])
         unsettled |= block.proved < min(block.epsilons)
         if cascading:
-            _search(shard, cheap, block, FINE, CHEAP_TRIES, later)
+            _search(shard, cheap, block, FINE, LATER_TRIES, later)
             _search(shard, expensive[:1], block, COARSE, EXPENSIVE_TRIES, unsettled, thrifty=True)
         else:
             _search(shard, expensive, block, EXACT)
@@ -128,7 +136,7 @@ def _search(
 ) -> None:
     """Raise the proved radius of every correct (and chosen) sample with the tightest bounds.
 
-    thrifty: no try by which it would cost more than the sample's verdicts, but for the first one.
+    thrifty: no try by which it would cost more than the verdicts of the pool's samples.
     """
     dominated = {name for bound in bounds for name in bound.dominates}
     searching = [
@@ -141,7 +149,6 @@ def _search(
     if not shard.request.radius or not searching or not rows.numel():
         return
     cap = _cap(shard, block)
-    price = sum(bound.price(tightest=True) for bound in searching)
     start = torch.full((rows.numel(),), min(min(block.epsilons), cap), dtype=torch.float64)
 
     def proves(chosen: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,8 +167,7 @@ def _search(
         return proved, margin
 
     def allowed(chosen: Tensor) -> Tensor:
-        spent = {name: passes[rows[chosen]] for name, passes in block.spent.items()}
-        return spent["radius"] + price <= spent["verdict"]
+        return _affordable(block, searching, rows[chosen])
 
     failed, lost = _known(block, rows, searching)
     radius = search_radius(
@@ -174,11 +180,39 @@ def _search(
         tries=tries,
         lost=lost,
         allowed=allowed if thrifty else None,
+        gain=GAIN if thrifty else 0.0,
+        known=lambda chosen: block.proved[rows[chosen]],
         stop=shard.spent,
     )
     # Beyond the cap every input is proved.
     for row in rows[torch.isinf(radius)].tolist():
         block.prove(torch.tensor([row]), torch.tensor([math.inf]), block.by[row])
+
+
+def _affordable(block: Block, bounds: list[Bound], rows: Tensor) -> Tensor:
+    """[rows] bool: rows whose pool may pay another try of these bounds, so that its search
+    costs no more than its verdicts: those first whose search has cost the least, the cheapest first
+    of these."""
+    own = {bound.name for bound in bounds}
+    # In the unit of these bounds: counted passes, or guessed ones.
+    unit = 1.0 if any(bound.metered for bound in bounds) else GUESSED_SHARE
+    left = -block.searched
+    for name, passes in block.spent.items():
+        worth = ATTACK_SHARE if name == ATTACK else GUESSED_SHARE
+        left = left + passes * (1.0 if name in own else worth / unit)
+    price = torch.zeros(len(rows), dtype=torch.float64)
+    for bound in bounds:
+        most = bound.price(tightest=True)
+        last = block.last.get(bound.name, torch.zeros_like(left))[rows]
+        price += torch.where(last > 0, DEARER * last, most) if bound.metered else most
+    allowed = torch.zeros(len(rows), dtype=torch.bool)
+    for pool in (rows // POOL).unique().tolist():
+        money = float(left[pool * POOL : (pool + 1) * POOL].sum())
+        mine = (rows // POOL == pool).nonzero().flatten()
+        mine = mine[torch.argsort(price[mine], stable=True)]
+        mine = mine[torch.argsort(block.searched[rows[mine]], stable=True)]
+        allowed[mine] = price[mine].cumsum(0) <= money
+    return allowed
 
 
 def _known(block: Block, rows: Tensor, bounds: list[Bound]) -> tuple[Tensor, Lost]:

@@ -203,7 +203,7 @@ def _objectives(
     if state is None:
         raise ValueError("the last value is not kept")
     head = compiled.head.on(classes.device)
-    weight = (head.weight[label] - head.weight[classes]).to(backward.dtype)
+    weight = head.differences(torch.full_like(classes, label), classes).to(backward.dtype)
     shape = tuple(state.centre.shape[1:])
     rows = LinearForm(weight.reshape(-1, *shape), shape, None)
     slack = head_rounding(backward, state)[0]

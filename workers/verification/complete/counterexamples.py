@@ -34,7 +34,7 @@ class Counterexamples:
         for step in self.compiled.steps:
             values.append(forward_step(step, [values[source] for source in step.sources]))
         head = self.compiled.head.on(points.device)
-        return values[-1].flatten(1) @ head.weight.T + head.bias
+        return head.logits(values[-1].flatten(1))
 
     def margins(self, points: Tensor) -> Tensor:
         """The label's least margin over the other classes, less what it must lead by, [n]."""

@@ -40,15 +40,15 @@ def margin_budget(
     value = len(compiled.steps)
     reach = walk.reach(value).flatten(1)
     far = rows.far[value].flatten(1)
-    size = reach @ head.absolute + head.bias_magnitude
+    size = head.sizes(reach)
     gamma = walk.rounding.deployed_gamma(head.terms) if head.terms else 0.0
     ceiling = overflow_ceiling(head.terms)
     valid = walk.valid & (size < ceiling).all(1)
     valid = valid & (reach.amax(1) < head.inner.max_input(ceiling))
     # The head's own rounding, and that of the coefficients w_y - w_j below.
-    lost = rounding_error(size, gamma, terms=head.weight.shape[1] + 2)
+    lost = rounding_error(size, gamma, terms=head.features + 2)
     lost = lost + walk.rounding.underflow * head.floor
-    lost = lost + rounding_error(far @ head.absolute, 4 * unit_roundoff(rows.dtype))
+    lost = lost + rounding_error(head.spread(far), 4 * unit_roundoff(rows.dtype))
     both = lost + lost.gather(1, labels[:, None])
     shape = compiled.steps[-1].shape if compiled.steps else compiled.input_shape
     others = torch.ones_like(both, dtype=torch.bool).scatter_(1, labels[:, None], False)
@@ -56,7 +56,7 @@ def margin_budget(
     width = rows_at_once(widest(compiled), costliest(compiled), region.x.device, plain_bound)
     for start in range(0, sample.numel(), width):
         b, j = sample[start : start + width], other[start : start + width]
-        weight = (head.weight[labels[b]] - head.weight[j]).to(rows.dtype)
+        weight = head.differences(labels[b], j).to(rows.dtype)
         form = LinearForm(weight.reshape(-1, *shape), shape, None if len(labels) == 1 else b)
         both[b, j] = raised(both[b, j] + rows.most(value, form), 3)
     both = torch.where(valid[:, None], both, torch.inf).nan_to_num(torch.inf, torch.inf)

@@ -20,6 +20,7 @@ __all__ = [
     "head_gammas",
     "logit_enclosure",
     "margin_lower_bounds",
+    "margins_at_centre",
 ]
 
 #: A class that lacks this share of the margin at the centre decides the sample by itself.
@@ -49,7 +50,7 @@ def head_gammas(head: Head, rounding: Rounding) -> tuple[float, float]:
     if not rounding.is_sound:
         return 0.0, 0.0
     deployed = rounding.deployed_gamma(head.terms) if head.terms else 0.0
-    return deployed, Rounding.sound(torch.float64).own_gamma(head.weight.shape[1] + 4)
+    return deployed, Rounding.sound(torch.float64).own_gamma(head.features + 4)
 
 
 def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Rounding) -> CentreMargins:
@@ -57,13 +58,13 @@ def centre_margins(head: Head, centre: Tensor, labels: Tensor, rounding: Roundin
     head = head.on(centre.device)
     centre = centre.flatten(1).to(torch.float64)
     deployed, own = head_gammas(head, rounding)
-    logits = centre @ head.weight.T + head.bias
+    logits = head.logits(centre)
     margin = logits.gather(1, labels[:, None]) - logits
-    size = centre.abs() @ head.absolute + head.bias_magnitude
+    size = head.sizes(centre.abs())
     lost = _lost_at(head, centre, logits, size, rounding) + own * size
     lost = lost + lost.gather(1, labels[:, None])
     rows = head.row_norms
-    slope = head.pair_norms[labels] + deployed * (rows[labels][:, None] + rows[None, :])
+    slope = head.pair_norms_of(labels) + deployed * (rows[labels][:, None] + rows[None, :])
     floor = head.min_lead(rounding)
     return CentreMargins(margin, lost * ROOM + floor, slope, logits)
 
@@ -113,10 +114,10 @@ def margin_lower_bounds(
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
         reach = torch.maximum(lower.abs(), upper.abs())
-        head_size = reach @ head.absolute + head.bias_magnitude
+        head_size = head.sizes(reach)
         deployed, own = head_gammas(head, rounding)
         both = (head_size + head_size.gather(1, labels[:, None])) * deployed
-        centre_size = centre.abs() @ head.absolute + head.bias_magnitude
+        centre_size = head.sizes(centre.abs())
         both = both + (centre_size + centre_size.gather(1, labels[:, None])) * own
         slack = both * ROOM + head.min_lead(rounding)
         open_pairs = ~(bound > 0) & state.valid[:, None]
@@ -146,12 +147,12 @@ def _head_fits(head: Head, state: Enclosure, rounding: Rounding) -> Tensor:
         return torch.ones_like(state.valid)
     # Partial sums, not logits: sum |w_i z_i| + |b| over the ball or the box; the largest |z_i|.
     centre = state.centre.flatten(1).to(torch.float64)
-    size = centre.abs() @ head.absolute + head.bias_magnitude
+    size = head.sizes(centre.abs())
     size = size + state.radius[:, None] * head.row_norms
     largest = rough_norm(centre) + state.radius
     if state.lower is not None and state.upper is not None:
         reach = torch.maximum(state.lower.abs(), state.upper.abs()).flatten(1).to(torch.float64)
-        size = torch.fmin(size, reach @ head.absolute + head.bias_magnitude)
+        size = torch.fmin(size, head.sizes(reach))
         largest = torch.fmin(largest, reach.amax(1))
     ceiling = overflow_ceiling(head.terms)
     return (size < ceiling).all(1) & (largest < head.inner.max_input(ceiling))
@@ -168,19 +169,24 @@ def _pairwise_maximum(
     clock: Clock,
 ) -> Tensor:
     """max (w_j - w_y).d over the enclosure, for the open pairs; +inf elsewhere."""
-    weight = head.weight
     result = torch.full_like(pairs, torch.inf, dtype=torch.float64)
     rows, classes = pairs.nonzero(as_tuple=True)
-    step = max(1, PAIR_BLOCK // weight.shape[1])
+    step = max(1, PAIR_BLOCK // (2 if head.dense is None else head.features))
     for start in range(0, rows.numel(), step):
         clock.check()
         row, j = rows[start : start + step], classes[start : start + step]
-        low, high, middle = lower[row], upper[row], centre[row]
+        if head.dense is None:
+            # Only two numbers of the values are in these rows; the others may as well be still.
+            places = torch.stack([j, labels[row]], 1)
+            w = centre.new_tensor([1.0, -1.0]).expand(len(row), 2)
+            low, high, middle = (x[row[:, None], places] for x in (lower, upper, centre))
+        else:
+            w = head.dense[j] - head.dense[labels[row]]
+            low, high, middle = lower[row], upper[row], centre[row]
         below, above = low - middle, high - middle
         slack = up(0) - 1.0
         below = below - slack * below.abs()
         above = above + slack * above.abs()
-        w = weight[j] - weight[labels[row]]
         result[row, j] = ball_box_maximum(w, below, above, radius[row])
     return result
 
@@ -193,19 +199,27 @@ def logit_enclosure(head: Head, state: Enclosure, rounding: Rounding) -> tuple[T
     head = head.on(state.centre.device)
     centre = state.centre.flatten(1).to(torch.float64)
     deployed, own = head_gammas(head, rounding)
-    logits = centre @ head.weight.T + head.bias
-    size = centre.abs() @ head.absolute + head.bias_magnitude
+    logits = head.logits(centre)
+    size = head.sizes(centre.abs())
     reach = raised(state.radius[:, None] * head.row_norms)
     if state.lower is not None and state.upper is not None:
         lower = state.lower.flatten(1).to(torch.float64)
         upper = state.upper.flatten(1).to(torch.float64)
         corner = raised(torch.maximum(upper - centre, centre - lower), 3)
-        reach = torch.fmin(reach, raised(corner @ head.absolute, MANY))
+        reach = torch.fmin(reach, raised(head.spread(corner), MANY))
     reach = reach * (1.0 + deployed) + (deployed + own) * size * ROOM
     reach = reach + rounding.underflow * head.floor
     valid = (state.valid & _head_fits(head, state, rounding))[:, None]
     valid = valid & (reach >= 0) & torch.isfinite(reach) & torch.isfinite(logits)
     return logits, torch.where(valid, reach, torch.full_like(reach, -1.0))
+
+
+def margins_at_centre(head: Head, state: Enclosure, labels: Tensor) -> Tensor:
+    """About the least f_y - f_j at the centre, [batch] float64: a guess, without rounding."""
+    head = head.on(state.centre.device)
+    logits = head.logits(state.centre.flatten(1).to(torch.float64))
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return logits.gather(1, labels[:, None])[:, 0] - others.amax(1)
 
 
 def certified(bounds: Tensor) -> Tensor:

@@ -6,109 +6,25 @@ exact, and a final dense layer becomes the head, so that class differences can b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from models.layers.kinds import Layer, Permute, Reshape
 from models.network import INPUT, Network
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.graph.affine import FLOAT32_SAFE, Affine, Inner, Norms
+from workers.verification.graph.affine import Affine, Norms
 from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.fusion import fuse
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
+from workers.verification.graph.head import Head
 from workers.verification.graph.known_norms import known_norms
 from workers.verification.graph.sections.search import with_sections
 from workers.verification.layers.registry import rules_of
-from workers.verification.numerics import MANY, raised, up
-from workers.verification.rounding import Rounding, answer_gap
-from workers.verification.summation import Summation
+from workers.verification.rounding import answer_gap
 
 __all__ = ["CompiledNetwork", "GraphStep", "Head", "UnsupportedLayer"]
-
-
-@dataclass(frozen=True)
-class Head:
-    """The last dense map [classes, features]: logits = weight z + bias, float64.
-
-    ``terms`` rounding steps of the deployed evaluation (0: the logits are z itself), ``inner`` what
-    it holds in between, ``gap`` by how much a logit must lead for the deployed answer to be its.
-    ``magnitude`` [classes, features] >= 0: what the deployed evaluation multiplies |z| with, where
-    that is more than |weight| (None: it is |weight|). summation, bias_square: as an ``Affine`` has
-    them; None: not known.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    bias_magnitude: Tensor
-    terms: float
-    inner: Inner = field(default_factory=Inner)
-    gap: float = 0.0
-    magnitude: Tensor | None = None
-    summation: Summation | None = None
-    bias_square: Tensor | None = None
-    _copies: dict[torch.device, Head] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def floor(self) -> float:
-        """What underflow may change in one logit, in units of ``rounding.UNDERFLOW``."""
-        return self.terms + 1.0 + self.inner.lost
-
-    def min_lead(self, rounding: Rounding) -> float:
-        """What a margin loses beside relative errors: by underflow, and behind the logits."""
-        return rounding.underflow * self.floor + self.gap if rounding.is_sound else 0.0
-
-    def float32_safe(self) -> bool:
-        """Whether a float32 copy of the weights loses no more than one rounding each."""
-        low, high = FLOAT32_SAFE
-        size = self.weight.abs()
-        return not bool((((size > 0) & (size < low)) | (size > high)).any())
-
-    @cached_property
-    def absolute(self) -> Tensor:
-        """|weight|, or ``magnitude``, transposed: [features, classes]."""
-        size = self.weight.abs() if self.magnitude is None else self.magnitude
-        return size.T.contiguous()
-
-    @cached_property
-    def squares(self) -> Tensor:
-        """weight squared, transposed: [features, classes]."""
-        return self.weight.square().T.contiguous()
-
-    @cached_property
-    def row_norms(self) -> Tensor:
-        """|w_j|_2, or of ``magnitude``, for every class, [classes], rounded up."""
-        rows = self.weight if self.magnitude is None else self.magnitude
-        return raised(rows.norm(dim=1), MANY)
-
-    @cached_property
-    def pair_norms(self) -> Tensor:
-        """|w_i - w_j|_2 for every pair of classes, [classes, classes], rounded up."""
-        exact = "donot_use_mm_for_euclid_dist"
-        pairs = torch.cdist(self.weight, self.weight, compute_mode=exact)
-        # Weights of fused maps are rounded themselves.
-        return raised(pairs, MANY) + self.row_norms.max() * (up(64) - 1.0)
-
-    def on(self, device: torch.device) -> Head:
-        """The same head with its tensors on ``device``."""
-        if device == self.weight.device:
-            return self
-        if device not in self._copies:
-            self._copies[device] = Head(
-                self.weight.to(device),
-                self.bias.to(device),
-                self.bias_magnitude.to(device),
-                self.terms,
-                self.inner,
-                self.gap,
-                None if self.magnitude is None else self.magnitude.to(device),
-                self.summation,
-                None if self.bias_square is None else self.bias_square.to(device),
-            )
-        return self._copies[device]
 
 
 @dataclass(frozen=True)
@@ -195,8 +111,7 @@ def _split_head(network: Network, steps: list[GraphStep]) -> tuple[list[GraphSte
         head = Head(op.weight, bias, magnitude, op.terms, op.inner)
         return steps[:-1], replace(head, summation=op.summation, bias_square=squares)
     zeros = torch.zeros(classes, dtype=torch.float64)
-    identity = torch.eye(classes, dtype=torch.float64)
-    return steps, Head(identity, zeros, zeros, 0.0)
+    return steps, Head(None, zeros, zeros, 0.0)
 
 
 def _with_norms(

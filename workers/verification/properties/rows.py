@@ -68,6 +68,11 @@ def rows_of(limits: Sequence[LinearLimit], outputs: int) -> Rows | None:
     return Rows(factors, tuple(bounds), exact)
 
 
+def _spread(head: Head, size: Tensor) -> Tensor:
+    """size [n, classes] times the head's own |weight|, [n, features]."""
+    return size if head.dense is None else size @ head.dense.abs()
+
+
 def _to_integers(numbers: Sequence[Fraction]) -> Fraction | None:
     """A positive number that makes integers of these, none of them 0; None where one of them would
     be beyond ``EXACT``."""
@@ -96,12 +101,12 @@ def with_rows(compiled: CompiledNetwork, rows: Rows) -> CompiledNetwork:
     direct = not head.terms
     lost = float(raised(size.sum(1).amax(), MANY)) * head.floor
     new = Head(
-        weight=_below_zero(-(factors @ head.weight)),
+        dense=_below_zero(-head.combined(factors)),
         bias=given,
         bias_magnitude=torch.maximum(held, raised(given.abs(), 1)),
         terms=0.0 if direct and rows.exact else head.terms + 1.0,
         inner=replace(head.inner, lost=0.0 if direct else lost),
-        magnitude=_below_zero(raised(size @ head.weight.abs(), MANY)),
+        magnitude=_below_zero(raised(_spread(head, size), MANY)),
     )
     safe = compiled.float32_safe and new.float32_safe()
     # What is kept by the network's digest is not about these rows, in files or in this process.

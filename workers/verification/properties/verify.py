@@ -223,7 +223,7 @@ def verify_box(
     for parameter in attacked.parameters():
         parameter.requires_grad_(False)
     clock = Clock(deadline, report)
-    outputs = compiled.head.weight.shape[0]
+    outputs = compiled.head.classes
     search = BoxSearch(
         Problem(compiled, request.soundness == "sound", device),
         attacked,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.extent import examples
 from tests.workers.verification.certification import certify
 from tests.workers.verification.networks import dense_network
 from workers.verification.bounds.arithmetics import MarginsBound, RadiusBound
+from workers.verification.cascade.attack_stage import attack_passes
 from workers.verification.cascade.bound_table import BOUNDS
 from workers.verification.cascade.radius import Lost, search_radius
 from workers.verification.graph.compiled_network import CompiledNetwork
@@ -137,13 +139,33 @@ def test_no_more_tries_are_made_than_are_allowed() -> None:
     prover = Prover(of(0.7, 0.7), lambda row, epsilon: math.nan)
     first = torch.tensor([True, False])
     searched(prover, of(0.0, 0.0), of(1.0, 1.0), tries=3, allowed=lambda rows: first[rows])
-    assert [len(tried) for tried in prover.tried] == [3, 1]
+    assert [len(tried) for tried in prover.tried] == [3, 0]
+
+
+def test_what_a_failed_try_has_proved_is_a_lower_end() -> None:
+    prover = Prover(of(0.7), lambda row, epsilon: math.nan)
+    found = searched(prover, of(0.0), of(1.0), tries=1, known=lambda rows: of(0.1))
+    assert float(found[0]) == max(0.1, *(e for e in prover.tried[0] if e <= 0.7), 0.0)
+
+
+def test_no_try_is_made_that_promises_little() -> None:
+    prover = Prover(of(0.7, 0.7), lambda row, epsilon: math.nan)
+    lost = Lost(2)
+    lost.learn(torch.tensor([0, 1]), of(0.6, 0.6), of(0.05, 0.7))
+    searched(prover, of(0.6, 0.6), of(math.inf, math.inf), lost=lost, gain=0.1, tries=1)
+    assert [len(tried) for tried in prover.tried] == [0, 1]
 
 
 @pytest.mark.parametrize("attack", [None, AttackSettings(steps=5)])
-@pytest.mark.parametrize(("norm", "name"), [("l2", "crown-ball"), ("linf", "crown")])
-def test_the_search_costs_no_more_than_the_verdicts_but_for_one_try_where_they_needed_none(
-    norm: str, name: str, attack: AttackSettings | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("norm", "name", "largest_epsilon"), [("l2", "crown-ball", "3/10"), ("linf", "crown", "1/5")]
+)
+def test_the_search_costs_no_more_than_the_verdicts(
+    norm: str,
+    name: str,
+    largest_epsilon: str,
+    attack: AttackSettings | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor are cheap bounds searched at epsilons below those that this one has proved."""
     network = dense_network([8, 20, 12, 4], 8)
@@ -173,17 +195,19 @@ def test_the_search_costs_no_more_than_the_verdicts_but_for_one_try_where_they_n
     for kind in {type(bound) for bound in BOUNDS.values() if norm in bound.auto_norms}:
         if not issubclass(kind, RadiusBound):
             counted(kind)
-    asked = ("1/20", "3/10")
+    asked = ("1/20", largest_epsilon)
     found = certify(network, x, asked, norm=norm, attack=attack)
     assert sum(tries) > 0
     assert any(by == name for by in found.method)
-    for row in range(len(x)):
-        # Five tries of a cheap bound come on top.
-        assert tries[row] <= 1 or spent[True][row] <= spent[False][row] + 50, row
-        assert spent[True][row] <= max(spent[False][row], largest[row]) + 50, row
+    # A try may cost more than is expected; tries of cheap bounds and of the attack are on top.
+    attacked = 0.0 if attack is None else 8 * attack_passes(attack) * 2
+    allowed = sum(spent[False]) + len(x) * (50 + attacked) + max(largest)
+    assert sum(spent[True]) <= allowed
     without = certify(network, x, asked, norm=norm, attack=attack, radius=False)
     assert (found.certified == without.certified).all()
-    largest_asked = np.where(without.certified, [0.05, 0.3], 0.0).max(1)
+    largest_asked = np.where(without.certified, [0.05, float(Fraction(largest_epsilon))], 0.0).max(
+        1
+    )
     assert (found.radius >= largest_asked).all()
     assert not [r for r, e in cheap if found.method[r] == name and e <= largest_asked[r]]
 

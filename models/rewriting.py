@@ -46,7 +46,7 @@ ZEROS = 16
 @dataclass(frozen=True)
 class Rewritten:
     """network: as it is deployed. changed: names of the layers that are in partial sums now; wide:
-    of those whose sums are as wide as before: convolutions in groups."""
+    of those whose sums are as wide as before: kernels that are wide on one channel."""
 
     network: Network
     changed: tuple[str, ...]
@@ -56,7 +56,7 @@ class Rewritten:
 def in_partial_sums(network: Network) -> Network:
     """The network as it is deployed, its wide dense layers and convolutions in partial sums.
 
-    Convolutions in groups stay as they are. Logits differ by rounding alone.
+    Logits differ by rounding alone.
     """
     return rewritten(network).network
 
@@ -107,7 +107,7 @@ def _summed(layer: Layer, shape: Shape, goal: float) -> Layer:
     """The layer in partial sums; itself where it loses no more than ``goal``."""
     if type(layer) is Linear:
         parts = _dense(layer, goal)
-    elif type(layer) is Conv2d and layer.groups == 1:
+    elif type(layer) is Conv2d:
         channels, *taps = layer.weight.shape[1:]
         groups = PARTS // math.prod(layer.output_shape(shape))
         sizes = arrangement(channels, math.prod(taps), groups, goal)

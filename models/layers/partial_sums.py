@@ -115,37 +115,43 @@ def convolution_in_partial_sums(
 def summed_convolution(
     conv: Conv2d, shape: tuple[int, ...], sizes: Sequence[int]
 ) -> tuple[DeployedLayer, ...]:
-    """The chain of layers for a convolution of one group on images [in, h, w] of this shape.
+    """The chain of layers for a convolution on images [in, h, w] of this shape.
 
-    sizes: input channels of a block, then the terms of each level; their product is ``in``.
+    sizes: input channels of a block, then the terms of each level; their product is the channels of
+    a group. The results of several groups stay apart, along an axis in front of the levels.
     """
     out, channels, height, width = conv.weight.shape
     block, *levels = sizes
-    groups = math.prod(levels)
-    assert block * groups == channels
-    assert conv.groups == 1
+    blocks, kept = math.prod(levels), conv.groups
+    assert block * blocks == channels
     if not levels:
         return (DeployedLayer(conv, (0,)),)
     _, rows, columns = conv.output_shape(shape)
-    kernel = conv.weight.reshape(out, groups, block, height, width).transpose(0, 1)
-    kernel = kernel.reshape(groups * out, block, height, width)
+    each = out // kept
+    kernel = conv.weight.reshape(kept, each, blocks, block, height, width).transpose(1, 2)
+    kernel = kernel.reshape(blocks * out, block, height, width)
     partial = Conv2d(
         kernel,
         padding=conv.padding,
         stride=conv.stride,
         dilation=conv.dilation,
-        groups=groups,
+        groups=kept * blocks,
     )
     names = ["sum", *(f"sum{index}" for index in range(1, len(levels)))]
+    apart = () if kept == 1 else (kept,)
+    view = Reshape(shape=(*apart, *levels, each, rows, columns))
     parts = [
         DeployedLayer(partial, (0,), "partial"),
-        DeployedLayer(Reshape(shape=(*levels, out, rows, columns)), ("partial",), "levels"),
+        DeployedLayer(view, ("partial",), "levels"),
         *(
-            DeployedLayer(ReduceSum(axes=(0,)), (before,), name)
+            DeployedLayer(ReduceSum(axes=(len(apart),)), (before,), name)
             for before, name in zip(["levels", *names], names, strict=False)
         ),
     ]
+    if apart:
+        parts.append(DeployedLayer(Reshape(shape=(out, rows, columns)), (names[-1],), "groups"))
     if conv.bias is not None:
-        parts.append(DeployedLayer(Shift(conv.bias.reshape(out, 1, 1)), (names[-1],), "bias"))
+        shift = Shift(conv.bias.reshape(out, 1, 1))
+        parts.append(DeployedLayer(shift, (parts[-1].name,), "bias"))
     parts[-1] = parts[-1]._replace(name="")
     return tuple(parts)

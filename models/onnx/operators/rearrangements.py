@@ -230,12 +230,24 @@ def padded_by_copies(
     amounts: dict[int, tuple[int, int]],
     mode: str,
 ) -> Activation:
-    """Padding of axes (without the batch) with the places at their ends (``edge``), or with those
-    next to the ends, turned round (``reflect``)."""
+    """Padding of axes (without the batch) with the places at their ends (``edge``), with those
+    next to the ends, turned round (``reflect``), or with those at the other end (``wrap``)."""
     for axis, (before, after) in amounts.items():
         size = x.shape[axis]
-        if max(before, after) > MOST_COPIES or (mode == "reflect" and max(before, after) >= size):
+        most = {"edge": MOST_COPIES, "reflect": size - 1, "wrap": size}[mode]
+        if max(before, after) > min(most, MOST_COPIES):
             operation.refuse(f"pads of {(before, after)} are not supported on an axis of {size}")
+        if mode == "wrap":
+            ends = (size - before, size), (0, after)
+            around = [
+                translation.emit(operation, Slice(axis=axis, start=start, stop=stop), x)
+                for start, stop in ends
+                if start < stop
+            ]
+            parts = [*around[: bool(before)], x, *around[bool(before) :]]
+            if len(parts) > 1:
+                x = translation.emit(operation, Concat(axis=axis), *parts)
+            continue
         if mode == "reflect":
             first = [*range(before, 0, -1)]
             last = [size - 2 - index for index in range(after)]

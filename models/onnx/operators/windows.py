@@ -124,10 +124,11 @@ def global_max_pool(operation: Operation, translation: Translation) -> Activatio
 
 
 def pad(operation: Operation, translation: Translation) -> Activation:
-    """Padding of at most two axes (never the batch): constant, edge or reflect; below 0: a cut."""
+    """Padding of at most two axes (never the batch): constant, edge, reflect or wrap; below 0: a
+    cut."""
     x = operation.activation()
     mode = operation.attributes["mode"].decode(errors="replace")
-    if mode not in ("constant", "edge", "reflect"):
+    if mode not in ("constant", "edge", "reflect", "wrap"):
         operation.refuse(f"mode {mode!r} is not supported")
     if operation.opset < 11:
         pads, value = list(operation.attributes["pads"]), operation.attributes["value"]

@@ -93,7 +93,7 @@ def rewritten_model(upload: LoadedModel) -> RewrittenModel | str:
         return (
             "No sum of this network is rewritten in partial sums: "
             + (
-                "those that are wide are of convolutions in groups."
+                "those that are wide are windows on one channel, or have too many outputs."
                 if found.wide
                 else "none is so wide that it would gain by it, or all are already."
             )
@@ -114,8 +114,8 @@ def rewritten_model(upload: LoadedModel) -> RewrittenModel | str:
     warnings = [*_on_normalization(upload)]
     if found.wide:
         warnings.append(
-            f"{len(found.wide)} layers have wide sums that stay as they are, convolutions in "
-            f"groups: {', '.join(found.wide[:5])}."
+            f"{len(found.wide)} layers have wide sums that stay as they are, windows on one "
+            f"channel or layers of too many outputs: {', '.join(found.wide[:5])}."
         )
     left_out = "Sigmoid" if upload.binary else upload.network.dropped_output
     if left_out is not None:

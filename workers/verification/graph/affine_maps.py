@@ -11,7 +11,8 @@ from torch import Tensor
 from models.layers.kinds import AvgPool2d
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine, Inner, Shape
-from workers.verification.norms.spectral import ConvGeometry, absolute_norm, conv_norm, dense_norm
+from workers.verification.norms.dense import dense_norm
+from workers.verification.norms.spectral import ConvGeometry, absolute_norm, conv_norm
 from workers.verification.numerics import MANY, raised, up
 
 __all__ = ["Convolution", "Dense", "Diagonal", "Pooling"]

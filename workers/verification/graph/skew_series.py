@@ -32,9 +32,10 @@ from torch import Tensor
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine, Inner, Norms
 from workers.verification.graph.affine_maps import Convolution, Dense
+from workers.verification.norms.dense import dense_norm
 from workers.verification.norms.power_series import imaginary_supremum
 from workers.verification.norms.skew_maps import skew_norm, skew_norm_cost
-from workers.verification.norms.spectral import absolute_norm, dense_norm
+from workers.verification.norms.spectral import absolute_norm
 from workers.verification.numerics import MANY, ROOM, SECOND_ORDER, raised
 from workers.verification.rounding import Rounding
 from workers.verification.summation import Summation

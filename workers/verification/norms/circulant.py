@@ -6,13 +6,16 @@ Gupta, Long, ICLR 2019). Conjugating C by diag(exp(i theta x)) keeps that true f
 the largest singular value over SHIFTED frequencies bounds |T| for every shift: a half-step shift
 steps over a smooth kernel's peak at frequency zero, which the unshifted circulant overestimates.
 With shifts 0 and 1/2 the grid is symmetric, so half of the frequencies suffice for real kernels.
+
+A kernel that is orthogonal up to rounding needs no frequencies (``everywhere_norm``): its
+correlations with itself are the unit matrix and next to nothing.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,10 +23,10 @@ from torch import Tensor
 from workers.verification.block_sizes import GRAM_ENTRIES
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.backward_errors import cholesky_error, hermitian_error
-from workers.verification.numerics import MANY, raised
+from workers.verification.numerics import MANY, raised, sum_error
 from workers.verification.rounding import unit_roundoff
 
-__all__ = ["circulant_norm", "periodic_norm", "polyphase", "root"]
+__all__ = ["CLOSE", "circulant_norm", "everywhere_norm", "periodic_norm", "polyphase", "root"]
 
 #: Shifts of the grid, in grid steps.
 SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
@@ -31,6 +34,8 @@ SHIFTS = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))
 FEW_TAPS = 25
 #: Where the shift of half a step gains less than this share, the other shifts are left out.
 GAIN = 0.996
+#: A bound that is at most this share above what the norm is known to be is not refined.
+CLOSE = 2e-4
 
 
 def circulant_norm(
@@ -59,14 +64,55 @@ def circulant_norm(
 
 def periodic_norm(blocks: Tensor, grid: tuple[int, int], clock: Clock = UNLIMITED) -> float:
     """Upper bound on the norm of a stride-1 convolution whose window goes around the image [h, w],
-    tight to about 1e-7 relative. blocks [out, in, kh, kw], float64, of any size.
+    tight to about 1e-7 relative, of a nearly orthogonal kernel to ``CLOSE``. blocks [out, in, kh,
+    kw], float64, of any size.
 
     Its eigenspaces are the image's own frequencies: no shift is one of them.
     """
     taps = blocks.shape[2] * blocks.shape[3]
+    # Where no taps meet, no row or column is longer than the norm.
+    squares = blocks.square()
+    least = math.sqrt(max(float(squares.sum((1, 2, 3)).max()), float(squares.sum((0, 2, 3)).max())))
+    bound = everywhere_norm(blocks, least, clock)
+    if bound < math.inf:
+        return bound
     grams = _Autocorrelation(blocks) if taps <= FEW_TAPS else _Symbols(blocks)
     frequencies = torch.cartesian_prod(*_frequencies(grid, (0.0, 0.0)))
     return _proved(grams, frequencies, math.inf, clock)
+
+
+def everywhere_norm(blocks: Tensor, least: float, clock: Clock = UNLIMITED) -> float:
+    """Upper bound on the symbol's norm at EVERY frequency, so on maps of any size, with any
+    border; infinite where that is more than ``CLOSE`` above ``least``.
+
+    blocks [out, in, kh, kw], float64. With A_d, the sum of K_p K_q^T over taps p - q = d, the Gram
+    matrix at f is sum_d A_d exp(-i f.d) and A_-d the transpose of A_d, so its norm is at most
+    |A_0| + 2 sum over d > 0 of |A_d|: of an orthogonal kernel 1 + 2 sum 0. |A_d|^4 is at most
+    |A_d^T A_d|_F^2, which for n x n rounding errors is some n^(1/4) above |A_d|^4.
+    """
+    grams = _Grams(blocks)
+    if len(grams.taps) > FEW_TAPS:
+        return math.inf
+    enough = (least * (1.0 + CLOSE)) ** 2
+    square = 0.0
+    for offset, part in _correlations(grams):
+        clock.check()
+        size = raised(float(part.norm()), grams.rows**2)
+        if any(offset):
+            # No matrix of rank n has a smaller norm than this.
+            if square + 2.0 * size / math.sqrt(grams.rows) > enough:
+                return math.inf
+            product = float((part.T @ part).norm())
+            found = raised(product, grams.rows**2) + sum_error(grams.rows) * size**2
+            square += 2.0 * min(size, root(found))
+        else:
+            if size / math.sqrt(grams.rows) > enough:
+                return math.inf
+            largest = float(torch.linalg.eigvalsh(part)[-1])
+            square = raised(largest) + hermitian_error(grams.rows, largest)
+        if square > enough:
+            return math.inf
+    return root(square + grams.slack)
 
 
 def polyphase(kernel: Tensor, stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
@@ -97,7 +143,7 @@ def root(square: float) -> float:
     return raised(math.sqrt(max(square, 0.0)))
 
 
-class _Grams(ABC):
+class _Grams:
     """The matrices S(f) S(f)^H, S(f) = sum over taps p of K_p exp(-i f.p).
 
     blocks [out, in, kh, kw]; the smaller of out and in is ``rows``. ``slack`` bounds how far
@@ -116,9 +162,24 @@ class _Grams(ABC):
         share = 8 * terms * unit_roundoff(torch.float64) * len(self.taps)
         self.slack = share * float(blocks.square().sum())
 
-    @abstractmethod
     def at(self, frequencies: Tensor) -> Tensor:
         """[n, rows, rows] complex, Hermitian, at frequencies [n, 2]."""
+        raise TypeError
+
+
+def _correlations(grams: _Grams) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """A_d for the offsets d >= 0, 0 first: the sums of K_p K_q^T over taps p - q = d."""
+    pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    for (p, first), (q, second) in itertools.product(enumerate(grams.taps), repeat=2):
+        if p >= q:
+            offset = (first[0] - second[0], first[1] - second[1])
+            both = grams.blocks[:, :, *first], grams.blocks[:, :, *second]
+            pairs.setdefault(offset, []).append(both)
+    for offset, ((left, right), *others) in pairs.items():
+        total = left @ right.T
+        for left, right in others:
+            total = total + left @ right.T
+        yield offset, total
 
 
 class _Symbols(_Grams):
@@ -142,12 +203,7 @@ class _Autocorrelation(_Grams):
 
     def __init__(self, blocks: Tensor) -> None:
         super().__init__(blocks)
-        sums: dict[tuple[int, int], Tensor] = {}
-        for (p, first), (q, second) in itertools.product(enumerate(self.taps), repeat=2):
-            if p >= q:
-                offset = (first[0] - second[0], first[1] - second[1])
-                product = self.blocks[:, :, *first] @ self.blocks[:, :, *second].T
-                sums[offset] = sums[offset] + product if offset in sums else product
+        sums = dict(_correlations(self))
         self.offsets = torch.tensor(list(sums), dtype=torch.float64)
         self.symmetric = torch.stack([a + a.T if any(d) else a for d, a in sums.items()]).flatten(1)
         self.antisymmetric = torch.stack([a - a.T for a in sums.values()]).flatten(1)

@@ -191,7 +191,7 @@ class MaskedMap:
 
 def _gram_norm(matrix: Tensor) -> float:
     """Upper bound on a norm, entries in [-1, 1]: the eigenvalues of the smaller Gram matrix plus
-    their backward error, as in ``spectral.dense_norm``."""
+    their backward error, as in ``dense.dense_norm``."""
     matrix = matrix.cpu()
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     trace = float(gram.diagonal().sum())

@@ -21,11 +21,18 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.norms.backward_errors import cholesky_error, gram_error
-from workers.verification.norms.circulant import circulant_norm, polyphase, root
-from workers.verification.numerics import MANY, nonzero, raised
+from workers.verification.norms.backward_errors import cholesky_error
+from workers.verification.norms.circulant import (
+    CLOSE,
+    circulant_norm,
+    everywhere_norm,
+    polyphase,
+    root,
+)
+from workers.verification.norms.dense import DENSE_SIDE, dense_norm
+from workers.verification.numerics import nonzero, raised
 
-__all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "dense_norm", "power_iteration_norm"]
+__all__ = ["ConvGeometry", "absolute_norm", "conv_norm", "power_iteration_norm"]
 
 #: Operators whose smaller side is at most this are materialised and their norm is exact.
 EXACT_SIDE = 2048
@@ -34,13 +41,6 @@ SMALL_SIDE = 256
 #: Kernels wider than this share of the grid lose percents in circulant bounds; there operators
 #: whose smaller side is at most ``CHOLESKY_SIDE`` get a bound proved by a Cholesky factorisation.
 WIDE, CHOLESKY_SIDE = 0.12, 8192
-#: Largest side of which a dense matrix' Gram eigenvalues are computed, and from which on they are
-#: bounded by a Cholesky factorisation first, which takes a twentieth of the time.
-DENSE_SIDE, CHOLESKY_FIRST = 4608, 1024
-#: Power steps of the guess that is proved then, and shares by which |A|^2 may lie above it.
-GUESS_STEPS, ABOVE_GUESS = 32, (1e-6, 1e-5)
-#: Blocks of rows of a Gram matrix of which only the lower half is made.
-GRAM_BLOCKS = 8
 #: Collatz-Wielandt: power steps at most, which end when a step gains less than ``GAIN``; entries of
 #: the vector are kept away from zero, because unread inputs would otherwise divide 0 by 0.
 STEPS, GAIN, MIN_ENTRY = 24, 1e-4, 1e-30
@@ -79,81 +79,6 @@ class ConvGeometry:
             )
         )
         return (first, second)
-
-
-def dense_norm(matrix: Tensor, clock: Clock = UNLIMITED) -> float:
-    """Upper bound on the largest singular value of matrix [m, n], tight to about 1e-8 relative.
-
-    Gram matrix of the smaller side and its eigenvalues in float64, plus their backward error
-    (``gram_error``); beyond ``DENSE_SIDE``, the lesser of Frobenius and Schur.
-    """
-    matrix = matrix.detach().to(torch.float64)
-    if matrix.numel() == 0:
-        return 0.0
-    if matrix.shape[0] > matrix.shape[1]:
-        matrix = matrix.T
-    scale = float(matrix.abs().max())
-    if not math.isfinite(scale):
-        return math.inf
-    if scale == 0.0:
-        return 0.0
-    # A power of two, so that squares neither overflow nor underflow.
-    scale = 2.0 ** math.frexp(scale)[1]
-    matrix = matrix / scale
-    rows, columns = matrix.shape
-    clock.check()
-    frobenius_square = raised(float(matrix.square().sum()), rows * columns)
-    schur = float(matrix.abs().sum(0).max()) * float(matrix.abs().sum(1).max())
-    square = min(frobenius_square, raised(schur, MANY))
-    if rows <= DENSE_SIDE:
-        gram = _lower_gram(matrix, clock)
-        found = _proved_eigenvalue(gram, clock) if rows > CHOLESKY_FIRST else math.inf
-        if found == math.inf:
-            clock.check()
-            found = float(torch.linalg.eigvalsh(gram, UPLO="L")[-1])
-        square = min(square, found + gram_error(rows, columns, frobenius_square))
-    # Entries lost to underflow by the scaling are below 2^-1000 of the largest.
-    return raised(scale * root(square))
-
-
-def _lower_gram(matrix: Tensor, clock: Clock) -> Tensor:
-    """A A^T [rows, rows], of which what is above the diagonal is only partly there."""
-    rows = len(matrix)
-    if rows <= CHOLESKY_FIRST:
-        clock.check()
-        return matrix @ matrix.T
-    gram = matrix.new_zeros(rows, rows)
-    step = -(-rows // GRAM_BLOCKS)
-    for start in range(0, rows, step):
-        clock.check()
-        stop = min(start + step, rows)
-        gram[start:stop, :stop] = matrix[start:stop] @ matrix[:stop].T
-    return gram
-
-
-def _proved_eigenvalue(gram: Tensor, clock: Clock) -> float:
-    """Upper bound on the eigenvalues of a matrix >= 0 given by its lower half, or infinity.
-
-    What power steps find, raised a little to s, if the factorisation of s I - G runs to completion.
-    """
-    size = len(gram)
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(size, dtype=torch.float64, generator=generator)
-    lower, guess = gram.tril(-1), 0.0
-    diagonal = gram.diagonal()
-    for _ in range(GUESS_STEPS):
-        vector = vector / nonzero(vector.norm())
-        vector = lower @ vector + lower.T @ vector + diagonal * vector
-        guess = float(vector.norm())
-    trace = float(diagonal.sum())
-    for share in ABOVE_GUESS:
-        clock.check()
-        tried = guess * (1.0 + share)
-        shifted = gram.neg()
-        shifted.diagonal().add_(tried)
-        if not int(torch.linalg.cholesky_ex(shifted)[1]):
-            return tried + cholesky_error(size, trace + size * tried)
-    return math.inf
 
 
 def materialize(
@@ -213,7 +138,8 @@ def conv_norm(weight: Tensor, geometry: ConvGeometry, clock: Clock = UNLIMITED) 
     """Upper bound on the operator norm of a zero-padded convolution.
 
     weight [out, in / groups, h, w]. Exact (to 1e-8) where the smaller side of a group's operator is
-    at most ``EXACT_SIDE``; else the least of the twisted circulant bounds and Collatz-Wielandt.
+    at most ``EXACT_SIDE``; else a bound at every frequency at once where that is within ``CLOSE``,
+    else the least of the twisted circulant bounds and Collatz-Wielandt.
     Dilation without stride splits into independent phases; groups are independent.
     """
     weight = weight.detach().to(torch.float64).cpu()
@@ -280,16 +206,33 @@ def _single_norm(kernel: Tensor, geometry: ConvGeometry, clock: Clock, *, floor:
             if bound <= floor:
                 return bound
         return _exact_norm(kernel, geometry, (out_channels, height, width), clock)
+    least = _longest(kernel, geometry, shape)
+    bound = everywhere_norm(blocks, least, clock)
+    if bound < math.inf:
+        return bound
     bound = absolute_norm(lambda x: geometry.apply(x, kernel.abs()), shape, clock)
     if bound <= floor:
         return bound
     bound = circulant_norm(blocks, grid, ceiling=bound, floor=floor, clock=clock)
-    if bound <= floor:
+    if bound <= max(floor, least * (1.0 + CLOSE)):
         return bound
     wide = any((t - 1) / n > WIDE for t, n in zip(blocks.shape[2:], grid, strict=True))
     if wide and 8 <= min(inputs, outputs) <= CHOLESKY_SIDE:
         bound = min(bound, _cholesky_norm(kernel, geometry, (out_channels, height, width), clock))
     return bound
+
+
+def _longest(kernel: Tensor, geometry: ConvGeometry, shape: tuple[int, ...]) -> float:
+    """About the longest row or column of the operator: its norm is no less, as far as float64
+    knows. It decides what is tried, not what is proved."""
+    ones, squares = torch.ones(1, *shape, dtype=torch.float64), kernel.square()
+
+    def apply(x: Tensor) -> Tensor:
+        return geometry.apply(x, squares)
+
+    rows = apply(ones)
+    columns = _adjoint(apply, ones)(torch.ones_like(rows))
+    return math.sqrt(max(float(rows.max()), float(columns.max())))
 
 
 def _exact_norm(

@@ -113,6 +113,26 @@ PARTS: dict[str, tuple[Callable[[], list[Row]], float | None]] = {
         ],
         1.0,
     ),
+    "pairs in order, cut twice": (
+        lambda: [
+            *halves("input"),
+            ("again", Slice(axis=0, start=1, stop=4, step=2), ("input",)),
+            ("high", Maximum(), ("a", "b")),
+            ("low", Minimum(), ("a", "again")),
+            ("z", Concat(axis=0), ("low", "high")),
+        ],
+        1.0,
+    ),
+    "maxima and minima of cuts that only overlap": (
+        lambda: [
+            *halves("input"),
+            ("other", Slice(axis=0, start=2, stop=4), ("input",)),
+            ("high", Maximum(), ("a", "b")),
+            ("low", Minimum(), ("a", "other")),
+            ("z", Concat(axis=0), ("low", "high")),
+        ],
+        None,
+    ),
     "maxima of one pair, minima of another": (
         lambda: [
             *halves("input"),

@@ -49,7 +49,8 @@ from workers.verification.graph.affine_maps import Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.reductions import Reduction
 from workers.verification.layers.registry import LAYERS, rules_of
-from workers.verification.norms.spectral import dense_norm, materialize
+from workers.verification.norms.dense import dense_norm
+from workers.verification.norms.spectral import materialize
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 

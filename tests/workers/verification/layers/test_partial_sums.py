@@ -318,7 +318,8 @@ def test_an_orthogonal_layer_of_many_channels_costs_few_roundings() -> None:
 
 
 def test_a_matrix_at_every_place_has_the_norm_of_the_matrix() -> None:
-    from workers.verification.norms.spectral import ConvGeometry, conv_norm, dense_norm
+    from workers.verification.norms.dense import dense_norm
+    from workers.verification.norms.spectral import ConvGeometry, conv_norm
 
     weight = normal(30, 20).double()
     found = conv_norm(weight[:, :, None, None], ConvGeometry((20, 20)))

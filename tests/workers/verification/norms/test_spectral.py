@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.extent import examples, part
-from workers.verification.norms import circulant, spectral
+from tests.workers.verification.uploads.wide_networks import orthogonal_kernel
+from workers.verification.norms import circulant, dense, spectral
+from workers.verification.norms.dense import dense_norm
 from workers.verification.norms.spectral import (
     ConvGeometry,
     absolute_norm,
     conv_norm,
-    dense_norm,
     materialize,
     power_iteration_norm,
 )
@@ -126,6 +127,39 @@ def test_a_circulant_norm_is_that_of_its_symbols(
         assert circulant.circulant_norm(blocks, grid, ceiling=0.5 * found) == 0.5 * found
 
 
+@given(st.sampled_from([2, 4, 10]), st.integers(0, 9), st.sampled_from([0.0, 1e-6, 1e-4, 1e-2]))
+@settings(max_examples=examples(20), deadline=None)
+def test_a_bound_at_every_frequency_at_once_holds_at_any_frequency(
+    channels: int, seed: int, noise: float
+) -> None:
+    """Of kernels that are orthogonal, nearly, and hardly; the frequencies are of no grid."""
+    rng = torch.Generator().manual_seed(seed)
+    kernel = orthogonal_kernel(channels, seed).double()
+    kernel += noise * torch.randn(kernel.shape, generator=rng, dtype=torch.float64)
+    least = float(kernel.square().sum((1, 2, 3)).max().sqrt())
+    found = circulant.everywhere_norm(kernel, least)
+    for shift in torch.rand(8, 2, generator=rng).tolist():
+        assert shifted_circulant_norm(kernel, (2, 3), (shift[0], shift[1])) <= found
+    if found < math.inf:
+        assert found <= least * (1 + circulant.CLOSE) + 1e-12
+    assert (found < math.inf) == (noise < 1e-4) or noise == 1e-4
+    # What is wanted is known to be less: then it is of no use.
+    assert circulant.everywhere_norm(kernel, 0.99) == math.inf
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_a_nearly_orthogonal_convolution_needs_no_frequencies(
+    padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = ConvGeometry((5, 6), padding=(padding,) * 4)
+    weight = orthogonal_kernel(6, 3)
+    norm = true_norm(weight, geometry)
+    monkeypatch.setattr(spectral, "EXACT_SIDE", 0)
+    monkeypatch.setattr(circulant, "_proved", None)
+    assert norm <= conv_norm(weight, geometry) <= norm * (1 + circulant.CLOSE)
+    assert circulant.periodic_norm(weight.double(), (5, 6)) <= 1 + circulant.CLOSE
+
+
 #: Every kind of kernel in every geometry; the slice has each of them, a third of the pairs.
 LARGER_MAPS = [
     (kind, *geometry)
@@ -203,12 +237,12 @@ def test_dense_bound_is_the_largest_singular_value(
     if low_rank:
         matrix = np.outer(matrix[:, 0], matrix[0] / scale)
     norm = np.linalg.norm(matrix, 2)
-    limit = spectral.CHOLESKY_FIRST
+    limit = dense.CHOLESKY_FIRST
     try:
-        spectral.CHOLESKY_FIRST = 0 if large else limit
+        dense.CHOLESKY_FIRST = 0 if large else limit
         bound = dense_norm(torch.from_numpy(matrix))
     finally:
-        spectral.CHOLESKY_FIRST = limit
+        dense.CHOLESKY_FIRST = limit
     assert norm * (1 - 1e-13) <= bound <= norm * (1 + (1e-5 if large else 1e-7))
 
 

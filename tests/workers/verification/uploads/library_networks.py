@@ -78,6 +78,14 @@ class MaxMinNeighbours(nn.Module):
         return torch.cat([torch.max(first, second), torch.min(first, second)], dim=1)
 
 
+class MaxMinReduced(nn.Module):
+    """The same by reductions of pairs, the two put side by side again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = x.unflatten(1, (-1, 2))
+        return torch.stack([pairs.amax(2), pairs.amin(2)], 2).flatten(1, 2)
+
+
 class BothSigns(nn.Module):
     """max(x, 0) beside max(-x, 0) (deel-torchlip's MaxMin)."""
 
@@ -232,7 +240,7 @@ NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
     "lipnext": lambda: _ended(_rotation(8), AbsOfHalf(), Shifts(), _rotation(8), features=ALL),
     "sll": lambda: _ended(Sll(8, 12), Sll(8, 4), features=ALL),
     "cpl": lambda: _ended(CplAround(8), nn.Flatten(), CplDense(ALL, 7), features=ALL),
-    "liresnet": lambda: _ended(LinearResidual(8), MaxMinHalves(), features=ALL),
+    "liresnet": lambda: _ended(LinearResidual(8), MaxMinReduced(), features=ALL),
 }
 
 

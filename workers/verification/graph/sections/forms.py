@@ -19,7 +19,8 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.circulant import periodic_norm, polyphase
-from workers.verification.norms.spectral import ConvGeometry, conv_norm, dense_norm
+from workers.verification.norms.dense import dense_norm
+from workers.verification.norms.spectral import ConvGeometry, conv_norm
 from workers.verification.numerics import MANY, raised, sum_error
 
 __all__ = ["Factors", "Form", "Kernel", "Matrix", "Moves", "added", "schur"]

@@ -17,7 +17,8 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.graph.sections.forms import Factors, Form, Kernel, Matrix, Moves, added
-from workers.verification.norms.spectral import dense_norm, materialize
+from workers.verification.norms.dense import dense_norm
+from workers.verification.norms.spectral import materialize
 from workers.verification.numerics import MANY, raised, sum_error
 
 __all__ = ["MOVES", "Allowance", "LinearPart", "moved_places", "whole_norm"]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from models.layers.activations import MaxMin
-from models.layers.joins import Add, Maximum, Minimum
+from models.layers.joins import Add, Maximum, Minimum, Slice
+from models.layers.shapes import Permute, Reshape
 from workers.verification.forward.ball import ball_rule, joined_slope
 from workers.verification.graph.affine_maps import Diagonal
 from workers.verification.graph.graph_step import GraphStep
@@ -100,8 +101,10 @@ def _partners(steps: Sequence[GraphStep], inner: Sequence[int]) -> dict[int, int
     """Max and min of the same two values, each by the other's position."""
     found: dict[tuple[type, frozenset[int]], int] = {}
     partners: dict[int, int] = {}
+    same = _same_values(steps, inner)
     for index in inner:
-        op, sources = steps[index].op, frozenset(steps[index].sources)
+        op = steps[index].op
+        sources = frozenset(same.get(source, source) for source in steps[index].sources)
         if not isinstance(op, Maximum | Minimum) or len(sources) != 2:
             continue
         other = Minimum if isinstance(op, Maximum) else Maximum
@@ -111,6 +114,20 @@ def _partners(steps: Sequence[GraphStep], inner: Sequence[int]) -> dict[int, int
         else:
             found[type(op), sources] = index
     return partners
+
+
+def _same_values(steps: Sequence[GraphStep], inner: Sequence[int]) -> dict[int, int]:
+    """Values that are an earlier one, number by number, by its position: the same cut of the same
+    value, which a file may take once for its maximum and once for its minimum."""
+    same: dict[int, int] = {}
+    known: dict[tuple[object, ...], int] = {}
+    for index in inner:
+        op = steps[index].op
+        if isinstance(op, Permute | Reshape | Slice):
+            sources = tuple(same.get(source, source) for source in steps[index].sources)
+            key = (type(op), repr(op.config()), sources, tuple(steps[index].shape))
+            same[index + 1] = known.setdefault(key, index + 1)
+    return same
 
 
 def _before(

@@ -171,6 +171,15 @@ KERNELS: dict[str, Kernel] = {
         _HALF, 13, lambda z: torch.tanh(0.5 * z), domain=(-math.inf, 88.0)
     ),
     # A softplus is allowed 1e-6, and four roundings of z.
+    "elu, nodes": Kernel(
+        [
+            ("Exp", ["x"], "a", {}),
+            ("Sub", ["a", 1.0], "b", {}),
+            ("Greater", ["x", 0.0], "c", {}),
+            ("Where", ["c", "x", "b"], "y", {}),
+        ],
+        *(13, elu),
+    ),
     "softplus, nodes": Kernel(
         *(_SOFTPLUS, 13, softplus, None, lambda z, exact: 1.0 + 0.3 * z.clamp_min(0.0)),
         (-math.inf, 88.0),

@@ -28,17 +28,17 @@ from workers.verification.layers.smooth.curve import (
 from workers.verification.numerics import min_normal
 from workers.verification.rounding import unit_roundoff
 
-__all__ = ["CURVES", "HIGHEST_EXPONENT", "KERNEL_ROUNDINGS", "RULES"]
+__all__ = ["CURVES", "HIGHEST_EXPONENT", "KERNEL_ROUNDINGS", "LOG_ROUNDINGS", "RULES"]
 
-#: Roundings of its value that a deployed one may be off by, for log of max(1, |value|). A STATED
-#: bound of the runtimes' kernels, not a proved one: ONNX Runtime 1.31 and torch 2.13 on x86 are off
-#: by less than half of it (benchmarks/verification/kernels.py; docs/results.md).
-KERNEL_ROUNDINGS = 4
+#: Roundings of its value that a deployed one may be off by; of log, in units of max(1, |value|). A
+#: STATED bound of the runtimes' kernels, not a proved one: ONNX Runtime 1.31 and torch 2.13 on x86
+#: are off by less than half of it (benchmarks/verification/kernels.py; docs/results.md).
+KERNEL_ROUNDINGS, LOG_ROUNDINGS = 4, 6
 #: Numbers up to which no exponential overflows: e^88 is half of the largest float32 number.
 HIGHEST_EXPONENT = 88.0
 #: Least number of which a logarithm or a reciprocal is taken.
 LEAST = 2.0**-100
-_SHARE = KERNEL_ROUNDINGS * unit_roundoff(torch.float32)
+_UNIT = unit_roundoff(torch.float32)
 #: What underflows is lost, or is a multiple of the least number.
 _LOST = 4 * min_normal(torch.float32)
 
@@ -51,6 +51,7 @@ def _bent(
     domain: tuple[float, float],
     *,
     absolute: float = _LOST,
+    roundings: int = KERNEL_ROUNDINGS,
     falls: bool = False,
 ) -> Curve:
     """A curve that bends one way."""
@@ -61,7 +62,7 @@ def _bent(
         steepest=math.inf,
         place=lambda slope, number: place(slope),
         absolute=absolute,
-        per_value=_SHARE,
+        per_value=roundings * _UNIT,
         domain=domain,
         falls=falls,
     )
@@ -74,7 +75,8 @@ _EXP = _bent(
 _LOG = _bent(
     *(torch.log, torch.reciprocal, CONCAVE, lambda slope: slope.clamp_min(0.0).reciprocal()),
     (LEAST, math.inf),
-    absolute=_SHARE,
+    absolute=LOG_ROUNDINGS * _UNIT,
+    roundings=LOG_ROUNDINGS,
 )
 _RECIPROCAL = _bent(
     *(torch.reciprocal, lambda z: -z.square().reciprocal(), CONVEX),

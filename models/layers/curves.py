@@ -1,4 +1,5 @@
-"""Curved activations: exponential and softsign, gated by their own input, powers.
+"""Curved activations: exponential and softsign, gated by their own input, powers; and steep ones,
+which leave float32 or have no value somewhere.
 
 Deployed, each is one operator or the nodes that exporters write; how far these are from the real
 function is found by trying every float32 number (``benchmarks/verification/kernels.py``).
@@ -6,6 +7,7 @@ function is found by trying every float32 number (``benchmarks/verification/kern
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,13 +24,19 @@ __all__ = [
     "GELU",
     "GELU_FORMS",
     "SELU",
+    "STEEP",
     "Erf",
+    "Exp",
     "Exponential",
     "HardSwish",
+    "Log",
     "Mish",
     "Power",
+    "Reciprocal",
     "SiLU",
     "Softsign",
+    "Sqrt",
+    "Within",
 ]
 
 #: Largest factor and width of the exponential activations; the least is one over it.
@@ -191,3 +199,69 @@ class Power(Layer):
 CURVED: tuple[type[Layer], ...] = (
     *(ELU, SELU, CELU, Softsign, Erf, SiLU, GELU, HardSwish, Mish, Power),
 )
+
+
+class Exp(Layer):
+    """e to the power of x, elementwise."""
+
+    kind = "exp"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+
+class Log(Layer):
+    """The natural logarithm of x > 0, elementwise."""
+
+    kind = "log"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(x)
+
+
+class Reciprocal(Layer):
+    """1 / x, elementwise."""
+
+    kind = "reciprocal"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.reciprocal(x)
+
+
+class Sqrt(Layer):
+    """The root of x >= 0, elementwise."""
+
+    kind = "sqrt"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x)
+
+
+class Within(Layer):
+    """x itself, of which nothing is known outside [low, high].
+
+    No operator: the file writes what follows in a form that leaves float32 there (such as
+    log(1 + exp(x)), a softplus up to x = 88).
+    """
+
+    kind = "within"
+
+    def __init__(self, *, low: float | None = None, high: float | None = None) -> None:
+        super().__init__()
+        self.low = None if low is None else as_float32(low)
+        self.high = None if high is None else as_float32(high)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def config(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high}
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """Both ends."""
+        low = -math.inf if self.low is None else self.low
+        return low, math.inf if self.high is None else self.high
+
+
+STEEP: tuple[type[Layer], ...] = (Exp, Log, Reciprocal, Sqrt, Within)

@@ -23,7 +23,7 @@ from models.layers.activations import (
 )
 from models.layers.affine import Conv2d, Divide, Linear, Multiply, Shift
 from models.layers.base import Layer, Shape, ShapeError
-from models.layers.curves import CURVED
+from models.layers.curves import CURVED, STEEP
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Add, Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.normalization import BatchNorm, Centre, Normalize, Softmax, Standardize
@@ -100,6 +100,7 @@ _LAYERS: tuple[type[Layer], ...] = (
     Softplus,
     Tanh,
     *CURVED,
+    *STEEP,
     AtLeast,
     AtMost,
     ReLUTheta,

@@ -282,6 +282,8 @@ class Translation:
     origins: dict[str, tuple[Layer, tuple[Activation, ...]]] = field(default_factory=dict)
     #: Roots of means and sums of squares, by our name of the activation.
     roots: dict[str, Squares] = field(default_factory=dict)
+    #: Numbers and the axes of which an activation is the maximum, by our name of it.
+    maxima: dict[str, tuple[Activation, Shape]] = field(default_factory=dict)
     #: Activations less their mean, by that mean.
     centred: dict[Activation, Activation] = field(default_factory=dict)
     #: Layers that may stand at several nodes, by the names of their constants and their geometry.

@@ -321,7 +321,7 @@ def _on_squares(operation: Operation, translation: Translation) -> Sequence[Valu
             found = SQUARE_OPERATORS[operation.op_type](operation, translation)
         except ModelError as error:
             refusal = error
-        if isinstance(found, Activation):
+        if isinstance(found, Activation | Normaliser):
             return [found]
     elif lacking or operation.op_type not in OPERATORS:
         operation.refuse("squares are supported on the way to a Euclidean norm only")

@@ -12,11 +12,16 @@ from models.layers.curves import (
     GELU,
     SELU,
     Erf,
+    Exp,
     HardSwish,
+    Log,
     Mish,
     Power,
+    Reciprocal,
     SiLU,
     Softsign,
+    Sqrt,
+    Within,
 )
 from models.layers.kinds import Shape
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain
@@ -93,11 +98,16 @@ CURVE_EXPORTERS: dict[str, Exporter] = {
     CELU.kind: _celu,
     ELU.kind: _elu,
     Erf.kind: plain("Erf"),
+    Exp.kind: plain("Exp"),
     GELU.kind: _gelu,
     HardSwish.kind: _hard_swish,
+    Log.kind: plain("Log"),
     Mish.kind: _mish,
     Power.kind: _power,
+    Reciprocal.kind: plain("Reciprocal"),
     SELU.kind: _selu,
     SiLU.kind: _silu,
     Softsign.kind: plain("Softsign"),
+    Sqrt.kind: plain("Sqrt"),
+    Within.kind: plain("Identity"),
 }

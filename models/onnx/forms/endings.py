@@ -24,6 +24,7 @@ __all__ = [
     "cut_ending",
     "cut_sigmoid",
     "end_in",
+    "ends_in_sigmoid",
     "refuse_joined_rows",
     "refuse_other_axes",
 ]
@@ -191,11 +192,43 @@ def cut_ending(graph: GraphProto) -> Ending:
 def cut_sigmoid(graph: GraphProto) -> bool:
     """Take a Sigmoid off the end, in place; whether there was one."""
     walk = _Walk(graph)
-    if walk.behind("Sigmoid") is None:
+    if walk.behind("Sigmoid") is None and not _behind_logistic(walk):
         return False
     walk.keep()
     walk.finish()
     return True
+
+
+def ends_in_sigmoid(graph: GraphProto) -> bool:
+    """Whether a Sigmoid gives the output, or what is written in its place."""
+    walk = _Walk(graph)
+    return walk.behind("Sigmoid") is not None or _behind_logistic(walk)
+
+
+def _behind_logistic(walk: _Walk) -> bool:
+    """Over 1 / (1 + exp(-z)) to z; whether it is that.
+
+    An infinite divisor gives 0. Like a Sigmoid's kernel it is off by less than 1e-6 everywhere
+    (benchmarks/verification/kernels.py).
+    """
+    at, passed = walk.at, list(walk.passed)
+    made = walk.behind("Reciprocal", "Div")
+    if made is not None and made[0].op_type == "Div":
+        walk.at = made[0].input[1]
+    steps = [made is not None and _one_over(walk.graph, made[0])]
+    if steps[0] and (sum_ := walk.maker(walk.at, 1)) is not None and sum_.op_type == "Add":
+        ones = [_is_one(walk.graph, name) for name in sum_.input]
+        walk.passed.append(walk.makers[walk.at][0])
+        walk.at = sum_.input[1 if ones[0] else 0]
+        steps += [any(ones), walk.behind("Exp") is not None, walk.behind("Neg") is not None]
+    if len(steps) == 4 and all(steps):
+        return True
+    walk.at, walk.passed = at, passed
+    return False
+
+
+def _one_over(graph: GraphProto, node: NodeProto) -> bool:
+    return node.op_type == "Reciprocal" or _is_one(graph, node.input[0])
 
 
 def _scores_alone(walk: _Walk) -> str | None:
@@ -244,8 +277,16 @@ def _two_probabilities(walk: _Walk) -> NodeProto | None:
 
 
 def _is_one(graph: GraphProto, name: str) -> bool:
-    for tensor in graph.initializer:
-        if tensor.name == name and tensor.data_type == TensorProto.FLOAT:
+    tensors = [(tensor.name, tensor) for tensor in graph.initializer]
+    tensors += [
+        (node.output[0], attribute.t)
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    ]
+    for given, tensor in tensors:
+        if given == name and tensor.data_type == TensorProto.FLOAT:
             stored = np.frombuffer(tensor.raw_data[:4], "<f4") if len(tensor.raw_data) == 4 else ()
             return [*tensor.float_data, *stored] == [1.0] and math.prod(tensor.dims) == 1
     return False

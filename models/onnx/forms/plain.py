@@ -19,7 +19,13 @@ from models.onnx.forms.class_numbers import (
     number_by_place,
     refuse_other_numbers,
 )
-from models.onnx.forms.endings import Ending, cut_ending, cut_sigmoid, end_in
+from models.onnx.forms.endings import (
+    Ending,
+    cut_ending,
+    cut_sigmoid,
+    end_in,
+    ends_in_sigmoid,
+)
 from models.onnx.forms.inputs import take_floats
 from models.onnx.forms.outputs import choose_output, cut_away_unneeded
 from models.onnx.safety import OnnxLimits, check_graph, opset_of, parse_onnx
@@ -75,9 +81,8 @@ class PlainForm:
 
     @property
     def ends_in_sigmoid(self) -> bool:
-        """Whether a Sigmoid gives its output."""
-        name = self.graph.output[0].name
-        return any(n.op_type == "Sigmoid" and name in n.output for n in self.graph.node)
+        """Whether a Sigmoid gives its output, or what is written in its place."""
+        return ends_in_sigmoid(self.graph)
 
 
 def plain_form(

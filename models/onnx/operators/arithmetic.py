@@ -12,6 +12,7 @@ from models.layers.kinds import Add, Divide, Layer, Multiply, Shape, Shift
 from models.layers.shapes import Expand
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation, Value
 from models.onnx.operators.curved.gates import divided, gated
+from models.onnx.operators.curved.steep import inverse, quotient
 from models.onnx.operators.euclidean import cubed, squared
 from models.onnx.operators.normalized.in_parts import reciprocal_of_root
 from models.onnx.operators.normalized.layer_norm import centred, standardized
@@ -157,30 +158,35 @@ def mul(operation: Operation, translation: Translation) -> Activation | Squares:
 
 
 def div(operation: Operation, translation: Translation) -> Value:
-    """x / y with a constant divisor; x / (1 + |x|), a Softsign; x / sqrt(mean of x^2 + eps), with
-    the mean over axes that are kept, as layer normalisation ends; constant / such a root."""
+    """x / y with a constant divisor, or one from 2^-100 on; x / (1 + |x|), a Softsign; exp(x) over
+    its sum, a Softmax; x / sqrt(mean of x^2 + eps), with the mean over axes that are kept, as layer
+    normalisation ends; constant / such a root."""
+    if isinstance(operation.input(0), Constant):
+        return reciprocal_of_root(operation, translation) or _constant_over(operation, translation)
     if _both_activations(operation):
         x, y = operation.activation(0), operation.activation(1)
-        for read in (divided, standardized):
+        for read in (divided, standardized, quotient):
             found = read(operation, translation, x, y)
             if found is not None:
                 return found
-    if isinstance(operation.input(0), Constant):
-        factor = reciprocal_of_root(operation, translation)
-        if factor is not None:
-            return factor
-    if not isinstance(operation.input(1), Constant):
-        operation.refuse(
-            "the divisor must be a constant",
-            hint="quotients of two activations are x / (1 + |x|) and x / sqrt(mean of x^2 + eps): "
-            "leave any other out where it does not change which score is the largest (a length of "
-            "all scores), or train without it",
-        )
+        factor = inverse(operation, translation, y)
+        found = gated(operation, translation, x, factor)
+        return found or joined(operation, translation, Product(), x, factor)
     array = operation.constant(1)
     assert array is not None
     if not array.all():
         operation.refuse("division by zero", code="non_finite_weights")
     return _with_constant(operation, translation, Divide, array, operation.activation(0))
+
+
+def _constant_over(operation: Operation, translation: Translation) -> Activation:
+    """constant / y."""
+    array = operation.constant(0)
+    assert array is not None
+    factor = inverse(operation, translation, operation.activation(1))
+    if array.size == 1 and array.ndim <= factor.rank and array.reshape(-1)[0] == 1.0:
+        return factor
+    return _with_constant(operation, translation, Multiply, array, factor)
 
 
 def neg(operation: Operation, translation: Translation) -> Activation:

@@ -15,10 +15,11 @@ from fractions import Fraction
 import torch
 from onnx import TensorProto
 
-from models.layers.curves import Power
+from models.layers.curves import Power, Sqrt
 from models.layers.euclidean import L2Pool2d
 from models.layers.kinds import Multiply, Permute, Reshape
 from models.onnx.graph import Activation, Normaliser, Operation, Squares, Translation, Value
+from models.onnx.operators.curved.steep import inverse
 from models.onnx.operators.layout.axes import reduced_axes
 from models.onnx.operators.normalized.layer_norm import is_mean, mean_of
 
@@ -59,15 +60,23 @@ def cubed(
 
 
 def power(operation: Operation, translation: Translation) -> Value:
-    """Pow with the exponent 2 or 3 (1: nothing), of an activation."""
+    """Pow with the exponent 2 or 3 (1: nothing), 1/2, -1/2 or -1, of an activation."""
     x = operation.activation()
     exponent = _number(operation, 1, x.rank)
     if exponent == 2.0:
         return squared(operation, translation, x)
     if exponent == 1.0:
         return x
+    if exponent in (0.5, -0.5):
+        x = translation.emit(operation, Sqrt(), x)
+    if exponent in (-0.5, -1.0):
+        x = inverse(operation, translation, x)
+    if exponent in (0.5, -0.5, -1.0):
+        return x
     if exponent != 3.0:
-        operation.refuse(f"the exponent {exponent} is not supported: only 1, 2 and 3 are")
+        operation.refuse(
+            f"the exponent {exponent} is not supported: only 1, 2, 3, 1/2, -1/2 and -1 are"
+        )
     return translation.emit(operation, Power(exponent=3), x)
 
 

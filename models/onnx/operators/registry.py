@@ -47,6 +47,7 @@ from models.onnx.operators.curved.native import (
     softsign,
     swish,
 )
+from models.onnx.operators.curved.steep import exp, log, sqrt
 from models.onnx.operators.dense import gemm, linear_classifier, matmul, vector_matmul
 from models.onnx.operators.euclidean import lp_pool, power, reduce_l2
 from models.onnx.operators.joins import (
@@ -160,6 +161,7 @@ OPERATORS: dict[str, Translator] = {
     "Dropout": _dropout,
     "Elu": elu,
     "Erf": erf,
+    "Exp": exp,
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,
@@ -181,6 +183,7 @@ OPERATORS: dict[str, Translator] = {
     "Less": compared(above=False),
     "LessOrEqual": compared(above=False),
     "LinearClassifier": linear_classifier,
+    "Log": log,
     "LpPool": lp_pool,
     "MatMul": matmul,
     "Max": maximum,
@@ -211,6 +214,7 @@ OPERATORS: dict[str, Translator] = {
     "Softsign": softsign,
     "SpaceToDepth": space_to_depth,
     "Split": split,
+    "Sqrt": sqrt,
     "Squeeze": squeeze,
     "Sub": sub,
     "Sum": sum_of,
@@ -232,6 +236,7 @@ _ALIKE = (
     *("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
     *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
     *("LayerNormalization", "RMSNormalization", "Softmax"),
+    *("Exp", "Log", "Reciprocal", "Sqrt"),
 )
 
 

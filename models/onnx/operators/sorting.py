@@ -59,7 +59,10 @@ def _extremum(operation: Operation, translation: Translation, *, least: bool) ->
         result = translation.emit(operation, pool, result)
         result = _negated(operation, translation, result, least)
     if operation.attributes["keepdims"]:
-        return _viewed(operation, translation, result, kept)
+        result = _viewed(operation, translation, result, kept)
+        if not least:
+            translation.maxima[result.name] = (x, tuple(sorted(axes)))
+        return result
     shape = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
     return _viewed(operation, translation, result, shape)
 

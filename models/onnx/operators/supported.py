@@ -24,11 +24,6 @@ _RECURRENT = (
     "recurrent layers and control flow are not certified: unroll them before the export (Keras "
     "with torch's backend does so by itself: KERAS_BACKEND=torch, model.export)"
 )
-_STEEP = (
-    "there are no bounds for exponentials, logarithms, roots and quotients inside a network, but "
-    "those of a normalisation: "
-    "Softplus, Sigmoid, Tanh, Elu and their kin are taken, squares and lengths too"
-)
 _NO_OPERATOR = (
     "ONNX has no operator of this name: the exporter left it as it was, and nothing runs the file "
     "(Keras: model.export with KERAS_BACKEND=torch writes other operators)"
@@ -38,7 +33,6 @@ ADVICE = {
     **dict.fromkeys(("And", "Equal", "Or", "Xor"), JUMPS),
     "Not": f"{JUMPS}; scikit-learn's SGDClassifier of three classes or more: export its scores "
     '(skl2onnx: options={id(model): {"raw_scores": True}}), for its sigmoids are often alike',
-    **dict.fromkeys(("Exp", "Log", "Reciprocal", "Sqrt"), _STEEP),
     "Atan": "there are no bounds for it: Tanh and Softsign, which are like it, are taken",
     "Einsum": "write it as a product with a matrix (torch: x @ weight)",
     **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Sign"), _STEP),

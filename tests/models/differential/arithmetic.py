@@ -13,10 +13,12 @@ __all__ = [
     "clip",
     "dropout",
     "expand",
+    "exponential",
     "gate",
     "leaky_relu",
     "of_two",
     "power",
+    "quotient",
     "shaped",
     "softsign",
     "unary",
@@ -112,6 +114,58 @@ def gate(b: Builder, x: str, shape: Shape) -> str:
 def softsign(b: Builder, x: str, shape: Shape) -> str:
     one = b.constant(np.array(1.0, np.float32))
     return b.node("Div", [x, b.node("Add", [b.node("Abs", [x]), one])])
+
+
+def exponential(b: Builder, x: str, shape: Shape) -> str:
+    """Exp, and what files write with it: bells, sigmoids, tanh, softplus, softmax."""
+
+    def number(value: float) -> str:
+        return b.constant(np.array(value, np.float32))
+
+    kind = b.pick(["Exp", "bell", "logistic", "logistic", "share", "softplus", "tanh", "softmax"])
+    if kind == "Exp":
+        return b.node("Exp", [b.node("Tanh", [x]) if b.chance(0.5) else x])
+    if kind == "bell":
+        return b.node("Exp", [b.node("Neg", [b.node("Mul", [x, x])])])
+    if kind == "tanh":
+        rising, falling = b.node("Exp", [x]), b.node("Exp", [b.node("Neg", [x])])
+        if b.chance(0.5):
+            one = number(1.0)
+            rising = b.node("Exp", [b.node("Mul", [x, number(2.0)])])
+            return b.node("Div", [b.node("Sub", [rising, one]), b.node("Add", [one, rising])])
+        sums = [rising, falling] if b.chance(0.7) else [falling, rising]
+        return b.node("Div", [b.node("Sub", [rising, falling]), b.node("Add", sums)])
+    if kind == "softmax":
+        axis = b.number(1, len(shape))
+        if b.chance(0.5):
+            form, more = b.axes_form([axis], 18)
+            x = b.node("Sub", [x, b.node("ReduceMax", [x, *form], keepdims=1, **more)])
+        e = b.node("Exp", [x])
+        form, more = b.axes_form([axis], 13)
+        return b.node("Div", [e, b.node("ReduceSum", [e, *form], keepdims=1, **more)])
+    scaled = b.node("Mul", [x, number(b.pick([1.702, -2.0]))]) if b.chance(0.3) else x
+    e = b.node("Exp", [b.node("Neg", [scaled]) if kind == "logistic" else scaled])
+    more = b.node("Add", [e, number(b.pick([1.0, 1.0, 1.0, 0.5]))])
+    if kind == "softplus":
+        return b.node("Log", [more])
+    if kind == "share":
+        return b.node("Div", [e, more])
+    if b.chance(0.4):
+        return b.node("Reciprocal", [more])
+    return b.node("Div", [b.pick([number(1.0), number(-3.0), x]), more])
+
+
+def quotient(b: Builder, x: str, shape: Shape) -> str:
+    """Log, Sqrt and reciprocals of what is above 0; a quotient by it."""
+    half = b.constant(np.array(0.5, np.float32))
+    positive = b.node("Add", [b.node("Abs", [x]), half])
+    kind = b.pick(["Log", "Log", "Sqrt", "Reciprocal", "Reciprocal", "Div", "Pow"])
+    if kind == "Div":
+        return b.node("Div", [x, positive])
+    if kind == "Pow":
+        exponent = np.array(b.pick([0.5, -0.5, -1.0]), np.float32)
+        return b.node("Pow", [positive, b.constant(exponent)])
+    return b.node(kind, [positive])
 
 
 def expand(b: Builder, x: str, shape: Shape) -> str:

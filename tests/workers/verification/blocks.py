@@ -1,7 +1,8 @@
 """Small networks of the layers of transformers and of curved networks, for the soundness searches.
 
 Layer normalisation and the one by root mean squares, softmax inside the network, products of two
-activations and attention, smooth activations, maxima. Every kind at ordinary weights and scaled.
+activations and attention, smooth activations, exponentials and quotients, maxima. Every kind at
+ordinary weights and scaled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,22 @@ import numpy as np
 import torch
 
 from models.layers.activations import MaxMin, Sigmoid, Softplus, Tanh
-from models.layers.curves import CELU, ELU, GELU, SELU, Erf, HardSwish, Mish, SiLU, Softsign
+from models.layers.curves import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    Erf,
+    Exp,
+    HardSwish,
+    Log,
+    Mish,
+    Power,
+    Reciprocal,
+    SiLU,
+    Softsign,
+    Sqrt,
+)
 from models.layers.euclidean import Sort
 from models.layers.joins import Maximum, Minimum, Product, ReduceMean, ReduceSum
 from models.layers.kinds import (
@@ -225,6 +241,30 @@ def _smooth(seed: int) -> Blocks:
     return b
 
 
+def _steep(seed: int) -> Blocks:
+    """Bells around centres, exponentials, roots and logarithms of what is above 0, quotients."""
+    b = Blocks((6,), seed)
+    b.linear(12)
+    before, kind = b.last, seed % 4
+    if kind == 0:
+        b.add(Power())
+        b.add(Multiply(torch.tensor(-float(b.random.choice([0.1, 1.0, 5.0])))))
+        b.add(Exp())
+    elif kind == 1:
+        b.add(Tanh())
+        b.add(Multiply(torch.tensor(float(b.random.choice([0.3, 3.0, 20.0])))))
+        b.add(Exp())
+    else:
+        b.one_of((Softplus, Power, Exp, Sigmoid))
+        b.add(Shift(torch.tensor(float(b.random.choice([0.01, 0.3, 1.0])))))
+        b.one_of((Log, Sqrt, Reciprocal) if kind == 2 else (Reciprocal,))
+        if kind == 3:
+            b.add(Product(), before, b.last)
+    b.linear(8)
+    b.add(ReLU()) if b.random.integers(2) else b.smooth()
+    return b
+
+
 def _maxima(seed: int) -> Blocks:
     """Max pools, MaxMin, sorted numbers, extremes of two branches, between smooth activations."""
     b = Blocks((2, 6, 6), seed)
@@ -255,6 +295,7 @@ KINDS: dict[str, Callable[[int], Blocks]] = {
     "softmax": _softmax,
     "products": _products,
     "smooth": _smooth,
+    "steep": _steep,
     "maxima": _maxima,
 }
 

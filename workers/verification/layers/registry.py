@@ -18,7 +18,14 @@ from workers.verification.layers import (
     sorting,
 )
 from workers.verification.layers.rules import LayerRules
-from workers.verification.layers.smooth import curves, s_shaped, softmax, softplus, standardize
+from workers.verification.layers.smooth import (
+    curves,
+    s_shaped,
+    softmax,
+    softplus,
+    standardize,
+    steep,
+)
 
 __all__ = ["LAYERS", "anchored_slopes", "apply_layer", "rules_of"]
 
@@ -31,6 +38,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **s_shaped.RULES,
     **softplus.RULES,
     **curves.RULES,
+    **steep.RULES,
     **standardize.RULES,
     **softmax.RULES,
     **sorting.RULES,

@@ -2,7 +2,8 @@
 
 A comparison of an activation with a number is no layer. It is taken where the choice that reads it
 is continuous at that number, and so a layer that there are bounds for: slopes on both sides of 0,
-and a Softplus that is left for its own argument where that is large (as torch writes it).
+an exponential below 0, what is beyond a number (soft shrinkage), and a Softplus that is left for
+its own argument where that is large (as torch writes it).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.layers.activations import Softplus
+from models.layers.base import Layer
+from models.layers.curves import ELU, LARGEST_FACTOR, Exp
 from models.layers.kinds import Add, Divide, Multiply, ReLU, Shift
 from models.onnx.graph import Activation, Comparison, Constant, Operation, Translation, Value
 from models.onnx.operators.activations import bent, clamped
@@ -46,8 +49,9 @@ def compared(*, above: bool) -> Callable[[Operation, Translation], Comparison]:
 
 
 def where(operation: Operation, translation: Translation) -> Activation:
-    """Where: x above 0 and a slope times x below; a Softplus, and x itself where it is large; two
-    values by a constant condition."""
+    """Where: x above 0 and a slope times x, or an ELU's exponential, below; x - c on one side of c
+    and 0 on the other; a Softplus, and x itself where it is large; two values by a constant
+    condition."""
     condition = operation.input(0)
     if isinstance(condition, Constant):
         return _by_place(operation, translation)
@@ -63,10 +67,14 @@ def where(operation: Operation, translation: Translation) -> Activation:
         slopes = [_slope(translation, side, x) for side in sides]
         if slopes[0] is not None and slopes[1] is not None:
             return _two_slopes(operation, translation, x, slopes[0], slopes[1])
-    soft = _straight_softplus(translation, condition, sides)
-    if soft is None:
+        elu = _exponential(operation, translation, sides)
+        if elu is not None and sides[0] == x:
+            return elu
+    found = _straight_softplus(translation, condition, sides)
+    found = found or _beyond(operation, translation, condition, sides)
+    if found is None:
         operation.refuse("a choice by a comparison that may jump", hint=JUMPS)
-    return soft
+    return found
 
 
 def _slope(translation: Translation, side: Value | None, x: Activation) -> float | None:
@@ -104,6 +112,60 @@ def _two_slopes(
             part = translation.emit(operation, Multiply(factor), part)
         parts.append(part)
     return translation.emit(operation, Add(), *parts)
+
+
+def _exponential(
+    operation: Operation, translation: Translation, sides: list[Value | None]
+) -> Activation | None:
+    """An ELU, where the sides are x and alpha (exp(x) - 1), as it stands or multiplied out."""
+    x, below = sides
+    if not isinstance(x, Activation) or not isinstance(below, Activation):
+        return None
+    numbers: list[tuple[type[Layer], float]] = []
+    layer, sources = translation.origins.get(below.name, (None, ()))
+    while isinstance(layer, Multiply | Shift) and layer.value.numel() == 1 and len(numbers) < 2:
+        numbers.append((type(layer), float(layer.value.detach())))
+        layer, sources = translation.origins.get(sources[0].name, (None, ()))
+    if not isinstance(layer, Exp) or sources != (x,) or below.shape != x.shape:
+        return None
+    alpha = 0.0
+    if numbers == [(Shift, -1.0)]:
+        alpha = 1.0
+    elif len(numbers) == 2:
+        (outer, second), (inner, first) = numbers
+        if outer is Multiply and (inner, first) == (Shift, -1.0):
+            alpha = second
+        elif inner is Multiply and (outer, second) == (Shift, -first):
+            alpha = first
+    if not 1.0 / LARGEST_FACTOR <= alpha <= LARGEST_FACTOR:
+        return None
+    return translation.emit(operation, ELU(alpha=alpha), x)
+
+
+def _beyond(
+    operation: Operation,
+    translation: Translation,
+    condition: Comparison,
+    sides: list[Value | None],
+) -> Activation | None:
+    """max(x - c, 0) where x - c is chosen above c, min(x - c, 0) where it is below, else 0.
+
+    A difference of two float32 numbers is rounded to 0 only where it is 0.
+    """
+    for place, (side, other) in enumerate((sides, sides[::-1])):
+        if not isinstance(side, Activation) or _slope(translation, other, condition.of) != 0.0:
+            continue
+        moved: Activation | None = side
+        if condition.bound != 0.0:
+            layer, sources = translation.origins.get(side.name, (None, ()))
+            moved = None
+            if isinstance(layer, Shift) and layer.value.numel() == 1:
+                same = float(layer.value.detach()) == -condition.bound
+                moved = sources[0] if same else None
+        if moved == condition.of and side.shape == condition.of.shape:
+            low, high = (0.0, None) if place == 0 else (None, 0.0)
+            return clamped(operation, translation, side, low, high)
+    return None
 
 
 def _straight_softplus(

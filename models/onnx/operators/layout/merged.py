@@ -18,6 +18,7 @@ MERGED = (
     *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "HardSigmoid"),
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
+    *("Exp", "Log", "Reciprocal", "Sqrt"),
 )
 
 

@@ -25,6 +25,7 @@ from models.layers.kinds import Multiply
 from models.layers.normalization import Centre
 from models.onnx.constants import check_repeated
 from models.onnx.graph import Activation, Constant, Normaliser, Operation, Translation, Value
+from models.onnx.operators.curved.steep import inverse
 from models.onnx.operators.normalized.group_norm import require_ordinary
 from models.onnx.operators.normalized.layer_norm import (
     alike,
@@ -53,10 +54,12 @@ def in_parts(operation: Operation, translation: Translation) -> Value:
 
 
 def reciprocal(operation: Operation, translation: Translation) -> Value:
-    """1 / s of a root s; no other number's reciprocal."""
-    found = _root(operation, translation, operation.activation())
+    """1 / s of a root s, for a normalisation; 1 / (1 + exp(-x)), a Sigmoid; 1 / x of numbers from
+    2^-100 on."""
+    x = operation.activation()
+    found = _root(operation, translation, x)
     if found is None:
-        operation.refuse("only the root of a mean square has a reciprocal here", hint=_HINT)
+        return inverse(operation, translation, x)
     return _factor(operation, found, None)
 
 

@@ -135,12 +135,19 @@ def one_score(*end: Any, output: Any) -> bytes:
     return written([*LAYER, *end], [floats("x", "N", 4)], [output], SCORE)
 
 
-@pytest.mark.parametrize("form", ["sigmoid", "two probabilities", "maps", "asked"])
+@pytest.mark.parametrize(
+    "form", ["sigmoid", "quotient", "reciprocal", "two probabilities", "maps", "asked"]
+)
 def test_one_score_is_the_logits_0_and_itself(form: str) -> None:
     sigmoid = node("Sigmoid", ["l"], ["p"])
     two = [sigmoid, node("Sub", ["one", "p"], ["q"]), node("Concat", ["q", "p"], ["t"], axis=1)]
     maps = node("ZipMap", ["t"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])
+    parts = [node("Neg", ["l"], ["n"]), node("Exp", ["n"], ["e"]), node("Add", ["e", "one"], ["d"])]
     data = {
+        "quotient": one_score(*parts, node("Div", ["one", "d"], ["p"]), output=floats("p", "N", 1)),
+        "reciprocal": one_score(
+            *parts, node("Reciprocal", ["d"], ["p"]), output=floats("p", "N", 1)
+        ),
         "sigmoid": one_score(sigmoid, output=floats("p", "N", 1)),
         "two probabilities": one_score(*two, output=floats("t", "N", 2)),
         "maps": one_score(*two, maps, output=labels_and_maps()[1]),
@@ -153,7 +160,7 @@ def test_one_score_is_the_logits_0_and_itself(form: str) -> None:
     found = OnnxRuntimeModel(imported.deployed, (4,))(x)
     score = np.concatenate(answers_of(one_score(output=floats("l", "N", 1)), x, "l"))
     np.testing.assert_array_equal(found, np.concatenate([np.zeros_like(score), score], axis=1))
-    if form == "sigmoid":
+    if form in ("sigmoid", "quotient", "reciprocal"):
         above = np.concatenate(answers_of(data, x, "p"))[:, 0] > 0.5
         np.testing.assert_array_equal(found.argmax(1), above)
 

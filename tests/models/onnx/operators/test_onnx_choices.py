@@ -48,6 +48,48 @@ def test_two_slopes_are_what_onnx_runtime_computes(
     assert found[-1] == "leaky-relu" if 0 <= slope <= 1 else "add" in found
 
 
+@pytest.mark.parametrize("operator", ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
+@pytest.mark.parametrize("bound", [0.5, -0.25, 3.0])
+def test_what_is_beyond_a_number_is_cut_at_it(operator: str, bound: float) -> None:
+    """One half of a soft shrinkage; the number taken off must be the one compared with."""
+    above = operator.startswith("Greater")
+    for sides, kind in ((["d", "zero"], "relu" if above else "clip"), (["zero", "d"], "")):
+        kind = kind or ("clip" if above else "relu")
+        nodes = [
+            *(node(operator, ["x", "c"], ["at"]), node("Sub", ["x", "off"], ["d"])),
+            node("Where", ["at", *sides], ["y"]),
+        ]
+        constants = {**ZERO, "c": number(bound), "off": number(bound)}
+        network = assert_agrees(flattened(nodes, (40,), constants, opset=18), samples=20)
+        assert kinds(network) == ["shift", kind]
+        constants["off"] = np.nextafter(number(bound), number(9.0))
+        with pytest.raises(ModelError, match="jump"):
+            import_onnx_bytes(flattened(nodes, (40,), constants, opset=18))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3, 2.5])
+@pytest.mark.parametrize("form", ["plain", "factor", "multiplied out"])
+def test_an_exponential_below_0_is_an_elu(form: str, alpha: float) -> None:
+    exp, chosen = node("Exp", ["x"], ["e"]), node("Greater", ["x", "zero"], ["c"])
+    less = node("Sub", ["e", "one"], ["b"])
+    below = {
+        "plain": [less],
+        "factor": [node("Sub", ["e", "one"], ["f"]), node("Mul", ["f", "alpha"], ["b"])],
+        "multiplied out": [node("Mul", ["e", "alpha"], ["f"]), node("Sub", ["f", "alpha"], ["b"])],
+    }[form]
+    nodes = [exp, *below, chosen, node("Where", ["c", "x", "b"], ["y"])]
+    constants = {**ZERO, "one": number(1.0), "alpha": number(alpha)}
+    for scale in (1.0, 200.0):
+        network = assert_agrees(flattened(nodes, (40,), constants), samples=9, scale=scale)
+        assert kinds(network) == ["elu"]
+    # Another number than alpha jumps at 0.
+    constants["one" if form != "multiplied out" else "alpha"] = number(1.25)
+    if form == "multiplied out":
+        nodes[2] = node("Sub", ["f", "zero"], ["b"])
+    with pytest.raises(ModelError, match="jump"):
+        import_onnx_bytes(flattened(nodes, (40,), constants))
+
+
 def test_a_relu_and_two_other_slopes() -> None:
     chosen = node("Greater", ["x", "zero"], ["c"])
     relu = flattened([chosen, node("Where", ["c", "x", "zero"], ["y"])], (6,), ZERO)

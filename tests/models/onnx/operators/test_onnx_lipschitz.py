@@ -113,8 +113,8 @@ def test_norms_are_one_layer_in_every_writing() -> None:
     assert kinds([whole], (5,), k=np.array([5])).count(Sort) == 1
 
 
-REFUSED: dict[str, list[NodeProto]] = {
-    "a power of an odd number": [node("Pow", ["x", "tiny"], ["y"])],
+#: Roots, but no norms: each operator by its own rules.
+ROOTS: dict[str, list[NodeProto]] = {
     "a root of no squares": [node("Sqrt", ["x"], ["y"])],
     "a norm less a number": [
         node("Mul", ["x", "x"], ["s"]),
@@ -132,6 +132,9 @@ REFUSED: dict[str, list[NodeProto]] = {
         node("Mul", ["d", "tiny"], ["e"]),
         node("Sqrt", ["e"], ["y"]),
     ],
+}
+REFUSED: dict[str, list[NodeProto]] = {
+    "a power of an odd number": [node("Pow", ["x", "tiny"], ["y"])],
     "the norm of a batch": [node("ReduceL2", ["x"], ["y"], axes=[0], keepdims=1)],
     "a part of an axis": [node("TopK", ["x", "two"], ["y", "places"], axis=1)],
     "windows that overlap": [node("LpPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[1, 1])],
@@ -144,11 +147,18 @@ REFUSED: dict[str, list[NodeProto]] = {
 }
 
 
+@pytest.mark.parametrize("case", ROOTS)
+def test_other_roots_are_no_norms(case: str) -> None:
+    constants = {"three": np.float32(3), "minus": np.float32(-1), "tiny": np.float32(1e-30)}
+    network = import_onnx_bytes(flattened(ROOTS[case], (3, 4, 4), constants))
+    kinds = [network.layer(row.name).kind for row in network.nodes]
+    assert "sqrt" in kinds
+    assert "l2-pool2d" not in kinds
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_something_else_is_refused_by_name(case: str) -> None:
     constants = {
-        "three": np.float32(3),
-        "minus": np.float32(-1),
         "tiny": np.float32(1e-30),
         "two": np.array([2]),
         "w": normal(0, 3, 2, 2, 2),

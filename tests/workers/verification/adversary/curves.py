@@ -1,8 +1,11 @@
-"""Curved activations, gates and products at random, for the networks of the adversary."""
+"""Curved and steep activations, gates and products at random, for the networks of the adversary."""
 
 from __future__ import annotations
 
-from models.layers.activations import Abs, Sigmoid, Tanh
+import numpy as np
+import torch
+
+from models.layers.activations import Abs, Sigmoid, Softplus, Tanh
 from models.layers.curves import (
     CELU,
     ELU,
@@ -11,15 +14,19 @@ from models.layers.curves import (
     LARGEST_FACTOR,
     SELU,
     Erf,
+    Exp,
     HardSwish,
+    Log,
     Mish,
     Power,
+    Reciprocal,
     SiLU,
     Softsign,
+    Sqrt,
 )
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Product
-from models.layers.kinds import Layer, Multiply
+from models.layers.kinds import Layer, Multiply, Shift
 from models.layers.shapes import Expand
 from tests.workers.verification.adversary.growth import Growth
 
@@ -52,6 +59,35 @@ class Curves(Growth):
             self.gate()
             return
         self.add(made)
+
+    def steep(self, random: np.random.Generator) -> None:
+        """An exponential, a bell, a logarithm, root or reciprocal, or a quotient by one of these;
+        of numbers above 0 as a rule. Up to where float32 ends, and beyond."""
+        before, kind = self.last, int(random.integers(6))
+        moves = (self.value - self.value[:1]).abs()
+        moves = moves[torch.isfinite(moves) & (moves > 0)]
+        move = float(moves.median()) if moves.numel() else 1.0
+        sizes = [0.1, 1.0, 10.0, 88.0]
+        size = min(float(random.choice(sizes)) / max(move, 1e-30), 1e30)
+        one = (1,) * len(self.shape)
+        if random.integers(4):
+            self.add(Multiply(torch.full(one, self.tamed(size))))
+        if kind == 0:
+            self.add(Exp())
+            return
+        if kind == 1:
+            self.add(Power())
+            self.add(Multiply(torch.full(one, self.tamed(-float(10.0 ** random.uniform(-3, 3))))))
+            self.add(Exp())
+            return
+        if random.integers(4):
+            self.add((Softplus, Exp, Power, Abs)[int(random.integers(4))]())
+            if random.integers(2):
+                shift = self.tamed(float(10.0 ** random.uniform(-30, 3)))
+                self.add(Shift(torch.full(one, shift)))
+        self.add((Log, Sqrt, Reciprocal, Reciprocal)[kind - 2]())
+        if kind == 5:
+            self.add(Product(), before, self.last)
 
     def gate(self) -> None:
         """c x sigmoid(c x) or c x tanh(x), as two values and their product."""

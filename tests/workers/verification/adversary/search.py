@@ -129,7 +129,8 @@ def nearest(
 def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) -> Case | None:
     """The case of this seed, or None where the network gives no answer or no wrong input.
 
-    newest: with norms, softmax or products of two activations in every network.
+    newest: with norms, softmax or products of two activations in every network, and exponentials
+    or quotients in every third one.
     """
     random = np.random.default_rng(seed)
     size = int(random.integers(1, 4)) if dimension is None else dimension
@@ -172,6 +173,9 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
             body.window()
     if newest and not any(isinstance(layer, GROUPED) for _, layer, _ in body.rows):
         body.group()
+    steep = np.random.default_rng([seed, 1])
+    if newest and steep.integers(3) == 0:
+        body.steep(steep)
     body.flatten()
     if tight:
         body.tight_head()

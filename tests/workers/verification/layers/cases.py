@@ -25,11 +25,16 @@ from models.layers.curves import (
     GELU,
     SELU,
     Erf,
+    Exp,
     HardSwish,
+    Log,
     Mish,
     Power,
+    Reciprocal,
     SiLU,
     Softsign,
+    Sqrt,
+    Within,
 )
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
@@ -77,6 +82,12 @@ def curved(layers: tuple[Layer, ...], factor: float) -> Branches:
     return [*rows, ("z", Concat(axis=0), tuple(f"f{place}" for place in range(len(layers))))]
 
 
+def above_zero(layer: Layer) -> Branches:
+    """The layer on numbers above 0, of many sizes."""
+    rows: Branches = [("m", Multiply(spread(21) * 0.2), ("input",)), ("s", Softplus(), ("m",))]
+    return [*rows, ("z", layer, ("s",))]
+
+
 CASES: dict[str, Callable[[], Branches]] = {
     "clip": lambda: one(Clip(low=0.2, high=0.7)),
     "relu-theta": lambda: one(ReLUTheta(torch.tensor([[0.4]]))),
@@ -96,6 +107,11 @@ CASES: dict[str, Callable[[], Branches]] = {
     "gates": lambda: curved(GATES, 5.0),
     "mish, erf": lambda: curved((Mish(), Erf()), 4.0),
     "power": lambda: curved((Power(), Power(exponent=3)), 0.7),
+    "exp": lambda: [("m", Multiply(spread(20)), ("input",)), ("z", Exp(), ("m",))],
+    "log": lambda: above_zero(Log()),
+    "reciprocal": lambda: above_zero(Reciprocal()),
+    "sqrt": lambda: above_zero(Sqrt()),
+    "within": lambda: one(Within(low=-9.0, high=9.0)),
     "product": lambda: [
         ("a", Multiply(spread(12)), ("input",)),
         ("b", Multiply(spread(13)), ("input",)),

@@ -13,6 +13,7 @@ from mpmath import iv
 from torch import Tensor
 
 from benchmarks.verification.kernels import KERNELS, largest_errors
+from benchmarks.verification.kernels import relative as relative_size
 from models.layers.curves import (
     GELU,
     HardSwish,
@@ -28,6 +29,7 @@ from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import anchored_slopes, apply_layer, rules_of
 from workers.verification.layers.rules import LinearRelaxation
 from workers.verification.layers.smooth.curves import CURVES, KERNEL_ERROR
+from workers.verification.layers.smooth.steep import KERNEL_ROUNDINGS
 from workers.verification.rounding import Rounding
 
 
@@ -199,9 +201,12 @@ def test_slopes_and_bends_are_as_stated() -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_runtimes_keep_the_stated_error(name: str) -> None:
-    """One float32 number in 20,011 (docs/results.md has many more)."""
+    """One float32 number in 20,011 (docs/results.md has many more). Of what is said relative to a
+    value less is allowed (``steep``)."""
+    relative = KERNELS[name].over is relative_size
+    allowed = KERNEL_ROUNDINGS * 2.0**-24 if relative else KERNEL_ERROR
     for error, z in largest_errors(KERNELS[name], inside=20_011, outside=20_011).values():
-        assert error <= 0.7 * KERNEL_ERROR, z
+        assert error <= 0.7 * allowed, z
 
 
 def test_every_curve_is_tried() -> None:

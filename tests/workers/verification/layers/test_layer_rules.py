@@ -17,6 +17,7 @@ from models.layers.activations import (
     Sigmoid,
 )
 from models.layers.curves import (
+    STEEP,
     Power,
 )
 from models.layers.joins import Concat, Maximum, Product, ReduceMean, ReduceSum
@@ -58,7 +59,7 @@ F64 = torch.float64
 
 #: Layers that stretch distances without limit: no ball grows by a factor.
 UNLIMITED: dict[type[Layer], set[str]] = {
-    layer: {"ball"} for layer in (Power, Product, Softmax, Standardize)
+    layer: {"ball"} for layer in (Power, Product, Softmax, Standardize, *STEEP)
 }
 
 

@@ -25,6 +25,7 @@ from workers.verification.layers.smooth.curves import CURVES
 from workers.verification.layers.smooth.s_shaped import KERNEL_ERROR, S_SHAPED, s_shaped
 from workers.verification.layers.smooth.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
 from workers.verification.layers.smooth.softplus import curve
+from workers.verification.layers.smooth.steep import CURVES as STEEP
 from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.rounding import Rounding
 
@@ -240,7 +241,7 @@ def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
 
 
 def test_every_activation_with_lines_is_tried_here() -> None:
-    """Curves are tried in a file of their own."""
-    assert {type(layer) for layer in TRIED} | set(CURVES) == {
+    """Curves are tried in files of their own."""
+    assert {type(layer) for layer in TRIED} | {*CURVES, *STEEP} == {
         layer for layer, rules in LAYERS.items() if rules.relax
     }

@@ -18,7 +18,15 @@ from models.layers.base import Layer
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.rules import MIN_SLOPE, Ball, Box, LinearRelaxation
-from workers.verification.numerics import MANY, raised, rough_norm, rounded_down, rounded_up
+from workers.verification.numerics import (
+    MANY,
+    euclidean_norm,
+    raised,
+    rough_norm,
+    rounded_down,
+    rounded_up,
+    up,
+)
 from workers.verification.rounding import Rounding
 
 __all__ = ["CONCAVE", "CONVEX", "LARGEST", "OWN_ERROR", "STRAIGHT", "Curve", "CurveRules", "Piece"]
@@ -52,11 +60,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Curve:
-    """f, elementwise, with f(0) = 0.
+    """f, elementwise; f(0) = 0 where it has a Lipschitz constant.
 
     value, slope: f and f' of float64 numbers, up to ``OWN_ERROR``; where two pieces meet with a
     kink, f' is that of the piece which is not straight. pieces: in order, the first from -inf on.
-    turn: where f is least, if it falls first and then rises; None: it never falls.
+    turn: where f is least, if it falls first and then rises; None: it never falls, or ``falls``.
+    domain: numbers outside which the deployed f overflows or has no value.
     steepest: a Lipschitz constant of at least 1, or inf. place: the z with f'(z) = slope on a
     piece, where there is a formula: (slope, number of the piece). absolute, per_input, per_value:
     a deployed f(z) is within absolute + per_input |z| + per_value |f(z)| of the real one. largest:
@@ -73,6 +82,13 @@ class Curve:
     per_input: float = 0.0
     per_value: float = 0.0
     largest: float = LARGEST
+    domain: tuple[float, float] = (-math.inf, math.inf)
+    falls: bool = False
+
+    def inside(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes cut with the domain, and which of them reach out of it."""
+        start, end = self.domain
+        return low.clamp(start, end), high.clamp(start, end), (low < start) | (high > end)
 
     def ends(self, number: int) -> tuple[float, float]:
         """Where a piece begins and ends."""
@@ -80,12 +96,16 @@ class Curve:
         return starts[0], starts[1] if len(starts) == 2 else math.inf
 
     def image(self, low: Tensor, high: Tensor) -> Box:
-        """The least and the largest value over boxes, float64."""
+        """The least and the largest value over boxes, float64; infinite out of the domain."""
+        low, high, outside = self.inside(low, high)
         first, last = self.value(low), self.value(high)
-        if self.turn is None:
-            return first, last
-        least = self.value(torch.clamp(torch.full_like(low, self.turn), low, high))
-        return torch.minimum(torch.minimum(first, last), least), torch.maximum(first, last)
+        if self.falls:
+            first, last = last, first
+        if self.turn is not None:
+            least = self.value(torch.clamp(torch.full_like(low, self.turn), low, high))
+            first, last = torch.minimum(first, last), torch.maximum(first, last)
+            first = torch.minimum(first, least)
+        return first.masked_fill(outside, -math.inf), last.masked_fill(outside, math.inf)
 
     def error(self, reach: Tensor, size: Tensor, rounding: Rounding) -> Tensor | float:
         """How far deployed values may be from ours (rounded to the own arithmetic), for inputs up
@@ -149,12 +169,14 @@ class Curve:
         return slope
 
     def steepness(self, low: Tensor, high: Tensor) -> Tensor:
-        """The largest |f'| over boxes, float64: f' is monotone on every piece."""
+        """The largest |f'| over boxes, float64: f' is monotone on every piece. Infinite out of the
+        domain."""
+        low, high, outside = self.inside(low, high)
         best = torch.maximum(self.slope(low).abs(), self.slope(high).abs())
         for piece in self.pieces[1:]:
             inside = (low <= piece.start) & (high >= piece.start)
             best = torch.maximum(best, inside * piece.steep)
-        return raised(best + OWN_ERROR)
+        return raised(best + OWN_ERROR).masked_fill(outside, math.inf)
 
 
 @dataclass(frozen=True)
@@ -179,7 +201,7 @@ class CurveRules:
         ((lower, upper),) = boxes
         first, last, turn = layer(lower), layer(upper), self.curve(layer).turn
         if turn is None:
-            return first, last
+            return (last, first) if self.curve(layer).falls else (first, last)
         least = layer(torch.clamp(torch.full_like(lower, turn), lower, upper))
         return torch.minimum(torch.minimum(first, last), least), torch.maximum(first, last)
 
@@ -189,10 +211,12 @@ class CurveRules:
         """Sound lines for every box.
 
         Slopes are chosen first (any would do; ``cap``: the chord's for both) and rounded to the
-        dtype; intercepts are the extremes of f(z) - slope z over the box.
+        dtype; intercepts are the extremes of f(z) - slope z over the box, and infinite where it
+        reaches out of the domain.
         """
         curve, dtype, shape = self.curve(layer), lower.dtype, lower.shape
         low, high = lower.to(torch.float64).flatten(), upper.to(torch.float64).flatten()
+        low, high, outside = curve.inside(low, high)
         at_low, at_high = curve.value(low), curve.value(high)
         width = torch.where(high > low, high - low, 1.0)
         chord = torch.where(high > low, (at_high - at_low) / width, curve.slope(low))
@@ -206,6 +230,7 @@ class CurveRules:
             wide = rounded.to(torch.float64)
             most = curve.largest_less(wide, low, high, side)
             lost = error + OWN_ERROR * (size + wide.abs() * reach) * rounding.is_sound
+            most = most.masked_fill(outside, math.inf)
             found.append((rounded.reshape(shape), rounded_up(most + lost, dtype).reshape(shape)))
         (below, lowest), (above, highest) = found
         free = torch.zeros_like(lower, dtype=torch.bool)
@@ -245,8 +270,8 @@ class CurveRules:
     def forward(self, step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
         """The image of the box in real arithmetic, the deployed errors and ours on top.
 
-        A curve without a Lipschitz constant moves the ball as steeply as it gets within the box, or
-        within the radius around 0 that holds the ball.
+        A curve without a Lipschitz constant moves the ball as steeply as it gets where numbers may
+        be. Where they may leave the domain nothing is concluded.
         """
         (state,) = inputs
         layer, dtype = step.layer(Layer), state.centre.dtype
@@ -260,30 +285,47 @@ class CurveRules:
             lower, upper = curve.image(low, high)
             error = curve.error(reach, torch.maximum(lower.abs(), upper.abs()), rounding)
             lower, upper = rounded_down(lower - error, dtype), rounded_up(upper + error, dtype)
+        valid = state.valid
         if math.isinf(curve.steepest):
-            radius = self._moved(step, curve, state, norms, rounding)
+            low, high = _places(state)
+            radius = self._moved(step, curve, state, (low, high), rounding)
+            outside = curve.inside(low, high)[2].flatten(1).any(1)
+            valid, radius = valid & ~outside, radius.masked_fill(outside, math.inf)
         else:
             radius = self.ball.grown(step, state.radius, norms, rounding)
-        valid = state.valid & (size < curve.largest) if rounding.is_sound else state.valid
+        if rounding.is_sound:
+            valid = valid & (size < curve.largest)
         result = Enclosure(self.value(layer, state.centre), radius, lower, upper, valid)
         return box_to_ball(result)
 
     def _moved(
-        self, step: GraphStep, curve: Curve, state: Enclosure, norms: Tensor, rounding: Rounding
+        self, step: GraphStep, curve: Curve, state: Enclosure, places: Box, rounding: Rounding
     ) -> Tensor:
-        """The radius behind a curve that is steep somewhere; a deployed value and ours may be off
-        by absolute + share |f| each, |f(z)| <= steep |z|."""
-        far = raised(norms + state.radius)
-        steep = curve.steepness(-far, far)
-        if state.lower is not None and state.upper is not None:
-            low = torch.minimum(state.lower, state.centre).to(torch.float64)
-            high = torch.maximum(state.upper, state.centre).to(torch.float64)
-            boxed = curve.steepness(low, high).flatten(1).amax(1)
-            # f(0) = 0: |f(z)| <= steep |z| needs the slopes on the way from 0.
-            steep = torch.fmin(steep, boxed)
-        largest = curve.steepness(-far, far)
-        count = torch.Size(step.shape).numel() ** 0.5
-        share = (curve.per_value + 2 * rounding.own + OWN_ERROR) * rounding.is_sound
-        fixed = 2 * (curve.absolute + OWN_ERROR) * count * rounding.is_sound
-        grown = raised(steep * state.radius + 2 * share * largest * far + fixed, MANY)
-        return torch.where(torch.isinf(state.radius), state.radius, grown)
+        """The radius behind a curve that is steep somewhere, for inputs in ``places`` (which hold
+        the centre, and with it all that is between the two): the steepest slope there times the
+        radius, and how far deployed values may be from ours."""
+        low, high = places
+        steep = curve.steepness(low, high).flatten(1).amax(1)
+        grown = steep * state.radius
+        if rounding.is_sound:
+            reach = torch.maximum(low.abs(), high.abs())
+            lowest, highest = curve.image(low, high)
+            size = torch.maximum(lowest.abs(), highest.abs())
+            off = torch.zeros_like(size) + curve.error(reach, size, rounding)
+            grown = grown + euclidean_norm(off)
+        # No slope times no radius is no number: nothing is known then. What was none stays none.
+        grown = raised(grown, MANY).nan_to_num(math.inf, math.inf)
+        return torch.where(torch.isfinite(state.radius), grown, state.radius)
+
+
+def _places(state: Enclosure) -> Box:
+    """Where each input may be, its centre included, float64: within the radius, and in the box."""
+    centre = state.centre.to(torch.float64)
+    radius = state.radius.reshape(-1, *([1] * (centre.dim() - 1)))
+    # A sum is off by a rounding of what is added.
+    half = radius + (up() - 1.0) * (centre.abs() + radius)
+    low, high = centre - half, centre + half
+    if state.lower is not None and state.upper is not None:
+        low = torch.fmax(low, state.lower.to(torch.float64))
+        high = torch.fmin(high, state.upper.to(torch.float64))
+    return torch.minimum(low, centre), torch.maximum(high, centre)

@@ -20,19 +20,21 @@ from torch.nn.utils import parametrize
 
 __all__ = ["NETWORKS", "Built", "versions"]
 
-GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 LIBRARIES = ("torch", "deel-torchlip", "orthogonium", "geotorch", "monotonenorm")
 
 
 @dataclass(frozen=True)
 class Built:
-    """module: as it is trained; plain: makes what is exported of it; data: mnist or cifar10; norm:
-    in which its layers have the norm 1."""
+    """module: as it is trained, for so many steps; plain: makes what is exported of it; data: mnist
+    or cifar10; norm: in which its layers have the norm 1; folded: the exported file computes
+    weights still, and ONNX Runtime writes them into it."""
 
     module: nn.Module
     plain: Callable[[nn.Module], nn.Module]
     data: str
     norm: str = "l2"
+    steps: int = 30
+    folded: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -110,14 +112,14 @@ def torchlip_cifar() -> Built:
     module = nn.Sequential(
         lip.SpectralConv2d(3, 16, 3, padding=1, padding_mode="circular"),
         *(lip.BatchCentering(16), lip.GroupSort2(), lip.InvertibleDownSampling(2)),
-        *(lip.SpectralConv2d(64, 32, 3, padding=1), lip.HouseHolder(32)),
+        *(lip.SpectralConv2d(64, 32, 3, padding=1), lip.GroupSort(4)),
         _Joined(lip.SpectralConv2d(32, 32, 3, padding=1), lip.GroupSort2()),
         *(lip.ScaledAvgPool2d(2), lip.LayerCentering(32)),
         *(lip.SpectralConv2d(32, 64, 3, padding=1, stride=2), lip.LPReLU()),
         *(lip.ScaledAdaptativeL2NormPool2d((1, 1)), nn.Flatten()),
         lip.SpectralLinear(64, 10),
     )
-    return Built(module, _vanilla, "cifar10")
+    return Built(module, _vanilla, "cifar10", folded=True)
 
 
 def _factory() -> Any:
@@ -128,7 +130,9 @@ def aoc_bcop() -> Built:
     """orthogonium's BCOPLargeCNN: strides of two, 4,096 features into a dense layer of 512."""
     made = _factory()
     conv = made.ClassParam(made.AdaptiveOrthoConv2d, bias=True, padding_mode="circular")
-    return Built(made.BCOPLargeCNN(conv=conv), _without_parametrizations, "cifar10")
+    return Built(
+        made.BCOPLargeCNN(conv=conv), _without_parametrizations, "cifar10", steps=8, folded=True
+    )
 
 
 def aoc_patches() -> Built:
@@ -149,7 +153,7 @@ def aoc_staged() -> Built:
     module = made.StagedCNN(
         dim_repeats=[(32, 1), (64, 1)], dim_nb_dense=(256, 2), conv=conv, norm=centred
     )
-    return Built(module, _without_parametrizations, "cifar10")
+    return Built(module, _without_parametrizations, "cifar10", steps=8, folded=True)
 
 
 def aoc_mixer() -> Built:
@@ -163,7 +167,7 @@ def aoc_residual() -> Built:
     """orthogonium's AOCNetV1: residual branches of grouped convolutions, zero padding."""
     made = _factory()
     module = made.AOCNetV1(
-        img_shape=COLOUR,
+        img_shape=(3, 32, 32),
         n_classes=10,
         embedding_dim=256,
         groups=4,
@@ -171,7 +175,7 @@ def aoc_residual() -> Built:
         norm=None,
         pool=lambda **_: nn.LPPool2d(2, 1),
     )
-    return Built(module, _without_parametrizations, "cifar10")
+    return Built(module, _without_parametrizations, "cifar10", folded=True)
 
 
 def sll() -> Built:
@@ -188,7 +192,7 @@ def sll() -> Built:
         blocks.SDPBasedLipschitzDense(128, 128, 128),
         layers.UnitNormLinear(128, 10),
     )
-    return Built(module, _without_parametrizations, "cifar10")
+    return Built(module, _without_parametrizations, "cifar10", folded=True)
 
 
 def orthogonium_rest() -> Built:
@@ -203,7 +207,7 @@ def orthogonium_rest() -> Built:
         residual.AdditiveResidual(nn.Sequential(conv(64, 64, 3), layers.MaxMin())),
         *(nn.LPPool2d(2, 2), nn.Flatten(), layers.OrthoLinear(1024, 10)),
     )
-    return Built(module, _without_parametrizations, "cifar10")
+    return Built(module, _without_parametrizations, "cifar10", folded=True)
 
 
 class _MaxMin(nn.Module):

@@ -38,15 +38,16 @@ outputs together are off by
 s the largest column of W for the first level, |W| for all others: leaves under the trees of a level
 count once, not each by itself.
 
-Further factors (of a product, of a scale before or behind the sum) move a leaf's D_i by at most 1
-each. What is beyond first order is at most (N u)^2 / (1 - N u) sum |t_i| for N factors on one
-leaf's way.
+Further factors (of a product, of a scale before the sum) move a leaf's D_i by at most 1 each. Those
+behind the sum (a scale or a shift of the output) move all D_i of an output alike: they are in the
+mean and not in the spread, and cost c |sum t_i|, over all outputs c |W| |x|. What is beyond first
+order is at most (N u)^2 / (1 - N u) sum |t_i| for N factors on one leaf's way.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from workers.verification.numerics import raised
@@ -61,12 +62,14 @@ FEW = 64
 @dataclass(frozen=True)
 class Summation:
     """How one output is added up: trees of at most ``sizes[0]`` leaves, whose sums are the leaves
-    of trees of ``sizes[1]``, and so on, each tree in any order.
+    of trees of ``sizes[1]``, and so on, each tree in any order. behind: factors that all leaves
+    meet alike afterwards.
 
     Every bound is in units of u, rounded up.
     """
 
     sizes: tuple[float, ...]
+    behind: float = 0.0
 
     @property
     def leaves(self) -> float:
@@ -74,8 +77,13 @@ class Summation:
         return math.prod(self.sizes)
 
     def factors_beside(self, terms: float) -> float:
-        """Of ``terms`` factors on a leaf's way, how many are not of these trees."""
-        return terms - sum(size - 1.0 for size in self.sizes)
+        """Of ``terms`` factors on a leaf's way, how many are neither of these trees nor
+        ``behind``."""
+        return terms - self.behind - sum(size - 1.0 for size in self.sizes)
+
+    def before(self, factors: float) -> Summation:
+        """The same with so many more factors behind it."""
+        return replace(self, behind=self.behind + factors)
 
     def spread(self) -> float:
         """sum_i D_i t_i is at most this times |t|_2, beside ``mean`` times |sum_i t_i|."""
@@ -85,7 +93,7 @@ class Summation:
 
     def mean(self) -> float:
         """See ``spread``."""
-        return raised(_mean(self.sizes[-1]))
+        return raised(_mean(self.sizes[-1]) + self.behind)
 
     def of_leaves(self) -> float:
         """All outputs together are off by at most this times W's largest column and ``of_sums``
@@ -100,11 +108,11 @@ class Summation:
             spread = math.sqrt(_spread_square(size)) if level else 0.0
             total += math.sqrt(trees) * (spread + _mean(size))
             trees *= size
-        return raised(total)
+        return raised(total + self.behind)
 
     def whole(self) -> float:
         """sum_i D_i t_i is at most this times |t|_2."""
-        return raised(self._whole(self.sizes))
+        return raised(self._whole(self.sizes) + self.behind * math.sqrt(self.leaves))
 
     def _whole(self, sizes: tuple[float, ...]) -> float:
         # A node of one level stands for all leaves below it, and there are leaves / size of them.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.layers.base import Layer
 from models.layers.joins import ReduceMean
-from models.layers.kinds import Conv2d, Linear, Multiply, Normalize, ReLU, Reshape
+from models.layers.kinds import Conv2d, Linear, Multiply, Normalize, ReLU, Reshape, Shift
 from models.layers.partial_sums import convolution_in_partial_sums, summed_convolution
 from models.network import Network
 from tests.extent import part
@@ -51,6 +51,12 @@ def test_no_tree_and_no_signs_exceed_the_bounds(leaves: int) -> None:
         assert abs(mean) <= trees.mean()
         assert math.hypot(*(d - mean for d in found)) <= trees.spread()
         assert math.hypot(*found) <= trees.whole()
+        # Factors behind the sum move all leaves alike.
+        for behind in (3.0, -3.0):
+            moved = [d + behind for d in found]
+            assert abs(mean + behind) <= trees.before(3.0).mean()
+            assert math.dist(moved, [mean + behind] * leaves) <= trees.before(3.0).spread()
+            assert math.hypot(*moved) <= trees.before(3.0).whole()
 
 
 def test_trees_under_trees_are_bounded_as_one() -> None:
@@ -145,6 +151,27 @@ def test_the_worst_order_behind_a_normalisation_and_before_a_factor() -> None:
         error = worst_order(leaves) + 3 * leaves.abs().sum(-1)
         # Looser: x and the shift are bounded apart, and the factors of every layer are counted.
         assert 0.05 <= measured(op, error * U, x) <= 1
+
+
+def test_shifts_and_factors_behind_a_sum_cost_as_much_as_its_result() -> None:
+    weight, shift = orthogonal(96), image(96)[0]
+    ended = [Linear(weight), Shift(shift), Multiply(torch.tensor(0.9)), Shift(shift)]
+    plain, op = compiled_map(ended[:1], (96,)), compiled_map(ended, (96,))
+    (share, constant), (alone, _) = (
+        one.deployed_rounding(one.norms(), ROUNDING) for one in (op, plain)
+    )
+    # Each behind it is at most five roundings of the output, and one of each fused weight.
+    assert share <= alone + 3 * (5 + 11) * U
+    x = image(96, seed=2).double()
+    leaves = leaves_of(ended[0], x)
+    first = leaves.sum(-1) + shift
+    last = first * float(torch.tensor(0.9)) + shift
+    error = 0.9 * (worst_order(leaves) + first.abs()) + 0.9 * first.abs() + last.abs()
+    assert 0.3 <= measured(op, error * U, x) <= 1
+    # The constant alone pays for shifts that are much larger than what is summed.
+    zero = torch.zeros_like(x)
+    assert float((2 * 0.9 * shift.abs() + 1.9 * shift.abs()).norm()) * U <= constant
+    assert float(op.linear(zero).norm()) == 0.0
 
 
 def test_the_worst_order_of_partial_sums() -> None:

@@ -88,7 +88,8 @@ def _lost_at(
     first = spread * (centre.square() @ head.squares).sqrt()
     # The sum of the leaves w_i c_i, as it was computed.
     first = first + (trees.mean() + others) * ((logits - head.bias).abs() + own * size)
-    first = unit * (first + trees.whole() * squares.sqrt() + others * head.bias_magnitude)
+    beside = (others + trees.behind) * head.bias_magnitude
+    first = unit * (first + trees.whole() * squares.sqrt() + beside)
     return torch.minimum(least, first + beyond_first_order(head.terms, unit) * size)
 
 

@@ -152,7 +152,9 @@ class Affine:
         constant = least * size
         if self.summation is not None and constant > 0.0:
             trees, others = self.summation, self.summation.factors_beside(terms)
-            first = unit * (trees.whole() * self._bias_spread() + others * size)
+            # A shift behind the sums is no leaf of theirs, and meets what is behind them.
+            beside = (others + trees.behind) * size
+            first = unit * (trees.whole() * self._bias_spread() + beside)
             constant = min(constant, raised(first + beyond_first_order(terms, unit) * size))
         return self.rounding_share(norms, unit, terms, self.summation), constant
 

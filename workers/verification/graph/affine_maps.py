@@ -199,6 +199,8 @@ def _after(first: Affine, second: Diagonal) -> dict[str, Any]:
         # The second's shift is no leaf of the first's sums: it meets the factors beside them.
         "bias_square": raised(size.square() * first.leaf_squares),
         "terms": first.terms + second.terms + 1,
+        # The one more is for the fused weights, each rounded by itself.
+        "summation": None if first.summation is None else first.summation.before(second.terms),
         "inner": _between(first, second),
     }
 

@@ -1,0 +1,193 @@
+"""What networks of libraries of 1-Lipschitz layers get of the radius that norm 1 deserves.
+
+    CERTSERVE_TEST_DATA=... PYTHONPATH=. python -m benchmarks.exports.lipschitz_libraries
+        [--url URL] [--network NAME] [--exporter script] [--images 20]
+
+Each network of ``lipschitz_networks`` whose library is installed is trained for some steps on MNIST
+or CIFAR-10, exported by torch's two exporters and posted to a running service, as it is and with
+``"summation": "partial-sums"``, with images and the network's own answers as labels. ``deserved``:
+the least margin over the norm of the difference of the two rows of the last layer, which is the
+radius if every layer before it has norm 1 and nothing rounds, as a share of the image's length. Of
+1000 images those are taken that deserve 0.005 of their length, or a little more: what images have
+in trained networks; where there are too few, the surest ones. ``uploaded``, ``partial``: the
+certified radius over the deserved one, median and least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from benchmarks.exports.lipschitz_networks import NETWORKS, Built, versions
+from benchmarks.published.networks import load_images
+from service.client import Client, JobFailed, ServiceError
+
+EXPORTERS = ("script", "dynamo")
+#: Method by norm, for radii that nothing but the layers' norms decides.
+METHODS = {"l2": "lipschitz", "linf": "ibp"}
+BATCH, RATE, TEMPERATURE = 32, 3e-3, 8.0
+#: Of the image's length: about what images deserve in trained networks.
+SHARE = 0.005
+JOB_S = 1800.0
+
+
+def trained(name: str, x: Tensor, y: Tensor, built: Built) -> nn.Module:
+    """The network after some steps, with plain weights."""
+    module, generator = built.module, torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(module.parameters(), RATE)
+    module.train()
+    for _ in range(built.steps):
+        rows = torch.randint(0, len(x), (BATCH,), generator=generator)
+        loss = nn.functional.cross_entropy(module(x[rows]) * TEMPERATURE, y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        module.eval()(x[:2])
+    return built.plain(module).eval().requires_grad_(False)
+
+
+def exported(module: nn.Module, x: Tensor, exporter: str) -> bytes:
+    """The file that torch writes, for any batch."""
+    if exporter == "dynamo":
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.onnx.export(
+            module, (x[:2],), dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+        assert program is not None
+        return program.model_proto.SerializeToString()
+    stream = io.BytesIO()
+    torch.onnx.export(
+        module,
+        (x[:2],),
+        stream,
+        input_names=["x"],
+        opset_version=17,
+        dynamic_axes={"x": {0: "n"}},
+        dynamo=False,
+    )
+    return stream.getvalue()
+
+
+def folded(file: bytes, scratch: Path) -> bytes:
+    """The file with the constants that it computes written into it, by ONNX Runtime."""
+    options, path = onnxruntime.SessionOptions(), scratch / "folded.onnx"
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return path.read_bytes()
+
+
+def deserved(module: nn.Module, x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Radii of the module's own answers, were all layers but the last of norm 1; the answers."""
+    logits = module.double()(x.double())
+    module.float()
+    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    order = 2.0 if norm == "l2" else 1.0
+    labels = logits.argmax(1)
+    pairs = torch.cdist(last.weight.double(), last.weight.double(), p=order)[labels]
+    margins = logits.gather(1, labels[:, None]) - logits
+    return (margins / pairs).scatter(1, labels[:, None], torch.inf).amin(1), labels
+
+
+def certified(
+    client: Client, file: bytes, data: Path, norm: str, summation: str | None, scratch: Path
+) -> np.ndarray[Any, Any] | str:
+    """Radii of the samples; where the job has none, why."""
+    path = scratch / "network.onnx"
+    path.write_bytes(file)
+    spec: dict[str, Any] = {"norm": norm, "epsilons": ["1/100"], "method": METHODS[norm]}
+    spec |= {"radius": True, "clip": False, "input_range": None, "attack": None}
+    spec |= {} if summation is None else {"summation": summation}
+    try:
+        job = client.certify(path, data, spec).wait(timeout_s=JOB_S)
+    except (ServiceError, JobFailed) as error:
+        return f"{error.code}: {error}"[:200]
+    return np.array([row["radius"] or 0.0 for row in job.rows()])
+
+
+def measure(
+    client: Client, name: str, exporters: list[str], images: int, folder: Path
+) -> list[dict[str, Any]]:
+    """A row per exporter."""
+    torch.manual_seed(0)
+    built = NETWORKS[name]()
+    shape = (1, 28, 28) if built.data == "mnist" else (3, 32, 32)
+    pixels, classes = load_images(built.data, folder, 100)
+    x, y = torch.as_tensor(pixels).float().reshape(-1, *shape), torch.as_tensor(classes)
+    began = time.process_time()
+    module = trained(name, x, y, built)
+    seconds, rows = time.process_time() - began, []
+    worth, labels = deserved(module, x, built.norm)
+    order = 2 if built.norm == "l2" else torch.inf
+    shares = worth / x.flatten(1).norm(dim=1, p=order)
+    ranked = shares.argsort()
+    first = min(int((shares < SHARE).sum()), len(x) - images)
+    chosen = ranked[first : first + images]
+    some, worth, labels, shares = x[chosen], worth[chosen], labels[chosen], shares[chosen]
+    for exporter in exporters:
+        row: dict[str, Any] = {"network": name, "exporter": exporter, "norm": built.norm}
+        row |= {"deserved": [round(float(share), 4) for share in (shares.median(), shares.min())]}
+        row |= {"trained_s": round(seconds, 1), "folded": built.folded}
+        rows.append(row)
+        with tempfile.TemporaryDirectory() as held:
+            scratch, data = Path(held), Path(held) / "data.npz"
+            np.savez(data, x=some.numpy(), y=labels.numpy())
+            try:
+                file = exported(module, some, exporter)
+            except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+                row["not_exported"] = f"{type(error).__name__}: {error}"[:120]
+                continue
+            file = folded(file, scratch) if built.folded else file
+            for key, summation in (("uploaded", None), ("partial", "partial-sums")):
+                found = certified(client, file, data, built.norm, summation, scratch)
+                if isinstance(found, str):
+                    row[key] = found
+                    continue
+                kept = found / worth.numpy()
+                row[key] = [round(float(share), 3) for share in (np.median(kept), kept.min())]
+    return rows
+
+
+def main() -> None:
+    """Print the versions, and a row per network and exporter."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--key")
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="by default all")
+    parser.add_argument("--exporter", choices=EXPORTERS, action="append", help="by default both")
+    parser.add_argument("--images", type=int, default=20)
+    options = parser.parse_args()
+    folder = Path(os.environ["CERTSERVE_TEST_DATA"]) / "data"
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print(json.dumps(versions()), flush=True)
+    installed = {name.split(",")[0] for name in NETWORKS}
+    modules = {"deel-torchlip": "deel"}
+    installed = {name for name in installed if importlib.util.find_spec(modules.get(name, name))}
+    with Client(options.url, key=options.key) as client:
+        for name in options.network or NETWORKS:
+            if name.split(",")[0] not in installed:
+                print(json.dumps({"network": name, "not_run": "not installed"}), flush=True)
+                continue
+            exporters = options.exporter or [*EXPORTERS]
+            for row in measure(client, name, exporters, options.images, folder):
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from models.layers.kinds import Permute
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation, Value
 from models.onnx.operators.dense import gemm_at_every_place
 from models.onnx.operators.layout.regrouped import regrouped, transposed
@@ -18,7 +19,7 @@ __all__ = ["MERGED", "merged_by", "with_rows_apart"]
 
 MERGED = (
     *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "Gemm"),
-    *("HardSigmoid", "Softmax", "Transpose"),
+    *("BatchNormalization", "HardSigmoid", "Softmax", "Transpose"),
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
@@ -41,6 +42,28 @@ def _softmax(operation: Operation, rank: int, count: int) -> Operation:
     return replace(operation, attributes={**operation.attributes, "axis": axis + count})
 
 
+def _normalised(
+    operation: Operation,
+    translation: Translation,
+    translate: Callable[[Operation, Translation], Value | list[Activation]],
+    x: Activation,
+) -> Activation:
+    """BatchNormalization over the file's second axis, which stands behind the merged ones."""
+    count, rank = x.merged, len(x.shape)
+    if rank == count:
+        operation.refuse("there is no axis of channels", code="shape_mismatch")
+    axes = (count, *range(count), *range(count + 1, rank))
+    plain = operation.activation()
+    front = translation.emit(operation, Permute(axes=axes), plain)
+    rest = operation.inputs[1:]
+    found = translate(replace(operation, inputs=(front, *rest)), translation)
+    if not isinstance(found, Activation):
+        operation.refuse("only its first output is supported")
+    back = tuple(axes.index(axis) for axis in range(rank))
+    found = translation.emit(operation, Permute(axes=back), found)
+    return replace(found, merged=count, turned=x.turned)
+
+
 def with_rows_apart(
     operation: Operation,
     translation: Translation,
@@ -48,7 +71,8 @@ def with_rows_apart(
 ) -> list[Value]:
     """The outputs of an operator of ``MERGED`` some input of which has merged rows."""
     activations = [value for value in operation.inputs if isinstance(value, Activation)]
-    count, turned = activations[0].merged, activations[0].turned
+    x = activations[0]
+    count, turned = x.merged, x.turned
     alike = {
         (v.merged, v.turned, v.shape[:count], v.rank, v.batched, v.batch_axis) for v in activations
     }
@@ -59,12 +83,14 @@ def with_rows_apart(
         for value in operation.inputs
     ]
     if operation.op_type == "Transpose":
-        return [transposed(operation, translation, activations[0], 0)]
-    rank = activations[0].rank - count
+        return [transposed(operation, translation, x, 0)]
+    rank = x.rank - count
     if operation.op_type == "Reshape":
-        return [regrouped(operation, translation, activations[0])]
+        return [regrouped(operation, translation, x)]
     if operation.op_type == "Softmax":
         operation = _softmax(operation, rank, count)
+    elif operation.op_type == "BatchNormalization":
+        return [_normalised(replace(operation, inputs=tuple(inputs)), translation, translate, x)]
     elif operation.op_type == "Gemm":
         translate = gemm_at_every_place
     elif operation.op_type == "MatMul":

@@ -111,6 +111,22 @@ def test_views_that_tear_rows_apart_are_refused(sizes: list[int], turned: bool) 
     assert caught.value.code == "batch_dependent"
 
 
+@pytest.mark.parametrize("behind", [[-1, 6], [-1, 6, 2]])
+def test_a_batch_norm_of_places_that_are_rows_is_one_of_channels(behind: list[int]) -> None:
+    """As LeViT has it: [batch places, channels]."""
+    names = ("scale", "shift", "mean", "var")
+    nodes = [
+        node("Reshape", ["x", "rows"], ["r"]),
+        node("BatchNormalization", ["r", *names], ["n"]),
+        node("Reshape", ["n", "back"], ["y"]),
+    ]
+    constants = {name: np.abs(normal(at, 6)) + 0.1 for at, name in enumerate(names)}
+    constants |= {"rows": np.array(behind), "back": np.array([-1, 5, *behind[1:]])}
+    for samples in (1, 3):
+        data = flattened(nodes, (5, *behind[1:]), constants)
+        assert_agrees(data, samples=samples)
+
+
 #: Sizes that the axes of a value are products of, in its order; 0 stands for the batch.
 Atoms = list[list[int]]
 

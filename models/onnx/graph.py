@@ -52,7 +52,8 @@ class Activation:
     one is of shape ``shape`` there; a batch of one row is thought before it, and axes are counted
     as if it were there (``Operation.axis``). batch_axis: where the file has the batch axis, if it
     has one; 0 nearly everywhere (``operators.layout.elsewhere``). merged: how many axes of the
-    sample are one with the batch axis there (``operators.layout.merged``).
+    sample are one with the batch axis there (``operators.layout.merged``); turned: whether they
+    come before the batch in it (``operators.layout.regrouped``).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Activation:
     batched: bool = True
     batch_axis: int = 0
     merged: int = 0
+    turned: bool = False
 
     @property
     def rank(self) -> int:

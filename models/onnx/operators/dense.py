@@ -12,7 +12,7 @@ from models.layers.kinds import Conv2d, Linear, Multiply, Permute, Reshape, Shap
 from models.onnx.graph import Activation, Constant, Operation, Translation
 from models.onnx.operators.normalized.attention import matmul_of_two
 
-__all__ = ["gemm", "linear_classifier", "matmul", "vector_matmul"]
+__all__ = ["gemm", "gemm_at_every_place", "linear_classifier", "matmul", "vector_matmul"]
 
 #: Largest alpha: it multiplies the error of underflow in a sum, which stays far below 2^-120.
 LARGEST_ALPHA = 2.0**20
@@ -59,6 +59,25 @@ def gemm(operation: Operation, translation: Translation) -> Activation:
         return result
     factor = translation.weight(operation, np.asarray(alpha))
     return translation.emit(operation, Multiply(factor), result)
+
+
+def gemm_at_every_place(operation: Operation, translation: Translation) -> Activation:
+    """x @ B + C of rows that are places of samples, [N, ..., k]: one matrix at each of them."""
+    x, attributes = operation.activation(0), operation.attributes
+    if not operation.batched and len(x.shape) != 2:
+        operation.refuse("both factors must be matrices", code="shape_mismatch")
+    matrix, constant = operation.constant(1), operation.constant(2)
+    if matrix is None or matrix.ndim != 2 or attributes["transA"]:
+        operation.refuse_batch("only one matrix for all rows is supported")
+    if attributes["alpha"] != 1.0 or attributes["beta"] != 1.0:
+        operation.refuse("alpha and beta other than 1 are not supported here")
+    weight = matrix if attributes["transB"] else matrix.T
+    if weight.shape[1] != x.shape[-1]:
+        operation.refuse(f"a matrix of shape {matrix.shape} does not fit", code="shape_mismatch")
+    row = None if constant is None else _row(operation, constant, weight.shape[0])
+    flat = _view(operation, translation, x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    result = _at_every_place(operation, translation, flat, weight, row, left=False)
+    return _view(operation, translation, result, (*x.shape[:-1], len(weight)))
 
 
 def _scaled(operation: Operation, array: NDArray[Any], factor: np.float32) -> NDArray[Any]:
@@ -134,7 +153,9 @@ def matmul(operation: Operation, translation: Translation) -> Activation:
 
 
 def vector_matmul(operation: Operation, translation: Translation) -> Activation:
-    """x @ W or W @ x for a constant matrix W and x [k] without a batch axis."""
+    """x @ W or W @ x for a constant matrix W and x [k] without a batch axis; x @ y of two."""
+    if all(isinstance(value, Activation) for value in operation.inputs):
+        return matmul_of_two(operation, translation)
     left = isinstance(operation.input(0), Constant)
     x, array = operation.activation(1 if left else 0), operation.constant(0 if left else 1)
     assert array is not None
@@ -186,15 +207,17 @@ def _at_every_place(
     translation: Translation,
     x: Activation,
     weight: NDArray[Any],
+    row: NDArray[Any] | None = None,
     *,
     left: bool,
 ) -> Activation:
     """One matrix applied at several places is a convolution with a 1 x 1 window."""
     tensor = translation.weight(operation, weight[:, :, None, None])
+    bias = None if row is None else translation.weight(operation, row)
     if not left:
         x = translation.emit(operation, Permute(axes=(1, 0)), x)
     x = _view(operation, translation, x, (*x.shape, 1))
-    x = translation.emit(operation, Conv2d(tensor), x)
+    x = translation.emit(operation, Conv2d(tensor, bias), x)
     x = _view(operation, translation, x, x.shape[:2])
     return x if left else translation.emit(operation, Permute(axes=(1, 0)), x)
 

@@ -48,7 +48,13 @@ from models.onnx.operators.curved.native import (
     swish,
 )
 from models.onnx.operators.curved.steep import exp, log, sqrt
-from models.onnx.operators.dense import gemm, linear_classifier, matmul, vector_matmul
+from models.onnx.operators.dense import (
+    gemm,
+    gemm_at_every_place,
+    linear_classifier,
+    matmul,
+    vector_matmul,
+)
 from models.onnx.operators.euclidean import lp_pool, power, reduce_l2
 from models.onnx.operators.joins import (
     concat,
@@ -258,5 +264,6 @@ def _alike(name: str) -> Translator:
 #: Operators on activations that have no batch axis in the file.
 UNBATCHED: dict[str, Translator] = {
     **{name: _alike(name) for name in _ALIKE},
+    "Gemm": gemm_at_every_place,
     "MatMul": vector_matmul,
 }

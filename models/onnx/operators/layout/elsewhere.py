@@ -16,6 +16,7 @@ import numpy as np
 
 from models.layers.kinds import Permute, Reshape
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation, Value
+from models.onnx.operators.layout.regrouped import regrouped, transposed
 from models.onnx.operators.layout.selection import MOVED_AXES
 
 __all__ = ["MOVED", "moved_transpose", "moved_unsqueeze", "with_leading_batch"]
@@ -34,6 +35,12 @@ def with_leading_batch(
     if len({(value.batch_axis, value.rank, value.batched) for value in activations}) > 1:
         operation.refuse_batch("its inputs have their batch axes in different places")
     at = activations[0].batch_axis
+    if operation.op_type == "Reshape":
+        return [regrouped(operation, translation, activations[0])]
+    if any(value.merged for value in activations):
+        if operation.op_type != "Transpose":
+            operation.refuse_batch("the batch shares an axis that is not the first")
+        return [transposed(operation, translation, activations[0], at)]
     leading = tuple(
         replace(value, batch_axis=0) if isinstance(value, Activation) else value
         for value in operation.inputs
@@ -96,7 +103,7 @@ def _named(operation: Operation, axes: Sequence[int], at: int) -> list[int]:
 
 def _same(operation: Operation, at: int) -> Taken:
     """Number by number: constants are aligned at the end, as the file's axes are."""
-    rank = operation.activation().rank
+    rank = next(v.rank for v in operation.inputs if isinstance(v, Activation))
     inputs: list[Value | None] = []
     for index, value in enumerate(operation.inputs):
         if isinstance(value, Constant):
@@ -194,7 +201,7 @@ _ALIKE = (
     *("Exp", "Log", "Reciprocal", "Sqrt"),
 )
 #: How each operator is taken: itself with its axes as the value is held, and where the batch axis
-#: of its results stands in the file. Transpose and Unsqueeze have functions of their own.
+#: of its results stands in the file. Reshape, Transpose, Unsqueeze have functions of their own.
 MOVED: dict[str, Callable[[Operation, int], Taken]] = {
     **dict.fromkeys(_ALIKE, _same),
     "Concat": _along,
@@ -205,6 +212,7 @@ MOVED: dict[str, Callable[[Operation, int], Taken]] = {
     "ReduceMean": _reduce(18),
     "ReduceMin": _reduce(18),
     "ReduceSum": _reduce(13),
+    "Reshape": _same,
     "Slice": _slice,
     "Split": _along,
     "Squeeze": _squeeze,

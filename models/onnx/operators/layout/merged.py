@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from models.layers.kinds import Permute
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation, Value
+from models.onnx.operators.dense import gemm_at_every_place
+from models.onnx.operators.layout.regrouped import regrouped, transposed
 
 __all__ = ["MERGED", "merged_by", "with_rows_apart"]
 
 MERGED = (
-    *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "HardSigmoid"),
+    *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "Gemm"),
+    *("BatchNormalization", "HardSigmoid", "Softmax", "Transpose"),
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
@@ -29,6 +33,37 @@ def merged_by(x: Activation, sizes: list[int]) -> int:
     return count if first == -1 and rest and count > 0 and x.shape[count:] == tuple(rest) else 0
 
 
+def _softmax(operation: Operation, rank: int, count: int) -> Operation:
+    """The operation with its axis as the value is held."""
+    axis = operation.attributes["axis"]
+    axis += rank if axis < 0 else 0
+    if not 0 < axis < rank or (operation.opset < 13 and axis != rank - 1):
+        operation.refuse_batch("it is taken over the rows of a batch")
+    return replace(operation, attributes={**operation.attributes, "axis": axis + count})
+
+
+def _normalised(
+    operation: Operation,
+    translation: Translation,
+    translate: Callable[[Operation, Translation], Value | list[Activation]],
+    x: Activation,
+) -> Activation:
+    """BatchNormalization over the file's second axis, which stands behind the merged ones."""
+    count, rank = x.merged, len(x.shape)
+    if rank == count:
+        operation.refuse("there is no axis of channels", code="shape_mismatch")
+    axes = (count, *range(count), *range(count + 1, rank))
+    plain = operation.activation()
+    front = translation.emit(operation, Permute(axes=axes), plain)
+    rest = operation.inputs[1:]
+    found = translate(replace(operation, inputs=(front, *rest)), translation)
+    if not isinstance(found, Activation):
+        operation.refuse("only its first output is supported")
+    back = tuple(axes.index(axis) for axis in range(rank))
+    found = translation.emit(operation, Permute(axes=back), found)
+    return replace(found, merged=count, turned=x.turned)
+
+
 def with_rows_apart(
     operation: Operation,
     translation: Translation,
@@ -36,23 +71,32 @@ def with_rows_apart(
 ) -> list[Value]:
     """The outputs of an operator of ``MERGED`` some input of which has merged rows."""
     activations = [value for value in operation.inputs if isinstance(value, Activation)]
-    count = activations[0].merged
-    alike = {(v.merged, v.shape[:count], v.rank, v.batched, v.batch_axis) for v in activations}
+    x = activations[0]
+    count, turned = x.merged, x.turned
+    alike = {
+        (v.merged, v.turned, v.shape[:count], v.rank, v.batched, v.batch_axis) for v in activations
+    }
     if len(alike) > 1:
         operation.refuse_batch("its inputs have other rows on their first axes")
     inputs = [
-        replace(value, merged=0) if isinstance(value, Activation) else value
+        replace(value, merged=0, turned=False) if isinstance(value, Activation) else value
         for value in operation.inputs
     ]
-    rank = activations[0].rank - count
+    if operation.op_type == "Transpose":
+        return [transposed(operation, translation, x, 0)]
+    rank = x.rank - count
     if operation.op_type == "Reshape":
-        target = operation.input(1)
-        if not isinstance(target, Constant) or 0 in target.value:
-            operation.refuse_batch("a view that copies the size of the merged axis")
-        count = 0
+        return [regrouped(operation, translation, x)]
+    if operation.op_type == "Softmax":
+        operation = _softmax(operation, rank, count)
+    elif operation.op_type == "BatchNormalization":
+        return [_normalised(replace(operation, inputs=tuple(inputs)), translation, translate, x)]
+    elif operation.op_type == "Gemm":
+        translate = gemm_at_every_place
     elif operation.op_type == "MatMul":
-        matrix = operation.constant(1)
-        if matrix is None or matrix.ndim != 2:
+        matrix = None if len(activations) == 2 else operation.constant(1)
+        # Of two such values the same rows are multiplied, as matrices.
+        if (matrix is None and rank < 3) or (matrix is not None and matrix.ndim != 2):
             operation.refuse_batch("only one matrix for all rows is supported")
     else:
         for index, value in enumerate(operation.inputs):
@@ -69,5 +113,7 @@ def with_rows_apart(
         plain = value.plain if isinstance(value, Squares) else value
         if not isinstance(plain, Activation):
             operation.refuse_batch("squares of merged rows")
-        found.append(replace(plain, merged=count or plain.merged))
+        if count:
+            plain = replace(plain, merged=count, turned=turned)
+        found.append(plain)
     return found

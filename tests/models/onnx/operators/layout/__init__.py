@@ -1,0 +1,1 @@
+"""Where the batch axis of a value is in the file, and what shares it."""

@@ -23,6 +23,7 @@ BATCH, NUMBERS = 256, 2**26
 class DeployedNetwork:
     """float32 inputs [N, *input_shape] in pixel units -> float32 logits [N, classes].
 
+    ``onnx``: a plain form (``models.onnx.forms.plain``), as ``ImportedOnnx.deployed`` is.
     ``normalization`` (mean and std, one value per channel or one for all) is applied before the
     ONNX graph; None where there is none or where the graph holds it already. ``largest``: numbers
     of the largest value of a sample on its way (``Network.largest``).
@@ -37,7 +38,7 @@ class DeployedNetwork:
         largest: int = 1,
     ) -> None:
         self._rows = max(1, min(BATCH, NUMBERS // largest))
-        self._model = OnnxRuntimeModel(onnx, tuple(input_shape))
+        self._model = OnnxRuntimeModel(onnx, tuple(input_shape), plain=True)
         self._mean = self._std = None
         if normalization is not None:
             shape = tuple(input_shape)

@@ -68,6 +68,14 @@ class Activation:
         """Number of axes, batch included."""
         return len(self.shape) + 1
 
+    def in_file(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Its numbers [batch, *shape] as the file lays them out."""
+        if not self.batched:
+            return rows[0]
+        if self.merged:
+            rows = rows.reshape(-1, *self.shape[self.merged :])
+        return np.moveaxis(rows, 0, self.batch_axis)
+
     def unbatched(self) -> Activation:
         """The same numbers in a value of the file that has no batch axis."""
         return replace(self, batched=False)
@@ -296,6 +304,8 @@ class Translation:
     work: int = 0
     #: Whether the file runs at a batch of one only, whatever batch it declares.
     one_row_only: bool = False
+    #: ONNX values that are dense layers without the bias that their layer was given.
+    without_bias: set[str] = field(default_factory=set)
     #: Sessions of ONNX Runtime that compute constants, by the bytes of what they run.
     sessions: dict[bytes, Any] = field(default_factory=dict)
 
@@ -350,6 +360,7 @@ class Translation:
         name, layer, inputs = self.rows[row]
         assert isinstance(layer, Linear)
         assert layer.bias is None
+        self.without_bias.update(name for name, at in self.open_matmuls.items() if at == row)
         self.rows[row] = (name, Linear(layer.weight, bias), inputs)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from models.errors import ModelError
@@ -67,7 +67,7 @@ class ImportedOnnx:
     other. None: any number. deployed: the bytes of the plain form. output, others: the file's
     output that was taken, and those that were left out. binary: whether that is one score z of two
     classes, whose logits are (0, z). takes_bytes: the file takes uint8, the network the same
-    numbers as floats.
+    numbers as floats. values: what the values of the plain form are in the network.
     """
 
     network: Network
@@ -77,6 +77,7 @@ class ImportedOnnx:
     others: tuple[str, ...] = ()
     binary: bool = False
     takes_bytes: bool = False
+    values: Mapping[str, Activation] = field(default_factory=dict)
 
 
 def import_onnx(path: Path, limits: OnnxLimits | None = None) -> Network:
@@ -112,12 +113,12 @@ def read_onnx_bytes(
     """
     limits, asked = limits or OnnxLimits(), asked or Asked()
     form = plain_form(data, limits, asked)
-    network, batch = _read(form, limits, asked)
+    network, batch, values = _read(form, limits, asked)
     one_score = asked.classifier and network.classes == 1
     if one_score and form.ends_in_sigmoid and form.dropped is None:
         asked = replace(asked, binary=True)
         form = plain_form(data, limits, asked)
-        network, batch = _read(form, limits, asked)
+        network, batch, values = _read(form, limits, asked)
     if network.classes < 2 and asked.classifier:
         raise ModelError(
             "the network has one output: a classifier needs at least two",
@@ -134,12 +135,16 @@ def read_onnx_bytes(
         others=form.others,
         binary=form.score is not None,
         takes_bytes=form.takes_bytes,
+        values=values,
     )
 
 
-def _read(form: PlainForm, limits: OnnxLimits, asked: Asked) -> tuple[Network, int | None]:
-    """The network of a plain form, and the rows that it takes at once; under the likelier reading
-    of its input, or the other one."""
+#: A network, the rows that it takes at once, and what the file's values are in it.
+_Found = tuple[Network, int | None, dict[str, Activation]]
+
+
+def _read(form: PlainForm, limits: OnnxLimits, asked: Asked) -> _Found:
+    """The network of a plain form, under the likelier reading of its input, or the other one."""
     first, *others = signatures(form.graph)
     refuse_unknown_operators(form.graph)
     try:
@@ -155,7 +160,7 @@ def _read(form: PlainForm, limits: OnnxLimits, asked: Asked) -> tuple[Network, i
 
 def _as_network(
     form: PlainForm, signature: InputSignature, limits: OnnxLimits, asked: Asked
-) -> tuple[Network, int | None]:
+) -> _Found:
     graph, opset, batch = form.graph, form.opset, signature.batch
     output = graph.output[0].name
     uses = Counter(source for node in graph.node for source in node.input)
@@ -213,13 +218,16 @@ def _as_network(
     refuse_contradictions(form.declared, values)
     rows = _flatten_output(translation.rows, logits, classifier=asked.classifier)
     network = Network(signature.shape, _leading_to(rows), dropped_output=form.dropped).eval()
+    held = {name: value for name, value in values.items() if isinstance(value, Activation)}
+    for name in translation.without_bias:
+        del held[name]
     if not translation.one_row_only:
-        return network, batch
+        return network, batch, held
     if batch not in (None, 1):
         raise ModelError(
             f"the batch is fixed to {batch}, but the graph runs one row only", code="shape_mismatch"
         )
-    return network, 1
+    return network, 1, held
 
 
 def _require_one_score(name: str, value: Value | None) -> None:

@@ -26,14 +26,21 @@ class OnnxRuntimeModel:
     answer at the very end is cut off (``dropped_output`` names it): the logits are what goes into
     it. A graph whose batch is fixed to 1, or that has no batch axis, runs one by one, and so does
     one that refused a batch before; one whose batch is fixed to more runs filled up to it.
+    plain: ``source`` is such a plain form, of which nothing more is cut off.
     ``input_shape`` may be the graph's own or differ from it by axes of size 1 or by a row-major
     flattening. Raises ModelError.
     """
 
     def __init__(
-        self, source: bytes | Path, input_shape: Iterable[int], *, threads: int = 1
+        self,
+        source: bytes | Path,
+        input_shape: Iterable[int],
+        *,
+        threads: int = 1,
+        plain: bool = False,
     ) -> None:
-        form = plain_form(source if isinstance(source, bytes) else source.read_bytes())
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        form = plain_form(data, whole=plain)
         self.dropped_output = form.dropped
         refuse_unknown_operators(form.graph)
         self.input_shape: Shape = tuple(input_shape)

@@ -331,3 +331,10 @@ def _check_tensor(tensor: TensorProto, label: str) -> None:
             f"{label} declares shape {tuple(tensor.dims)}, which its data do not have",
             code="invalid_onnx",
         )
+    # Of a 256 ONNX Runtime makes true, and onnx's own reader, which keeps its last byte, false.
+    numbers = tensor.raw_data or tensor.int32_data
+    if tensor.data_type == TensorProto.BOOL and not {0, 1}.issuperset(numbers):
+        raise ModelError(
+            f"{label} is BOOL and holds others than 0 and 1, which are not read alike",
+            code="invalid_onnx",
+        )

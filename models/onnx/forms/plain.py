@@ -86,9 +86,16 @@ class PlainForm:
 
 
 def plain_form(
-    data: bytes, limits: OnnxLimits | None = None, asked: Asked | None = None
+    data: bytes,
+    limits: OnnxLimits | None = None,
+    asked: Asked | None = None,
+    *,
+    whole: bool = False,
 ) -> PlainForm:
-    """The plain form of an ONNX file's bytes; no other file is ever opened. Raises ModelError."""
+    """The plain form of an ONNX file's bytes; no other file is ever opened. Raises ModelError.
+
+    whole: the file is a plain form already, and its end stays: a Softmax there is a layer.
+    """
     asked = asked or Asked()
     model = parse_onnx(data, limits)
     graph = model.graph
@@ -102,7 +109,7 @@ def plain_form(
     number_by_place(graph)
     takes_bytes = take_floats(graph)
     declared = declared_values(graph)
-    ending = cut_ending(graph)
+    ending = Ending() if whole else cut_ending(graph)
     if ending.pair is not None or asked.binary:
         if ending.pair is None and ending.dropped:
             # Over one score each of them says the same whatever the score is.

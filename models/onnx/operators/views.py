@@ -194,7 +194,10 @@ def _resolved(operation: Operation, target: Constant, shape: Shape) -> Shape:
 def squeeze(operation: Operation, translation: Translation) -> Activation:
     """Squeeze: the named axes, of size 1, go; without names all such axes, the batch too."""
     x = operation.activation()
-    given = operation.integers(1) if operation.opset >= 13 else operation.attributes.get("axes")
+    # An empty list names no axes: ONNX Runtime takes it for none given.
+    given = (
+        operation.integers(1) if operation.opset >= 13 else operation.attributes.get("axes")
+    ) or None
     if given is None and x.batched and not _one_row(translation):
         operation.refuse_batch(
             "without axes it removes a batch axis of size 1",

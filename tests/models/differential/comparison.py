@@ -16,6 +16,7 @@ from models.errors import ModelError
 from models.layers.curves import Within
 from models.layers.normalization import Standardize
 from models.network import Network
+from models.onnx.forms.inner_values import refuse_other_values
 from models.onnx.importer import read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from models.onnx.safety import OPSETS
@@ -142,6 +143,10 @@ def compare_model(seed: int, model: ModelProto) -> Outcome:
         return Outcome(seed, status, error.code, operators)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the test looks for
         return Outcome(seed, "wrong", f"{type(error).__name__}: {error}", operators)
+    try:
+        refuse_other_values(imported)
+    except ModelError as error:
+        return Outcome(seed, "wrong", str(error), operators)
     batches = BATCHES[:3] if imported.batch == 1 else BATCHES
     rng = np.random.default_rng(seed + 1)
     x = rng.standard_normal((sum(batches), *imported.network.input_shape))

@@ -333,3 +333,14 @@ def test_an_operator_whose_name_is_no_text() -> None:
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(data.replace(b"Relu", b"Re\xff\xfe"))
     assert caught.value.code == "invalid_onnx"
+
+
+@pytest.mark.parametrize("stored", [{"int32_data": [256, 1]}, {"raw_data": b"\x02\x01"}])
+def test_truth_is_0_or_1(stored: dict[str, Any]) -> None:
+    """Of 256 ONNX Runtime makes true, onnx's own reader false: a Where then takes another side."""
+    sides = {"mask": np.array([[True, True]]), "zero": np.zeros((1, 2), np.float32)}
+    model = graph_of([node("Where", ["mask", "x", "zero"], ["y"])], (2,), sides)
+    (mask,) = (tensor for tensor in model.graph.initializer if tensor.name == "mask")
+    mask.ClearField("raw_data")
+    mask.MergeFrom(TensorProto(**stored))
+    assert code_of(model) == "invalid_onnx"

@@ -223,6 +223,7 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     from models.errors import ModelError
     from models.onnx.exporter.export import export_onnx
     from models.onnx.forms.external import self_contained
+    from models.onnx.forms.inner_values import refuse_other_values
     from models.onnx.forms.plain import Asked
     from models.onnx.importer import ImportedOnnx, read_onnx_bytes
 
@@ -234,12 +235,10 @@ def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     if model["format"] == "onnx":
         data = {name: Path(file) for name, file in model.get("data", {}).items()}
         whole = self_contained(path.read_bytes(), data)
-        asked = Asked(
-            model.get("output"),
-            bool(model.get("binary")),
-            classifier=not request.get("property"),
-        )
+        classifier = not request.get("property")
+        asked = Asked(model.get("output"), bool(model.get("binary")), classifier=classifier)
         imported = read_onnx_bytes(whole, asked=asked)
+        refuse_other_values(imported)
         network = imported.network
         if data:
             (folder / "self-contained.onnx").write_bytes(whole)

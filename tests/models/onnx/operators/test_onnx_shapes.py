@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import NodeProto, TensorProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from models.errors import ModelError
 from models.onnx.importer import import_onnx_bytes, read_onnx_bytes
@@ -152,3 +152,16 @@ def test_squeeze_and_unsqueeze(opset: int) -> None:
     if opset < 11:
         nodes[2] = node("Squeeze", ["r"], ["y"], axes=[1, 4])
     assert_agrees(flattened(nodes, (3, 4), constants, opset=opset))
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_an_empty_list_of_axes_squeezes_all(opset: int) -> None:
+    """ONNX Runtime takes it for none given: at [2, 1, 4] it leaves [2, 4], not [2, 1, 4]."""
+    squeeze = node("Squeeze", ["x", "none"] if opset >= 13 else ["x"], ["y"])
+    if opset < 13:
+        none = helper.make_attribute("axes", [], attr_type=AttributeProto.INTS)
+        squeeze.attribute.append(none)
+    constants = {"none": np.zeros(0, np.int64)} if opset >= 13 else {}
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(flattened([squeeze], (1, 4), constants, opset=opset, batch=2))
+    assert caught.value.code == "batch_dependent"

@@ -1,0 +1,80 @@
+"""Values inside a file are the network's too, also where the logits do not show them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from models.errors import ModelError
+from models.onnx.forms.inner_values import refuse_other_values
+from models.onnx.importer import read_onnx_bytes
+from models.onnx.operators.registry import OPERATORS
+from models.onnx.runtime import OnnxRuntimeModel
+from tests.models.onnx.graphs import assert_agrees, graph_of, normal
+
+node = helper.make_node
+
+
+def silent_branch() -> bytes:
+    """x, and a branch that is 0 wherever anybody looks: Relu(x turned round, less 1000)."""
+    constants = {
+        "last": np.array([-1], np.int64),
+        "before": np.array([-99], np.int64),
+        "back": np.array([-1], np.int64),
+        "axis": np.array([1], np.int64),
+        "far": np.array(1000, np.float32),
+        "same": np.array([0, 4], np.int64),
+    }
+    nodes = [
+        node("Squeeze", ["x", "axis"], ["flat"]),
+        node("Slice", ["flat", "last", "before", "axis", "back"], ["turned"]),
+        node("Reshape", ["turned", "same"], ["viewed"]),
+        node("Sub", ["viewed", "far"], ["below"]),
+        node("Relu", ["below"], ["silent"]),
+        node("Reshape", ["x", "same"], ["plain"]),
+        node("Add", ["plain", "silent"], ["y"]),
+    ]
+    return graph_of(nodes, (1, 4), constants).SerializeToString()
+
+
+@pytest.mark.parametrize(("operator", "said"), [("Slice", "differs"), ("Squeeze", "has shape")])
+def test_an_operator_read_otherwise_is_found_behind_silence(
+    operator: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it read as the identity, the logits would be the same near all data."""
+    data = silent_branch()
+    refuse_other_values(read_onnx_bytes(data))
+    monkeypatch.setitem(OPERATORS, operator, OPERATORS["Identity"])
+    if operator == "Squeeze":
+        monkeypatch.setitem(OPERATORS, "Slice", OPERATORS["Identity"])
+    imported = read_onnx_bytes(data)
+    assert_agrees(data)
+    with pytest.raises(ModelError, match=said) as caught:
+        refuse_other_values(imported)
+    assert caught.value.code == "deployment_mismatch"
+
+
+def test_rounding_is_no_other_value() -> None:
+    """Where all digits cancel, float32 is as far from itself as from anything."""
+    constants = {"large": np.array(1e9, np.float32), "tiny": np.full((4,), 1e-3, np.float32)}
+    nodes = [
+        node("Mul", ["x", "large"], ["up"]),
+        node("Add", ["up", "tiny"], ["moved"]),
+        node("Sub", ["moved", "up"], ["y"]),
+    ]
+    refuse_other_values(read_onnx_bytes(graph_of(nodes, (4,), constants).SerializeToString()))
+
+
+def test_probabilities_of_probabilities_lose_one_softmax_only() -> None:
+    """The plain form is deployed as it is: nothing more is cut off its end."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["z"]),
+        node("Softmax", ["z"], ["p"]),
+        node("Softmax", ["p"], ["y"]),
+    ]
+    data = graph_of(nodes, (4,), {"w": normal(0, 4, 3)}).SerializeToString()
+    imported = read_onnx_bytes(data)
+    x = normal(1, 5, 4)
+    found = OnnxRuntimeModel(imported.deployed, (4,), plain=True)(x)
+    np.testing.assert_allclose(found.sum(1), 1.0, atol=1e-6)

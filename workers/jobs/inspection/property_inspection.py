@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from models.onnx.deployed import DeployedNetwork
+from models.onnx.forms.signature import same_order
 from service.contract.storage.pictures import THUMBNAILS
 from workers.jobs.datasets.thumbnails import thumbnails
 from workers.jobs.inspection.estimate import property_estimate
@@ -50,7 +51,7 @@ def inspect_property(request: Mapping[str, Any], folder: Path, loaded: LoadedMod
     started, budget = time.monotonic(), request.get("time_budget_s")
     stated = parse_vnnlib(_text(Path(request["property"])))
     network = loaded.network
-    _check_fit(stated, loaded)
+    check_fit(stated, loaded)
     network.save(folder)
     (folder / "deployed.onnx").write_bytes(loaded.onnx)
     compiled = CompiledNetwork.compile(network, norms=False)
@@ -148,7 +149,7 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _check_fit(stated: Property, loaded: LoadedModel) -> None:
+def check_fit(stated: Property, loaded: LoadedModel) -> None:
     """Raises PropertyError where the variables are not the network's inputs and outputs."""
     network = loaded.network
     if loaded.takes_bytes:
@@ -174,6 +175,14 @@ def _check_fit(stated: Property, loaded: LoadedModel) -> None:
                 f"the property declares {asked} {what}, the network has {given}",
                 "X_0, X_1, ... are the inputs and Y_0, Y_1, ... the outputs in row-major order",
             )
+    shape = stated.input_shape
+    if shape is not None and not same_order(shape, network.input_shape):
+        raise PropertyError(
+            "property_mismatch",
+            f"the property declares inputs of shape {list(shape)}, the network's are "
+            f"{list(network.input_shape)}: as many numbers in another order",
+            "declare the network's own shape, the batch of 1 before it, or one axis",
+        )
 
 
 def _points(

@@ -7,7 +7,7 @@ writes it as VNN-LIB 1.0, which ``parse_vnnlib`` reads back as the same property
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -52,11 +52,15 @@ class Box:
 
 @dataclass(frozen=True)
 class Property:
-    """No input of any box has unsafe outputs."""
+    """No input of any box has unsafe outputs.
+
+    input_shape: as the file declares it (2.0), batch included; it is checked once and not kept.
+    """
 
     inputs: int
     outputs: int
     boxes: tuple[Box, ...]
+    input_shape: tuple[int, ...] | None = field(default=None, compare=False)
 
     @property
     def cases(self) -> int:

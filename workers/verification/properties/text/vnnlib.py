@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -77,7 +77,9 @@ def parse_vnnlib(text: str) -> Property:
         raise PropertyError("invalid_vnnlib", "the file declares no inputs X or no outputs Y")
     if not conditions:
         raise PropertyError("invalid_vnnlib", "the file asserts nothing")
-    return lowered(all_of(conditions), declared.count("X"), declared.count("Y"))
+    stated = lowered(all_of(conditions), declared.count("X"), declared.count("Y"))
+    shape = next((declared.shapes[n] for n, kind in declared.kinds.items() if kind == "X"), None)
+    return replace(stated, input_shape=shape)
 
 
 def _unsupported(line: int, what: str, name: str) -> PropertyError:

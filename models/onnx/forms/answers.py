@@ -24,7 +24,11 @@ from models.errors import ModelError
 __all__ = ["refuse_other_answers"]
 
 #: Operators that show the same numbers.
-_VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_VIEWS = (
+    *("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+)
+#: Those that do so where they have one input.
+_OF_ONE = ("Max", "Mean", "Min", "Sum")
 #: Operators that keep the order of a sample's scores, those that turn it, and those that do one or
 #: the other by the number that they are given.
 _RISING = ("Exp", "Log", "LogSoftmax", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh")
@@ -173,7 +177,7 @@ class _Makers:
         kind = node.op_type
         if kind == "Cast":
             return node.input[0], _Step(_cast(node))
-        if kind in _VIEWS:
+        if kind in _VIEWS or (kind in _OF_ONE and len(node.input) == 1):
             return node.input[0], _Step("")
         if kind in _RISING:
             return node.input[0], _Step(kind)

@@ -44,6 +44,13 @@ LEAST: dict[str, list[NodeProto]] = {
         node("Mul", ["s", "turning"], ["n"]),
         node("ArgMax", ["n"], ["label"], axis=1),
     ],
+    "turned round, of one": [
+        node("Neg", ["s"], ["n"]),
+        node("Max", ["n"], ["m"]),
+        node("Dropout", ["m"], ["d"]),
+        node("Transpose", ["d"], ["t"]),
+        node("ArgMax", ["t"], ["label"], axis=0, keepdims=0),
+    ],
     "softmax": [
         node("Neg", ["s"], ["n"]),
         node("Softmax", ["n"], ["p"], axis=1),

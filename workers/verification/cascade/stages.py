@@ -32,6 +32,8 @@ GAIN = 0.1
 #: What a pass of the verdicts is worth in counted ones: of the attack, in whose small batches each
 #: takes longer, and of bounds whose counts are guesses, from above.
 ATTACK_SHARE, GUESSED_SHARE = 3.0, 0.4
+#: Of what verdicts have cost, what the search may: cheap bounds and small batches take the rest.
+SPENDABLE = 0.95
 #: A try is taken to cost so many times as much as the last one: what fails takes longer.
 DEARER = 1.5
 
@@ -199,7 +201,7 @@ def _affordable(block: Block, bounds: list[Bound], rows: Tensor) -> Tensor:
     left = -block.searched
     for name, passes in block.spent.items():
         worth = ATTACK_SHARE if name == ATTACK else GUESSED_SHARE
-        left = left + passes * (1.0 if name in own else worth / unit)
+        left = left + SPENDABLE * passes * (1.0 if name in own else worth / unit)
     price = torch.zeros(len(rows), dtype=torch.float64)
     for bound in bounds:
         most = bound.price(tightest=True)

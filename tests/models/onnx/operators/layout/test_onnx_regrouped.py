@@ -58,7 +58,7 @@ def attention_of(heads: int, places: int, size: int, *, shared: bool) -> list[No
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("batch", ["N", 1])
 def test_heads_may_share_an_axis_with_the_batch(shared: bool, batch: str | int) -> None:
-    heads, places, size = 2, 5, 3
+    heads, places, size = 2, 3, 2
     width = heads * size
     constants = {
         "w": normal(0, width, 3 * width),
@@ -77,9 +77,8 @@ def test_heads_may_share_an_axis_with_the_batch(shared: bool, batch: str | int) 
     nodes = attention_of(heads, places, size, shared=shared)
     used = {name for row in nodes for name in row.input}
     kept = {name: value for name, value in constants.items() if name in used}
-    for samples in (1, 3) if batch == "N" else (1,):
-        data = flattened(nodes, (places, width), kept, batch=batch, opset=18)
-        assert_agrees(data, samples=samples, scale=0.3)
+    data = flattened(nodes, (places, width), kept, batch=batch, opset=18)
+    assert_agrees(data, samples=3 if batch == "N" else 1, scale=0.3)
 
 
 @pytest.mark.parametrize(

@@ -20,24 +20,19 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from models.layers.activations import Abs
-from models.layers.base import Layer
-from models.layers.kinds import Conv2d, Linear, Reshape
-from models.network import INPUT, Network
+from models.layers.kinds import Conv2d
+from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
-from models.rewriting import LOST, rewritten
+from models.rewriting import rewritten
 from tests.workers.verification.uploads.wide_networks import (
-    LAYERS,
-    SHARE,
     WideNetwork,
     dense_network,
     image_network,
-    orthogonal_kernel,
 )
 from workers.verification.bounds.lipschitz import lipschitz_radius
-from workers.verification.graph.affine import Affine, Norms
+from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.rounding import Rounding
 
@@ -50,10 +45,9 @@ NETWORKS: dict[str, Callable[[], WideNetwork]] = {
     "3x3 around, 32 channels on 4": lambda: image_network(32, 4),
     "3x3 around, 64 channels on 4": lambda: image_network(64, 4),
     "3x3 around, 128 channels on 4": lambda: image_network(128, 4),
+    "3x3 around, 256 channels on 4": lambda: image_network(256, 4),
+    "3x3 around, 512 channels on 4": lambda: image_network(512, 4),
 }
-#: Too wide to have all norms proved in minutes: one convolution, whose norm is 1 by construction,
-#: and six times what it may round: channels, side of the map.
-CONVOLUTIONS = {"3x3, 256 channels on 4": (256, 4), "3x3, 512 channels on 4": (512, 4)}
 BATCHES, RUNS = (1, 32), 7
 
 
@@ -76,41 +70,6 @@ def seconds(file: bytes, shape: tuple[int, ...], batch: int) -> float:
         model(inputs)
         least = min(least, time.perf_counter() - began)
     return least
-
-
-@torch.no_grad()
-def measure_convolution(name: str) -> dict[str, object]:
-    """One row, of six such layers by what one of them may round."""
-    channels, side = CONVOLUTIONS[name]
-    shape, count = (channels, side, side), channels * side * side
-    layers: list[tuple[str, Layer, tuple[str, ...]]] = [
-        ("z", Conv2d(orthogonal_kernel(channels, 0), padding=1), (INPUT,)),
-        ("flat", Reshape(shape=(count,)), ("z",)),
-        ("bent", Abs(), ("flat",)),
-        ("y", Linear(torch.ones(2, count)), ("bent",)),
-    ]
-    network = Network(shape, layers).eval()
-    found, unit = rewritten(network, lost=LOST * 2 / 7), Rounding.sound(F64).deployed
-    kept, ops = [], []
-    for one in (network, found.network):
-        steps = CompiledNetwork.compile(one, norms=False).steps
-        op = next(step.op for step in steps if isinstance(step.op, Affine))
-        norms = Norms(1.0 + 1e-5, op.absolute_norm())
-        share = op.rounding_share(norms, unit, op.terms, op.summation)
-        kept.append(round(1.0 - LAYERS * share / SHARE, 3))
-        ops.append(op)
-    files = [export_onnx(one) for one in (network, found.network)]
-    return {
-        "network": name,
-        "terms": ops[0].terms,
-        "uploaded": kept[0],
-        "partial": kept[1],
-        "sums": None if ops[1].summation is None else ops[1].summation.sizes,
-        "times": {
-            batch: round(seconds(files[1], shape, batch) / seconds(files[0], shape, batch), 1)
-            for batch in BATCHES
-        },
-    }
 
 
 def measure(name: str) -> dict[str, object]:
@@ -150,12 +109,10 @@ def measure(name: str) -> dict[str, object]:
 def main() -> None:
     """Print a row per network."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = [*NETWORKS, *CONVOLUTIONS]
-    parser.add_argument("--network", choices=names, action="append", help="by default all")
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="by default all")
     torch.set_num_threads(1)
-    for name in parser.parse_args().network or names:
-        row = measure(name) if name in NETWORKS else measure_convolution(name)
-        print(json.dumps(row), flush=True)
+    for name in parser.parse_args().network or NETWORKS:
+        print(json.dumps(measure(name)), flush=True)
 
 
 if __name__ == "__main__":

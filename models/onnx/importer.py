@@ -264,8 +264,9 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
         operation.refuse(
             "this operator is not supported on constants alone",
             hint="compute the weights before the export (torch: remove_parametrizations, "
-            "remove_spectral_norm; deel-torchlip: vanilla_export): a file that computes them by "
-            "sums has others on every machine",
+            "remove_spectral_norm; deel-torchlip: vanilla_export), or let ONNX Runtime write them "
+            "into the file (SessionOptions: ORT_ENABLE_BASIC, optimized_model_filepath): a file "
+            "that computes them by sums has others on every machine",
         )
     check_repeated(operation)
     if operation.op_type == "Shape":

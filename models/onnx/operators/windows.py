@@ -128,7 +128,9 @@ def pad(operation: Operation, translation: Translation) -> Activation:
     cut."""
     x = operation.activation()
     mode = operation.attributes["mode"].decode(errors="replace")
-    if mode not in ("constant", "edge", "reflect", "wrap"):
+    if mode not in ("constant", "edge", "reflect", "wrap") or (
+        mode == "wrap" and operation.opset < 19
+    ):
         operation.refuse(f"mode {mode!r} is not supported")
     if operation.opset < 11:
         pads, value = list(operation.attributes["pads"]), operation.attributes["value"]

@@ -156,6 +156,7 @@ NEAREST = {"mode": "nearest"}
         node("Resize", ["x", "", "", "sizes"], ["y"], **NEAREST),
         node("Pad", ["x", "far"], ["y"], mode="reflect"),
         node("Pad", ["x", "beyond"], ["y"], mode="wrap"),
+        node("Pad", ["x", "whole_pads"], ["y"], mode="mirror"),
         node("ConvTranspose", ["x", "w"], ["y"], output_shape=[9, 9]),
         node("ConvTranspose", ["x", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2, 2]),
         node("ConvTranspose", ["x", "w"], ["y"], output_padding=[1, 1]),
@@ -170,7 +171,8 @@ def test_refused(made: Any) -> None:
         "many": np.array([1, 1, 1e9, 1], np.float32),
         "sizes": np.array([1, 2, 8, 8], np.int64),
         "far": np.array([0, 0, 4, 0, 0, 0, 0, 0], np.int64),
-        "beyond": np.array([0, 0, 5, 0, 0, 0, 0, 0], np.int64),
+        "beyond": np.array([0, 0, 1, 0, 0, 0, 5, 0], np.int64),
+        "whole_pads": np.array([0, 0, 1, 0, 0, 0, 0, 0], np.int64),
         "w": normal(0, 2, 3, 2, 2),
     }
     with pytest.raises(ModelError) as caught:

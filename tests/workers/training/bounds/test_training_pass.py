@@ -27,6 +27,7 @@ from models.layers.curves import (
     ELU,
     GELU,
     SELU,
+    STEEP,
     Erf,
     HardSwish,
     Mish,
@@ -74,7 +75,7 @@ SHAPE = (4, 8, 8)
 #: After the first convolution.
 INNER = (4, 6, 6)
 #: Layers of uploaded files alone.
-UNTRAINED = {Centre, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize}
+UNTRAINED = {Centre, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize, *STEEP}
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.
 BALL_ALONE = {Abs, L2Pool2d}
 

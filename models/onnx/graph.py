@@ -76,6 +76,11 @@ class Activation:
             rows = rows.reshape(-1, *self.shape[self.merged :])
         return np.moveaxis(rows, 0, self.batch_axis)
 
+    def from_file(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Its numbers [batch, *shape], of the file's."""
+        rows = np.moveaxis(array, self.batch_axis, 0) if self.batched else array
+        return rows.reshape(-1, *self.shape)
+
     def unbatched(self) -> Activation:
         """The same numbers in a value of the file that has no batch axis."""
         return replace(self, batched=False)

@@ -78,3 +78,41 @@ def test_probabilities_of_probabilities_lose_one_softmax_only() -> None:
     x = normal(1, 5, 4)
     found = OnnxRuntimeModel(imported.deployed, (4,), plain=True)(x)
     np.testing.assert_allclose(found.sum(1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [-14.0, -17.0, -40.0])
+@pytest.mark.parametrize("form", ["sigmoid", "gate", "softplus"])
+def test_a_shut_gate_is_no_other_value(
+    form: str, bias: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels are off by a fixed number, all of a value that is smaller; a view behind it that is
+    read otherwise is found as before."""
+    gates = {
+        "sigmoid": [node("Sigmoid", ["h"], ["g"])],
+        "gate": [node("Sigmoid", ["h"], ["s"]), node("Mul", ["x", "s"], ["g"])],
+        "softplus": [
+            *(node("Exp", ["h"], ["e"]), node("Add", ["e", "one"], ["c"])),
+            node("Log", ["c"], ["g"]),
+        ],
+    }
+    constants = {
+        **{name: np.array(value, np.float32) for name, value in (("one", 1), ("bias", bias))},
+        **{name: np.array([value]) for name, value in (("last", -1), ("before", -99), ("axis", 1))},
+        "w": normal(0, 4, 3),
+    }
+    nodes = [
+        node("Add", ["x", "bias"], ["h"]),
+        *gates[form],
+        node("Slice", ["g", "last", "before", "axis", "last"], ["turned"]),
+        node("Add", ["turned", "x"], ["sum"]),
+        node("MatMul", ["sum", "w"], ["y"]),
+    ]
+    used = {name for each in nodes for name in each.input}
+    constants = {name: value for name, value in constants.items() if name in used}
+    data = graph_of(nodes, (4,), constants).SerializeToString()
+    refuse_other_values(read_onnx_bytes(data))
+    monkeypatch.setitem(OPERATORS, "Slice", OPERATORS["Identity"])
+    if bias == -14.0:
+        imported = read_onnx_bytes(data)
+        with pytest.raises(ModelError, match="'turned'"):
+            refuse_other_values(imported)

@@ -72,6 +72,8 @@ class Activation:
         """Its numbers [batch, *shape] as the file lays them out."""
         if not self.batched:
             return rows[0]
+        if self.turned:
+            rows = np.moveaxis(rows, 0, self.merged)
         if self.merged:
             rows = rows.reshape(-1, *self.shape[self.merged :])
         return np.moveaxis(rows, 0, self.batch_axis)
@@ -79,6 +81,9 @@ class Activation:
     def from_file(self, array: NDArray[Any]) -> NDArray[Any]:
         """Its numbers [batch, *shape], of the file's."""
         rows = np.moveaxis(array, self.batch_axis, 0) if self.batched else array
+        if self.turned:
+            first, rest = self.shape[: self.merged], self.shape[self.merged :]
+            rows = np.moveaxis(rows.reshape(*first, -1, *rest), self.merged, 0)
         return rows.reshape(-1, *self.shape)
 
     def unbatched(self) -> Activation:

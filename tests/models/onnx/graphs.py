@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from models.network import Network
-from models.onnx.importer import import_onnx_bytes
+from models.onnx.forms.inner_values import refuse_other_values
+from models.onnx.importer import read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 
 Array = NDArray[Any]
@@ -56,8 +57,17 @@ def flattened(
 
 
 def assert_agrees(data: bytes, *, samples: int = 2, seed: int = 0, scale: float = 1.0) -> Network:
-    """Import the graph; its logits are ONNX Runtime's on random inputs."""
-    network = import_onnx_bytes(data)
+    """Import the graph; its logits are ONNX Runtime's on random inputs, and so is every value."""
+    imported = read_onnx_bytes(data)
+    refuse_other_values(imported)
+    assert_same_logits(imported.network, data, samples=samples, seed=seed, scale=scale)
+    return imported.network
+
+
+def assert_same_logits(
+    network: Network, data: bytes, *, samples: int = 2, seed: int = 0, scale: float = 1.0
+) -> None:
+    """Its logits are ONNX Runtime's of the file on random inputs."""
     rng = np.random.default_rng(seed)
     x = (scale * rng.standard_normal((samples, *network.input_shape))).astype(np.float32)
     expected = OnnxRuntimeModel(data, network.input_shape)(x)
@@ -66,7 +76,6 @@ def assert_agrees(data: bytes, *, samples: int = 2, seed: int = 0, scale: float 
     assert given.shape == expected.shape
     size = np.abs(expected).max() + 1e-3
     assert np.abs(given - expected).max() <= 2e-5 * size, network.description()
-    return network
 
 
 def normal(seed: int, *shape: int) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from models.checkpoints.state_dict import network_of_state_dict
 from models.errors import ModelError
 from models.layers.activations import AtLeast, AtMost, Clip, MaxMin, ReLUTheta
 from models.layers.joins import Concat, Maximum, Minimum, ReduceMean, ReduceSum, Slice
-from models.layers.kinds import LAYER_KINDS, Layer, ReLU, Reshape, ShapeError
+from models.layers.kinds import LAYER_KINDS, Layer, LeakyReLU, Pad, ReLU, Reshape, ShapeError
 from models.network import Network, NetworkError
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
@@ -238,3 +238,11 @@ def test_a_view_of_everything_reduced() -> None:
     assert torch.allclose(network(x), x.sum((1, 2))[:, None].expand(3, 2))
     again = import_onnx_bytes(export_onnx(network))
     assert torch.allclose(again(x), network(x))
+
+
+def test_constants_are_what_a_float32_attribute_holds() -> None:
+    assert Pad(padding=(1, 1, 1, 1), value=0.1).value == float(np.float32(0.1))
+    assert LeakyReLU(slope=0.01).slope == float(np.float32(0.01))
+    for slope in (2.0, -0.5):
+        with pytest.raises(ModelError):
+            LeakyReLU(slope=slope)

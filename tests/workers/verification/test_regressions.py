@@ -9,19 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import ModelError
 from models.layers.activations import AtLeast, AtMost, ReLUTheta
 from models.layers.joins import ReduceMean
 from models.layers.kinds import (
     AvgPool2d,
     BatchNorm,
     Layer,
-    LeakyReLU,
     Linear,
     MaxPool2d,
     Multiply,
     Normalize,
-    Pad,
     ReLU,
     Reshape,
     Shift,
@@ -397,11 +394,3 @@ def test_inputs_outside_the_pixel_box_are_refused_with_clip() -> None:
     network = chain((1,), Linear(T([[-1.0], [0.0]]), T([-3.0, 0.0])))
     with pytest.raises(PixelsOutOfRange):
         certify(network, np.array([[-5.0]], dtype=np.float32), ("1",))
-
-
-def test_constants_are_what_a_float32_attribute_holds() -> None:
-    assert Pad(padding=(1, 1, 1, 1), value=0.1).value == float(np.float32(0.1))
-    assert LeakyReLU(slope=0.01).slope == float(np.float32(0.01))
-    for slope in (2.0, -0.5):
-        with pytest.raises(ModelError):
-            LeakyReLU(slope=slope)

@@ -81,6 +81,11 @@ class BackwardPass:
     _shares: dict[tuple[int, float], Tensor] = field(default_factory=dict)
     _concretization: Concretization | None = None
 
+    def over(self, region: Region, values: list[Enclosure | None]) -> BackwardPass:
+        """A pass of the same arithmetic, rules and clock over another region and its boxes."""
+        same = (self.rounding, self.dtype, self.slopes, self.rounds)
+        return BackwardPass(self.compiled, region, values, *same, clock=self.clock)
+
     def box(self, value: int) -> tuple[Tensor, Tensor]:
         """Elementwise bounds of a value, [batch, *shape] each."""
         enclosure = self.values[value]

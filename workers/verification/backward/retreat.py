@@ -56,16 +56,7 @@ def within(backward: BackwardPass, epsilon: Tensor) -> BackwardPass:
     )
     for own, known in zip(values, backward.values, strict=True):
         _cut(own, known)
-    return BackwardPass(
-        backward.compiled,
-        region,
-        values,
-        backward.rounding,
-        backward.dtype,
-        backward.slopes,
-        backward.rounds,
-        clock=backward.clock,
-    )
+    return backward.over(region, values)
 
 
 def _cut(own: Enclosure | None, known: Enclosure | None) -> None:

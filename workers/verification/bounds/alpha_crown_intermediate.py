@@ -92,13 +92,4 @@ def _samples_of(backward: BackwardPass, rows: Tensor) -> BackwardPass:
                 valid=chosen(state.valid),
             )
         )
-    return BackwardPass(
-        backward.compiled,
-        region.part(rows, region.x.device),
-        values,
-        backward.rounding,
-        backward.dtype,
-        backward.slopes,
-        backward.rounds,
-        clock=backward.clock,
-    )
+    return backward.over(region.part(rows, region.x.device), values)

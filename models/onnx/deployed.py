@@ -69,7 +69,11 @@ class DeployedNetwork:
         rows = self._rows
         return np.concatenate([self._logits(x[i : i + rows]) for i in range(0, len(x), rows)])
 
-    def _logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def given(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the ONNX graph is given for these inputs, of the same shape."""
         if self._mean is not None and self._std is not None:
             x = (x - self._mean) / self._std
-        return np.asarray(self._model(np.ascontiguousarray(x)), dtype=np.float32)
+        return np.ascontiguousarray(x)
+
+    def _logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(self._model(self.given(x)), dtype=np.float32)

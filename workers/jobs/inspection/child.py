@@ -13,8 +13,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from models.network import Network
     from workers.jobs.datasets.arrays import DataSet
+    from workers.jobs.inspection.loaded_model import LoadedModel
     from workers.jobs.inspection.rewritten_model import RewrittenModel
 
-__all__ = ["LoadedModel", "inspect", "main"]
+__all__ = ["inspect", "main"]
 
 #: Samples on which our graph is compared with ONNX Runtime.
 PARITY_SAMPLES = 1000
@@ -55,6 +55,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     import torch
 
     from models.onnx.deployed import DeployedNetwork
+    from models.onnx.forms.file_labels import refuse_other_labels
     from service.contract.storage.pictures import THUMBNAILS
     from workers.jobs.datasets.arrays import Bounds, DataError
     from workers.jobs.datasets.layout import as_network_input, to_pixels, with_channels
@@ -62,6 +63,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.thumbnails import shown, thumbnails
     from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.estimate import estimate
+    from workers.jobs.inspection.loaded_model import load_model
     from workers.jobs.inspection.normalization_check import normalization_doubt, swapped
     from workers.jobs.inspection.rewritten_model import check_same_function
     from workers.jobs.inspection.valid_inputs import valid_inputs
@@ -75,8 +77,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     watch_barriers(torch.get_num_threads())
     sandbox.opens_uploads(folder.parent)
     started, budget = time.monotonic(), request.get("time_budget_s")
-    loaded = _load_model(request, folder)
-    made = None
+    loaded = load_model(request, folder)
+    stated, made = loaded.stated, None
     if request.get("summation") == "partial-sums":
         loaded, made = _in_partial_sums(loaded, folder)
     network, outside = loaded.network, loaded.outside
@@ -117,6 +119,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         )
     labels = _labels(data, logits)
     some = slice(None, PARITY_SAMPLES)
+    if stated is not None:
+        refuse_other_labels(stated, x[some], deployed, deployed.given, seed=request["seed"])
     exchanged = swapped(x, request["normalization"])
     doubt = [exchanged] if exchanged is not None else []
     if data.y is not None and not inputs.numbers:
@@ -171,126 +175,12 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """The network in the units of the data, the ONNX that is deployed, and the normalisation
-    outside it.
-
-    one_row_only: the file runs at batch 1 only. output, other_outputs, binary, takes_bytes: of an
-    ONNX file, as in ``ImportedOnnx``. pairing, warnings: of a state dict, which tensor went into
-    which layer, and what is doubtful about that.
-    """
-
-    network: Network
-    onnx: bytes
-    outside: Mapping[str, Any] | None
-    one_row_only: bool = False
-    output: str | None = None
-    other_outputs: Sequence[str] = ()
-    binary: bool = False
-    takes_bytes: bool = False
-    pairing: dict[str, str] | None = None
-    warnings: Sequence[str] = ()
-
-    def facts(self) -> dict[str, Any]:
-        """What every report says of the model."""
-        network = self.network
-        return {
-            "layers": [
-                {
-                    "name": node.name,
-                    "kind": network.layer(node.name).kind,
-                    "shape": list(node.shape),
-                }
-                for node in network.nodes
-            ],
-            "parameters": network.parameter_count,
-            "input_shape": list(network.input_shape),
-            "classes": network.classes,
-            "dropped_output": network.dropped_output,
-            "graph_digest": network.graph_digest(),
-            "normalization_outside": self.outside,
-            "pairing": self.pairing,
-            "output": self.output,
-            "other_outputs": list(self.other_outputs),
-            "binary": self.binary,
-            "takes_bytes": self.takes_bytes,
-        }
-
-
-def _load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
-    from models.checkpoints.state_dict import read_network
-    from models.errors import ModelError
-    from models.onnx.exporter.export import export_onnx
-    from models.onnx.forms.external import self_contained
-    from models.onnx.forms.inner_values import refuse_other_values
-    from models.onnx.forms.plain import Asked
-    from models.onnx.importer import ImportedOnnx, read_onnx_bytes
-
-    model, normalization = request["model"], request["normalization"]
-    path = Path(model["path"])
-    pairing: dict[str, str] | None = None
-    warnings: list[str] = []
-    imported: ImportedOnnx | None = None
-    if model["format"] == "onnx":
-        data = {name: Path(file) for name, file in model.get("data", {}).items()}
-        whole = self_contained(path.read_bytes(), data)
-        classifier = not request.get("property")
-        asked = Asked(model.get("output"), bool(model.get("binary")), classifier=classifier)
-        imported = read_onnx_bytes(whole, asked=asked)
-        refuse_other_values(imported)
-        network = imported.network
-        if data:
-            (folder / "self-contained.onnx").write_bytes(whole)
-    elif model["architecture"] is None:
-        raise ModelError(
-            "a state dict holds weights but no graph",
-            code="missing_architecture",
-            hint='name one in the spec: "architecture": "cifar-6c2f", or a layer list',
-        )
-    else:
-        loaded = read_network(
-            path,
-            model["format"],
-            model["architecture"],
-            classifier=not request.get("property"),
-        )
-        network, pairing, warnings = loaded.network, dict(loaded.pairing), list(loaded.warnings)
-    if normalization is not None and imported is not None and imported.takes_bytes:
-        raise ModelError(
-            "the model takes bytes: nothing can be normalised before it",
-            code="invalid_normalization",
-            hint='leave "normalization" out: the file itself has to divide its bytes',
-        )
-    if normalization is not None:
-        network = network.normalized(normalization["mean"], normalization["std"])
-    broken = network.non_finite()
-    if broken:
-        raise ModelError(
-            f"these tensors hold NaN or infinity: {', '.join(broken[:5])}",
-            code="non_finite_weights",
-        )
-    if network.classes < 2 and not request.get("property"):
-        raise ModelError("a classifier needs at least two logits", code="too_few_classes")
-    if imported is not None:
-        return LoadedModel(
-            network,
-            imported.deployed,
-            normalization,
-            imported.batch == 1,
-            output=imported.output,
-            other_outputs=imported.others,
-            binary=imported.binary,
-            takes_bytes=imported.takes_bytes,
-        )
-    return LoadedModel(network, export_onnx(network), None, pairing=pairing, warnings=warnings)
-
-
 def _in_partial_sums(
     upload: LoadedModel, folder: Path
 ) -> tuple[LoadedModel, RewrittenModel | None]:
     """The model that is certified, and what was made of the upload: a file beside the others; None
     where nothing would change."""
+    from workers.jobs.inspection.loaded_model import LoadedModel
     from workers.jobs.inspection.rewritten_model import rewritten_model
 
     made = rewritten_model(upload)
@@ -346,10 +236,11 @@ def _inspect_and_state() -> int:
 
             write_training_data(request, folder)
         elif request.get("property"):
+            from workers.jobs.inspection.loaded_model import load_model
             from workers.jobs.inspection.property_inspection import inspect_property
 
             sandbox.opens_uploads(folder.parent)
-            inspect_property(request, folder, _load_model(request, folder))
+            inspect_property(request, folder, load_model(request, folder))
         else:
             inspect(request, folder)
     except OSError as error:

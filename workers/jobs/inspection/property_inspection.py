@@ -33,7 +33,7 @@ from workers.verification.protocol import Bound
 from workers.verification.region import Region
 
 if TYPE_CHECKING:
-    from workers.jobs.inspection.child import LoadedModel
+    from workers.jobs.inspection.loaded_model import LoadedModel
 
 __all__ = ["inspect_property"]
 

@@ -35,7 +35,7 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
 
 if TYPE_CHECKING:
-    from workers.jobs.inspection.child import LoadedModel
+    from workers.jobs.inspection.loaded_model import LoadedModel
 
 __all__ = ["RewrittenModel", "check_same_function", "rewritten_model"]
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
+from models.errors import ModelError
 from models.layers.kinds import ReLU
 from models.onnx.deployed import DeployedNetwork
+from tests.models.onnx.forms.files import written
 from tests.models.onnx.graphs import graph_of, normal
 from tests.workers.jobs.conftest import CLASSES, SIDE, Corridor, tiny_npz, tiny_onnx
 from tests.workers.jobs.work import work
@@ -190,6 +192,29 @@ def test_a_deployed_network_that_differs_off_the_samples_ends_the_inspection(
     monkeypatch.setattr(DeployedNetwork, "__call__", changed)
     with pytest.raises(DeploymentMismatch, match=named):
         inspected(tmp_path / "changed", model, data)
+
+
+def test_a_label_of_the_file_that_is_another_class_is_refused(tmp_path: Path) -> None:
+    """By a way that nothing in the graph tells; not where the spec names the output that counts."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["s"]),
+        node("ArgMax", ["s"], ["best"], axis=1, keepdims=0),
+        node("Sub", ["two", "best"], ["label"]),
+    ]
+    constants: dict[str, NDArray[Any]] = {"w": normal(0, 6, 3), "two": np.array(2)}
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]),
+        helper.make_tensor_value_info("s", TensorProto.FLOAT, ["n", 3]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])]
+    model = tmp_path / "labels.onnx"
+    model.write_bytes(written(nodes, inputs, outputs, constants))
+    data = features(tmp_path / "d.npz", 5)
+    with pytest.raises(ModelError) as caught:
+        inspected(tmp_path / "out", model, data)
+    assert caught.value.code == "other_labels"
+    named = {"path": str(model), "format": "onnx", "architecture": None, "output": "s"}
+    assert inspected(tmp_path / "named", model, data, model=named)["other_outputs"] == ["label"]
 
 
 def test_the_same_request_leaves_the_same_facts(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from models.layers.kinds import Linear, Reshape
 from models.network import Network
-from workers.jobs.inspection.child import LoadedModel
+from workers.jobs.inspection.loaded_model import LoadedModel
 from workers.jobs.inspection.property_inspection import check_fit
 from workers.verification.properties.errors import PropertyError
 from workers.verification.properties.text.vnnlib import parse_vnnlib

@@ -29,7 +29,8 @@ from service.contract.schemas.submissions import JobSubmission
 from tests.models.onnx.graphs import graph_of, normal
 from tests.workers.jobs.conftest import Corridor
 from tests.workers.jobs.work import work
-from workers.jobs.inspection.child import LoadedModel, inspect
+from workers.jobs.inspection.child import inspect
+from workers.jobs.inspection.loaded_model import LoadedModel
 from workers.jobs.inspection.rewritten_model import rewritten_model as written_anew
 from workers.jobs.items.prepare import REWRITTEN, prepare
 from workers.verification.cascade.parity import DeploymentMismatch

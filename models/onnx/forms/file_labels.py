@@ -1,0 +1,141 @@
+"""The labels that a file gives beside its scores, on the samples themselves.
+
+``models.onnx.forms.answers`` follows what stands between scores and labels as far as it can be
+followed. Of the rest nothing is known from the graph alone, so the file is run: where the label of
+a sample is not the class of its largest score, the file's answer is not the one that would be
+certified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from models.errors import ModelError
+from models.onnx.forms.inputs import take_floats
+from models.onnx.forms.outputs import choose_output, cut_away_unneeded
+from models.onnx.forms.signature import signature_for
+from models.onnx.operators.supported import SUPPORTED_OPERATORS
+from models.onnx.safety import parse_onnx
+from models.onnx.session import open_session
+
+__all__ = ["StatedLabels", "refuse_other_labels"]
+
+_INTEGERS = (TensorProto.INT32, TensorProto.INT64)
+#: What stands between scores and labels, beside the operators of networks. All of them end at once
+#: and make nothing much larger than what they are given.
+_OF_LABELS = (
+    *("And", "ArgMax", "ArgMin", "ArrayFeatureExtractor", "Binarizer", "Cast", "Equal", "Gather"),
+    *("GatherElements", "Greater", "GreaterOrEqual", "LabelEncoder", "Less", "LessOrEqual", "Mod"),
+    *("Normalizer", "Not", "Or", "TopK", "Where", "Xor"),
+)
+#: A class is beyond doubt where its score leads by so much of the largest score.
+CLEAR = 1e-3
+#: Samples that are looked at, inputs with shuffled numbers beside them, and rows of one run.
+MOST, SHUFFLED, ROWS = 192, 64, 32
+
+
+@dataclass(frozen=True)
+class StatedLabels:
+    """file: an ONNX file that holds all its weights; output: the one of its outputs that was taken
+    for the scores; others: those that were left out."""
+
+    file: bytes
+    output: str
+    others: Sequence[str]
+
+
+def refuse_other_labels(
+    stated: StatedLabels,
+    x: NDArray[np.float32],
+    deployed: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    given: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    *,
+    seed: int = 0,
+) -> None:
+    """Raise ModelError (other_labels) where a label that the file gives is not the class of the
+    largest score, on these samples or on such whose numbers are shuffled.
+
+    x: float32 [N, ...]; deployed: their logits [N, classes], which are what is certified; given:
+    what the file is given for them. An output of whole numbers, one for each sample, is its label,
+    unless its numbers are no classes and do not follow the class either; inputs without a clear
+    class are left out.
+    """
+    x = x[:MOST]
+    rows = np.resize(x.reshape(len(x), -1), (SHUFFLED, x[0].size))
+    rows = np.random.default_rng(seed).permuted(rows, axis=1)
+    x = np.concatenate([x, rows.reshape(-1, *x.shape[1:])])
+    logits, x = deployed(x), given(x)
+    top = np.sort(logits, axis=1)[:, -2:]
+    clear = top[:, 1] - top[:, 0] > CLEAR * np.abs(logits).max(axis=1)
+    classes, count = logits.argmax(axis=1), logits.shape[1]
+    for name in stated.others:
+        labels = _labels(stated.file, name, x)
+        if labels is None:
+            continue
+        known = clear[: len(labels)]
+        theirs, own = labels[known], classes[: len(labels)][known]
+        wrong = theirs != own
+        if not wrong.any() or not (_are_classes(theirs, count) or _follow(theirs, own)):
+            continue
+        first = int(np.flatnonzero(known)[wrong.argmax()])
+        raise ModelError(
+            f"the output {name!r} of the file gives the label {labels[first]} where the largest "
+            f"score in {stated.output!r} is that of class {classes[first]} (so it is with "
+            f"{int(wrong.sum())} of {len(wrong)} inputs that were tried)",
+            code="other_labels",
+            hint="certified is the class of the largest score: number the classes by place and let "
+            "the label be that class, or, if the label means something else, name the output with "
+            f'the scores in the spec: "output": "{stated.output}"',
+        )
+
+
+def _are_classes(labels: NDArray[np.int64], count: int) -> bool:
+    return bool(((labels >= 0) & (labels < count)).all())
+
+
+def _follow(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> bool:
+    """Whether each of several classes has a label of its own."""
+    pairs = {*zip(classes.tolist(), labels.tolist(), strict=True)}
+    seen, called = ({pair[place] for pair in pairs} for place in range(2))
+    return 1 < len(pairs) == len(seen) == len(called)
+
+
+def _labels(file: bytes, name: str, x: NDArray[np.float32]) -> NDArray[np.int64] | None:
+    """An output's whole numbers, one for each sample; None: it is another one, or is not run."""
+    model = parse_onnx(file)
+    graph = model.graph
+    declared = {value.name: value for value in graph.output}[name]
+    if declared.type.WhichOneof("value") != "tensor_type":
+        return None
+    if declared.type.tensor_type.elem_type not in _INTEGERS:
+        return None
+    choose_output(graph, name)
+    cut_away_unneeded(graph)
+    if any(node.op_type not in (*SUPPORTED_OPERATORS, *_OF_LABELS) for node in graph.node):
+        return None
+    try:
+        take_floats(graph)
+        signature = signature_for(graph, x.shape[1:])
+        session = open_session(model.SerializeToString())
+    except Exception:  # noqa: BLE001 - whatever ONNX Runtime raises
+        return None
+
+    def run(rows: NDArray[np.float32]) -> NDArray[np.int64] | None:
+        feeds = {signature.name: rows.reshape(signature.of_graph(len(rows)))}
+        try:
+            (labels,) = session.run(None, feeds)
+        except Exception:  # noqa: BLE001 - the same
+            return None
+        return labels.reshape(-1).astype(np.int64) if labels.size == len(rows) else None
+
+    for step in dict.fromkeys((signature.batch or ROWS, signature.batch or 1)):
+        blocks = [run(x[i : i + step]) for i in range(0, len(x) // step * step, step)]
+        found = [block for block in blocks if block is not None]
+        if blocks and len(found) == len(blocks):
+            return np.concatenate(found)
+    return None

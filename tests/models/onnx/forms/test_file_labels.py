@@ -1,0 +1,124 @@
+"""A label beside the scores that is not the class of the largest one is refused, however the file
+makes it; one that is, or that is no label, changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import NodeProto, TensorProto, helper
+
+from models.errors import ModelError
+from models.onnx.deployed import DeployedNetwork
+from models.onnx.forms.file_labels import StatedLabels, refuse_other_labels
+from models.onnx.importer import read_onnx_bytes
+from tests.models.onnx.forms.files import floats, node, written
+from tests.models.onnx.graphs import normal
+
+NUMBERS: dict[str, Any] = {
+    "w": normal(0, 4, 3),
+    "other": normal(1, 4, 3),
+    "one": np.array(1, np.int64),
+    "two": np.array(2, np.int64),
+    "ten": np.array(10, np.int64),
+    "zero": np.array([0], np.int64),
+    "three": np.array(3, np.int64),
+    "half": np.float32(0.5),
+    "k": np.array([1], np.int64),
+}
+SCORES = node("MatMul", ["x", "w"], ["s"])
+BEST = node("ArgMax", ["s"], ["best"], axis=1, keepdims=0)
+#: Files whose label is another class than that of the largest score, in ways that nothing follows.
+OTHER: dict[str, list[NodeProto]] = {
+    "from the end": [BEST, node("Sub", ["two", "best"], ["label"])],
+    "the next one": [
+        *(BEST, node("Add", ["best", "one"], ["more"])),
+        node("Mod", ["more", "three"], ["label"]),
+    ],
+    "from one on": [BEST, node("Add", ["best", "one"], ["label"])],
+    "tens": [BEST, node("Mul", ["best", "ten"], ["label"])],
+    "of other scores": [
+        node("MatMul", ["x", "other"], ["o"]),
+        node("ArgMax", ["o"], ["label"], axis=1, keepdims=1),
+    ],
+    "of their sizes": [
+        node("Abs", ["s"], ["sizes"]),
+        node("ArgMax", ["sizes"], ["label"], axis=1),
+    ],
+}
+#: Whole numbers beside the scores that are the class, or no class.
+SAME: dict[str, list[NodeProto]] = {
+    "the class": [BEST, node("Identity", ["best"], ["label"])],
+    "the class, in a column": [node("ArgMax", ["s"], ["label"], axis=1)],
+    "there and back": [
+        *(BEST, node("Sub", ["two", "best"], ["more"])),
+        node("Sub", ["two", "more"], ["label"]),
+    ],
+    "the best one": [node("TopK", ["s", "k"], ["v", "label"], axis=1)],
+    "how many are positive, in hundreds": [
+        node("Greater", ["s", "half"], ["above"]),
+        node("Cast", ["above"], ["counted"], to=TensorProto.INT64),
+        node("Mul", ["counted", "ten"], ["tens"]),
+        node("ReduceSum", ["tens", "one_axis"], ["label"], keepdims=0),
+    ],
+    "all of them": [node("Cast", ["s"], ["label"], to=TensorProto.INT64)],
+    "what never ends": [
+        BEST,
+        node(
+            "Loop",
+            ["", "", "best"],
+            ["label"],
+            body=helper.make_graph(
+                [node("Identity", ["go"], ["on"]), node("Identity", ["v"], ["w_"])],
+                "body",
+                [
+                    helper.make_tensor_value_info("i", TensorProto.INT64, []),
+                    helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+                    helper.make_tensor_value_info("v", TensorProto.INT64, None),
+                ],
+                [
+                    helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+                    helper.make_tensor_value_info("w_", TensorProto.INT64, None),
+                ],
+            ),
+        ),
+    ],
+}
+
+
+def compared(nodes: list[NodeProto], batch: int | str = "N", count: int = 20) -> None:
+    file = written(
+        [SCORES, *nodes],
+        [floats("x", batch, 4)],
+        [helper.make_tensor_value_info("label", TensorProto.INT64, None), floats("s", batch, 3)],
+        {**NUMBERS, "one_axis": np.array([1], np.int64)},
+    )
+    imported = read_onnx_bytes(file)
+    assert (imported.output, imported.others) == ("s", ("label",))
+    network = DeployedNetwork(imported.deployed, (4,), {"mean": [0.5], "std": [0.25]})
+    x = np.random.default_rng(3).random((count, 4)).astype(np.float32)
+    stated = StatedLabels(file, imported.output, imported.others)
+    refuse_other_labels(stated, x, network, network.given)
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 4])
+@pytest.mark.parametrize("name", OTHER)
+def test_another_label_is_refused(name: str, batch: int | str) -> None:
+    with pytest.raises(ModelError) as raised:
+        compared(OTHER[name], batch)
+    assert raised.value.code == "other_labels"
+    assert '"output": "s"' in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_one_sample_is_enough(name: str) -> None:
+    """Its numbers in other orders have other classes."""
+    with pytest.raises(ModelError, match="label"):
+        compared(OTHER[name], count=1)
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 4])
+@pytest.mark.parametrize("name", SAME)
+def test_the_class_itself_and_other_numbers_are_taken(name: str, batch: int | str) -> None:
+    compared(SAME[name], batch)

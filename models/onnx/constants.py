@@ -49,8 +49,9 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
     if not any(c.computed for c in known) and _the_same_for_any_batch(operation.op_type, known):
         return [Constant.of(value) for value in values]
     others = _run(operation, translation, [None if c is None else c.other for c in constants])
+    multiplied = operation.op_type == "Mul" and _multiplies(known)
     return [
-        Constant(value, other, not _moves(operation, constants, value.dtype))
+        Constant(value, other, not (_moves(operation, constants, value.dtype) or multiplied))
         for value, other in zip(values, others, strict=True)
     ]
 
@@ -70,6 +71,16 @@ def _moves(
     known = [c for c in constants if c is not None]
     return not any(c.computed for c in known) and not any(
         c is not None and c.depends_on_batch for c in steered
+    )
+
+
+def _multiplies(factors: Sequence[Constant]) -> bool:
+    """Whether batch sizes that were only moved are multiplied by positive whole numbers."""
+    fixed = [c for c in factors if not c.depends_on_batch]
+    return (
+        len(fixed) == 1
+        and not any(c.computed or c.value.dtype != np.int64 for c in factors)
+        and bool((fixed[0].value > 0).all())
     )
 
 
@@ -189,7 +200,7 @@ def shape_of(operation: Operation, batch: tuple[int, int]) -> Constant:
         np.array([*shape[:at], places * size, *shape[at:]], dtype=np.int64)[start:end]
         for size in batch
     )
-    return Constant(first, second, x.merged > 0 and not np.array_equal(first, second))
+    return Constant(first, second)
 
 
 def _run(operation: Operation, translation: Translation, arrays: Arrays) -> list[Array]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -95,9 +95,10 @@ class Activation:
 class Constant:
     """An ONNX value known beforehand, under either of two batch sizes.
 
-    computed: the batch size was used in a computation, not only moved. Then its value at a third
-    batch size is unknown, even where these two agree (such as min(batch size, 5)). repeated: in the
-    file it has a row for each row of the batch, all of them alike; here it has one.
+    computed: the batch size was used in a computation: neither moved, nor multiplied by a positive
+    whole number. Then its value at a third batch size is unknown, even where these two agree (such
+    as min(batch size, 5)). repeated: in the file it has a row for each row of the batch, all of
+    them alike; here it has one.
     """
 
     value: NDArray[Any]
@@ -318,6 +319,15 @@ class Translation:
     without_bias: set[str] = field(default_factory=set)
     #: Sessions of ONNX Runtime that compute constants, by the bytes of what they run.
     sessions: dict[bytes, Any] = field(default_factory=dict)
+
+    def times_batch(self, sizes: Sequence[int]) -> int:
+        """k where a size, of a constant that is not ``computed``, is k batch sizes under both of
+        them; 0 where it is none. Of a fixed batch k is 1: 8 may be anything where it is 4."""
+        (one, two), (first, second) = self.batch, sizes
+        if one == two:
+            return int((first, second) == self.batch != FIXED_BATCH)
+        k = first // one
+        return k if k > 0 and (k * one, k * two) == (first, second) else 0
 
     def weight(self, operation: Operation, array: NDArray[Any]) -> Tensor:
         """A float32 tensor for a layer's parameter, finite and counted against the limit."""

@@ -153,12 +153,15 @@ def matmul(operation: Operation, translation: Translation) -> Activation:
 
 
 def vector_matmul(operation: Operation, translation: Translation) -> Activation:
-    """x @ W or W @ x for a constant matrix W and x [k] without a batch axis; x @ y of two."""
+    """x @ W or W @ x for a constant matrix W and x [..., k] without a batch axis; x @ y of two."""
     if all(isinstance(value, Activation) for value in operation.inputs):
         return matmul_of_two(operation, translation)
     left = isinstance(operation.input(0), Constant)
     x, array = operation.activation(1 if left else 0), operation.constant(0 if left else 1)
     assert array is not None
+    if array.ndim == 2 and len(x.shape) > 1:
+        # Of several axes it is as of a batch of one row, with the row's axis in front.
+        return matmul(operation, translation)
     if array.ndim != 2 or len(x.shape) != 1:
         operation.refuse(f"a constant of shape {array.shape} with a value of shape {x.shape}")
     weight = array if left else array.T

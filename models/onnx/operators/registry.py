@@ -7,11 +7,12 @@ activation they end in. Only MatMul + Add are fused.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from onnx import TensorProto
 
-from models.layers.kinds import BatchNorm
-from models.onnx.graph import Activation, Constant, Operation, Translation, Value
+from models.layers.kinds import BatchNorm, Reshape
+from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation, Value
 from models.onnx.operators.activations import (
     absolute,
     clamped,
@@ -254,11 +255,24 @@ def _alike(name: str) -> Translator:
         for index, value in enumerate(operation.inputs):
             if isinstance(value, Constant) and value.value.ndim > rank:
                 operation.refuse(f"input {index} has more axes than an input without a batch axis")
-            if isinstance(value, Activation) and value.batched:
-                operation.refuse("one of its inputs has a batch axis, another one has none")
-        return OPERATORS[name](operation, translation)
+        inputs = [
+            _without_batch(operation, translation, value)
+            if isinstance(value, Activation) and value.batched
+            else value
+            for value in operation.inputs
+        ]
+        return OPERATORS[name](replace(operation, inputs=tuple(inputs)), translation)
 
     return translate
+
+
+def _without_batch(operation: Operation, translation: Translation, x: Activation) -> Activation:
+    """A batch of one row as a value of the shape that it has in the file, where it is an axis of
+    size 1 like others: MultiheadAttention takes it out of some values and leaves it in others."""
+    if translation.batch != FIXED_BATCH or x.merged:
+        operation.refuse("one of its inputs has a batch axis, another one has none")
+    shape = (*x.shape[: x.batch_axis], 1, *x.shape[x.batch_axis :])
+    return translation.emit(operation, Reshape(shape=shape), x).unbatched()
 
 
 #: Operators on activations that have no batch axis in the file.

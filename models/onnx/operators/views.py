@@ -126,8 +126,9 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
     At every batch size N it must be [N, ...] again, row by row.
 
     Axis 0 of the target is N itself, 0 (copied) or -1 (what is left), with the sample's size after
-    it. A 1 there with the sample's size after it fails in ONNX Runtime at any other batch; with a
-    -1 after it, it merges the rows of a batch.
+    it; or the sample's first axes are one with it (-1, or k N, with the others after it). A 1 there
+    with the sample's size after it fails in ONNX Runtime at any other batch; with a -1 after it, it
+    merges the rows of a batch.
     """
     x, target = operation.activation(), operation.input(1)
     if not isinstance(target, Constant) or target.value.dtype.kind != "i":
@@ -166,9 +167,17 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
     kept = copied or is_batch or one or sizes[0] == others[0] == -1
     apart = symbolic and others[0] == -1 and math.prod(rest) != total
     merged = merged_by(x, sizes) if apart else 0
+    times = translation.times_batch((sizes[0], others[0]))
+    if times > 1 and -1 not in rest:
+        merged = merged_by(x, [-1, *rest])
+        merged = merged if math.prod(x.shape[:merged]) == times else 0
     if merged:
         return replace(x, merged=merged)
-    if not kept or any(size < 1 for size in rest) or math.prod(rest) != total:
+    fits = kept and all(size > 0 for size in rest) and math.prod(rest) == total
+    if not fits and _one_row(translation) and not (copied or is_batch):
+        shape = _resolved(operation, target, (1, *x.shape))
+        return _unbatched(operation, translation, shape)
+    if not fits:
         reason = f"cannot view [batch, {', '.join(map(str, x.shape))}] as {sizes}"
         if copied or is_batch or (one and math.prod(rest) % total):
             operation.refuse(reason, code="shape_mismatch")

@@ -125,6 +125,25 @@ def _along(operation: Operation, at: int) -> Taken:
     return replace(operation, attributes={**operation.attributes, "axis": axis}), at
 
 
+def _over_axis(operation: Operation, at: int) -> Taken:
+    """Softmax, over one axis that is not the batch."""
+    if operation.opset < 13:
+        operation.refuse_batch("before opset 13 it is taken over all axes from one on")
+    if operation.axis(operation.attributes["axis"], operation.activation().rank) == at:
+        operation.refuse_batch("it is taken over the rows of a batch")
+    return _along(operation, at)
+
+
+def _over_last(operation: Operation, at: int) -> Taken:
+    """Normalisations over the last axes, which come behind the batch in the file."""
+    rank = operation.activation().rank
+    axis = operation.axis(operation.attributes["axis"], rank)
+    constants = [value.value.ndim for value in operation.inputs if isinstance(value, Constant)]
+    if axis <= at or max(constants, default=0) > rank - axis:
+        operation.refuse_batch("it is taken over the rows of a batch")
+    return operation, at
+
+
 def _gather(operation: Operation, at: int) -> Taken:
     taken, _ = _along(operation, at)
     indices = operation.constant(1)
@@ -196,7 +215,8 @@ def _matmul(operation: Operation, at: int) -> Taken:
 
 _ALIKE = (
     *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "HardSigmoid"),
-    *("HardSwish", "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Relu"),
+    *("HardSwish", "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg", "Pow", "PRelu"),
+    "Relu",
     *("Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Sum", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
 )
@@ -207,13 +227,16 @@ MOVED: dict[str, Callable[[Operation, int], Taken]] = {
     "Concat": _along,
     "Gather": _gather,
     "GatherND": _gather_nd,
+    "LayerNormalization": _over_last,
     "MatMul": _matmul,
     "ReduceMax": _reduce(18),
     "ReduceMean": _reduce(18),
     "ReduceMin": _reduce(18),
     "ReduceSum": _reduce(13),
     "Reshape": _same,
+    "RMSNormalization": _over_last,
     "Slice": _slice,
+    "Softmax": _over_axis,
     "Split": _along,
     "Squeeze": _squeeze,
     "Transpose": _same,

@@ -19,7 +19,8 @@ __all__ = ["MERGED", "merged_by", "with_rows_apart"]
 
 MERGED = (
     *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "Gemm"),
-    *("BatchNormalization", "HardSigmoid", "Softmax", "Transpose"),
+    *("BatchNormalization", "HardSigmoid", "LayerNormalization", "RMSNormalization", "Softmax"),
+    *("Pow", "Transpose"),
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
@@ -33,11 +34,12 @@ def merged_by(x: Activation, sizes: list[int]) -> int:
     return count if first == -1 and rest and count > 0 and x.shape[count:] == tuple(rest) else 0
 
 
-def _softmax(operation: Operation, rank: int, count: int) -> Operation:
-    """The operation with its axis as the value is held."""
+def _over_axis(operation: Operation, rank: int, count: int) -> Operation:
+    """Softmax, or a normalisation over the last axes, with its axis as the value is held."""
     axis = operation.attributes["axis"]
     axis += rank if axis < 0 else 0
-    if not 0 < axis < rank or (operation.opset < 13 and axis != rank - 1):
+    last = operation.op_type == "Softmax" and operation.opset < 13
+    if not 0 < axis < rank or (last and axis != rank - 1):
         operation.refuse_batch("it is taken over the rows of a batch")
     return replace(operation, attributes={**operation.attributes, "axis": axis + count})
 
@@ -87,8 +89,8 @@ def with_rows_apart(
     rank = x.rank - count
     if operation.op_type == "Reshape":
         return [regrouped(operation, translation, x)]
-    if operation.op_type == "Softmax":
-        operation = _softmax(operation, rank, count)
+    if operation.op_type in ("LayerNormalization", "RMSNormalization", "Softmax"):
+        operation = _over_axis(operation, rank, count)
     elif operation.op_type == "BatchNormalization":
         return [_normalised(replace(operation, inputs=tuple(inputs)), translation, translate, x)]
     elif operation.op_type == "Gemm":

@@ -24,16 +24,16 @@ def regrouped(operation: Operation, translation: Translation, x: Activation) -> 
     if shared:
         x = _apart(operation, translation, x)
     at, x = x.batch_axis, replace(x, batch_axis=0)
-    sizes, place, plain = _sizes(operation, translation, x, at, shared=shared)
+    sizes, place, times = _sizes(operation, translation, x, at, shared=shared)
     if translation.batch == FIXED_BATCH:
         return _one_row(operation, translation, x, sizes)
     before, after = tuple(sizes[:place]), tuple(sizes[place + 1 :])
     first, last = math.prod(x.shape[:at]), math.prod(x.shape[at:])
     kept = math.prod(before) == first, math.prod(after) == last
-    if all(kept):
+    if all(kept) and times in (None, 1):
         return replace(_view(operation, translation, x, (*before, *after)), batch_axis=place)
     joined, rest = divmod(first * last, math.prod(before) * math.prod(after))
-    if plain or rest or not any(kept):
+    if times not in (None, joined) or times == 1 or rest or not any(kept):
         operation.refuse_batch(f"a view of {x.shape} as {sizes} tears the rows of a batch apart")
     # The axes before the batch, or those behind it, end (or begin) in what becomes one with it.
     x = _view(operation, translation, x, (*before, joined, *after))
@@ -73,9 +73,9 @@ def transposed(
 
 def _sizes(
     operation: Operation, translation: Translation, x: Activation, at: int, *, shared: bool
-) -> tuple[list[int], int, bool]:
-    """The sizes asked for, the place of the one that holds the batch, and whether that one is the
-    batch's own size (then nothing else is in it)."""
+) -> tuple[list[int], int, int | None]:
+    """The sizes asked for, the place of the one that holds the batch, and how many batch sizes that
+    one is (1: nothing else is in it), None where it is what the others leave."""
     target = operation.input(1)
     if not isinstance(target, Constant) or target.value.dtype.kind != "i":
         operation.refuse("the shape must be a constant or computed from shapes")
@@ -94,14 +94,15 @@ def _sizes(
             operation.refuse_batch("a view that copies sizes, of an axis that the batch shares")
         pairs = [copied[i] if pair == (0, 0) else pair for i, pair in enumerate(pairs)]
     open_ = [i for i, pair in enumerate(pairs) if pair == (-1, -1)]
-    own = [i for i, pair in enumerate(pairs) if pair == translation.batch]
+    own = [i for i, pair in enumerate(pairs) if translation.times_batch(pair)]
     if translation.batch == FIXED_BATCH:
-        return [one for one, _ in pairs], -1, False
+        return [one for one, _ in pairs], -1, None
     places = open_ or own
     beside = [pair for i, pair in enumerate(pairs) if i not in places]
     if len(places) != 1 or any(one != two or one < 1 for one, two in beside):
         operation.refuse_batch(f"the view as {[one for one, _ in pairs]} moves the batch")
-    return [one for one, _ in pairs], places[0], not open_
+    times = None if open_ else translation.times_batch(pairs[places[0]])
+    return [one for one, _ in pairs], places[0], times
 
 
 def _one_row(

@@ -111,6 +111,39 @@ def test_views_that_tear_rows_apart_are_refused(sizes: list[int], turned: bool) 
     assert caught.value.code == "batch_dependent"
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        # 8 batch sizes where 4 are in it, by a factor that is 4 at two sizes only; half of them.
+        [node("Mul", ["n", "eight"], ["k"])],
+        [node("Min", ["n", "two"], ["m"]), node("Mul", ["n", "m"], ["k"])],
+        [node("Mul", ["n", "n"], ["k"])],
+        [node("Mul", ["n", "eight"], ["m"]), node("Div", ["m", "two"], ["k"])],
+        [node("Mul", ["n", "none"], ["k"])],
+        [node("Mul", ["n", "less"], ["k"])],
+    ],
+)
+def test_sizes_that_are_other_multiples_of_the_batch_size_are_refused(
+    steps: list[NodeProto],
+) -> None:
+    nodes = [
+        node("Shape", ["x"], ["n"], start=0, end=1),
+        *steps,
+        node("Concat", ["k", "three"], ["sizes"], axis=0),
+        *(node("Reshape", ["x", "sizes"], ["v"]), node("Relu", ["v"], ["r"])),
+        node("Reshape", ["r", "rows"], ["y"]),
+    ]
+    numbers = {"eight": 8, "two": 2, "three": 3, "none": 0, "less": -4}
+    constants = {name: np.array([value]) for name, value in numbers.items()}
+    used = {name for row in nodes for name in row.input}
+    constants = {name: value for name, value in constants.items() if name in used}
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(
+            flattened(nodes, (4, 3), {**constants, "rows": np.array([-1, 4, 3])}, opset=18)
+        )
+    assert caught.value.code in ("batch_dependent", "shape_mismatch")
+
+
 @pytest.mark.parametrize("behind", [[-1, 6], [-1, 6, 2]])
 def test_a_batch_norm_of_places_that_are_rows_is_one_of_channels(behind: list[int]) -> None:
     """As LeViT has it: [batch places, channels]."""
@@ -140,6 +173,26 @@ def regrouped(random: np.random.Generator, axes: Atoms) -> Atoms:
     return [atoms[start:end] for start, end in itertools.pairwise(ends)]
 
 
+def computed(
+    random: np.random.Generator, name: str, axes: Atoms, constants: dict[str, np.ndarray]
+) -> list[NodeProto]:
+    """The sizes of a view as torch's older exporter writes them: the batch, multiplied, among
+    them; now and then by another number."""
+    parts, nodes = [], [node("Shape", ["x"], [f"{name} of x"], start=0, end=1)]
+    del constants[f"{name} sizes"]
+    for place, axis in enumerate(axes):
+        part = f"{name} part {place}"
+        parts.append(part)
+        times = math.prod(size for size in axis if size)
+        if 0 not in axis:
+            constants[part] = np.array([times])
+            continue
+        times += int(random.integers(16) == 0)
+        constants[f"{name} times"] = np.array([times])
+        nodes.append(node("Mul", [f"{name} of x", f"{name} times"], [part]))
+    return [*nodes, node("Concat", parts, [f"{name} sizes"], axis=0)]
+
+
 def chain(random: np.random.Generator) -> tuple[list[NodeProto], dict[str, np.ndarray], str]:
     """Transposes and views of [batch, 2, 6, 4], most of them such that rows stay apart."""
     axes: Atoms = [[0], [2], [2, 3], [2, 2]]
@@ -149,7 +202,16 @@ def chain(random: np.random.Generator) -> tuple[list[NodeProto], dict[str, np.nd
     for step in range(int(random.integers(2, 7))):
         name, kind = f"v{step}", int(random.integers(5))
         if kind == 0:
-            nodes.append(node("Tanh", [last], [name]))
+            axis = int(random.integers(len(axes)))
+            size = math.prod(axes[-1])
+            constants[f"{name} scale"] = np.ones(size or 1, np.float32)
+            nodes.append(
+                (
+                    node("Tanh", [last], [name]),
+                    node("Softmax", [last], [name], axis=axis),
+                    node("LayerNormalization", [last, f"{name} scale"], [name], axis=-1),
+                )[int(random.integers(3))]
+            )
         elif kind <= 2:
             perm = random.permutation(len(axes)).tolist()
             axes = [axes[axis] for axis in perm]
@@ -161,6 +223,8 @@ def chain(random: np.random.Generator) -> tuple[list[NodeProto], dict[str, np.nd
                 random.shuffle(sizes)
                 axes = [[0 if size == -1 else size] for size in sizes]
             constants[f"{name} sizes"] = np.array(sizes)
+            if random.integers(2):
+                nodes += computed(random, name, axes, constants)
             nodes.append(node("Reshape", [last, f"{name} sizes"], [name]))
         last = name
     # The batch in front again, alone where it can be.
@@ -191,4 +255,5 @@ def test_random_views_keep_rows_apart_or_are_refused(seed: int) -> None:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     for rows in (1, 2, 3, 7):
         (found,) = session.run(None, {"x": x[:rows]})
-        assert np.allclose(found.reshape(rows, -1), expected[:rows], atol=1e-6), nodes
+        # Of two numbers that are nearly alike a norm is bent by rounding.
+        assert np.allclose(found.reshape(rows, -1), expected[:rows], atol=1e-3), nodes

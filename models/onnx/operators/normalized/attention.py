@@ -35,7 +35,7 @@ def matmul_of_two(operation: Operation, translation: Translation) -> Activation:
 
 def attention(operation: Operation, translation: Translation) -> Activation:
     """softmax(scale q k^T) v of queries, keys and values [N, heads, places, size], without a mask,
-    a cache and a softcap, of opsets 23 and 24.
+    a cache, a softcap and windows.
 
     ONNX Runtime multiplies the sums by the scale, as here. Wherever it did so instead, each product
     would have a few roundings more, which the rules of product, sum and factor leave room for.
@@ -49,8 +49,9 @@ def attention(operation: Operation, translation: Translation) -> Activation:
         operation.refuse(f"attention with {', '.join(given)} is not supported")
     if attributes.get("softmax_precision", 1) not in (0, 1):
         operation.refuse("only computation in float32 is supported (softmax_precision 1)")
-    if operation.opset > 24:
-        operation.refuse("it is supported in opsets 23 and 24", hint="export with opset 24")
+    windows = [attributes.get(f"{side}_window_size", -1) for side in ("left", "right")]
+    if windows != [-1, -1]:
+        operation.refuse(f"attention within windows of {windows} places is not supported")
     if any(translation.uses[name] for name in operation.outputs[1:] if name):
         operation.refuse("only its first output is supported")
     ranks = {len(value.shape) for value in (q, k, v)}

@@ -156,7 +156,7 @@ def of_one(*more: str, opset: int = 23, places: int = 3, **attributes: object) -
     return flattened(nodes, (2, 4, 5), constants, opset=opset)
 
 
-@pytest.mark.parametrize("opset", [23, 24])
+@pytest.mark.parametrize("opset", [23, 24, 25, 26])
 def test_the_operator_of_attention_is_read(opset: int) -> None:
     for data in (
         of_one(opset=opset),
@@ -175,7 +175,8 @@ def test_other_kinds_of_attention_are_refused_by_their_reason() -> None:
         (of_one(scale=0.0), "scales"),
         (of_one(scale=3.0), "scales"),
         (of_one(softmax_precision=10), "softmax_precision"),
-        (of_one(opset=25), "opset"),
+        (of_one(opset=25, left_window_size=1), "windows"),
+        (of_one(opset=25, right_window_size=0), "windows"),
     ):
         with pytest.raises(ModelError, match=reason):
             import_onnx_bytes(data)

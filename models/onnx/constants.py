@@ -8,7 +8,7 @@ operators are allowed, and how large their result may be, says ``models.onnx.con
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -49,9 +49,9 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
     if not any(c.computed for c in known) and _the_same_for_any_batch(operation.op_type, known):
         return [Constant.of(value) for value in values]
     others = _run(operation, translation, [None if c is None else c.other for c in constants])
-    multiplied = operation.op_type == "Mul" and _multiplies(known)
+    followed = _FOLLOWED.get(operation.op_type, _never)(known)
     return [
-        Constant(value, other, not (_moves(operation, constants, value.dtype) or multiplied))
+        Constant(value, other, not (_moves(operation, constants, value.dtype) or followed))
         for value, other in zip(values, others, strict=True)
     ]
 
@@ -74,6 +74,10 @@ def _moves(
     )
 
 
+def _never(_: Sequence[Constant]) -> bool:
+    return False
+
+
 def _multiplies(factors: Sequence[Constant]) -> bool:
     """Whether batch sizes that were only moved are multiplied by positive whole numbers."""
     fixed = [c for c in factors if not c.depends_on_batch]
@@ -82,6 +86,33 @@ def _multiplies(factors: Sequence[Constant]) -> bool:
         and not any(c.computed or c.value.dtype != np.int64 for c in factors)
         and bool((fixed[0].value > 0).all())
     )
+
+
+def _multiplied(given: Sequence[Constant]) -> bool:
+    """Whether a product is of one batch size and positive whole numbers."""
+    sizes = given[0]
+    if sizes.computed or sizes.value.ndim != 1 or sizes.value.dtype != np.int64:
+        return False
+    fixed = sizes.value == sizes.other
+    return int((~fixed).sum()) == 1 and bool((sizes.value[fixed] > 0).all())
+
+
+def _alike(given: Sequence[Constant]) -> bool:
+    """Whether all are one and the same, at any batch size."""
+    first, *others = given
+    return not any(c.computed for c in given) and all(
+        np.array_equal(c.value, first.value) and np.array_equal(c.other, first.other)
+        for c in others
+    )
+
+
+#: Operators that compute with batch sizes and of which it is known what comes out at any.
+_FOLLOWED: dict[str, Callable[[Sequence[Constant]], bool]] = {
+    "Max": _alike,
+    "Min": _alike,
+    "Mul": _multiplies,
+    "ReduceProd": _multiplied,
+}
 
 
 #: Operators that keep rows apart which are alike: on constants, and beside activations.

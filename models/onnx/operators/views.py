@@ -22,7 +22,6 @@ from models.onnx.graph import (
     Value,
 )
 from models.onnx.operators.layout.elsewhere import moved_transpose, moved_unsqueeze
-from models.onnx.operators.layout.merged import merged_by
 from models.onnx.safety import MOST_AXES
 
 __all__ = ["expand", "flatten", "reshape", "settled", "squeeze", "tile", "transpose", "unsqueeze"]
@@ -126,9 +125,9 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
     At every batch size N it must be [N, ...] again, row by row.
 
     Axis 0 of the target is N itself, 0 (copied) or -1 (what is left), with the sample's size after
-    it; or the sample's first axes are one with it (-1, or k N, with the others after it). A 1 there
-    with the sample's size after it fails in ONNX Runtime at any other batch; with a -1 after it, it
-    merges the rows of a batch.
+    it; or places of the sample are on one axis with it (-1, or k N). A 1 there with the sample's
+    size after it fails in ONNX Runtime at any other batch; with a -1 after it, it merges the rows
+    of a batch.
     """
     x, target = operation.activation(), operation.input(1)
     if not isinstance(target, Constant) or target.value.dtype.kind != "i":
@@ -151,7 +150,10 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
     for index, size in enumerate(rest):
         if size == 0 and copies and index < len(x.shape):
             rest[index] = x.shape[index]
-    total = math.prod(x.shape)
+    total, times = math.prod(x.shape), translation.times_batch((sizes[0], others[0]))
+    if times > 1 and total % times:
+        operation.refuse_batch(f"{times} rows of each row of {x.shape}")
+    total //= max(times, 1)
     if sizes[0] != -1 and rest.count(-1) == 1:
         if symbolic and one:
             operation.refuse_batch(
@@ -165,14 +167,11 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
         shape = _resolved(operation, target, (1, *x.shape))
         return _unbatched(operation, translation, shape)
     kept = copied or is_batch or one or sizes[0] == others[0] == -1
-    apart = symbolic and others[0] == -1 and math.prod(rest) != total
-    merged = merged_by(x, sizes) if apart else 0
-    times = translation.times_batch((sizes[0], others[0]))
-    if times > 1 and -1 not in rest:
-        merged = merged_by(x, [-1, *rest])
-        merged = merged if math.prod(x.shape[:merged]) == times else 0
-    if merged:
-        return replace(x, merged=merged)
+    row = math.prod(rest)
+    if symbolic and others[0] == -1 and rest and row > 0 and total % row == 0:
+        times, total = total // row, row
+    if symbolic and times > 1 and rest and min(rest) > 0 and row == total:
+        return _joined(operation, translation, times, tuple(rest))
     fits = kept and all(size > 0 for size in rest) and math.prod(rest) == total
     if not fits and _one_row(translation) and not (copied or is_batch):
         shape = _resolved(operation, target, (1, *x.shape))
@@ -184,6 +183,11 @@ def reshape(operation: Operation, translation: Translation) -> Activation:
         operation.refuse_batch(f"{reason} and keep the batch apart")
     translation.one_row_only = translation.one_row_only or (symbolic and one)
     return _view(operation, translation, tuple(rest))
+
+
+def _joined(operation: Operation, translation: Translation, times: int, rest: Shape) -> Activation:
+    """A view as [times N, *rest]: the sample's first numbers are on one axis with the batch."""
+    return replace(_view(operation, translation, (times, *rest)), merged=1)
 
 
 def _resolved(operation: Operation, target: Constant, shape: Shape) -> Shape:

@@ -15,7 +15,7 @@ from models.onnx.graph import Activation, Constant, Operation, Squares, Translat
 from models.onnx.operators.dense import gemm_at_every_place
 from models.onnx.operators.layout.regrouped import regrouped, transposed
 
-__all__ = ["MERGED", "merged_by", "with_rows_apart"]
+__all__ = ["MERGED", "with_rows_apart"]
 
 MERGED = (
     *("Abs", "Add", "Cast", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "Gemm"),
@@ -25,13 +25,6 @@ MERGED = (
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
 )
-
-
-def merged_by(x: Activation, sizes: list[int]) -> int:
-    """How many axes of the sample a view as [-1, ...] joins to the batch's; 0: none, or others."""
-    first, *rest = sizes
-    count = len(x.shape) - len(rest)
-    return count if first == -1 and rest and count > 0 and x.shape[count:] == tuple(rest) else 0
 
 
 def _over_axis(operation: Operation, rank: int, count: int) -> Operation:

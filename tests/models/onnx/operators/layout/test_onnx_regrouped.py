@@ -119,6 +119,10 @@ def test_views_that_tear_rows_apart_are_refused(sizes: list[int], turned: bool) 
         [node("Min", ["n", "two"], ["m"]), node("Mul", ["n", "m"], ["k"])],
         [node("Mul", ["n", "n"], ["k"])],
         [node("Mul", ["n", "eight"], ["m"]), node("Div", ["m", "two"], ["k"])],
+        [node("Max", ["n", "two"], ["m"]), node("Mul", ["m", "two"], ["k"])],
+        [node("Concat", ["n", "n"], ["m"], axis=0), node("ReduceProd", ["m"], ["k"])],
+        [node("Concat", ["n", "less"], ["m"], axis=0), node("ReduceProd", ["m"], ["k"])],
+        [node("Concat", ["n", "eight"], ["m"], axis=0), node("ReduceProd", ["m"], ["k"])],
         [node("Mul", ["n", "none"], ["k"])],
         [node("Mul", ["n", "less"], ["k"])],
     ],
@@ -142,6 +146,21 @@ def test_sizes_that_are_other_multiples_of_the_batch_size_are_refused(
             flattened(nodes, (4, 3), {**constants, "rows": np.array([-1, 4, 3])}, opset=18)
         )
     assert caught.value.code in ("batch_dependent", "shape_mismatch")
+
+
+def test_sizes_as_tf2onnx_computes_them_of_an_einsum() -> None:
+    """The product of batch and heads, and the larger one of two batch sizes that are one."""
+    nodes = [
+        *(node("Shape", ["x"], ["n"], start=0, end=1), node("Shape", ["x"], ["m"], start=0, end=1)),
+        *(node("Shape", ["x"], ["two"], start=0, end=2), node("ReduceProd", ["two"], ["k"])),
+        node("Concat", ["k", "three"], ["sizes"], axis=0),
+        *(node("Reshape", ["x", "sizes"], ["v"]), node("Softmax", ["v"], ["r"], axis=1)),
+        *(node("Max", ["n", "m"], ["b"]), node("Concat", ["b", "rest"], ["back"], axis=0)),
+        node("Reshape", ["r", "back"], ["y"]),
+    ]
+    constants = {"three": np.array([3]), "rest": np.array([4, 3])}
+    for samples in (1, 3):
+        assert_agrees(flattened(nodes, (4, 3), constants, opset=18), samples=samples)
 
 
 @pytest.mark.parametrize("behind", [[-1, 6], [-1, 6, 2]])

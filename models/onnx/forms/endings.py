@@ -25,12 +25,15 @@ __all__ = [
     "cut_sigmoid",
     "end_in",
     "ends_in_sigmoid",
+    "of_layers",
     "refuse_joined_rows",
     "refuse_other_axes",
 ]
 
 #: Operators that are taken at the very end only, and left out there.
 FINAL_OPERATORS = ("ArgMax", "LogSoftmax", "Normalizer", "Softmax", "ZipMap")
+#: What stands there and is a layer too, in the midst of a network.
+_LAYERS = ("Cast", "Concat", "Identity", "Sigmoid", "Softmax", "Sub")
 #: How many classes have numbers of their own in the element type that an ArgMax is cast to.
 _NUMBERS = {
     TensorProto.BOOL: 2,
@@ -187,6 +190,17 @@ def cut_ending(graph: GraphProto) -> Ending:
         walk.keep()
     walk.finish()
     return ending
+
+
+def of_layers(graph: GraphProto) -> bool:
+    """Whether what ``cut_ending`` would take off the end can be a layer of the network as well."""
+    copy = GraphProto.FromString(graph.SerializeToString())
+    cut_ending(copy)
+    before, after = (
+        Counter(node.SerializeToString() for node in each.node) for each in (graph, copy)
+    )
+    taken = {NodeProto.FromString(node).op_type for node in before - after}
+    return taken <= {*_LAYERS}
 
 
 def cut_sigmoid(graph: GraphProto) -> bool:

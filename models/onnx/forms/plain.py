@@ -25,6 +25,7 @@ from models.onnx.forms.endings import (
     cut_sigmoid,
     end_in,
     ends_in_sigmoid,
+    of_layers,
 )
 from models.onnx.forms.inputs import take_floats
 from models.onnx.forms.outputs import choose_output, cut_away_unneeded
@@ -38,7 +39,8 @@ class Asked:
     """What a spec says of the file: the name of the output with the scores, and whether that is one
     score of two classes.
 
-    classifier: False where a property is asked about: then one output is as good as several.
+    classifier: False where a property is asked about: then one output is as good as several, and
+    the end is left as it is, where it is made of layers: a Softmax, a Sigmoid.
     """
 
     output: str | None = None
@@ -109,6 +111,7 @@ def plain_form(
     number_by_place(graph)
     takes_bytes = take_floats(graph)
     declared = declared_values(graph)
+    whole = whole or (not asked.classifier and of_layers(graph))
     ending = Ending() if whole else cut_ending(graph)
     if ending.pair is not None or asked.binary:
         if ending.pair is None and ending.dropped:

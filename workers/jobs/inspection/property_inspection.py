@@ -163,7 +163,8 @@ def check_fit(stated: Property, loaded: LoadedModel) -> None:
         raise PropertyError(
             "property_mismatch",
             f"the network ends in a {cut_off}, whose outputs are not covered",
-            "export the network without it and state the property on its logits",
+            "export the network without it and state the property on its logits (of a linear "
+            'classifier by skl2onnx: options={id(model): {"raw_scores": True, "zipmap": False}})',
         )
     for what, asked, given in (
         ("inputs", stated.inputs, math.prod(network.input_shape)),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import NodeProto, helper
 from torch import Tensor
 
 from service.contract.ids import new_job_id
@@ -20,6 +21,7 @@ from service.contract.schemas.submissions import DatasetSource, JobSubmission, M
 from service.contract.settings import Settings
 from service.contract.times import now, rfc3339
 from service.reports import render_html
+from tests.models.onnx.forms.files import floats, written
 from tests.workers.jobs.conftest import Corridor, tiny_onnx
 from tests.workers.jobs.work import work
 from workers.jobs.items.prepare import facts_of, prepare
@@ -28,6 +30,7 @@ from workers.verification.properties.text.vnnlib import parse_vnnlib
 
 pytestmark = pytest.mark.usefixtures("forked_inspections")
 
+node = helper.make_node
 INPUTS, OUTPUTS = 36, 3
 
 
@@ -41,13 +44,21 @@ def bounds(low: str, high: str) -> str:
 
 
 def submit(
-    corridor: Corridor, text: str, *, state: Mapping[str, Tensor] | None = None, **spec: object
+    corridor: Corridor,
+    text: str,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    file: bytes | None = None,
+    **spec: object,
 ) -> JobSubmission:
-    """Enter a property into the ledger: of the tiny network, or of a state dict."""
+    """Enter a property into the ledger: of the tiny network, a state dict or an ONNX file."""
     path = corridor.folder / "stated.vnnlib"
     path.write_text(text)
     model = corridor.folder / "tiny.pt"
-    if state is None:
+    if file is not None:
+        model = corridor.folder / "own.onnx"
+        model.write_bytes(file)
+    elif state is None:
         model = tiny_onnx(corridor.folder / "tiny.onnx")
     else:
         torch.save(dict(state), model)
@@ -165,6 +176,46 @@ def test_a_spent_budget_is_unknown_and_says_so(corridor: Corridor) -> None:
     report = finished(corridor, text, time_budget_s=1e-6)
     assert report["property"]["verdict"] == "unknown"
     assert report["budget_spent"] is True
+
+
+#: Files whose outputs are probabilities of z = 2 x - 1, and what they end in.
+PROBABILITIES: dict[str, list[NodeProto]] = {
+    "sigmoid": [node("Sigmoid", ["z"], ["y"])],
+    "softmax": [node("MatMul", ["z", "pair"], ["zs"]), node("Softmax", ["zs"], ["y"], axis=1)],
+    "both": [
+        node("Sigmoid", ["z"], ["p"]),
+        *(node("Sub", ["one", "p"], ["q"]), node("Concat", ["p", "q"], ["y"], axis=1)),
+    ],
+}
+
+
+@pytest.mark.parametrize("ending", PROBABILITIES)
+def test_a_property_of_probabilities_is_decided(corridor: Corridor, ending: str) -> None:
+    """The end stays: nothing says that a property of it is one of the logits."""
+    count = 1 if ending == "sigmoid" else 2
+    constants = {
+        "w": np.full((1, 1), 2, np.float32),
+        "minus": np.full(1, -1, np.float32),
+        "pair": np.array([[1, 0]], np.float32),
+        "one": np.float32(1),
+    }
+    file = written(
+        [
+            *(node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "minus"], ["z"])),
+            *PROBABILITIES[ending],
+        ],
+        [floats("x", "N", 1)],
+        [floats("y", "N", count)],
+        constants,
+    )
+    names = "".join(f"(declare-const Y_{place} Real)" for place in range(count))
+    for limit, verdict in (("0.74", "holds"), ("0.72", "violated")):
+        text = (
+            f"(declare-const X_0 Real){names}(assert (and (>= X_0 0) (<= X_0 1) (>= Y_0 {limit})))"
+        )
+        report = finished(corridor, text, file=file)
+        assert "property" in report, report
+        assert report["property"]["verdict"] == verdict
 
 
 @pytest.mark.parametrize(

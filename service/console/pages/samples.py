@@ -17,6 +17,7 @@ from service.console.views.blanks import blank_is_none
 from service.console.views.sample_table import VERDICTS, SampleTable, Wish, sample_table
 from service.console.views.wording import title_of
 from service.contract.schemas.problems import NotFound
+from service.contract.storage.pictures import is_picture
 from service.reports.epsilon_names import epsilon_names
 
 __all__ = ["router"]
@@ -59,14 +60,13 @@ def _context(
         raise NotFound("the report has no epsilon of this number", code="unknown_epsilon")
     table = sample_table(services.results.samples_path(job_id, caller))
     folders = {value: name for name, value in (report["dataset"].get("classes") or {}).items()}
-    shape = report["model"]["input_shape"]
     context: dict[str, Any] = {
         "job_id": job_id,
         "title": title_of(state.submission),
         "names": epsilon_names(report),
         "norm": report["threat"]["norm"],
         "folders": folders,
-        "pictures": len(shape) == 3 and shape[0] in (1, 3),
+        "pictures": is_picture(report["model"]["input_shape"]),
         "wish": wish,
         "verdicts": VERDICTS,
         "table": table,

@@ -14,7 +14,7 @@ because it was written beside the parsing of an upload.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,7 @@ __all__ = [
     "MOST_BYTES",
     "MOST_FILE_BYTES",
     "THUMBNAILS",
+    "is_picture",
     "pack_pictures",
     "read_picture",
 ]
@@ -36,10 +37,21 @@ COUNTEREXAMPLES = "counterexamples.bin"
 MOST_BYTES = 16 * 1024
 MOST_FILE_BYTES = 32 * 1024 * 1024
 
+#: Least side of what is a picture at all.
+_LEAST_SIDE = 4
 _MARK = b"certserve-png-1\n"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WORD = struct.Struct("<Q")
 _HEAD = len(_MARK) + _WORD.size
+
+
+def is_picture(shape: Sequence[int]) -> bool:
+    """Whether inputs of a sample's shape can be shown: [1 or 3, H, W] or [H, W, 1 or 3]."""
+    return _channels_first(shape) or _channels_first((*shape[-1:], *shape[:-1]))
+
+
+def _channels_first(shape: Sequence[int]) -> bool:
+    return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= _LEAST_SIDE
 
 
 def pack_pictures(pictures: Iterable[tuple[int, bytes]]) -> bytes:

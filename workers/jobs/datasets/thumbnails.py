@@ -10,19 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract.storage.pictures import pack_pictures
+from service.contract.storage.pictures import is_picture, pack_pictures
 from workers.verification.input_range import Clip, InputRange
 
-__all__ = ["difference_png", "is_picture", "png", "shown", "thumbnails"]
+__all__ = ["difference_png", "png", "shown", "thumbnails"]
 
-#: Longest side of a thumbnail, and least side of what is a picture at all.
+#: Longest side of a thumbnail.
 _SIDE = 64
-_LEAST_SIDE = 4
-
-
-def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether inputs of this shape (one sample's) can be shown: [1 or 3, H, W]."""
-    return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= _LEAST_SIDE
 
 
 def shown(x: NDArray[np.float32], clip: Clip) -> NDArray[np.float32]:
@@ -34,7 +28,10 @@ def shown(x: NDArray[np.float32], clip: Clip) -> NDArray[np.float32]:
 
 
 def png(x: NDArray[np.float32]) -> bytes:
-    """A sample [C, H, W] with values in [0, 1] as a PNG of at most 64 x 64; others are clipped."""
+    """A sample [C, H, W] or [H, W, C] (C: 1 or 3) with values in [0, 1] as a PNG of at most
+    64 x 64; other values are clipped."""
+    if x.shape[0] not in (1, 3):
+        x = x.transpose(2, 0, 1)
     pixels = np.nan_to_num(np.clip(x, 0.0, 1.0) * np.float32(255) + np.float32(0.5))
     image = Image.fromarray(_channels_last(pixels.astype(np.uint8)))
     if max(image.size) > _SIDE:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.storage.pictures import pack_pictures
-from workers.jobs.datasets.thumbnails import difference_png, is_picture, png, shown
+from service.contract.storage.pictures import is_picture, pack_pictures
+from workers.jobs.datasets.thumbnails import difference_png, png, shown
 from workers.verification.input_range import Clip
 from workers.verification.results import SampleResults
 

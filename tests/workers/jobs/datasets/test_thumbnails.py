@@ -65,6 +65,17 @@ def test_samples_are_found_by_their_place_and_the_file_is_bounded(
         assert read_picture(path, 0) is None
 
 
+def test_channels_may_come_last(tmp_path: Path, rng: np.random.Generator) -> None:
+    """As Keras' networks have them."""
+    for channels in (1, 3):
+        x = rng.random((2, channels, 6, 9)).astype(np.float32)
+        last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        path = tmp_path / "thumbnails.bin"
+        path.write_bytes(thumbnails(last, np.arange(2)))
+        assert read_picture(path, 1) == png(x[1])
+        assert difference_png(last[0], last[1]) == difference_png(x[0], x[1])
+
+
 def test_of_a_samples_counterexamples_the_nearest_is_shown_beside_its_difference(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:

@@ -1,7 +1,8 @@
 """A network compiled for verification: a short list of steps with exact parameters and norms.
 
-Adjacent affine layers are fused where the fused map is of the same form, index permutations stay
-exact, and a final dense layer becomes the head, so that class differences can be bounded as one.
+Adjacent affine layers are fused where the fused map is of the same form, changes of the order of
+axes that undo each other are left out (``axes_order``), index permutations stay exact, and a final
+dense layer becomes the head, so that class differences can be bounded as one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from models.network import INPUT, Network
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine, Norms
 from workers.verification.graph.affine_maps import Dense
+from workers.verification.graph.axes_order import rows_of
 from workers.verification.graph.fusion import fuse
 from workers.verification.graph.graph_step import GraphStep, UnsupportedLayer
 from workers.verification.graph.head import Head
@@ -82,21 +84,21 @@ def _translate(network: Network) -> list[GraphStep]:
     steps: list[GraphStep] = []
     #: A layer that stands at several nodes is one map.
     made: dict[tuple[Layer, tuple[int, ...]], Affine] = {}
-    for node in network.nodes:
-        layer = _without_scalars(network.layer(node.name), node.shape)
-        shape = node.shape or (1,)
-        sources = tuple(positions[source] for source in node.inputs)
+    for row in rows_of(network):
+        layer = _without_scalars(row.layer, row.shape)
+        shape = row.shape or (1,)
+        sources = tuple(positions[source] for source in row.inputs)
         rules = rules_of(layer)
-        before = shapes[node.inputs[0]]
+        before = shapes[row.inputs[0]]
         op: Affine | Layer = layer
         if rules.affine is not None:
             if (layer, before) not in made:
                 made[layer, before] = rules.affine(layer, before)
             op = made[layer, before]
         overlap = 1 if rules.overlap is None else rules.overlap(layer, before)
-        steps.append(GraphStep(node.name, op, sources, shape, overlap=overlap))
-        positions[node.name] = len(steps)
-        shapes[node.name] = shape
+        steps.append(GraphStep(row.name, op, sources, shape, overlap=overlap))
+        positions[row.name] = len(steps)
+        shapes[row.name] = shape
     return steps
 
 

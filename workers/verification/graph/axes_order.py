@@ -28,7 +28,7 @@ from models.layers.base import Layer
 from models.layers.curves import CURVED
 from models.layers.joins import Add, Maximum, Minimum, Product
 from models.layers.kinds import Divide, Multiply, Permute, Shift
-from models.network import INPUT, Network
+from models.network import INPUT, Network, Node
 
 __all__ = ["Row", "rows_of"]
 
@@ -80,31 +80,30 @@ class _Rows:
         self._shapes = {INPUT: network.input_shape}
         self._made: dict[_Turned, str] = {}
         self._moved: dict[tuple[Layer, Axes], Layer] = {}
+        orders = _orders(network)
         values = {INPUT: _Turned(INPUT, _in_order(network.input_shape))}
         for node in network.nodes:
             layer, given = network.layer(node.name), [values[name] for name in node.inputs]
-            values[node.name] = self._value(node.name, layer, given, node.shape)
+            order = orders.get(node.name, _in_order(node.shape))
+            values[node.name] = self._value(node, layer, given, order)
         end = values[network.nodes[-1].name]
         if not (self.rows and end.plain and self.rows[-1].name == end.row):
             self._turn(end)
 
-    def _value(
-        self, name: str, layer: Layer, given: Sequence[_Turned], shape: tuple[int, ...]
-    ) -> _Turned:
-        first, *others = given
-        if type(layer) is Permute and len(layer.axes) > 1:
-            return _Turned(first.row, tuple(first.axes[axis] for axis in layer.axes))
-        if not all(value.plain for value in given):
-            if type(layer) in _CONSTANTS:
-                layer = self._with_axes(layer, first.axes)
-            elif type(layer) not in (*_ALIKE, *_PAIRS):
-                first = _Turned(self._in_place(first), _in_order(first.axes))
-            back = _inverse(first.axes)
-            others = [_Turned(v.row, tuple(v.axes[axis] for axis in back)) for v in others]
-        kept = _in_order(shape) if first.plain else first.axes
-        rows = (first.row, *(self._in_place(value) for value in others))
-        self._emit(Row(name, layer, rows, tuple(shape[axis] for axis in _inverse(kept))))
-        return _Turned(name, kept)
+    def _value(self, node: Node, layer: Layer, given: Sequence[_Turned], order: Axes) -> _Turned:
+        """The value of a node; of one that works number by number, held in this order."""
+        turn = _turn(layer)
+        if turn is not None:
+            return _Turned(given[0].row, tuple(given[0].axes[axis] for axis in turn))
+        shape, back = node.shape, _inverse(order)
+        if _by_number(layer):
+            given = [_Turned(v.row, tuple(v.axes[axis] for axis in back)) for v in given]
+            shape = tuple(shape[axis] for axis in back)
+        if type(layer) in _CONSTANTS and order != _in_order(order):
+            layer = self._with_axes(layer, order)
+        rows = tuple(self._in_place(value) for value in given)
+        self._emit(Row(node.name, layer, rows, shape))
+        return _Turned(node.name, order if _by_number(layer) else _in_order(shape))
 
     def _with_axes(self, layer: Layer, axes: Axes) -> Layer:
         """The layer for values whose axes are not yet in this order: with its constant turned."""
@@ -134,6 +133,75 @@ class _Rows:
     def _emit(self, row: Row) -> None:
         self.rows.append(row)
         self._shapes[row.name] = row.shape
+
+
+def _turn(layer: Layer) -> Axes | None:
+    """The order of axes that a layer makes; None: it does something else."""
+    return layer.axes if type(layer) is Permute and len(layer.axes) > 1 else None
+
+
+def _by_number(layer: Layer) -> bool:
+    return type(layer) in _ALIKE or type(layer) in _CONSTANTS or type(layer) in _PAIRS
+
+
+def _orders(network: Network) -> dict[str, Axes]:
+    """For nodes that work number by number the order of axes to hold them in, where it is another.
+
+    Such nodes that read each other are held in one order: in which fewest turns are left between
+    them and what comes before and behind.
+    """
+    groups = _groups(network)
+    #: By group: turns that lead into it, turns that lead out of it, and other nodes that do.
+    into: dict[str, list[Axes]] = {}
+    out: dict[str, list[Axes]] = {}
+    other: dict[str, set[str]] = {}
+    for node in network.nodes:
+        layer, group = network.layer(node.name), groups[node.name]
+        turn = _turn(layer)
+        if turn is not None:
+            into.setdefault(group, []).append(turn)
+            out.setdefault(groups[node.inputs[0]], []).append(turn)
+        elif not _by_number(layer):
+            other.setdefault(group, set()).add(node.name)
+            for source in node.inputs:
+                other.setdefault(groups[source], set()).add(source)
+    ends = network.nodes[-1].name
+    other.setdefault(groups[ends], set()).add(ends)
+    other.setdefault(groups[INPUT], set()).add(INPUT)
+    orders: dict[str, Axes] = {}
+    for group, turns in into.items():
+
+        def left(order: Axes, group: str = group) -> int:
+            plain = order == _in_order(order)
+            before = sum(order != turn for turn in into[group])
+            behind = sum(order != _inverse(turn) for turn in out.get(group, ()))
+            return before + behind + (0 if plain else len(other.get(group, ())))
+
+        best = min((_in_order(turns[0]), *turns), key=left)
+        orders[group] = best
+    return {
+        node.name: orders[groups[node.name]]
+        for node in network.nodes
+        if groups[node.name] in orders and _by_number(network.layer(node.name))
+    }
+
+
+def _groups(network: Network) -> dict[str, str]:
+    """By value, the first one of its group: values that nodes read or give number by number."""
+    leaders = {INPUT: INPUT}
+
+    def leader(name: str) -> str:
+        while leaders[name] != name:
+            leaders[name] = leaders[leaders[name]]
+            name = leaders[name]
+        return name
+
+    for node in network.nodes:
+        leaders[node.name] = node.name
+        if _by_number(network.layer(node.name)):
+            for source in node.inputs:
+                leaders[leader(node.name)] = leader(source)
+    return {name: leader(name) for name in leaders}
 
 
 def _in_order(axes: Sequence[int]) -> Axes:

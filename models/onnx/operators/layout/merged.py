@@ -22,7 +22,7 @@ MERGED = (
     *("BatchNormalization", "HardSigmoid", "Softmax", "Transpose"),
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
-    *("Exp", "Log", "Reciprocal", "Sqrt"),
+    *("Exp", "Log", "Reciprocal", "Sqrt", "Atan", "Cos", "Sin"),
 )
 
 

@@ -137,6 +137,11 @@ def relative(z: Tensor, exact: Tensor) -> Tensor:
     return exact.abs().clamp_min(2.0**-126)
 
 
+def value(z: Tensor, exact: Tensor) -> Tensor:
+    """1, the largest value: of large numbers too no more is allowed."""
+    return torch.ones_like(exact)
+
+
 KERNELS: dict[str, Kernel] = {
     "exp": Kernel(_one("Exp"), 13, torch.exp, torch.exp, relative, (-math.inf, 88.0)),
     "log": Kernel(
@@ -205,6 +210,9 @@ KERNELS: dict[str, Kernel] = {
     "gelu tanh": Kernel(_one("Gelu", approximate="tanh"), 20, gelu_tanh),
     "mish": Kernel(_one("Mish"), 18, mish),
     "swish": Kernel(_one("Swish"), 24, lambda z: z * torch.sigmoid(z)),
+    "atan": Kernel(_one("Atan"), 13, torch.atan, torch.atan),
+    "sin": Kernel(_one("Sin"), 13, torch.sin, torch.sin, value),
+    "cos": Kernel(_one("Cos"), 13, torch.cos, torch.cos, value),
     "erf": Kernel(_one("Erf"), 13, torch.special.erf, torch.special.erf),
     "sigmoid": Kernel(_one("Sigmoid"), 13, torch.sigmoid, torch.sigmoid),
     "tanh": Kernel(_one("Tanh"), 13, torch.tanh, torch.tanh),

@@ -1,5 +1,5 @@
-"""Curved activations: exponential and softsign, gated by their own input, powers; and steep ones,
-which leave float32 or have no value somewhere.
+"""Curved activations: exponential and softsign, gated by their own input, powers, waves; and steep
+ones, which leave float32 or have no value somewhere.
 
 Deployed, each is one operator or the nodes that exporters write; how far these are from the real
 function is found by trying every float32 number (``benchmarks/verification/kernels.py``).
@@ -25,6 +25,8 @@ __all__ = [
     "GELU_FORMS",
     "SELU",
     "STEEP",
+    "Atan",
+    "Cos",
     "Erf",
     "Exp",
     "Exponential",
@@ -34,6 +36,7 @@ __all__ = [
     "Power",
     "Reciprocal",
     "SiLU",
+    "Sin",
     "Softsign",
     "Sqrt",
     "Within",
@@ -121,6 +124,33 @@ class Erf(Layer):
         return torch.special.erf(x)
 
 
+class Atan(Layer):
+    """The inverse of the tangent, from -pi/2 to pi/2, elementwise."""
+
+    kind = "atan"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.atan(x)
+
+
+class Sin(Layer):
+    """The sine of x in radians, elementwise (Sitzmann et al. 2020 as an activation)."""
+
+    kind = "sin"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+class Cos(Layer):
+    """The cosine of x in radians, elementwise."""
+
+    kind = "cos"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cos(x)
+
+
 class SiLU(Layer):
     """x sigmoid(x), elementwise; also called Swish."""
 
@@ -197,7 +227,7 @@ class Power(Layer):
 
 
 CURVED: tuple[type[Layer], ...] = (
-    *(ELU, SELU, CELU, Softsign, Erf, SiLU, GELU, HardSwish, Mish, Power),
+    *(ELU, SELU, CELU, Softsign, Erf, SiLU, GELU, HardSwish, Mish, Power, Atan, Sin, Cos),
 )
 
 

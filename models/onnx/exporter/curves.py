@@ -11,6 +11,8 @@ from models.layers.curves import (
     ELU,
     GELU,
     SELU,
+    Atan,
+    Cos,
     Erf,
     Exp,
     HardSwish,
@@ -19,6 +21,7 @@ from models.layers.curves import (
     Power,
     Reciprocal,
     SiLU,
+    Sin,
     Softsign,
     Sqrt,
     Within,
@@ -95,7 +98,9 @@ def _power(graph: GraphWriter, layer: Power, inputs: list[str], output: str, sha
 
 #: How each of these kinds is written: a new one is one function and one row here.
 CURVE_EXPORTERS: dict[str, Exporter] = {
+    Atan.kind: plain("Atan"),
     CELU.kind: _celu,
+    Cos.kind: plain("Cos"),
     ELU.kind: _elu,
     Erf.kind: plain("Erf"),
     Exp.kind: plain("Exp"),
@@ -107,6 +112,7 @@ CURVE_EXPORTERS: dict[str, Exporter] = {
     Reciprocal.kind: plain("Reciprocal"),
     SELU.kind: _selu,
     SiLU.kind: _silu,
+    Sin.kind: plain("Sin"),
     Softsign.kind: plain("Softsign"),
     Sqrt.kind: plain("Sqrt"),
     Within.kind: plain("Identity"),

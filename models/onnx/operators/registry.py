@@ -38,13 +38,16 @@ from models.onnx.operators.arithmetic import (
 from models.onnx.operators.convolutions import conv, conv_transpose
 from models.onnx.operators.curved.choices import compared, where
 from models.onnx.operators.curved.native import (
+    atan,
     celu,
+    cos,
     elu,
     erf,
     gelu,
     hard_swish,
     mish,
     selu,
+    sin,
     softsign,
     swish,
 )
@@ -154,6 +157,7 @@ OPERATORS: dict[str, Translator] = {
     "Abs": absolute,
     "Add": add,
     "ArrayFeatureExtractor": extract_features,
+    "Atan": atan,
     "Attention": attention,
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
@@ -163,6 +167,7 @@ OPERATORS: dict[str, Translator] = {
     "Concat": concat,
     "Conv": conv,
     "ConvTranspose": conv_transpose,
+    "Cos": cos,
     "DepthToSpace": depth_to_space,
     "Div": div,
     "Dropout": _dropout,
@@ -215,6 +220,7 @@ OPERATORS: dict[str, Translator] = {
     "Scaler": scaler,
     "Selu": selu,
     "Sigmoid": sigmoid,
+    "Sin": sin,
     "Slice": cut,
     "Softmax": softmax,
     "Softplus": softplus,
@@ -243,7 +249,7 @@ _ALIKE = (
     *("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
     *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
     *("LayerNormalization", "RMSNormalization", "Softmax"),
-    *("Exp", "Log", "Reciprocal", "Sqrt"),
+    *("Exp", "Log", "Reciprocal", "Sqrt", "Atan", "Cos", "Sin"),
 )
 
 

@@ -19,7 +19,11 @@ _TABLES = (OPERATORS, SQUARE_OPERATORS, CONSTANT_OPERATORS)
 SUPPORTED_OPERATORS = tuple(sorted({*FINAL_OPERATORS}.union(*_TABLES)))
 _QUANTISED = "this is a quantised network: send the float32 one that it was made from"
 _STEP = "what rounds or jumps has no bound: leave it out of the network, or out of the export"
-_WAVE = "there are no bounds for waves: compute such features outside the model, and send them"
+_POLES = (
+    "what has poles, or no value on a part of the line, has no bounds: Sin, Cos, Atan and Tanh are "
+    "taken; compute other such features outside the model, and send them"
+)
+_HYPERBOLIC = "write it with Exp, Log and Sqrt, which are taken, or train with Tanh in its place"
 _RECURRENT = (
     "recurrent layers and control flow are not certified: unroll them before the export (Keras "
     "with torch's backend does so by itself: KERAS_BACKEND=torch, model.export)"
@@ -33,10 +37,10 @@ ADVICE = {
     **dict.fromkeys(("And", "Equal", "Or", "Xor"), JUMPS),
     "Not": f"{JUMPS}; scikit-learn's SGDClassifier of three classes or more: export its scores "
     '(skl2onnx: options={id(model): {"raw_scores": True}}), for its sigmoids are often alike',
-    "Atan": "there are no bounds for it: Tanh and Softsign, which are like it, are taken",
     "Einsum": "write it as a product with a matrix (torch: x @ weight)",
     **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Sign"), _STEP),
-    **dict.fromkeys(("Cos", "Sin", "Tan"), _WAVE),
+    **dict.fromkeys(("Acos", "Acosh", "Asin", "Atanh", "Tan"), _POLES),
+    **dict.fromkeys(("Asinh", "Cosh", "Sinh"), _HYPERBOLIC),
     **dict.fromkeys(("GRU", "If", "LSTM", "Loop", "RNN", "Scan"), _RECURRENT),
     **dict.fromkeys(
         ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED

@@ -148,7 +148,7 @@ def broken(corridor: Corridor, what: str) -> tuple[Path, Path]:
         onnx.save(graph, str(model))
     elif what == "operator":
         graph = onnx.load(str(model))
-        graph.graph.node[1].op_type = "Sin"
+        graph.graph.node[1].op_type = "Tan"
         onnx.save(graph, str(model))
     elif what == "labels":
         np.savez(data, x=np.zeros((4, 6, 6, 1), dtype=np.uint8), y=np.array([0, 1, 2, 3]))

@@ -1,8 +1,8 @@
 """Small networks of the layers of transformers and of curved networks, for the soundness searches.
 
 Layer normalisation and the one by root mean squares, softmax inside the network, products of two
-activations and attention, smooth activations, exponentials and quotients, maxima. Every kind at
-ordinary weights and scaled.
+activations and attention, smooth activations, waves, exponentials and quotients, maxima. Every kind
+at ordinary weights and scaled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from models.layers.curves import (
     ELU,
     GELU,
     SELU,
+    Atan,
+    Cos,
     Erf,
     Exp,
     HardSwish,
@@ -26,6 +28,7 @@ from models.layers.curves import (
     Power,
     Reciprocal,
     SiLU,
+    Sin,
     Softsign,
     Sqrt,
 )
@@ -265,6 +268,22 @@ def _steep(seed: int) -> Blocks:
     return b
 
 
+def _waves(seed: int) -> Blocks:
+    """Sines and cosines of numbers of a few periods and of many (SIREN, Fourier features), Atan."""
+    b = Blocks((6,), seed)
+    for width in (12, 10)[: 1 + seed % 2]:
+        b.linear(width)
+        b.add(Multiply(torch.tensor(float(b.random.choice([0.3, 1.0, 3.0, 30.0])))))
+        b.one_of((Sin, Cos, Sin, Cos, Atan))
+    if seed % 3 == 0:
+        before = b.last
+        b.one_of((Sin, Cos))
+        b.add(Product(), before, b.last)
+    b.linear(8)
+    b.add(ReLU()) if b.random.integers(2) else b.one_of((Sin, Cos, Atan))
+    return b
+
+
 def _maxima(seed: int) -> Blocks:
     """Max pools, MaxMin, sorted numbers, extremes of two branches, between smooth activations."""
     b = Blocks((2, 6, 6), seed)
@@ -296,6 +315,7 @@ KINDS: dict[str, Callable[[int], Blocks]] = {
     "products": _products,
     "smooth": _smooth,
     "steep": _steep,
+    "waves": _waves,
     "maxima": _maxima,
 }
 

@@ -1,4 +1,4 @@
-"""Curved activations that are one ONNX operator: ELU and its kin, GELU, Mish, Swish and others."""
+"""Curved activations that are one ONNX operator: ELU and its kin, GELU, Mish, waves and others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from models.layers.curves import (
     GELU_FORMS,
     LARGEST_FACTOR,
     SELU,
+    Atan,
+    Cos,
     Erf,
     HardSwish,
     Mish,
     SiLU,
+    Sin,
     Softsign,
 )
 from models.layers.kinds import Layer, Multiply
 from models.onnx.graph import Activation, Operation, Translation
 
 __all__ = [
+    "atan",
     "celu",
+    "cos",
     "elu",
     "erf",
     "gelu",
@@ -30,6 +35,7 @@ __all__ = [
     "mish",
     "scaled_silu",
     "selu",
+    "sin",
     "softsign",
     "swish",
     "times",
@@ -70,6 +76,21 @@ def softsign(operation: Operation, translation: Translation) -> Activation:
 def erf(operation: Operation, translation: Translation) -> Activation:
     """Erf, elementwise; x (1 + erf(x / sqrt 2)) / 2 is read as one GELU, however it is written."""
     return _emit(operation, translation, Erf)
+
+
+def atan(operation: Operation, translation: Translation) -> Activation:
+    """The inverse of the tangent, elementwise."""
+    return _emit(operation, translation, Atan)
+
+
+def sin(operation: Operation, translation: Translation) -> Activation:
+    """The sine of x in radians, elementwise, up to 2^20 in size."""
+    return _emit(operation, translation, Sin)
+
+
+def cos(operation: Operation, translation: Translation) -> Activation:
+    """The cosine of x in radians, elementwise, up to 2^20 in size."""
+    return _emit(operation, translation, Cos)
 
 
 def gelu(operation: Operation, translation: Translation) -> Activation:

@@ -23,7 +23,7 @@ MERGED = (
     *("Pow", "Transpose"),
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
-    *("Exp", "Log", "Reciprocal", "Sqrt"),
+    *("Exp", "Log", "Reciprocal", "Sqrt", "Atan", "Cos", "Sin"),
 )
 
 

@@ -81,7 +81,7 @@ def quantised() -> bytes:
         (sent("LRN"), "unsupported_operator", "batch normalisation"),
         (sent("Floor"), "unsupported_operator", "rounds or jumps"),
         (sent("Sign"), "unsupported_operator", "rounds or jumps"),
-        (sent("Sin"), "unsupported_operator", "outside the model"),
+        (sent("Tan"), "unsupported_operator", "outside the model"),
         (sent(second="z"), "invalid_network", "fixed values"),
     ],
 )

@@ -28,11 +28,14 @@ from models.layers.curves import (
     GELU,
     SELU,
     STEEP,
+    Atan,
+    Cos,
     Erf,
     HardSwish,
     Mish,
     Power,
     SiLU,
+    Sin,
     Softsign,
 )
 from models.layers.euclidean import L2Pool2d, Sort
@@ -97,11 +100,13 @@ def batch_norm() -> BatchNorm:
 #: What stands behind a convolution of 4 channels, 6 x 6; a join takes that before and after a ReLU.
 ONE: dict[type[Layer], Callable[[], Layer]] = {
     AtLeast: lambda: AtLeast(normal(4, 1, 1)),
+    Atan: Atan,
     AtMost: lambda: AtMost(normal(4, 1, 1)),
     AvgPool2d: lambda: AvgPool2d(kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1)),
     BatchNorm: batch_norm,
     CELU: lambda: CELU(alpha=0.5),
     Clip: lambda: Clip(low=-0.2, high=0.3),
+    Cos: Cos,
     Conv2d: lambda: Conv2d(kernel(6), normal(6), stride=2),
     ELU: lambda: ELU(alpha=2.0),
     Erf: Erf,
@@ -128,6 +133,7 @@ ONE: dict[type[Layer], Callable[[], Layer]] = {
     SELU: SELU,
     SiLU: SiLU,
     Sigmoid: Sigmoid,
+    Sin: Sin,
     Slice: lambda: Slice(axis=1, start=1, stop=5, step=2),
     Softplus: Softplus,
     Softsign: Softsign,

@@ -13,6 +13,8 @@ from models.layers.curves import (
     GELU_FORMS,
     LARGEST_FACTOR,
     SELU,
+    Atan,
+    Cos,
     Erf,
     Exp,
     HardSwish,
@@ -21,6 +23,7 @@ from models.layers.curves import (
     Power,
     Reciprocal,
     SiLU,
+    Sin,
     Softsign,
     Sqrt,
 )
@@ -88,6 +91,21 @@ class Curves(Growth):
         self.add((Log, Sqrt, Reciprocal, Reciprocal)[kind - 2]())
         if kind == 5:
             self.add(Product(), before, self.last)
+
+    def wave(self, random: np.random.Generator) -> None:
+        """A sine, cosine or inverse tangent of numbers that move by a share of a period, by many,
+        or by next to nothing beside their size; up to where the range ends, and beyond."""
+        moves = (self.value - self.value[:1]).abs()
+        moves = moves[torch.isfinite(moves) & (moves > 0)]
+        move = float(moves.median()) if moves.numel() else 1.0
+        size = min(float(random.choice([0.01, 1.0, 3.0, 100.0, 1e6])) / max(move, 1e-30), 1e30)
+        one = (1,) * len(self.shape)
+        if random.integers(4):
+            self.add(Multiply(torch.full(one, self.tamed(size))))
+        if random.integers(3) == 0:
+            shift = float(random.choice([0.5, 1.0, -1.0, 1e3, 2.0**19])) * np.pi
+            self.add(Shift(torch.full(one, self.tamed(shift))))
+        self.add((Sin, Cos, Sin, Cos, Atan)[int(random.integers(5))]())
 
     def gate(self) -> None:
         """c x sigmoid(c x) or c x tanh(x), as two values and their product."""

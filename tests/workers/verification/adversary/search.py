@@ -129,8 +129,8 @@ def nearest(
 def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) -> Case | None:
     """The case of this seed, or None where the network gives no answer or no wrong input.
 
-    newest: with norms, softmax or products of two activations in every network, and exponentials
-    or quotients in every third one.
+    newest: with norms, softmax or products of two activations in every network, exponentials or
+    quotients in every third one, and waves in every third one.
     """
     random = np.random.default_rng(seed)
     size = int(random.integers(1, 4)) if dimension is None else dimension
@@ -176,6 +176,9 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
     steep = np.random.default_rng([seed, 1])
     if newest and steep.integers(3) == 0:
         body.steep(steep)
+    waves = np.random.default_rng([seed, 2])
+    if newest and waves.integers(3) == 0:
+        body.wave(waves)
     body.flatten()
     if tight:
         body.tight_head()

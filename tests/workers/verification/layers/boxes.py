@@ -11,11 +11,14 @@ from models.layers.curves import (
     ELU,
     GELU,
     SELU,
+    Atan,
+    Cos,
     Erf,
     HardSwish,
     Mish,
     Power,
     SiLU,
+    Sin,
     Softsign,
 )
 from models.layers.kinds import Layer
@@ -27,7 +30,7 @@ DTYPES = [torch.float32, torch.float64]
 CURVED: list[Layer] = [
     *(ELU(), ELU(alpha=0.3), ELU(alpha=2.5), SELU(), CELU(alpha=0.5), CELU(alpha=3.0)),
     *(Softsign(), Erf(), SiLU(), GELU(), GELU(approximate="tanh"), HardSwish(), Mish()),
-    *(Power(), Power(exponent=3)),
+    *(Power(), Power(exponent=3), Atan(), Sin(), Cos()),
 ]
 #: Numbers that boxes begin and end at: kinks, zeros, tiny and huge numbers.
 SPECIAL = [

@@ -13,8 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.layers.kinds import Linear, ReLU
+from models.layers.curves import Atan, Cos, Sin
+from models.layers.kinds import Layer, Linear, Multiply, ReLU
 from models.network import INPUT, Network
+from models.onnx.exporter.export import export_onnx
+from models.onnx.forms.plain import Asked
+from models.onnx.importer import read_onnx_bytes
 from tests.workers.verification.bounds.smooth_heads import smooth_network
 from tests.workers.verification.certification import CPU, evaluate
 from workers.verification.bounds.arithmetics import RadiusBound
@@ -284,6 +288,27 @@ def test_every_method_proves_what_is_plain_and_nothing_that_is_false(method: str
     assert answer(net, plainly, method=method).verdict == "holds"
     falsely = box(ends, [LinearLimit(((0, Fraction(1)),), Fraction(float(y[0])))])
     assert answer(net, falsely, method=method).verdict == "violated"
+
+
+@pytest.mark.parametrize("kind", [Atan, Sin, Cos])
+def test_a_regressor_that_ends_in_a_curve_has_properties(kind: type[Layer]) -> None:
+    """As a steering angle is 2 atan(z): proved up to a little, broken where a grid breaks it."""
+    net = network(5, outputs=1)
+    rows = [(row.name, net.layer(row.name), row.inputs) for row in net.nodes]
+    rows += [("f", kind(), ("e",)), ("g", Multiply(torch.tensor([2.0])), ("f",))]
+    data = export_onnx(Network((2,), rows).eval())
+    net = read_onnx_bytes(data, asked=Asked(classifier=False)).network
+    ends = [("0.3", "0.7"), ("-0.2", "0.1")]
+    axes = [np.linspace(float(low), float(high), 101) for low, high in ends]
+    points = np.array(list(itertools.product(*axes)), dtype=np.float32)
+    highest = Fraction(float(evaluate(net, points).max()))
+    above = [LinearLimit(((0, Fraction(-1)),), -highest - Fraction(1, 50))]
+    reached = [LinearLimit(((0, Fraction(-1)),), -highest + Fraction(1, 50))]
+    assert answer(net, box(ends, above), work=1e5).verdict == "holds"
+    found = answer(net, box(ends, reached), work=1e5)
+    assert found.verdict == "violated"
+    assert found.counterexample is not None
+    assert Fraction(float(found.counterexample.y[0])) >= highest - Fraction(1, 50)
 
 
 @pytest.mark.parametrize("method", ["branch-and-bound", "milp"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.layers.base import Layer
 from workers.verification.enclosure import Enclosure, box_to_ball
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.layers.rules import MIN_SLOPE, Ball, Box, LinearRelaxation
+from workers.verification.layers.rules import MIN_SLOPE, Ball, Box, LinearRelaxation, Secants
 from workers.verification.numerics import (
     MANY,
     euclidean_norm,
@@ -29,7 +29,17 @@ from workers.verification.numerics import (
 )
 from workers.verification.rounding import Rounding
 
-__all__ = ["CONCAVE", "CONVEX", "LARGEST", "OWN_ERROR", "STRAIGHT", "Curve", "CurveRules", "Piece"]
+__all__ = [
+    "CONCAVE",
+    "CONVEX",
+    "KERNEL_ERROR",
+    "LARGEST",
+    "OWN_ERROR",
+    "STRAIGHT",
+    "Curve",
+    "CurveRules",
+    "Piece",
+]
 
 #: How a piece bends.
 CONVEX, STRAIGHT, CONCAVE = 1, 0, -1
@@ -38,6 +48,11 @@ CONVEX, STRAIGHT, CONCAVE = 1, 0, -1
 #: (there it is off a convex or concave one by less than 1e-24), a straight piece that is straight
 #: to within 1e-15.
 OWN_ERROR = 1e-13
+#: A deployed value f(z) is within this of the real one, and within this times |z| more. A STATED
+#: bound of the runtimes' kernels, not a proved one: ONNX Runtime 1.31 and torch 2.13 on x86 are
+#: off by at most two thirds of it times max(1, |z|), as single operators and as the nodes that
+#: exporters write (benchmarks/verification/kernels.py; docs/results.md).
+KERNEL_ERROR = 6e-7
 #: Inputs up to which nothing overflows float32 on the way to the result: times a scale, and in the
 #: files that write a gate with numbers beside it (at most 1e3 each, three before the product).
 LARGEST = 2.0**80
@@ -168,6 +183,20 @@ class Curve:
                 best, slope = torch.where(better, there, best), torch.where(better, rise, slope)
         return slope
 
+    def slope_range(self, low: Tensor, high: Tensor) -> Box:
+        """The least and the largest f' over boxes, float64: f' is monotone on every piece, and
+        where it jumps the straight side has an end of the box in it. Infinite out of the domain."""
+        low, high, outside = self.inside(low, high)
+        places = [torch.clamp(torch.full_like(low, p.start), low, high) for p in self.pieces[1:]]
+        return self._around([self.slope(place) for place in (low, high, *places)], outside)
+
+    def _around(self, slopes: list[Tensor], outside: Tensor) -> Box:
+        """The least and the largest of these slopes, our own error around them."""
+        stacked = torch.stack(slopes)
+        lost = OWN_ERROR * (1.0 + stacked.abs().amax(0))
+        least, most = stacked.amin(0) - lost, stacked.amax(0) + lost
+        return least.masked_fill(outside, -math.inf), most.masked_fill(outside, math.inf)
+
     def steepness(self, low: Tensor, high: Tensor) -> Tensor:
         """The largest |f'| over boxes, float64: f' is monotone on every piece. Infinite out of the
         domain."""
@@ -181,9 +210,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class CurveRules:
-    """The rules of layers of which ``curve`` gives the curve."""
+    """The rules of layers of which ``curve`` gives the curve; largest: of all of these curves."""
 
     curve: Callable[[Layer], Curve]
+    largest: float = LARGEST
 
     def value(self, layer: Layer, z: Tensor) -> Tensor:
         """The layer's value, evaluated in float64 and rounded to z's dtype."""
@@ -265,7 +295,23 @@ class CurveRules:
     @property
     def ball(self) -> Ball:
         """How a ball grows."""
-        return Ball(self.growth, largest_input=LARGEST, steepest=self.steepest)
+        return Ball(self.growth, largest_input=self.largest, steepest=self.steepest)
+
+    def secants(self, layer: Layer, lower: Tensor, upper: Tensor, rounding: Rounding) -> Secants:
+        """Values of f' over the box (mean value theorem), and how far a deployed value may be off;
+        infinite where the deployed f may overflow on the way or leave its domain."""
+        curve = self.curve(layer)
+        low, high = lower.to(torch.float64), upper.to(torch.float64)
+        least, most = curve.slope_range(low, high)
+        reach = torch.maximum(low.abs(), high.abs())
+        image = torch.stack(curve.image(low, high)).abs().amax(0)
+        error = torch.zeros_like(reach) + curve.error(reach, image, rounding)
+        beyond = ~((reach < curve.largest) & torch.isfinite(error))
+        return Secants(
+            least.clamp_min(-curve.steepest),
+            most.clamp_max(curve.steepest),
+            error.masked_fill(beyond, math.inf),
+        )
 
     def forward(self, step: GraphStep, inputs: list[Enclosure], rounding: Rounding) -> Enclosure:
         """The image of the box in real arithmetic, the deployed errors and ours on top.

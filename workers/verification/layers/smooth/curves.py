@@ -25,33 +25,33 @@ from models.layers.curves import (
     ELU,
     GELU,
     SELU,
+    Atan,
+    Cos,
     Erf,
     Exponential,
     HardSwish,
     Mish,
     Power,
     SiLU,
+    Sin,
     Softsign,
 )
 from workers.verification.layers.rules import LayerRules
 from workers.verification.layers.smooth.curve import (
     CONCAVE,
     CONVEX,
+    KERNEL_ERROR,
     STRAIGHT,
     Curve,
     CurveRules,
     Piece,
 )
+from workers.verification.layers.smooth.waves import COSINE, RANGE, SINE, Wave, WaveRules
 from workers.verification.numerics import min_normal
 from workers.verification.rounding import unit_roundoff
 
 __all__ = ["CURVES", "KERNEL_ERROR", "RULES"]
 
-#: A deployed value f(z) is within this of the real one, and within this times |z| more. A STATED
-#: bound of the runtimes' kernels, not a proved one: ONNX Runtime 1.31 and torch 2.13 on x86 are
-#: off by at most two thirds of it times max(1, |z|), as single operators and as the nodes that
-#: exporters write (benchmarks/verification/kernels.py; docs/results.md).
-KERNEL_ERROR = 6e-7
 #: Where curves have become straight.
 FLAT = 45.0
 _UNIT = unit_roundoff(torch.float32)
@@ -196,6 +196,18 @@ _ERF = Curve(
 )
 
 
+_ATAN = Curve(
+    torch.atan,
+    lambda z: (1.0 + z * z).reciprocal(),
+    (Piece(-math.inf, CONVEX), Piece(0.0, CONCAVE, 1.0)),
+    steepest=1.0,
+    place=lambda slope, number: (
+        ((1.0 - slope.clamp(0.0, 1.0)) / slope.clamp(0.0, 1.0)).sqrt() * (2 * number - 1)
+    ),
+    absolute=KERNEL_ERROR,
+)
+
+
 def _exponential(layer: Exponential) -> Curve:
     scale, alpha, width = layer.scale, layer.alpha, layer.width
     rise = scale * alpha / width
@@ -256,6 +268,7 @@ _POWERS = {
 }
 
 
+_WAVES: dict[type[Layer], Wave] = {Sin: SINE, Cos: COSINE}
 #: The curve of each activation: one row per layer.
 CURVES: dict[type[Layer], Callable[..., Curve]] = {
     ELU: _exponential,
@@ -268,13 +281,16 @@ CURVES: dict[type[Layer], Callable[..., Curve]] = {
     HardSwish: lambda layer: _HARD_SWISH,
     Mish: lambda layer: _MISH,
     Power: lambda layer: _POWERS[layer.exponent],
+    Atan: lambda layer: _ATAN,
+    **{kind: lambda layer, wave=wave: wave for kind, wave in _WAVES.items()},
 }
 #: Never falling and 1-Lipschitz, whatever their parameters.
-_MODERATE = (CELU, Softsign)
+_MODERATE = (CELU, Softsign, Atan)
 
 
 def _rules(layer: type[Layer]) -> LayerRules:
-    rules = CurveRules(CURVES[layer])
+    wave = _WAVES.get(layer)
+    rules = CurveRules(CURVES[layer]) if wave is None else WaveRules(lambda _: wave, RANGE)
     bounded = layer is not Power
     return LayerRules(
         value=rules.value,
@@ -283,6 +299,7 @@ def _rules(layer: type[Layer]) -> LayerRules:
         ball=rules.ball if bounded else None,
         slopes=rules.slopes if bounded else None,
         relax=rules.lines,
+        secants=rules.secants if bounded else None,
         open=rules.open,
         slopes_in_unit_interval=layer in _MODERATE,
     )

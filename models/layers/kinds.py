@@ -8,6 +8,7 @@ differentiates its ``forward``. Layers know nothing of bounds. Shapes never incl
 from __future__ import annotations
 
 from models.layers.activations import (
+    STEPS,
     Abs,
     AtLeast,
     AtMost,
@@ -101,6 +102,7 @@ _LAYERS: tuple[type[Layer], ...] = (
     Tanh,
     *CURVED,
     *STEEP,
+    *STEPS,
     AtLeast,
     AtMost,
     ReLUTheta,

@@ -11,11 +11,15 @@ from models.layers.activations import (
     Abs,
     AtLeast,
     AtMost,
+    Ceil,
     Clip,
+    Floor,
     MaxMin,
     PReLU,
     ReLUTheta,
+    Round,
     Sigmoid,
+    Sign,
     Softplus,
     Tanh,
 )
@@ -205,6 +209,17 @@ def _softmax(
     graph.node("Reshape", [result, graph.constant([-1, *shape])], output)
 
 
+def _sign(graph: GraphWriter, layer: Sign, inputs: list[str], output: str, shape: Shape) -> None:
+    """Another number than 0 at 0 as binarised networks have it: the sign of the sign and a bit."""
+    if layer.at_zero == 0:
+        graph.node("Sign", inputs, output)
+        return
+    plain_sign, moved = f"{output}.sign", f"{output}.moved"
+    graph.node("Sign", inputs, plain_sign)
+    graph.node("Add", [plain_sign, graph.constant(torch.tensor(0.1 * layer.at_zero))], moved)
+    graph.node("Sign", [moved], output)
+
+
 def _mean(graph: GraphWriter, inputs: list[str], output: str, axes: list[int]) -> None:
     """The mean over axes that are kept."""
     if graph.opset < 18:
@@ -219,10 +234,12 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     AtLeast.kind: with_constant("Max"),
     PReLU.kind: _prelu,
     AtMost.kind: with_constant("Min"),
+    Ceil.kind: plain("Ceil"),
     Centre.kind: _centre,
     Clip.kind: _clip,
     Concat.kind: _concat,
     Expand.kind: _expand,
+    Floor.kind: plain("Floor"),
     Gather.kind: _gather,
     L2Pool2d.kind: _l2_pool,
     MaxMin.kind: _maxmin,
@@ -232,7 +249,9 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     ReLUTheta.kind: _relu_theta,
     ReduceMean.kind: _reduce_mean,
     ReduceSum.kind: _reduce_sum,
+    Round.kind: plain("Round"),
     Sigmoid.kind: plain("Sigmoid"),
+    Sign.kind: _sign,
     Slice.kind: _slice,
     Sort.kind: _sort,
     Softmax.kind: _softmax,

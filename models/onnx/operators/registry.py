@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from onnx import TensorProto
 
+from models.layers.activations import Ceil, Floor, Round
 from models.layers.kinds import BatchNorm
 from models.onnx.graph import Activation, Constant, Operation, Translation, Value
 from models.onnx.operators.activations import (
@@ -22,7 +23,9 @@ from models.onnx.operators.activations import (
     minimum,
     prelu,
     sigmoid,
+    sign,
     softplus,
+    stepped,
     tanh,
 )
 from models.onnx.operators.arithmetic import (
@@ -157,6 +160,7 @@ OPERATORS: dict[str, Translator] = {
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
+    "Ceil": stepped(Ceil, "The smallest whole number that is not below x."),
     "Celu": celu,
     "Clip": clip,
     "Concat": concat,
@@ -170,6 +174,7 @@ OPERATORS: dict[str, Translator] = {
     "Exp": exp,
     "Expand": expand,
     "Flatten": flatten,
+    "Floor": stepped(Floor, "The largest whole number that is not above x."),
     "Gather": gather,
     "GatherND": gather_nd,
     "Gelu": gelu,
@@ -211,9 +216,11 @@ OPERATORS: dict[str, Translator] = {
     "Relu": _relu,
     "Reshape": reshape,
     "Resize": resize,
+    "Round": stepped(Round, "The nearest whole number; of two the even one."),
     "Scaler": scaler,
     "Selu": selu,
     "Sigmoid": sigmoid,
+    "Sign": sign,
     "Slice": cut,
     "Softmax": softmax,
     "Softplus": softplus,
@@ -243,6 +250,7 @@ _ALIKE = (
     *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
     *("LayerNormalization", "RMSNormalization", "Softmax"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
+    *("Ceil", "Floor", "Round", "Sign"),
 )
 
 

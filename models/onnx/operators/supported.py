@@ -18,7 +18,10 @@ _TABLES = (OPERATORS, SQUARE_OPERATORS, CONSTANT_OPERATORS)
 #: Names of the operators that an uploaded graph may hold.
 SUPPORTED_OPERATORS = tuple(sorted({*FINAL_OPERATORS}.union(*_TABLES)))
 _QUANTISED = "this is a quantised network: send the float32 one that it was made from"
-_STEP = "what rounds or jumps has no bound: leave it out of the network, or out of the export"
+_STEP = (
+    "remainders of activations have no bound (Floor, Ceil, Round and Sign do): leave them out of "
+    "the network, or out of the export"
+)
 _WAVE = "there are no bounds for waves: compute such features outside the model, and send them"
 _RECURRENT = (
     "recurrent layers and control flow are not certified: unroll them before the export (Keras "
@@ -35,7 +38,7 @@ ADVICE = {
     '(skl2onnx: options={id(model): {"raw_scores": True}}), for its sigmoids are often alike',
     "Atan": "there are no bounds for it: Tanh and Softsign, which are like it, are taken",
     "Einsum": "write it as a product with a matrix (torch: x @ weight)",
-    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Sign"), _STEP),
+    "Mod": _STEP,
     **dict.fromkeys(("Cos", "Sin", "Tan"), _WAVE),
     **dict.fromkeys(("GRU", "If", "LSTM", "Loop", "RNN", "Scan"), _RECURRENT),
     **dict.fromkeys(

@@ -168,6 +168,17 @@ def quotient(b: Builder, x: str, shape: Shape) -> str:
     return b.node(kind, [positive])
 
 
+def binarised(b: Builder, x: str, shape: Shape) -> str:
+    """The sign of numbers of which some are 0, as Larq writes it or plainly."""
+    if b.opset < 9:
+        return b.node("Ceil", [x])
+    sign = b.node("Sign", [b.node("Relu", [x]) if b.chance(0.3) else x])
+    if b.chance(0.5):
+        moved = b.node("Add", [sign, b.constant(np.array(b.pick([0.1, -0.1, 1.0]), np.float32))])
+        sign = b.node("Sign", [moved])
+    return sign
+
+
 def expand(b: Builder, x: str, shape: Shape) -> str:
     if b.opset < 8:
         return b.node("Identity", [x])

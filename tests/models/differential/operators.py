@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.models.differential.arithmetic import (
+    binarised,
     cast,
     clip,
     dropout,
@@ -84,6 +85,7 @@ STEPS: dict[str, Step] = {
     "BatchNormalization": batch_normalization,
     "Batch elsewhere": turned,
     "Cast": cast,
+    "Ceil": unary("Ceil"),
     "Celu": shaped("Celu", 12, alpha=[0.5, 2.0]),
     "Clip": clip,
     "Concat": concat,
@@ -94,6 +96,7 @@ STEPS: dict[str, Step] = {
     "Expand": expand,
     "Exponential": exponential,
     "Flatten": flatten,
+    "Floor": unary("Floor"),
     "Gate": gate,
     "Gather": gather,
     "GatherND": gathered_places,
@@ -133,9 +136,11 @@ STEPS: dict[str, Step] = {
     "Relu": unary("Relu"),
     "Reshape": reshape,
     "Resize": resize,
+    "Round": shaped("Round", 11),
     "Scaler": scaled_features,
     "Selu": shaped("Selu", 7, alpha=[0.5, 1.5], gamma=[0.5, 2.0]),
     "Sigmoid": unary("Sigmoid"),
+    "Sign": binarised,
     "Slice": cut,
     "Split": split,
     "Squeeze": squeeze,

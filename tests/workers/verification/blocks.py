@@ -1,8 +1,8 @@
 """Small networks of the layers of transformers and of curved networks, for the soundness searches.
 
 Layer normalisation and the one by root mean squares, softmax inside the network, products of two
-activations and attention, smooth activations, exponentials and quotients, maxima. Every kind at
-ordinary weights and scaled.
+activations and attention, smooth activations, exponentials and quotients, maxima, steps. Every
+kind at ordinary weights and scaled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from models.layers.activations import MaxMin, Sigmoid, Softplus, Tanh
+from models.layers.activations import (
+    Ceil,
+    Floor,
+    MaxMin,
+    Round,
+    Sigmoid,
+    Sign,
+    Softplus,
+    Tanh,
+)
 from models.layers.curves import (
     CELU,
     ELU,
@@ -265,6 +274,26 @@ def _steep(seed: int) -> Blocks:
     return b
 
 
+def _steps(seed: int) -> Blocks:
+    """Binarised layers, or numbers rounded to a grid, between ordinary ones."""
+    image = seed % 3 == 0
+    b = Blocks((2, 5, 5) if image else (6,), seed)
+    for width in (10, 8):
+        b.conv(3, 3, padding=1) if image else b.linear(width)
+        if b.random.integers(2):
+            b.one_of((Sign, lambda: Sign(at_zero=1)))
+        else:
+            grid = float(b.random.choice([1.0, 4.0, 16.0]))
+            b.add(Multiply(torch.tensor(grid)))
+            b.one_of((Floor, Ceil, Round))
+            b.add(Multiply(torch.tensor(1.0 / grid)))
+    if b.random.integers(2):
+        b.flatten()
+        b.linear(8)
+        b.add(ReLU()) if b.random.integers(2) else b.smooth()
+    return b
+
+
 def _maxima(seed: int) -> Blocks:
     """Max pools, MaxMin, sorted numbers, extremes of two branches, between smooth activations."""
     b = Blocks((2, 6, 6), seed)
@@ -296,6 +325,7 @@ KINDS: dict[str, Callable[[int], Blocks]] = {
     "products": _products,
     "smooth": _smooth,
     "steep": _steep,
+    "steps": _steps,
     "maxima": _maxima,
 }
 

@@ -17,6 +17,7 @@ from workers.verification.layers import (
     relu,
     sorting,
 )
+from workers.verification.layers.jumps import steps
 from workers.verification.layers.rules import LayerRules
 from workers.verification.layers.smooth import (
     curves,
@@ -39,6 +40,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **softplus.RULES,
     **curves.RULES,
     **steep.RULES,
+    **steps.RULES,
     **standardize.RULES,
     **softmax.RULES,
     **sorting.RULES,

@@ -23,6 +23,7 @@ MERGED = (
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
+    *("Ceil", "Floor", "Round", "Sign"),
 )
 
 

@@ -130,7 +130,7 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
     """The case of this seed, or None where the network gives no answer or no wrong input.
 
     newest: with norms, softmax or products of two activations in every network, and exponentials
-    or quotients in every third one.
+    or quotients in every third one, and steps in every third one.
     """
     random = np.random.default_rng(seed)
     size = int(random.integers(1, 4)) if dimension is None else dimension
@@ -176,6 +176,9 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
     steep = np.random.default_rng([seed, 1])
     if newest and steep.integers(3) == 0:
         body.steep(steep)
+    jumps = np.random.default_rng([seed, 3])
+    if newest and jumps.integers(3) == 0:
+        body.jump(jumps)
     body.flatten()
     if tight:
         body.tight_head()

@@ -11,11 +11,15 @@ from models.layers.activations import (
     Abs,
     AtLeast,
     AtMost,
+    Ceil,
     Clip,
+    Floor,
     MaxMin,
     PReLU,
     ReLUTheta,
+    Round,
     Sigmoid,
+    Sign,
     Softplus,
     Tanh,
 )
@@ -110,6 +114,7 @@ CASES: dict[str, Callable[[], Branches]] = {
     "exp": lambda: [("m", Multiply(spread(20)), ("input",)), ("z", Exp(), ("m",))],
     "log": lambda: above_zero(Log()),
     "reciprocal": lambda: above_zero(Reciprocal()),
+    "steps": lambda: curved((Sign(), Floor(), Ceil(), Round()), 3.0),
     "sqrt": lambda: above_zero(Sqrt()),
     "within": lambda: one(Within(low=-9.0, high=9.0)),
     "product": lambda: [

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from models.layers.activations import (
+    STEPS,
     AtMost,
     Clip,
     MaxMin,
@@ -59,7 +60,7 @@ F64 = torch.float64
 
 #: Layers that stretch distances without limit: no ball grows by a factor.
 UNLIMITED: dict[type[Layer], set[str]] = {
-    layer: {"ball"} for layer in (Power, Product, Softmax, Standardize, *STEEP)
+    layer: {"ball"} for layer in (Power, Product, Softmax, Standardize, *STEEP, *STEPS)
 }
 
 

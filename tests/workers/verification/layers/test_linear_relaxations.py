@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
+from models.layers.activations import (
+    STEPS,
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.kinds import Layer, LeakyReLU, PReLU, ReLU
 from tests.extent import examples
 from tests.workers.verification.layers.boxes import DTYPES, boxes, grid
@@ -241,7 +251,7 @@ def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
 
 
 def test_every_activation_with_lines_is_tried_here() -> None:
-    """Curves are tried in files of their own."""
-    assert {type(layer) for layer in TRIED} | {*CURVES, *STEEP} == {
+    """Curves and steps are tried in files of their own."""
+    assert {type(layer) for layer in TRIED} | {*CURVES, *STEEP, *STEPS} == {
         layer for layer, rules in LAYERS.items() if rules.relax
     }

@@ -26,7 +26,7 @@ from models.layers.activations import (
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
-from models.layers.normalization import Centre, Softmax, Standardize
+from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -209,6 +209,12 @@ def _softmax(
     graph.node("Reshape", [result, graph.constant([-1, *shape])], output)
 
 
+def _local_response(
+    graph: GraphWriter, layer: LocalResponse, inputs: list[str], output: str, shape: Shape
+) -> None:
+    graph.node("LRN", inputs, output, **layer.config())
+
+
 def _sign(graph: GraphWriter, layer: Sign, inputs: list[str], output: str, shape: Shape) -> None:
     """Another number than 0 at 0 as binarised networks have it: the sign of the sign and a bit."""
     if layer.at_zero == 0:
@@ -242,6 +248,7 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     Floor.kind: plain("Floor"),
     Gather.kind: _gather,
     L2Pool2d.kind: _l2_pool,
+    LocalResponse.kind: _local_response,
     MaxMin.kind: _maxmin,
     Maximum.kind: plain("Max"),
     Minimum.kind: plain("Min"),

@@ -73,6 +73,7 @@ from models.onnx.operators.normalized.attention import attention, softmax
 from models.onnx.operators.normalized.group_norm import (
     group_normalization,
     instance_normalization,
+    local_response,
 )
 from models.onnx.operators.normalized.in_parts import reciprocal
 from models.onnx.operators.normalized.layer_norm import layer_normalization, rms_normalization
@@ -189,6 +190,7 @@ OPERATORS: dict[str, Translator] = {
     "HardSwish": hard_swish,
     "Identity": _identity,
     "InstanceNormalization": instance_normalization,
+    "LRN": local_response,
     "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "Less": compared(above=False),

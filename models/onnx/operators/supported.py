@@ -45,8 +45,6 @@ ADVICE = {
         ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED
     ),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QuantizeLinear"), _QUANTISED),
-    "LRN": "there are no bounds for local response normalisation: train without it, or with batch "
-    "normalisation, which is taken",
 }
 #: How many kinds of unknown operators an error names.
 NAMED_OPERATORS = 8

@@ -21,6 +21,7 @@ from workers.verification.layers.jumps import steps
 from workers.verification.layers.rules import LayerRules
 from workers.verification.layers.smooth import (
     curves,
+    local_response,
     s_shaped,
     softmax,
     softplus,
@@ -43,6 +44,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **steps.RULES,
     **standardize.RULES,
     **softmax.RULES,
+    **local_response.RULES,
     **sorting.RULES,
     **pooling.RULES,
     **euclidean.RULES,

@@ -50,7 +50,7 @@ def sent(operator: str = "Relu", kind: int = TensorProto.FLOAT, second: str = ""
     """An operator and a dense layer, in numbers of a type, of one input or two."""
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     weight = {"w": normal(0, 6, 3).astype(dtype)}
-    nodes = [node(operator, ["x"], ["h"], **({"size": 3} if operator == "LRN" else {}))]
+    nodes = [node(operator, ["x"], ["h"])]
     if second:
         nodes.append(node("Add", ["h", second], ["s"]))
     nodes.append(node("MatMul", ["s" if second else "h", "w"], ["y"]))
@@ -78,7 +78,6 @@ def quantised() -> bytes:
         (sent(kind=TensorProto.DOUBLE), "unsupported_dtype", "model.float()"),
         (sent(kind=TensorProto.FLOAT16), "unsupported_dtype", "before it was converted"),
         (quantised(), "unsupported_dtype", "the float32 one that it was made from"),
-        (sent("LRN"), "unsupported_operator", "batch normalisation"),
         (sent("Tan"), "unsupported_operator", "outside the model"),
         (sent("Sin"), "unsupported_operator", "outside the model"),
         (sent(second="z"), "invalid_network", "fixed values"),

@@ -58,7 +58,7 @@ from models.layers.kinds import (
     Reshape,
     Shift,
 )
-from models.layers.normalization import Centre, Softmax, Standardize
+from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
 from models.layers.reparametrized import OrthogonalConv2d, ResidualConv2d
 from models.layers.shapes import Expand
 from models.network import INPUT, Network
@@ -77,7 +77,7 @@ SHAPE = (4, 8, 8)
 INNER = (4, 6, 6)
 #: Layers of uploaded files alone.
 UNTRAINED = {
-    *(Centre, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize),
+    *(Centre, LocalResponse, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize),
     *(*STEEP, *STEPS),
 }
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.

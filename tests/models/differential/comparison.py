@@ -264,8 +264,9 @@ def _with_errors(network: Network, x: Tensor, seed: int) -> Tensor:
             sizes = sizes * (1.0 + _squares_over_variance(layer, *given))
         signs = 2 * torch.rand(result.shape, generator=generator, dtype=torch.float64) - 1
         if isinstance(layer, Step):
-            # What is next to a jump, on either side of it; a step itself has no error.
-            moves = LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
+            # What is next to a jump, on either side of it, wherever errors before have taken it (an
+            # Abs makes them one-sided); a step itself has no error.
+            moves = 64 * LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
             return layer.stepped(given[0] + moves)
         return result + LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
 

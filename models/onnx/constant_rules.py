@@ -152,6 +152,13 @@ def _expanded(operation: Operation, arrays: Arrays) -> int:
     return math.prod(np.broadcast_shapes(_at(arrays, 0).shape, _sizes(_at(arrays, 1))))
 
 
+def _tiled(operation: Operation, arrays: Arrays) -> int:
+    data, repeats = _at(arrays, 0), _sizes(_at(arrays, 1))
+    if len(repeats) != data.ndim:
+        raise ValueError(f"{len(repeats)} numbers of repeats for {data.ndim} axes")
+    return data.size * math.prod(repeats)
+
+
 def _gathered(operation: Operation, arrays: Arrays) -> int:
     data, indices = _at(arrays, 0), _at(arrays, 1)
     axis = operation.axis(operation.attributes.get("axis", 0), data.ndim)
@@ -285,6 +292,7 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Sqrt": ConstantRule(_broadcast),
     "Squeeze": ConstantRule(_as_many, moves=True),
     "Sub": ConstantRule(_broadcast),
+    "Tile": ConstantRule(_tiled, moves=True),
     "Transpose": ConstantRule(_as_many, moves=True),
     "Unsqueeze": ConstantRule(_unsqueezed, moves=True),
     "Where": ConstantRule(_chosen, moves=True),

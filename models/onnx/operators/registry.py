@@ -50,7 +50,14 @@ from models.onnx.operators.curved.native import (
     softsign,
     swish,
 )
-from models.onnx.operators.curved.steep import exp, log, sqrt
+from models.onnx.operators.curved.steep import (
+    exp,
+    log,
+    log_softmax,
+    reduce_log_sum,
+    reduce_log_sum_exp,
+    sqrt,
+)
 from models.onnx.operators.dense import (
     gemm,
     gemm_at_every_place,
@@ -64,8 +71,10 @@ from models.onnx.operators.joins import (
     cut,
     extract_features,
     gather,
+    reduce_l1,
     reduce_mean,
     reduce_sum,
+    reduce_sum_square,
     split,
 )
 from models.onnx.operators.layout.selection import gather_nd
@@ -197,6 +206,7 @@ OPERATORS: dict[str, Translator] = {
     "LessOrEqual": compared(above=False),
     "LinearClassifier": linear_classifier,
     "Log": log,
+    "LogSoftmax": log_softmax,
     "LpPool": lp_pool,
     "MatMul": matmul,
     "Max": maximum,
@@ -210,11 +220,15 @@ OPERATORS: dict[str, Translator] = {
     "Pow": power,
     "RMSNormalization": rms_normalization,
     "Reciprocal": reciprocal,
+    "ReduceL1": reduce_l1,
     "ReduceL2": reduce_l2,
+    "ReduceLogSum": reduce_log_sum,
+    "ReduceLogSumExp": reduce_log_sum_exp,
     "ReduceMax": reduce_max,
     "ReduceMean": reduce_mean,
     "ReduceMin": reduce_min,
     "ReduceSum": reduce_sum,
+    "ReduceSumSquare": reduce_sum_square,
     "Relu": _relu,
     "Reshape": reshape,
     "Resize": resize,
@@ -253,6 +267,7 @@ _ALIKE = (
     *("LayerNormalization", "RMSNormalization", "Softmax"),
     *("Exp", "Log", "Reciprocal", "Sqrt"),
     *("Ceil", "Floor", "Round", "Sign"),
+    *("LogSoftmax", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
 )
 
 

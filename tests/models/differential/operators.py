@@ -52,7 +52,11 @@ from tests.models.differential.reshaping import (
     turned,
     unsqueeze,
 )
-from tests.models.differential.scikit_learn import chosen_features, scaled_features
+from tests.models.differential.scikit_learn import (
+    chosen_features,
+    normalized_features,
+    scaled_features,
+)
 from tests.models.differential.steps import Step
 from tests.models.differential.weighted import (
     attention,
@@ -125,6 +129,7 @@ STEPS: dict[str, Step] = {
     "Mul of two": of_two("Mul"),
     "Neg": unary("Neg"),
     "Norm": root_of_squares,
+    "Normalizer": normalized_features,
     "PRelu": prelu,
     "Pad": pad,
     "Pairs in order": ordered_pairs,

@@ -88,3 +88,16 @@ def test_what_is_not_taken_says_what_to_do_instead(data: bytes, code: str, said:
         read_onnx_bytes(data)
     assert caught.value.code == code
     assert said in caught.value.hint
+
+
+def test_the_largest_number_of_signed_features_normalises_nothing_here() -> None:
+    """ONNX Runtime takes the largest number, not the largest size: a length that may be below 0."""
+    nodes = [
+        node("Normalizer", ["x"], ["h"], domain="ai.onnx.ml", norm="MAX"),
+        node("MatMul", ["h", "w"], ["y"]),
+    ]
+    model = graph_of(nodes, (6,), {"w": normal(0, 6, 3)})
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    with pytest.raises(ModelError, match="only L1 and L2") as caught:
+        read_onnx_bytes(model.SerializeToString())
+    assert caught.value.code == "unsupported_operator"

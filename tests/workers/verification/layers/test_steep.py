@@ -40,7 +40,8 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 LAYERS: list[Layer] = [
-    *(Exp(), Log(), Reciprocal(), Sqrt(), Within(low=-2.0, high=3.0), Within(high=88.0))
+    *(Exp(), Log(), Reciprocal(), Sqrt(), Within(low=-2.0, high=3.0), Within(high=88.0)),
+    Within(low=-2.0, off=1e-3),
 ]
 BOUNDS: list[Callable[..., Tensor]] = [
     *(interval_margins, bcp_margins, crown_margins, cap_margins),
@@ -339,3 +340,33 @@ def test_the_runtime_keeps_to_what_is_allowed_of_logarithms_of_sums(kind: str, c
             assert float(known.double().mean()) > (0.9 if count < 300 else 0.5)
             assert bool(((found - logits).abs() <= room)[known].all())
             assert bool((room <= 2e-4 * (1 + rows.abs().amax(1, keepdim=True))).all())
+
+
+@pytest.mark.parametrize("norm", ["L1", "L2"])
+@torch.no_grad()
+def test_a_normalizer_stays_in_its_box_where_squares_underflow(norm: str) -> None:
+    """Features down to denormal ones beside ordinary ones, and lengths near the least that is
+    taken: ONNX Runtime's values lie in the box at epsilon 0."""
+    node = helper.make_node
+    nodes = [
+        node("Normalizer", ["x"], ["h"], domain="ai.onnx.ml", norm=norm),
+        node("Mul", ["h", "two"], ["y"]),
+    ]
+    model = graph_of(nodes, (3,), {"two": np.array(2.0, np.float32)})
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    data = model.SerializeToString()
+    compiled = CompiledNetwork.compile(import_onnx_bytes(data), norms=False)
+    random = np.random.default_rng(0)
+    x = 10.0 ** random.uniform(-45, 3, (600, 3)) * random.choice([-1.0, 1.0], (600, 3))
+    x = np.where(random.random((600, 1)) < 0.4, x / np.abs(x).max(1, keepdims=True) * 2e-6, x)
+    x = x.astype(np.float32)
+    found = torch.from_numpy(OnnxRuntimeModel(data, (3,))(x)).double()
+    region = Region(torch.from_numpy(x), torch.zeros(600, dtype=torch.float64), "linf", False)
+    for dtype in DTYPES:
+        rounding = Rounding.sound(dtype)
+        state = propagate(compiled, region, rounding=rounding, dtype=dtype, ball=False)
+        logits, room = logit_enclosure(compiled.head, state, rounding)
+        known = (room >= 0).all(1)
+        assert 0.4 < float(known.double().mean()) < 1.0
+        assert bool(((found - logits).abs() <= room)[known].all())
+        assert bool((room <= 1e-4)[known].all())

@@ -18,8 +18,6 @@ from models.onnx.runtime import OnnxRuntimeModel
 from tests.models.onnx.graphs import graph_of, normal
 
 node = helper.make_node
-#: Of the competitions' geometries, what has no bounds.
-REFUSED = ("traffic signs", "vit")
 
 
 @pytest.mark.parametrize("family", [keras_like, competition_like])
@@ -27,8 +25,6 @@ def test_what_other_tools_write_is_taken_as_the_network_that_it_is(family: Any) 
     """The file itself in ONNX Runtime, on inputs of its own shape, and our network."""
     taken = 0
     for name, data in family():
-        if name.startswith(REFUSED):
-            continue
         found = read_onnx_bytes(data, asked=Asked(classifier=False))
         network = found.network
         x = np.random.default_rng(0).random((1, *network.input_shape)).astype(np.float32)

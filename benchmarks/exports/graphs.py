@@ -303,6 +303,23 @@ def competition_like() -> Iterator[tuple[str, bytes]]:
     graph.layers(588, 10)
     yield "traffic signs, binarised", graph.written([1, 10])
 
+    # As Larq's layers come out of tf2onnx: channels last, the sign of a sign and a bit.
+    graph = Graph([1, 16, 16, 3], opset=13)
+    graph.add("Transpose", perm=[0, 3, 1, 2])
+    for inputs, out in ((3, 8), (8, 8)):
+        kernel = np.sign(graph.random.standard_normal((out, inputs, 3, 3))).astype(np.float32)
+        graph.add("Conv", graph.constant(kernel))
+        graph.add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+        graph.add("Mul", graph.weight(1, out, 1, 1))
+        graph.add("Add", graph.weight(1, out, 1, 1))
+        graph.add("Sign")
+        graph.add("Add", graph.constant(np.array(0.1, np.float32)))
+        graph.add("Sign")
+    graph.add("Transpose", perm=[0, 2, 3, 1])
+    graph.add("Reshape", graph.constant(np.array([-1, 32])))
+    graph.layers(32, 10)
+    yield "traffic signs, by Larq's layers", graph.written([1, 10])
+
     graph = Graph([1, 4, 8], opset=13)
     query, key, value = (graph.add("MatMul", graph.weight(8, 8), source="x") for _ in range(3))
     turned = graph.add("Transpose", source=key, perm=[0, 2, 1])

@@ -7,8 +7,9 @@ Tiny networks of every layer kind, weights from 1e-45 to 1e38, denormal boxes, c
 (``tests/workers/verification/adversary/``). Every bound of the table is asked in float32, in
 float64 and as the cascade runs it, l2 and linf, with and without the pixel box. Exits 1 on a false
 certificate. ``--newest``: every network has a norm, a softmax or a product of two activations,
-every third one an exponential, a logarithm, a root or a reciprocal too, and every third one a wave.
-The share proved at a hundredth of the distance says that the bounds prove anything.
+every third one an exponential, a logarithm, a root or a reciprocal too, every third one a wave,
+every third one steps (Sign, Floor, Ceil, Round). The share proved at a hundredth of the distance
+says that the bounds prove anything.
 """
 
 from __future__ import annotations

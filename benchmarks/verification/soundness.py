@@ -8,7 +8,8 @@ every bound in turn; every certified sample is attacked at 0.999 of its radius f
 steps, margin loss). Most end points go to samples whose radius is at least 0.8 of the smallest
 epsilon at which an attack succeeds, where a bound that lies would be found first. With ``--newest``
 the networks hold layer and RMS norms, softmax and products of activations, attention, smooth
-activations, waves, exponentials and quotients, maxima (``tests.workers.verification.blocks``), and
+activations, waves, exponentials and quotients, maxima, steps
+(``tests.workers.verification.blocks``), and
 ONNX Runtime judges. Exits 1 on a false certificate, and where ``auto`` or most methods never
 certify: a search that asks nothing proves nothing. ``--points 20000`` takes some minutes.
 """

@@ -1,9 +1,9 @@
-"""Activations: rectified, clipped, s-shaped and sorting ones, and the absolute value."""
+"""Activations: rectified, clipped, s-shaped and sorting ones, the absolute value, and steps."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,23 @@ from models.layers.base import (
 )
 
 __all__ = [
+    "STEPS",
     "Abs",
     "AtLeast",
     "AtMost",
+    "Ceil",
     "Clip",
+    "Floor",
     "LeakyReLU",
     "MaxMin",
     "PReLU",
     "ReLU",
     "ReLUTheta",
+    "Round",
     "Sigmoid",
+    "Sign",
     "Softplus",
+    "Step",
     "Tanh",
 ]
 
@@ -266,3 +272,94 @@ class MaxMin(Layer):
         if not shape or shape[0] % 2:
             raise ShapeError(f"maxmin pairs channels: {shape} has an odd number of them")
         return shape
+
+
+class _StraightThrough(torch.autograd.Function):
+    """A step as it is, and a gradient for it: a guide of attacks, never of a proof."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stepped: Tensor, scaled: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.scaled = scaled
+        return stepped
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if not ctx.scaled:
+            return gradient, None, None
+        (x,) = ctx.saved_tensors
+        size = x.abs()
+        typical = size.flatten(1).mean(1).reshape(-1, *([1] * (x.dim() - 1))).clamp_min(1e-30)
+        return gradient * (typical / (typical + size)).square() / typical, None, None
+
+
+class Step(Layer):
+    """A function that is constant between its jumps, and never falls; elementwise.
+
+    Its gradient is a straight-through one (Bengio et al. 2013), so that attacks find a way.
+    """
+
+    #: Whether the gradient is that of x / (typical |x| + |x|), in the place of that of x.
+    scaled: ClassVar[bool] = False
+
+    def stepped(self, x: Tensor) -> Tensor:
+        """The value, in x's dtype: exact. NaN stays NaN."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        stepped = self.stepped(x)
+        if not x.requires_grad:
+            return stepped
+        result: Tensor = _StraightThrough.apply(x, stepped.detach(), self.scaled)
+        return result
+
+
+class Sign(Step):
+    """-1 below 0, 1 above 0, ``at_zero`` (-1, 0 or 1) at 0 of either sign."""
+
+    kind = "sign"
+    scaled = True
+
+    def __init__(self, *, at_zero: int = 0) -> None:
+        super().__init__()
+        self.at_zero = int(at_zero)
+        if self.at_zero not in (-1, 0, 1):
+            raise ModelError(f"sign with {at_zero} at 0: only -1, 0 and 1", code="invalid_network")
+
+    def stepped(self, x: Tensor) -> Tensor:
+        # torch has 0 for NaN.
+        sign = torch.where(x.isnan(), x, torch.sign(x))
+        return torch.where(x == 0, float(self.at_zero), sign) if self.at_zero else sign
+
+    def config(self) -> dict[str, Any]:
+        return {} if self.at_zero == 0 else {"at_zero": self.at_zero}
+
+
+class Floor(Step):
+    """The largest whole number that is not above x."""
+
+    kind = "floor"
+
+    def stepped(self, x: Tensor) -> Tensor:
+        return torch.floor(x)
+
+
+class Ceil(Step):
+    """The smallest whole number that is not below x."""
+
+    kind = "ceil"
+
+    def stepped(self, x: Tensor) -> Tensor:
+        return torch.ceil(x)
+
+
+class Round(Step):
+    """The nearest whole number; of two the even one."""
+
+    kind = "round"
+
+    def stepped(self, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+
+STEPS: tuple[type[Step], ...] = (Sign, Floor, Ceil, Round)

@@ -268,24 +268,29 @@ class Sqrt(Layer):
 
 
 class Within(Layer):
-    """x itself, of which nothing is known outside [low, high].
+    """x itself, of which nothing is known outside [low, high], and elsewhere but for ``off``.
 
     No operator: the file writes what follows in a form that leaves float32 there (such as
-    log(1 + exp(x)), a softplus up to x = 88).
+    log(1 + exp(x)), a softplus up to x = 88), or loses a little of every number.
     """
 
     kind = "within"
 
-    def __init__(self, *, low: float | None = None, high: float | None = None) -> None:
+    def __init__(
+        self, *, low: float | None = None, high: float | None = None, off: float = 0.0
+    ) -> None:
         super().__init__()
         self.low = None if low is None else as_float32(low)
         self.high = None if high is None else as_float32(high)
+        self.off = as_float32(off)
+        if not 0.0 <= self.off <= 1.0:
+            raise ModelError(f"within: off by {off}: only 0 to 1", code="invalid_network")
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     def config(self) -> dict[str, Any]:
-        return {"low": self.low, "high": self.high}
+        return {"low": self.low, "high": self.high, **({"off": self.off} if self.off else {})}
 
     @property
     def domain(self) -> tuple[float, float]:

@@ -8,6 +8,7 @@ differentiates its ``forward``. Layers know nothing of bounds. Shapes never incl
 from __future__ import annotations
 
 from models.layers.activations import (
+    STEPS,
     Abs,
     AtLeast,
     AtMost,
@@ -26,7 +27,14 @@ from models.layers.base import Layer, Shape, ShapeError
 from models.layers.curves import CURVED, STEEP
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Add, Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
-from models.layers.normalization import BatchNorm, Centre, Normalize, Softmax, Standardize
+from models.layers.normalization import (
+    BatchNorm,
+    Centre,
+    LocalResponse,
+    Normalize,
+    Softmax,
+    Standardize,
+)
 from models.layers.one_lipschitz import ONE_LIPSCHITZ
 from models.layers.pooling import AvgPool2d, MaxPool2d
 from models.layers.reparametrized import (
@@ -81,6 +89,7 @@ _LAYERS: tuple[type[Layer], ...] = (
     Centre,
     Standardize,
     Softmax,
+    LocalResponse,
     ReLU,
     LeakyReLU,
     PReLU,
@@ -101,6 +110,7 @@ _LAYERS: tuple[type[Layer], ...] = (
     Tanh,
     *CURVED,
     *STEEP,
+    *STEPS,
     AtLeast,
     AtMost,
     ReLUTheta,

@@ -1,5 +1,6 @@
-"""Normalisation of inputs, batch norm with the statistics that inference uses, and what layer
-normalisation is made of: numbers less their mean, and numbers over the root of their mean square.
+"""Normalisation of inputs, batch norm with the statistics that inference uses, what layer
+normalisation is made of (numbers less their mean, and numbers over the root of their mean square),
+and local response normalisation.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 from models.errors import ModelError
 from models.layers.base import Layer, Shape, ShapeError, as_float32, parameter
 
-__all__ = ["BatchNorm", "Centre", "Normalize", "Softmax", "Standardize"]
+__all__ = ["BatchNorm", "Centre", "LocalResponse", "Normalize", "Softmax", "Standardize"]
 
 #: Least and largest number that is added to a mean of squares.
 EPSILONS = (1e-12, 1e3)
@@ -164,3 +165,46 @@ class Softmax(_OverAxes):
         axes = self.batched_axes()
         powers = torch.exp(x - x.amax(axes, keepdim=True))
         return powers / powers.sum(axes, keepdim=True)
+
+
+class LocalResponse(Layer):
+    """x / (bias + alpha / size * sum of x^2 over ``size`` neighbouring channels)^beta, on
+    [channels, ...] (Krizhevsky et al. 2012); size is odd, channels beyond the ends are 0."""
+
+    kind = "local-response"
+
+    def __init__(
+        self, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.size = int(size)
+        self.alpha, self.beta, self.bias = (as_float32(value) for value in (alpha, beta, bias))
+        moderate = 0.0 < self.alpha <= 2.0**20 and 0.0 < self.beta <= 4.0
+        moderate = moderate and 2.0**-20 <= self.bias <= 2.0**20
+        if not (0 < self.size < 2**16 and self.size % 2 and moderate):
+            raise ModelError(
+                f"local response normalisation with size = {size}, alpha = {alpha}, beta = {beta}, "
+                f"bias = {bias}: only an odd size, alpha up to 2^20, beta up to 4 and bias "
+                "from 2^-20 to 2^20 are supported",
+                code="invalid_network",
+            )
+
+    def window_sums(self, squares: Tensor) -> Tensor:
+        """Sums over the neighbours of each channel, [batch, channels, ...]."""
+        half, channels = self.size // 2, squares.shape[1]
+        places = torch.arange(channels, device=squares.device)
+        near = (places[:, None] - places[None, :]).abs() <= half
+        return torch.einsum("oc,nc...->no...", near.to(squares.dtype), squares)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums = self.window_sums(x.square())
+        return x * (self.bias + self.alpha / self.size * sums).pow(-self.beta)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if len(shape) < 2:
+            raise ShapeError(f"{self.kind} needs channels and places, not {shape}")
+        return shape
+
+    def config(self) -> dict[str, Any]:
+        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "bias": self.bias}

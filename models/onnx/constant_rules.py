@@ -91,6 +91,12 @@ def _broadcast(operation: Operation, arrays: Arrays) -> int:
     return math.prod(np.broadcast_shapes(*shapes))
 
 
+def _stepped(operation: Operation, arrays: Arrays) -> int:
+    if _at(arrays, 0).dtype.kind != "f":
+        operation.refuse("only floats are supported", code="unsupported_dtype")
+    return _at(arrays, 0).size
+
+
 def _extreme(operation: Operation, arrays: Arrays) -> int:
     """ONNX Runtime compares int64 by their lower halves: its least of 2^31 and 1 is 2^31."""
     for array in arrays:
@@ -144,6 +150,13 @@ def _constant_of_shape(operation: Operation, arrays: Arrays) -> int:
 
 def _expanded(operation: Operation, arrays: Arrays) -> int:
     return math.prod(np.broadcast_shapes(_at(arrays, 0).shape, _sizes(_at(arrays, 1))))
+
+
+def _tiled(operation: Operation, arrays: Arrays) -> int:
+    data, repeats = _at(arrays, 0), _sizes(_at(arrays, 1))
+    if len(repeats) != data.ndim:
+        raise ValueError(f"{len(repeats)} numbers of repeats for {data.ndim} axes")
+    return data.size * math.prod(repeats)
 
 
 def _gathered(operation: Operation, arrays: Arrays) -> int:
@@ -250,14 +263,17 @@ def _no_inputs(operation: Operation, arrays: Arrays) -> NoReturn:
 
 #: Operators that may compute constants: a new one is one row here.
 CONSTANT_OPERATORS: dict[str, ConstantRule] = {
+    "Abs": ConstantRule(_broadcast),
     "Add": ConstantRule(_broadcast),
     "Cast": ConstantRule(_cast, moves=True),
+    "Ceil": ConstantRule(_stepped),
     "Concat": ConstantRule(_joined),
     "Constant": ConstantRule(_no_inputs),
     "ConstantOfShape": ConstantRule(_constant_of_shape),
     "Div": ConstantRule(_quotient),
     "Equal": ConstantRule(_compared),
     "Expand": ConstantRule(_expanded, moves=True),
+    "Floor": ConstantRule(_stepped),
     "Gather": ConstantRule(_gathered, moves=True),
     "Identity": ConstantRule(_as_many, moves=True),
     "Max": ConstantRule(_extreme),
@@ -268,12 +284,15 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Range": ConstantRule(_counted),
     "ReduceProd": ConstantRule(_product),
     "Reshape": ConstantRule(_reshaped, moves=True),
+    "Round": ConstantRule(_stepped),
     "Shape": ConstantRule(_rank),
+    "Sign": ConstantRule(_stepped),
     "Slice": ConstantRule(_sliced, moves=True),
     "Split": ConstantRule(_parts, moves=True),
     "Sqrt": ConstantRule(_broadcast),
     "Squeeze": ConstantRule(_as_many, moves=True),
     "Sub": ConstantRule(_broadcast),
+    "Tile": ConstantRule(_tiled, moves=True),
     "Transpose": ConstantRule(_as_many, moves=True),
     "Unsqueeze": ConstantRule(_unsqueezed, moves=True),
     "Where": ConstantRule(_chosen, moves=True),

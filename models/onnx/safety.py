@@ -38,7 +38,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 #: Where converters of scikit-learn take their operators from, those that are understood of it, and
 #: its versions.
 ML_DOMAIN = "ai.onnx.ml"
-_ML_OPERATORS = ("ArrayFeatureExtractor", "LinearClassifier", "Scaler")
+_ML_OPERATORS = ("ArrayFeatureExtractor", "LinearClassifier", "Normalizer", "Scaler")
 _ML_VERSIONS = range(1, 6)
 #: Axes of an array at most, and what its sizes other than 0 multiply to.
 MOST_AXES, MOST_NUMBERS = 32, 2**58

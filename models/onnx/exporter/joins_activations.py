@@ -11,18 +11,22 @@ from models.layers.activations import (
     Abs,
     AtLeast,
     AtMost,
+    Ceil,
     Clip,
+    Floor,
     MaxMin,
     PReLU,
     ReLUTheta,
+    Round,
     Sigmoid,
+    Sign,
     Softplus,
     Tanh,
 )
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
-from models.layers.normalization import Centre, Softmax, Standardize
+from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -205,6 +209,23 @@ def _softmax(
     graph.node("Reshape", [result, graph.constant([-1, *shape])], output)
 
 
+def _local_response(
+    graph: GraphWriter, layer: LocalResponse, inputs: list[str], output: str, shape: Shape
+) -> None:
+    graph.node("LRN", inputs, output, **layer.config())
+
+
+def _sign(graph: GraphWriter, layer: Sign, inputs: list[str], output: str, shape: Shape) -> None:
+    """Another number than 0 at 0 as binarised networks have it: the sign of the sign and a bit."""
+    if layer.at_zero == 0:
+        graph.node("Sign", inputs, output)
+        return
+    plain_sign, moved = f"{output}.sign", f"{output}.moved"
+    graph.node("Sign", inputs, plain_sign)
+    graph.node("Add", [plain_sign, graph.constant(torch.tensor(0.1 * layer.at_zero))], moved)
+    graph.node("Sign", [moved], output)
+
+
 def _mean(graph: GraphWriter, inputs: list[str], output: str, axes: list[int]) -> None:
     """The mean over axes that are kept."""
     if graph.opset < 18:
@@ -219,12 +240,15 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     AtLeast.kind: with_constant("Max"),
     PReLU.kind: _prelu,
     AtMost.kind: with_constant("Min"),
+    Ceil.kind: plain("Ceil"),
     Centre.kind: _centre,
     Clip.kind: _clip,
     Concat.kind: _concat,
     Expand.kind: _expand,
+    Floor.kind: plain("Floor"),
     Gather.kind: _gather,
     L2Pool2d.kind: _l2_pool,
+    LocalResponse.kind: _local_response,
     MaxMin.kind: _maxmin,
     Maximum.kind: plain("Max"),
     Minimum.kind: plain("Min"),
@@ -232,7 +256,9 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     ReLUTheta.kind: _relu_theta,
     ReduceMean.kind: _reduce_mean,
     ReduceSum.kind: _reduce_sum,
+    Round.kind: plain("Round"),
     Sigmoid.kind: plain("Sigmoid"),
+    Sign.kind: _sign,
     Slice.kind: _slice,
     Sort.kind: _sort,
     Softmax.kind: _softmax,

@@ -159,7 +159,7 @@ def cut_ending(graph: GraphProto) -> Ending:
     place: [probabilities] [Normalizer] [ArgMax or ZipMap].
 
     A Normalizer goes only with the probabilities before it; behind raw scores it might round to a
-    tie what differs by any given number.
+    tie what differs by any given number, and stays as a layer.
     """
     walk, ending = _Walk(graph), Ending()
     if walk.behind("ZipMap", casts=True) is not None:

@@ -19,7 +19,7 @@ from onnx import ModelProto, ValueInfoProto
 from onnxruntime import InferenceSession
 
 from models.errors import ModelError
-from models.layers.activations import Sigmoid, Softplus, Tanh
+from models.layers.activations import Sigmoid, Softplus, Step, Tanh
 from models.layers.base import Layer
 from models.layers.curves import CURVED, Log, Power
 from models.layers.normalization import Softmax
@@ -138,9 +138,14 @@ def _doubt(
             others = _difference(values[name].in_file(given[node].numpy()), found[name])
             if difference > ROUNDED and (beyond or others > ROUNDED):
                 still.setdefault(node, (name, difference))
-    # Whether float32 alone moves a node's value about as far: numbers that cancel.
-    exact = _values(copy.deepcopy(network).double(), x.double()) if still else iter(())
-    for (node, rows), (_, rounded) in zip(exact, _values(network, x), strict=False):
+    # Whether float32 alone moves a node's value about as far: numbers that cancel. Not across a
+    # jump: what a step reads and gives is the file's, lest whatever follows be excused.
+    nodes = [node for node in network.nodes if isinstance(network.layer(node.name), Step)]
+    around = {name for node in nodes for name in (node.name, *node.inputs)}
+    steps = {name: given[name] for name in around.intersection(given)}
+    wide = {name: rows.double() for name, rows in steps.items()}
+    exact = _values(copy.deepcopy(network).double(), x.double(), wide) if still else iter(())
+    for (node, rows), (_, rounded) in zip(exact, _values(network, x, steps), strict=False):
         if node in still and _difference(rounded.numpy(), rows.numpy()) <= ROUNDED / SAFETY:
             name, difference = still[node]
             _refuse(name, "differs", f"other numbers, by {difference:.3g} of the largest")

@@ -1,4 +1,4 @@
-"""ONNX activations beside Relu: Clip, Sigmoid, Softplus, Tanh, and maxima and minima.
+"""ONNX activations beside Relu: Clip, Sigmoid, Softplus, Tanh, steps, and maxima and minima.
 
 Limits by one number become one layer, however they are written: Relu, Clip, Max and Min in a row
 are one Clip.
@@ -7,11 +7,23 @@ are one Clip.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
+from models.layers.activations import (
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    ReLUTheta,
+    Sigmoid,
+    Sign,
+    Softplus,
+    Step,
+    Tanh,
+)
 from models.layers.joins import Maximum, Minimum
 from models.layers.kinds import Add, Layer, LeakyReLU, Multiply, PReLU, ReLU, Shift
 from models.onnx.graph import Activation, Operation, Translation
@@ -34,7 +46,9 @@ __all__ = [
     "minimum",
     "prelu",
     "sigmoid",
+    "sign",
     "softplus",
+    "stepped",
     "tanh",
 ]
 
@@ -106,6 +120,30 @@ def softplus(operation: Operation, translation: Translation) -> Activation:
 def tanh(operation: Operation, translation: Translation) -> Activation:
     """Tanh, elementwise."""
     return translation.emit(operation, Tanh(), operation.activation())
+
+
+def sign(operation: Operation, translation: Translation) -> Activation:
+    """-1, 0 or 1; the Sign of a Sign and a number between -1 and 1 is one step, -1 or 1 at 0."""
+    x = operation.activation()
+    moved, (between, *_) = translation.origins.get(x.name, (None, (x,)))
+    inner, (before, *_) = translation.origins.get(between.name, (None, (x,)))
+    if isinstance(moved, Shift) and isinstance(inner, Sign) and before.shape == x.shape:
+        value = moved.value.detach()
+        for side in (-1, 1):
+            if bool(((side * value > 0) & (side * value < 1)).all()):
+                layer = Sign(at_zero=inner.at_zero or side)
+                return translation.emit(operation, layer, before)
+    return translation.emit(operation, Sign(), x)
+
+
+def stepped(kind: Callable[[], Step], text: str) -> Callable[[Operation, Translation], Activation]:
+    """The translator of a step without attributes; text: what the documentation says of it."""
+
+    def translate(operation: Operation, translation: Translation) -> Activation:
+        return translation.emit(operation, kind(), operation.activation())
+
+    translate.__doc__ = text
+    return translate
 
 
 def clip(operation: Operation, translation: Translation) -> Activation:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layers.joins import Product
+from models.layers.activations import Abs
+from models.layers.curves import Reciprocal, Within
+from models.layers.joins import Product, ReduceSum
 from models.layers.kinds import Add, Divide, Layer, Multiply, Shape, Shift
 from models.layers.shapes import Expand
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation, Value
 from models.onnx.operators.curved.gates import divided, gated
 from models.onnx.operators.curved.steep import inverse, quotient
-from models.onnx.operators.euclidean import cubed, squared
+from models.onnx.operators.euclidean import cubed, lengths, squared
 from models.onnx.operators.normalized.in_parts import reciprocal_of_root
 from models.onnx.operators.normalized.layer_norm import centred, standardized
 
@@ -25,12 +27,17 @@ __all__ = [
     "joined",
     "mul",
     "neg",
+    "normalizer",
     "sample_constant",
     "scaler",
     "sub",
     "sum_of",
 ]
 
+#: A Normalizer of order 2 gives the root of x^2 over the sum of squares, with x's sign. A square,
+#: or the quotient, that underflows lacks 2^-126, of which the root, the sum 2^-40 or more, is less
+#: than this. Its roundings are fewer than those of the norm, a reciprocal and a product.
+LOST_BY_SQUARES, LEAST_LENGTH = 2.0**-42, 2.0**-20
 MINUS_ONE = np.array(-1, dtype=np.float32)
 
 
@@ -205,6 +212,29 @@ def scaler(operation: Operation, translation: Translation) -> Activation:
         arrays.append(array)
     moved = _with_constant(operation, translation, Shift, np.negative(arrays[0]), x)
     return _with_constant(operation, translation, Multiply, arrays[1], moved)
+
+
+def normalizer(operation: Operation, translation: Translation) -> Activation:
+    """Normalizer (scikit-learn) of features [N, features]: x over the sum of |x| (L1), from 2^-100
+    on, or over its Euclidean norm (L2), from 2^-20 on; inside the network too."""
+    x, norm = operation.activation(), operation.attributes["norm"]
+    if len(x.shape) != 1 or norm not in (b"L1", b"L2"):
+        operation.refuse(
+            f"the norm {norm!r:.20} of inputs of shape {x.shape}: only L1 and L2 of [batch, "
+            "features] are supported",
+            hint="normalise features outside the model, and send them so",
+        )
+    if norm == b"L1":
+        size = translation.emit(operation, Abs(), x)
+        size = translation.emit(operation, ReduceSum(axes=(0,), keepdims=True), size)
+    else:
+        size = lengths(operation, translation, x)
+        size = translation.emit(operation, Within(low=LEAST_LENGTH), size)
+    factor = translation.emit(operation, Reciprocal(), size)
+    result = joined(operation, translation, Product(), x, factor)
+    if norm == b"L2":
+        result = translation.emit(operation, Within(off=LOST_BY_SQUARES), result)
+    return result
 
 
 def sum_of(operation: Operation, translation: Translation) -> Activation:

@@ -26,6 +26,7 @@ from models.onnx.operators.normalized.layer_norm import is_mean, mean_of
 __all__ = [
     "SQUARE_OPERATORS",
     "cubed",
+    "lengths",
     "lp_pool",
     "power",
     "reduce_l2",
@@ -86,6 +87,12 @@ def reduce_l2(operation: Operation, translation: Translation) -> Value:
     squares = Squares(x, x.shape)
     sums = _over_axes(operation, squares, axes) if axes else squares
     return _root(operation, translation, sums)
+
+
+def lengths(operation: Operation, translation: Translation, x: Activation) -> Activation:
+    """Euclidean norms over the last axis, which is kept."""
+    sums = _over_axes(operation, Squares(x, x.shape), [len(x.shape) - 1], kept=True)
+    return _as_layers(operation, translation, sums)
 
 
 def lp_pool(operation: Operation, translation: Translation) -> Value:

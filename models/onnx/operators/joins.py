@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.layers.activations import Abs
+from models.layers.base import Layer
+from models.layers.curves import Power
 from models.layers.joins import Concat, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import AvgPool2d, Gather, Reshape, Shift
 from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation, Value
@@ -20,8 +22,10 @@ __all__ = [
     "cut",
     "extract_features",
     "gather",
+    "reduce_l1",
     "reduce_mean",
     "reduce_sum",
+    "reduce_sum_square",
     "split",
 ]
 
@@ -255,11 +259,32 @@ def _gathered(operation: Operation, translation: Translation, axis: int) -> Acti
 
 def reduce_sum(operation: Operation, translation: Translation) -> Activation:
     """ReduceSum over axes other than the batch."""
+    return _summed(operation, translation, operation.activation())
+
+
+def reduce_l1(operation: Operation, translation: Translation) -> Activation:
+    """Sums of |x| over axes other than the batch."""
+    return _summed(operation, translation, operation.activation(), Abs())
+
+
+def reduce_sum_square(operation: Operation, translation: Translation) -> Activation:
+    """Sums of x^2 over axes other than the batch."""
+    return _summed(operation, translation, operation.activation(), Power(exponent=2))
+
+
+def _summed(
+    operation: Operation, translation: Translation, x: Activation, inner: Layer | None = None
+) -> Activation:
+    """Sums of ``inner`` of the numbers. Without axes runtimes differ on whether that is applied."""
     axes = reduced_axes(operation)
     if not axes:
-        return operation.activation()
+        if inner is not None:
+            operation.refuse("without axes it is not supported")
+        return x
+    if inner is not None:
+        x = translation.emit(operation, inner, x)
     layer = ReduceSum(axes=axes, keepdims=bool(operation.attributes["keepdims"]))
-    return translation.emit(operation, layer, operation.activation())
+    return translation.emit(operation, layer, x)
 
 
 def reduce_mean(operation: Operation, translation: Translation) -> Activation:

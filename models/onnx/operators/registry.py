@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
+from models.layers.activations import Ceil, Floor, Round
 from models.layers.kinds import BatchNorm, Reshape
 from models.onnx.graph import FIXED_BATCH, Activation, Constant, Operation, Translation, Value
 from models.onnx.operators.activations import (
@@ -23,7 +24,9 @@ from models.onnx.operators.activations import (
     minimum,
     prelu,
     sigmoid,
+    sign,
     softplus,
+    stepped,
     tanh,
 )
 from models.onnx.operators.arithmetic import (
@@ -31,6 +34,7 @@ from models.onnx.operators.arithmetic import (
     div,
     mul,
     neg,
+    normalizer,
     scaler,
     sub,
     sum_of,
@@ -51,7 +55,14 @@ from models.onnx.operators.curved.native import (
     softsign,
     swish,
 )
-from models.onnx.operators.curved.steep import exp, log, sqrt
+from models.onnx.operators.curved.steep import (
+    exp,
+    log,
+    log_softmax,
+    reduce_log_sum,
+    reduce_log_sum_exp,
+    sqrt,
+)
 from models.onnx.operators.dense import (
     gemm,
     gemm_at_every_place,
@@ -65,8 +76,10 @@ from models.onnx.operators.joins import (
     cut,
     extract_features,
     gather,
+    reduce_l1,
     reduce_mean,
     reduce_sum,
+    reduce_sum_square,
     split,
 )
 from models.onnx.operators.layout.selection import gather_nd
@@ -74,6 +87,7 @@ from models.onnx.operators.normalized.attention import attention, softmax
 from models.onnx.operators.normalized.group_norm import (
     group_normalization,
     instance_normalization,
+    local_response,
 )
 from models.onnx.operators.normalized.in_parts import reciprocal
 from models.onnx.operators.normalized.layer_norm import layer_normalization, rms_normalization
@@ -162,6 +176,7 @@ OPERATORS: dict[str, Translator] = {
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
+    "Ceil": stepped(Ceil, "The smallest whole number that is not below x."),
     "Celu": celu,
     "Clip": clip,
     "Concat": concat,
@@ -176,6 +191,7 @@ OPERATORS: dict[str, Translator] = {
     "Exp": exp,
     "Expand": expand,
     "Flatten": flatten,
+    "Floor": stepped(Floor, "The largest whole number that is not above x."),
     "Gather": gather,
     "GatherND": gather_nd,
     "Gelu": gelu,
@@ -190,12 +206,14 @@ OPERATORS: dict[str, Translator] = {
     "HardSwish": hard_swish,
     "Identity": _identity,
     "InstanceNormalization": instance_normalization,
+    "LRN": local_response,
     "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "Less": compared(above=False),
     "LessOrEqual": compared(above=False),
     "LinearClassifier": linear_classifier,
     "Log": log,
+    "LogSoftmax": log_softmax,
     "LpPool": lp_pool,
     "MatMul": matmul,
     "Max": maximum,
@@ -204,22 +222,29 @@ OPERATORS: dict[str, Translator] = {
     "Mish": mish,
     "Mul": mul,
     "Neg": neg,
+    "Normalizer": normalizer,
     "PRelu": prelu,
     "Pad": pad,
     "Pow": power,
     "RMSNormalization": rms_normalization,
     "Reciprocal": reciprocal,
+    "ReduceL1": reduce_l1,
     "ReduceL2": reduce_l2,
+    "ReduceLogSum": reduce_log_sum,
+    "ReduceLogSumExp": reduce_log_sum_exp,
     "ReduceMax": reduce_max,
     "ReduceMean": reduce_mean,
     "ReduceMin": reduce_min,
     "ReduceSum": reduce_sum,
+    "ReduceSumSquare": reduce_sum_square,
     "Relu": _relu,
     "Reshape": reshape,
     "Resize": resize,
+    "Round": stepped(Round, "The nearest whole number; of two the even one."),
     "Scaler": scaler,
     "Selu": selu,
     "Sigmoid": sigmoid,
+    "Sign": sign,
     "Sin": sin,
     "Slice": cut,
     "Softmax": softmax,
@@ -250,6 +275,8 @@ _ALIKE = (
     *("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Pow", "Selu", "Softsign", "Swish"),
     *("LayerNormalization", "RMSNormalization", "Softmax"),
     *("Exp", "Log", "Reciprocal", "Sqrt", "Atan", "Cos", "Sin"),
+    *("Ceil", "Floor", "Round", "Sign"),
+    *("LogSoftmax", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
 )
 
 

@@ -18,7 +18,10 @@ _TABLES = (OPERATORS, SQUARE_OPERATORS, CONSTANT_OPERATORS)
 #: Names of the operators that an uploaded graph may hold.
 SUPPORTED_OPERATORS = tuple(sorted({*FINAL_OPERATORS}.union(*_TABLES)))
 _QUANTISED = "this is a quantised network: send the float32 one that it was made from"
-_STEP = "what rounds or jumps has no bound: leave it out of the network, or out of the export"
+_STEP = (
+    "remainders of activations have no bound (Floor, Ceil, Round and Sign do): leave them out of "
+    "the network, or out of the export"
+)
 _POLES = (
     "what has poles, or no value on a part of the line, has no bounds: Sin, Cos, Atan and Tanh are "
     "taken; compute other such features outside the model, and send them"
@@ -38,7 +41,7 @@ ADVICE = {
     "Not": f"{JUMPS}; scikit-learn's SGDClassifier of three classes or more: export its scores "
     '(skl2onnx: options={id(model): {"raw_scores": True}}), for its sigmoids are often alike',
     "Einsum": "write it as a product with a matrix (torch: x @ weight)",
-    **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Sign"), _STEP),
+    "Mod": _STEP,
     **dict.fromkeys(("Acos", "Acosh", "Asin", "Atanh", "Tan"), _POLES),
     **dict.fromkeys(("Asinh", "Cosh", "Sinh"), _HYPERBOLIC),
     **dict.fromkeys(("GRU", "If", "LSTM", "Loop", "RNN", "Scan"), _RECURRENT),
@@ -46,8 +49,6 @@ ADVICE = {
         ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"), _QUANTISED
     ),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QuantizeLinear"), _QUANTISED),
-    "LRN": "there are no bounds for local response normalisation: train without it, or with batch "
-    "normalisation, which is taken",
 }
 #: How many kinds of unknown operators an error names.
 NAMED_OPERATORS = 8

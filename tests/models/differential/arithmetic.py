@@ -168,6 +168,31 @@ def quotient(b: Builder, x: str, shape: Shape) -> str:
     return b.node(kind, [positive])
 
 
+def log_softmax(b: Builder, x: str, shape: Shape) -> str:
+    """Inside the network: something follows it."""
+    axis = b.pick([-1, *range(1, len(shape) + 1)])
+    result = b.node("LogSoftmax", [x], axis=axis)
+    return b.node("Mul", [result, b.constant(np.array(0.5, np.float32))])
+
+
+def log_of_sums(b: Builder, x: str, shape: Shape) -> str:
+    """Of what is above 0."""
+    positive = b.node("Add", [b.node("Abs", [x]), b.constant(np.array(0.3, np.float32))])
+    form, more = b.axes_form([b.number(1, len(shape))], 18)
+    return b.node("ReduceLogSum", [positive, *form], keepdims=1, **more)
+
+
+def binarised(b: Builder, x: str, shape: Shape) -> str:
+    """The sign of numbers of which some are 0, as Larq writes it or plainly."""
+    if b.opset < 9:
+        return b.node("Ceil", [x])
+    sign = b.node("Sign", [b.node("Relu", [x]) if b.chance(0.3) else x])
+    if b.chance(0.5):
+        moved = b.node("Add", [sign, b.constant(np.array(b.pick([0.1, -0.1, 1.0]), np.float32))])
+        sign = b.node("Sign", [moved])
+    return sign
+
+
 def expand(b: Builder, x: str, shape: Shape) -> str:
     if b.opset < 8:
         return b.node("Identity", [x])

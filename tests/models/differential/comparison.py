@@ -13,6 +13,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.layers.activations import Step
 from models.layers.curves import Within
 from models.layers.normalization import Standardize
 from models.network import Network
@@ -186,7 +187,9 @@ def _difference(
     with torch.no_grad():
         given = exact(torch.from_numpy(x).double()).numpy()
         inputs = torch.from_numpy(x).double()
-        off = np.stack([_with_errors(exact, inputs, seed).numpy() for seed in range(4)])
+        # A number next to a jump is on the other side in one draw at least.
+        draws = 24 if any(isinstance(layer, Step) for layer in exact.layers.values()) else 4
+        off = np.stack([_with_errors(exact, inputs, seed).numpy() for seed in range(draws)])
     with np.errstate(invalid="ignore"):
         tolerance = 16 * np.abs(off - given).max(axis=(0, 2))[:, None] + 1e-6
     # An error that takes numbers out of a domain explains everything.
@@ -260,6 +263,11 @@ def _with_errors(network: Network, x: Tensor, seed: int) -> Tensor:
             # The variance of the second input may be computed as a difference of squares.
             sizes = sizes * (1.0 + _squares_over_variance(layer, *given))
         signs = 2 * torch.rand(result.shape, generator=generator, dtype=torch.float64) - 1
+        if isinstance(layer, Step):
+            # What is next to a jump, on either side of it, wherever errors before have taken it (an
+            # Abs makes them one-sided); a step itself has no error.
+            moves = 64 * LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
+            return layer.stepped(given[0] + moves)
         return result + LAYER_ERROR * signs * sizes.reshape(-1, *([1] * (result.dim() - 1)))
 
     hooks = [layer.register_forward_hook(err) for layer in network.layers.values()]

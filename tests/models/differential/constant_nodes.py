@@ -30,7 +30,10 @@ Array = NDArray[Any]
 KINDS = sorted({*CONSTANT_OPERATORS} - {"Constant"})
 SMALL, ODD = [-3, -2, -1, 0, 1, 2, 3], [-(2**63), -(2**31), -4, 0, 1, 5, 2**31, 2**63 - 1]
 #: Operators whose further inputs are axes, sizes or places.
-STEERED = ("Expand", "Gather", "ReduceProd", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")
+STEERED = (
+    *("Expand", "Gather", "ReduceProd", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
+    "Unsqueeze",
+)
 ELEMENT_TYPES = [1, 6, 7, 9, 10, 11]
 
 

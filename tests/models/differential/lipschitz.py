@@ -83,6 +83,14 @@ def lp_pool(b: Builder, x: str, shape: Shape) -> str:
     return b.node("LpPool", [x], kernel_shape=kernel, strides=stride, p=2)
 
 
+def local_response(b: Builder, x: str, shape: Shape) -> str:
+    """LRN with its defaults or others, over as many channels as there are or more."""
+    given = {"alpha": b.pick([1e-4, 0.5, 3.0]), "beta": b.pick([0.5, 0.75, 1.0])}
+    given["bias"] = b.pick([0.1, 1.0, 2.0])
+    given = {name: value for name, value in given.items() if b.chance(0.7)}
+    return b.node("LRN", [x], size=b.pick([1, 3, 3, 5, 9, 2 if b.chance(ODD) else 3]), **given)
+
+
 def global_lp_pool(b: Builder, x: str, shape: Shape) -> str:
     return b.node("GlobalLpPool", [x], p=b.pick([1, 2]) if b.chance(ODD) else 2)
 

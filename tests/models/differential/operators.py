@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.models.differential.arithmetic import (
+    binarised,
     cast,
     clip,
     dropout,
@@ -10,6 +11,8 @@ from tests.models.differential.arithmetic import (
     exponential,
     gate,
     leaky_relu,
+    log_of_sums,
+    log_softmax,
     of_two,
     power,
     quotient,
@@ -22,6 +25,7 @@ from tests.models.differential.lipschitz import (
     conv_transpose,
     depth_to_space,
     global_lp_pool,
+    local_response,
     lp_pool,
     ordered_pairs,
     prelu,
@@ -48,7 +52,11 @@ from tests.models.differential.reshaping import (
     turned,
     unsqueeze,
 )
-from tests.models.differential.scikit_learn import chosen_features, scaled_features
+from tests.models.differential.scikit_learn import (
+    chosen_features,
+    normalized_features,
+    scaled_features,
+)
 from tests.models.differential.steps import Step
 from tests.models.differential.weighted import (
     attention,
@@ -85,6 +93,7 @@ STEPS: dict[str, Step] = {
     "BatchNormalization": batch_normalization,
     "Batch elsewhere": turned,
     "Cast": cast,
+    "Ceil": unary("Ceil"),
     "Celu": shaped("Celu", 12, alpha=[0.5, 2.0]),
     "Clip": clip,
     "Concat": concat,
@@ -96,6 +105,7 @@ STEPS: dict[str, Step] = {
     "Expand": expand,
     "Exponential": exponential,
     "Flatten": flatten,
+    "Floor": unary("Floor"),
     "Gate": gate,
     "Gather": gather,
     "GatherND": gathered_places,
@@ -121,13 +131,19 @@ STEPS: dict[str, Step] = {
     "Mul of two": of_two("Mul"),
     "Neg": unary("Neg"),
     "Norm": root_of_squares,
+    "Normalizer": normalized_features,
     "PRelu": prelu,
     "Pad": pad,
     "Pairs in order": ordered_pairs,
     "Pow": power,
     "Quotient": quotient,
     "RMSNormalization": rms_normalization,
+    "LogSoftmax inside": log_softmax,
+    "ReduceL1": reduction("ReduceL1", 18),
     "ReduceL2": reduction("ReduceL2", 18),
+    "ReduceLogSum": log_of_sums,
+    "ReduceLogSumExp": reduction("ReduceLogSumExp", 18),
+    "ReduceSumSquare": reduction("ReduceSumSquare", 18),
     "ReduceMax": reduction("ReduceMax", 18),
     "ReduceMean": reduction("ReduceMean", 18),
     "ReduceMin": reduction("ReduceMin", 18),
@@ -135,9 +151,11 @@ STEPS: dict[str, Step] = {
     "Relu": unary("Relu"),
     "Reshape": reshape,
     "Resize": resize,
+    "Round": shaped("Round", 11),
     "Scaler": scaled_features,
     "Selu": shaped("Selu", 7, alpha=[0.5, 1.5], gamma=[0.5, 2.0]),
     "Sigmoid": unary("Sigmoid"),
+    "Sign": binarised,
     "Sin": unary("Sin"),
     "Slice": cut,
     "Split": split,
@@ -168,6 +186,7 @@ IMAGE_STEPS: dict[str, Step] = {
     "GlobalAveragePool": unary("GlobalAveragePool"),
     "GlobalLpPool": global_lp_pool,
     "GlobalMaxPool": unary("GlobalMaxPool"),
+    "LRN": local_response,
     "LpPool": lp_pool,
     "MaxPool": max_pool,
     "SpaceToDepth": space_to_depth,

@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.models.differential.builder import Builder, Shape
 
-__all__ = ["chosen_features", "linear_scores", "scaled_features"]
+__all__ = ["chosen_features", "linear_scores", "normalized_features", "scaled_features"]
 
 DOMAIN = "ai.onnx.ml"
 
@@ -34,6 +34,14 @@ def chosen_features(b: Builder, x: str, shape: Shape) -> str:
     return b.node(
         "ArrayFeatureExtractor", [x, b.constant(np.array(places, np.int64))], domain=DOMAIN
     )
+
+
+def normalized_features(b: Builder, x: str, shape: Shape) -> str:
+    """Normalizer inside the network."""
+    x, _ = _features(b, x, shape)
+    norms = ["L1", "L2", "MAX"] if b.chance(0.1) else ["L1", "L2"]
+    x = b.node("Normalizer", [x], domain=DOMAIN, norm=b.pick(norms))
+    return b.node("LeakyRelu", [x], alpha=0.5)
 
 
 def linear_scores(b: Builder, x: str, size: int) -> str:

@@ -241,3 +241,17 @@ def test_random_compositions(steps: list[str], opset: int) -> None:
         last = name
     nodes.append(helper.make_node("Identity", [last], ["y"]))
     assert_agrees(flattened(nodes, (4, 5, 5), constants, opset=opset))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opset", [9, 13, 17, 20])
+def test_instance_norm_with_running_statistics(opset: int) -> None:
+    """Statistics that are repeated once for each row of the batch, of which there is one."""
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    for tensor in (norm.running_mean, norm.weight, norm.bias):
+        nn.init.normal_(tensor)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    network = assert_agrees(exported(module, 6, opset, symbolic=False), samples=1)
+    assert "batch-norm" in [network.layer(node.name).kind for node in network.nodes]

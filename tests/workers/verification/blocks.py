@@ -1,8 +1,8 @@
 """Small networks of the layers of transformers and of curved networks, for the soundness searches.
 
 Layer normalisation and the one by root mean squares, softmax inside the network, products of two
-activations and attention, smooth activations, waves, exponentials and quotients, maxima. Every kind
-at ordinary weights and scaled.
+activations and attention, smooth activations, waves, exponentials and quotients, maxima, steps,
+local response normalisation. Every kind at ordinary weights and scaled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from models.layers.activations import MaxMin, Sigmoid, Softplus, Tanh
+from models.layers.activations import (
+    Ceil,
+    Floor,
+    MaxMin,
+    Round,
+    Sigmoid,
+    Sign,
+    Softplus,
+    Tanh,
+)
 from models.layers.curves import (
     CELU,
     ELU,
@@ -47,7 +56,7 @@ from models.layers.kinds import (
     Reshape,
     Shift,
 )
-from models.layers.normalization import Centre, Softmax, Standardize
+from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.network import INPUT, Network
 from tests.workers.verification.networks import Builder
@@ -284,6 +293,41 @@ def _waves(seed: int) -> Blocks:
     return b
 
 
+def _steps(seed: int) -> Blocks:
+    """Binarised layers, or numbers rounded to a grid, between ordinary ones."""
+    image = seed % 3 == 0
+    b = Blocks((2, 5, 5) if image else (6,), seed)
+    for width in (10, 8):
+        b.conv(3, 3, padding=1) if image else b.linear(width)
+        if b.random.integers(2):
+            b.one_of((Sign, lambda: Sign(at_zero=1)))
+        else:
+            grid = float(b.random.choice([1.0, 4.0, 16.0]))
+            b.add(Multiply(torch.tensor(grid)))
+            b.one_of((Floor, Ceil, Round))
+            b.add(Multiply(torch.tensor(1.0 / grid)))
+    if b.random.integers(2):
+        b.flatten()
+        b.linear(8)
+        b.add(ReLU()) if b.random.integers(2) else b.smooth()
+    return b
+
+
+def _local_response(seed: int) -> Blocks:
+    """Convolutions with a local response normalisation behind each, as AlexNet has them."""
+    b = Blocks((2, 5, 5), seed)
+    for channels in (6, 5):
+        b.conv(channels, 3, padding=1)
+        b.add(ReLU()) if b.random.integers(3) else b.smooth()
+        alpha, bias = (float(b.random.choice(sizes)) for sizes in ([1e-4, 0.3, 5.0], [0.2, 1.0]))
+        size = int(b.random.choice([1, 3, 5]))
+        b.add(LocalResponse(size=size, alpha=alpha, beta=0.75, bias=bias))
+    b.flatten()
+    b.linear(8)
+    b.add(ReLU())
+    return b
+
+
 def _maxima(seed: int) -> Blocks:
     """Max pools, MaxMin, sorted numbers, extremes of two branches, between smooth activations."""
     b = Blocks((2, 6, 6), seed)
@@ -316,6 +360,8 @@ KINDS: dict[str, Callable[[int], Blocks]] = {
     "smooth": _smooth,
     "steep": _steep,
     "waves": _waves,
+    "steps": _steps,
+    "local-response": _local_response,
     "maxima": _maxima,
 }
 

@@ -4,23 +4,28 @@ A proved budget grows with the depth of a network. On ten residual layers it is 
 margin where ONNX Runtime is off by 4e-6, and would let a network pass that is another one. So
 logits must also agree to ``TOLERANCE`` of the largest logit. Rounding may explain a larger
 difference, where sums cancel or errors grow: then a float64 pass that is disturbed at random, by
-as much as float32 may err at each layer, moves about as far.
+as much as float32 may err at each layer, moves about as far. Where that may take a number across a
+jump (Sign), passes are on either side of it.
 
 This finds mistakes of an importer. It is no part of a proof.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from models.layers.base import Layer
 from workers.verification.clock import Clock
-from workers.verification.forward.propagation import forward_step
+from workers.verification.enclosure import Enclosure
+from workers.verification.forward.propagation import forward_step, propagate
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.registry import apply_layer, rules_of
+from workers.verification.region import Region
 from workers.verification.rounding import Rounding, exact_arithmetic
 
 __all__ = ["Forward", "forward_pass", "implausible"]
@@ -28,8 +33,8 @@ __all__ = ["Forward", "forward_pass", "implausible"]
 #: Differences below this share of the largest logit need no explanation.
 TOLERANCE = 1e-3
 #: Disturbed passes, and how many times their largest move a difference may be: they are few, and
-#: real errors are not random.
-DRAWS, ROOM = 3, 30.0
+#: real errors are not random. Where numbers may jump there are more.
+DRAWS, ROOM, DRAWS_AT_JUMPS = 3, 30.0, 16
 
 #: (step, inputs) -> the step's value.
 Forward = Callable[[GraphStep, list[Tensor]], Tensor]
@@ -77,8 +82,10 @@ def implausible(
     if not len(rows):
         return found
     moved = torch.zeros_like(logits[rows])
-    for draw in range(DRAWS):
-        disturbed = _disturbed(compiled, x[rows], torch.Generator().manual_seed(draw), clock)
+    sides = _sides(compiled, x[rows], clock)
+    for draw in range(DRAWS_AT_JUMPS if sides else DRAWS):
+        generator = torch.Generator().manual_seed(draw)
+        disturbed = _disturbed(compiled, x[rows], generator, clock, sides)
         moved = torch.maximum(moved, (disturbed - logits[rows]).abs())
     # A disturbance that overflows explains everything.
     allowed = TOLERANCE * largest + ROOM * moved.amax(1, keepdim=True).nan_to_num(torch.inf)
@@ -86,8 +93,41 @@ def implausible(
     return found
 
 
+def _sides(compiled: CompiledNetwork, x: Tensor, clock: Clock) -> dict[str, tuple[Tensor, Tensor]]:
+    """The least and the largest values of the steps that jump at these inputs, where float32 may
+    have either, by the step's name."""
+    jumps = [step for step in compiled.steps if rules_of(step.op).jumps]
+    if not jumps:
+        return {}
+    values: list[Enclosure | None] = []
+    with exact_arithmetic():
+        propagate(
+            compiled,
+            Region(x.float(), torch.zeros(len(x), dtype=torch.float64), "linf", False),
+            rounding=Rounding.sound(torch.float64),
+            dtype=torch.float64,
+            ball=False,
+            refine=lambda index, values: None,
+            values=values,
+            clock=clock,
+        )
+    found = {}
+    for step in jumps:
+        state = values[step.sources[0]]
+        if state is not None and state.lower is not None and state.upper is not None:
+            ends = (apply_layer(step.layer(Layer), end) for end in (state.lower, state.upper))
+            lower, upper = ends
+            if not torch.equal(lower, upper):
+                found[step.name] = lower, upper
+    return found
+
+
 def _disturbed(
-    compiled: CompiledNetwork, x: Tensor, generator: torch.Generator, clock: Clock
+    compiled: CompiledNetwork,
+    x: Tensor,
+    generator: torch.Generator,
+    clock: Clock,
+    sides: Mapping[str, tuple[Tensor, Tensor]],
 ) -> Tensor:
     """Logits of a pass in which every number is off by as much as float32 may err there."""
     rounding = Rounding.sound(torch.float64)
@@ -98,6 +138,9 @@ def _disturbed(
 
     def forward(step: GraphStep, inputs: list[Tensor]) -> Tensor:
         value = forward_step(step, inputs)
+        if rules_of(step.op).jumps:
+            ends = sides.get(step.name)
+            return value if ends is None else torch.where(signs(value) > 0, *ends)
         if isinstance(step.op, Affine):
             op = step.op
             size = op.absolute(inputs[0].abs()) + op.bias_magnitude

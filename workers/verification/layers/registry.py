@@ -17,9 +17,11 @@ from workers.verification.layers import (
     relu,
     sorting,
 )
+from workers.verification.layers.jumps import steps
 from workers.verification.layers.rules import LayerRules
 from workers.verification.layers.smooth import (
     curves,
+    local_response,
     s_shaped,
     softmax,
     softplus,
@@ -39,8 +41,10 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **softplus.RULES,
     **curves.RULES,
     **steep.RULES,
+    **steps.RULES,
     **standardize.RULES,
     **softmax.RULES,
+    **local_response.RULES,
     **sorting.RULES,
     **pooling.RULES,
     **euclidean.RULES,

@@ -234,6 +234,7 @@ class LayerRules:
     permutes: the result holds the input's numbers, each once, elsewhere.
     splits: on either side of 0 the deployed layer is exactly its input, or exactly 0, so that
     branch and bound may look at the sides apart.
+    jumps: the layer is constant between jumps, and its value is one of those on either side.
     overlap(layer, input shape): largest number of windows that one input is in.
     """
 
@@ -254,4 +255,5 @@ class LayerRules:
     absorbs_rounding: bool = False
     permutes: bool = False
     splits: bool = False
+    jumps: bool = False
     overlap: Callable[[Any, tuple[int, ...]], int] | None = None

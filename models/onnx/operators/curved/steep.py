@@ -8,6 +8,13 @@ to the numbers for which it does not; an infinite divisor alone gives the 0 that
 these forms are off is found by trying every float32 number (``benchmarks/verification/kernels.py``)
 and is inside what the function's own rules allow. A softmax of n exponentials without their maximum
 is off by 2 ``KERNEL_ROUNDINGS`` and n + 1 roundings of itself, less than what its rules allow.
+
+Kernels that take a maximum m off first, log(sum exp(x)) = m + log(sum exp(x - m)), lose u |x - m|
+in each exponent: of the sum no more than u log n of it, as that is the most that the mean of m - x
+by the weights exp(x - m) may be. Beside n roundings of the sum, those of the exponentials and six
+of max(1, |log|), all allowed here, a logarithm of at most n is off by less. A LogSoftmax takes m
+and the logarithm off one after the other: two roundings of no more than the result, of three that
+are allowed.
 """
 
 from __future__ import annotations
@@ -21,12 +28,24 @@ from models.layers.kinds import Add, Divide, Expand, Layer, Multiply, Shift
 from models.layers.normalization import Softmax
 from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.curved.native import times
+from models.onnx.operators.layout.axes import reduced_axes
 
-__all__ = ["exp", "inverse", "log", "quotient", "sqrt"]
+__all__ = [
+    "exp",
+    "inverse",
+    "log",
+    "log_softmax",
+    "quotient",
+    "reduce_log_sum",
+    "reduce_log_sum_exp",
+    "sqrt",
+]
 
 #: Numbers up to which an exponential is finite (``workers.verification.layers.smooth.steep``), and
 #: up to which in size a sum of ``MOST_TERMS`` of them, or of their reciprocals, is.
 FINITE, SUMMED, MOST_TERMS = 88.0, 80.0, 4096
+#: Exponents of which the logarithm of a sum is taken, at most: the rules of curves end at 2^80.
+LOGGED = 55.0
 
 
 def exp(operation: Operation, translation: Translation) -> Activation:
@@ -42,6 +61,59 @@ def log(operation: Operation, translation: Translation) -> Activation:
         return translation.emit(operation, Log(), x)
     inner = translation.emit(operation, Within(high=FINITE), made)
     return translation.emit(operation, Softplus(), inner)
+
+
+def _log_sum_exp(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    axes: tuple[int, ...],
+    *,
+    keepdims: bool,
+) -> Activation:
+    """The logarithm of the sum of exp(x) over axes, up to x = 55. What the exponential of a number
+    far below the others loses is far below their sum. One of them must be above -29: exponentials
+    are known to within 1e-13 here."""
+    if math.prod(x.shape[axis] for axis in axes) > MOST_TERMS:
+        operation.refuse(f"a logarithm of more than {MOST_TERMS} exponentials is not supported")
+    inner = translation.emit(operation, Within(high=LOGGED), x)
+    powers = translation.emit(operation, Exp(), inner)
+    sums = translation.emit(operation, ReduceSum(axes=axes, keepdims=keepdims), powers)
+    return translation.emit(operation, Log(), sums)
+
+
+def log_softmax(operation: Operation, translation: Translation) -> Activation:
+    """x less the logarithm of the sum of exp(x), inside the network too; x up to 55, the largest
+    from -29 on."""
+    x = operation.activation()
+    axis = operation.axis(operation.attributes["axis"], x.rank)
+    if axis == 0:
+        operation.refuse_batch("it is taken over the batch axis")
+    axes = (axis - 1,) if operation.opset >= 13 else tuple(range(axis - 1, x.rank - 1))
+    total = _log_sum_exp(operation, translation, x, axes, keepdims=True)
+    negative = times(operation, translation, total, -1.0)
+    spread = translation.emit(operation, Expand(shape=x.shape), negative)
+    return translation.emit(operation, Add(), x, spread)
+
+
+def reduce_log_sum_exp(operation: Operation, translation: Translation) -> Activation:
+    """The logarithm of the sum of exp(x) over axes other than the batch, x up to 55, the largest
+    from -29 on."""
+    x, axes = operation.activation(), reduced_axes(operation)
+    if not axes:
+        operation.refuse("without axes it is not supported")
+    keepdims = bool(operation.attributes["keepdims"])
+    return _log_sum_exp(operation, translation, x, tuple(axes), keepdims=keepdims)
+
+
+def reduce_log_sum(operation: Operation, translation: Translation) -> Activation:
+    """The logarithm of sums over axes other than the batch, from 2^-100 on."""
+    axes = reduced_axes(operation)
+    if not axes:
+        operation.refuse("without axes it is not supported")
+    layer = ReduceSum(axes=axes, keepdims=bool(operation.attributes["keepdims"]))
+    sums = translation.emit(operation, layer, operation.activation())
+    return translation.emit(operation, Log(), sums)
 
 
 def sqrt(operation: Operation, translation: Translation) -> Activation:

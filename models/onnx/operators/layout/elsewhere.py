@@ -219,6 +219,7 @@ _ALIKE = (
     "Relu",
     *("Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Sum", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt", "Atan", "Cos", "Sin"),
+    *("Ceil", "Floor", "Round", "Sign"),
 )
 #: How each operator is taken: itself with its axes as the value is held, and where the batch axis
 #: of its results stands in the file. Reshape, Transpose, Unsqueeze have functions of their own.

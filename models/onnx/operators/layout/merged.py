@@ -24,6 +24,7 @@ MERGED = (
     *("HardSwish", "Identity", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Relu"),
     *("Reshape", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
     *("Exp", "Log", "Reciprocal", "Sqrt", "Atan", "Cos", "Sin"),
+    *("Ceil", "Floor", "Round", "Sign"),
 )
 
 

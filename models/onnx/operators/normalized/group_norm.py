@@ -17,11 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.layers.kinds import Reshape
-from models.layers.normalization import Centre
+from models.layers.normalization import Centre, LocalResponse
 from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.normalized.layer_norm import scaled, standardize
 
-__all__ = ["ORDINARY", "group_normalization", "instance_normalization", "require_ordinary"]
+__all__ = [
+    "ORDINARY",
+    "group_normalization",
+    "instance_normalization",
+    "local_response",
+    "require_ordinary",
+]
 
 #: Least scale beside 0, and largest scale. Roots are from 2^-20 to 2^50, and so are at most the
 #: numbers (epsilons of ``Standardize``, ``LARGEST`` of its rule): c = scale / root is no denormal
@@ -44,6 +50,15 @@ def instance_normalization(operation: Operation, translation: Translation) -> Ac
     numbers = translation.emit(operation, Centre(axes=axes), x)
     result = standardize(operation, translation, axes, numbers, x)
     return scaled(operation, translation, result, scale, shift)
+
+
+def local_response(operation: Operation, translation: Translation) -> Activation:
+    """Local response normalisation of images [N, channels, h, w] over an odd size of channels."""
+    x = operation.activation()
+    if len(x.shape) != 3:
+        operation.refuse(f"only images [batch, c, h, w] are supported, not rank {x.rank}")
+    given = {name: operation.attributes[name] for name in ("size", "alpha", "beta", "bias")}
+    return translation.emit(operation, LocalResponse(**given), x)
 
 
 def group_normalization(operation: Operation, translation: Translation) -> Activation:

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from models.errors import ModelError
-from models.onnx.forms.inner_values import refuse_other_values
+from models.onnx.forms.inner_values import ROWS, refuse_other_values
 from models.onnx.importer import read_onnx_bytes
 from models.onnx.operators.registry import OPERATORS
 from models.onnx.runtime import OnnxRuntimeModel
@@ -116,3 +116,33 @@ def test_a_shut_gate_is_no_other_value(
         imported = read_onnx_bytes(data)
         with pytest.raises(ModelError, match="'turned'"):
             refuse_other_values(imported)
+
+
+@pytest.mark.parametrize("kind", ["Sign", "Round"])
+def test_a_number_next_to_a_jump_may_be_on_either_side(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The input that is compared on lies at a jump, to within the rounding of the sum before; what
+    follows is the file's again. A view behind the jump that is read otherwise is found as before.
+    """
+    x = np.random.default_rng(0).standard_normal((ROWS, 64), np.float32)
+    weight = normal(1, 64, 8)
+    jump = 0.5 if kind == "Round" else 0.0
+    exact = x[0].astype(np.float64) @ weight.astype(np.float64)
+    constants = {
+        "w": weight,
+        "c": (jump - exact).astype(np.float32),
+        **{name: np.array([value]) for name, value in (("last", -1), ("before", -99), ("axis", 1))},
+        "v": normal(2, 8, 3),
+    }
+    nodes = [
+        *(node("MatMul", ["x", "w"], ["z"]), node("Add", ["z", "c"], ["h"])),
+        node(kind, ["h"], ["s"]),
+        node("Slice", ["s", "last", "before", "axis", "last"], ["turned"]),
+        node("MatMul", ["turned", "v"], ["y"]),
+    ]
+    data = graph_of(nodes, (64,), constants).SerializeToString()
+    refuse_other_values(read_onnx_bytes(data))
+    monkeypatch.setitem(OPERATORS, "Slice", OPERATORS["Identity"])
+    with pytest.raises(ModelError, match="'turned'"):
+        refuse_other_values(read_onnx_bytes(data))

@@ -121,11 +121,17 @@ def test_logistic_scores_of_three_classes_may_tie_and_are_refused() -> None:
     assert "raw_scores" in caught.value.hint
 
 
-def test_a_normaliser_behind_raw_scores_is_refused() -> None:
-    """It may round to a tie what differs by any given number."""
-    with pytest.raises(ModelError) as caught:
-        read_onnx_bytes(linear_classifier(transform="NONE"))
-    assert caught.value.code == "unsupported_operator"
+def test_a_normaliser_behind_raw_scores_is_a_layer() -> None:
+    """It may round to a tie what differs by any given number: it is not left out."""
+    data = linear_classifier(transform="NONE")
+    imported = logits_of(data)
+    assert (imported.network.dropped_output, imported.output) == (None, "maps")
+    assert imported.network.layer(imported.network.nodes[-1].name).kind == "product"
+    x = normal(3, 60, 4)
+    found = OnnxRuntimeModel(imported.deployed, (4,))(x)
+    maps = [row[0] for row in answers_of(data, x, "maps")]
+    shown = np.array([[row[k] for k in sorted(row)] for row in maps])
+    np.testing.assert_allclose(found, shown, atol=1e-6)
 
 
 SCORE = {"w": normal(0, 4, 1), "b": normal(1, 1), "one": np.ones((1,), np.float32)}

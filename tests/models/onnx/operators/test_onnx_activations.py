@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from models.errors import ModelError
-from models.layers.activations import Softplus
+from models.layers.activations import Sign, Softplus
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
@@ -312,3 +312,51 @@ def test_refused(nodes: list[Any], code: str) -> None:
         import_onnx_bytes(flattened(nodes, (3, 4), constants))
     assert caught.value.code == code, caught.value
     assert nodes[-1].op_type in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["Ceil", "Floor", "Round", "Sign"])
+def test_steps_are_taken_and_written(kind: str) -> None:
+    """Inputs of whole and half numbers too; the export is read as the same layer."""
+    data = flattened([node(kind, ["x"], ["y"])], (2, 3))
+    network = assert_agrees(data, scale=3.0)
+    assert kinds(network)[0] == kind.lower()
+    x = (np.random.default_rng(0).integers(-9, 10, (50, 2, 3)) / 2).astype(np.float32)
+    again = import_onnx_bytes(export_onnx(network))
+    with torch.no_grad():
+        given = network(torch.from_numpy(x)).numpy()
+        assert np.array_equal(given, again(torch.from_numpy(x)).numpy())
+    assert np.array_equal(given, OnnxRuntimeModel(data, (2, 3))(x))
+
+
+@pytest.mark.parametrize("moved", [0.1, -0.1, 0.999, 1.0, -1.0, 1.5])
+def test_the_sign_of_a_sign_and_a_bit_is_one_step(moved: float) -> None:
+    """Larq's: 1 at 0. A number of 1 or more moves signs onto 0, or beyond it."""
+    nodes = [
+        *(node("Sign", ["x"], ["s"]), node("Add", ["s", "c"], ["m"])),
+        *(node("Sign", ["m"], ["t"]), node("Add", ["t", "t"], ["y"])),
+    ]
+    data = flattened(nodes, (3,), {"c": np.array(moved, np.float32)})
+    network = assert_agrees(data)
+    signs = [
+        network.layer(n.name).config()
+        for n in network.nodes
+        if isinstance(network.layer(n.name), Sign)
+    ]
+    assert signs == ([{"at_zero": int(np.sign(moved))}] if abs(moved) < 1 else [{}, {}])
+    x = np.array([[0.0, -0.0, 1e-45], [-1e-45, 2.0, -3.0]], np.float32)
+    with torch.no_grad():
+        given = network(torch.from_numpy(x)).numpy()
+    assert np.array_equal(given, OnnxRuntimeModel(data, (3,))(x))
+    again = import_onnx_bytes(export_onnx(network))
+    assert kinds(again) == kinds(network)
+
+
+def test_weights_that_the_file_rounds_are_taken() -> None:
+    """Binarised and quantised weights, computed from others at every run of the file."""
+    nodes = [
+        *(node("Sign", ["w"], ["b"]), node("MatMul", ["x", "b"], ["h"])),
+        *(node("Div", ["v", "s"], ["q"]), node("Round", ["q"], ["r"])),
+        *(node("Mul", ["r", "s"], ["u"]), node("MatMul", ["h", "u"], ["y"])),
+    ]
+    constants = {"w": normal(0, 4, 5), "v": normal(1, 5, 3), "s": np.array(0.25, np.float32)}
+    assert_agrees(flattened(nodes, (4,), constants))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import NodeProto, helper
 
+from models.errors import ModelError
 from models.layers.curves import STEEP, Exp, Within
 from models.layers.kinds import Layer, Linear
 from models.network import Network
@@ -195,3 +196,31 @@ def test_every_steep_layer_is_exported_and_read_again(opset: int) -> None:
     stored = Network.from_description(network.description(), network.stored_tensors())
     assert torch.allclose(stored(x), network(x), rtol=0.0, atol=0.0, equal_nan=True)
     assert stored.description() == network.description()
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18])
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ("LogSoftmax", ["within", "exp", "reduce-sum", "log", "multiply", "expand", "add"]),
+        ("ReduceLogSumExp", ["within", "exp", "reduce-sum", "log"]),
+        ("ReduceLogSum", ["reduce-sum", "log"]),
+        ("ReduceL1", ["abs", "reduce-sum"]),
+        ("ReduceSumSquare", ["power", "reduce-sum"]),
+    ],
+)
+def test_logarithms_of_sums_and_sums_of_sizes(kind: str, read: list[str], opset: int) -> None:
+    constants = {"axis": np.array([2])} if opset >= 18 and kind != "LogSoftmax" else {}
+    form = {"axis": 2} if kind == "LogSoftmax" else {} if constants else {"axes": [2]}
+    nodes = [ABOVE, node(kind, ["p", *constants], ["y"], **form)]
+    network = assert_agrees(flattened(nodes, (3, 4), constants, opset=opset))
+    kinds = [network.layer(row.name).kind for row in network.nodes]
+    assert kinds[1 : 1 + len(read)] == read
+
+
+def test_a_reduction_without_axes_is_refused() -> None:
+    """Runtimes differ on whether |x|, x^2 or a logarithm is then taken."""
+    for kind in ("ReduceL1", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"):
+        nodes = [node(kind, ["x"], ["y"], noop_with_empty_axes=1)]
+        with pytest.raises(ModelError, match="without axes"):
+            import_onnx_bytes(flattened(nodes, (3,), opset=18))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.layers.activations import (
+    STEPS,
     AtLeast,
     AtMost,
     Clip,
@@ -60,7 +61,7 @@ from models.layers.kinds import (
     Reshape,
     Shift,
 )
-from models.layers.normalization import Centre, Softmax, Standardize
+from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
 from models.layers.reparametrized import OrthogonalConv2d, ResidualConv2d
 from models.layers.shapes import Expand
 from models.network import INPUT, Network
@@ -78,7 +79,10 @@ SHAPE = (4, 8, 8)
 #: After the first convolution.
 INNER = (4, 6, 6)
 #: Layers of uploaded files alone.
-UNTRAINED = {Centre, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize, *STEEP}
+UNTRAINED = {
+    *(Centre, LocalResponse, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize),
+    *(*STEEP, *STEPS),
+}
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.
 BALL_ALONE = {Abs, L2Pool2d}
 

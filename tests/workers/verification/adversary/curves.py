@@ -1,11 +1,11 @@
-"""Curved and steep activations, gates and products at random, for the networks of the adversary."""
+"""Curved and steep activations, steps, gates, products at random, for the adversary's networks."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from models.layers.activations import Abs, Sigmoid, Softplus, Tanh
+from models.layers.activations import Abs, Ceil, Floor, Round, Sigmoid, Sign, Softplus, Tanh
 from models.layers.curves import (
     CELU,
     ELU,
@@ -106,6 +106,27 @@ class Curves(Growth):
             shift = float(random.choice([0.5, 1.0, -1.0, 1e3, 2.0**19])) * np.pi
             self.add(Shift(torch.full(one, self.tamed(shift))))
         self.add((Sin, Cos, Sin, Cos, Atan)[int(random.integers(5))]())
+
+    def jump(self, random: np.random.Generator) -> None:
+        """A step or two, whose input is next to a jump at the clean input or near it as a rule."""
+        for _ in range(int(random.integers(1, 3))):
+            kinds = [Sign(), Sign(at_zero=1), Sign(at_zero=-1), Floor(), Ceil(), Round()]
+            made = kinds[int(random.integers(len(kinds)))]
+            if random.integers(4):
+                levels = [self.tamed(-level) for level in self.levels().flatten().tolist()]
+                self.add(Shift(torch.tensor(levels).reshape(-1, *([1] * (len(self.shape) - 1)))))
+            if not isinstance(made, Sign):
+                moves = (self.value - self.value[:1]).abs()
+                moves = moves[torch.isfinite(moves) & (moves > 0)]
+                move = float(moves.median()) if moves.numel() else 1.0
+                size = min(float(10.0 ** random.uniform(-1, 1)) / max(move, 1e-30), 1e30)
+                self.add(Multiply(torch.full((1,) * len(self.shape), self.tamed(size))))
+            self.add(made)
+            if random.integers(2):
+                self.more_steps()
+
+    def more_steps(self) -> None:
+        """What mixes the numbers between two steps."""
 
     def gate(self) -> None:
         """c x sigmoid(c x) or c x tanh(x), as two values and their product."""

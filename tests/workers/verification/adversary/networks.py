@@ -67,6 +67,10 @@ class Body(Groups):
             plain = make(weight)(self.value)
         self.add(make(weight, self.biases(out, plain)))
 
+    def more_steps(self) -> None:
+        """A dense layer."""
+        self.linear()
+
     def elementwise(self) -> None:
         """A scale, a shift, a normalisation, a batch norm."""
         channels = self.shape[0]

@@ -130,7 +130,7 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
     """The case of this seed, or None where the network gives no answer or no wrong input.
 
     newest: with norms, softmax or products of two activations in every network, exponentials or
-    quotients in every third one, and waves in every third one.
+    quotients in every third one, waves in every third one, and steps in every third one.
     """
     random = np.random.default_rng(seed)
     size = int(random.integers(1, 4)) if dimension is None else dimension
@@ -179,6 +179,9 @@ def find_case(seed: int, *, dimension: int | None = None, newest: bool = False) 
     waves = np.random.default_rng([seed, 2])
     if newest and waves.integers(3) == 0:
         body.wave(waves)
+    jumps = np.random.default_rng([seed, 3])
+    if newest and jumps.integers(3) == 0:
+        body.jump(jumps)
     body.flatten()
     if tight:
         body.tight_head()

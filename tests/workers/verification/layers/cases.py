@@ -11,11 +11,15 @@ from models.layers.activations import (
     Abs,
     AtLeast,
     AtMost,
+    Ceil,
     Clip,
+    Floor,
     MaxMin,
     PReLU,
     ReLUTheta,
+    Round,
     Sigmoid,
+    Sign,
     Softplus,
     Tanh,
 )
@@ -42,7 +46,7 @@ from models.layers.curves import (
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Layer, Multiply, Reshape
-from models.layers.normalization import Centre, Softmax, Standardize
+from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
 from models.layers.shapes import Expand
 from models.network import Network
 from tests.workers.verification.networks import Builder
@@ -114,6 +118,7 @@ CASES: dict[str, Callable[[], Branches]] = {
     "exp": lambda: [("m", Multiply(spread(20)), ("input",)), ("z", Exp(), ("m",))],
     "log": lambda: above_zero(Log()),
     "reciprocal": lambda: above_zero(Reciprocal()),
+    "steps": lambda: curved((Sign(), Floor(), Ceil(), Round()), 3.0),
     "sqrt": lambda: above_zero(Sqrt()),
     "within": lambda: one(Within(low=-9.0, high=9.0)),
     "product": lambda: [
@@ -148,6 +153,10 @@ CASES: dict[str, Callable[[], Branches]] = {
     "softmax over two axes": lambda: [
         ("m", Multiply(spread(18) * 20), ("input",)),
         ("z", Softmax(axes=(0, 1)), ("m",)),
+    ],
+    "local response": lambda: [
+        ("m", Multiply(spread(22) * 3), ("input",)),
+        ("z", LocalResponse(size=3, alpha=0.7, beta=0.75, bias=0.5), ("m",)),
     ],
     "centre": lambda: one(Centre(axes=(0, 2))),
     "maxmin": lambda: one(MaxMin()),

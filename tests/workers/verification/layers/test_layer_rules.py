@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from models.layers.activations import (
+    STEPS,
     AtMost,
     Clip,
     MaxMin,
@@ -22,7 +23,7 @@ from models.layers.curves import (
 )
 from models.layers.joins import Concat, Maximum, Product, ReduceMean, ReduceSum
 from models.layers.kinds import LAYER_KINDS, Layer, Linear, ReLU
-from models.layers.normalization import Softmax, Standardize
+from models.layers.normalization import LocalResponse, Softmax, Standardize
 from models.layers.one_lipschitz import ONE_LIPSCHITZ
 from models.layers.reparametrized import REPARAMETRIZED
 from models.network import Network
@@ -59,7 +60,8 @@ F64 = torch.float64
 
 #: Layers that stretch distances without limit: no ball grows by a factor.
 UNLIMITED: dict[type[Layer], set[str]] = {
-    layer: {"ball"} for layer in (Power, Product, Softmax, Standardize, *STEEP)
+    layer: {"ball"}
+    for layer in (LocalResponse, Power, Product, Softmax, Standardize, *STEEP, *STEPS)
 }
 
 

@@ -15,8 +15,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Softplus, Tanh
+from models.layers.activations import (
+    STEPS,
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    ReLUTheta,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
 from models.layers.kinds import Layer, LeakyReLU, PReLU, ReLU
+from models.layers.normalization import LocalResponse
 from tests.extent import examples
 from tests.workers.verification.layers.boxes import DTYPES, boxes, grid
 from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
@@ -241,7 +252,7 @@ def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
 
 
 def test_every_activation_with_lines_is_tried_here() -> None:
-    """Curves are tried in files of their own."""
-    assert {type(layer) for layer in TRIED} | {*CURVES, *STEEP} == {
+    """Curves and steps are tried in files of their own."""
+    assert {type(layer) for layer in TRIED} | {*CURVES, *STEEP, *STEPS, LocalResponse} == {
         layer for layer, rules in LAYERS.items() if rules.relax
     }

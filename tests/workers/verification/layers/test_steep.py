@@ -19,7 +19,7 @@ from models.layers.joins import Product
 from models.layers.kinds import Layer, Linear, Multiply, Shift
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
+from models.onnx.importer import Asked, import_onnx_bytes, read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
 from tests.models.onnx.graphs import graph_of
@@ -30,6 +30,8 @@ from workers.verification.bounds.crown import cap_margins, crown_margins
 from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.zonotope import zonotope_margins
 from workers.verification.enclosure import Enclosure
+from workers.verification.forward.margins import logit_enclosure
+from workers.verification.forward.propagation import propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import apply_layer, rules_of
@@ -38,7 +40,8 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 LAYERS: list[Layer] = [
-    *(Exp(), Log(), Reciprocal(), Sqrt(), Within(low=-2.0, high=3.0), Within(high=88.0))
+    *(Exp(), Log(), Reciprocal(), Sqrt(), Within(low=-2.0, high=3.0), Within(high=88.0)),
+    Within(low=-2.0, off=1e-3),
 ]
 BOUNDS: list[Callable[..., Tensor]] = [
     *(interval_margins, bcp_margins, crown_margins, cap_margins),
@@ -298,3 +301,72 @@ def test_nothing_wins_in_what_is_certified_of_a_file(name: str, scale: float) ->
                 assert not bool((margins > -math.inf)[least.isnan() & others].any()), bound
                 certified += int(((margins > 0) | ~others).all(1).sum())
     assert certified > 8 or scale > 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 300])
+@pytest.mark.parametrize("kind", ["LogSoftmax", "ReduceLogSumExp"])
+@torch.no_grad()
+def test_the_runtime_keeps_to_what_is_allowed_of_logarithms_of_sums(kind: str, count: int) -> None:
+    """Numbers of all sizes up to 55, alike or far apart, all below 0 or above: ONNX Runtime's
+    values lie in the box at epsilon 0. Beyond 55, or all below -40, nothing is certified."""
+    more = {"axis": 1} if kind == "LogSoftmax" else {"axes": [1], "keepdims": 1}
+    inner = helper.make_node(kind, ["x"], ["h"], **more)
+    nodes = [inner, helper.make_node("Mul", ["h", "two"], ["y"])]
+    data = graph_of(nodes, (count,), {"two": np.array(2.0, np.float32)}).SerializeToString()
+    network = read_onnx_bytes(data, asked=Asked(classifier=False)).network
+    deployed = OnnxRuntimeModel(data, (count,))
+    random = np.random.default_rng(count)
+    shape = (400, 1)
+    x = 10.0 ** random.uniform(-6, 1.9, shape) * random.standard_normal((400, count))
+    x = np.where(random.random(shape) < 0.3, random.uniform(-10, 53, shape) + 1e-3 * x, x)
+    x = np.where(random.random(shape) < 0.2, 0.01 * x - 11.0, x)
+    x = np.where(random.random(x.shape) < 0.1, 10.0 * x, x)
+    x[:, 0] = x[:, 0].clip(-12)
+    x = np.clip(x, -3000, 54).astype(np.float32)
+    compiled = CompiledNetwork.compile(network, norms=False)
+    found = torch.from_numpy(deployed(x)).double()
+    for dtype in DTYPES:
+        rounding = Rounding.sound(dtype)
+        beyond = torch.tensor([[56.0], [-40.0]]).expand(2, count)
+        for rows, valid in ((torch.from_numpy(x), True), (beyond, False)):
+            region = Region(rows, torch.zeros(len(rows), dtype=torch.float64), "linf", False)
+            state = propagate(compiled, region, rounding=rounding, dtype=dtype, ball=False)
+            logits, room = logit_enclosure(compiled.head, state, rounding)
+            if not valid:
+                assert bool((room[0] < 0).all())
+                assert bool((room[1] < 0).all()) or count == 300
+                continue
+            known = (room >= 0).all(1)
+            assert float(known.double().mean()) > (0.9 if count < 300 else 0.5)
+            assert bool(((found - logits).abs() <= room)[known].all())
+            assert bool((room <= 2e-4 * (1 + rows.abs().amax(1, keepdim=True))).all())
+
+
+@pytest.mark.parametrize("norm", ["L1", "L2"])
+@torch.no_grad()
+def test_a_normalizer_stays_in_its_box_where_squares_underflow(norm: str) -> None:
+    """Features down to denormal ones beside ordinary ones, and lengths near the least that is
+    taken: ONNX Runtime's values lie in the box at epsilon 0."""
+    node = helper.make_node
+    nodes = [
+        node("Normalizer", ["x"], ["h"], domain="ai.onnx.ml", norm=norm),
+        node("Mul", ["h", "two"], ["y"]),
+    ]
+    model = graph_of(nodes, (3,), {"two": np.array(2.0, np.float32)})
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    data = model.SerializeToString()
+    compiled = CompiledNetwork.compile(import_onnx_bytes(data), norms=False)
+    random = np.random.default_rng(0)
+    x = 10.0 ** random.uniform(-45, 3, (600, 3)) * random.choice([-1.0, 1.0], (600, 3))
+    x = np.where(random.random((600, 1)) < 0.4, x / np.abs(x).max(1, keepdims=True) * 2e-6, x)
+    x = x.astype(np.float32)
+    found = torch.from_numpy(OnnxRuntimeModel(data, (3,))(x)).double()
+    region = Region(torch.from_numpy(x), torch.zeros(600, dtype=torch.float64), "linf", False)
+    for dtype in DTYPES:
+        rounding = Rounding.sound(dtype)
+        state = propagate(compiled, region, rounding=rounding, dtype=dtype, ball=False)
+        logits, room = logit_enclosure(compiled.head, state, rounding)
+        known = (room >= 0).all(1)
+        assert 0.4 < float(known.double().mean()) < 1.0
+        assert bool(((found - logits).abs() <= room)[known].all())
+        assert bool((room <= 1e-4)[known].all())

@@ -39,6 +39,7 @@ __all__ = [
     "Curve",
     "CurveRules",
     "Piece",
+    "places_of",
 ]
 
 #: How a piece bends.
@@ -333,7 +334,7 @@ class CurveRules:
             lower, upper = rounded_down(lower - error, dtype), rounded_up(upper + error, dtype)
         valid = state.valid
         if math.isinf(curve.steepest):
-            low, high = _places(state)
+            low, high = places_of(state)
             radius = self._moved(step, curve, state, (low, high), rounding)
             outside = curve.inside(low, high)[2].flatten(1).any(1)
             valid, radius = valid & ~outside, radius.masked_fill(outside, math.inf)
@@ -364,7 +365,7 @@ class CurveRules:
         return torch.where(torch.isfinite(state.radius), grown, state.radius)
 
 
-def _places(state: Enclosure) -> Box:
+def places_of(state: Enclosure) -> Box:
     """Where each input may be, its centre included, float64: within the radius, and in the box."""
     centre = state.centre.to(torch.float64)
     radius = state.radius.reshape(-1, *([1] * (centre.dim() - 1)))

@@ -99,6 +99,7 @@ def _within(layer: Within) -> Curve:
         # There is no ball that stays within.
         steepest=math.inf,
         domain=layer.domain,
+        absolute=layer.off,
     )
 
 

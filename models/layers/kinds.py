@@ -27,7 +27,7 @@ from models.layers.curves import CURVED, STEEP
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Add, Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.normalization import BatchNorm, Centre, Normalize, Softmax, Standardize
-from models.layers.one_lipschitz import ONE_LIPSCHITZ
+from models.layers.one_lipschitz import ONE_LIPSCHITZ, InexactPairs
 from models.layers.pooling import AvgPool2d, MaxPool2d
 from models.layers.reparametrized import (
     NormalizedLinear,
@@ -73,6 +73,7 @@ _LAYERS: tuple[type[Layer], ...] = (
     ResidualOrthogonalLinear,
     NormalizedLinear,
     *ONE_LIPSCHITZ,
+    InexactPairs,
     Multiply,
     Divide,
     Shift,

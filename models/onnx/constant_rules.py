@@ -35,6 +35,9 @@ _MAX_RANK = 64
 _LARGEST_STEP = 1 << 53
 #: ONNX writes "to the end" as the largest or smallest number of its type.
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
+#: Sines and cosines are taken of angles up to this, and may differ by so much from one machine to
+#: another: four units in the last place of 1, of which kernels are off by less than one.
+_LARGEST_ANGLE, _WAVES = 100.0, 2.0**-21
 #: The same as exporters write it, which turn an axis around.
 _ENDS = (_SMALLEST, _SMALLEST + 1, _LARGEST)
 
@@ -47,10 +50,12 @@ class ConstantRule:
     ModelError for inputs that must not run at all.
     moves: it only moves the elements of its first input to where the other inputs say; Where those
     of the other two, by the first.
+    spread: by how much machines may differ in its result; 0: not at all.
     """
 
     elements: Callable[[Operation, Arrays], int]
     moves: bool = False
+    spread: float = 0.0
 
 
 def _at(arrays: Arrays, index: int) -> Array:
@@ -244,6 +249,14 @@ def _rank(operation: Operation, arrays: Arrays) -> int:
     return _at(arrays, 0).ndim
 
 
+def _wave(operation: Operation, arrays: Arrays) -> int:
+    """Angles of a few turns, beyond which kernels lose digits."""
+    data = _at(arrays, 0)
+    if data.dtype != np.float32 or not (np.abs(data) <= _LARGEST_ANGLE).all():
+        raise ValueError(f"angles must be float32, of at most {_LARGEST_ANGLE}")
+    return data.size
+
+
 def _no_inputs(operation: Operation, arrays: Arrays) -> NoReturn:
     raise ValueError("it takes no inputs")
 
@@ -255,6 +268,7 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Concat": ConstantRule(_joined),
     "Constant": ConstantRule(_no_inputs),
     "ConstantOfShape": ConstantRule(_constant_of_shape),
+    "Cos": ConstantRule(_wave, spread=_WAVES),
     "Div": ConstantRule(_quotient),
     "Equal": ConstantRule(_compared),
     "Expand": ConstantRule(_expanded, moves=True),
@@ -269,6 +283,7 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "ReduceProd": ConstantRule(_product),
     "Reshape": ConstantRule(_reshaped, moves=True),
     "Shape": ConstantRule(_rank),
+    "Sin": ConstantRule(_wave, spread=_WAVES),
     "Slice": ConstantRule(_sliced, moves=True),
     "Split": ConstantRule(_parts, moves=True),
     "Sqrt": ConstantRule(_broadcast),

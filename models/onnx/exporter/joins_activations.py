@@ -23,6 +23,7 @@ from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
 from models.layers.normalization import Centre, Softmax, Standardize
+from models.layers.one_lipschitz import InexactPairs
 from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -224,6 +225,8 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     Concat.kind: _concat,
     Expand.kind: _expand,
     Gather.kind: _gather,
+    # The graph before it is what the file computes.
+    InexactPairs.kind: plain("Identity"),
     L2Pool2d.kind: _l2_pool,
     MaxMin.kind: _maxmin,
     Maximum.kind: plain("Max"),

@@ -33,7 +33,9 @@ ADVICE = {
     **dict.fromkeys(("And", "Equal", "Or", "Xor"), JUMPS),
     "Not": f"{JUMPS}; scikit-learn's SGDClassifier of three classes or more: export its scores "
     '(skl2onnx: options={id(model): {"raw_scores": True}}), for its sigmoids are often alike',
-    "Atan": "there are no bounds for it: Tanh and Softsign, which are like it, are taken",
+    "Atan": "there are no bounds for it: Tanh and Softsign, which are like it, are taken; what "
+    "chooses by angles jumps (orthogonium's HouseHolder_Order_2 is 0 where an angle is rounded to "
+    "the end of its last sector): HouseHolder, of order 1, is taken",
     "Einsum": "write it as a product with a matrix (torch: x @ weight)",
     **dict.fromkeys(("Ceil", "Floor", "Mod", "Round", "Sign"), _STEP),
     **dict.fromkeys(("Cos", "Sin", "Tan"), _WAVE),

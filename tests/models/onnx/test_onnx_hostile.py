@@ -111,9 +111,9 @@ def test_operators_not_on_the_list(bad: Any) -> None:
 
 def test_an_unsupported_operator_is_named_with_the_list() -> None:
     model = good()
-    model.graph.node.append(node("Sin", ["y"], ["z"], name="block3/sin"))
+    model.graph.node.append(node("Tan", ["y"], ["z"], name="block3/tan"))
     model.graph.output[0].name = "z"
-    with pytest.raises(ModelError, match=r"Sin.*block3/sin") as caught:
+    with pytest.raises(ModelError, match=r"Tan.*block3/tan") as caught:
         import_onnx_bytes(model.SerializeToString())
     assert all(name in caught.value.hint for name in SUPPORTED_OPERATORS)
 

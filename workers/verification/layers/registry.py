@@ -15,8 +15,8 @@ from workers.verification.layers import (
     moves,
     pooling,
     relu,
-    sorting,
 )
+from workers.verification.layers.pairs import inexact, sorting
 from workers.verification.layers.rules import LayerRules
 from workers.verification.layers.smooth import (
     curves,
@@ -44,6 +44,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **sorting.RULES,
     **pooling.RULES,
     **euclidean.RULES,
+    **inexact.RULES,
     **joins.RULES,
     **moves.RULES,
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from models.errors import ModelError
 from models.layers.kinds import Layer, Reshape
 from models.network import INPUT, Network
-from models.onnx.constant_rules import CONSTANT_OPERATORS
+from models.onnx.constant_rules import CONSTANT_OPERATORS, SUMS_HINT
 from models.onnx.constants import (
     check_repeated,
     evaluate,
@@ -261,10 +261,7 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
             return [zeros]
         operation.refuse(
             "this operator is not supported on constants alone",
-            hint="compute the weights before the export (torch: remove_parametrizations, "
-            "remove_spectral_norm; deel-torchlip: vanilla_export), or let ONNX Runtime write them "
-            "into the file (SessionOptions: ORT_ENABLE_BASIC, optimized_model_filepath): a file "
-            "that computes them by sums has others on every machine",
+            hint=SUMS_HINT,
         )
     check_repeated(operation)
     if operation.op_type == "Shape":

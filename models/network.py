@@ -20,9 +20,19 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.layers.base import DeployedLayer
-from models.layers.kinds import LAYER_KINDS, Layer, Normalize, Shape, ShapeError
+from models.layers.kinds import (
+    LAYER_KINDS,
+    AvgPool2d,
+    Conv2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Normalize,
+    Shape,
+    ShapeError,
+)
 
-__all__ = ["INPUT", "Network", "NetworkError", "Node", "per_channel"]
+__all__ = ["INPUT", "Network", "NetworkError", "Node", "multiplications", "per_channel"]
 
 #: Name under which a node refers to the network's input.
 INPUT = "input"
@@ -301,3 +311,14 @@ class Network(nn.Module):
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return "sha256:" + digest.hexdigest()
+
+
+def multiplications(layer: Layer, shape: Shape) -> int:
+    """Multiplications that a layer with this output shape takes per sample."""
+    if isinstance(layer, Conv2d):
+        return layer.weight.numel() * math.prod(shape[1:])
+    if isinstance(layer, Linear):
+        return layer.weight.numel()
+    if isinstance(layer, AvgPool2d | MaxPool2d):
+        return math.prod(layer.kernel) * math.prod(shape)
+    return math.prod(shape)

@@ -7,7 +7,8 @@ Each network of ``lipschitz_networks`` whose library is installed is trained for
 or CIFAR-10, exported by torch's two exporters and posted to a running service, as it is and with
 ``"summation": "partial-sums"``, with images and the network's own answers as labels. ``deserved``:
 the least margin over the norm of the difference of the two rows of the last layer, which is the
-radius if every layer before it has norm 1 and nothing rounds, as a share of the image's length. Of
+radius if every layer before it has norm 1 (all together ``factor``, where they divide by more) and
+nothing rounds, as a share of the image's length. Of
 1000 images those are taken that deserve 0.005 of their length, or a little more: what images have
 in trained networks; where there are too few, the surest ones. ``uploaded``, ``partial``: the
 certified radius over the deserved one, median and least.
@@ -133,6 +134,7 @@ def measure(
     module = trained(name, x, y, built)
     seconds, rows = time.process_time() - began, []
     worth, labels = deserved(module, x, built.norm)
+    worth = worth / built.factor
     order = 2 if built.norm == "l2" else torch.inf
     shares = worth / x.flatten(1).norm(dim=1, p=order)
     ranked = shares.argsort()

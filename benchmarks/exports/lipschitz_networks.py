@@ -27,7 +27,8 @@ LIBRARIES = ("torch", "deel-torchlip", "orthogonium", "geotorch", "monotonenorm"
 class Built:
     """module: as it is trained, for so many steps; plain: makes what is exported of it; data: mnist
     or cifar10; norm: in which its layers have the norm 1; folded: the exported file computes
-    weights still, and ONNX Runtime writes them into it."""
+    weights still, and ONNX Runtime writes them into it; factor: the norm of all layers but the
+    last, where that is known to be less than 1."""
 
     module: nn.Module
     plain: Callable[[nn.Module], nn.Module]
@@ -35,6 +36,7 @@ class Built:
     norm: str = "l2"
     steps: int = 30
     folded: bool = False
+    factor: float = 1.0
 
 
 def versions() -> dict[str, str]:
@@ -101,6 +103,19 @@ def torchlip_mnist() -> Built:
         *(lip.SpectralConv2d(16, 16, 3, padding="same"), lip.GroupSort2()),
         lip.ScaledL2NormPool2d(2),
         *(nn.Flatten(), lip.SpectralLinear(784, 64), lip.GroupSort2()),
+        lip.FrobeniusLinear(64, 10),
+    )
+    return Built(module, _vanilla, "mnist")
+
+
+def torchlip_folds() -> Built:
+    """HouseHolder behind convolutions and dense layers, as wide as the library's examples."""
+    lip = _lip()
+    module = lip.Sequential(
+        *(lip.SpectralConv2d(1, 16, 3, padding="same"), lip.HouseHolder(16)),
+        *(lip.ScaledL2NormPool2d(2), nn.Flatten()),
+        *(lip.SpectralLinear(3136, 128), lip.HouseHolder(128)),
+        *(lip.SpectralLinear(128, 64), lip.HouseHolder(64)),
         lip.FrobeniusLinear(64, 10),
     )
     return Built(module, _vanilla, "mnist")
@@ -210,6 +225,15 @@ def orthogonium_rest() -> Built:
     return Built(module, _without_parametrizations, "cifar10", folded=True)
 
 
+def aoc_folds() -> Built:
+    """orthogonium's PatchBasedCNN with HouseHolder, which divides by the root of 2 beside."""
+    made = _factory()
+    layers = importlib.import_module("orthogonium.layers")
+    folds = made.ClassParam(layers.HouseHolder, channels=64)
+    module = made.PatchBasedCNN(dim=64, depth=4, act=folds, norm=None)
+    return Built(module, _without_parametrizations, "cifar10", factor=0.5**2.5)
+
+
 class _MaxMin(nn.Module):
     """Neighbours in order, by hand."""
 
@@ -265,8 +289,10 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "deel-torchlip, dense": torchlip_dense,
     "deel-torchlip, MNIST": torchlip_mnist,
     "deel-torchlip, CIFAR-10": torchlip_cifar,
+    "deel-torchlip, HouseHolder": torchlip_folds,
     "orthogonium, BCOPLargeCNN": aoc_bcop,
     "orthogonium, PatchBasedCNN": aoc_patches,
+    "orthogonium, HouseHolder": aoc_folds,
     "orthogonium, StagedCNN": aoc_staged,
     "orthogonium, ConvMixerInspired": aoc_mixer,
     "orthogonium, AOCNetV1": aoc_residual,

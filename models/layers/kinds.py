@@ -35,7 +35,7 @@ from models.layers.normalization import (
     Softmax,
     Standardize,
 )
-from models.layers.one_lipschitz import ONE_LIPSCHITZ
+from models.layers.one_lipschitz import ONE_LIPSCHITZ, InexactPairs
 from models.layers.pooling import AvgPool2d, MaxPool2d
 from models.layers.reparametrized import (
     NormalizedLinear,
@@ -81,6 +81,7 @@ _LAYERS: tuple[type[Layer], ...] = (
     ResidualOrthogonalLinear,
     NormalizedLinear,
     *ONE_LIPSCHITZ,
+    InexactPairs,
     Multiply,
     Divide,
     Shift,

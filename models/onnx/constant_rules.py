@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from models.onnx.graph import Operation
+from models.onnx.operators.layout.constant_places import (
+    gathered_rows,
+    nonzero,
+    scattered,
+    scattered_rows,
+)
 
-__all__ = ["CONSTANT_OPERATORS", "DTYPES", "Array", "Arrays", "ConstantRule"]
+__all__ = ["CONSTANT_OPERATORS", "DTYPES", "SUMS_HINT", "Array", "Arrays", "ConstantRule"]
 
 Array = NDArray[Any]
 Arrays = Sequence[Array | None]
@@ -35,6 +41,16 @@ _MAX_RANK = 64
 _LARGEST_STEP = 1 << 53
 #: ONNX writes "to the end" as the largest or smallest number of its type.
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 63) - 1
+#: What to do about constants that a file computes by sums.
+SUMS_HINT = (
+    "compute the weights before the export (torch: remove_parametrizations, "
+    "remove_spectral_norm; deel-torchlip: vanilla_export), or let ONNX Runtime write them "
+    "into the file (SessionOptions: ORT_ENABLE_BASIC, optimized_model_filepath): a file "
+    "that computes them by sums has others on every machine"
+)
+#: Sines and cosines are taken of angles up to this, and may differ by so much from one machine to
+#: another. ONNX Runtime 1.31 is off by less than a fifth of it (3,000,001 angles).
+_LARGEST_ANGLE, _WAVES = 100.0, 2.0**-21
 #: The same as exporters write it, which turn an axis around.
 _ENDS = (_SMALLEST, _SMALLEST + 1, _LARGEST)
 
@@ -47,10 +63,12 @@ class ConstantRule:
     ModelError for inputs that must not run at all.
     moves: it only moves the elements of its first input to where the other inputs say; Where those
     of the other two, by the first.
+    spread: by how much machines may differ in its result; 0: not at all.
     """
 
     elements: Callable[[Operation, Arrays], int]
     moves: bool = False
+    spread: float = 0.0
 
 
 def _at(arrays: Arrays, index: int) -> Array:
@@ -257,6 +275,47 @@ def _rank(operation: Operation, arrays: Arrays) -> int:
     return _at(arrays, 0).ndim
 
 
+def _wave(operation: Operation, arrays: Arrays) -> int:
+    """Angles of a few turns, beyond which kernels lose digits."""
+    data = _at(arrays, 0)
+    if data.dtype != np.float32 or not (np.abs(data) <= _LARGEST_ANGLE).all():
+        raise ValueError(f"angles must be float32, of at most {_LARGEST_ANGLE}")
+    return data.size
+
+
+def _integer_sum(operation: Operation, arrays: Arrays) -> int:
+    """Sums of floats depend on their order."""
+    data = _at(arrays, 0)
+    if data.dtype.kind != "i":
+        operation.refuse("sums of constants must be of integers", hint=SUMS_HINT)
+    if float(np.abs(data.astype(np.float64)).sum()) >= min(_LARGEST_STEP, np.iinfo(data.dtype).max):
+        raise ValueError("the sum is too large: runtimes overflow in different ways")
+    return math.prod(max(size, 1) for size in data.shape)
+
+
+def _outer(operation: Operation, arrays: Arrays) -> int:
+    """Products of two numbers, or moves: an index that is not in the result would be summed over,
+    which depends on the order."""
+    equation = operation.attributes["equation"]
+    equation = equation.decode() if isinstance(equation, bytes) else equation
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    terms, shapes = given.split(","), [_at(arrays, index).shape for index in range(len(arrays))]
+    letters = set(given) - {","}
+    plain = arrow and len(terms) == len(shapes) <= 2 and (given + result).replace(",", "").isalpha()
+    if not plain or letters != set(result) or len(set(result)) < len(result):
+        operation.refuse(
+            "only an Einsum without sums is supported on constants alone", hint=SUMS_HINT
+        )
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        if len(term) != len(shape) or len(set(term)) < len(term):
+            raise ValueError(f"{term!r} names axes of shape {shape}")
+        for letter, size in zip(term, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(f"axis {letter!r} has sizes {sizes[letter]} and {size}")
+    return math.prod(sizes.values())
+
+
 def _no_inputs(operation: Operation, arrays: Arrays) -> NoReturn:
     raise ValueError("it takes no inputs")
 
@@ -270,23 +329,31 @@ CONSTANT_OPERATORS: dict[str, ConstantRule] = {
     "Concat": ConstantRule(_joined),
     "Constant": ConstantRule(_no_inputs),
     "ConstantOfShape": ConstantRule(_constant_of_shape),
+    "Cos": ConstantRule(_wave, spread=_WAVES),
     "Div": ConstantRule(_quotient),
+    "Einsum": ConstantRule(_outer),
     "Equal": ConstantRule(_compared),
     "Expand": ConstantRule(_expanded, moves=True),
     "Floor": ConstantRule(_stepped),
     "Gather": ConstantRule(_gathered, moves=True),
+    "GatherND": ConstantRule(gathered_rows, moves=True),
     "Identity": ConstantRule(_as_many, moves=True),
     "Max": ConstantRule(_extreme),
     "Min": ConstantRule(_extreme),
     "Mod": ConstantRule(_remainder),
     "Mul": ConstantRule(_broadcast),
     "Neg": ConstantRule(_broadcast),
+    "NonZero": ConstantRule(nonzero),
     "Range": ConstantRule(_counted),
     "ReduceProd": ConstantRule(_product),
+    "ReduceSum": ConstantRule(_integer_sum),
     "Reshape": ConstantRule(_reshaped, moves=True),
     "Round": ConstantRule(_stepped),
+    "ScatterElements": ConstantRule(scattered),
+    "ScatterND": ConstantRule(scattered_rows),
     "Shape": ConstantRule(_rank),
     "Sign": ConstantRule(_stepped),
+    "Sin": ConstantRule(_wave, spread=_WAVES),
     "Slice": ConstantRule(_sliced, moves=True),
     "Split": ConstantRule(_parts, moves=True),
     "Sqrt": ConstantRule(_broadcast),

@@ -15,12 +15,21 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from models.errors import ModelError
+from models.layers.base import Shape
 from models.onnx.constant_rules import CONSTANT_OPERATORS, DTYPES, Array, Arrays
 from models.onnx.constant_shapes import inferred_shapes
 from models.onnx.graph import Activation, Constant, Operation, Squares, Translation
 from models.onnx.session import failure, open_session
 
-__all__ = ["check_repeated", "evaluate", "read_tensor", "refuse_rows", "shape_of", "zero_product"]
+__all__ = [
+    "check_repeated",
+    "evaluate",
+    "read_tensor",
+    "refuse_rows",
+    "require_one_shape",
+    "shape_of",
+    "zero_product",
+]
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 #: Sessions kept for further nodes of the same form.
@@ -43,6 +52,9 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
     if repeated is not None:
         return [repeated]
     values = _run(operation, translation, [None if c is None else c.value for c in constants])
+    spread = _spread(operation, constants)
+    if spread:
+        return [Constant(value, value, spread=spread) for value in values]
     if not any(c is not None and c.depends_on_batch for c in constants):
         return [Constant.of(value) for value in values]
     known = [c for c in constants if c is not None]
@@ -54,6 +66,18 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
         Constant(value, other, not (_moves(operation, constants, value.dtype) or followed))
         for value, other in zip(values, others, strict=True)
     ]
+
+
+def _spread(operation: Operation, constants: Sequence[Constant | None]) -> float:
+    """By how much the numbers of a result may differ between machines; 0 nearly everywhere."""
+    rule, given = CONSTANT_OPERATORS[operation.op_type], [c for c in constants if c is not None]
+    spread = max((c.spread for c in given), default=0.0)
+    if (spread and not rule.moves) or any(c.spread for c in given[1:]):
+        operation.refuse("it computes with numbers that every machine computes in its own way")
+    spread = max(spread, rule.spread)
+    if spread and any(c.depends_on_batch or c.repeated for c in given):
+        operation.refuse_batch("such numbers depend on the batch size")
+    return spread
 
 
 def _moves(
@@ -199,6 +223,29 @@ def check_repeated(operation: Operation) -> None:
     )
     if rows and not (operation.op_type in _BESIDE and alike and leading):
         refuse_rows(operation)
+
+
+#: Operators that broadcast from opset 8 on.
+_SAME_SHAPES = ("Max", "Min", "Sum")
+
+
+def require_one_shape(operation: Operation, translation: Translation) -> None:
+    """Raise ModelError (invalid_onnx) unless the inputs of an operator that does not
+    broadcast before opset 8 have one shape in the file."""
+    if operation.opset >= 8 or operation.op_type not in _SAME_SHAPES:
+        return
+    shapes: set[Shape | None] = set()
+    for value in operation.inputs:
+        if isinstance(value, Activation):
+            shapes.add((translation.batch[0], *value.shape) if value.batched else value.shape)
+        else:
+            shapes.add(value.value.shape if isinstance(value, Constant) else None)
+    if len(shapes) > 1:
+        operation.refuse(
+            "its inputs must have one shape before opset 8",
+            code="invalid_onnx",
+            hint="export with a newer opset",
+        )
 
 
 def _the_same_for_any_batch(op_type: str, inputs: Sequence[Constant]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from onnx import GraphProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from models.errors import ModelError
-from models.onnx.graph import Activation, Comparison, Normaliser, Squares, Value
+from models.onnx.graph import Activation, Choice, Comparison, Normaliser, Squares, Value
 
 __all__ = ["declared_values", "refuse_contradictions"]
 
@@ -79,7 +79,10 @@ def _own(value: Value) -> tuple[int, list[int | None]]:
         own.insert(value.batch_axis, None)
         return TensorProto.FLOAT, own
     if isinstance(value, Comparison):
-        return TensorProto.BOOL, [None, *value.of.shape]
+        code = TensorProto.FLOAT if value.number else TensorProto.BOOL
+        return code, [None, *value.of.shape]
+    if isinstance(value, Choice):
+        return TensorProto.FLOAT, [None, *value.chosen.shape]
     code = helper.np_dtype_to_tensor_dtype(value.value.dtype)
     sizes = zip(value.value.shape, value.other.shape, strict=False)
     return code, [one if one == other else None for one, other in sizes]

@@ -22,12 +22,14 @@ from onnx import NodeProto
 from torch import Tensor
 
 from models.errors import ModelError
-from models.layers.kinds import AvgPool2d, Conv2d, Layer, Linear, MaxPool2d, Shape, ShapeError
+from models.layers.kinds import Layer, Linear, Shape, ShapeError
+from models.network import multiplications
 from models.onnx.attributes import checked_attributes
 from models.onnx.safety import OnnxLimits, node_label
 
 __all__ = [
     "Activation",
+    "Choice",
     "Comparison",
     "Constant",
     "Normaliser",
@@ -98,13 +100,15 @@ class Constant:
     computed: the batch size was used in a computation: neither moved, nor multiplied by a positive
     whole number. Then its value at a third batch size is unknown, even where these two agree (such
     as min(batch size, 5)). repeated: in the file it has a row for each row of the batch, all of
-    them alike; here it has one.
+    them alike; here it has one. spread: by how much its numbers may differ from one machine to
+    another.
     """
 
     value: NDArray[Any]
     other: NDArray[Any]
     computed: bool = False
     repeated: bool = False
+    spread: float = 0.0
 
     @classmethod
     def of(cls, value: NDArray[Any]) -> Constant:
@@ -147,11 +151,27 @@ class Squares:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where an activation is above (or below) a number: no layer, until something chooses by it."""
+    """Where an activation is above (or below) a number: no layer, until something chooses by it.
+
+    strict: not where it is that number. number: as 1 where it holds, and 0 elsewhere.
+    """
 
     of: Activation
     bound: float
     above: bool
+    strict: bool = True
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One activation where a comparison holds, another one elsewhere: no layer, until it is known
+    not to jump. other None: 0 elsewhere. node: which one of the file chooses."""
+
+    by: Comparison
+    chosen: Activation
+    other: Activation | None
+    node: str = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -176,7 +196,7 @@ class Normaliser:
     bias: NDArray[Any] | None = field(default=None, compare=False)
 
 
-Value = Activation | Constant | Squares | Comparison | Normaliser
+Value = Activation | Constant | Squares | Comparison | Choice | Normaliser
 
 
 @dataclass(frozen=True)
@@ -241,6 +261,8 @@ class Operation:
             self.refuse(f"input {index} must be a constant")
         if value.depends_on_batch:
             self.refuse_batch(f"input {index} depends on the batch size")
+        if value.spread:
+            self.refuse(f"input {index} is computed of numbers, by machines in ways of their own")
         return value.value
 
     def integers(self, index: int) -> list[int] | None:
@@ -305,6 +327,8 @@ class Translation:
     roots: dict[str, Squares] = field(default_factory=dict)
     #: Numbers and the axes of which an activation is the maximum, by our name of it.
     maxima: dict[str, tuple[Activation, Shape]] = field(default_factory=dict)
+    #: By how much the constants may differ by which an activation is multiplied, by its name.
+    spreads: dict[str, float] = field(default_factory=dict)
     #: Activations less their mean, by that mean.
     centred: dict[Activation, Activation] = field(default_factory=dict)
     #: Layers that may stand at several nodes, by the names of their constants and their geometry.
@@ -365,7 +389,7 @@ class Translation:
         except ShapeError as error:
             operation.refuse(str(error), code="shape_mismatch")
         self.charge(operation, shape)
-        self.work += _work(layer, shape)
+        self.work += multiplications(layer, shape)
         if self.work > self.limits.work:
             operation.refuse("a forward pass takes too much work", code="model_too_large")
         if len(self.rows) >= self.limits.layers:
@@ -382,14 +406,3 @@ class Translation:
         assert layer.bias is None
         self.without_bias.update(name for name, at in self.open_matmuls.items() if at == row)
         self.rows[row] = (name, Linear(layer.weight, bias), inputs)
-
-
-def _work(layer: Layer, shape: Shape) -> int:
-    """Multiplications that a layer with this output shape takes per sample."""
-    if isinstance(layer, Conv2d):
-        return layer.weight.numel() * math.prod(shape[1:])
-    if isinstance(layer, Linear):
-        return layer.weight.numel()
-    if isinstance(layer, AvgPool2d | MaxPool2d):
-        return math.prod(layer.kernel) * math.prod(shape)
-    return math.prod(shape)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from models.errors import ModelError
-from models.layers.kinds import Layer, Reshape, Shape
+from models.layers.kinds import Layer, Reshape
 from models.network import INPUT, Network
-from models.onnx.constant_rules import CONSTANT_OPERATORS
+from models.onnx.constant_rules import CONSTANT_OPERATORS, SUMS_HINT
 from models.onnx.constants import (
     check_repeated,
     evaluate,
     read_tensor,
+    require_one_shape,
     shape_of,
     zero_product,
 )
@@ -26,6 +27,7 @@ from models.onnx.forms.signature import InputSignature, signatures
 from models.onnx.graph import (
     SYMBOLIC_BATCH,
     Activation,
+    Choice,
     Comparison,
     Constant,
     Normaliser,
@@ -34,7 +36,7 @@ from models.onnx.graph import (
     Translation,
     Value,
 )
-from models.onnx.operators.curved.choices import JUMPS, where
+from models.onnx.operators.curved.folds import chosen, keep_spreads, refuse_choice
 from models.onnx.operators.euclidean import SQUARE_OPERATORS
 from models.onnx.operators.layout.elsewhere import MOVED, with_leading_batch
 from models.onnx.operators.layout.merged import MERGED, with_rows_apart
@@ -178,6 +180,7 @@ def _as_network(
             _require_one_score(form.score, values.get(form.score))
         operation = Operation.read(node, index, opset, values)
         results = _translate(operation, translation)
+        keep_spreads(operation, results, translation)
         named = [name for name in operation.outputs if name]
         if (
             not operation.outputs[0]
@@ -190,6 +193,7 @@ def _as_network(
     logits = values.get(output)
     if isinstance(logits, Squares):
         logits = logits.plain
+    refuse_choice(logits, translation)
     if not isinstance(logits, Activation) or logits.name == INPUT:
         raise ModelError(
             f"the output {output!r} is not computed from the input by any layer",
@@ -240,21 +244,15 @@ def _require_one_score(name: str, value: Value | None) -> None:
         )
 
 
-#: Operators that broadcast from opset 8 on.
-_SAME_SHAPES = ("Max", "Min", "Sum")
-
-
 def _translate(operation: Operation, translation: Translation) -> Sequence[Value]:
     """The operator's outputs, in order."""
     if any(isinstance(value, Normaliser) for value in operation.inputs):
         return [in_parts(operation, translation)]
     if any(isinstance(value, Squares) for value in operation.inputs):
         return _on_squares(operation, translation)
-    if any(isinstance(value, Comparison) for value in operation.inputs):
-        if operation.op_type != "Where" or not isinstance(operation.input(0), Comparison):
-            operation.refuse("the result of a comparison is taken by a Where alone", hint=JUMPS)
+    if any(isinstance(value, Choice | Comparison) for value in operation.inputs):
         check_repeated(operation)
-        return [where(operation, translation)]
+        return [chosen(operation, translation)]
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in CONSTANT_OPERATORS:
             return evaluate(operation, translation)
@@ -263,16 +261,12 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
             return [zeros]
         operation.refuse(
             "this operator is not supported on constants alone",
-            hint="compute the weights before the export (torch: remove_parametrizations, "
-            "remove_spectral_norm; deel-torchlip: vanilla_export), or let ONNX Runtime write them "
-            "into the file (SessionOptions: ORT_ENABLE_BASIC, optimized_model_filepath): a file "
-            "that computes them by sums has others on every machine",
+            hint=SUMS_HINT,
         )
     check_repeated(operation)
     if operation.op_type == "Shape":
         return [shape_of(operation, translation.batch)]
-    if operation.opset < 8 and operation.op_type in _SAME_SHAPES:
-        _require_one_shape(operation, translation)
+    require_one_shape(operation, translation)
     if not operation.batched:
         return _without_batch_axis(operation, translation)
     translator = OPERATORS.get(operation.op_type)
@@ -296,22 +290,6 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
         )
     result = translator(operation, translation)
     return result if isinstance(result, list) else [result]
-
-
-def _require_one_shape(operation: Operation, translation: Translation) -> None:
-    """Raise ModelError (invalid_onnx) unless all inputs have one shape in the file."""
-    shapes: set[Shape | None] = set()
-    for value in operation.inputs:
-        if isinstance(value, Activation):
-            shapes.add((translation.batch[0], *value.shape) if value.batched else value.shape)
-        else:
-            shapes.add(value.value.shape if isinstance(value, Constant) else None)
-    if len(shapes) > 1:
-        operation.refuse(
-            "its inputs must have one shape before opset 8",
-            code="invalid_onnx",
-            hint="export with a newer opset",
-        )
 
 
 def _on_squares(operation: Operation, translation: Translation) -> Sequence[Value]:

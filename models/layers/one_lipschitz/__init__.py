@@ -18,7 +18,7 @@ from models.layers.one_lipschitz.bro import BroConv2d, BroLinear
 from models.layers.one_lipschitz.channels import PadChannels, SpaceToDepth
 from models.layers.one_lipschitz.head import NormalizedHead, SummedLinear
 from models.layers.one_lipschitz.orthogonal import OrthogonalChannels
-from models.layers.one_lipschitz.pairs import Householder, PairMax
+from models.layers.one_lipschitz.pairs import Householder, InexactPairs, PairMax
 from models.layers.one_lipschitz.potentials.cpl import CplConv2d, CplLinear
 from models.layers.one_lipschitz.potentials.sll import SllConv2d, SllLinear
 from models.layers.one_lipschitz.projection import ProjectionPool
@@ -34,6 +34,7 @@ __all__ = [
     "CplConv2d",
     "CplLinear",
     "Householder",
+    "InexactPairs",
     "NormalizedHead",
     "OrthogonalChannels",
     "PadChannels",

@@ -19,14 +19,23 @@ from torch import Tensor
 from models.errors import ModelError
 from models.layers.activations import MaxMin
 from models.layers.affine import Conv2d
-from models.layers.base import DeployedLayer, Layer, Shape, ShapeError, parameter
+from models.layers.base import (
+    DeployedLayer,
+    Layer,
+    Shape,
+    ShapeError,
+    parameter,
+    require_broadcast,
+)
 from models.layers.joins import Slice
 from models.layers.shapes import Permute, Reshape
 
-__all__ = ["ORDERS", "Householder", "PairMax", "around_folds", "folded"]
+__all__ = ["ORDERS", "Householder", "InexactPairs", "PairMax", "around_folds", "folded"]
 
 #: Folds in a row.
 ORDERS = (1, 2)
+#: How far a deployed pair may be from what it stands for, over its length, at most.
+LARGEST_SHARE = 0.25
 
 
 def _even(kind: str, shape: Shape) -> Shape:
@@ -156,3 +165,36 @@ class PairMax(Layer):
         """Both of each pair, then the maxima: two slices would count the input twice."""
         cut = Slice(axis=0, start=0, stop=shapes[0][0] // 2)
         return (DeployedLayer(MaxMin(), None, "pairs"), DeployedLayer(cut, ("pairs",)))
+
+
+class InexactPairs(Layer):
+    """The input itself, of which the deployed value may differ: of each pair (c, c + C / 2) of
+    channels by at most ``share`` times its length.
+
+    No operator: the file computes what comes before it in a way of its own (a fold by a comparison)
+    that is so near. share: float32, from 0 to ``LARGEST_SHARE``, broadcastable to half the
+    channels.
+    """
+
+    kind = "inexact-pairs"
+    share: Tensor
+
+    def __init__(self, share: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("share", share.detach().clone().contiguous())
+        fits = share.is_meta or bool(((share >= 0.0) & (share <= LARGEST_SHARE)).all())
+        if not fits or share.dtype != torch.float32:
+            raise ModelError(
+                f"{self.kind}: only float32 shares from 0 to {LARGEST_SHARE}",
+                code="invalid_network",
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        if not shape or shape[0] % 2:
+            raise ShapeError(f"{self.kind} pairs channels: {shape} has an odd number of them")
+        require_broadcast(self.kind, self.share, (shape[0] // 2, *shape[1:]))
+        return shape

@@ -27,6 +27,7 @@ from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
 from models.layers.kinds import Gather, Shape
 from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
+from models.layers.one_lipschitz import InexactPairs
 from models.layers.shapes import Expand
 from models.onnx.exporter.writer import Exporter, GraphWriter, plain, with_constant
 
@@ -247,6 +248,8 @@ MORE_EXPORTERS: dict[str, Exporter] = {
     Expand.kind: _expand,
     Floor.kind: plain("Floor"),
     Gather.kind: _gather,
+    # The graph before it is what the file computes.
+    InexactPairs.kind: plain("Identity"),
     L2Pool2d.kind: _l2_pool,
     LocalResponse.kind: _local_response,
     MaxMin.kind: _maxmin,

@@ -155,6 +155,11 @@ def sub(operation: Operation, translation: Translation) -> Activation:
 
 def mul(operation: Operation, translation: Translation) -> Activation | Squares:
     """x * y; x * gate(x) is one SiLU, GELU, HardSwish or Mish, and x * x or x * x^2 a power."""
+    for x, y in (operation.inputs, operation.inputs[::-1]):
+        if isinstance(x, Activation) and isinstance(y, Constant) and y.spread:
+            product = _with_constant(operation, translation, Multiply, y.value, x)
+            translation.spreads[product.name] = y.spread
+            return product
     if not _both_activations(operation):
         return _one_constant(operation, translation, Multiply)
     x, y = operation.activation(0), operation.activation(1)

@@ -21,7 +21,7 @@ from models.onnx.graph import Activation, Operation, Translation
 from models.onnx.operators.layout.axes import reduced_axes
 from models.onnx.operators.windows import pad_axes
 
-__all__ = ["pairs_in_order", "reduce_max", "reduce_min", "top_k"]
+__all__ = ["halves_of", "pairs_in_order", "reduce_max", "reduce_min", "top_k"]
 
 
 def reduce_max(operation: Operation, translation: Translation) -> Activation:
@@ -110,13 +110,13 @@ def _halves(
     kinds = [type(layer) for layer, _ in makers]
     if kinds not in ([Maximum, Minimum], [Minimum, Maximum]):
         return None
-    found = [_halves_of(translation, axis, sources) for _, sources in makers]
+    found = [halves_of(translation, axis, sources) for _, sources in makers]
     if found[0] is None or found[0] != found[1]:
         return None
     return found[0], kinds[0] is Minimum
 
 
-def _halves_of(
+def halves_of(
     translation: Translation, axis: int, parts: tuple[Activation, ...]
 ) -> Activation | None:
     """The activation whose two halves the parts are."""

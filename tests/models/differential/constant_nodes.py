@@ -97,6 +97,18 @@ def _node(rng: np.random.Generator) -> tuple[NodeProto, int, list[Array]]:
     if kind in ("ConstantOfShape", "Range"):
         arrays = [_places(rng, 1 if kind == "Range" else None) for _ in range(count)]
         arrays = [array.reshape(() if kind == "Range" else -1) for array in arrays]
+    if kind in ("GatherND", "ScatterElements", "ScatterND"):
+        return _placed(rng, kind, opset)
+    if kind == "Einsum":
+        equation = str(rng.choice(["ij->ji", "i,j->ij", "ij,j->ij", "ij,jk->ik", "ii->i", "ij,ij"]))
+        return (
+            helper.make_node(kind, ["n0", "n1"][:count], ["o0"], equation=equation),
+            opset,
+            [
+                _tensor(rng, (2,) * int(rng.integers(1, 3))).astype(np.float32)
+                for _ in range(min(count, 2))
+            ],
+        )
     if kind == "Where":
         chosen = _like(rng, arrays[0])
         arrays = [arrays[0].astype(bool if rng.random() < 0.9 else np.int64), chosen]
@@ -112,6 +124,32 @@ def _node(rng: np.random.Generator) -> tuple[NodeProto, int, list[Array]]:
             if attribute is not None:
                 node.attribute.append(attribute)
     return node, opset, arrays
+
+
+def _placed(rng: np.random.Generator, kind: str, opset: int) -> tuple[NodeProto, int, list[Array]]:
+    """Places on axes of a tensor, a few of them outside or twice, and what is put there."""
+    data = _tensor(rng, tuple(int(n) for n in rng.integers(1, 5, int(rng.integers(1, 4)))))
+    attributes: dict[str, Any] = {}
+    if kind == "ScatterElements":
+        shape = tuple(int(rng.integers(0, size + 1)) for size in data.shape)
+        axis = int(rng.integers(-data.ndim, data.ndim))
+        attributes["axis"], size = axis, data.shape[axis]
+        places = rng.integers(-size, size + (rng.random() < 0.1), shape)
+        after = shape
+    else:
+        width = int(rng.integers(1, data.ndim + 1))
+        rows = tuple(int(n) for n in rng.integers(0, 3, int(rng.integers(0, 3))))
+        sizes = np.array(data.shape[:width]) + int(rng.random() < 0.1)
+        places = rng.integers(0, sizes, (*rows, width))
+        after = (*rows, *data.shape[width:])
+    if kind != "GatherND" and opset >= 16 and rng.random() < 0.2:
+        attributes["reduction"] = str(rng.choice(["none", "add"]))
+    arrays = [data, np.asarray(places, np.int64)]
+    if kind != "GatherND":
+        new = _tensor(rng, after)
+        arrays.append(new if rng.random() < 0.1 else new.astype(data.dtype))
+    names = [f"n{index}" for index in range(len(arrays))]
+    return helper.make_node(kind, names, ["o0"], **attributes), opset, arrays
 
 
 def _attribute(rng: np.random.Generator, name: str, kind: int, rank: int) -> AttributeProto | None:

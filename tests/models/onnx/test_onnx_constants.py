@@ -171,7 +171,29 @@ def test_nodes_of_one_form_share_a_session(monkeypatch: pytest.MonkeyPatch) -> N
         (node("Range", ["a", "b", "c"], ["k"]),
          {"a": np.array(SMALLEST), "b": np.array(2**63 - 1), "c": np.array(2**62)},
          "invalid_onnx"),
+        (node("ScatterND", ["a", "b", "c"], ["k"]),
+         {"a": normal(0, 4), "b": ints(4).reshape(1, 1), "c": normal(1, 1)}, "invalid_onnx"),
+        (node("ScatterElements", ["a", "b", "c"], ["k"]),
+         {"a": normal(0, 4), "b": ints(-5), "c": normal(1, 1)}, "invalid_onnx"),
+        (node("GatherND", ["a", "b"], ["k"]),
+         {"a": normal(0, 4), "b": ints(9).reshape(1, 1)}, "invalid_onnx"),
+        (node("GatherND", ["a", "b"], ["k"]),
+         {"a": normal(0, 1, 70_000), "b": np.zeros((70_000, 1), np.int64)}, "model_too_large"),
+        (node("Einsum", ["a", "b"], ["k"], equation="i,j->ij"),
+         {"a": normal(0, 70_000), "b": normal(1, 70_000)}, "model_too_large"),
+        (node("NonZero", ["a"], ["k"]), {"a": np.array(1.0, np.float32)}, "invalid_onnx"),
         # What depends on the order of operations or on the processor.
+        (node("ScatterND", ["a", "b", "c"], ["k"]),
+         {"a": normal(0, 4), "b": ints(1, -3).reshape(2, 1), "c": normal(1, 2)},
+         "unsupported_operator"),
+        (node("ScatterElements", ["a", "b", "c"], ["k"]),
+         {"a": normal(0, 4), "b": ints(2, 2), "c": normal(1, 2)}, "unsupported_operator"),
+        (node("Einsum", ["a", "b"], ["k"], equation="ij,jk->ik"),
+         {"a": normal(0, 4, 4), "b": normal(1, 4, 4)}, "unsupported_operator"),
+        (node("ReduceSum", ["a"], ["k"]), {"a": normal(0, 4)}, "unsupported_operator"),
+        (node("Sin", ["a"], ["k"]), {"a": np.full(4, 1e4, np.float32)}, "invalid_onnx"),
+        (node("Conv", ["a", "b"], ["k"]),
+         {"a": normal(0, 1, 1, 4, 4), "b": normal(1, 1, 1, 2, 2)}, "unsupported_operator"),
         (node("ReduceProd", ["a"], ["k"]), {"a": normal(0, 4)}, "unsupported_dtype"),
         (node("Range", ["a", "b", "c"], ["k"]),
          {n: np.array(v, np.float32) for n, v in zip("abc", (0, 1, 0.1), strict=True)},
@@ -194,7 +216,7 @@ def test_refused_before_it_runs(computed: NodeProto, constants: dict[str, Any], 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(
-            flattened([computed, node("Add", ["x", "k"], ["y"])], (4,), constants, opset=11)
+            flattened([computed, node("Add", ["x", "k"], ["y"])], (4,), constants, opset=12)
         )
     assert caught.value.code == code, caught.value
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
@@ -272,3 +294,27 @@ def test_a_node_without_any_name_is_cut_away_before_it_can_run(made: NodeProto) 
 )
 def test_optional_outputs_may_be_left_out(made: NodeProto) -> None:
     assert_agrees(flattened([made], (2, 4, 4)))
+
+
+def test_zeros_that_are_replaced_are_what_onnx_runtime_computes() -> None:
+    """As torch writes ``t[t == 0] = 0`` (orthogonium's SDPBasedLipschitzDense), with zeros and
+    without any; the numbers of zeros that it counts, and products of all pairs."""
+    for values in (normal(0, 6), np.array([1, 0, 2, 0, 0, 3], np.float32)):
+        count = int((values == 0).sum())
+        nodes = [
+            node("Equal", ["t", "zero"], ["eq"]),
+            node("NonZero", ["eq"], ["at"]),
+            node("Transpose", ["at"], ["rows"], perm=[1, 0]),
+            node("Cast", ["eq"], ["ones"], to=TensorProto.INT64),
+            node("ReduceSum", ["ones", "axes"], ["count"], keepdims=1),
+            node("Expand", ["seven", "count"], ["new"]),
+            node("ScatterND", ["t", "rows", "new"], ["k"]),
+            node("Einsum", ["k", "t"], ["outer"], equation="i,j->ij"),
+            node("Add", ["x", "outer"], ["y"]),
+        ]
+        constants = {"t": values, "zero": np.float32(0), "seven": np.float32(7)}
+        constants |= {"axes": ints(0)}
+        network = assert_agrees(flattened(nodes, (6, 6), constants, opset=18))
+        replaced = np.where(values == 0, np.float32(7), values)
+        assert np.array_equal(shift_of(network), np.outer(replaced, values))
+        assert (replaced == 7).sum() == count

@@ -26,8 +26,8 @@ from workers.verification.forward.box_ball import quick_maximum
 from workers.verification.forward.propagation import Enclosure, rounded_interval
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.layers.clamp import clamp
+from workers.verification.layers.pairs.sorting import maximum_planes, minimum_planes
 from workers.verification.layers.registry import rules_of
-from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.numerics import (
     FEW,
     MANY,

@@ -15,9 +15,9 @@ from workers.verification.layers import (
     moves,
     pooling,
     relu,
-    sorting,
 )
 from workers.verification.layers.jumps import steps
+from workers.verification.layers.pairs import inexact, sorting
 from workers.verification.layers.rules import LayerRules
 from workers.verification.layers.smooth import (
     curves,
@@ -48,6 +48,7 @@ LAYERS: dict[type[Layer], LayerRules] = {
     **sorting.RULES,
     **pooling.RULES,
     **euclidean.RULES,
+    **inexact.RULES,
     **joins.RULES,
     **moves.RULES,
 }

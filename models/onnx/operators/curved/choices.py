@@ -18,7 +18,15 @@ from models.layers.activations import Softplus
 from models.layers.base import Layer
 from models.layers.curves import ELU, LARGEST_FACTOR, Exp
 from models.layers.kinds import Add, Divide, Multiply, ReLU, Shift
-from models.onnx.graph import Activation, Comparison, Constant, Operation, Translation, Value
+from models.onnx.graph import (
+    Activation,
+    Choice,
+    Comparison,
+    Constant,
+    Operation,
+    Translation,
+    Value,
+)
 from models.onnx.operators.activations import bent, clamped
 from models.onnx.operators.arithmetic import MINUS_ONE, enlarged, sample_constant
 
@@ -33,8 +41,8 @@ JUMPS = (
 )
 
 
-def compared(*, above: bool) -> Callable[[Operation, Translation], Comparison]:
-    """The translator of an operator that is true above (or below) its second input."""
+def compared(*, above: bool, strict: bool) -> Callable[[Operation, Translation], Comparison]:
+    """The translator of an operator that is true above (or below) its second input, or at it."""
 
     def translate(operation: Operation, translation: Translation) -> Comparison:
         """An activation with a number, where a Where reads it that does not jump there."""
@@ -43,15 +51,15 @@ def compared(*, above: bool) -> Callable[[Operation, Translation], Comparison]:
         x = operation.activation(1 if turned else 0)
         if array is None or array.size != 1 or array.ndim > x.rank or array.dtype != np.float32:
             operation.refuse("only a comparison with one float32 number is supported", hint=JUMPS)
-        return Comparison(x, float(array.reshape(())[()]), above is not turned)
+        return Comparison(x, float(array.reshape(())[()]), above is not turned, strict)
 
     return translate
 
 
-def where(operation: Operation, translation: Translation) -> Activation:
+def where(operation: Operation, translation: Translation) -> Activation | Choice:
     """Where: x above 0 and a slope times x, or an ELU's exponential, below; x - c on one side of c
-    and 0 on the other; a Softplus, and x itself where it is large; two values by a constant
-    condition."""
+    and 0 on the other; a Softplus, and x itself where it is large; pairs of channels and their
+    reflections (Householder); two values by a constant condition."""
     condition = operation.input(0)
     if isinstance(condition, Constant):
         return _by_place(operation, translation)
@@ -61,6 +69,9 @@ def where(operation: Operation, translation: Translation) -> Activation:
     activations = [side for side in sides if isinstance(side, Activation)]
     if any(replace(side, name=x.name, shape=x.shape) != x for side in activations):
         operation.refuse_batch("its inputs have their batch axes in different places")
+    undecided = _undecided(operation, condition, sides)
+    if any(value.name in translation.spreads for value in (x, *activations)):
+        return undecided or operation.refuse("a choice by a comparison that may jump", hint=JUMPS)
     if not condition.above:
         sides.reverse()
     if condition.bound == 0.0:
@@ -72,9 +83,23 @@ def where(operation: Operation, translation: Translation) -> Activation:
             return elu
     found = _straight_softplus(translation, condition, sides)
     found = found or _beyond(operation, translation, condition, sides)
-    if found is None:
-        operation.refuse("a choice by a comparison that may jump", hint=JUMPS)
-    return found
+    return (
+        found or undecided or operation.refuse("a choice by a comparison that may jump", hint=JUMPS)
+    )
+
+
+def _undecided(
+    operation: Operation, condition: Comparison, sides: list[Value | None]
+) -> Choice | None:
+    """A choice between two activations, which may be a part of a fold."""
+    chosen, other = sides
+    if not isinstance(chosen, Activation) or not isinstance(other, Activation):
+        return None
+    values = (condition.of, chosen, other)
+    plain = all(v.batched and not v.batch_axis and not v.merged for v in values)
+    if not plain or len({v.shape for v in values}) > 1 or condition.number:
+        return None
+    return Choice(condition, chosen, other, operation.label)
 
 
 def _slope(translation: Translation, side: Value | None, x: Activation) -> float | None:

@@ -24,8 +24,8 @@ from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.local_lipschitz import local_margins
 from workers.verification.forward.local_pass import LocalPass
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.layers.pairs.sorting import paired_slopes
 from workers.verification.layers.registry import anchored_slopes
-from workers.verification.layers.sorting import paired_slopes
 from workers.verification.norms.spectral import materialize
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding

@@ -94,6 +94,22 @@ def potential_around(scale: float) -> list[Row]:
     ]
 
 
+def fold(*theta: float) -> list[Row]:
+    """p - 2 n max(n . p, 0) of pairs of channels, whose sides are reflections of each other."""
+    half = torch.tensor(theta)[:, None, None] / 2
+    normal = {"a": torch.sin(half), "b": -torch.cos(half)}
+    return [
+        ("a", Slice(axis=0, start=0, stop=2), ("input",)),
+        ("b", Slice(axis=0, start=2, stop=4), ("input",)),
+        *((f"n{name}", Multiply(value), (name,)) for name, value in normal.items()),
+        ("n", Add(), ("na", "nb")),
+        ("r", ReLU(), ("n",)),
+        *((f"m{name}", Multiply(-2.0 * value), ("r",)) for name, value in normal.items()),
+        ("m", Concat(axis=0), ("ma", "mb")),
+        ("z", Add(), ("input", "m")),
+    ]
+
+
 #: Parts that end in ``z``, and a Lipschitz constant that must be found (None: any that holds).
 PARTS: dict[str, tuple[Callable[[], list[Row]], float | None]] = {
     "slices that are joined": (
@@ -122,6 +138,15 @@ PARTS: dict[str, tuple[Callable[[], list[Row]], float | None]] = {
             ("z", Concat(axis=0), ("low", "high")),
         ],
         1.0,
+    ),
+    "a fold of pairs": (lambda: fold(0.4, -2.0), 1.0),
+    "a fold that goes too far": (
+        lambda: [
+            (name, Multiply(layer.value * 1.1) if name == "na" else layer, sources)
+            for name, layer, sources in fold(0.4, -2.0)
+            if isinstance(layer, Multiply) or name != "na"
+        ],
+        None,
     ),
     "maxima and minima of cuts that only overlap": (
         lambda: [

@@ -45,8 +45,9 @@ from models.layers.curves import (
 )
 from models.layers.euclidean import L2Pool2d, Sort
 from models.layers.joins import Concat, Maximum, Minimum, Product, ReduceMean, ReduceSum, Slice
-from models.layers.kinds import Gather, Layer, Multiply, Reshape
+from models.layers.kinds import Add, Gather, Layer, Multiply, ReLU, Reshape
 from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
+from models.layers.one_lipschitz import InexactPairs
 from models.layers.shapes import Expand
 from models.network import Network
 from tests.workers.verification.networks import Builder
@@ -93,6 +94,23 @@ def above_zero(layer: Layer) -> Branches:
     """The layer on numbers above 0, of many sizes."""
     rows: Branches = [("m", Multiply(spread(21) * 0.2), ("input",)), ("s", Softplus(), ("m",))]
     return [*rows, ("z", layer, ("s",))]
+
+
+def fold(*theta: float) -> Branches:
+    """p - 2 n max(n . p, 0) of pairs of channels, as the importer writes it."""
+    half = torch.tensor(theta)[:, None, None] / 2
+    normal = (torch.sin(half), -torch.cos(half))
+    return [
+        ("m", Multiply(spread(22)), ("input",)),
+        ("x", Slice(axis=0, start=0, stop=2), ("m",)),
+        ("y", Slice(axis=0, start=2, stop=4), ("m",)),
+        *((f"n{name}", Multiply(value), (name,)) for name, value in zip("xy", normal, strict=True)),
+        ("n", Add(), ("nx", "ny")),
+        ("r", ReLU(), ("n",)),
+        *((f"b{name}", Multiply(-2.0 * v), ("r",)) for name, v in zip("xy", normal, strict=True)),
+        ("b", Concat(axis=0), ("bx", "by")),
+        ("z", Add(), ("m", "b")),
+    ]
 
 
 CASES: dict[str, Callable[[], Branches]] = {
@@ -164,6 +182,11 @@ CASES: dict[str, Callable[[], Branches]] = {
         ("m", Multiply(spread(2)), ("input",)),
         ("z", MaxMin(), ("m",)),
     ],
+    "inexact-pairs": lambda: [
+        ("m", Multiply(spread(21)), ("input",)),
+        ("z", InexactPairs(torch.tensor([1e-7, 3e-8])[:, None, None]), ("m",)),
+    ],
+    "fold": lambda: fold(0.4, 2.5),
     "maximum of unlike boxes": lambda: [
         ("a", Multiply(spread(3)), ("input",)),
         ("b", Multiply(spread(4)), ("input",)),

@@ -30,6 +30,7 @@ from models.layers.kinds import Layer, LeakyReLU, PReLU, ReLU
 from models.layers.normalization import LocalResponse
 from tests.extent import examples
 from tests.workers.verification.layers.boxes import DTYPES, boxes, grid
+from workers.verification.layers.pairs.sorting import maximum_planes, minimum_planes
 from workers.verification.layers.registry import LAYERS, apply_layer, rules_of
 from workers.verification.layers.rules import LinearRelaxation
 from workers.verification.layers.smooth.curves import CURVES
@@ -37,7 +38,6 @@ from workers.verification.layers.smooth.s_shaped import KERNEL_ERROR, S_SHAPED, 
 from workers.verification.layers.smooth.softplus import KERNEL_ERROR as SOFTPLUS_ERROR
 from workers.verification.layers.smooth.softplus import curve
 from workers.verification.layers.smooth.steep import CURVES as STEEP
-from workers.verification.layers.sorting import maximum_planes, minimum_planes
 from workers.verification.rounding import Rounding
 
 THETA = torch.tensor(1.25)

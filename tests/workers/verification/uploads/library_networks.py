@@ -86,6 +86,25 @@ class MaxMinReduced(nn.Module):
         return torch.stack([pairs.amax(2), pairs.amin(2)], 2).flatten(1, 2)
 
 
+class HouseHolder(nn.Module):
+    """deel-torchlip's and orthogonium's, as they write it."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self.register_buffer("theta", 1.5 + normal(1, pairs, 1, 1) / 4)
+        self.theta: Tensor
+
+    def forward(self, z: Tensor) -> Tensor:
+        theta = self.theta
+        x, y = z.split(z.shape[1] // 2, 1)
+        beyond = x * torch.sin(0.5 * theta) - y * torch.cos(0.5 * theta)
+        first = x * torch.cos(theta) + y * torch.sin(theta)
+        second = x * torch.sin(theta) - y * torch.cos(theta)
+        a = x * (beyond <= 0) + first * (beyond > 0)
+        b = y * (beyond <= 0) + second * (beyond > 0)
+        return torch.cat([a, b], dim=1)
+
+
 class BothSigns(nn.Module):
     """max(x, 0) beside max(-x, 0) (deel-torchlip's MaxMin)."""
 
@@ -233,6 +252,9 @@ NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
     ),
     "orthogonium": lambda: _ended(
         Around(8, 8), MaxMinHalves(), Shuffle(), Around(8, 8, groups=2), features=ALL
+    ),
+    "householder": lambda: _ended(
+        HouseHolder(4), Around(8, 8), HouseHolder(4), nn.LPPool2d(2, 2), features=8 * 9
     ),
     "orthogonium, a branch on half": lambda: _ended(
         SomeChannels(nn.Sequential(Around(4, 4), MaxMinNeighbours())), L2Norm(), features=8

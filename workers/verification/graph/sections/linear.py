@@ -16,12 +16,14 @@ from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
+from workers.verification.graph.sections import few
+from workers.verification.graph.sections.few import Few
 from workers.verification.graph.sections.forms import Factors, Form, Kernel, Matrix, Moves, added
 from workers.verification.norms.dense import dense_norm
 from workers.verification.norms.spectral import materialize
 from workers.verification.numerics import MANY, raised, sum_error
 
-__all__ = ["MOVES", "Allowance", "LinearPart", "moved_places", "whole_norm"]
+__all__ = ["MOVES", "Allowance", "LinearPart", "moved_places", "numbered", "whole_norm"]
 
 #: Layers that only move numbers, and add constants (a padding).
 MOVES = (Concat, Gather, Pad, Permute, Reshape, Slice)
@@ -39,6 +41,16 @@ def moved_places(layer: Layer, places: Sequence[Tensor]) -> Tensor:
         layer = Pad(padding=layer.padding)
     result: Tensor = layer(*(part[None] for part in places))
     return result[0]
+
+
+def numbered(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """The places of several values' numbers, counted on from 1."""
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    return [
+        torch.arange(first + 1, last + 1).reshape(shape)
+        for first, last, shape in zip(ends, ends[1:], shapes, strict=False)
+    ]
 
 
 @dataclass
@@ -66,6 +78,7 @@ class LinearPart:
     start: int
     shape: tuple[int, ...]
     _known: dict[int, Form | None] = field(default_factory=dict, init=False)
+    _few: dict[int, Few | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         count = math.prod(self.shape)
@@ -79,6 +92,31 @@ class LinearPart:
                 step = self.steps[index]
                 self._known[index + 1] = self._after(step, [self._known[s] for s in step.sources])
         return self._known[value]
+
+    def few(self, value: int, inner: Sequence[int]) -> Few | None:
+        """The same as a map of few terms for each number; None where it is none."""
+        self._few.setdefault(self.start, few.identity(self.shape))
+        for index in inner:
+            if index + 1 not in self._few:
+                self._few[index + 1] = self._few_after(self.steps[index])
+        return self._few[value]
+
+    def _few_after(self, step: GraphStep) -> Few | None:
+        inputs = [self._few[source] for source in step.sources]
+        parts = [part for part in inputs if part is not None]
+        if len(parts) < len(inputs):
+            return None
+        op = step.op
+        if isinstance(op, Add):
+            return few.added(parts[0], parts[1])
+        if isinstance(op, Diagonal):
+            return parts[0].scaled(op.scale.expand(op.out_shape).flatten())
+        if isinstance(op, MOVES):
+            shapes = [
+                self.shape if s == self.start else self.steps[s - 1].shape for s in step.sources
+            ]
+            return few.moved(parts, moved_places(op, numbered(shapes)))
+        return None
 
     def _after(self, step: GraphStep, inputs: Sequence[Form | None]) -> Form | None:
         forms = [form for form in inputs if form is not None]

@@ -20,6 +20,7 @@ from models.layers.joins import Add
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.sections.dominators import Dominators
+from workers.verification.graph.sections.few import contraction
 from workers.verification.graph.sections.forms import Kernel, Matrix, Moves, schur
 from workers.verification.graph.sections.linear import MOVES, LinearPart
 from workers.verification.layers.registry import rules_of
@@ -51,10 +52,13 @@ def residual_norm(
         (before,) = steps[activation].sources
         inner = part.form(before, graph.between(start, before))
         after = LinearPart(steps, activation + 1, steps[activation].shape)
-        outer = after.form(branch, graph.between(activation + 1, branch))
-        if not (isinstance(inner, Kernel | Matrix) and isinstance(outer, Kernel | Matrix)):
-            continue
-        return _contraction(inner, outer, clock)
+        behind = graph.between(activation + 1, branch)
+        outer = after.form(branch, behind)
+        if isinstance(inner, Kernel | Matrix) and isinstance(outer, Kernel | Matrix):
+            return _contraction(inner, outer, clock)
+        few, few_behind = part.few(before, graph.between(start, before)), after.few(branch, behind)
+        if few is not None and few_behind is not None:
+            return contraction(few, few_behind)
     return math.inf
 
 

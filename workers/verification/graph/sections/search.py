@@ -95,11 +95,15 @@ def _norm(
     """The least of the bounds that are known."""
     steps, last = graph.steps, inner[-1]
     best = by_steps
-    form = LinearPart(steps, start, shape).form(last + 1, inner)
+    part = LinearPart(steps, start, shape)
+    form = part.form(last + 1, inner)
     if form is not None:
         best = min(best, form.norm(clock))
-    elif isinstance(steps[last].op, Add):
-        best = min(best, residual_norm(graph, start, last, shape, clock))
+    else:
+        few = part.few(last + 1, inner)
+        best = best if few is None else min(best, few.norm(clock))
+        if few is None and isinstance(steps[last].op, Add):
+            best = min(best, residual_norm(graph, start, last, shape, clock))
     if best > 1.0 and len(steps[last].sources) > 1:
         best = min(best, weighted_norm(steps, inner, start, shape))
     if best > 1.0 and form is None:

@@ -22,7 +22,7 @@ from models.layers.shapes import Permute, Reshape
 from workers.verification.forward.ball import ball_rule, joined_slope
 from workers.verification.graph.affine_maps import Diagonal
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.graph.sections.linear import MOVES, moved_places
+from workers.verification.graph.sections.linear import MOVES, moved_places, numbered
 from workers.verification.layers.registry import rules_of
 from workers.verification.numerics import MANY, raised
 from workers.verification.rounding import Rounding
@@ -140,13 +140,9 @@ def _before(
     op, sources = step.op, step.sources
     if isinstance(op, MOVES):
         sizes = [math.prod(shapes[source]) for source in sources]
-        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        places = [
-            torch.arange(first + 1, last + 1).reshape(shapes[source])
-            for first, last, source in zip(ends, ends[1:], sources, strict=False)
-        ]
+        places = numbered([shapes[source] for source in sources])
         flat = moved_places(op, places).flatten()
-        total = torch.zeros(ends[-1] + 1, dtype=torch.float64)
+        total = torch.zeros(sum(sizes) + 1, dtype=torch.float64)
         total.index_add_(0, flat, weight.flatten())
         parts = total[1:].split(sizes)
         return [(s, p.reshape(shapes[s])) for s, p in zip(sources, parts, strict=True)]

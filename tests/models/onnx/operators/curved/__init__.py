@@ -1,0 +1,1 @@
+"""Activations that files write as comparisons."""

@@ -47,6 +47,7 @@ class Affine(Layer):
         super().__init__(lambda x: linear(x, weight) + bias, ends[1])
         self.linear, self.norms, self.weight = linear, norms, weight
         self.terms = self.steps = weight[0].size + 2
+        self.groups = 1
         self.size, self.magnitude = np.abs(weight), np.abs(bias)
         self.gain = self.shift = self.norm = self.absolute = 0.0
         self.bias_norm = float(euclidean(np.broadcast_to(self.magnitude, ends[1])[None])[0])
@@ -136,18 +137,21 @@ def _dense(shape: Shape, weight: Array, bias: Array) -> Affine:
 
 
 def _summed(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
-    """In groups of channels, whose results are summed level by level: one map of all channels. A
-    product meets its own rounding, those of its group and of each level, and the bias."""
+    """In blocks of channels, whose results are summed level by level: one map of all channels, or
+    of those of each group. A product meets its own rounding, those of its block and of each level,
+    and the bias."""
     weight, levels = _tensor(tensors, row["weight"], 4), _sizes(row["levels"])
-    groups = math.prod(levels)
-    fits = len(shape) == 3 and shape[0] == groups * weight.shape[1] and not len(weight) % groups
+    groups = whole(row.get("groups", 1), len(weight), 1)
+    blocks = groups * math.prod(levels)
+    fits = len(shape) == 3 and shape[0] == blocks * weight.shape[1] and not len(weight) % blocks
     need(fits, "partial sums do not fit what comes before them")
-    parts = np.stack(np.split(weight, groups), 1)
-    together = parts.reshape(len(parts), shape[0], *weight.shape[2:])
-    bias = np.zeros(len(parts)) if row["bias"] is None else _tensor(tensors, row["bias"], 1)
+    # A group's blocks follow each other, and so do a block's results.
+    parts = weight.reshape(groups, blocks // groups, len(weight) // blocks, *weight.shape[1:])
+    together = parts.swapaxes(1, 2).reshape(-1, shape[0] // groups, *weight.shape[2:])
+    bias = np.zeros(len(together)) if row["bias"] is None else _tensor(tensors, row["bias"], 1)
     need(bias.shape == together.shape[:1], "a bias does not fit its partial sums")
-    layer = _windows(row, shape, together, bias[:, None, None], 1)
-    if row["flat"] is True:
+    layer = _windows(row, shape, together, bias[:, None, None], groups)
+    if row.get("flat") is True:
         one = layer.out_shape[1:] == shape[1:] == weight.shape[2:] == (1, 1)
         need(one and not any(row["padding"]), "partial sums of several places are no dense layer")
         layer = _dense(shape, together[:, :, 0, 0], bias)
@@ -208,7 +212,7 @@ def _windows(row: dict[str, Any], shape: Shape, weight: Array, bias: Array, grou
         return min(absolute, max(bounds)), absolute
 
     layer = Affine(linear, norms, weight, bias, (shape, (len(weight), high, wide)))
-    layer.patches = numbers
+    layer.patches, layer.groups = numbers, groups
     return layer
 
 
@@ -244,6 +248,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Shape, Tensors
     "linear": (("weight", "bias", *_NORMS), _linear),
     "conv2d": (("weight", "bias", *_WINDOWS, "groups", *_NORMS), _conv2d),
     "summed": (("weight", "bias", "levels", "flat", *_WINDOWS, *_NORMS), _summed),
+    "summed-groups": (("weight", "bias", "levels", "groups", *_WINDOWS, *_NORMS), _summed),
     "avg-pool2d": (("kernel", *_WINDOWS, *_NORMS), _average),
     "normalize": (("mean", "std", *_NORMS), _normalize),
     "relu": ((), lambda row, shape, _: Layer(lambda x: np.maximum(x, 0.0), shape)),

@@ -4,14 +4,15 @@
         [--url URL] [--network NAME] [--exporter script] [--images 20]
 
 Each network of ``lipschitz_networks`` whose library is installed is trained for some steps on MNIST
-or CIFAR-10, exported by torch's two exporters and posted to a running service, as it is and with
-``"summation": "partial-sums"``, with images and the network's own answers as labels. ``deserved``:
-the least margin over the norm of the difference of the two rows of the last layer, which is the
-radius if every layer before it has norm 1 (all together ``factor``, where they divide by more) and
-nothing rounds, as a share of the image's length. Of
-1000 images those are taken that deserve 0.005 of their length, or a little more: what images have
-in trained networks; where there are too few, the surest ones. ``uploaded``, ``partial``: the
-certified radius over the deserved one, median and least.
+or CIFAR-10, exported by torch's two exporters and posted to a running service (``POST /certify``),
+as it is and with ``"summation": "partial-sums"``, with images and the network's own answers as
+labels. ``accuracy``: of 1000 test images; the networks called learned saw others in training.
+``deserved``: the least margin over the norm of the difference of the two rows of the last layer,
+which is the radius if every layer before it has norm 1 (all together ``factor``, where they divide
+by more) and nothing rounds, as a share of the image's length: median and least. Of the 1000 images
+those are taken that deserve 0.005 of their length, or a little more: what images have in trained
+networks; where there are too few, the surest ones. ``uploaded``, ``partial``: the certified radius
+over the deserved one, median and least.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.exports.lipschitz_networks import NETWORKS, Built, versions
@@ -40,19 +42,39 @@ EXPORTERS = ("script", "dynamo")
 #: Method by norm, for radii that nothing but the layers' norms decides.
 METHODS = {"l2": "lipschitz", "linf": "ibp"}
 BATCH, RATE, TEMPERATURE = 32, 3e-3, 8.0
+#: Of networks that are trained on training images; mosaics of 1000 of them that are read.
+LEARNED_BATCH, MOSAICS = 128, 10
 #: Of the image's length: about what images deserve in trained networks.
 SHARE = 0.005
 JOB_S = 1800.0
 
 
-def trained(name: str, x: Tensor, y: Tensor, built: Built) -> nn.Module:
+def training_images(folder: Path) -> tuple[Tensor, Tensor]:
+    """The first 10,000 training images of CIFAR-10, x in [0, 1] [n, 3, 32, 32], and labels."""
+    with np.load(folder / "cifar10" / "train_0.npz", allow_pickle=False) as pack:
+        tiles = [_tiles(pack[f"mosaic_{number}"].tobytes()) for number in range(MOSAICS)]
+        labels = pack["labels"][: 1000 * MOSAICS].astype(np.int64)
+    x = torch.from_numpy(np.concatenate(tiles).astype(np.float32) / np.float32(255))
+    return x, torch.from_numpy(labels)
+
+
+def _tiles(mosaic: bytes) -> np.ndarray[Any, Any]:
+    """The 1000 images [n, 3, 32, 32] of a picture of 25 x 40."""
+    pixels = np.asarray(Image.open(io.BytesIO(mosaic)).convert("RGB"))
+    tiles = pixels.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(tiles.reshape(1000, 3, 32, 32))
+
+
+def trained(x: Tensor, y: Tensor, built: Built) -> nn.Module:
     """The network after some steps, with plain weights."""
     module, generator = built.module, torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(module.parameters(), RATE)
+    batch = BATCH if built.loss is None else LEARNED_BATCH
+    loss_of = built.loss or _cross_entropy
     module.train()
     for _ in range(built.steps):
-        rows = torch.randint(0, len(x), (BATCH,), generator=generator)
-        loss = nn.functional.cross_entropy(module(x[rows]) * TEMPERATURE, y[rows])
+        rows = torch.randint(0, len(x), (batch,), generator=generator)
+        loss = loss_of(module(x[rows]), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -60,6 +82,10 @@ def trained(name: str, x: Tensor, y: Tensor, built: Built) -> nn.Module:
     with torch.no_grad():
         module.eval()(x[:2])
     return built.plain(module).eval().requires_grad_(False)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits * TEMPERATURE, labels)
 
 
 def exported(module: nn.Module, x: Tensor, exporter: str) -> bytes:
@@ -130,11 +156,13 @@ def measure(
     shape = (1, 28, 28) if built.data == "mnist" else (3, 32, 32)
     pixels, classes = load_images(built.data, folder, 100)
     x, y = torch.as_tensor(pixels).float().reshape(-1, *shape), torch.as_tensor(classes)
+    seen = (x, y) if built.loss is None else training_images(folder)
     began = time.process_time()
-    module = trained(name, x, y, built)
+    module = trained(*seen, built)
     seconds, rows = time.process_time() - began, []
     worth, labels = deserved(module, x, built.norm)
     worth = worth / built.factor
+    accuracy = float((labels == y).double().mean())
     order = 2 if built.norm == "l2" else torch.inf
     shares = worth / x.flatten(1).norm(dim=1, p=order)
     ranked = shares.argsort()
@@ -145,6 +173,7 @@ def measure(
         row: dict[str, Any] = {"network": name, "exporter": exporter, "norm": built.norm}
         row |= {"deserved": [round(float(share), 4) for share in (shares.median(), shares.min())]}
         row |= {"trained_s": round(seconds, 1), "folded": built.folded}
+        row |= {"steps": built.steps, "accuracy": round(accuracy, 3)}
         rows.append(row)
         with tempfile.TemporaryDirectory() as held:
             scratch, data = Path(held), Path(held) / "data.npz"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,9 @@ from torch.nn.utils import parametrize
 
 __all__ = ["NETWORKS", "Built", "versions"]
 
+#: Steps of the networks that are trained on training images: some two minutes of one core each,
+#: nearly all of it for making weights orthogonal.
+LEARNED = 40
 LIBRARIES = ("torch", "deel-torchlip", "orthogonium", "geotorch", "monotonenorm")
 
 
@@ -28,7 +31,9 @@ class Built:
     """module: as it is trained, for so many steps; plain: makes what is exported of it; data: mnist
     or cifar10; norm: in which its layers have the norm 1; folded: the exported file computes
     weights still, and ONNX Runtime writes them into it; factor: the norm of all layers but the
-    last, where that is known to be less than 1."""
+    last, where that is known to be less than 1. loss: of logits and labels, where it is trained on
+    training images, as the library's users do; by default some steps of cross-entropy on the images
+    that are measured."""
 
     module: nn.Module
     plain: Callable[[nn.Module], nn.Module]
@@ -37,6 +42,7 @@ class Built:
     steps: int = 30
     folded: bool = False
     factor: float = 1.0
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def versions() -> dict[str, str]:
@@ -148,6 +154,12 @@ def aoc_bcop() -> Built:
     return Built(
         made.BCOPLargeCNN(conv=conv), _without_parametrizations, "cifar10", steps=8, folded=True
     )
+
+
+def _learned(built: Built) -> Built:
+    """Trained with orthogonium's own loss, at its defaults, for minutes instead of seconds."""
+    loss = importlib.import_module("orthogonium.losses").LossXent(10)
+    return replace(built, steps=LEARNED, loss=loss)
 
 
 def aoc_patches() -> Built:
@@ -294,6 +306,8 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "orthogonium, PatchBasedCNN": aoc_patches,
     "orthogonium, HouseHolder": aoc_folds,
     "orthogonium, StagedCNN": aoc_staged,
+    "orthogonium, BCOPLargeCNN, learned": lambda: _learned(aoc_bcop()),
+    "orthogonium, StagedCNN, learned": lambda: _learned(aoc_staged()),
     "orthogonium, ConvMixerInspired": aoc_mixer,
     "orthogonium, AOCNetV1": aoc_residual,
     "orthogonium, SLL": sll,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.chains import with_whole_sums
 from models.layers.base import Layer
+from models.layers.joins import ReduceSum
 from models.layers.kinds import Abs, Add, Conv2d, Linear, Reshape
 from models.network import INPUT, Network
 from models.onnx.exporter.export import export_onnx
@@ -79,6 +80,7 @@ def test_wide_sums_become_the_same_map_of_few_terms(
     assert torch.allclose(deployed, expected, atol=1e-5 * size)
     # What gradients are taken of is the plain form again.
     plain = with_whole_sums(again.float())
+    assert not any(isinstance(plain.layer(node.name), ReduceSum) for node in plain.nodes)
     assert plain.largest <= network.largest + 16
     assert torch.allclose(plain.double()(x.double()), expected, atol=1e-12 * size)
     # Each is one map for the verifier, and rounds less often than one sum would.

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import service
 from service.contract.processes import die_with_parent
+from workers.jobs.inspection.oom_kills import oom_kills
 from workers.jobs.runtime.fork_server import Forked, ForkServer, ForkServerLost
 
 __all__ = [
@@ -55,6 +56,13 @@ OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "allocate memory", "failed to map s
 
 #: How native code ends where it does not look whether it got the memory that it asked for.
 _CRASHES = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT)
+
+#: What a process sends to another one; no fault of a program's own ends it so.
+_SENT = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT)
+
+#: Processor time after the limit at which the kernel no longer asks: what ends with SIGKILL has
+#: come so far only if it would not hear of SIGXCPU.
+_LAST_S = 5
 
 #: Address space that our own code takes once it is imported (0.82 GiB with torch 2.13), with room.
 #: Under a smaller limit a crash before an upload is opened is the limit's doing.
@@ -101,6 +109,7 @@ class ChildEnded:
     """How the child ended: exit status (negative: signal), time-out, tail of its error output.
 
     no_room: little of its address space was left, or it had too little even for our own code.
+    oom: the kernel killed a process for want of memory while it ran.
     """
 
     status: int
@@ -108,16 +117,29 @@ class ChildEnded:
     stopped: bool
     tail: str
     no_room: bool = False
+    oom: bool = False
 
     @property
     def out_of_limits(self) -> bool:
         """Whether a limit ended it, and not a fault."""
         return (
             self.timed_out
-            or self.status in (-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGKILL)
+            or self.status in (-signal.SIGXCPU, -signal.SIGXFSZ)
+            or self.out_of_memory
             or any(sign in self.tail for sign in OUT_OF_MEMORY)
             or (self.no_room and self.status in _CRASHES)
         )
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed it because the machine, or the container, had no more memory,
+        as far as its counter says."""
+        return self.oom and self.status == -signal.SIGKILL
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody else ended it: a signal, and no limit that explains it."""
+        return self.status in _SENT and not self.stopped and not self.out_of_limits
 
 
 def fork_from(forks: ForkServer) -> None:
@@ -145,7 +167,7 @@ def run_child(
     child: Forked | subprocess.Popen[bytes] = (
         _fork(forks, module, arguments, folder, limits) if forks is not None else None
     ) or _start(module, arguments, folder, limits)
-    deadline = time.monotonic() + limits.wall_s
+    kills, deadline = oom_kills(), time.monotonic() + limits.wall_s
     timed_out = stopped = False
     peak = 0
     try:
@@ -165,7 +187,8 @@ def run_child(
         status = child.wait()
     cramped = peak > _CRAMPED * limits.memory_bytes
     unable = limits.memory_bytes < OWN_BYTES and not (folder / _OPENED).exists()
-    return ChildEnded(status, timed_out, stopped, _tail(folder / "stderr"), cramped or unable)
+    tail, oom = _tail(folder / "stderr"), oom_kills() != kills
+    return ChildEnded(status, timed_out, stopped, tail, cramped or unable, oom)
 
 
 def opens_uploads(folder: Path) -> None:
@@ -263,16 +286,17 @@ def enter(arguments: Sequence[str]) -> list[str]:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) failed")
-    for what, value in (
-        (resource.RLIMIT_AS, int(memory)),
-        (resource.RLIMIT_CPU, int(cpu)),
-        (resource.RLIMIT_FSIZE, int(file_size)),
-        (resource.RLIMIT_NOFILE, int(open_files)),
-        (resource.RLIMIT_CORE, 0),
+    for what, value, more in (
+        (resource.RLIMIT_AS, int(memory), 0),
+        # With both limits alike the kernel sends SIGKILL, as anybody may.
+        (resource.RLIMIT_CPU, int(cpu), _LAST_S),
+        (resource.RLIMIT_FSIZE, int(file_size), 0),
+        (resource.RLIMIT_NOFILE, int(open_files), 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
         hard = resource.getrlimit(what)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (value, value))
+        most = value + more if hard == resource.RLIM_INFINITY else min(value + more, hard)
+        resource.setrlimit(what, (min(value, most), most))
     return rest
 
 

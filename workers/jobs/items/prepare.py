@@ -36,6 +36,8 @@ __all__ = ["facts_of", "files_of", "inspect_apart", "prepare", "shards"]
 
 logger = logging.getLogger(__name__)
 
+#: How often a child is started that somebody kills.
+TRIES = 2
 #: What the child makes of an ONNX export of several files, and of a network in partial sums.
 SELF_CONTAINED, REWRITTEN = "self-contained.onnx", "rewritten.onnx"
 #: The last one is written last. The first is one that folders of earlier releases lack, so that
@@ -133,13 +135,43 @@ def inspect_apart(
 ) -> None:
     """Have the limited child do ``request`` and publish its ``files`` as the folder ``target``.
 
-    Raises the Problem that is wrong with the upload, StorageFull. Nothing is published when
-    ``stop`` said so.
+    A child that somebody kills alone is started once more. Raises the Problem that is wrong with
+    the upload, StorageFull, InternalError. Nothing is published when ``stop`` said so.
     """
     job_dir = store.job_dir(job_id)
-    for left in job_dir.glob(".inspect-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = job_dir / f".inspect-{secrets.token_hex(8)}"
+    for tries in range(1, TRIES + 1):
+        for left in job_dir.glob(".inspect-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = job_dir / f".inspect-{secrets.token_hex(8)}"
+        ended = _inspect_once(settings, job_id, folder, request, target, files, stop=stop)
+        if ended is None:
+            return
+        logger.warning(
+            "job %s: try %d of the inspection was killed by signal %d: %s",
+            *(job_id, tries, -ended.status, ended.tail),
+        )
+        if tries == TRIES:
+            raise InternalError(
+                f"the process that reads model and data set was killed {TRIES} times (signal "
+                f"{-ended.status}), and none of its limits explains it",
+                code="inspection_failed",
+                hint="something outside the service killed it: an operator, a supervisor, or the "
+                "machine for want of memory (its kernel's log says so). When that is mended retry "
+                "the job, whose uploads are kept",
+            )
+
+
+def _inspect_once(
+    settings: Settings,
+    job_id: str,
+    folder: Path,
+    request: dict[str, Any],
+    target: Path,
+    files: tuple[str, ...],
+    *,
+    stop: Callable[[], bool],
+) -> ChildEnded | None:
+    """The same in ``folder``, which is removed; how the child ended if somebody killed it."""
     with storage_errors():
         folder.mkdir(mode=0o700)
     try:
@@ -155,10 +187,13 @@ def inspect_apart(
                 "workers.jobs.inspection.child", [], folder=folder, limits=limits, stop=stop
             )
         if ended.stopped:
-            return
+            return None
+        if ended.killed:
+            return ended
         _raise_problem(job_id, folder, ended, limits)
         with storage_errors():
             _publish(folder / "prepared", target, files)
+        return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -253,6 +288,14 @@ def _raise_problem(job_id: str, folder: Path, ended: ChildEnded, limits: ChildLi
     if ended.status == 3 and stated.is_file() and not stated.is_symlink():
         raise _stated_problem(json.loads(stated.read_text()))
     logger.warning("job %s: inspection ended with %s: %s", job_id, ended.status, ended.tail)
+    if ended.out_of_memory:
+        raise TooLarge(
+            "the machine, or the service's container, had no more memory while model and data set "
+            "were read",
+            code="too_large",
+            hint="send a smaller model or fewer samples, or retry the job when less runs beside "
+            "it; CERTSERVE_INSPECTION_MEMORY_BYTES is more than there is",
+        )
     if ended.out_of_limits:
         raise TooLarge(
             "reading model and data set took more than an inspection may take "

@@ -150,12 +150,13 @@ def _fitting(
 
 def _work_of_norms(layer: Affine) -> float:
     """About the multiplications that its norms take: some squarings of a complex matrix for every
-    frequency, of a dense layer of one real matrix."""
+    frequency and group, of a dense layer of one real matrix."""
     if layer.weight.ndim < 4:
         rows, columns = sorted((len(layer.weight), layer.weight[0].size))
         return 2.0 * rows * rows * (columns + 16.0 * rows)
-    rows, columns = sorted((len(layer.weight), 4 * layer.weight.shape[1]))
-    return 4.0 * math.prod(layer.out_shape[1:]) * rows * rows * (columns + 4.0 * rows)
+    rows, columns = sorted((len(layer.weight) // layer.groups, 4 * layer.weight.shape[1]))
+    symbols = 4.0 * layer.groups * math.prod(layer.out_shape[1:])
+    return symbols * rows * rows * (columns + 4.0 * rows)
 
 
 def _state_norms(network: CheckedNetwork, rows: list[Row]) -> None:
@@ -208,7 +209,11 @@ def _summed(network: Network, chain: Chain) -> tuple[int, Row, Tensors]:
     """Of a chain of partial sums: the place of its last node, which may add a bias, its row and its
     tensors, as they are in the file."""
     nodes, name, last = network.nodes, network.nodes[chain.last].name, chain.last
-    row: Row = {"name": name, "kind": "summed", "levels": [*chain.levels], "flat": chain.flat}
+    row: Row = {"name": name, "kind": "summed", "levels": [*chain.levels]}
+    if chain.kept == 1:
+        row["flat"] = chain.flat
+    else:
+        row |= {"kind": "summed-groups", "groups": chain.kept}
     row |= {key: chain.conv.config()[key] for key in ("stride", "padding", "dilation")}
     found: dict[str, Tensor | None] = {"weight": chain.conv.weight, "bias": chain.conv.bias}
     after = network.layer(nodes[last + 1].name) if last + 1 < len(nodes) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,8 +163,10 @@ def test_memory_of_the_libraries_counts(child: Run) -> None:
 
 def test_processor_time(child: Run) -> None:
     ended, _ = child("while True: pass", cpu_s=1)
+    assert ended.status == -signal.SIGXCPU
     assert ended.out_of_limits
     assert not ended.timed_out
+    assert not ended.killed
 
 
 def test_wall_clock(child: Run) -> None:
@@ -208,11 +211,12 @@ def test_exit_status(child: Run) -> None:
     assert (ended.status, ended.tail.splitlines()[-1]) == (1, "KeyError: 'what'")
 
 
-@pytest.mark.parametrize("signal_number", [6, 9, 11])
+@pytest.mark.parametrize("signal_number", [6, 9, 11, 15])
 def test_crash(child: Run, signal_number: int) -> None:
     ended, _ = child(f"import os; os.kill(os.getpid(), {signal_number})")
     assert ended.status == -signal_number
-    assert ended.out_of_limits == (signal_number == 9)  # as the kernel does when memory is short
+    assert not ended.out_of_limits
+    assert ended.killed == (signal_number in (9, 15))
 
 
 def test_the_output_of_a_child_cannot_be_led_elsewhere(child: Run, tmp_path: Path) -> None:

@@ -33,6 +33,6 @@ def _parts(layer: Layer, shape: tuple[int, ...]) -> tuple[DeployedLayer, ...]:
         first, *rest = in_partial_sums(layer.weight, layer.bias, (), (1, shape[0]))
         image = DeployedLayer(Reshape(shape=(shape[0], 1, 1)), None, "image")
         return (image, first._replace(inputs=("image",)), *rest)
-    if type(layer) is Conv2d and layer.groups == 1 and shape[0] > 1:
-        return summed_convolution(layer, shape, (1, shape[0]))
+    if type(layer) is Conv2d and layer.weight.shape[1] > 1:
+        return summed_convolution(layer, shape, (1, layer.weight.shape[1]))
     return (DeployedLayer(layer),)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.verification.numerics import euclidean_norm, raised
 
-__all__ = ["CORNER_SIZE", "Enclosure", "box_to_ball"]
+__all__ = ["CORNER_SIZE", "Enclosure", "box_to_ball", "cut_box"]
 
 #: Boxes of more numbers than this hardly ever have a corner nearer than the ball's radius.
 CORNER_SIZE = 2048
@@ -45,3 +45,12 @@ def box_to_ball(state: Enclosure) -> Enclosure:
     distance = raised(euclidean_norm(corner), 3, corner.dtype)
     state.radius = torch.minimum(state.radius, distance)
     return state
+
+
+def cut_box(own: Enclosure | None, known: Enclosure | None) -> None:
+    """``own`` <- its box and that of ``known``, in place."""
+    if own is None or known is None or own.lower is None or own.upper is None:
+        return
+    if known.lower is not None and known.upper is not None:
+        own.lower = torch.maximum(own.lower, known.lower)
+        own.upper = torch.minimum(own.upper, known.upper)

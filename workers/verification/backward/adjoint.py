@@ -18,6 +18,7 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal, Pooling
 from workers.verification.graph.reductions import Centering, Reduction
 from workers.verification.graph.skew_series import SkewSeries
+from workers.verification.graph.turned_pairs import PairTurn
 from workers.verification.numerics import rounding_error
 from workers.verification.rounding import Rounding
 
@@ -66,6 +67,11 @@ def _reduction_adjoint(op: Reduction | Centering | SkewSeries, rows: LinearForm)
     return LinearForm(op.adjoint(rows.dense().coefficients), op.in_shape, rows.sample)
 
 
+def _turn_adjoint(op: PairTurn, rows: LinearForm) -> LinearForm:
+    """Along the channels, which patches have too."""
+    return rows.with_coefficients(op.adjoint(rows.coefficients))
+
+
 def _dense_adjoint(op: Dense, rows: LinearForm) -> LinearForm:
     flat = rows.dense().coefficients.flatten(1)
     weight = op.cast("weight", flat, lambda: op.weight)
@@ -104,6 +110,7 @@ ADJOINTS: dict[type[Affine], Callable[..., LinearForm]] = {
     Reduction: _reduction_adjoint,
     Centering: _reduction_adjoint,
     SkewSeries: _reduction_adjoint,
+    PairTurn: _turn_adjoint,
     Dense: _dense_adjoint,
     Convolution: _conv_adjoint,
     Pooling: _pooling_adjoint,
@@ -113,6 +120,7 @@ FAN_OUT: dict[type[Affine], Callable[..., int]] = {
     Reduction: lambda op: 1,
     Centering: lambda op: op.count,
     SkewSeries: lambda op: int(min(op.terms, 2.0**62)),
+    PairTurn: lambda op: 2,
     Dense: lambda op: op.weight.shape[0],
     Convolution: _conv_fan_out,
     Pooling: lambda op: op.layer.kernel[0] * op.layer.kernel[1],

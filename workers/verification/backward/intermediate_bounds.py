@@ -19,13 +19,15 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
+from workers.verification.graph.turned_pairs import PairTurn
 from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
-from workers.verification.numerics import nonzero, rounding_error
+from workers.verification.numerics import nonzero, raised, rounding_error
 from workers.verification.region import Region
 
 __all__ = [
     "Solve",
+    "before_turn",
     "cut_by_pixels",
     "from_input",
     "neuron_bounds",
@@ -172,6 +174,8 @@ def unit_forms(backward: UnitState, value: int, places: tuple[Tensor, ...]) -> U
         bias = op.bias_like(rows).expand(op.out_shape)[places[1]].to(torch.float64)
         slack = zero if error is None else rounding_error(error[places].to(torch.float64))
         return step.sources[0], LinearForm(rows, op.in_shape, sample), bias, slack
+    if isinstance(op, PairTurn) and _is_map(backward.compiled, step.sources[0]):
+        return _turned_units(backward, op, step.sources[0], places)
     shape = step.shape
     if _keeps_patches(op) and len(shape) == 3:
         units = torch.zeros(count, shape[0], 1, 1, dtype=dtype, device=device)
@@ -186,9 +190,30 @@ def unit_forms(backward: UnitState, value: int, places: tuple[Tensor, ...]) -> U
     return value, LinearForm(units, shape, sample), zero, zero
 
 
+def _is_map(compiled: CompiledNetwork, value: int) -> bool:
+    """Whether unit rows of the value are rows of a matrix or kernels."""
+    op = compiled.steps[value - 1].op if value else None
+    return isinstance(op, Dense) or (isinstance(op, Convolution) and op.geometry.groups == 1)
+
+
+def _turned_units(
+    backward: UnitState, op: PairTurn, source: int, places: tuple[Tensor, ...]
+) -> UnitForms:
+    """Rows of (a -+ b) / sqrt 2 by those of a and b. Their error and slack are those of a backward
+    step through the map, whose coefficients are the two shares."""
+    first, second, one, two = op.partners(places[1])
+    value, rows, constant, slack = unit_forms(backward, source, (places[0], first, *places[2:]))
+    _, others, shift, more = unit_forms(backward, source, (places[0], second, *places[2:]))
+    given = rows.coefficients
+    scale, other = (_shaped(share.to(given.dtype), given) for share in (one, two))
+    both = rows.with_coefficients(given * scale + others.coefficients * other)
+    slack = raised(slack * one.abs() + more * two.abs())
+    return value, both, constant * one + shift * two, slack
+
+
 def _keeps_patches(op: Affine | Layer) -> bool:
     """Whether rows on the step's result may be patches of one place each."""
-    return isinstance(op, Add | Diagonal) or rules_of(op).relax is not None
+    return isinstance(op, Add | Diagonal | PairTurn) or rules_of(op).relax is not None
 
 
 def _row_bound(backward: BackwardPass, rows: UnitForms, enough: float, solve: Solve) -> Tensor:
@@ -223,6 +248,13 @@ def from_input(compiled: CompiledNetwork, value: int) -> Affine | None:
     while step.sources[0] and rules_of(compiled.steps[step.sources[0] - 1].op).permutes:
         step = compiled.steps[step.sources[0] - 1]
     return op if step.sources[0] == 0 else None
+
+
+def before_turn(compiled: CompiledNetwork, value: int) -> int:
+    """The value whose pairs are turned where this one is made of it so; else the value itself."""
+    step = compiled.steps[value - 1]
+    turned = isinstance(step.op, PairTurn) and step.sources[0] > 0
+    return step.sources[0] if turned else value
 
 
 def cut_by_pixels(backward: BackwardPass, op: Dense | Convolution) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.clock import OutOfTime
-from workers.verification.enclosure import Enclosure
+from workers.verification.enclosure import Enclosure, cut_box
 from workers.verification.forward.propagation import propagate
 
 __all__ = ["RETREATS", "retreat", "within"]
@@ -42,7 +42,7 @@ def within(backward: BackwardPass, epsilon: Tensor) -> BackwardPass:
 
     def cut(index: int, found: list[Enclosure | None]) -> None:
         for source in backward.compiled.steps[index].sources:
-            _cut(found[source], backward.values[source])
+            cut_box(found[source], backward.values[source])
 
     region = replace(backward.region, epsilon=epsilon)
     propagate(
@@ -55,17 +55,8 @@ def within(backward: BackwardPass, epsilon: Tensor) -> BackwardPass:
         clock=backward.clock,
     )
     for own, known in zip(values, backward.values, strict=True):
-        _cut(own, known)
+        cut_box(own, known)
     return backward.over(region, values)
-
-
-def _cut(own: Enclosure | None, known: Enclosure | None) -> None:
-    """``own`` <- its box and that of ``known``, in place."""
-    if own is None or known is None or own.lower is None or own.upper is None:
-        return
-    if known.lower is not None and known.upper is not None:
-        own.lower = torch.maximum(own.lower, known.lower)
-        own.upper = torch.minimum(own.upper, known.upper)
 
 
 def retreat(

@@ -13,6 +13,7 @@ from torch import Tensor
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.intermediate_bounds import (
     Solve,
+    before_turn,
     cut_by_pixels,
     from_input,
     neuron_bounds,
@@ -28,6 +29,7 @@ from workers.verification.forward.margins import margin_lower_bounds, margins_at
 from workers.verification.forward.propagation import Enclosure, propagate
 from workers.verification.graph.affine_maps import Convolution, Dense
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.turned_pairs import with_turned_pairs
 from workers.verification.layers.registry import rules_of
 from workers.verification.norms.per_sample import costliest
 from workers.verification.numerics import (
@@ -112,7 +114,11 @@ def refined_pass(
     *,
     clock: Clock = UNLIMITED,
 ) -> tuple[BackwardPass, Tensor]:
-    """Boxes of all values, refined by backward rows, and the margins that they give alone."""
+    """Boxes of all values, refined by backward rows, and the margins that they give alone.
+
+    The pass is over the network with its pairs turned (``with_turned_pairs``).
+    """
+    compiled = with_turned_pairs(compiled)
     backward = BackwardPass(compiled, region, [], rounding, dtype, slopes, clock=clock)
 
     def refine(index: int, values: list[Enclosure | None]) -> None:
@@ -140,11 +146,13 @@ def refine_boxes(
     """
     step, region = backward.compiled.steps[index], backward.region
     for source, unstable in open_places(backward, step):
-        first = from_input(backward.compiled, source)
-        if first is not None and (region.norm == "linf" or again):
+        inner = before_turn(backward.compiled, source)
+        first = from_input(backward.compiled, inner)
+        turned = inner != source
+        if first is not None and (again or (region.norm == "linf" and not turned)):
             # One affine map leads here: intervals are exact for linf, and no slope is in the way.
             continue
-        if isinstance(first, Dense | Convolution):
+        if isinstance(first, Dense | Convolution) and not turned:
             unstable = unstable & cut_by_pixels(backward, first).reshape(unstable.shape)
         state = backward.values[source]
         assert state is not None

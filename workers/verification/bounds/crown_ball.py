@@ -39,6 +39,7 @@ from workers.verification.enclosure import Enclosure
 from workers.verification.forward.margins import margin_lower_bounds, margins_at_centre
 from workers.verification.forward.propagation import forward_step, propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.turned_pairs import with_turned_pairs
 from workers.verification.numerics import euclidean_norm, raised
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
@@ -106,6 +107,7 @@ def crown_ball_margins(
     row of -inf certifies nothing. When the time is over what has been proved counts; raises
     OutOfTime before the boxes are there.
     """
+    compiled = with_turned_pairs(compiled)
     backward = BackwardPass(compiled, region, [], rounding, dtype, "crown", clock=clock)
     quadratic = QuadraticPass(backward)
     spent = torch.zeros_like(region.epsilon) if spent is None else spent

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.layers.base import Layer
 from workers.verification.clock import UNLIMITED, Clock
-from workers.verification.enclosure import Enclosure
+from workers.verification.enclosure import Enclosure, cut_box
 from workers.verification.forward.ball import AFFINE_BALL
 from workers.verification.forward.sections import KnownParts
 from workers.verification.graph.affine import Affine
@@ -139,7 +139,7 @@ class ForwardPass:
         """
         values = [] if values is None else values
         values.append(before)
-        last_use = {source: i for i, step in enumerate(steps) for source in step.sources}
+        last_use = {source: i for i, step in enumerate(steps) for source in _read(step)}
         parts = KnownParts.of(steps, self.rounding)
         result = before
         for index, step in enumerate(steps):
@@ -150,10 +150,13 @@ class ForwardPass:
             if parts is not None:
                 parts.read(step, inputs)
             result = self.carry(index, step, inputs)
+            if step.also is not None:
+                inputs = [_held(values[source]) for source in step.also.sources]
+                cut_box(result, self.carry(index, step.also, inputs))
             if parts is not None:
                 parts.tighten(step, result)
             values.append(result)
-            for source in set(step.sources):
+            for source in set(_read(step)):
                 if refine is None and last_use[source] == index:
                     values[source] = None
         return result
@@ -262,6 +265,11 @@ class ForwardPass:
             )
             largest = torch.fmin(largest, boxed)
         return largest < overflow_ceiling(op.terms)
+
+
+def _read(step: GraphStep) -> tuple[int, ...]:
+    """The values that a step reads."""
+    return step.sources if step.also is None else (*step.sources, *step.also.sources)
 
 
 def _held(value: Enclosure | None) -> Enclosure:

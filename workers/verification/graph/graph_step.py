@@ -50,6 +50,7 @@ class GraphStep:
     sources: positions of earlier values, 0 is the input; value i + 1 is step i's result.
     norms: of an affine map, infinite where nobody computed them. overlap: largest number of windows
     that one input of a pool is in. section: what is known of a part of the graph that ends here.
+    also: another step that gives the same result from earlier values, whose box counts too.
     """
 
     name: str
@@ -59,6 +60,7 @@ class GraphStep:
     norms: Norms = UNBOUNDED
     overlap: int = 1
     section: Section | None = None
+    also: GraphStep | None = None
 
     @property
     def kind(self) -> str:

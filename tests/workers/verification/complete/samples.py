@@ -13,6 +13,7 @@ from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.condensation import Units, units_of
 from workers.verification.bounds.crown import refined_pass
 from workers.verification.complete.condensed_network import CondensedNetwork
+from workers.verification.forward.propagation import forward_step
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
@@ -51,10 +52,19 @@ class Sample:
         return torch.cat([flat, *after], 1), torch.cat([flat[:, :0], *before], 1), margins
 
     def _unit(self, held: Units, values: dict[str, Tensor], *, result: bool) -> Tensor:
-        step = self.compiled.steps[held.step]
-        node = next(node for node in self.network.nodes if node.name == step.name)
-        name = node.name if result else node.inputs[0]
-        return values[name].flatten(1)[:, held.places].double()
+        (source,) = self.backward.compiled.steps[held.step].sources
+        value = self._value(held.step + 1 if result else source, values)
+        return value.flatten(1)[:, held.places].double()
+
+    def _value(self, value: int, values: dict[str, Tensor]) -> Tensor:
+        """What an execution has there; of turned pairs, the real numbers that its own make."""
+        if value == 0:
+            return values[INPUT]
+        step = self.backward.compiled.steps[value - 1]
+        name = step.name.split("+")[-1]
+        if name in values:
+            return values[name]
+        return forward_step(step, [self._value(source, values).double() for source in step.sources])
 
 
 def sample_of(

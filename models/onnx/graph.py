@@ -146,11 +146,13 @@ class Squares:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where an activation is above (or below) a number: no layer, until something chooses by it."""
+    """Where an activation is above (or below) a number, or at it (``inclusive``): no layer, until
+    something chooses by it."""
 
     of: Activation
     bound: float
     above: bool
+    inclusive: bool
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from models.onnx.graph import (
     Translation,
     Value,
 )
-from models.onnx.operators.curved.choices import JUMPS, where
+from models.onnx.operators.curved.choices import JUMPS, truth, where
 from models.onnx.operators.euclidean import SQUARE_OPERATORS
 from models.onnx.operators.layout.elsewhere import MOVED, with_leading_batch
 from models.onnx.operators.layout.merged import MERGED, with_rows_apart
@@ -251,9 +251,14 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
     if any(isinstance(value, Squares) for value in operation.inputs):
         return _on_squares(operation, translation)
     if any(isinstance(value, Comparison) for value in operation.inputs):
-        if operation.op_type != "Where" or not isinstance(operation.input(0), Comparison):
-            operation.refuse("the result of a comparison is taken by a Where alone", hint=JUMPS)
+        reads = operation.op_type in ("Cast", "Where")
+        if not reads or not isinstance(operation.input(0), Comparison):
+            operation.refuse(
+                "the result of a comparison is taken by a Where or a Cast alone", hint=JUMPS
+            )
         check_repeated(operation)
+        if operation.op_type == "Cast":
+            return [truth(operation, translation)]
         return [where(operation, translation)]
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in CONSTANT_OPERATORS:

@@ -118,7 +118,7 @@ def _identity(operation: Operation, translation: Translation) -> Activation:
 
 
 def _cast(operation: Operation, translation: Translation) -> Activation:
-    """To float32, which activations are already."""
+    """To float32, which activations are already; a comparison is 1 where it is true, else 0."""
     if operation.attributes["to"] != TensorProto.FLOAT:
         operation.refuse(
             "activations are float32 and stay float32",
@@ -193,8 +193,8 @@ OPERATORS: dict[str, Translator] = {
     "GlobalAveragePool": global_average_pool,
     "GlobalLpPool": lp_pool,
     "GlobalMaxPool": global_max_pool,
-    "Greater": compared(above=True),
-    "GreaterOrEqual": compared(above=True),
+    "Greater": compared(above=True, inclusive=False),
+    "GreaterOrEqual": compared(above=True, inclusive=True),
     "GroupNormalization": group_normalization,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
@@ -203,8 +203,8 @@ OPERATORS: dict[str, Translator] = {
     "LRN": local_response,
     "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
-    "Less": compared(above=False),
-    "LessOrEqual": compared(above=False),
+    "Less": compared(above=False, inclusive=False),
+    "LessOrEqual": compared(above=False, inclusive=True),
     "LinearClassifier": linear_classifier,
     "Log": log,
     "LogSoftmax": log_softmax,

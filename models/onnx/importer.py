@@ -36,7 +36,7 @@ from models.onnx.graph import (
     Translation,
     Value,
 )
-from models.onnx.operators.curved.folds import chosen, keep_spreads, refuse_choice
+from models.onnx.operators.curved.folds import as_numbers, chosen, keep_spreads, refuse_choice
 from models.onnx.operators.euclidean import SQUARE_OPERATORS
 from models.onnx.operators.layout.elsewhere import MOVED, with_leading_batch
 from models.onnx.operators.layout.merged import MERGED, with_rows_apart
@@ -252,7 +252,10 @@ def _translate(operation: Operation, translation: Translation) -> Sequence[Value
         return _on_squares(operation, translation)
     if any(isinstance(value, Choice | Comparison) for value in operation.inputs):
         check_repeated(operation)
-        return [chosen(operation, translation)]
+        found = chosen(operation, translation)
+        if found is not None:
+            return [found]
+        return _translate(as_numbers(operation, translation), translation)
     if not any(isinstance(value, Activation) for value in operation.inputs):
         if operation.op_type in CONSTANT_OPERATORS:
             return evaluate(operation, translation)

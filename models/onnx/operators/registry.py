@@ -122,7 +122,7 @@ def _identity(operation: Operation, translation: Translation) -> Activation:
 
 
 def _cast(operation: Operation, translation: Translation) -> Activation:
-    """To float32, which activations are already."""
+    """To float32, which activations are already; a comparison is 1 where it is true, else 0."""
     if operation.attributes["to"] != TensorProto.FLOAT:
         operation.refuse(
             "activations are float32 and stay float32",

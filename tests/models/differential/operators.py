@@ -49,6 +49,7 @@ from tests.models.differential.reshaping import (
     tensordot,
     tile,
     transpose,
+    truth,
     turned,
     unsqueeze,
 )
@@ -174,6 +175,7 @@ STEPS: dict[str, Step] = {
     "TopK": top_k,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
+    "Truth": truth,
     "Where by place": by_place,
     "Where by sign": chosen,
 }

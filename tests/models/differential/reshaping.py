@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from tests.models.differential.builder import Builder, Shape
 from tests.models.differential.steps import ODD, Step, an_axis, maybe_batch
@@ -246,6 +246,20 @@ def chosen(b: Builder, x: str, shape: Shape) -> str:
     other = zero if b.chance(0.2) else b.node("Mul", [x, slope])
     condition = b.node(b.pick(kinds), [x, zero] if b.chance(0.7) else [zero, x])
     return b.node("Where", [condition, *([x, other] if b.chance(0.5) else [other, x])])
+
+
+def truth(b: Builder, x: str, shape: Shape) -> str:
+    """1 where a comparison is true and 0 elsewhere, or two other numbers."""
+    if b.opset < 9:
+        return b.node("Identity", [x])
+    kinds = ["Greater", "Less", *(["GreaterOrEqual", "LessOrEqual"] * 2 if b.opset >= 12 else [])]
+    x = b.node("Relu", [x]) if b.chance(0.3) else x
+    bound = b.constant(np.array(b.pick([0.0, 0.0, 0.3, -1.5]), np.float32))
+    condition = b.node(b.pick(kinds), [x, bound] if b.chance(0.7) else [bound, x])
+    if b.chance(0.5):
+        return b.node("Cast", [condition], to=TensorProto.FLOAT)
+    numbers = [b.pick([1.0, 0.0, -1.0, 0.25]), b.pick([-1.0, 2.0, 0.1])]
+    return b.node("Where", [condition, *(b.constant(np.array(n, np.float32)) for n in numbers)])
 
 
 def by_place(b: Builder, x: str, shape: Shape) -> str:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from models.errors import ModelError
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
+from models.onnx.importer import import_onnx_bytes, read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, graph_of, normal
@@ -109,10 +109,6 @@ def test_what_was_dropped_is_written_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (classifier(node("LogSoftmax", ["l"], ["s"]), node("Neg", ["s"], ["y"])),
-         "unsupported_operator"),
-        (classifier(node("LogSoftmax", ["l"], ["s"]), node("Softmax", ["s"], ["y"])),
-         "unsupported_operator"),
         (classifier(node("Softmax", ["l"], ["y"], axis=0)), "batch_dependent"),
         (classifier(node("Softmax", ["l"], ["y"], axis=2)), "shape_mismatch"),
         (classifier(node("Softmax", ["l"], ["y"]), trailing=True), "unsupported_operator"),
@@ -150,8 +146,23 @@ def test_nodes_that_no_output_needs_are_cut_away_first(end: Any) -> None:
     np.testing.assert_array_equal(OnnxRuntimeModel(data, (6,))(x), OnnxRuntimeModel(bare, (6,))(x))
 
 
-def test_a_log_softmax_elsewhere_is_explained() -> None:
-    data = classifier(node("LogSoftmax", ["l"], ["s"]), node("Neg", ["s"], ["y"]))
+def test_a_log_softmax_elsewhere_is_a_part_of_the_network() -> None:
+    """Behind it something else, or one more that is left out."""
+    for last, dropped in (("Neg", None), ("Softmax", "Softmax")):
+        data = classifier(node("LogSoftmax", ["l"], ["s"]), node(last, ["s"], ["y"]))
+        imported = read_onnx_bytes(data)
+        assert imported.network.dropped_output == dropped
+        kinds = [imported.network.layer(row.name).kind for row in imported.network.nodes]
+        assert "log" in kinds
+        x = normal(1, 3, 6)
+        with torch.no_grad():
+            given = imported.network(torch.from_numpy(x)).numpy()
+        expected = OnnxRuntimeModel(imported.deployed, (6,), plain=True)(x)
+        np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+def test_a_class_number_elsewhere_is_explained() -> None:
+    data = classifier(node("ArgMax", ["l"], ["s"]), node("Neg", ["s"], ["y"]))
     for read in (import_onnx_bytes, lambda data: OnnxRuntimeModel(data, (6,))):
         with pytest.raises(ModelError, match="very last") as caught:
             read(data)
@@ -161,7 +172,7 @@ def test_a_log_softmax_elsewhere_is_explained() -> None:
 def test_every_unknown_operator_is_named_at_once() -> None:
     data = classifier(
         node("Tan", ["l"], ["a"], name="first"),
-        node("LogSoftmax", ["a"], ["b"]),
+        node("ArgMax", ["a"], ["b"]),
         node("Tan", ["b"], ["c"], name="second"),
         node("Acos", ["c"], ["y"]),
     )
@@ -169,6 +180,6 @@ def test_every_unknown_operator_is_named_at_once() -> None:
         import_onnx_bytes(data)
     message = str(caught.value)
     assert "'Tan' (node 'first' and 1 more)" in message
-    assert "'LogSoftmax' (node #3; it is supported only as the very last one" in message
+    assert "'ArgMax' (node #3; it is supported only as the very last one" in message
     assert "'Acos' (node #5) are not supported" in message
     assert "MatMul" in caught.value.hint

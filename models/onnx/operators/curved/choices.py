@@ -3,7 +3,8 @@
 A comparison of an activation with a number is no layer. It is taken where the choice that reads it
 is continuous at that number, and so a layer that there are bounds for: slopes on both sides of 0,
 an exponential below 0, what is beyond a number (soft shrinkage), and a Softplus that is left for
-its own argument where that is large (as torch writes it).
+its own argument where that is large (as torch writes it); or where it chooses between two numbers,
+which is a step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layers.activations import Softplus
+from models.layers.activations import Sign, Softplus
 from models.layers.base import Layer
 from models.layers.curves import ELU, LARGEST_FACTOR, Exp
 from models.layers.kinds import Add, Divide, Multiply, ReLU, Shift
@@ -30,7 +31,7 @@ from models.onnx.graph import (
 from models.onnx.operators.activations import bent, clamped
 from models.onnx.operators.arithmetic import MINUS_ONE, enlarged, sample_constant
 
-__all__ = ["JUMPS", "compared", "where"]
+__all__ = ["JUMPS", "compared", "truth", "where"]
 
 #: From here on a Softplus is its argument to within 2^-24.5 of it, less than one rounding.
 _SOFTPLUS_IS_STRAIGHT = 17.0
@@ -45,7 +46,7 @@ def compared(*, above: bool, strict: bool) -> Callable[[Operation, Translation],
     """The translator of an operator that is true above (or below) its second input, or at it."""
 
     def translate(operation: Operation, translation: Translation) -> Comparison:
-        """An activation with a number, where a Where reads it that does not jump there."""
+        """An activation with a number, where a Where reads it, or a Cast to float."""
         turned = isinstance(operation.input(0), Constant)
         array = operation.constant(0 if turned else 1)
         x = operation.activation(1 if turned else 0)
@@ -58,8 +59,8 @@ def compared(*, above: bool, strict: bool) -> Callable[[Operation, Translation],
 
 def where(operation: Operation, translation: Translation) -> Activation | Choice:
     """Where: x above 0 and a slope times x, or an ELU's exponential, below; x - c on one side of c
-    and 0 on the other; a Softplus, and x itself where it is large; pairs of channels and their
-    reflections (Householder); two values by a constant condition."""
+    and 0 on the other; two numbers, as a step; a Softplus, and x itself where it is large; pairs of
+    channels and their reflections (Householder); two values by a constant condition."""
     condition = operation.input(0)
     if isinstance(condition, Constant):
         return _by_place(operation, translation)
@@ -83,6 +84,7 @@ def where(operation: Operation, translation: Translation) -> Activation | Choice
             return elu
     found = _straight_softplus(translation, condition, sides)
     found = found or _beyond(operation, translation, condition, sides)
+    found = found or _two_values(operation, translation, condition, sides)
     return (
         found or undecided or operation.refuse("a choice by a comparison that may jump", hint=JUMPS)
     )
@@ -191,6 +193,62 @@ def _beyond(
             low, high = (0.0, None) if place == 0 else (None, 0.0)
             return clamped(operation, translation, side, low, high)
     return None
+
+
+def _two_values(
+    operation: Operation,
+    translation: Translation,
+    condition: Comparison,
+    sides: list[Value | None],
+) -> Activation | None:
+    """One number above the bound, another one below: a step."""
+    values = []
+    for side in sides:
+        if not isinstance(side, Constant) or side.value.size != 1 or side.depends_on_batch:
+            return None
+        if side.value.ndim > condition.of.rank or side.value.dtype != np.float32:
+            return None
+        values.append(float(side.value.reshape(())[()]))
+    return _step_between(operation, translation, condition, *values)
+
+
+def _step_between(
+    operation: Operation,
+    translation: Translation,
+    condition: Comparison,
+    above: float,
+    below: float,
+) -> Activation | None:
+    """``above`` where the condition's number is above the bound, ``below`` elsewhere; at the bound
+    whichever the condition says. None where half of their sum and difference are no float32 numbers
+    that give them exactly.
+
+    x - c is rounded to 0 only where it is 0: its sign is the comparison.
+    """
+    middle, half = np.float32(0.5 * above + 0.5 * below), np.float32(0.5 * above - 0.5 * below)
+    ends = (float(middle) + float(half), float(middle) - float(half))
+    if ends != (above, below) or above == below or not np.isfinite(condition.bound):
+        return None
+    x = condition.of
+    if condition.bound != 0.0:
+        number = np.array(-condition.bound, dtype=np.float32)
+        x = translation.emit(operation, Shift(translation.weight(operation, number)), x)
+    at_zero = 1 if condition.above is not condition.strict else -1
+    x = translation.emit(operation, Sign(at_zero=at_zero), x)
+    for kind, value, nothing in ((Multiply, half, 1.0), (Shift, middle, 0.0)):
+        if value != nothing:
+            weight = translation.weight(operation, np.array(value, dtype=np.float32))
+            x = translation.emit(operation, kind(weight), x)
+    return x
+
+
+def truth(operation: Operation, translation: Translation, condition: Comparison) -> Activation:
+    """A comparison as a number: 1 where it is true, else 0."""
+    values = (1.0, 0.0) if condition.above else (0.0, 1.0)
+    found = _step_between(operation, translation, condition, *values)
+    if found is None:
+        operation.refuse(f"a comparison with {condition.bound}", hint=JUMPS)
+    return found
 
 
 def _straight_softplus(

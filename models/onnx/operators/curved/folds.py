@@ -31,10 +31,10 @@ from models.layers.joins import Concat, Slice
 from models.layers.kinds import Add, Multiply, ReLU
 from models.layers.one_lipschitz import InexactPairs
 from models.onnx.graph import Activation, Choice, Comparison, Operation, Translation, Value
-from models.onnx.operators.curved.choices import JUMPS, where
+from models.onnx.operators.curved.choices import JUMPS, truth, where
 from models.onnx.operators.sorting import halves_of
 
-__all__ = ["chosen", "keep_spreads", "refuse_choice"]
+__all__ = ["as_numbers", "chosen", "keep_spreads", "refuse_choice"]
 
 #: Two float32 operations in a row, 2 u, with room for the second order and for float64 here.
 _TWO_ROUNDINGS = 2.125 * 2.0**-24
@@ -51,16 +51,28 @@ _WRITTEN = (
 Array = NDArray[np.float64]
 
 
-def chosen(operation: Operation, translation: Translation) -> Value:
-    """An operator on comparisons, and on what is chosen by them."""
+def chosen(operation: Operation, translation: Translation) -> Value | None:
+    """An operator on comparisons, and on what is chosen by them; None where it reads comparisons as
+    numbers (``as_numbers``)."""
     given = [v for v in operation.inputs if isinstance(v, Choice | Comparison)]
     found = _READERS.get(operation.op_type, _nothing)(operation, translation)
     if found is not None:
         return found
+    if any(isinstance(v, Comparison) and v.number for v in given):
+        return None
     refuse_choice(next((v for v in given if isinstance(v, Choice)), None), translation)
     return operation.refuse(
         "the result of a comparison is taken by what chooses by it alone", hint=JUMPS
     )
+
+
+def as_numbers(operation: Operation, translation: Translation) -> Operation:
+    """The operation with comparisons that are 1 or 0 as steps."""
+    inputs = [
+        truth(operation, translation, v) if isinstance(v, Comparison) and v.number else v
+        for v in operation.inputs
+    ]
+    return replace(operation, inputs=tuple(inputs))
 
 
 def _nothing(operation: Operation, translation: Translation) -> None:

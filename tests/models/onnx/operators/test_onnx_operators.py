@@ -237,7 +237,7 @@ def test_logits_with_trailing_axes() -> None:
         ([node("Add", ["x", "nan"], ["y"])], "non_finite_weights"),
         ([node("Div", ["x", "zero"], ["y"])], "non_finite_weights"),
         ([node("LeakyRelu", ["x"], ["y"], alpha=float("nan"))], "non_finite_weights"),
-        ([node("LogSoftmax", ["x"], ["y"])], "unsupported_operator"),
+        ([node("ArgMax", ["x"], ["y"])], "unsupported_operator"),
         ([node("Gather", ["x", "wrong"], ["y"])], "batch_dependent"),
         ([node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE)], "unsupported_dtype"),
         ([node("Relu", ["nowhere"], ["y"])], "invalid_onnx"),

@@ -231,16 +231,26 @@ def test_brute_force_on_two_inputs(seed: int) -> None:
         assert certified > 0
 
 
-def deep(seed: int, width: int = 8) -> Network:
-    """Five maps with steps between, so that the budget of what float32 may take is carried back."""
+def deep(seed: int, x: Tensor, width: int = 8) -> Network:
+    """Five maps with steps between, so that the budget of what float32 may take is carried back.
+    At x [1, 2] half of the numbers before each step are at a jump, to within float32's rounding."""
     random = np.random.default_rng(seed)
     layers: list[Layer] = []
+    value = x.double()
     for place in range(5):
         shape = (width if place < 4 else 3, 2 if place == 0 else width)
         weight = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
-        layers.append(Linear(weight, torch.from_numpy(random.random(shape[0]).astype(np.float32))))
+        bias = torch.from_numpy(random.random(shape[0]).astype(np.float32))
+        step: Layer = LAYERS[int(random.integers(len(LAYERS)))] if place % 2 else ReLU()
+        if place % 2:
+            jump = 0.5 * (isinstance(step, Round))
+            exact = (weight.double() @ value[0])[: width // 2]
+            bias[: width // 2] = (jump - exact).float()
+        layers.append(Linear(weight, bias))
+        value = value @ weight.double().T + bias.double()
         if place < 4:
-            layers.append(LAYERS[int(random.integers(len(LAYERS)))] if place % 2 else ReLU())
+            layers.append(step)
+            value = apply_layer(step, value)
     return chain(*layers)
 
 
@@ -249,10 +259,9 @@ def deep(seed: int, width: int = 8) -> Network:
 def test_no_execution_leaves_its_budget_at_jumps(seed: int) -> None:
     """Every map's result is off by as much as is allowed, at random, and more often where a number
     is next to a jump: margins differ from the real ones by no more than the budget."""
-    network = deep(seed)
-    compiled = CompiledNetwork.compile(network)
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(3, 2, generator=generator)
+    compiled = CompiledNetwork.compile(deep(seed, x[:1]))
     labels = torch.tensor([0, 1, 2])
     finite = 0
     for epsilon in (0.0, 1e-3, 0.2):
@@ -304,24 +313,28 @@ def test_a_sign_that_rounding_decides_is_not_certified() -> None:
         assert bool(BOUNDS[name].attempt(problem, region, label, budget).proved)
 
 
-@pytest.mark.parametrize("side", [-1.0, 0.0, 1.0])
-def test_parity_allows_either_side_of_a_jump_and_nothing_else(side: float) -> None:
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_parity_allows_either_side_of_a_jump(side: float) -> None:
     """The file may be on the other side where a number is next to a jump, with all that follows."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(8, 4, generator=generator)
-    x = torch.rand(5, 4, generator=generator)
-    with torch.no_grad():
-        bias = -Linear(weight)(x[:1])[0]
-        last = Linear(torch.randn(3, 8, generator=generator))
-        network = chain(Linear(weight, bias), Sign(), Linear(torch.eye(8)), Round(), last)
-        compiled = CompiledNetwork.compile(network)
-
-    def deployed(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    for seed in range(24):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(12, 4, generator=generator)
+        x = torch.rand(2, 4, generator=generator)
         with torch.no_grad():
-            z = Linear(weight, bias)(torch.from_numpy(rows))
-            near = torch.where(z.abs() < 1e-6, side, torch.sign(z))
-            result: NDArray[np.float32] = last(near).numpy()
-        return result
+            # Which of them is next to its jump, so that no few random passes happen to cross it.
+            place, bias = seed % 12, torch.full((12,), 20.0)
+            bias[place] = -Linear(weight)(x[:1])[0, place]
+            first, last = Linear(weight, bias), Linear(torch.randn(3, 12, generator=generator))
+            compiled = CompiledNetwork.compile(chain(first, Sign(), last))
 
-    facts = check_parity(compiled, x.numpy(), deployed(x.numpy()), deployed, clip=False)
-    assert facts["largest_share"] <= 1.0
+        def deployed(
+            rows: NDArray[np.float32], first: Linear = first, last: Linear = last
+        ) -> NDArray[np.float32]:
+            with torch.no_grad():
+                z = first(torch.from_numpy(rows))
+                near = torch.where(z.abs() < 1e-6, side, torch.sign(z))
+                result: NDArray[np.float32] = last(near).numpy()
+            return result
+
+        facts = check_parity(compiled, x.numpy(), deployed(x.numpy()), deployed, clip=False)
+        assert facts["largest_share"] <= 1.0

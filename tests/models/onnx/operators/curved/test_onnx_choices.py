@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from models.errors import ModelError
 from models.network import Network
 from models.onnx.importer import import_onnx_bytes
+from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
 from tests.models.onnx.graphs import assert_agrees, flattened, normal
 
@@ -126,8 +128,7 @@ def test_a_softplus_as_torch_writes_it(beta: float) -> None:
         [node("Greater", ["x", "zero"], ["c"]), node("Where", ["c", "x", "one"], ["y"])],
         [node("Greater", ["x", "zero"], ["c"]), node("Add", ["x", "one"], ["a"]),
          node("Where", ["c", "a", "x"], ["y"])],
-        [node("Greater", ["x", "zero"], ["c"]), node("Cast", ["c"], ["y"], to=1)],
-        [node("Greater", ["x", "zero"], ["c"]), node("Where", ["c", "one", "zero"], ["y"])],
+        [node("Greater", ["x", "zero"], ["c"]), node("Where", ["c", "one", "many"], ["y"])],
         [node("Greater", ["x", "many"], ["c"]), node("Where", ["c", "x", "zero"], ["y"])],
         [node("Neg", ["x"], ["n"]), node("Greater", ["x", "n"], ["c"]),
          node("Where", ["c", "x", "n"], ["y"])],
@@ -198,3 +199,30 @@ def test_rows_of_a_batch_are_not_gathered() -> None:
         with pytest.raises(ModelError) as caught:
             import_onnx_bytes(flattened(nodes, (3, 4), given_))
         assert caught.value.code == "batch_dependent"
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
+def test_a_truth_and_a_choice_between_two_numbers_are_steps(
+    kind: str, turned: bool, bound: float
+) -> None:
+    """At the bound itself too, zeros of either sign, and a number beside it."""
+    compared = node(kind, ["bound", "x"] if turned else ["x", "bound"], ["c"])
+    beside = [np.nextafter(number(bound), number(end)) for end in (-9.0, 9.0)]
+    x = np.array([[bound, -bound, *beside, 3.0, -3.0]], np.float32)
+    constants = {"bound": number(bound), "a": number(1.0), "b": number(-3.0), "c": number(0.7)}
+    for last, used in (
+        (node("Cast", ["c"], ["y"], to=TensorProto.FLOAT), ()),
+        (node("Where", ["c", "a", "b"], ["y"]), ("a", "b")),
+    ):
+        given = {name: constants[name] for name in ("bound", *used)}
+        data = flattened([compared, last], (6,), given)
+        network = assert_agrees(data, samples=5)
+        assert "sign" in kinds(network)
+        with torch.no_grad():
+            ours = network(torch.from_numpy(x)).numpy()
+        assert np.array_equal(ours, OnnxRuntimeModel(data, (6,))(x))
+    odd = {"bound": number(bound), "a": number(1.0), "b": number(1e-9)}
+    with pytest.raises(ModelError, match="jump"):
+        import_onnx_bytes(flattened([compared, node("Where", ["c", "a", "b"], ["y"])], (6,), odd))

@@ -81,8 +81,9 @@ def test_values_over_a_smaller_region_are_in_the_boxes_of_both(seed: int, norm: 
     smaller = within(whole, region.epsilon / 3)
     assert torch.equal(smaller.region.epsilon, region.epsilon / 3)
     for point in points_of(smaller.region, generator, 4):
-        values = [point]
-        for step in compiled.steps:
+        # Turned pairs are real numbers: float32 would round them.
+        values = [point.double()]
+        for step in whole.compiled.steps:
             values.append(forward_step(step, [values[source] for source in step.sources]))
         for number, value in enumerate(values):
             low, high = smaller.box(number)

@@ -38,37 +38,60 @@ outputs together are off by
 s the largest column of W for the first level, |W| for all others: leaves under the trees of a level
 count once, not each by itself.
 
-Further factors (of a product, of a scale before the sum) move a leaf's D_i by at most 1 each. Those
-behind the sum (a scale or a shift of the output) move all D_i of an output alike: they are in the
-mean and not in the spread, and cost c |sum t_i|, over all outputs c |W| |x|. What is beyond first
-order is at most (N u)^2 / (1 - N u) sum |t_i| for N factors on one leaf's way.
+Trees of few leaves, (1) and (2) together. No tree has both at once, so they are not added up. With
+S the sum of a tree's leaves, v = sum_j (D_j - D)^2 and any p > 0, by Cauchy and Schwarz twice,
+    |sum_j D_j t_j| <= v^(1/2) (|t|^2 - S^2 / n)^(1/2) + |D| |S|,
+    its square <= (v / p + D^2) (p |t|^2 + (1 - p / n) S^2),
+so that the squares of the errors of any number of trees sum up to at most Q(p) (p A + max(0, 1 - p
+/ n) B), A the sum of all |t|^2, B of all S^2, and Q(p) the largest v / p + D^2 of any tree and any
+d. That is convex in the d, so largest where each is 1 or -1; there all D_j are integers. For every
+n and every M the largest U_n(M) of sum_j D_j^2 with sum_j D_j = M is computed in integers, over all
+trees: U_n(M + d n) = max over a, b = n - a, M = M_a + M_b of U_a(M_a) + U_b(M_b) + 2 d M + n. The
+leaves themselves begin with D = 0, or, where they are products, with their own d.
+
+Further factors (of a product, of a scale before the sum) move a leaf's D_i by at most 1 each: they
+cost their number times the root of the leaves times |t|. Those behind the sum (a scale or a shift
+of the output) move all D_i of an output alike: they are in the mean and not in the spread, and cost
+c |sum t_i|, over all outputs c |W| |x|. A leaf that is 0 is added without any rounding and counts
+for none. What is beyond first order is at most (N u)^2 / (1 - N u) sum |t_i| for N factors on one
+leaf's way.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from workers.verification.numerics import raised
 from workers.verification.rounding import gamma
 
-__all__ = ["Summation", "beyond_first_order"]
+__all__ = ["FUSED", "Summation", "beyond_first_order"]
 
 #: Leaves up to which V(n) is computed as its proof has it.
 FEW = 64
+#: Leaves up to which Q(p) is computed, and the p that are tried, over n.
+JOINT = 32
+WEIGHTS = np.geomspace(2.0**-8, 2.0**4, 97)
+#: A leaf whose weight is a product that the verifier rounded to float64, in units of float32's u.
+FUSED = 2.0**-28
 
 
 @dataclass(frozen=True)
 class Summation:
     """How one output is added up: trees of at most ``sizes[0]`` leaves, whose sums are the leaves
-    of trees of ``sizes[1]``, and so on, each tree in any order. behind: factors that all leaves
-    meet alike afterwards.
+    of trees of ``sizes[1]``, and so on, each tree in any order. ahead: factors that a leaf meets
+    before it is added, each its own (1: a product). behind: those that all leaves meet alike
+    afterwards.
 
     Every bound is in units of u, rounded up.
     """
 
     sizes: tuple[float, ...]
+    ahead: float = 0.0
     behind: float = 0.0
 
     @property
@@ -85,8 +108,13 @@ class Summation:
         """The same with so many more factors behind it."""
         return replace(self, behind=self.behind + factors)
 
+    def after(self, factors: float) -> Summation:
+        """The same with so many more factors ahead of every leaf."""
+        return replace(self, ahead=self.ahead + factors)
+
     def spread(self) -> float:
-        """sum_i D_i t_i is at most this times |t|_2, beside ``mean`` times |sum_i t_i|."""
+        """sum_i D_i t_i, of the trees alone, is at most this times |t|_2, beside ``mean`` times
+        |sum_i t_i|."""
         last = self.sizes[-1]
         centred = math.sqrt(self.leaves / last * _spread_square(last))
         return raised(centred + self._whole(self.sizes[:-1]))
@@ -95,28 +123,44 @@ class Summation:
         """See ``spread``."""
         return raised(_mean(self.sizes[-1]) + self.behind)
 
-    def of_leaves(self) -> float:
-        """All outputs together are off by at most this times W's largest column and ``of_sums``
-        times |W|, for |x| = 1, if trees of one output read inputs of their own."""
-        first = self.sizes[0]
-        return raised(math.sqrt(self.leaves / first * _spread_square(first)))
-
-    def of_sums(self) -> float:
-        """See ``of_leaves``."""
-        total, trees = 0.0, 1.0
-        for level, size in reversed([*enumerate(self.sizes)]):
-            spread = math.sqrt(_spread_square(size)) if level else 0.0
-            total += math.sqrt(trees) * (spread + _mean(size))
-            trees *= size
-        return raised(total + self.behind)
-
     def whole(self) -> float:
-        """sum_i D_i t_i is at most this times |t|_2."""
+        """sum_i D_i t_i, of the trees alone, is at most this times |t|_2."""
         return raised(self._whole(self.sizes) + self.behind * math.sqrt(self.leaves))
+
+    def of_map(self, column: float, norm: float) -> float:
+        """All outputs of W together are off by at most this for |x| = 1, if trees of one output
+        read inputs of their own. column: W's largest column; norm: of W."""
+        each = math.sqrt(self.leaves) * column
+        together = self.spread() * column + self.mean() * norm + self.ahead * each
+        product = self.ahead >= 1.0
+        by_levels, trees = self.behind * norm, 1.0
+        for level, size in reversed([*enumerate(self.sizes)]):
+            first = level == 0
+            leaves = column if first else norm
+            by_levels += math.sqrt(trees) * _level(size, leaves, norm, products=product and first)
+            trees *= size
+        by_levels += (self.ahead - product) * each
+        return raised(min(together, by_levels))
 
     def _whole(self, sizes: tuple[float, ...]) -> float:
         # A node of one level stands for all leaves below it, and there are leaves / size of them.
         return sum(math.sqrt(self.leaves / n * (n**3 / 3.0 + n**2 / 2.0)) for n in sizes)
+
+
+@lru_cache(maxsize=4096)
+def _level(size: float, leaves: float, sums: float, *, products: bool) -> float:
+    """The root of the sum of the squares of all errors of trees of ``size`` leaves, if the root of
+    the sum of the squares of all leaves is at most ``leaves``, of all their sums ``sums``."""
+    least = math.sqrt(_spread_square(size)) * leaves + _mean(size) * sums
+    least += products * math.sqrt(size) * leaves
+    if not (size <= JOINT and size == int(size) and math.isfinite(least)):
+        return least
+    spread, mean_square = _extremes(int(size), products=products)
+    weights = WEIGHTS * size
+    # Q(p) for every p.
+    largest = (spread[:, None] / weights + mean_square[:, None]).max(0)
+    found = largest * (weights * leaves**2 + np.maximum(0.0, 1.0 - WEIGHTS) * sums**2)
+    return min(least, raised(math.sqrt(float(found.min()))))
 
 
 def _mean(leaves: float) -> float:
@@ -140,6 +184,41 @@ def _few_spread_squares() -> tuple[float, ...]:
         found.append(max(found[a] + found[b] + a * b / n * gap * gap for a, b, gap in apart))
         found[-1] = raised(found[-1], 16)
     return tuple(found)
+
+
+@cache
+def _extremes(leaves: int, *, products: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Every D's largest v, and D^2, rounded up."""
+    squares = _squares(leaves, products=products)
+    reach = len(squares) // 2
+    total = np.arange(-reach, reach + 1)
+    possible = squares >= 0
+    exact, total = squares[possible].astype(np.float64), total[possible].astype(np.float64)
+    # The difference of two integers over n, each far below 2^53: n v is exact.
+    spread = (exact * leaves - total * total) / leaves
+    return raised(1.0) * spread, raised(1.0) * (total / leaves) ** 2
+
+
+@cache
+def _squares(leaves: int, *, products: bool) -> NDArray[np.int64]:
+    """U_n(M) for M from -r to r, r the largest possible; -1 where no tree has this M."""
+    if leaves == 1:
+        return np.array([1, -1, 1]) if products else np.array([0])
+    reach = (leaves - 1) * (leaves + 2) // 2 + leaves * products
+    best = np.full(2 * reach + 1, -1)
+    for part in range(1, leaves // 2 + 1):
+        two = [_squares(size, products=products) for size in (part, leaves - part)]
+        under = np.full(len(two[0]) + len(two[1]) - 1, -1)
+        for place in np.nonzero(two[0] >= 0)[0]:
+            here = under[place : place + len(two[1])]
+            np.maximum(here, np.where(two[1] >= 0, two[0][place] + two[1], -1), out=here)
+        low = len(under) // 2
+        total = np.arange(-low, low + 1)
+        for sign in (1, -1):
+            moved = np.where(under >= 0, under + 2 * sign * total + leaves, -1)
+            here = best[reach - low + sign * leaves :][: len(moved)]
+            np.maximum(here, moved, out=here)
+    return best
 
 
 def beyond_first_order(terms: float, unit: float) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,12 +15,18 @@ from torch import Tensor
 from models.layers.base import Layer
 from models.layers.joins import ReduceMean
 from models.layers.kinds import Conv2d, Linear, Multiply, Normalize, ReLU, Reshape, Shift
+from models.layers.normalization import Centre
 from models.layers.partial_sums import convolution_in_partial_sums, summed_convolution
 from models.network import Network
+from models.onnx.importer import import_onnx_bytes
 from tests.extent import part
 from tests.workers.verification.networks import leaves_of, worst_order
+from tests.workers.verification.uploads.wide_networks import image_network
+from workers.verification.forward.sections import section_error
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
+from workers.verification.graph.sections.forms import Kernel
+from workers.verification.norms.spectral import materialize
 from workers.verification.rounding import Rounding
 from workers.verification.summation import Summation, beyond_first_order
 
@@ -45,7 +53,8 @@ def nodes_above(leaves: int) -> frozenset[tuple[int, ...]]:
 def test_no_tree_and_no_signs_exceed_the_bounds(leaves: int) -> None:
     trees = Summation((float(leaves),))
     spread = max(math.dist(found, [sum(found) / leaves] * leaves) for found in nodes_above(leaves))
-    assert spread <= trees.of_leaves() <= 1.03 * spread + 1e-9
+    # A map whose outputs are 0: |t| alone counts.
+    assert spread <= trees.of_map(1.0, 0.0) <= 1.03 * spread + 1e-9
     for found in nodes_above(leaves):
         mean = sum(found) / leaves
         assert abs(mean) <= trees.mean()
@@ -57,6 +66,53 @@ def test_no_tree_and_no_signs_exceed_the_bounds(leaves: int) -> None:
             assert abs(mean + behind) <= trees.before(3.0).mean()
             assert math.dist(moved, [mean + behind] * leaves) <= trees.before(3.0).spread()
             assert math.hypot(*moved) <= trees.before(3.0).whole()
+
+
+def with_products(leaves: int) -> list[tuple[int, ...]]:
+    """The same where each leaf has a sign of its own, too."""
+    signs = [*itertools.product((-1, 1), repeat=leaves)]
+    orders = {order for tree in nodes_above(leaves) for order in itertools.permutations(tree)}
+    return [
+        tuple(d + sign for d, sign in zip(order, chosen, strict=True))
+        for order in orders
+        for chosen in signs
+    ]
+
+
+@pytest.mark.parametrize("leaves", range(1, 8))
+def test_trees_of_few_leaves_do_what_is_computed_and_hardly_less(leaves: int) -> None:
+    """The largest error for leaves of any norm and sum, of every tree and all signs."""
+    for products in (False, True) if leaves < 5 else (False,):
+        above = with_products(leaves) if products else [*nodes_above(leaves)]
+        depth = np.array(above, dtype=np.float64)
+        mean = depth.mean(1)
+        spread = np.linalg.norm(depth - mean[:, None], axis=1)
+        trees = Summation((float(leaves),), ahead=float(products))
+        for share in (0.0, 0.3, 0.7, 0.9, 1.0):
+            # |t| = 1, and a share of the largest sum that such leaves have.
+            total = share * leaves**0.5
+            rest = max(0.0, 1.0 - total**2 / leaves) ** 0.5
+            most = float((spread * rest + np.abs(mean) * total).max())
+            assert most <= trees.of_map(1.0, total) * (1.0 + 1e-12)
+            # One leaf is its sum. Trees of other shares together may reach a little more.
+            if total <= 1.0 and (leaves > 1 or share == 1.0):
+                assert trees.of_map(1.0, total) <= 1.2 * most + 1e-9
+
+
+def test_errors_of_many_trees_are_bounded_together() -> None:
+    """Some trees with much in their sums, others with nothing: only the totals are known."""
+    generator = np.random.default_rng(0)
+    above = np.array([*nodes_above(5)], dtype=np.float64)
+    mean = np.abs(above.mean(1))
+    spread = np.linalg.norm(above - above.mean(1)[:, None], axis=1)
+    trees = Summation((5.0,))
+    for _ in range(200):
+        sizes, shares = generator.exponential(size=8), generator.random(8) ** 3
+        totals = shares * (5.0 * sizes) ** 0.5
+        rest = np.sqrt(np.maximum(0.0, sizes - totals**2 / 5.0))
+        errors = (spread[:, None] * rest + mean[:, None] * totals).max(0)
+        most = trees.of_map(float(sizes.sum() ** 0.5), float(np.linalg.norm(totals)))
+        assert float(np.linalg.norm(errors)) <= most
 
 
 def test_trees_under_trees_are_bounded_as_one() -> None:
@@ -181,7 +237,7 @@ def test_the_worst_order_of_partial_sums() -> None:
     assert op.summation is not None
     block, groups = (int(size) for size in op.summation.sizes)
     x = image(48, 3, 3).double()
-    leaves = leaves_of(Conv2d(weight), x).unflatten(-1, (groups, block - 1))
+    leaves = leaves_of(Conv2d(weight), x).unflatten(-1, (groups, block))
     sums = leaves.sum(-1)
     error = worst_order(leaves).sum(-1) + worst_order(sums, products=False)
     assert 0.3 <= measured(op, error * U, x) <= 1
@@ -228,3 +284,93 @@ def test_the_worst_order_of_a_mean() -> None:
     leaves = x.flatten(2) / 64
     error = (worst_order(leaves, products=False) + leaves.sum(-1).abs()) * U
     assert 0.3 <= measured(op, error, x) <= 1
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (2, 2), (3, 2), ((1, 2), 1)])
+def test_a_number_meets_the_taps_that_are_whole_strides_apart(
+    stride: int | tuple[int, int], dilation: int, groups: int
+) -> None:
+    weight = torch.randn(4, 6 // groups, 3, 5, generator=torch.Generator().manual_seed(groups))
+    conv = Conv2d(weight, stride=stride, padding=(3, 4, 3, 4), dilation=dilation, groups=groups)
+    op = compiled_map([conv], (6, 14, 15))
+    columns = materialize(op.linear, (6, 14, 15)).norm(dim=1)
+    assert float(columns.max()) == pytest.approx(op.largest_column(), rel=1e-6)
+    assert float(columns.max()) <= op.largest_column()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [3, 4])
+def test_the_worst_order_around_an_image_counts_none_of_its_numbers_twice(side: int) -> None:
+    """What is laid around it makes the convolution's input longer, and no sum."""
+    network = import_onnx_bytes(image_network(16, side, layers=2).onnx)
+    steps = CompiledNetwork.compile(network).steps
+    found = [step.section for step in steps if step.section is not None and step.section.whole]
+    assert len(found) == 2
+    section = found[0]
+    last = steps[section.steps[-1]]
+    weight = last.op.weights()[0].float()
+    for seed in range(3):
+        x = image(16, side, side, seed=seed).double() - (0.0, 0.5, 0.3)[seed]
+        around = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
+        leaves = leaves_of(Conv2d(weight), around)
+        assert torch.allclose(leaves.sum(-1), last.affine.linear(around))
+        error = float(worst_order(leaves).norm()) * U
+        inside = {source for index in section.steps for source in steps[index].sources}
+        sizes = {value: around.flatten(1).norm(dim=1) for value in inside}
+        sizes[section.start] = x.flatten(1).norm(dim=1)
+        whole = float(section_error(section, steps, sizes, ROUNDING))
+        assert 0.4 * whole <= error <= whole
+        by_steps = float(section_error(replace(section, whole=None), steps, sizes, ROUNDING))
+        assert whole <= 0.75 * by_steps
+
+
+def test_around_an_image_and_on_twice_some_numbers_count_twice() -> None:
+    """A window that goes on over its own first places: no map of norm 1 is claimed."""
+    weight = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    assert Kernel(weight, (4, 4), padding=(1, 1, 1, 1), circular=True).takes_once
+    assert Kernel(weight, (4, 4), (2, 2), (1, 1, 1, 1), circular=True).takes_once
+    assert not Kernel(weight, (4, 4), padding=(1, 1, 2, 1), circular=True).takes_once
+    assert not Kernel(weight, (4, 4), (3, 3), (1, 1, 1, 1), circular=True).takes_once
+    assert not Kernel(weight, (4, 4), padding=(1, 1, 1, 1)).takes_once
+
+
+def _updated(x: Tensor) -> Tensor:
+    """n times what a mean is off by that is updated number after number, in unit roundoffs."""
+    sums = x.cumsum(-1)
+    counts = torch.arange(1, x.shape[-1] + 1, dtype=F64)
+    before = torch.cat([torch.zeros_like(x[..., :1]), (sums / counts)[..., :-1]], -1)
+    return sums.abs().sum(-1) + 3.0 * (x - before).abs().sum(-1)
+
+
+def _joined(x: Tensor, parts: int, *, pairs: bool) -> Tensor:
+    """The same of parts that are joined."""
+    pieces = list(x.unflatten(-1, (parts, -1)).unbind(-2))
+    error = torch.stack([_updated(part) for part in pieces]).sum(0)
+    sums = [part.sum(-1) for part in pieces]
+    while len(sums) > 1:
+        first, second, rest = sums[0], sums[1], sums[2:]
+        error = error + (first + second).abs() + 4.0 * (first.abs() + second.abs())
+        sums = [*rest, first + second] if pairs else [first + second, *rest]
+    return error
+
+
+@pytest.mark.parametrize("side", [2, 4, 8, 16])
+def test_no_way_of_computing_a_mean_makes_a_difference_worse_than_is_claimed(side: int) -> None:
+    op, count = compiled_map([Centre(axes=(1, 2))], (3, side, side)), side * side
+    for seed in range(4):
+        x = image(3, side, side, seed=seed).double().flatten(2) - (0.0, 0.5, 0.5, 0.0)[seed]
+        if seed == 2:
+            x = x.sort(-1).values
+        if seed == 3:
+            # What one number after another makes the most of.
+            x = torch.arange(count, 0, -1, dtype=F64).expand(1, 3, count)
+        ways = [worst_order(x, products=False) + 3.0 * x.abs().sum(-1), _updated(x)]
+        ways += [_joined(x, count // 4, pairs=True), _joined(x, max(1, count // 8), pairs=False)]
+        for mean in ways:
+            difference = x.abs() + 3.0 * x.mean(-1, keepdim=True).abs()
+            difference = difference + (x - x.mean(-1, keepdim=True)).abs()
+            error = mean[..., None] / count + difference
+            assert measured(op, error * U, x) <= 1
+    if side == 16:
+        assert measured(op, ways[1][..., None].expand(1, 3, count) / count * U, x) >= 0.7

@@ -83,12 +83,12 @@ def _lost_at(
     trees, squares = head.summation, head.bias_square
     if trees is None or squares is None or deployed == 0.0:
         return least
-    unit, others = rounding.deployed, trees.factors_beside(head.terms)
-    spread = trees.spread() + others * trees.leaves**0.5
+    unit = rounding.deployed
+    spread = trees.spread() + trees.ahead * trees.leaves**0.5
     first = spread * (centre.square() @ head.squares).sqrt()
     # The sum of the leaves w_i c_i, as it was computed.
-    first = first + (trees.mean() + others) * ((logits - head.bias).abs() + own * size)
-    beside = (others + trees.behind) * head.bias_magnitude
+    first = first + trees.mean() * ((logits - head.bias).abs() + own * size)
+    beside = (trees.ahead + trees.behind) * head.bias_magnitude
     first = unit * (first + trees.whole() * squares.sqrt() + beside)
     return torch.minimum(least, first + beyond_first_order(head.terms, unit) * size)
 

@@ -9,11 +9,19 @@ rho and rho_own what the step itself rounds for inputs of such a size. ``ball_ru
 the size |c| + R says no less: its factor is at least K and its offset at least the two roundings,
 which grow with the size. Errors of several inputs are summed, not joined otherwise, because each of
 them is itself the sum of two.
+
+A convolution C around the image itself (``Section.whole``): the numbers that are laid around it
+round nothing, and the leaves of all sums together, each a weight times a number of the image, have
+the norm |t|^2 <= s^2 |z|^2, z the image WITHOUT what lies around it and s the convolution's largest
+column, because no tap takes a number twice; the sums of groups of channels |C P_g z| <= |C| |P_g
+z|, because channels stay what they are. So the roundings are those of one map of the norm |C| for
+inputs of the size |z| (``summation``): of a 4 x 4 image with its border that is 1.5 times as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,6 +56,12 @@ def section_error(
 
     sizes: at least |z'| of every deployed value between and of the verifier's own, [batch].
     """
+    if section.whole is not None:
+        last = replace(steps[section.steps[-1]], norms=section.whole)
+        return raised(
+            torch.zeros_like(sizes[section.start])
+            + ball_rule(last, sizes[section.start], rounding)[1]
+        )
     errors = {section.start: torch.zeros_like(sizes[section.start])}
     for index in section.steps:
         step = steps[index]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -151,9 +151,9 @@ class Affine:
         least = rounding.deployed_gamma(terms)
         constant = least * size
         if self.summation is not None and constant > 0.0:
-            trees, others = self.summation, self.summation.factors_beside(terms)
+            trees = self.summation
             # A shift behind the sums is no leaf of theirs, and meets what is behind them.
-            beside = (others + trees.behind) * size
+            beside = (trees.ahead + trees.behind) * size
             first = unit * (trees.whole() * self._bias_spread() + beside)
             constant = min(constant, raised(first + beyond_first_order(terms, unit) * size))
         return self.rounding_share(norms, unit, terms, self.summation), constant
@@ -166,8 +166,12 @@ class Affine:
 
     @property
     def own_summation(self) -> Summation | None:
-        """``summation`` of the verifier's own evaluation: known where it is the deployed one."""
-        return None if self.least_own_terms else self.summation
+        """``summation`` of the verifier's own evaluation: known where it is the deployed one. All
+        its factors that are no sums' count as ahead of them."""
+        trees = self.summation
+        if self.least_own_terms or trees is None:
+            return None
+        return replace(trees, ahead=trees.factors_beside(self.own_terms + Rounding.BOOKKEEPING))
 
     def rounding_share(
         self, norms: Norms, unit: float, terms: float, trees: Summation | None
@@ -177,17 +181,16 @@ class Affine:
         least = gamma(terms, unit)
         if trees is None or least == 0.0:
             return least * norms.absolute
-        others = trees.factors_beside(terms)
-        column, norm = self._largest_column(), norms.spectral
-        together = trees.spread() * column + trees.mean() * norm
-        by_levels = trees.of_leaves() * column + trees.of_sums() * norm
-        beside = others * (trees.leaves**0.5 * column + norm)
-        first = unit * (min(together, by_levels) + beside)
+        # No column is longer than the norm.
+        column = min(self._largest_column(), norms.spectral)
+        first = unit * trees.of_map(column, norms.spectral)
         whole = raised(first + beyond_first_order(terms, unit) * norms.absolute)
         return min(least * norms.absolute, whole)
 
     def _largest_column(self) -> float:
-        return self.scalar("column", lambda: torch.tensor(self.largest_column()))
+        return self.scalar(
+            "column", lambda: torch.tensor(self.largest_column(), dtype=torch.float64)
+        )
 
     def _bias_spread(self) -> float:
         def made() -> Tensor:

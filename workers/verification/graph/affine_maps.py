@@ -14,6 +14,7 @@ from workers.verification.graph.affine import Affine, Inner, Shape
 from workers.verification.norms.dense import dense_norm
 from workers.verification.norms.spectral import ConvGeometry, absolute_norm, conv_norm
 from workers.verification.numerics import MANY, raised, up
+from workers.verification.summation import FUSED
 
 __all__ = ["Convolution", "Dense", "Diagonal", "Pooling"]
 
@@ -97,9 +98,20 @@ class Convolution(Affine):
         return self.geometry.apply(x, self.weight.square())
 
     def largest_column(self) -> float:
-        # A number away from the border meets every tap once, with a stride fewer.
-        parts = self.weight.unflatten(0, (self.geometry.groups, -1)).square()
-        return float(raised(parts.sum((1, 3, 4)).max().sqrt(), MANY))
+        # A number meets a tap once at most, and with a stride those that are whole strides apart.
+        parts = self.weight.unflatten(0, (self.geometry.groups, -1)).square().sum(1)
+        height, width = (
+            (torch.arange(taps) * step) % stride
+            for taps, step, stride in zip(
+                parts.shape[2:], self.geometry.dilation, self.geometry.stride, strict=True
+            )
+        )
+        columns = [
+            parts[:, :, height == row][:, :, :, width == column].sum((2, 3)).max()
+            for row in height.unique()
+            for column in width.unique()
+        ]
+        return float(raised(torch.stack(columns).max().sqrt(), MANY))
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         return conv_norm(self.weight, self.geometry, clock)
@@ -192,15 +204,15 @@ class Pooling(Affine):
 
 def _after(first: Affine, second: Diagonal) -> dict[str, Any]:
     """Fields of second o first that do not depend on W's form."""
-    size = second.scale.abs()
+    size, trees = second.scale.abs(), first.summation
     return {
         "bias": second.scale * first.bias + second.bias,
         "bias_magnitude": raised(size * first.bias_magnitude + second.bias_magnitude),
         # The second's shift is no leaf of the first's sums: it meets the factors beside them.
         "bias_square": raised(size.square() * first.leaf_squares),
         "terms": first.terms + second.terms + 1,
-        # The one more is for the fused weights, each rounded by itself.
-        "summation": None if first.summation is None else first.summation.before(second.terms),
+        # The fused weights are rounded too, each by itself, to float64.
+        "summation": None if trees is None else trees.before(second.terms).after(FUSED),
         "inner": _between(first, second),
     }
 
@@ -211,7 +223,7 @@ def _before(second: Convolution | Dense, first: Diagonal) -> dict[str, Any]:
     magnitude = first.bias_magnitude.expand(first.out_shape)[None]
     # A leaf is a weight times what the first gives; its shift is a sum that was rounded here.
     leaves = raised(inner.abs()) + (up() - 1.0) * magnitude
-    new = second.squared(leaves.square())[0]
+    new, trees = second.squared(leaves.square())[0], second.summation
     return {
         "in_shape": first.in_shape,
         "bias": second.linear(inner)[0] + second.bias,
@@ -219,6 +231,7 @@ def _before(second: Convolution | Dense, first: Diagonal) -> dict[str, Any]:
         # Both may be parts of one leaf, where the norms add up.
         "bias_square": raised((new.sqrt() + second.leaf_squares.sqrt()).square(), MANY),
         "terms": first.terms + second.terms + 1,
+        "summation": None if trees is None else trees.after(first.terms + FUSED),
         "inner": _between(first, second),
     }
 

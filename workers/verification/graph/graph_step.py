@@ -36,11 +36,16 @@ class Section:
     In real arithmetic the last result moves by at most ``norm`` times as much as the start (l2),
     whatever the start is. Every way from the input to the last step leads through the start;
     ``steps`` are the positions of all steps between them, in order.
+
+    whole: norms of all steps together as a map of the start, where they only lay an image around
+    itself and the last one, a convolution, takes every number of the image in each of its taps at
+    one place at most.
     """
 
     start: int
     steps: tuple[int, ...]
     norm: float
+    whole: Norms | None = None
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,9 @@ def _whole(
     )
     trees = None
     if conv.summation is not None:
-        trees = Summation((*conv.summation.sizes, *map(float, counts)))
+        # What is behind a group's sum is ahead of the sums over the groups.
+        ahead = conv.summation.ahead + conv.summation.behind
+        trees = Summation((*conv.summation.sizes, *map(float, counts)), ahead)
     terms = conv.terms + sum(count - 1 for count in counts)
     products = weight[0].numel() + 4.0
     inner = Inner(conv.inner.gain, conv.inner.shift, raised(conv.inner.lost + products))

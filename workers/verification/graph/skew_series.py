@@ -76,11 +76,13 @@ class SkewSeries(Affine):
             shape,
             zero,
             zero,
-            _terms(kernel, scales, kernel.terms, kernel.summation),
+            _terms(kernel, scales, kernel.terms, _with_more(kernel.summation)),
             kernel=kernel,
             scales=scales,
             inner=inner,
-            least_own_terms=_terms(kernel, scales, kernel.own_terms, kernel.own_summation),
+            least_own_terms=_terms(
+                kernel, scales, kernel.own_terms, _with_more(kernel.own_summation)
+            ),
         )
 
     @property
@@ -185,8 +187,8 @@ def _terms(
     once: float,
     trees: Summation | None,
 ) -> float:
-    """Rounding steps of the chain, as they are counted above; ``once``: those of the map, of which
-    ``trees`` are the sums."""
+    """Rounding steps of the chain, as they are counted above; ``once``: those of the map; trees:
+    ``_with_more`` of its sums."""
     unit = Rounding.sound(torch.float64).deployed
     each = once + MORE_TERMS
     entrywise = _entrywise(kernel)
@@ -201,6 +203,11 @@ def _terms(
         grown = share * (size + unit * steps)
         steps = raised(scale * (reach * steps + grown) + ROOM, MANY)
     return max(steps, (len(scales) + 1) * each)
+
+
+def _with_more(trees: Summation | None) -> Summation | None:
+    """The sums of one stage, the roundings of its factor and of its sum counted for each leaf."""
+    return None if trees is None else trees.after(MORE_TERMS)
 
 
 def _inner(kernel: Convolution | Dense, scales: tuple[Fraction, ...]) -> Inner:

@@ -36,13 +36,35 @@ def _zero() -> Tensor:
     return torch.zeros((), dtype=torch.float64)
 
 
+#: Roundings of a product where a convolution may stand for a Resize (``_may_interpolate``).
+INTERPOLATED = 4.0
+
+
+def _trees(products: int, bias: Tensor, ahead: float = 1.0) -> Summation:
+    """Products, and a bias where one is not 0 (to add 0 rounds nothing), each product rounded."""
+    return Summation((products + float(bool(bias.any())),), ahead)
+
+
+def _may_interpolate(weight: Tensor, groups: int) -> bool:
+    """Whether this may be one axis of a linear Resize, which the importer takes for such matrices.
+
+    ONNX Runtime adds four products of three factors, each of at most six roundings: over all
+    outputs 12 of the columns of both matrices. Matrices of n and m columns, n + m >= 6, are charged
+    sqrt(V') + 3 sqrt(n) each, V' >= 2, 6, 16, 26 and 44 for 2 to 6 columns: over 13 together. One
+    matrix alone adds two products, 6 sqrt(2), and has at least 6 columns.
+    """
+    alone = groups == 1 and tuple(weight.shape[2:]) == (1, 1)
+    return alone and int((weight != 0.0).flatten(1).sum(1).max()) <= 2
+
+
 def _conv2d(layer: Conv2d, shape: tuple[int, ...]) -> Affine:
     bias = _zero() if layer.bias is None else _float64(layer.bias)[:, None, None]
     weight = _float64(layer.weight)
     geometry = ConvGeometry(
         (shape[1], shape[2]), layer.stride, layer.padding, layer.dilation, layer.groups
     )
-    trees = Summation((weight[0].numel() + 1.0,))
+    ahead = INTERPOLATED if _may_interpolate(weight, layer.groups) else 1.0
+    trees = _trees(weight[0].numel(), bias, ahead)
     out = layer.output_shape(shape)
     return Convolution(
         shape,
@@ -60,7 +82,7 @@ def _linear(layer: Linear, shape: tuple[int, ...]) -> Affine:
     bias = _zero() if layer.bias is None else _float64(layer.bias)
     weight = _float64(layer.weight)
     out, count = layer.output_shape(shape), weight.shape[1]
-    trees = Summation((count + 1.0,))
+    trees = _trees(count, bias)
     return Dense(shape, out, bias, bias.abs(), count + 2, weight=weight, summation=trees)
 
 
@@ -128,7 +150,7 @@ def _reduction(layer: ReduceSum | ReduceMean, shape: tuple[int, ...]) -> Affine:
         axes=axes,
         scale=scale,
         inner=inner,
-        summation=Summation((float(count),)),
+        summation=Summation((float(count),), ahead=5.0),
     )
 
 

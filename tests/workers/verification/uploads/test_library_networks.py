@@ -101,7 +101,7 @@ def test_six_layers_of_many_channels_keep_what_they_deserve() -> None:
     [
         (lambda: dense_network(256), 0.91),
         (lambda: dense_network(1024, layers=2), 0.81),
-        (lambda: image_network(32, 4), 0.83),
+        (lambda: image_network(32, 4), 0.9),
     ],
     ids=["dense 256", "dense 1024", "3x3, 32 channels"],
 )

@@ -115,15 +115,22 @@ class Kernel:
         """[h, w] of the result."""
         return self.geometry.output_size((self.weight.shape[2], self.weight.shape[3]))
 
+    @property
+    def takes_once(self) -> bool:
+        """Whether the window goes around the image and each of its taps takes every number at one
+        place at most: places are less than the image's side apart, and no number's of another."""
+        sides = zip(self.size, self.output_size, self.stride, strict=True)
+        return self.circular and all(
+            size % stride == 0 and out <= size // stride for size, out, stride in sides
+        )
+
     def norm(self, clock: Clock = UNLIMITED) -> float:
         """Upper bound on the operator norm; infinite where none is known."""
         if not self.circular:
             return raised(conv_norm(self.weight, self.geometry, clock) + self.error)
-        grid = []
-        for size, out, stride in zip(self.size, self.output_size, self.stride, strict=True):
-            if size % stride or out > size // stride:
-                return math.inf
-            grid.append(size // stride)
+        if not self.takes_once:
+            return math.inf
+        grid = [size // stride for size, stride in zip(self.size, self.stride, strict=True)]
         largest = float(self.weight.abs().max())
         if not 0.0 < largest < math.inf:
             return self.error if largest == 0.0 else math.inf

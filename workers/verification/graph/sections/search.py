@@ -12,9 +12,11 @@ from dataclasses import replace
 from models.layers.joins import Add
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.ball import has_ball_rule
+from workers.verification.graph.affine import Norms
 from workers.verification.graph.affine_maps import Convolution
 from workers.verification.graph.graph_step import GraphStep, Section
 from workers.verification.graph.sections.dominators import Dominators
+from workers.verification.graph.sections.forms import Kernel, Moves
 from workers.verification.graph.sections.linear import (
     MOVES,
     Allowance,
@@ -23,6 +25,7 @@ from workers.verification.graph.sections.linear import (
 )
 from workers.verification.graph.sections.residuals import residual_norm
 from workers.verification.graph.sections.weights import slopes_from, weighted_norm
+from workers.verification.numerics import raised
 
 __all__ = ["with_sections"]
 
@@ -59,8 +62,27 @@ def with_sections(
             known[key] = [norm, by_steps]
         norm, by_steps = known[key]
         if norm < by_steps * (1.0 - LEAST_GAIN):
-            result[index] = replace(step, section=Section(start, inner, norm))
+            whole = _around(result, start, inner, shapes[start], norm)
+            result[index] = replace(step, section=Section(start, inner, norm, whole))
     return result
+
+
+def _around(
+    steps: Sequence[GraphStep],
+    start: int,
+    inner: tuple[int, ...],
+    shape: tuple[int, ...],
+    norm: float,
+) -> Norms | None:
+    """``Section.whole`` of a part of this norm."""
+    last = steps[inner[-1]]
+    if not isinstance(last.op, Convolution):
+        return None
+    part = LinearPart(steps, start, shape)
+    form, moves = part.form(inner[-1] + 1, inner), part.form(last.sources[0], inner[:-1])
+    if not (isinstance(form, Kernel) and form.takes_once and isinstance(moves, Moves)):
+        return None
+    return Norms(norm, raised(last.norms.absolute * moves.norm()))
 
 
 def _start(graph: Dominators, index: int) -> int | None:

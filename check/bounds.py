@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from check.file import Array
-from check.network import Affine, Network
+from check.network import Affine, Network, Series
 from check.norms import DOWN, ETA, UNDERFLOW, UP, ceiling, deployed, euclidean, own
 
 SPARE, SPARE_RADIUS = 2.0**-20, 2.0**-30
@@ -57,7 +57,7 @@ def growth(network: Network, x: Samples) -> Growth:
             cap = np.minimum(cap, np.where(room > 0, room, -np.inf) / slope * DOWN)
             factor = (layer.norm + deployed(layer.terms) * layer.absolute) * UP
             lost = UNDERFLOW * (layer.terms + 1) * math.sqrt(math.prod(layer.out_shape))
-            lost = lost + mine * (layer.absolute * size + layer.bias_norm)
+            lost = lost * layer.spread + mine * (layer.absolute * size + layer.bias_norm)
             offset = (offset * factor + lost) * UP
             slope = max(slope * factor * UP, ETA)
         centre = layer.apply(centre)
@@ -108,6 +108,8 @@ def interval_margin(
 ) -> Array:
     """Lower bound [n] on the label's lead over every other class, deployed, for all inputs whose
     numbers are within epsilon of x; 0 where nothing is proved."""
+    if any(isinstance(layer, Series) for _, layer in network.layers):
+        return np.zeros(len(x))
     reach, centre = math.nextafter(float(epsilon), math.inf), x.astype(np.float64)
     low, high = np.nextafter(centre - reach, -np.inf), np.nextafter(centre + reach, np.inf)
     if clip:

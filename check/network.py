@@ -3,7 +3,7 @@
 An affine layer y = W x + b is held in float64 with what its deployed float32 evaluation may add:
 ``terms`` roundings on the way to one output (``steps`` in the evaluation here), of a magnitude of
 at most |W| |x| + |b|; numbers held inside are at most gain * max |x| + shift. All other layers are
-exact in float32, monotone, and move no farther (l2) than their input: ReLU, MaxMin, views.
+exact in float32, monotone, and move no farther (l2) than their input: ReLU, MaxMin, views, moves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from check.file import Array, Rejected, members, need, whole
-from check.norms import UP, absolute_norm, blocks_of, euclidean, largest_norm, own, torus_norm
+from check.norms import (
+    UP,
+    absolute_norm,
+    blocks_of,
+    euclidean,
+    largest_norm,
+    own,
+    series_norm,
+    torus_norm,
+)
 
 Shape = tuple[int, ...]
 Tensors = dict[str, NDArray[Any]]
@@ -47,7 +56,8 @@ class Affine(Layer):
         super().__init__(lambda x: linear(x, weight) + bias, ends[1])
         self.linear, self.norms, self.weight = linear, norms, weight
         self.terms = self.steps = weight[0].size + 2
-        self.groups = 1
+        #: Groups of a convolution; how often its sums are made, one after another.
+        self.groups = self.stages = 1
         self.size, self.magnitude = np.abs(weight), np.abs(bias)
         self.gain = self.shift = self.norm = self.absolute = 0.0
         self.bias_norm = float(euclidean(np.broadcast_to(self.magnitude, ends[1])[None])[0])
@@ -55,9 +65,53 @@ class Affine(Layer):
         #: Upper bound on the sum of |W| over a row.
         self.row_sum = float(self.upper(np.ones((1, *ends[0]))).max())
 
+    @property
+    def spread(self) -> float:
+        """By how much what underflow takes from a sum may grow."""
+        return 1.0
+
     def upper(self, x: Array) -> Array:
         """|W| x for x >= 0, rounded up."""
         return self.linear(x, self.size) * (UP + own(self.steps))
+
+
+class Series(Affine):
+    """z <- x + K z / c, c of ``divisors`` in turn, z = x before: K the skew map ``one``.
+
+    In stage i a deployed z' is off by at most e_i <= k e_(i-1) / c + gamma (|x| + a |z'| / c),
+    |K| <= k, | |K| | <= a, gamma of a sum, a quotient and a sum of two. ``absolute`` is e_d over
+    gamma |x|, and at least the sums that are held; no bound on an entry of the whole map is known,
+    so that boxes end here.
+    """
+
+    def __init__(self, one: Affine, divisors: Shape) -> None:
+        def linear(x: Array, entries: Array) -> Array:
+            z = x
+            for divisor in divisors:
+                z = x + one.linear(z, entries) / divisor
+            return z
+
+        def norms() -> tuple[float, float]:
+            kernel, absolute = one.norms()
+            size, error, held = 1.0, 0.0, 1.0
+            for stage, divisor in enumerate(divisors, 1):
+                # What the stage reads, with what it is off by: gamma is at most 2^-10.
+                sums = absolute * (size + 2.0**-10 * error) * UP
+                held = max(held, (1.0 + sums) * UP)
+                error = (kernel * error / divisor + 1.0 + sums / divisor) * UP
+                size = series_norm(kernel, divisors[:stage])
+            return size, max(error, held) * UP
+
+        ends = (one.out_shape, one.out_shape)
+        super().__init__(linear, norms, one.weight, np.zeros(1), ends)
+        self.terms, self.steps, self.patches = one.terms + 3, one.steps + 3, one.patches
+        self.stages = len(divisors)
+        need(self.terms <= 2**13, "a series has sums of too many terms")
+
+    @property
+    def spread(self) -> float:
+        """Of one stage: what is off grows by what ``absolute`` counts of all stages."""
+        return max(1.0, self.absolute)
 
 
 class Network:
@@ -142,12 +196,7 @@ def _summed(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
     and the bias."""
     weight, levels = _tensor(tensors, row["weight"], 4), _sizes(row["levels"])
     groups = whole(row.get("groups", 1), len(weight), 1)
-    blocks = groups * math.prod(levels)
-    fits = len(shape) == 3 and shape[0] == blocks * weight.shape[1] and not len(weight) % blocks
-    need(fits, "partial sums do not fit what comes before them")
-    # A group's blocks follow each other, and so do a block's results.
-    parts = weight.reshape(groups, blocks // groups, len(weight) // blocks, *weight.shape[1:])
-    together = parts.swapaxes(1, 2).reshape(-1, shape[0] // groups, *weight.shape[2:])
+    together = _together(weight, shape, groups, math.prod(levels))
     bias = np.zeros(len(together)) if row["bias"] is None else _tensor(tensors, row["bias"], 1)
     need(bias.shape == together.shape[:1], "a bias does not fit its partial sums")
     layer = _windows(row, shape, together, bias[:, None, None], groups)
@@ -157,6 +206,33 @@ def _summed(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
         layer = _dense(shape, together[:, :, 0, 0], bias)
     layer.terms = weight[0].size + 2 + sum(levels) - len(levels)
     return layer
+
+
+def _together(weight: Array, shape: Shape, groups: int, blocks: int) -> Array:
+    """The kernel [out, in / groups, h, w] of all blocks; a group's blocks follow each other, and so
+    do a block's results."""
+    every = groups * blocks
+    fits = len(shape) == 3 and shape[0] == every * weight.shape[1] and not len(weight) % every
+    need(fits, "partial sums do not fit what comes before them")
+    parts = weight.reshape(groups, blocks, len(weight) // every, *weight.shape[1:])
+    return parts.swapaxes(1, 2).reshape(-1, shape[0] // groups, *weight.shape[2:])
+
+
+def _series(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
+    """Of one convolution that is its own negative transpose, exactly, with zeros around it."""
+    weight, levels = _tensor(tensors, row["weight"], 4), _sizes(row["levels"])
+    divisors = row["divisors"]
+    need(isinstance(divisors, list) and 0 < len(divisors) <= 24, "a series has no divisors")
+    divisors = tuple(whole(divisor, 64, 1) for divisor in divisors)
+    kernel = _together(weight, shape, 1, math.prod(levels))
+    odd = kernel.shape[2] % 2 == kernel.shape[3] % 2 == 1 and len(kernel) == kernel.shape[1]
+    skew = odd and np.array_equal(kernel, -kernel.swapaxes(0, 1)[:, :, ::-1, ::-1])
+    need(skew, "the map of a series is not its own negative transpose")
+    half = [size // 2 for size in kernel.shape[2:]]
+    form = {"stride": [1, 1], "dilation": [1, 1], "padding": half + half}
+    one = _windows(form, shape, kernel, np.zeros(1), 1)
+    one.terms = weight[0].size + 2 + sum(levels) - len(levels)
+    return Series(one, divisors)
 
 
 def _conv2d(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
@@ -230,6 +306,43 @@ def _normalize(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
     return scaled
 
 
+def _shift(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
+    value = _tensor(tensors, row["value"], len(shape))
+    fits = all(m in (1, n) for m, n in zip(value.shape, shape, strict=True))
+    need(fits, "a shift does not fit what comes before it")
+    one = np.ones((1,) * len(shape))
+    shifted = Affine(lambda x, w: x * w, lambda: (1.0, 1.0), one, value, (shape, shape))
+    shifted.terms = shifted.steps = 3
+    return shifted
+
+
+def _permute(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
+    axes = row["axes"]
+    need(isinstance(axes, list) and len(axes) == len(shape), "axes in another order are none")
+    order = [whole(axis, len(shape) - 1) for axis in axes]
+    need(len({*order}) == len(shape), "an axis stands there twice")
+    moved = (0, *(axis + 1 for axis in order))
+    return Layer(lambda x: x.transpose(moved), tuple(shape[axis] for axis in order))
+
+
+def _slice(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
+    axis = whole(row["axis"], len(shape) - 1)
+    stop = whole(row["stop"], shape[axis], 1)
+    start, step = whole(row["start"], stop - 1), whole(row["step"], MAX_NUMBERS, 1)
+    kept = (*(slice(None),) * (axis + 1), slice(start, stop, step))
+    size = len(range(start, stop, step))
+    return Layer(lambda x: x[kept], (*shape[:axis], size, *shape[axis + 1 :]))
+
+
+def _pad(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
+    top, left, bottom, right = _sizes(row["padding"], 4, 0)
+    value = row["value"]
+    need(len(shape) >= 2 and type(value) is float and value == 0.0, "only zeros may be padded")
+    *rest, high, wide = shape
+    pads = (*((0, 0) for _ in range(len(rest) + 1)), (top, bottom), (left, right))
+    return Layer(lambda x: np.pad(x, pads), (*rest, high + top + bottom, wide + left + right))
+
+
 def _max_min(row: dict[str, Any], shape: Shape, tensors: Tensors) -> Layer:
     need(shape[0] % 2 == 0, "maxmin pairs channels, and there is an odd number of them")
     both = (np.maximum, np.minimum)
@@ -254,4 +367,9 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Shape, Tensors
     "relu": ((), lambda row, shape, _: Layer(lambda x: np.maximum(x, 0.0), shape)),
     "maxmin": ((), _max_min),
     "reshape": (("shape",), _reshape),
+    "permute": (("axes",), _permute),
+    "slice": (("axis", "start", "stop", "step"), _slice),
+    "pad": (("padding", "value"), _pad),
+    "shift": (("value", *_NORMS), _shift),
+    "skew-series": (("weight", "levels", "divisors", *_NORMS), _series),
 }

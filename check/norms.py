@@ -18,7 +18,11 @@ every shift of the grid of frequencies gives a bound, the least counts.
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +42,9 @@ FLOAT32_MAX = 3.4e38
 SQUARINGS, WIDE, FEW_SQUARINGS, CLOSE = 18, 1536, 8, 1.0 + 2.0**-14
 #: Numbers of symbols that are handled at once; more than angles, sines and cosines are off by.
 TOGETHER, ANGLE_ERROR = 2**20, 2.0**-40
+
+#: Halvings of an interval for the norm of a series; a bound of its square so close is enough.
+HALVINGS, SHARP = 512, Fraction(1, 2**22)
 
 Matrices = NDArray[np.float64] | NDArray[np.complex128]
 
@@ -103,6 +110,49 @@ def _unrolled(size: Array, powers: list[NDArray[np.int32]], slack: list[Array]) 
     for power, lost in zip(powers[:0:-1], slack[::-1], strict=True):
         size = np.sqrt((np.ldexp(size, power) + lost) * UP)
     return np.ldexp(size, powers[0]) * UP
+
+
+def series_norm(norm: float, divisors: Sequence[int]) -> float:
+    """Upper bound on |z| / |x| for z <- x + K z / c, c of ``divisors`` in turn, z = x before, and
+    any skew matrix K = -K^T with |K| <= norm.
+
+    K is normal with eigenvalues i t, |t| <= norm, so that it is the largest |p(i t)| of the
+    polynomial p. Its square is a polynomial q of y = t^2; on an interval q is at most its largest
+    Bernstein coefficient there. All of it is computed in rationals, the square root rounded up.
+    """
+    factors = [Fraction(1)]
+    for divisor in divisors[::-1]:
+        factors.append(factors[-1] / divisor)
+    even, odd = ([(-1) ** m * f for m, f in enumerate(factors[at::2])] for at in (0, 1))
+    square = [Fraction(0)] * len(factors)
+    for part, shift in ((even, 0), (odd, 1)):
+        for i, first in enumerate(part):
+            for j, second in enumerate(part):
+                square[i + j + shift] += first * second
+    # Rounded up to a few digits, so that the fractions stay short.
+    most = Fraction(math.ceil(norm * 2**16), 2**16) ** 2
+    degree = len(square) - 1
+    scaled = [part * most**place for place, part in enumerate(square)]
+    whole = [
+        sum(
+            (scaled[i] * Fraction(math.comb(j, i), math.comb(degree, i)) for i in range(j + 1)),
+            Fraction(0),
+        )
+        for j in range(degree + 1)
+    ]
+    cells, least = [(-max(whole), whole)], max(whole[0], whole[-1])
+    for _ in range(HALVINGS):
+        if -cells[0][0] <= least + SHARP:
+            break
+        row, left, right = heapq.heappop(cells)[1], list[Fraction](), list[Fraction]()
+        while row:
+            left.append(row[0])
+            right.append(row[-1])
+            row = [(a + b) / 2 for a, b in pairwise(row)]
+        least = max(least, left[-1])
+        for half in (left, right[::-1]):
+            heapq.heappush(cells, (-max(half), half))
+    return math.sqrt(float(-cells[0][0])) * UP
 
 
 def blocks_of(kernel: Array, stride: tuple[int, ...], dilation: tuple[int, ...]) -> Array:

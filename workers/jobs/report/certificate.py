@@ -28,6 +28,7 @@ from check.verify import FORMAT, ROUNDING, blocks, certified, parse
 from models.chains import Chain, chain_at
 from models.layers.kinds import Shift
 from models.network import INPUT, Network
+from models.skew_chains import skew_series_at
 
 __all__ = ["Samples", "certificate"]
 
@@ -142,7 +143,7 @@ def _fitting(
     room = MAX_BYTES - HEADER - sum(array.nbytes for array in tensors.values())
     row = stored.itemsize * math.prod(network.in_shape) + 8 * (4 + by_ibp.shape[1])
     layers = [layer for _, layer in network.layers if isinstance(layer, Affine)]
-    once = sum(layer.terms * math.prod(layer.out_shape) for layer in layers)
+    once = sum(layer.terms * layer.stages * math.prod(layer.out_shape) for layer in layers)
     work = WORK - sum(_work_of_norms(layer) for layer in layers)
     passes = 2 + 2 * int(by_ibp.any(0).sum())
     return max(0, min(len(stored), room // row, int(work // (once * passes))))
@@ -173,9 +174,10 @@ def _layers(network: Network) -> tuple[list[Row], Tensors] | None:
     tensors: Tensors = {}
     before, shape, place = INPUT, network.input_shape, 0
     while place < len(network.nodes):
-        node, chain = network.nodes[place], chain_at(network, place)
-        if chain is not None and node.inputs == (before,):
-            place, made, held = _summed(network, chain)
+        node = network.nodes[place]
+        several = _several(network, place) if node.inputs == (before,) else None
+        if several is not None:
+            place, made, held = several
             rows.append(made)
             tensors |= held
             before, shape = network.nodes[place].name, network.nodes[place].shape
@@ -203,6 +205,18 @@ def _layers(network: Network) -> tuple[list[Row], Tensors] | None:
         rows.append(row)
         before, shape = node.name, node.shape
     return rows, tensors
+
+
+def _several(network: Network, first: int) -> tuple[int, Row, Tensors] | None:
+    """Of several nodes that are one row: the place of the last one, the row and its tensors."""
+    series, chain = skew_series_at(network, first), chain_at(network, first)
+    if series is None:
+        return None if chain is None else _summed(network, chain)
+    name = network.nodes[first].name
+    row: Row = {"name": name, "kind": "skew-series", "weight": f"layers.{name}.weight"}
+    row |= {"levels": [*series.levels], "divisors": [*series.divisors]}
+    tensors = {row["weight"]: series.conv.weight.detach().cpu().numpy()}
+    return series.last, row | {"norm": 0.0, "absolute": 0.0}, tensors
 
 
 def _summed(network: Network, chain: Chain) -> tuple[int, Row, Tensors]:

@@ -38,8 +38,8 @@ _NO_OPERATOR = (
 #: What to do about operators that are not supported.
 ADVICE = {
     **dict.fromkeys(("Equal", "Or", "Xor"), JUMPS),
-    "And": f"{JUMPS}; orthogonium's HouseHolder_Order_2 is 0 where an angle is rounded to the end of "
-    "its last sector: HouseHolder, of order 1, is taken",
+    "And": f"{JUMPS}; orthogonium's HouseHolder_Order_2 is 0 where an angle is rounded to the end "
+    "of its last sector: HouseHolder, of order 1, is taken",
     "Not": f"{JUMPS}; scikit-learn's SGDClassifier of three classes or more: export its scores "
     '(skl2onnx: options={id(model): {"raw_scores": True}}), for its sigmoids are often alike',
     "Einsum": "write it as a product with a matrix (torch: x @ weight)",

@@ -64,11 +64,14 @@ def implausible(
     given: Tensor,
     largest: float,
     clock: Clock,
+    *,
+    underflow: bool = False,
 ) -> Tensor:
     """Rows [N] whose deployed logits ``given`` rounding does not explain.
 
     x [N, *shape], logits and given [N, classes]: float64; largest: the largest |logit| of all
-    inputs compared together. Raises OutOfTime.
+    inputs compared together; underflow: nor what float32 loses below its normal numbers. Raises
+    OutOfTime.
     """
     off = (given - logits).abs()
     # Written so that a NaN is implausible.
@@ -78,7 +81,8 @@ def implausible(
         return found
     moved = torch.zeros_like(logits[rows])
     for draw in range(DRAWS):
-        disturbed = _disturbed(compiled, x[rows], torch.Generator().manual_seed(draw), clock)
+        generator = torch.Generator().manual_seed(draw)
+        disturbed = _disturbed(compiled, x[rows], generator, clock, underflow=underflow)
         moved = torch.maximum(moved, (disturbed - logits[rows]).abs())
     # A disturbance that overflows explains everything.
     allowed = TOLERANCE * largest + ROOM * moved.amax(1, keepdim=True).nan_to_num(torch.inf)
@@ -87,10 +91,16 @@ def implausible(
 
 
 def _disturbed(
-    compiled: CompiledNetwork, x: Tensor, generator: torch.Generator, clock: Clock
+    compiled: CompiledNetwork,
+    x: Tensor,
+    generator: torch.Generator,
+    clock: Clock,
+    *,
+    underflow: bool,
 ) -> Tensor:
     """Logits of a pass in which every number is off by as much as float32 may err there."""
     rounding = Rounding.sound(torch.float64)
+    tiny = rounding.underflow if underflow else 0.0
 
     def signs(like: Tensor) -> Tensor:
         drawn = torch.randint(0, 2, like.shape, generator=generator)
@@ -101,8 +111,9 @@ def _disturbed(
         if isinstance(step.op, Affine):
             op = step.op
             size = op.absolute(inputs[0].abs()) + op.bias_magnitude
-            return value + rounding.deployed_gamma(op.terms) * size * signs(value)
-        return value + rounding.single_operation * value.abs() * signs(value)
+            lost = rounding.deployed_gamma(op.terms) * size + tiny * op.floor
+            return value + lost * signs(value)
+        return value + (rounding.single_operation * value.abs() + tiny) * signs(value)
 
     with exact_arithmetic():
         centre, _ = forward_pass(compiled, x, clock, forward)
@@ -110,4 +121,4 @@ def _disturbed(
         logits = head.logits(centre)
         size = head.sizes(centre.abs())
         gamma = rounding.deployed_gamma(head.terms) if head.terms else 0.0
-        return logits + gamma * size * signs(logits)
+        return logits + (gamma * size + tiny * head.floor) * signs(logits)

@@ -71,7 +71,7 @@ class Problem:
         raises OutOfTime.
         """
         shapes = [self.compiled.input_shape, *(step.shape for step in self.compiled.steps)]
-        largest = max(1, *(math.prod(shape) for shape in shapes))
+        largest = max(self.compiled.head.classes, *(math.prod(shape) for shape in shapes))
         room = BLOCK_BYTES[self.device.type] // rows_per_sample
         size = max(1, room // (largest * dtype.itemsize))
         whole = rows.numel() == batch

@@ -129,6 +129,8 @@ def activation_memory(kept: float) -> Callable[[CompiledNetwork], float]:
             if isinstance(step.op, Affine)
             for weight in step.op.weights()
         )
+        numbers += compiled.head.classes
+        weights += compiled.head.multiplications
         # Float64 numbers; weights are held in both arithmetics, with their absolute values.
         return 8.0 * (kept * numbers + 4.0 * weights)
 

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-__all__ = ["Epsilon", "epsilon_text", "parse_epsilon"]
+__all__ = ["Epsilon", "epsilon_in_words", "epsilon_text", "parse_epsilon"]
+
+#: Digits of a normal form that a person still reads.
+READABLE = 16
 
 #: ``36/255``, ``0.5``, ``1e-3``. Three digits of exponent: longer ones would only cost memory.
 #: A fraction may be the normal form of any of them, and 5e-324 has 324 digits there.
@@ -50,6 +53,12 @@ def parse_epsilon(value: object) -> Fraction:
 def epsilon_text(epsilon: Fraction) -> str:
     """The normal form: ``12/85``, ``1/2``, ``3``."""
     return str(epsilon)
+
+
+def epsilon_in_words(epsilon: Fraction) -> str:
+    """For a sentence: the normal form, or, where that has hundreds of digits, about ``1e+300``."""
+    text = epsilon_text(epsilon)
+    return text if len(text) <= READABLE else f"{float(epsilon):g}"
 
 
 def _validate(value: Any) -> Fraction:

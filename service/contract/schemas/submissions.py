@@ -23,7 +23,7 @@ from service.contract.catalogue.architectures import ARCHITECTURES, FAMILIES
 from service.contract.catalogue.methods import METHODS
 from service.contract.near_names import did_you_mean
 from service.contract.schemas.architectures import checked_family, checked_layers
-from service.contract.schemas.epsilons import Epsilon, epsilon_text
+from service.contract.schemas.epsilons import Epsilon, epsilon_in_words
 
 __all__ = [
     "MODEL_FILE",
@@ -318,8 +318,8 @@ class Spec(Strict):
                 "the criterion is about epsilon {epsilon}, which is not one of the epsilons asked: "
                 "{asked}; add it to them",
                 {
-                    "epsilon": epsilon_text(self.criterion.epsilon),
-                    "asked": ", ".join(map(epsilon_text, self.epsilons)),
+                    "epsilon": epsilon_in_words(self.criterion.epsilon),
+                    "asked": ", ".join(map(epsilon_in_words, self.epsilons)),
                 },
             )
         return self

@@ -84,8 +84,8 @@ class Bounds:
 class DataSet:
     """The samples asked for: x [N, ...] as stored, y int64 [N] or None, indices int64 [N], size.
 
-    ``classes``: label of each class folder, where labels come from folders; ``warnings``: sentences
-    for the person who relies on the report.
+    ``classes``: label of each class folder, where labels come from folders; ``one_hot``: classes of
+    the rows that labels came as; ``warnings``: sentences for the person who relies on the report.
     """
 
     x: NDArray[Any]
@@ -94,6 +94,7 @@ class DataSet:
     size: int
     classes: Mapping[str, int] | None = None
     warnings: tuple[str, ...] = ()
+    one_hot: int | None = None
 
 
 def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
@@ -107,17 +108,18 @@ def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
             x_name, y_name = arrays_of(names)
             with archive.open(f"{x_name}.npy") as stream:
                 x, indices, size = _samples(stream, selection, bounds)
-            y = None
+            y, wide = None, None
             if y_name is not None:
                 with archive.open(f"{y_name}.npy") as stream:
-                    y = labels_of(_Header.read(stream, bounds).rows(stream, None), size)[indices]
+                    y, wide = labels_of(_Header.read(stream, bounds).rows(stream, None), size)
+                y = y[indices]
     except UnknownArrays as error:
         raise DataError("missing_array", str(error), hint=error.hint) from error
     except DataError:
         raise
     except UNREADABLE as error:
         raise DataError("invalid_dataset", f"the npz file cannot be read: {error}") from error
-    return DataSet(x, y, indices, size, warnings=_unread(names, x_name, y_name))
+    return DataSet(x, y, indices, size, warnings=_unread(names, x_name, y_name), one_hot=wide)
 
 
 def read_npy(path: Path, labels: Path | None, selection: Selection, bounds: Bounds) -> DataSet:
@@ -125,15 +127,16 @@ def read_npy(path: Path, labels: Path | None, selection: Selection, bounds: Boun
     try:
         with path.open("rb") as stream:
             x, indices, size = _samples(stream, selection, bounds)
-        y = None
+        y, wide = None, None
         if labels is not None:
             with labels.open("rb") as stream:
-                y = labels_of(_Header.read(stream, bounds).rows(stream, None), size)[indices]
+                y, wide = labels_of(_Header.read(stream, bounds).rows(stream, None), size)
+            y = y[indices]
     except DataError:
         raise
     except UNREADABLE as error:
         raise DataError("invalid_dataset", f"the npy file cannot be read: {error}") from error
-    return DataSet(x, y, indices, size)
+    return DataSet(x, y, indices, size, one_hot=wide)
 
 
 def _samples(
@@ -249,9 +252,11 @@ def _of_rows(y: NDArray[Any]) -> NDArray[np.int64]:
     return ones.argmax(1).astype(np.int64)
 
 
-def labels_of(y: NDArray[Any], size: int) -> NDArray[np.int64]:
-    """Labels int64 [N] from an array of class numbers or one-hot rows. Raises DataError."""
-    y = _of_rows(y) if y.ndim == 2 and y.shape[1] > 1 and len(y) == size else y
+def labels_of(y: NDArray[Any], size: int) -> tuple[NDArray[np.int64], int | None]:
+    """(labels int64 [N], classes of one-hot rows) from an array of class numbers (then None) or of
+    such rows. Raises DataError."""
+    wide = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 and len(y) == size else None
+    y = y if wide is None else _of_rows(y)
     y = y.reshape(-1) if y.ndim == 2 and 1 in y.shape else y
     if y.shape != (size,):
         raise DataError(
@@ -268,4 +273,4 @@ def labels_of(y: NDArray[Any], size: int) -> NDArray[np.int64]:
         )
     if bool((np.abs(y.astype(np.float64)) > 2**31).any()):
         raise DataError("label_out_of_range", "a label is beyond any number of classes")
-    return y.astype(np.int64)
+    return y.astype(np.int64), wide

@@ -29,11 +29,12 @@ def read_idx(images: Path, labels: Path | None, selection: Selection, bounds: Bo
     size, read = _open_idx(images, bounds)
     indices = choose(selection, size)
     x = read(int(indices.max()) + 1)[indices]
-    y = None
+    y, wide = None, None
     if labels is not None:
         count, read_labels = _open_idx(labels, bounds)
-        y = labels_of(read_labels(count), size)[indices]
-    return DataSet(x, y, indices, size)
+        y, wide = labels_of(read_labels(count), size)
+        y = y[indices]
+    return DataSet(x, y, indices, size, one_hot=wide)
 
 
 def _open_idx(path: Path, bounds: Bounds) -> tuple[int, Callable[[int], NDArray[np.uint8]]]:

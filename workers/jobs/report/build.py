@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from service.contract.schemas.epsilons import epsilon_text
+from service.contract.schemas.epsilons import epsilon_in_words, epsilon_text
 from service.contract.schemas.report import Report, SampleRow, result_digest
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.times import now, rfc3339
@@ -332,7 +332,7 @@ def _whole_range(spec: Spec, cap: float, inputs: ValidInputs, *, image: bool) ->
             if pixels and float(epsilon) <= 255 and "/" not in text
             else "."
         )
-        for epsilon, text in ((e, epsilon_text(e)) for e in spec.epsilons)
+        for epsilon, text in ((e, epsilon_in_words(e)) for e in spec.epsilons)
         if float(epsilon) >= cap
     ]
 

@@ -29,6 +29,11 @@ def data_doubts(
             "in dataset.classes that the labels are the network's (folders named by numbers keep "
             "their number)."
         )
+    if data.one_hot is not None and data.one_hot != classes:
+        said.append(
+            f"The labels are one-hot rows of {data.one_hot} classes, the network has {classes}: "
+            "check that they are numbered as the network's classes."
+        )
     doubt = None if inputs.numbers else _units(data.x, x)
     if doubt is not None:
         said.append(doubt)

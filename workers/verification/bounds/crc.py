@@ -122,22 +122,30 @@ class SmoothHead:
         """b1, [hidden]."""
         return self.first.bias.expand(self.first.out_shape).reshape(-1)
 
+    def through(self, sizes: Tensor) -> Tensor:
+        """|W2| |W1| sizes of sizes [batch, features] >= 0, [batch, classes], rounded up."""
+        return raised(self.head.spread(raised(sizes @ self.first.weight.abs().T, MANY)), MANY)
+
     @cached_property
-    def through(self) -> Tensor:
-        """|W2| |W1|, [classes, features], rounded up."""
-        return raised(self.head.absolute.T @ self.first.weight.abs(), MANY)
+    def through_norms(self) -> Tensor:
+        """Norms of the rows of |W2| |W1|, [classes], rounded up."""
+        first = self.first.weight.abs()
+        head = self.head
+        rows = head.weight if head.magnitude is None else head.magnitude
+        parts = [(rows[part].abs() @ first).norm(dim=1) for part in head.parts()]
+        return raised(torch.cat(parts), 2 * MANY)
 
     @cached_property
     def through_bias(self) -> Tensor:
         """|W2| (|b1| + log 2) + |b2|, [classes], rounded up; and |W2| 1."""
         size = self.first.bias_magnitude.expand(self.first.out_shape).reshape(-1)
-        inner = self.head.absolute.T @ (size + math.log(2.0))
+        inner = self.head.spread(size + math.log(2.0))
         return raised(inner + self.head.bias_magnitude, MANY)
 
     @cached_property
     def row_sums(self) -> Tensor:
         """|W2| 1, [classes], rounded up."""
-        return raised(self.head.absolute.sum(0), MANY)
+        return raised(self.head.spread(torch.ones_like(self.bias)), MANY)
 
     def deployed(self, rounding: Rounding) -> tuple[float, float]:
         """(relative, absolute): a deployed logit is within relative (|W2| (|W1| |h| + |b1| + log 2)
@@ -154,21 +162,25 @@ class SmoothHead:
         floor = rounding.underflow * self.first.floor
         return growth * ROOM, (kernel + (1.0 + relative) * floor) * (1.0 + last) * ROOM
 
-    def curvature(self, label: int, other: int, clock: Clock = UNLIMITED) -> float:
+    def curvature(
+        self, label: int, other: int, rough: float | None = None, clock: Clock = UNLIMITED
+    ) -> float:
         """m of the pair, proved: at most 1/4 of the largest eigenvalue of W1^T diag(relu(-a)) W1,
-        a = W2[label] - W2[other]. Raises OutOfTime."""
+        a = W2[label] - W2[other], and at most ``rough``, where that is known. Raises OutOfTime."""
         key = f"{label},{other}"
         if key not in self.curvatures:
             falling = (self.head.weight[other] - self.head.weight[label]).clamp_min(0.0)
             used = falling > 0
             rows = self.first.weight[used] * falling[used].sqrt()[:, None]
             self.curvatures[key] = raised(0.25 * largest_eigenvalue(rows, clock))
-        return min(self.curvatures[key], self.rough(label)[other].item())
+        rough = self.rough(label)[other].item() if rough is None else rough
+        return min(self.curvatures[key], rough)
 
     def rough(self, label: int) -> Tensor:
         """The same for every other class, [classes], at no cost: the largest entry and |W1|^2."""
-        falling = (self.head.weight - self.head.weight[label]).amax(1).clamp_min(0.0)
-        return raised(falling * (0.25 * self.spectral**2))
+        own = self.head.weight[label]
+        falling = [(self.head.weight[part] - own).amax(1) for part in self.head.parts()]
+        return raised(torch.cat(falling).clamp_min(0.0) * (0.25 * self.spectral**2))
 
 
 _HEADS: OrderedDict[tuple[str, float, float], SmoothHead] = OrderedDict()
@@ -194,12 +206,14 @@ def boundary_distances(
     found = torch.full((batch, classes), math.inf, dtype=torch.float64)
     rows = (other != labels[sample]).nonzero().flatten()
     size = max(1, BLOCK // smooth.first.weight.shape[0])
-    rough = torch.stack([smooth.rough(label) for label in range(classes)])
+    rough = {label: smooth.rough(label) for label in set(labels.tolist())}
+    curved = torch.stack([rough[label] for label in labels.tolist()])
+    sizes = smooth.through(features.abs())
     for part in rows.split(size):
         clock.check()
         i, j = sample[part], other[part]
-        m = rough[labels[i], j]
-        found[i, j] = _cheap(smooth, _boundary(smooth, features[i], labels[i], j, m, rounding))
+        these = Pairs(features[i], labels[i], j, sizes[i, labels[i]] + sizes[i, j])
+        found[i, j] = _cheap(smooth, _boundary(smooth, these, curved[i, j], rounding))
     solved = labels[:, None] == torch.arange(classes)
     nearest = torch.full((batch,), math.inf, dtype=torch.float64)
     known = len(smooth.curvatures)
@@ -215,10 +229,14 @@ def boundary_distances(
             for part in torch.arange(len(i)).split(size):
                 at, to = i[part], j[part]
                 pairs = zip(labels[at].tolist(), to.tolist(), strict=True)
-                made = [smooth.curvature(label, other, clock) for label, other in pairs]
+                made = [
+                    smooth.curvature(label, other, float(curved[row, other]), clock)
+                    for row, (label, other) in zip(at.tolist(), pairs, strict=True)
+                ]
                 clock.check()
                 proved = torch.tensor(made, dtype=torch.float64)
-                boundary = _boundary(smooth, features[at], labels[at], to, proved, rounding)
+                these = Pairs(features[at], labels[at], to, sizes[at, labels[at]] + sizes[at, to])
+                boundary = _boundary(smooth, these, proved, rounding)
                 for better in (closed_form(boundary, proved), distance(boundary, clock=clock)):
                     found[at, to] = torch.maximum(found[at, to], better)
                 solved[at, to] = True
@@ -237,24 +255,26 @@ def _cheap(smooth: SmoothHead, boundary: Boundary) -> Tensor:
     return torch.maximum(closed_form(boundary, boundary.m), linear.nan_to_num(nan=0.0))
 
 
-def _boundary(
-    smooth: SmoothHead,
-    features: Tensor,
-    labels: Tensor,
-    others: Tensor,
-    m: Tensor,
-    rounding: Rounding,
-) -> Boundary:
+@dataclass(frozen=True)
+class Pairs:
+    """features [pairs, n], labels and others [pairs]; size [pairs]: (|W2_y| + |W2_j|) |W1| |h|."""
+
+    features: Tensor
+    labels: Tensor
+    others: Tensor
+    size: Tensor
+
+
+def _boundary(smooth: SmoothHead, pairs: Pairs, m: Tensor, rounding: Rounding) -> Boundary:
     """The pairs' boundaries, all in float64, with their errors."""
     head, first = smooth.head, smooth.first
+    features, labels, others = pairs.features, pairs.labels, pairs.others
     a = head.weight[labels] - head.weight[others]
     constant = head.bias[labels] - head.bias[others]
     relative, absolute = smooth.deployed(rounding)
     own = Rounding.sound(torch.float64).own_gamma(sum(first.weight.shape) + 64)
-    through = smooth.through[labels] + smooth.through[others]
-    size = (through * features.abs()).sum(1)
-    size = raised(size + smooth.through_bias[labels] + smooth.through_bias[others], MANY)
-    per_length = raised(through.norm(dim=1), MANY)
+    size = raised(pairs.size + smooth.through_bias[labels] + smooth.through_bias[others], MANY)
+    per_length = raised(smooth.through_norms[labels] + smooth.through_norms[others])
     sums = smooth.row_sums[labels] + smooth.row_sums[others]
     # Of the gradient: W1^T (a s'(t)) where t is off by own times |W1| |h + d| + |b1|, s'' <= 1/4.
     inner = features.abs() @ first.weight.abs().T + first.bias_magnitude.expand(first.out_shape)

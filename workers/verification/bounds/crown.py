@@ -7,6 +7,8 @@ For l2 the pixel box is used too: each row is bounded over ball and box together
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,11 @@ from workers.verification.numerics import (
 )
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding
+
+#: Classes of a sample whose rows are carried back before others are, where there are more. Those
+#: others are left where one of them lacks so many times the margin at the centre: no bound that
+#: comes later is tried there.
+TOGETHER, CLEAR_SHARE = 256, 0.5
 
 __all__ = [
     "cap_margins",
@@ -176,7 +183,9 @@ def final_forms(
 ) -> Tensor:
     """``bounds`` [batch, classes] improved by backward rows for the classes still open.
 
-    Where the time is over, those that no row improved yet stay as they were.
+    Of more than ``TOGETHER`` of them the hardest ones come first, and where one of these fails
+    clearly the others are left. Where the time is over, those that no row improved yet stay as
+    they were.
     """
     compiled = backward.compiled
     value = len(compiled.steps)
@@ -187,8 +196,7 @@ def final_forms(
     # Rows of -inf: what the head itself ruled out (overflow) stays so.
     concluded = ~torch.isneginf(bounds).any(1)
     open_pairs = ~(bounds > 0) & (state.valid & concluded)[:, None]
-    sample, other = open_pairs.nonzero(as_tuple=True)
-    if not sample.numel():
+    if not bool(open_pairs.any()):
         return bounds
     head = head.on(device)
     shape = tuple(state.centre.shape[1:])
@@ -196,8 +204,8 @@ def final_forms(
     bounds = bounds.clone()
     slack = head_rounding(backward, state)
     backward.slack = torch.zeros(len(labels), dtype=torch.float64, device=device)
-    for start in range(0, sample.numel(), width):
-        b, j = sample[start : start + width], other[start : start + width]
+    hopeless = -CLEAR_SHARE * margins_at_centre(head, state, labels).abs()
+    for b, j in _hardest_first(open_pairs, bounds, hopeless, width):
         y = labels[b]
         coefficients = head.differences(y, j).to(backward.dtype).reshape(-1, *shape)
         rows = LinearForm(coefficients, shape, None if len(labels) == 1 else b)
@@ -213,6 +221,28 @@ def final_forms(
         lost = (backward.paid + slack[b, y] + slack[b, j]).expand(len(b))
         backward.slack.scatter_reduce_(0, b, lost, "amax")
     return bounds
+
+
+def _hardest_first(
+    open_pairs: Tensor, bounds: Tensor, hopeless: Tensor, width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(samples, classes) of the open pairs, at most ``width`` at once, while ``bounds`` [batch,
+    classes] are improved in place; hopeless [batch]: a bound below that is not worth others."""
+    rounds = [open_pairs]
+    if int(open_pairs.sum(1).amax()) > TOGETHER:
+        order = bounds.masked_fill(~open_pairs, torch.inf).argsort(dim=1, stable=True)
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+        )
+        last = int(open_pairs.sum(1).amax())
+        starts = range(0, last, TOGETHER)
+        rounds = [open_pairs & (rank >= at) & (rank < at + TOGETHER) for at in starts]
+    going = torch.ones_like(hopeless, dtype=torch.bool)
+    for asked in rounds:
+        sample, other = (asked & going[:, None]).nonzero(as_tuple=True)
+        for start in range(0, sample.numel(), width):
+            yield sample[start : start + width], other[start : start + width]
+        going = going & ~((bounds < hopeless[:, None]) & asked).any(1)
 
 
 def tell_slack(backward: BackwardPass, lost: Tensor | None) -> None:

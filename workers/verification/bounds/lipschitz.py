@@ -214,6 +214,7 @@ def backward_lipschitz_radius(
     rounding = Rounding.real(torch.float64)
     walked = walk(compiled, x, rounding, torch.float64, clock=clock)
     real = _radius(compiled, walked, labels, norm, rounding, None)
+    margins = centre_margins(compiled.head, walked.final, labels, rounding).margin
     best = torch.full_like(real, -math.inf)
     hopeful = (real > 0) & (real >= least)
     for share in SHARES:
@@ -225,7 +226,7 @@ def backward_lipschitz_radius(
         if not still.numel():
             break
         inside = Region(x[still], reach[still], norm, False)
-        lost = margin_budget(compiled, inside, labels[still], clock=clock)
+        lost = margin_budget(compiled, inside, labels[still], real=margins[still], clock=clock)
         found = _radius(compiled, walked.part(still), labels[still], norm, rounding, lost)
         best[still] = torch.fmax(best[still], torch.minimum(found, reach[still]))
         hopeful[still] = found > 0

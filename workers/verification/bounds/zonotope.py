@@ -27,6 +27,8 @@ __all__ = ["ITERATIONS", "zonotope_margins", "zonotope_memory", "zonotope_room"]
 ITERATIONS = 20
 #: Slopes are learnt where the least margin lacks at most this share of the margin at the centre.
 NEAR = 2.0
+#: Classes of a sample that slopes are learnt for, the hardest ones, at most.
+HARDEST = 256
 #: Numbers in all terms of one sample at most, beside the input's own; at least so many terms.
 NUMBERS, LEAST_ROOM = 2**24, 512
 
@@ -115,6 +117,9 @@ def _margins(
     open_pairs = ~(bounds > 0) & concluded & (bounds.amin(1) > -near)[:, None]
     if not iterations or not bool(open_pairs.any()):
         return bounds
+    if bounds.shape[1] > HARDEST:
+        least = bounds.masked_fill(~open_pairs, torch.inf).topk(HARDEST, 1, largest=False).indices
+        open_pairs = open_pairs & torch.zeros_like(open_pairs).scatter_(1, least, True)
     with contextlib.suppress(OutOfTime):
         slopes = learned_slopes(first, labels, open_pairs, iterations, clock=clock)
         if slopes:

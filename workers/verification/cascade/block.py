@@ -70,7 +70,9 @@ class Block:
         #: Passes that the search of the radius has cost each sample, and its verdicts by whom.
         self.searched = torch.zeros(count, dtype=torch.float64)
         self.spent: dict[str, Tensor] = {}
-        #: What the last attempt of each bound on each sample has cost (0: none).
+        #: Tries of that search whose passes were counted.
+        self.hunted = torch.zeros(count, dtype=torch.float64)
+        #: What the dearest attempt of each bound on each sample has cost (0: none).
         self.last: dict[str, Tensor] = {}
         self.by = [""] * count
         self.decided_by = [[""] * width for _ in range(count)]

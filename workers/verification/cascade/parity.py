@@ -58,6 +58,10 @@ EXAMINED = 8
 MODERATE = 2.0**60
 
 _HINT = "check that the file runs as plain float32 and that no operator depends on the batch"
+_SCALE = (
+    "scale the layers so that no number between them is below 1e-36: multiply the weights and the "
+    "bias of one by what you divide the weights of the next by, and export again"
+)
 
 #: float32 rows [N, *shape] -> logits [N, classes], all rows in one batch where the file allows it.
 Deployed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -250,15 +254,26 @@ def _check_plainly(
         return
     x = torch.from_numpy(np.ascontiguousarray(inputs.x[rows.numpy()])).double()
     logits, deployed = found.logits[rows], torch.from_numpy(given[rows.numpy()]).double()
-    odd = implausible(compiled, x, logits, deployed, float(sizes.max()), clock)
+    largest = float(sizes.max())
+    odd = implausible(compiled, x, logits, deployed, largest, clock)
     if bool(odd.any()):
         row = int(odd.nonzero()[0])
+        one = slice(row, row + 1)
         off = float((deployed[row] - logits[row]).abs().max())
+        lost = not bool(
+            implausible(
+                compiled, x[one], logits[one], deployed[one], largest, clock, underflow=True
+            )
+        )
         raise DeploymentMismatch(
             f"the deployed network's logits differ from the certified graph's by {off:.3g} on "
-            f"{inputs.names[int(rows[row])]}, where logits are {float(sizes.max()):.3g} at most "
-            "and float32 rounding does not move them that far",
-            _HINT,
+            f"{inputs.names[int(rows[row])]}, where logits are {largest:.3g} at most and "
+            + (
+                "float32 underflows: numbers on the way are so small that it loses their digits"
+                if lost
+                else "float32 rounding does not move them that far"
+            ),
+            _SCALE if lost else _HINT,
         )
 
 

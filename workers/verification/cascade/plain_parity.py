@@ -69,11 +69,14 @@ def implausible(
     given: Tensor,
     largest: float,
     clock: Clock,
+    *,
+    underflow: bool = False,
 ) -> Tensor:
     """Rows [N] whose deployed logits ``given`` rounding does not explain.
 
     x [N, *shape], logits and given [N, classes]: float64; largest: the largest |logit| of all
-    inputs compared together. Raises OutOfTime.
+    inputs compared together; underflow: nor what float32 loses below its normal numbers. Raises
+    OutOfTime.
     """
     off = (given - logits).abs()
     # Written so that a NaN is implausible.
@@ -85,7 +88,7 @@ def implausible(
     sides = _sides(compiled, x[rows], clock)
     for draw in range(DRAWS_AT_JUMPS if sides else DRAWS):
         generator = torch.Generator().manual_seed(draw)
-        disturbed = _disturbed(compiled, x[rows], generator, clock, sides)
+        disturbed = _disturbed(compiled, x[rows], generator, clock, sides, underflow=underflow)
         moved = torch.maximum(moved, (disturbed - logits[rows]).abs())
     # A disturbance that overflows explains everything.
     allowed = TOLERANCE * largest + ROOM * moved.amax(1, keepdim=True).nan_to_num(torch.inf)
@@ -128,9 +131,12 @@ def _disturbed(
     generator: torch.Generator,
     clock: Clock,
     sides: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    underflow: bool,
 ) -> Tensor:
     """Logits of a pass in which every number is off by as much as float32 may err there."""
     rounding = Rounding.sound(torch.float64)
+    tiny = rounding.underflow if underflow else 0.0
 
     def signs(like: Tensor) -> Tensor:
         drawn = torch.randint(0, 2, like.shape, generator=generator)
@@ -144,8 +150,9 @@ def _disturbed(
         if isinstance(step.op, Affine):
             op = step.op
             size = op.absolute(inputs[0].abs()) + op.bias_magnitude
-            return value + rounding.deployed_gamma(op.terms) * size * signs(value)
-        return value + rounding.single_operation * value.abs() * signs(value)
+            lost = rounding.deployed_gamma(op.terms) * size + tiny * op.floor
+            return value + lost * signs(value)
+        return value + (rounding.single_operation * value.abs() + tiny) * signs(value)
 
     with exact_arithmetic():
         centre, _ = forward_pass(compiled, x, clock, forward)
@@ -153,4 +160,4 @@ def _disturbed(
         logits = head.logits(centre)
         size = head.sizes(centre.abs())
         gamma = rounding.deployed_gamma(head.terms) if head.terms else 0.0
-        return logits + gamma * size * signs(logits)
+        return logits + (gamma * size + tiny * head.floor) * signs(logits)

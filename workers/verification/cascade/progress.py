@@ -11,8 +11,8 @@ __all__ = ["Progress", "epsilon_text"]
 
 #: Seconds after which the message is made anew; it is told at every look at the clock.
 EVERY_S = 0.25
-#: Fractions with a larger denominator are written as decimals.
-LARGEST_DENOMINATOR = 10_000
+#: Fractions with a larger number above or below the line are written as decimals.
+LARGEST_NUMBER = 10_000
 
 
 @dataclass
@@ -39,5 +39,5 @@ class Progress:
 
 def epsilon_text(epsilon: Fraction) -> str:
     """An epsilon as people write it."""
-    short = epsilon.denominator <= LARGEST_DENOMINATOR
+    short = max(epsilon.numerator, epsilon.denominator) <= LARGEST_NUMBER
     return str(epsilon) if short else f"{float(epsilon):.4g}"

@@ -168,9 +168,11 @@ class Shard:
                 verdict.spent / 2, verdict.spent.clamp_max(bound.price(tightest=True))
             )
         )
-        block.last.setdefault(bound.name, torch.zeros_like(block.searched))[rows] = each
+        dearest = block.last.setdefault(bound.name, torch.zeros_like(block.searched))
+        dearest[rows] = torch.maximum(dearest[rows], each)
         if tightest:
             block.searched[rows] += verdict.spent
+            block.hunted[rows] += float(bound.metered)
         else:
             block.spend(bound.name, rows, verdict.spent)
         if verdict.open_domains is not None and not tightest:

@@ -30,12 +30,15 @@ CHEAP_TRIES, LATER_TRIES, EXPENSIVE_TRIES = 5, 3, 8
 #: Of an expensive search: no try that promises less than this share of what is proved.
 GAIN = 0.1
 #: What a pass of the verdicts is worth in counted ones: of the attack, in whose small batches each
-#: takes longer, and of bounds whose counts are guesses, from above.
-ATTACK_SHARE, GUESSED_SHARE = 3.0, 0.4
+#: takes longer, and of bounds whose counts are guesses, from above. What one of the attack is worth
+#: in guessed ones.
+ATTACK_SHARE, GUESSED_SHARE, ATTACK_GUESSED = 3.0, 0.4, 4.0
 #: Of what verdicts have cost, what the search may: cheap bounds and small batches take the rest.
 SPENDABLE = 0.95
-#: A try is taken to cost so many times as much as the last one: what fails takes longer.
-DEARER = 1.5
+#: A try is taken to cost so many times as much as the dearest so far: what fails takes longer; more
+#: after a first try, which may have ended at its boxes. One of a bound whose cost is a guess, so
+#: many times that: it is made in float64 too, and at smaller epsilons.
+DEARER, LATER_DEARER, GUESSED_DEARER = 1.5, 2.0, 1.6
 
 
 def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int) -> None:
@@ -197,16 +200,19 @@ def _affordable(block: Block, bounds: list[Bound], rows: Tensor) -> Tensor:
     of these."""
     own = {bound.name for bound in bounds}
     # In the unit of these bounds: counted passes, or guessed ones.
-    unit = 1.0 if any(bound.metered for bound in bounds) else GUESSED_SHARE
-    left = -block.searched
+    counted = any(bound.metered for bound in bounds)
+    attack, other = (ATTACK_SHARE, GUESSED_SHARE) if counted else (ATTACK_GUESSED, 1.0)
+    left = -block.searched * (1.0 if counted else GUESSED_DEARER)
     for name, passes in block.spent.items():
-        worth = ATTACK_SHARE if name == ATTACK else GUESSED_SHARE
-        left = left + SPENDABLE * passes * (1.0 if name in own else worth / unit)
+        worth = attack if name == ATTACK else other
+        left = left + SPENDABLE * passes * (1.0 if name in own else worth)
     price = torch.zeros(len(rows), dtype=torch.float64)
     for bound in bounds:
         most = bound.price(tightest=True)
         last = block.last.get(bound.name, torch.zeros_like(left))[rows]
-        price += torch.where(last > 0, DEARER * last, most) if bound.metered else most
+        dearer = torch.where(block.hunted[rows] > 0, LATER_DEARER, DEARER)
+        guessed = GUESSED_DEARER * most
+        price += torch.where(last > 0, dearer * last, most) if bound.metered else guessed
     allowed = torch.zeros(len(rows), dtype=torch.bool)
     for pool in (rows // POOL).unique().tolist():
         money = float(left[pool * POOL : (pool + 1) * POOL].sum())

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 __all__ = ["BranchAndBound"]
 
+#: Classes that are searched together, where more are open.
+TOGETHER = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class BranchAndBound(Bound):
@@ -120,11 +123,47 @@ class BranchAndBound(Bound):
         if least > 0.0 or math.isinf(least):
             return Outcome(least > 0.0, least, 0, self.setup)
         classes = (~(margins[0] > 0)).nonzero().flatten()
-        try:
-            network = CondensedNetwork.of(backward, label, classes)
-        except (TooManyUnits, RowsOverflow) as error:
-            log.info("branch and bound leaves a sample: %s", error)
-            return Outcome(False, least, 0, self.setup)
+        # The hardest first: where one of them stays open, the others need not be looked at.
+        classes = classes[torch.argsort(margins[0, classes], stable=True)]
+        parts = classes.split(TOGETHER) if len(classes) > TOGETHER else (classes.sort().values,)
+        outcome = Outcome(True, math.inf, 0, 0.0)
+        seen = 0
+        for part in parts:
+            before, seen = outcome, seen + len(part)
+            try:
+                network = CondensedNetwork.of(backward, label, part)
+            except (TooManyUnits, RowsOverflow) as error:
+                log.info("branch and bound leaves a sample: %s", error)
+                return Outcome(False, least, 0, self.setup + before.passes)
+            left = passes - self.setup - before.passes
+            outcome = self._of_classes(problem, region, label, network, clock, left)
+            outcome = replace(
+                outcome,
+                least=min(before.least, outcome.least),
+                passes=before.passes + outcome.passes,
+            )
+            if not outcome.proved:
+                break
+        unseen = classes[seen:]
+        least = min([outcome.least, *margins[margins > 0].tolist(), *margins[0, unseen].tolist()])
+        return replace(
+            outcome,
+            least=least,
+            open=outcome.open + len(unseen),
+            passes=outcome.passes + self.setup,
+        )
+
+    def _of_classes(
+        self,
+        problem: Problem,
+        region: Region,
+        label: int,
+        network: CondensedNetwork,
+        clock: Clock,
+        passes: float,
+    ) -> Outcome:
+        """The search for the classes that the condensed network asks for."""
+        compiled = problem.compiled
         proof = Rounding.sound(torch.float64) if problem.sound else Rounding.ignored()
         quick = torch.float32 if compiled.float32_safe else torch.float64
         searched = self.search(
@@ -132,9 +171,7 @@ class BranchAndBound(Bound):
             DomainBounds(network, region, proof, torch.float64, clock),
             Counterexamples(compiled, region, label, clock),
             forward_cost(compiled),
-            passes=passes - self.setup,
+            passes=passes,
             clock=clock,
         )
-        outcome = searched.run()
-        least = min([outcome.least, *margins[margins > 0].tolist()])
-        return replace(outcome, least=least, passes=outcome.passes + self.setup)
+        return searched.run()

@@ -203,15 +203,19 @@ def _objectives(
     if state is None:
         raise ValueError("the last value is not kept")
     head = compiled.head.on(classes.device)
-    weight = head.differences(torch.full_like(classes, label), classes).to(backward.dtype)
     shape = tuple(state.centre.shape[1:])
-    rows = LinearForm(weight.reshape(-1, *shape), shape, None)
     slack = head_rounding(backward, state)[0]
-    found = condense(backward, units, value, rows)
-    bias = head.bias[label] - head.bias[classes]
-    return CondensedRows(
-        found.weight, found.constant + bias, found.error + slack[label] + slack[classes]
-    )
+    parts = []
+    for some in classes.split(
+        rows_at_once(widest(compiled), costliest(compiled), classes.device, plain_bound)
+    ):
+        weight = head.differences(torch.full_like(some, label), some).to(backward.dtype)
+        rows = LinearForm(weight.reshape(-1, *shape), shape, None)
+        found = condense(backward, units, value, rows)
+        bias = head.bias[label] - head.bias[some]
+        error = found.error + slack[label] + slack[some]
+        parts.append(CondensedRows(found.weight, found.constant + bias, error))
+    return _joined(parts, parts[0].weight.shape[1], classes.device)
 
 
 def _lines_of(backward: BackwardPass, held: Units, low: Tensor, high: Tensor) -> list[Tensor]:

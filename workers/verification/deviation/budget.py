@@ -20,20 +20,30 @@ from workers.verification.forward.propagation import propagate
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.norms.per_sample import costliest
-from workers.verification.numerics import raised, rounding_error
+from workers.verification.numerics import MANY, raised, rounding_error
 from workers.verification.region import Region
 from workers.verification.rounding import Rounding, overflow_ceiling, unit_roundoff
 
 __all__ = ["margin_budget"]
 
+#: Rows of a sample's own margins at most.
+FEW_CLASSES = 256
+
 
 def margin_budget(
-    compiled: CompiledNetwork, region: Region, labels: Tensor, *, clock: Clock = UNLIMITED
+    compiled: CompiledNetwork,
+    region: Region,
+    labels: Tensor,
+    *,
+    real: Tensor | None = None,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Upper bounds [batch, classes] float64 on |deployed (f_y - f_j) - real (f_y - f_j)|.
 
     For every input of the region and every float32 execution there; the label's column is 0, and
-    infinite are all columns of a sample at which float32 may overflow. Raises OutOfTime.
+    infinite are all columns of a sample at which float32 may overflow. real [batch, classes]: the
+    real margins, a guess: of more than ``FEW_CLASSES`` classes so many get rows of their own,
+    those whose margins stand a plain sum least. Raises OutOfTime.
     """
     walk = _walked(compiled, region, clock)
     rows, head = walk.rows, compiled.head.on(region.x.device)
@@ -52,6 +62,15 @@ def margin_budget(
     both = lost + lost.gather(1, labels[:, None])
     shape = compiled.steps[-1].shape if compiled.steps else compiled.input_shape
     others = torch.ones_like(both, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    if head.classes > FEW_CLASSES:
+        # Of the others the sum over |w_y| + |w_j|.
+        moved = head.spread(far)
+        plain = raised(both + moved + moved.gather(1, labels[:, None]), MANY)
+        guess = real if real is not None else plain.new_zeros(both.shape)
+        lead = (guess - plain).masked_fill(~others, torch.inf)
+        least = lead.topk(FEW_CLASSES, 1, largest=False).indices
+        others &= torch.zeros_like(others).scatter_(1, least, True)
+        both = torch.where(others, both, plain)
     sample, other = (others & valid[:, None]).nonzero(as_tuple=True)
     width = rows_at_once(widest(compiled), costliest(compiled), region.x.device, plain_bound)
     for start in range(0, sample.numel(), width):

@@ -94,7 +94,7 @@ def prove_on_deep(
                 continue
             rows, real = rows[positive.cpu()], real[positive]
             part, asked = region.part(rows, problem.device), asked[positive]
-            lost = margin_budget(problem.compiled, part, asked, clock=clock)
+            lost = margin_budget(problem.compiled, part, asked, real=real, clock=clock)
             found = real - lost - (real.abs() + lost) * (up(1) - 1.0)
             # The label's own column.
             found = torch.where(torch.isposinf(real), real, found)

@@ -29,6 +29,9 @@ CLEAR_SHARE = 0.05
 #: Pairs (sample, class) times features handled at once, in numbers.
 PAIR_BLOCK = 4_000_000
 
+#: Of more classes, so many of the hardest ones are solved before all the others are.
+HARDEST = 256
+
 
 class CentreMargins:
     """At the centre z = c, for label y and every class j, all [batch, classes] float64:
@@ -85,7 +88,7 @@ def _lost_at(
         return least
     unit = rounding.deployed
     spread = trees.spread() + trees.ahead * trees.leaves**0.5
-    first = spread * (centre.square() @ head.squares).sqrt()
+    first = spread * head.root_of_squares(centre)
     # The sum of the leaves w_i c_i, as it was computed.
     first = first + trees.mean() * ((logits - head.bias).abs() + own * size)
     beside = (trees.ahead + trees.behind) * head.bias_magnitude
@@ -125,14 +128,13 @@ def margin_lower_bounds(
         open_pairs.scatter_(1, labels[:, None], False)
         bound = bound.scatter(1, labels[:, None], torch.inf)
         # The hardest class first: where it fails clearly, the others need not be solved.
-        worst = torch.zeros_like(open_pairs).scatter_(1, bound.argmin(1, keepdim=True), True)
-        for chosen in (worst, ~worst):
+        for chosen, decides in _hardest_first(bound):
             pairs = open_pairs & chosen
             drop = _pairwise_maximum(head, centre, lower, upper, state.radius, labels, pairs, clock)
             solved = at_centre.margin - slack - drop
             bound = torch.fmax(bound, solved)
-            clear = (solved < -CLEAR_SHARE * at_centre.margin.abs()) & worst
-            open_pairs = open_pairs & ~clear.any(1, keepdim=True)
+            clear = (solved < -CLEAR_SHARE * at_centre.margin.abs()) & pairs
+            open_pairs = open_pairs & ~(clear & decides).any(1, keepdim=True)
         # A box inside out can only come from an error of ours.
         bound = torch.where(((upper >= lower).all(1))[:, None], bound, -torch.inf)
     bound = torch.where(torch.isnan(bound), torch.full_like(bound, -torch.inf), bound)
@@ -140,6 +142,17 @@ def margin_lower_bounds(
     valid = valid & _head_fits(head, state, rounding)
     bound = torch.where(valid[:, None], bound, torch.full_like(bound, -torch.inf))
     return bound.scatter(1, labels[:, None], torch.inf)
+
+
+def _hardest_first(bound: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(classes [batch, classes] bool to solve together, those that decide whether the next ones
+    need be solved), by bounds so far."""
+    worst = torch.zeros_like(bound, dtype=torch.bool)
+    worst.scatter_(1, bound.argmin(1, keepdim=True), True)
+    if bound.shape[1] <= 2 * HARDEST:
+        return [(worst, worst), (~worst, worst)]
+    hard = torch.zeros_like(worst).scatter_(1, bound.topk(HARDEST, 1, largest=False).indices, True)
+    return [(worst, worst), (hard & ~worst, hard), (~hard & ~worst, hard)]
 
 
 def _head_fits(head: Head, state: Enclosure, rounding: Rounding) -> Tensor:

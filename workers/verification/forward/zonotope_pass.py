@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workers.verification.block_sizes import ROW_BYTES
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.forward.margins import head_gammas
 from workers.verification.forward.propagation import Enclosure, propagate
@@ -34,6 +35,9 @@ from workers.verification.region import Region
 from workers.verification.rounding import Rounding
 
 __all__ = ["ZonotopePass", "zonotope_margins_at_head"]
+
+#: Classes that are always taken together.
+FEW_CLASSES = 16
 
 
 @dataclass
@@ -163,40 +167,81 @@ def zonotope_margins_at_head(
     labels: Tensor,
     rounding: Rounding,
     *,
+    wanted: Tensor | None = None,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Lower bounds [batch, classes] float64 on the deployed f_y - f_j; 0 in the label's column.
+
+    wanted [classes] bool: the classes that are asked for; of the others -inf is said.
 
     (w_y - w_j) c + b_y - b_j - sum_m |(w_y - w_j) terms_m| - |w_y - w_j| slack, and the roundings
     of the deployed head and of this sum on |w| reach + |b|. NaN where nothing is known.
     Raises OutOfTime.
     """
     head = head.on(state.centre.device)
-    weight = head.weight
     deployed, own = head_gammas(head, rounding)
-
-    def pairs(logits: Tensor) -> Tensor:
-        """f_y - f_j of [batch, ..., classes]."""
-        index = labels.reshape(-1, *([1] * (logits.dim() - 1)))
-        return logits.gather(-1, index.expand(*logits.shape[:-1], 1)) - logits
-
-    centre = state.centre.flatten(1).to(torch.float64)
-    margin = pairs(centre @ weight.T + head.bias)
-    reach = state.reach().flatten(1).to(torch.float64)
-    size = reach @ head.absolute + head.bias_magnitude
+    logits = head.logits(state.centre.flatten(1).to(torch.float64))
+    size = head.sizes(state.reach().flatten(1).to(torch.float64))
     size = size + size.gather(1, labels[:, None])
     lost = raised(size * (deployed + own) * ROOM, MANY) + head.min_lead(rounding)
     for group, rows in state.terms.items():
-        images = in_pieces(
+        ball = state.ball and group == INPUT_TERMS
+        moved = _moved(head, rows.flatten(2), labels, wanted, ball=ball, clock=clock)
+        lost = lost + raised(moved, MANY)
+    slacks = state.slack.flatten(1).to(torch.float64)
+    lost = lost + raised(_slack_between(head, slacks, labels), MANY)
+    return logits.gather(1, labels[:, None]) - logits - raised(lost, MANY)
+
+
+def _moved(
+    head: Head, rows: Tensor, labels: Tensor, wanted: Tensor | None, *, ball: bool, clock: Clock
+) -> Tensor:
+    """How far terms [batch, terms, features] move f_y - f_j together, [batch, classes] float64.
+
+    Blocks of classes, for thousands of them. wanted [classes] bool: of the others infinite.
+    """
+    batch, count, _ = rows.shape
+    each = max(1, ROW_BYTES[rows.device.type] // (8 * max(1, batch * count)))
+    if wanted is None and head.classes <= max(each, FEW_CLASSES):
+        each = head.classes
+
+    def images(chosen: slice | Tensor) -> Tensor:
+        if head.dense is None:
+            return rows[..., chosen].to(torch.float64)
+        weight = head.dense[chosen]
+        return in_pieces(
             lambda flat: flat.to(torch.float64) @ weight.T,
-            [rows.flatten(2)],
-            (weight.shape[0],),
+            [rows],
+            (len(weight),),
             clock,
             weight.numel(),
         )
-        moved = row_norms(pairs(images), ball=state.ball and group == INPUT_TERMS)
-        lost = lost + raised(moved, MANY)
-    differences = (weight[labels][:, None, :] - weight[None, :, :]).abs()
-    slacks = state.slack.flatten(1).to(torch.float64)
-    lost = lost + raised(torch.einsum("bf,bcf->bc", slacks, differences), MANY)
-    return margin - raised(lost, MANY)
+
+    index = labels[:, None, None].expand(-1, count, 1)
+    if wanted is None and each == head.classes:
+        whole = images(slice(0, head.classes))
+        return row_norms(whole.gather(2, index) - whole, ball=ball)
+    if head.dense is None:
+        own = rows.gather(2, index).to(torch.float64)
+    else:
+        own = rows.to(torch.float64) @ head.dense[labels][:, :, None]
+    if wanted is None:
+        blocks = [row_norms(own - images(part), ball=ball) for part in head.parts(each)]
+        return torch.cat(blocks, dim=1)
+    places = wanted.nonzero().flatten()
+    blocks = [row_norms(own - images(part), ball=ball) for part in places.split(each)]
+    result = own.new_full((batch, head.classes), torch.inf)
+    return result.index_copy(1, places, torch.cat(blocks, dim=1)) if blocks else result
+
+
+def _slack_between(head: Head, slacks: Tensor, labels: Tensor) -> Tensor:
+    """|w_y - w_j| slack, [batch, classes], for slacks [batch, features] >= 0."""
+    if head.dense is None:
+        return (slacks + slacks.gather(1, labels[:, None])).scatter(1, labels[:, None], 0.0)
+    own = head.dense[labels][:, None, :]
+    room = ROW_BYTES[slacks.device.type] // (8 * max(1, own.numel()))
+    blocks = [
+        torch.einsum("bf,bcf->bc", slacks, (own - head.dense[None, part]).abs())
+        for part in head.parts(max(room, FEW_CLASSES))
+    ]
+    return torch.cat(blocks, dim=1)

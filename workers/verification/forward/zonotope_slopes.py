@@ -53,6 +53,8 @@ def learned_slopes(
     bool: the margins that count. Each sample keeps the slopes of its own best step. Once the time
     is over, the best met so far. Raises OutOfTime before the first step.
     """
+    some = open_pairs.any(0)
+    wanted = None if bool(some.sum() * 2 > len(some)) else some
     narrow = torch.float32 if done.compiled.float32_safe else torch.float64
     walk = _Walk(done, narrow, clock)
     slopes = walk.start()
@@ -65,7 +67,7 @@ def learned_slopes(
     with contextlib.suppress(OutOfTime):
         for _ in range(iterations + 1):
             with torch.enable_grad():
-                margins, size = walk.margins(slopes, labels)
+                margins, size = walk.margins(slopes, labels, wanted)
                 counted = margins.masked_fill(~open_pairs, torch.inf)
                 lowest = counted.detach().amin(1)
                 better = lowest > highest
@@ -127,18 +129,23 @@ class _Walk:
         self.fixed = {value: state for value, state in states.items() if value in later}
         return slopes
 
-    def margins(self, slopes: dict[int, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(margins [batch, classes], largest magnitude of a logit [batch]), float64."""
+    def margins(
+        self, slopes: dict[int, Tensor], labels: Tensor, wanted: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(margins [batch, classes] of the wanted ones, largest magnitude of a logit [batch]),
+        float64."""
         states, first = dict(self.fixed), min(slopes)
         steps = self.done.compiled.steps
         for index in range(first, len(steps)):
             states[index + 1] = self.step(index, states, slopes)
         last = states[len(steps)]
         head = self.done.compiled.head
-        margins = zonotope_margins_at_head(head, last, labels, IGNORED, clock=self.clock)
+        margins = zonotope_margins_at_head(
+            head, last, labels, IGNORED, wanted=wanted, clock=self.clock
+        )
         centre = last.centre.detach().flatten(1).to(torch.float64)
         on = head.on(centre.device)
-        return margins, (centre @ on.weight.T + on.bias).abs().amax(1)
+        return margins, on.logits(centre).abs().amax(1)
 
     def step(self, index: int, states: dict[int, Zonotope], slopes: dict[int, Tensor]) -> Zonotope:
         """One step."""

@@ -6,6 +6,7 @@ identity, which nothing here writes out: of 40,000 outputs it would take 12.8 GB
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,6 +22,9 @@ __all__ = ["Head"]
 
 #: Classes of which all pairs of rows are held; of more, those of the labels asked for are made.
 ALL_PAIRS = 1024
+#: Numbers of a weight whose absolute values and squares are held too; of a larger one these are
+#: made anew each time, so many numbers at once.
+HELD, PART = 2**24, 2**20
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,32 @@ class Head:
 
     def spread(self, sizes: Tensor) -> Tensor:
         """What values of these sizes [batch, features] make of each logit at most, bias apart."""
-        return sizes if self.dense is None else sizes @ self.absolute
+        if self.dense is None:
+            return sizes
+        if self.dense.numel() <= HELD:
+            return sizes @ self.absolute
+        rows = self.dense if self.magnitude is None else self.magnitude
+        return torch.cat([sizes @ rows[part].abs().T for part in self.parts()], dim=-1)
 
     def sizes(self, sizes: Tensor) -> Tensor:
         """The same, the bias included."""
         return self.spread(sizes) + self.bias_magnitude
+
+    def root_of_squares(self, values: Tensor) -> Tensor:
+        """(sum_i w_i^2 z_i^2)^1/2 of values [..., features], [..., classes]."""
+        squares = values.square()
+        if self.dense is None:
+            return squares.sqrt()
+        if self.dense.numel() <= HELD:
+            return (squares @ self.squares).sqrt()
+        parts = [squares @ self.dense[part].square().T for part in self.parts()]
+        return torch.cat(parts, dim=-1).sqrt()
+
+    def parts(self, each: int | None = None) -> Iterator[slice]:
+        """All classes, some at a time: so many, or what ``PART`` numbers of a dense weight are."""
+        size = max(1, PART // self.features) if each is None else each
+        for start in range(0, self.classes, size):
+            yield slice(start, min(start + size, self.classes))
 
     def combined(self, factors: Tensor) -> Tensor:
         """factors [n, classes] times the weight, [n, features]."""

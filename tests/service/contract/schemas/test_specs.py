@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.contract.near_names import did_you_mean
-from service.contract.schemas.epsilons import epsilon_text, parse_epsilon
+from service.contract.schemas.epsilons import epsilon_in_words, epsilon_text, parse_epsilon
 from service.contract.schemas.parsing import parse_model
 from service.contract.schemas.problems import InvalidInput, Problem
 from service.contract.schemas.property_spec import PropertySpec
@@ -65,6 +65,14 @@ def test_the_normal_form_of_any_decimal_is_read_again(
 )
 def test_the_normal_form_of_an_epsilon(given_as: object, text: str) -> None:
     assert epsilon_text(parse_epsilon(given_as)) == text
+
+
+@pytest.mark.parametrize(
+    ("given_as", "words"),
+    [("36/255", "12/85"), (0.1, "1/10"), (1e300, "1e+300"), (1e-300, "1e-300"), ("8", "8")],
+)
+def test_no_sentence_prints_hundreds_of_digits(given_as: object, words: str) -> None:
+    assert epsilon_in_words(parse_epsilon(given_as)) == words
 
 
 def test_a_spec_is_stored_with_every_default_and_read_back_equal() -> None:

@@ -13,7 +13,7 @@ import pytest
 from service.contract.schemas.report import Report, result_digest
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.reports import render_html
-from workers.jobs.datasets.arrays import DataSet
+from workers.jobs.datasets.arrays import Bounds, DataSet, read_npy, read_npz
 from workers.jobs.inspection.child import inspect
 from workers.jobs.inspection.valid_inputs import ValidInputs
 from workers.jobs.report.build import build_report
@@ -216,6 +216,22 @@ def doubts(x: Any, **options: Any) -> str:
     pixels = stored / 255 if stored.dtype == np.uint8 else stored
     data = DataSet(stored, None, np.arange(len(stored)), len(stored), **options)
     return " ".join(data_doubts(data, pixels.astype(np.float32), 10, ValidInputs()))
+
+
+@pytest.mark.parametrize("wide", [2, 9, 10, 11])
+def test_one_hot_rows_of_another_number_of_classes_are_told(wide: int, tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).random((2, 3)), np.eye(wide)[[1, 0]]
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    for data in (
+        read_npz(tmp_path / "a.npz", "all", Bounds()),
+        read_npy(tmp_path / "x.npy", tmp_path / "y.npy", "all", Bounds()),
+    ):
+        assert data.y is not None
+        assert data.y.tolist() == [1, 0]
+        said = " ".join(data_doubts(data, x.astype(np.float32), 10, ValidInputs()))
+        assert (f"one-hot rows of {wide} classes, the network has 10" in said) == (wide != 10)
 
 
 def test_what_looks_like_a_mistake_in_the_pixels_is_told(rng: np.random.Generator) -> None:

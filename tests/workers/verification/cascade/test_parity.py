@@ -316,3 +316,23 @@ def test_sums_that_cancel_explain_differences(size: float) -> None:
     compiled = CompiledNetwork.compile(network, norms=False)
     facts = check_parity(compiled, x, deployed(x), deployed, clip=True)
     assert facts["largest_share"] <= 1
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_where_float32_underflows_the_message_says_so(apart: bool) -> None:
+    """Two layers of 1e-22 make numbers of 1e-44, of which float32 keeps three bits."""
+    small = [Linear(torch.eye(6) * 1e-22, torch.zeros(6)) for _ in range(2)]
+    builder = Builder((6,), 0)
+    builder.add(small[0])
+    builder.add(small[1])
+    if apart:
+        builder.add(ReLU())
+    builder.add(Linear(torch.eye(6) * 1e30, torch.zeros(6)))
+    if apart:
+        builder.add(ReLU())
+    builder.add(Linear(torch.eye(6) * 1e14, torch.zeros(6)))
+    network = builder.build()
+    x = np.random.default_rng(0).random((4, 6)).astype(np.float32)
+    with pytest.raises(DeploymentMismatch, match="float32 underflows") as caught:
+        check(network=network, x=x)
+    assert "below 1e-36" in caught.value.hint

@@ -48,9 +48,15 @@ def box_to_ball(state: Enclosure) -> Enclosure:
 
 
 def cut_box(own: Enclosure | None, known: Enclosure | None) -> None:
-    """``own`` <- its box and that of ``known``, in place."""
+    """``own`` <- its box and that of ``known``, in place; what they do not share stays as it is.
+
+    Both hold the same numbers, and so share some, but where roundings are ignored.
+    """
     if own is None or known is None or own.lower is None or own.upper is None:
         return
     if known.lower is not None and known.upper is not None:
-        own.lower = torch.maximum(own.lower, known.lower)
-        own.upper = torch.minimum(own.upper, known.upper)
+        lower = torch.maximum(own.lower, known.lower)
+        upper = torch.minimum(own.upper, known.upper)
+        shared = lower <= upper
+        own.lower = torch.where(shared, lower, own.lower)
+        own.upper = torch.where(shared, upper, own.upper)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.layers.kinds import ReLU
+from models.layers.kinds import ReLU, Reshape
 from workers.verification.backward.backward_pass import BackwardPass
 from workers.verification.backward.condensation import (
     CondensedRows,
@@ -134,7 +134,7 @@ class CondensedNetwork:
     def of(cls, backward: BackwardPass, label: int, classes: Tensor) -> CondensedNetwork:
         """From the boxes of a pass over one sample; objectives: the label's margins over
         ``classes``. Raises TooManyUnits, OutOfTime."""
-        units = units_of(backward)
+        units = _needed(backward, units_of(backward), label, classes)
         device = backward.region.x.device
         columns = sum(held.places.numel() for held in units)
         wide = torch.Size(backward.compiled.input_shape).numel() + columns
@@ -173,6 +173,20 @@ class CondensedNetwork:
             objectives=_objectives(backward, units, label, classes),
             classes=classes,
         )
+
+
+def _needed(backward: BackwardPass, units: list[Units], label: int, classes: Tensor) -> list[Units]:
+    """The units without those of outputs that no objective reads, where outputs are units."""
+    steps, last = backward.compiled.steps, len(backward.compiled.steps) - 1
+    while last > 0 and isinstance(steps[last].op, Reshape):
+        last = steps[last].sources[0] - 1
+    if backward.compiled.head.dense is not None or not units or units[-1].step != last:
+        return units
+    *others, end = units
+    read = torch.cat([classes, classes.new_tensor([label])])
+    places = end.places[torch.isin(end.places, read)]
+    start = end.columns.start
+    return [*others, replace(end, places=places, columns=slice(start, start + len(places)))]
 
 
 def _unit_rows(

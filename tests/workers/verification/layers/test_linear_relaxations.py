@@ -28,6 +28,7 @@ from models.layers.activations import (
 )
 from models.layers.kinds import Layer, LeakyReLU, PReLU, ReLU
 from models.layers.normalization import LocalResponse
+from models.layers.one_lipschitz import InexactPairs
 from tests.extent import examples
 from tests.workers.verification.layers.boxes import DTYPES, boxes, grid
 from workers.verification.layers.pairs.sorting import maximum_planes, minimum_planes
@@ -252,7 +253,8 @@ def test_planes_hold_over_both_boxes(dtype: torch.dtype, seed: int) -> None:
 
 
 def test_every_activation_with_lines_is_tried_here() -> None:
-    """Curves and steps are tried in files of their own."""
-    assert {type(layer) for layer in TRIED} | {*CURVES, *STEEP, *STEPS, LocalResponse} == {
+    """Curves, steps and folds are tried in files of their own."""
+    others = {*CURVES, *STEEP, *STEPS, LocalResponse, InexactPairs}
+    assert {type(layer) for layer in TRIED} | others == {
         layer for layer, rules in LAYERS.items() if rules.relax
     }

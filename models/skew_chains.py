@@ -1,7 +1,7 @@
 """Series of one skew convolution in a network, z <- x + K z / c.
 
 For the certificate's list of layers. They are what ``models.layers.one_lipschitz.skew`` deploys.
-Bounds have a recognition of their own (``workers.verification.graph.skew_chains``), which proves
+Bounds have a recognition of their own (``workers.verification.graph.skew.chains``), which proves
 what it says; of this one the checker does (``check.network.Series``).
 """
 

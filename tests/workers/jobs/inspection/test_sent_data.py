@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from service.contract.schemas.report import Report, result_digest
 from service.contract.schemas.submissions import JobSubmission, Spec
@@ -242,6 +242,30 @@ def test_a_sentence_stands_once_and_in_a_fixed_order() -> None:
     arrays = {"logits": np.eye(2, dtype=np.float32), "y": np.arange(2), "index": np.arange(2)}
     spec = {"norm": "l2", "epsilons": [str(Fraction(1, 10))]}
     assert reported(facts, arrays, spec)["warnings"] == ["a", "b"]
+
+
+def test_labels_may_be_the_names_by_which_the_file_calls_its_classes(tmp_path: Path) -> None:
+    names = ["benign", "malignant", "neither"]
+    layer = helper.make_node("MatMul", ["x", "w"], ["y"])
+    maps = helper.make_node(
+        "ZipMap", ["y"], ["maps"], domain="ai.onnx.ml", classlabels_strings=names
+    )
+    file = graph_of([layer, maps], (3,), {"w": np.eye(3, dtype=np.float32)}, output="maps")
+    of_map = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    file.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(of_map))
+    file.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    model.write_bytes(file.SerializeToString())
+    np.savez(data, x=np.eye(3, dtype=np.float32)[::-1], y=np.array(names[::-1]))
+    spec = {"norm": "l2", "epsilons": [0.1]}
+    facts, arrays = inspected(tmp_path, model, data, spec)
+    assert arrays["y"].tolist() == [2, 1, 0]
+    report = reported(facts, arrays, spec)
+    assert report["clean_accuracy"] == 1.0
+    assert report["model"]["class_names"] == names
+    assert "class 0 is 'benign', class 1 is 'malignant'" in report["statement"]
 
 
 @pytest.mark.parametrize(

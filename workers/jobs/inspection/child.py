@@ -41,6 +41,14 @@ _NO_TIME = (
 )
 
 
+#: What the report says of a data set without labels.
+_NO_LABELS = (
+    "The data set has no labels: what is certified are the network's own predictions, right or "
+    "wrong, and no accuracy is known. Send labels with the samples (y in the .npz, dataset_labels "
+    "beside a .npy) for accuracies."
+)
+
+
 def inspect(request: Mapping[str, Any], folder: Path) -> None:
     """Write network.json, weights.safetensors, deployed.onnx, thumbnails.bin, data.npz, facts.json.
 
@@ -135,7 +143,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         refuse_other_labels(stated, x[some], deployed, deployed.given, seed=request["seed"])
     exchanged = swapped(x, request["normalization"])
     doubt = [exchanged] if exchanged is not None else []
-    if data.y is not None:
+    if data.y is None:
+        doubt.append(_NO_LABELS)
+    else:
         said = label_doubt(logits, data.y)
         if said is None and (not inputs.numbers or is_table(x.shape[1:])):
             said = normalization_doubt(deployed, x, data.y, logits, request["normalization"])

@@ -290,3 +290,15 @@ def test_labels_that_the_answers_do_not_follow_are_told(
         facts, _ = inspected(folder, model, data, {"norm": "l2", "epsilons": [0.1]})
         assert said in " ".join(facts["warnings"])
         assert bool(said) == bool(facts["warnings"])
+
+
+def test_data_without_labels_are_told(tmp_path: Path) -> None:
+    layer = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    eye = np.eye(3, dtype=np.float32)
+    model.write_bytes(graph_of([layer], (3,), {"w": eye}).SerializeToString())
+    np.savez(data, x=eye)
+    facts, _ = inspected(tmp_path, model, data, {"norm": "l2", "epsilons": [0.1]})
+    assert not facts["labelled"]
+    (said,) = facts["warnings"]
+    assert "no labels" in said

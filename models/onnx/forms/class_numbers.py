@@ -60,7 +60,8 @@ def refuse_other_numbers(graph: GraphProto, output: str, *, named: bool) -> None
 
 def class_names(data: bytes, classes: int) -> tuple[str, ...] | None:
     """What an ONNX file of this many classes calls them, in the order of their scores; None where
-    it does not say, says it in two ways, or by numbers that are no text."""
+    it does not say, says it in two ways, or by numbers that are no text. That they are those of the
+    scores that are certified is shown by ``file_labels``, on samples, where labels are given."""
     if not any(kind.encode() in data for kind in (*_LISTS, *_TABLES)):
         return None
     graph = parse_onnx(data).graph

@@ -20,6 +20,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 from models.errors import ModelError
 
 __all__ = [
+    "COLUMNS",
     "ML_DOMAIN",
     "OPSETS",
     "OnnxLimits",
@@ -67,6 +68,12 @@ _DOMAINS = {
     "com.microsoft": "ONNX Runtime has optimised or quantised this file: send the float32 file "
     "that it was made from",
 }
+#: Of files that take the columns of a table one by one.
+COLUMNS = (
+    "the file takes each column of a table as an input of its own (exported with a pandas "
+    "DataFrame): export it with one input of all columns, "
+    "to_onnx(model, df[:1].to_numpy(numpy.float32)), of a model that was fitted to df.to_numpy()"
+)
 #: What to do about numbers that are not float32, and why they are not taken for it.
 _DOUBLE = (
     "export the model in float32: model.float() and a float32 example in PyTorch, "
@@ -214,6 +221,12 @@ def _messages(root: Message) -> Iterator[Message]:
                 stack.extend(value)
 
 
+def _where(tensor: Any) -> str:
+    """In which file, if it says so."""
+    named = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    return f", in {named[0][:200]!r}" if named else ""
+
+
 def _refuse_outside_data(model: ModelProto) -> None:
     sparse = False
     for message in _messages(model):
@@ -224,7 +237,7 @@ def _refuse_outside_data(model: ModelProto) -> None:
         tensor: Any = message
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise ModelError(
-                f"tensor {tensor.name!r} keeps its data outside the file",
+                f"tensor {tensor.name!r} keeps its data outside the file{_where(tensor)}",
                 code="external_data",
                 hint="send the file that was written beside the model in the field model_data, or "
                 "save the model as one file: onnx.save_model(model, path)",
@@ -285,7 +298,7 @@ def _check_node(node: NodeProto, index: int) -> None:
         raise ModelError(
             f"{label}: this operator of the domain {node.domain!r} is not supported",
             code="unsupported_operator",
-            hint=_DOMAINS.get(node.domain, ""),
+            hint=COLUMNS if node.op_type == "FeatureVectorizer" else _DOMAINS.get(node.domain, ""),
         )
     for attribute in node.attribute:
         if attribute.ref_attr_name or attribute.type not in _VALUE_ATTRIBUTES:

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from service.cli.local_service import started_service
 from service.cli.remote.connection import show_json
+from service.cli.spec_options import add_spec_options, spec_of
 from service.cli.terminal import criterion_status, print_summary, progress_bar
 from service.client import REPORT_FORMS, Client
 from service.supervisor.instance_lock import StartError
 
-__all__ = ["add_parser", "data_beside", "number_or_all", "path_or_name"]
+__all__ = ["add_parser", "data_beside", "path_or_name"]
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
@@ -34,36 +35,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         "--dataset", required=True, help="a file (.npz, .npy, .zip), a name or an id"
     )
     certify.add_argument("--dataset-labels", type=Path, help="labels of an idx or npy pair")
-    certify.add_argument("--norm", choices=("l2", "linf"), required=True)
-    certify.add_argument(
-        "--epsilon", action="append", required=True, help="36/255 or 0.5; may be repeated"
-    )
-    certify.add_argument("--method", default="auto")
-    certify.add_argument(
-        "--effort",
-        choices=("quick", "standard", "exhaustive"),
-        help="how much work 'auto' may do (default: standard)",
-    )
-    certify.add_argument(
-        "--summation",
-        choices=("as-uploaded", "partial-sums"),
-        help="partial-sums: certify the network rewritten in partial sums, which float32 costs "
-        "less radius, in place of the uploaded file (default: as-uploaded)",
-    )
-    certify.add_argument("--samples", type=number_or_all, help="a number or 'all'")
-    certify.add_argument("--architecture", help="of a state dict: a name or a JSON layer list")
-    certify.add_argument(
-        "--input-range",
-        help="[low, high] of valid inputs as JSON, each a number or a list with one per feature, "
-        "or null: any number (default: [0, 1])",
-    )
-    certify.add_argument(
-        "--criterion",
-        nargs=2,
-        metavar=("EPSILON", "SHARE"),
-        help="exit with 1 unless at least this share (0.6) is certified at this epsilon",
-    )
-    certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
+    add_spec_options(certify)
     certify.add_argument("--out", type=Path, help="where the report goes (.json .html .csv .svg)")
     certify.add_argument("--json", action="store_true", help="print the report, and no table")
     certify.add_argument("--url", default=os.environ.get("CERTSERVE_URL"))
@@ -73,7 +45,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
 
 
 def _certify(options: argparse.Namespace, console: Console) -> int:
-    spec = _spec(options)
+    spec = spec_of(options)
     suffix = "json" if options.out is None else options.out.suffix.lstrip(".") or "json"
     if suffix not in REPORT_FORMS:
         raise StartError(f"--out takes a name that ends in one of .{', .'.join(REPORT_FORMS)}")
@@ -111,37 +83,6 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
     return criterion_status(report)
 
 
-def _spec(options: argparse.Namespace) -> dict[str, Any]:
-    try:
-        spec: dict[str, Any] = json.loads(options.spec)
-        architecture = options.architecture
-        if architecture is not None and architecture.lstrip().startswith(("{", "[")):
-            architecture = json.loads(architecture)
-        if options.input_range is not None:
-            spec["input_range"] = json.loads(options.input_range)
-    except ValueError as error:
-        raise StartError(f"--spec, --input-range and --architecture take JSON: {error}") from error
-    spec |= {"norm": options.norm, "epsilons": options.epsilon, "method": options.method}
-    if architecture is not None:
-        spec["architecture"] = architecture
-    if options.effort is not None:
-        spec["effort"] = options.effort
-    if options.summation is not None:
-        spec["summation"] = options.summation
-    if options.samples is not None:
-        spec["samples"] = options.samples
-    if options.criterion is not None:
-        epsilon, share = options.criterion
-        try:
-            wanted = float(share)
-        except ValueError as error:
-            raise StartError(
-                f"--criterion takes an epsilon and a share from 0 to 1: {share}"
-            ) from error
-        spec["criterion"] = {"epsilon": epsilon, "certified_accuracy": wanted}
-    return spec
-
-
 def data_beside(model: Path | str) -> list[Path]:
     """The files beside an ONNX file in which it says that its tensors lie."""
     if isinstance(model, str) or model.suffix.lower() != ".onnx":
@@ -155,11 +96,6 @@ def data_beside(model: Path | str) -> list[Path]:
         if len(name) < 128 and entry in content and path.is_file():
             found.append(path)
     return found
-
-
-def number_or_all(text: str) -> int | str:
-    """What ``--samples`` takes; ValueError for anything else."""
-    return text if text == "all" else int(text)
 
 
 def path_or_name(text: str) -> Path | str:

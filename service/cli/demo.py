@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from service.cli.certify import number_or_all
 from service.cli.local_service import started_service
+from service.cli.spec_options import number_or_all
 from service.cli.terminal import print_summary, progress_bar
 from service.client import Client
 from service.supervisor.instance_lock import StartError

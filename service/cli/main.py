@@ -15,6 +15,7 @@ from service.cli.checks import doctor, verify, verify_report
 from service.cli.exit_status import FAILED, INTERRUPTED
 from service.cli.remote import jobs, methods, uploads
 from service.cli.settings_check import explain
+from service.cli.spec_options import one_by_one
 from service.client import ServiceError
 from service.contract.schemas.problems import Problem
 from service.contract.settings import Settings
@@ -29,7 +30,10 @@ _ABOUT = "Certify classifiers: for every sample a radius inside which no input c
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``certserve``."""
     try:
-        options = _parser().parse_args(arguments)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if given[:1] == ["certify"]:
+            given = one_by_one(given)
+        options = _parser().parse_args(given)
         console = Console(stderr=options.command == "serve")
         status: int = options.run(options, console)
     except (StartError, RedisServerError, ServiceError, Problem, TimeoutError, OSError) as error:

@@ -37,6 +37,15 @@ DATASET_SUFFIXES: dict[str, DatasetFormat] = {
 }
 
 _X_TYPES = frozenset({"u1", "f2", "f4", "f8"})
+#: Type and shape of an array.
+_Header = tuple[np.dtype[Any], tuple[int, ...]]
+#: What to do about samples and labels that are not as many.
+_AS_MANY = "one label for each sample, in the same order: was one of them filtered, or split?"
+#: What to do about labels that are no class numbers.
+_CLASS_NUMBERS = (
+    "whole numbers: y.astype(numpy.int64); a regression has no classes: state what its output must "
+    "keep to as a property (field property)"
+)
 _MAX_NPY_HEADER = 10_000
 _CHUNK = 1024 * 1024
 #: Large files are checked one at a time: the directory of a zip may take a hundred MB.
@@ -121,7 +130,13 @@ def _inspect_npz(path: Path, settings: Settings) -> DatasetFacts:
     try:
         with zipfile.ZipFile(path) as archive:
             with archive.open(members[f"{x}.npy"]) as file:
-                shape = _check_samples(file, members[f"{x}.npy"].file_size, x, settings)
+                header = _npy_header(file, members[f"{x}.npy"].file_size, x)
+            if y is not None:
+                with archive.open(members[f"{y}.npy"]) as file:
+                    _refuse_exchanged(
+                        header, _npy_header(file, members[f"{y}.npy"].file_size, y), (x, y)
+                    )
+            shape = _check_samples(*header, x, settings)
             if y is not None:
                 with archive.open(members[f"{y}.npy"]) as file:
                     _check_labels(file, members[f"{y}.npy"].file_size, y, shape[0])
@@ -136,16 +151,34 @@ def _inspect_npy(path: Path, labels: Path | None, settings: Settings) -> Dataset
         size = path.stat().st_size
         if size > settings.max_inflated_bytes:
             raise _invalid("the array has too many bytes", code="decompression_bomb")
-        shape = _check_samples(file, size, "x", settings)
+        header = _npy_header(file, size, "x")
+    if labels is not None:
+        with labels.open("rb") as file:
+            _refuse_exchanged(
+                header,
+                _npy_header(file, labels.stat().st_size, "y"),
+                ("dataset", "dataset_labels"),
+            )
+    shape = _check_samples(*header, "x", settings)
     if labels is not None:
         with labels.open("rb") as file:
             _check_labels(file, labels.stat().st_size, "y", shape[0])
     return DatasetFacts("npy", shape[0], list(shape[1:]), labels is not None)
 
 
-def _check_samples(file: IO[bytes], size: int, name: str, settings: Settings) -> tuple[int, ...]:
-    """The shape of an array of samples in a file of this size."""
-    dtype, shape = _npy_header(file, size, name)
+def _refuse_exchanged(x: _Header, y: _Header, names: tuple[str, str]) -> None:
+    """Raise InvalidInput where the first is labels, one number each, and the second samples."""
+    if len(x[1]) == 1 < len(y[1]) and x[1] == y[1][:1] and math.prod(y[1][1:]) > 1:
+        raise _invalid(
+            f"{names[0]} has shape {x[1]} and {names[1]} {y[1]}: they look exchanged",
+            hint=f"{names[0]} holds the samples, {names[1]} one class number for each",
+        )
+
+
+def _check_samples(
+    dtype: np.dtype[Any], shape: tuple[int, ...], name: str, settings: Settings
+) -> tuple[int, ...]:
+    """The shape of an array of samples with this header."""
     if dtype.str[1:] not in _X_TYPES or dtype.names is not None:
         raise _invalid(
             f"{name} has type {dtype}; uint8 or float in [0,1] is needed",
@@ -177,28 +210,37 @@ def _npy_header(file: IO[bytes], size: int, name: str) -> tuple[np.dtype[Any], t
 
 
 def _check_labels(file: IO[bytes], size: int, name: str, samples: int) -> None:
-    """One class number per sample, or a one-hot row (whose numbers the worker checks)."""
+    """One class number per sample; or a name of its class or a one-hot row, which the worker
+    checks."""
     dtype, shape = _npy_header(file, size, name)
     rows = len(shape) == 2 and shape[1] > 1
     if len(shape) not in (1, 2) or 0 in shape[1:]:
         raise _invalid(
             f"{name} has shape {shape}; one class number or one-hot row per sample is needed"
         )
-    if dtype.kind not in ("biuf" if rows else "iu"):
+    if dtype.kind not in ("biuf" if rows else "biufUS") or dtype.names is not None:
         raise _invalid(
             f"{name} has type {dtype}; class numbers are needed",
-            hint="whole numbers: y.astype(numpy.int64); a regression has no classes: state what "
-            "its output must keep to as a property (field property)",
+            hint=_CLASS_NUMBERS,
         )
     if shape[0] != samples:
         raise _invalid(
             f"there are {samples} samples and {name} holds {shape[0]} labels",
             code="length_mismatch",
+            hint=_AS_MANY,
         )
-    if rows:
+    if rows or dtype.kind in "bUS":
         return
-    while chunk := file.read(_CHUNK):
-        if int(np.frombuffer(chunk, dtype=dtype).min()) < 0:
+    while chunk := file.read(_CHUNK - _CHUNK % dtype.itemsize):
+        numbers = np.frombuffer(chunk, dtype=dtype)
+        if dtype.kind == "f" and not bool(
+            (np.isfinite(numbers) & (numbers == np.floor(numbers))).all()
+        ):
+            raise _invalid(
+                f"{name} holds numbers that are not whole; class numbers are needed",
+                hint=_CLASS_NUMBERS,
+            )
+        if numbers.min() < 0:
             raise _invalid(f"{name} holds a negative label", code="invalid_labels")
 
 
@@ -212,7 +254,9 @@ def _inspect_idx(path: Path, labels: Path | None, settings: Settings) -> Dataset
     samples, *shape = _idx_header(path, (3, 4), "dataset")
     (count,) = _idx_header(labels, (1,), "dataset_labels")
     if samples != count:
-        raise _invalid(f"there are {samples} images and {count} labels", code="length_mismatch")
+        raise _invalid(
+            f"there are {samples} images and {count} labels", code="length_mismatch", hint=_AS_MANY
+        )
     _check_count(samples, settings)
     if 0 in shape:
         raise _invalid(f"the images have shape {shape}")
@@ -233,6 +277,9 @@ def _idx_header(path: Path, ranks: tuple[int, ...], field: str) -> list[int]:
                     f"{field} is not an idx file of bytes with {' or '.join(map(str, ranks))} axes",
                     code="invalid_idx",
                     field=field,
+                    hint="are images (dataset) and labels (dataset_labels) exchanged?"
+                    if rank in (1, 3, 4)
+                    else None,
                 )
             return list(struct.unpack(f">{rank}I", sizes))
     except (OSError, EOFError, zlib.error) as error:

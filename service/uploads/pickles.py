@@ -29,6 +29,9 @@ _MEMBER = re.compile(
     r"(data/\d+|data\.pkl|version|byteorder|\.data/serialization_id|\.format_version"
     r"|\.storage_alignment)"
 )
+#: Members of programs: of torch.jit.save, and of torch.export.save in any release.
+_PROGRAM = re.compile(r"code/|constants\.pkl$|models/\w+\.json$|archive_format$")
+_EXPORTED = ("serialized_exported_program.json", "serialized_state_dict.pt")
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
     r"|torch (\w+Storage|Size|device|float\d+|bfloat16|u?int\d+|bool)"
@@ -56,6 +59,15 @@ def inspect_checkpoint(path: Path, settings: Settings) -> None:
 def _inspect_zip(path: Path, settings: Settings) -> None:
     members = zip_directory(path, settings, code="invalid_checkpoint")
     pickled: list[zipfile.ZipInfo] = []
+    # First: a program's members are compressed, which says less of what the file is.
+    for member in members:
+        if _PROGRAM.match(member.filename.partition("/")[2]) or member.filename in _EXPORTED:
+            raise InvalidInput(
+                "the file is a program (TorchScript, or of torch.export), not a state dict",
+                code="torchscript_refused",
+                hint="torch.save(model.state_dict(), path), or export to ONNX; of a file of "
+                "torch.jit.save: torch.save(torch.jit.load(path).state_dict(), other_path)",
+            )
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED:
             raise InvalidInput(
@@ -63,12 +75,6 @@ def _inspect_zip(path: Path, settings: Settings) -> None:
                 code="invalid_checkpoint",
             )
         name = member.filename.partition("/")[2]
-        if name.startswith("code/") or name == "constants.pkl":
-            raise InvalidInput(
-                "the file is a TorchScript program, not a state dict",
-                code="torchscript_refused",
-                hint="torch.save(model.state_dict(), path), or export to ONNX",
-            )
         if _MEMBER.fullmatch(name) is None:
             raise InvalidInput(
                 f"member {member.filename!r} does not belong in a state dict",

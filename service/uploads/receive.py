@@ -17,7 +17,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from service.contract.near_names import did_you_mean
 from service.contract.schemas.problems import InvalidInput, Malformed, Problem, TooLarge
+from service.contract.schemas.submissions import Spec
 from service.contract.storage.blobs import BlobWriter
 from service.contract.storage.store import Store
 
@@ -28,6 +30,14 @@ _BLOCK = 1024 * 1024
 #: Bytes of a refused body that are read on, so that a client that sends first gets the response.
 _DRAIN = 64 * 1024 * 1024
 _MAX_HEADER = 8192
+#: What others call the fields of files.
+_USUAL = {
+    **dict.fromkeys(("labels", "label", "y", "targets"), "dataset_labels"),
+    **dict.fromkeys(("data", "x", "images", "samples", "inputs"), "dataset"),
+    **dict.fromkeys(("onnx", "network", "file", "net"), "model"),
+    **dict.fromkeys(("weights", "external_data"), "model_data"),
+    **dict.fromkeys(("options", "params", "json"), "spec"),
+}
 
 
 @dataclass(frozen=True)
@@ -236,12 +246,22 @@ class _Receiver:
         elif name in self._texts:
             self._upload = None
         else:
-            fields = ", ".join([*self._files, *self._texts])
+            known_ones = list(dict.fromkeys([*self._files, *self._texts]))
             raise InvalidInput(
-                f"there is no field {name[:100]!r}; known: {fields}",
+                f"there is no field {name[:100]!r}{self._meant(name, known_ones)}; known: "
+                + ", ".join(known_ones),
                 code="unknown_field",
                 field=name[:100],
             )
+
+    def _meant(self, name: str, known: list[str]) -> str:
+        """Which field was probably meant, or where in the spec the name belongs."""
+        usual = _USUAL.get(name.lower(), "")
+        if usual in known:
+            return f" (did you mean {usual!r}?)"
+        if "spec" in known and name in Spec.model_fields:
+            return f": it belongs in the field spec, a JSON object with {name!r} in it"
+        return did_you_mean(name, known)
 
     def _several(self, name: str) -> bool:
         return name in self._files and self._files[name].most > 1

@@ -16,8 +16,9 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from models.errors import ModelError
+from models.onnx.safety import parse_onnx
 
-__all__ = ["number_by_place", "refuse_other_numbers"]
+__all__ = ["class_names", "number_by_place", "refuse_other_numbers"]
 
 #: Attributes that list the classes, by operator.
 _LISTS = {
@@ -55,6 +56,31 @@ def refuse_other_numbers(graph: GraphProto, output: str, *, named: bool) -> None
                 'options={"zipmap": False}) and name the output with the scores in the spec: '
                 '"output": "probabilities"',
             )
+
+
+def class_names(data: bytes, classes: int) -> tuple[str, ...] | None:
+    """What an ONNX file of this many classes calls them, in the order of their scores; None where
+    it does not say, says it in two ways, or by numbers that are no text. That they are those of the
+    scores that are certified is shown by ``file_labels``, on samples, where labels are given."""
+    if not any(kind.encode() in data for kind in (*_LISTS, *_TABLES)):
+        return None
+    graph = parse_onnx(data).graph
+    sources, found = _Sources(graph), set[tuple[bytes, ...]]()
+    for node in graph.node:
+        if node.op_type in _LISTS:
+            found |= {
+                tuple(attribute.strings)
+                for attribute in node.attribute
+                if attribute.name in _LISTS[node.op_type] and attribute.strings
+            }
+        elif node.op_type in _TABLES and len(node.input) == 2 and sources.is_argmax(node.input[1]):
+            table = sources.constant(sources.before(node.input[0]))
+            if table is not None and table.data_type == TensorProto.STRING:
+                found.add(tuple(table.string_data))
+    names = [tuple(name.decode("utf-8", "replace") for name in row) for row in found]
+    if len(names) != 1 or len(names[0]) != classes or len(set(names[0])) < classes:
+        return None
+    return names[0]
 
 
 def number_by_place(graph: GraphProto) -> None:

@@ -42,11 +42,13 @@ MOST, SHUFFLED, ROWS = 192, 64, 32
 @dataclass(frozen=True)
 class StatedLabels:
     """file: an ONNX file that holds all its weights; output: the one of its outputs that was taken
-    for the scores; others: those that were left out."""
+    for the scores; others: those that were left out; names: of the classes, in the order of the
+    scores, by which such an output may call them."""
 
     file: bytes
     output: str
     others: Sequence[str]
+    names: Sequence[str] = ()
 
 
 def refuse_other_labels(
@@ -61,9 +63,9 @@ def refuse_other_labels(
     largest score, on these samples or on such whose numbers are shuffled.
 
     x: float32 [N, ...]; deployed: their logits [N, classes], which are what is certified; given:
-    what the file is given for them. An output of whole numbers, one for each sample, is its label,
-    unless its numbers are no classes and do not follow the class either; inputs without a clear
-    class are left out.
+    what the file is given for them. An output of whole numbers or of names, one for each sample,
+    is its label, unless its numbers are no classes and do not follow the class either; inputs
+    without a clear class are left out.
     """
     x = x[:MOST]
     rows = np.resize(x.reshape(len(x), -1), (SHUFFLED, x[0].size))
@@ -74,7 +76,7 @@ def refuse_other_labels(
     clear = top[:, 1] - top[:, 0] > CLEAR * np.abs(logits).max(axis=1)
     classes, count = logits.argmax(axis=1), logits.shape[1]
     for name in stated.others:
-        labels = _labels(stated.file, name, x)
+        labels = _labels(stated, name, x)
         if labels is None:
             continue
         known = clear[: len(labels)]
@@ -105,15 +107,18 @@ def _follow(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> bool:
     return 1 < len(pairs) == len(seen) == len(called)
 
 
-def _labels(file: bytes, name: str, x: NDArray[np.float32]) -> NDArray[np.int64] | None:
-    """An output's whole numbers, one for each sample; None: it is another one, or is not run."""
-    model = parse_onnx(file)
+def _labels(stated: StatedLabels, name: str, x: NDArray[np.float32]) -> NDArray[np.int64] | None:
+    """An output's whole numbers, or places of its names, one for each sample; None: it is another
+    one, or is not run."""
+    model = parse_onnx(stated.file)
     graph = model.graph
     declared = {value.name: value for value in graph.output}[name]
     if declared.type.WhichOneof("value") != "tensor_type":
         return None
-    if declared.type.tensor_type.elem_type not in _INTEGERS:
+    kind = declared.type.tensor_type.elem_type
+    if kind not in _INTEGERS and not (kind == TensorProto.STRING and stated.names):
         return None
+    places = {name: place for place, name in enumerate(stated.names)}
     choose_output(graph, name)
     cut_away_unneeded(graph)
     if any(node.op_type not in (*SUPPORTED_OPERATORS, *_OF_LABELS) for node in graph.node):
@@ -131,7 +136,12 @@ def _labels(file: bytes, name: str, x: NDArray[np.float32]) -> NDArray[np.int64]
             (labels,) = session.run(None, feeds)
         except Exception:  # noqa: BLE001 - the same
             return None
-        return labels.reshape(-1).astype(np.int64) if labels.size == len(rows) else None
+        if labels.size != len(rows):
+            return None
+        if kind == TensorProto.STRING:
+            said = [places.get(str(label), -1) for label in labels.reshape(-1).tolist()]
+            return np.array(said, np.int64)
+        return labels.reshape(-1).astype(np.int64)
 
     for step in dict.fromkeys((signature.batch or ROWS, signature.batch or 1)):
         blocks = [run(x[i : i + step]) for i in range(0, len(x) // step * step, step)]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx import GraphProto, TensorProto, TypeProto
+from onnx import GraphProto, TensorProto, TypeProto, ValueInfoProto
 
 from models.errors import ModelError
 from models.layers.kinds import Shape
-from models.onnx.safety import OnnxLimits, instead_of
+from models.onnx.safety import COLUMNS, OnnxLimits, instead_of
 
 __all__ = ["InputSignature", "same_order", "signature_for", "signatures"]
 
@@ -28,6 +28,12 @@ _LEARNED = (
     " (TensorFlow makes inputs of what Keras' Normalization has learned: export with "
     "KERAS_BACKEND=torch)"
 )
+
+
+def _is_column(value: ValueInfoProto) -> bool:
+    """Whether an input is [batch, 1]."""
+    sizes = value.type.tensor_type.shape.dim
+    return len(sizes) == 2 and sizes[1].dim_value == 1
 
 
 def _called(element_type: int) -> str:
@@ -65,7 +71,9 @@ def signatures(graph: GraphProto) -> list[InputSignature]:
         raise ModelError(
             f"the graph has {len(inputs)} inputs, not one: {[value.name for value in inputs][:8]}",
             code="invalid_network",
-            hint="certificates are about one input: export a module around the model that gives "
+            hint=COLUMNS
+            if len(inputs) > 1 and all(_is_column(value) for value in inputs)
+            else "certificates are about one input: export a module around the model that gives "
             "the others fixed values, or that takes one input and splits it"
             + _LEARNED
             * any("/" in value.name for value in inputs),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["INITS", "JOINING", "LAYER_KINDS", "Member"]
+__all__ = ["INITS", "JOINING", "LAYER_KINDS", "LEFT_OUT", "Member"]
 
 
 class Member(NamedTuple):
@@ -103,6 +103,17 @@ LAYER_KINDS: dict[str, dict[str, Member]] = {
 
 #: Kinds that join the layer before them with the ones that ``from`` names.
 JOINING = ("add", "concat", "maximum", "minimum", "product", "residual")
+
+_NOTHING = "does nothing once a network is trained"
+_SAME_ANSWER = "does not change which class is the answer (margins are of the logits before it)"
+#: Layers of training frameworks that a layer list has no need of (their names in small letters,
+#: without signs), and why.
+LEFT_OUT: dict[str, str] = {
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout"), _NOTHING),
+    **dict.fromkeys(("featurealphadropout", "droppath", "stochasticdepth", "identity"), _NOTHING),
+    **dict.fromkeys(("gaussiannoise", "gaussiandropout", "spatialdropout2d"), _NOTHING),
+    **dict.fromkeys(("softmax", "logsoftmax"), _SAME_ANSWER),
+}
 
 #: How weights may begin.
 INITS = ("default", "glorot", "he", "ibp", "orthogonal")

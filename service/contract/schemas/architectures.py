@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from service.contract.catalogue.architectures import CHOICES, FAMILIES
-from service.contract.catalogue.layer_kinds import INITS, JOINING, LAYER_KINDS
+from service.contract.catalogue.layer_kinds import INITS, JOINING, LAYER_KINDS, LEFT_OUT
 from service.contract.near_names import did_you_mean
 
 __all__ = ["checked_family", "checked_layers"]
@@ -108,6 +108,9 @@ def _check_layer(place: Place, row: Any, names: set[str]) -> None:
         _refuse(place, 'a layer is an object with a "kind", such as {"kind": "relu"}', row)
     kind = row["kind"]
     if kind not in LAYER_KINDS:
+        left_out = LEFT_OUT.get("".join(filter(str.isalnum, kind.lower())))
+        if left_out is not None:
+            _refuse((*place, "kind"), f"{_said(kind)} {left_out}: leave it out", row)
         _unknown((*place, "kind"), kind, LAYER_KINDS, "a kind of layer")
     members = LAYER_KINDS[kind]
     _known(place, row, (*_COMMON, *members), f"{kind!r}")

@@ -40,6 +40,9 @@ _OWN = frozenset(
 _FIELD = re.compile(r"[a-z][a-z0-9_]*")
 _KINDS = frozenset({"bool", "bytes", "dict", "float", "int", "list", "none", "str", "tuple"})
 _INSTANCE = re.compile(r" or instance of \w+")
+#: Errors of texts that may be numbers, true, false or null in quotation marks.
+_UNQUOTED = frozenset({"bool_type", "dict_type", "float_type", "int_type", "model_type"})
+_BARE = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null")
 #: The texts among the values that a field may have, in pydantic's words.
 _NAMES = re.compile(r"'([^']*)'")
 
@@ -79,7 +82,7 @@ def problem_of(
     rows.sort(key=lambda row: row["type"] not in _CODES)
     said: dict[str, list[str]] = {}
     for row in rows:
-        near = _near(kind, row)
+        near = _near(kind, row) or _example(row)
         said.setdefault(_place(field, row), []).append(_INSTANCE.sub("", row["msg"]) + near)
     place, *others = said
     first = rows[0]["type"]
@@ -98,6 +101,19 @@ def _place(field: str, row: ErrorDetails) -> str:
     names = [str(part) for place, part in enumerate(parts) if place == own or not _is_kind(part)]
     # Members of a JSON body go by their own names, as where they are refused for other reasons.
     return ".".join([*([field] if field != "body" or not names else []), *names])[:200]
+
+
+def _example(row: ErrorDetails) -> str:
+    """How a value that is nearly right is written."""
+    value = row["input"]
+    if isinstance(value, str) and row["type"] in _UNQUOTED and _BARE.fullmatch(value):
+        return f": {value} without quotation marks"
+    if row["type"] != "list_type" or isinstance(value, dict | bool):
+        return ""
+    if row["loc"][-1:] == ("input_range",):
+        return ": such as [0, 255]; or null without quotation marks"
+    text = json.dumps(value)
+    return f": [{text}]" if len(text) <= 60 else ""
 
 
 def _near(kind: type[BaseModel] | None, row: ErrorDetails) -> str:

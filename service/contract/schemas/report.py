@@ -83,7 +83,8 @@ class ReportModel(_Row):
     pairing: the state dict's tensor -> layer and parameter that it became; None for ONNX.
     batch: "any", or the rows that the file takes at once (1: one at a time): what the claim is
     about. output: the ONNX output that holds the scores. takes_bytes: its input is uint8.
-    binary: it is one score z of two classes,
+    class_names: what the file calls its classes, in the order of their numbers. binary: it is one
+    score z of two classes,
     certified as the logits (0, z). rewritten_from: the upload that this file was made of, if it is
     not the uploaded one (``spec.summation``).
     """
@@ -101,6 +102,7 @@ class ReportModel(_Row):
     output: str | None = None
     binary: bool = False
     takes_bytes: bool = False
+    class_names: list[str] | None = None
     rewritten_from: RewrittenFrom | None = None
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import resource
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +20,9 @@ from torch import nn
 
 from models.checkpoints.state_dict import load_checkpoint
 from models.errors import ModelError
+from service.contract.schemas.problems import InvalidInput
+from service.contract.settings import Settings
+from service.uploads.pickles import inspect_checkpoint
 from tests.models.checkpoints.files import rewritten, saved, state
 
 LIST: dict[str, Any] = {"input": [4], "layers": [{"kind": "linear", "out": 3}]}
@@ -74,6 +78,20 @@ def test_whole_modules_and_torchscript(tmp_path: Path) -> None:
     assert code_of(tmp_path, saved(nn.Linear(4, 3))) == "pickle_refused"
     more = {"archive/constants.pkl": b"x", "archive/code/__torch__.py": b"y"}
     assert code_of(tmp_path, rewritten(saved(state()), more=more)) == "unsafe_checkpoint"
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_program_of_torch_is_told_what_to_do(tmp_path: Path, traced: bool) -> None:
+    path = tmp_path / "m.pt"
+    net = nn.Linear(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.jit.trace(net, torch.zeros(1, 4)) if traced else torch.jit.script(net)
+        torch.jit.save(program, path)
+    with pytest.raises(InvalidInput) as caught:
+        inspect_checkpoint(path, Settings())
+    assert caught.value.code == "torchscript_refused"
+    assert "state_dict" in (caught.value.hint or "")
 
 
 def test_zip_directories(tmp_path: Path) -> None:

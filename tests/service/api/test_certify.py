@@ -298,3 +298,21 @@ def test_registered_names_are_found_in_folders_and_uploads(
     api.post("/datasets", files={"dataset": ("mnist.npz", npz()), "name": (None, "mnist")})
     assert post(api, dataset="mnist").status_code == 202
     assert used().kind == "npz"
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("norm", "belongs in the field spec"),
+        ("labels", "did you mean 'dataset_labels'?"),
+        ("modell", "did you mean 'model'?"),
+        ("images", "did you mean 'dataset'?"),
+    ],
+)
+def test_a_field_that_does_not_exist_says_which_one_may_be_meant(
+    api: httpx.Client, field: str, words: str
+) -> None:
+    problem = refused(post(api, **{field: "linf"}), 422, "unknown_field")
+    assert words in problem["detail"]
+    known = problem["detail"].partition("known: ")[2].split(", ")
+    assert len(known) == len(set(known))

@@ -13,8 +13,8 @@ import pytest
 
 from service.contract.schemas.problems import InvalidInput, Unsupported
 from service.contract.settings import Settings
-from service.uploads.dataset_files import inspect_dataset
-from service.uploads.model_files import inspect_model
+from service.uploads.dataset_files import dataset_format, inspect_dataset
+from service.uploads.model_files import inspect_model, model_format
 from tests.service.uploads_by_hand import (
     checkpoint,
     idx_pair,
@@ -95,6 +95,12 @@ MODELS: list[tuple[str, str, bytes]] = [
     ("invalid_checkpoint", "a.pt", zipped({"a/data.pkl": b"0" * 99}, compression=8)),
     ("invalid_checkpoint", "a.pt", zipped({"a/data.pkl": b".", "b/data.pkl": b"."})),
     ("torchscript_refused", "a.pt", checkpoint(**{"a/code/x.py": b""})),
+    (
+        "torchscript_refused",
+        "a.pt",
+        zipped({"a/data.pkl": b".", "a/code/x.py": b""}, compression=8),
+    ),
+    ("torchscript_refused", "a.pt", zipped({"a/models/model.json": b"{}"})),
     ("empty_file", "a.pt", b""),
 ]
 
@@ -116,7 +122,7 @@ DATASETS: list[tuple[str, str, bytes]] = [
     ("invalid_dataset", "a.npz", npz(x=X.astype(np.int64), y=np.arange(5))),
     ("invalid_dataset", "a.npz", npz(x=np.zeros(5, np.float32), y=np.arange(5))),
     ("invalid_dataset", "a.npz", npz(x=np.zeros((1,) * 6, np.float32))),
-    ("invalid_dataset", "a.npz", npz(x=X, y=np.arange(5.0))),
+    ("invalid_dataset", "a.npz", npz(x=X, y=np.arange(5) + 0.5)),
     ("invalid_dataset", "a.npz", npz(x=X, y=np.zeros((5, 10, 1), np.int64))),
     ("invalid_npz", "a.npy", b"garbage" * 100),
     ("invalid_dataset", "a.npy", npy_claim("(4, 2)")),
@@ -172,6 +178,63 @@ def test_one_hot_labels_of_any_type_are_left_to_the_worker(tmp_path: Path, dtype
     path.write_bytes(npz(x=X, y=np.eye(len(X), dtype=dtype)))
     facts = inspect_dataset(path, "a.npz", SETTINGS)
     assert (facts.samples, facts.labels) == (len(X), True)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.arange(5) > 2,
+        np.arange(5.0, dtype=np.float16),
+        np.array(["a", "b", "a", "b", "a"]),
+        np.array([b"ab", b"c", b"c", b"c", b"c"]),
+    ],
+)
+def test_truths_whole_floats_and_names_pass_as_labels(tmp_path: Path, y: Any) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(npz(x=X, y=y))
+    assert inspect_dataset(path, "a.npz", SETTINGS).labels
+
+
+@pytest.mark.parametrize("y", [[0.0, 1, 2, 3, np.nan], [0, 1, 2, 3, np.inf], [0, 1, 2, 3, -1.0]])
+def test_floats_that_number_no_class_are_refused(tmp_path: Path, y: list[float]) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(npz(x=X, y=np.array(y)))
+    with pytest.raises(InvalidInput):
+        inspect_dataset(path, "a.npz", SETTINGS)
+
+
+def test_samples_and_labels_that_are_exchanged_are_told(tmp_path: Path) -> None:
+    path, labels = tmp_path / "x.npy", tmp_path / "y.npy"
+    np.save(path, np.arange(5))
+    np.save(labels, X)
+    with pytest.raises(InvalidInput, match="exchanged"):
+        inspect_dataset(path, "x.npy", SETTINGS, labels=labels)
+    path.write_bytes(npz(x=np.arange(5), y=X))
+    with pytest.raises(InvalidInput, match="exchanged"):
+        inspect_dataset(path, "a.npz", SETTINGS)
+    path.write_bytes(idx_pair()[1])
+    labels.write_bytes(idx_pair()[0])
+    with pytest.raises(InvalidInput) as caught:
+        inspect_dataset(path, "a.gz", SETTINGS, labels=labels)
+    assert "exchanged" in (caught.value.hint or "")
+
+
+def test_other_usual_files_are_told_what_to_do() -> None:
+    for name, words in (
+        ("m.keras", 'model.export("model.onnx", format="onnx")'),
+        ("m.H5", 'format="onnx"'),
+        ("m.pkl", "skl2onnx.to_onnx"),
+        ("m.joblib", "skl2onnx.to_onnx"),
+        ("m.npz", "data set"),
+        ("m.xyz", "known suffixes"),
+    ):
+        with pytest.raises(Unsupported) as refused:
+            model_format(name)
+        assert words in (refused.value.hint or "")
+    for name, words in (("x.csv", "numpy.savez"), ("x.png", ".zip"), ("m.onnx", "the model")):
+        with pytest.raises(Unsupported) as refused:
+            dataset_format(name)
+        assert words in (refused.value.hint or "")
 
 
 def test_labels_of_a_regression_are_told_where_it_belongs(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -31,6 +31,7 @@ __all__ = [
     "check_labels",
     "choose",
     "labels_of",
+    "numbered",
     "read_exactly",
     "read_npy",
     "read_npz",
@@ -52,6 +53,9 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+#: Names of classes that a message lists.
+_LISTED = 6
 
 #: First samples, all of them, or positions in the data set.
 Selection = int | str | list[int]
@@ -97,21 +101,24 @@ class DataSet:
     one_hot: int | None = None
 
 
-def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
+def read_npz(
+    path: Path, selection: Selection, bounds: Bounds, *, names: Sequence[str] = ()
+) -> DataSet:
     """Samples [N, ...] (uint8 or float) and, if there are any, labels [N] of an npz file.
 
-    Arrays ``x`` and ``y``, or under other usual names (``service.contract.array_names``).
+    Arrays ``x`` and ``y``, or under other usual names (``service.contract.array_names``);
+    ``names``: of the classes, which labels may be as well.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
-            x_name, y_name = arrays_of(names)
+            held = {info.filename.removesuffix(".npy") for info in archive.infolist()}
+            x_name, y_name = arrays_of(held)
             with archive.open(f"{x_name}.npy") as stream:
                 x, indices, size = _samples(stream, selection, bounds)
             y, wide = None, None
             if y_name is not None:
                 with archive.open(f"{y_name}.npy") as stream:
-                    y, wide = labels_of(_Header.read(stream, bounds).rows(stream, None), size)
+                    y, wide = _labels(stream, size, bounds, names)
                 y = y[indices]
     except UnknownArrays as error:
         raise DataError("missing_array", str(error), hint=error.hint) from error
@@ -119,18 +126,26 @@ def read_npz(path: Path, selection: Selection, bounds: Bounds) -> DataSet:
         raise
     except UNREADABLE as error:
         raise DataError("invalid_dataset", f"the npz file cannot be read: {error}") from error
-    return DataSet(x, y, indices, size, warnings=_unread(names, x_name, y_name), one_hot=wide)
+    return DataSet(x, y, indices, size, warnings=_unread(held, x_name, y_name), one_hot=wide)
 
 
-def read_npy(path: Path, labels: Path | None, selection: Selection, bounds: Bounds) -> DataSet:
-    """Samples [N, ...] of an npy file and, if there is one, the labels [N] of another."""
+def read_npy(
+    path: Path,
+    labels: Path | None,
+    selection: Selection,
+    bounds: Bounds,
+    *,
+    names: Sequence[str] = (),
+) -> DataSet:
+    """Samples [N, ...] of an npy file and, if there is one, the labels [N] of another; ``names``:
+    of the classes, which labels may be as well."""
     try:
         with path.open("rb") as stream:
             x, indices, size = _samples(stream, selection, bounds)
         y, wide = None, None
         if labels is not None:
             with labels.open("rb") as stream:
-                y, wide = labels_of(_Header.read(stream, bounds).rows(stream, None), size)
+                y, wide = _labels(stream, size, bounds, names)
             y = y[indices]
     except DataError:
         raise
@@ -148,6 +163,41 @@ def _samples(
         raise DataError("bad_shape", "the array of samples has no axis of samples")
     indices = choose(selection, header.shape[0])
     return header.rows(stream, int(indices.max()) + 1)[indices], indices, header.shape[0]
+
+
+def _labels(
+    stream: IO[bytes], size: int, bounds: Bounds, names: Sequence[str]
+) -> tuple[NDArray[np.int64], int | None]:
+    """All labels [size] of an array of class numbers, one-hot rows, or names of classes; the width
+    of one-hot rows."""
+    array = _Header.read(stream, bounds, kinds="buifUS").rows(stream, None)
+    return labels_of(numbered(array, names) if array.dtype.kind in "US" else array, size)
+
+
+def numbered(labels: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
+    """Labels that are names (arrays of text) as the places of ``names``. Raises DataError."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise DataError("label_mismatch", f"labels of shape {labels.shape} are not one name each")
+    array = np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
+    found, places = np.unique(array, return_inverse=True)
+    said = [str(name) for name in found]
+    if names and set(said) <= set(names):
+        numbers = np.array([names.index(name) for name in said], np.int64)
+        return numbers[places.reshape(array.shape)]
+    order = ", ".join(f"{place} is {name[:40]!a}" for place, name in enumerate(said[:_LISTED]))
+    more = ", ..." if len(said) > _LISTED else ""
+    if names:
+        other = next(name for name in said if name not in names)
+        known = ", ".join(f"{name[:40]!a}" for name in names[:_LISTED])
+        message = f"the label {other[:40]!a} is none of the classes that the file names: {known}"
+    else:
+        message = f"labels are text ({labels.dtype}), and the model does not name its classes"
+    raise DataError(
+        "unsupported_dtype",
+        message,
+        hint="number the classes in the order of the network's scores; "
+        f"y = numpy.unique(y, return_inverse=True)[1] takes the sorted names: {order}{more}",
+    )
 
 
 def _unread(names: set[str], x: str, y: str | None) -> tuple[str, ...]:
@@ -172,14 +222,14 @@ class _Header:
     dtype: np.dtype[Any]
 
     @classmethod
-    def read(cls, stream: IO[bytes], bounds: Bounds) -> _Header:
+    def read(cls, stream: IO[bytes], bounds: Bounds, kinds: str = "buif") -> _Header:
         version = npy.read_magic(stream)
         reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
         if reader is None:
             raise DataError("invalid_dataset", f"array format {version} is not supported")
         shape, fortran, dtype = reader(stream)
         header = cls(tuple(shape), fortran, dtype)
-        if dtype.hasobject or dtype.kind not in "buif":
+        if dtype.hasobject or dtype.kind not in kinds:
             raise DataError(
                 "unsupported_dtype",
                 f"arrays of type {dtype} are not read",
@@ -220,11 +270,14 @@ def check_labels(data: DataSet, classes: int, *, of: str) -> None:
     wrong = (data.y < 0) | (data.y >= classes)
     if bool(wrong.any()):
         place = int(np.flatnonzero(wrong)[0])
+        from_one = data.y.min() >= 1 and data.y.max() == classes
         raise DataError(
             "label_out_of_range",
             f"sample {int(data.indices[place])} has label {int(data.y[place])}; the {of} has "
             f"classes 0 to {classes - 1}",
-            hint=f"send a data set with the classes of the {of}, numbered from 0",
+            hint="the labels count from 1: y - 1, if that is all"
+            if from_one
+            else f"send a data set with the classes of the {of}, numbered from 0",
         )
 
 

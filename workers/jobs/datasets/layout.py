@@ -128,12 +128,43 @@ def to_pixels(x: NDArray[Any], *, clip: Clip, numbers: bool = False) -> NDArray[
             hint="uint8 in [0, 255] or floats in [0, 1]",
         )
     if not bool(np.isfinite(x).all()):
-        raise DataError("non_finite_samples", "a sample holds NaN or an infinity")
+        raise _not_finite(x, "holds NaN or an infinity")
     with np.errstate(over="ignore"):
         pixels = x.astype(np.float32)
     if not bool(np.isfinite(pixels).all()):
-        raise DataError("non_finite_samples", "a sample is too large for float32")
+        raise _not_finite(pixels, "is too large for float32")
     return _valid(pixels, clip)
+
+
+def _not_finite(x: NDArray[Any], what: str) -> DataError:
+    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    return DataError(
+        "non_finite_samples",
+        f"sample {int(bad[0])} of those asked for {what}{more}",
+        hint="leave such samples out, or fill missing values as in training: "
+        "keep = numpy.isfinite(x).reshape(len(x), -1).all(1); x, y = x[keep], y[keep]",
+    )
+
+
+def _pixels_in(x: NDArray[np.float32]) -> str:
+    """What to do with pixels in another range than [0, 1], by the usual one that x lies in."""
+    low, high = float(x.min()), float(x.max())
+    if low >= 0.0 and 2.0 < high <= 255.0:
+        whole = bool((x == np.floor(x)).all())
+        store = "store them as bytes, x.astype(numpy.uint8), or divide" if whole else "divide"
+        return f"pixels from 0 to 255: {store} them by 255, and keep epsilons in [0, 1]; "
+    if -1.0 <= low < 0.0 and high <= 1.0:
+        return (
+            "pixels from -1 to 1: store (x + 1) / 2, and send "
+            '"normalization": {"mean": [0.5], "std": [0.5]}; '
+        )
+    if low < 0.0:
+        return (
+            "normalized pixels: store them as they were before, in [0, 1], and send mean and std "
+            'as "normalization"; '
+        )
+    return 'store pixels in [0, 1], give mean and std as "normalization"; '
 
 
 def _valid(x: NDArray[np.float32], clip: Clip) -> NDArray[np.float32]:
@@ -145,8 +176,8 @@ def _valid(x: NDArray[np.float32], clip: Clip) -> NDArray[np.float32]:
         raise DataError(
             "sample_out_of_range",
             f"values from {float(x.min()):g} to {float(x.max()):g} are not all in [0, 1]",
-            hint='store pixels in [0, 1], give mean and std as "normalization"; of other data say '
-            'what is valid, "input_range": [low, high], or null for any number',
+            hint=_pixels_in(x) + 'of other data say what is valid, "input_range": [low, high], or '
+            "null for any number",
         )
     low, high = (end.numpy() for end in limits.ends(torch.from_numpy(x)))
     beyond = np.argwhere((x < low) | (x > high))[0]

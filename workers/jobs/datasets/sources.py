@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,20 +34,22 @@ DIGITS_TEST = 500
 
 
 def read_source(
-    kind: str, files: SourceFiles, split: str | None, selection: Selection, bounds: Bounds
+    kind: str,
+    files: SourceFiles,
+    split: str | None,
+    selection: Selection,
+    bounds: Bounds,
+    names: Sequence[str] = (),
 ) -> DataSet:
-    """The samples asked for, of a source of ``DatasetSource.kind``. Raises DataError."""
+    """The samples asked for, of a source of ``DatasetSource.kind``; ``names``: of the classes, by
+    which arrays may call them. Raises DataError."""
+    if kind == "npz":
+        return read_npz(files["file"], selection, bounds, names=names)
+    if kind == "npy":
+        return read_npy(files["file"], files.get("labels"), selection, bounds, names=names)
     if kind not in _READERS:
         raise DataError("unsupported_format", f"data sets of kind {kind!r} are not read")
     return _READERS[kind](files, split or "test", selection, bounds)
-
-
-def _npz(files: SourceFiles, split: str, selection: Selection, bounds: Bounds) -> DataSet:
-    return read_npz(files["file"], selection, bounds)
-
-
-def _npy(files: SourceFiles, split: str, selection: Selection, bounds: Bounds) -> DataSet:
-    return read_npy(files["file"], files.get("labels"), selection, bounds)
 
 
 def _images_zip(files: SourceFiles, split: str, selection: Selection, bounds: Bounds) -> DataSet:
@@ -151,8 +153,6 @@ def _tiny_imagenet(files: SourceFiles, split: str, selection: Selection, bounds:
 
 
 _READERS: dict[str, Callable[[SourceFiles, str, Selection, Bounds], DataSet]] = {
-    "npz": _npz,
-    "npy": _npy,
     "images_zip": _images_zip,
     "images_folder": _images_folder,
     "idx": _idx,

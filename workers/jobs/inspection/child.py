@@ -41,6 +41,14 @@ _NO_TIME = (
 )
 
 
+#: What the report says of a data set without labels.
+_NO_LABELS = (
+    "The data set has no labels: what is certified are the network's own predictions, right or "
+    "wrong, and no accuracy is known. Send labels with the samples (y in the .npz, dataset_labels "
+    "beside a .npy) for accuracies."
+)
+
+
 def inspect(request: Mapping[str, Any], folder: Path) -> None:
     """Write network.json, weights.safetensors, deployed.onnx, thumbnails.bin, data.npz, facts.json.
 
@@ -63,8 +71,13 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.thumbnails import shown, thumbnails
     from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.estimate import estimate
+    from workers.jobs.inspection.label_check import chance_doubt, label_doubt
     from workers.jobs.inspection.loaded_model import load_model
-    from workers.jobs.inspection.normalization_check import normalization_doubt, swapped
+    from workers.jobs.inspection.normalization_check import (
+        is_table,
+        normalization_doubt,
+        swapped,
+    )
     from workers.jobs.inspection.rewritten_model import check_same_function
     from workers.jobs.inspection.valid_inputs import valid_inputs
     from workers.jobs.report.doubts import data_doubts
@@ -98,7 +111,14 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     source = request["dataset"]
     files = {role: Path(path) for role, path in source["files"].items()}
     bounds = Bounds(**request["bounds"])
-    data = read_source(source["kind"], files, source["split"], request["selection"], bounds)
+    data = read_source(
+        source["kind"],
+        files,
+        source["split"],
+        request["selection"],
+        bounds,
+        loaded.class_names or (),
+    )
     stored = data.x if data.classes is None else with_channels(data.x, network.input_shape)
     inputs = valid_inputs(
         request.get("input_range", [0, 1]),
@@ -123,9 +143,14 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         refuse_other_labels(stated, x[some], deployed, deployed.given, seed=request["seed"])
     exchanged = swapped(x, request["normalization"])
     doubt = [exchanged] if exchanged is not None else []
-    if data.y is not None and not inputs.numbers:
-        better = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
-        doubt += [better] if better is not None else []
+    if data.y is None:
+        doubt.append(_NO_LABELS)
+    else:
+        said = label_doubt(logits, data.y)
+        if said is None and (not inputs.numbers or is_table(x.shape[1:])):
+            said = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
+        said = said or chance_doubt(logits, data.y, x)
+        doubt += [said] if said is not None else []
     clock = Clock(None if budget is None else started + budget)
     compared: dict[str, Any] = {"difference": None, "largest_share": None, "inputs": {}}
     try:
@@ -194,6 +219,7 @@ def _in_partial_sums(
         made.one_row_only,
         output=made.output,
         pairing=upload.pairing,
+        class_names=upload.class_names,
         warnings=[*upload.warnings, *made.warnings],
     )
     return loaded, made

@@ -21,8 +21,9 @@ class LoadedModel:
 
     one_row_only: the file runs at batch 1 only. output, other_outputs, binary, takes_bytes: of an
     ONNX file, as in ``ImportedOnnx``. stated: the labels that the file itself gives, unless the
-    spec names the output that counts. pairing, warnings: of a state dict, which tensor went into
-    which layer, and what is doubtful about that.
+    spec names the output that counts. class_names: what an ONNX file calls its classes, in
+    the order of the scores, unless the spec names the output. pairing, warnings: of a state dict,
+    which tensor went into which layer, and what is doubtful about that.
     """
 
     network: Network
@@ -36,6 +37,7 @@ class LoadedModel:
     stated: StatedLabels | None = None
     pairing: dict[str, str] | None = None
     warnings: Sequence[str] = ()
+    class_names: Sequence[str] | None = None
 
     def facts(self) -> dict[str, Any]:
         """What every report says of the model."""
@@ -60,6 +62,7 @@ class LoadedModel:
             "other_outputs": list(self.other_outputs),
             "binary": self.binary,
             "takes_bytes": self.takes_bytes,
+            "class_names": None if self.class_names is None else list(self.class_names),
         }
 
 
@@ -68,6 +71,7 @@ def load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     from models.checkpoints.state_dict import read_network
     from models.errors import ModelError
     from models.onnx.exporter.export import export_onnx
+    from models.onnx.forms.class_numbers import class_names
     from models.onnx.forms.external import self_contained
     from models.onnx.forms.file_labels import StatedLabels
     from models.onnx.forms.inner_values import refuse_other_values
@@ -80,6 +84,7 @@ def load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
     warnings: list[str] = []
     imported: ImportedOnnx | None = None
     stated: StatedLabels | None = None
+    names: Sequence[str] | None = None
     if model["format"] == "onnx":
         data = {name: Path(file) for name, file in model.get("data", {}).items()}
         whole = self_contained(path.read_bytes(), data)
@@ -88,8 +93,10 @@ def load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
         imported = read_onnx_bytes(whole, asked=asked)
         refuse_other_values(imported)
         network = imported.network
-        if imported.others and classifier and asked.output is None:
-            stated = StatedLabels(whole, imported.output, imported.others)
+        if classifier and asked.output is None:
+            names = class_names(whole, network.classes)
+            if imported.others:
+                stated = StatedLabels(whole, imported.output, imported.others, names or ())
         if data:
             (folder / "self-contained.onnx").write_bytes(whole)
     elif model["architecture"] is None:
@@ -133,5 +140,6 @@ def load_model(request: Mapping[str, Any], folder: Path) -> LoadedModel:
             binary=imported.binary,
             takes_bytes=imported.takes_bytes,
             stated=stated,
+            class_names=names,
         )
     return LoadedModel(network, export_onnx(network), None, pairing=pairing, warnings=warnings)

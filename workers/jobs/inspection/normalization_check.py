@@ -1,10 +1,10 @@
 """Whether another normalisation fits the network far better than the one it was given.
 
 With a wrong mean or standard deviation (in units of 0 to 255, another data set's, none at all,
-channels in the order blue, green, red, or pixel by pixel) the network is still valid and the
-certificate true, but of the wrong network. So the common conventions are tried on a few labelled
-samples, and one that is far more accurate is named in a warning. It costs at most about 2,000
-forward passes, and none where the accuracy is high already.
+channels in the order blue, green, red, or pixel by pixel), or with turned or inverted images, the
+network is still valid and the certificate true, but of the wrong network. So the common conventions
+are tried on a few labelled samples, and one that is far more accurate is named in a warning. It
+costs at most about 2,000 forward passes, and none where the accuracy is high already.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.errors import ModelError
 from models.network import per_channel
 from workers.verification.answers import answers
 
-__all__ = ["Convention", "conventions", "normalization_doubt", "swapped"]
+__all__ = ["Convention", "conventions", "is_table", "normalization_doubt", "swapped"]
 
 #: Samples of the first round over all conventions, and of the second over the remaining ones.
 FIRST, MAX_SAMPLES = 50, 200
@@ -36,6 +36,8 @@ SIGMAS = 3.0
 #: Mean and std of the data fit the given ones exchanged, by this share of how far off they are as
 #: they were given, and those are off by this much of the data's spread.
 EXCHANGED, FAR_OFF = 1 / 3, 0.5
+#: Values that a flattened image has at least: fewer are features of a table.
+_LEAST_IMAGE = 64
 
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -45,6 +47,8 @@ class Convention:
     """What a network may expect: (x - mean) / std per channel, channels turned round or not.
 
     interleaved: flat inputs hold the colours of one pixel after another, not colour by colour.
+    transposed: rows and columns exchanged. inverted: 1 - x in the place of x. scaler: mean and std
+    are those of the samples themselves, feature by feature.
     """
 
     name: str
@@ -52,6 +56,9 @@ class Convention:
     std: tuple[float, ...]
     reverse: bool = False
     interleaved: bool = False
+    transposed: bool = False
+    inverted: bool = False
+    scaler: bool = False
 
 
 _GREY = (
@@ -82,9 +89,14 @@ _REVERSED = (
 
 
 def conventions(
-    shape: Sequence[int], given: Mapping[str, Sequence[float]] | None
+    shape: Sequence[int],
+    given: Mapping[str, Sequence[float]] | None,
+    x: NDArray[np.float32] | None = None,
 ) -> Iterator[Convention]:
-    """What is tried for inputs of ``shape`` that are normalised as ``given``."""
+    """What is tried for inputs of ``shape`` that are normalised as ``given``.
+
+    x [N, *shape]: of features of a table, the samples whose own mean and std are tried.
+    """
     colour = _channels(shape) == 3
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -99,6 +111,9 @@ def conventions(
             yield Convention("the given values divided by 255", *smaller)
         if min(mean) > 0.0 and len(mean) == len(std):
             yield Convention("the given mean and std exchanged", std, mean)
+    if is_table(shape):
+        yield from _of_features(given, x)
+        return
     if colour and len(shape) == 1:
         yield Convention("[N, height, width, channels] flattened", mean, std, interleaved=True)
     if given is not None:
@@ -110,6 +125,36 @@ def conventions(
     yield from _COLOUR if colour else _GREY
     if colour:
         yield from _REVERSED[0 if given is not None else 1 :]
+    if _square(shape) is not None:
+        yield Convention("rows and columns exchanged", mean, std, transposed=True)
+    yield Convention("1 - x in the place of x", mean, std, inverted=True)
+
+
+def is_table(shape: Sequence[int]) -> bool:
+    """Whether inputs of this shape are features of a table, not an image, flattened or not."""
+    return len(shape) == 1 and (shape[0] < _LEAST_IMAGE or _square(shape) is None)
+
+
+def _of_features(
+    given: Mapping[str, Sequence[float]] | None, x: NDArray[np.float32] | None
+) -> Iterator[Convention]:
+    """No normalization, that of a scaler fitted on the samples x [N, features], and of shares."""
+    if given is not None:
+        yield Convention("no normalization, the features as they are", (0.0,), (1.0,))
+    if x is None:
+        return
+    values = x.astype(np.float64)
+    low, spread = values.min(0), values.max(0) - values.min(0)
+    for name, mean, std in (
+        ("each feature less its mean, divided by its standard deviation", *_moments(values)),
+        ("each feature from 0 at its least value to 1 at its largest", low, spread),
+    ):
+        scale = np.where(std > 0.0, std, 1.0)
+        yield Convention(name, tuple(mean.tolist()), tuple(scale.tolist()), scaler=True)
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return values.mean(0), values.std(0)
 
 
 def normalization_doubt(
@@ -133,7 +178,7 @@ def normalization_doubt(
         return None
     some = _spread(len(rows), FIRST)
     best: tuple[int, Convention, NDArray[np.bool_]] | None = None
-    for convention in conventions(x.shape[1:], given):
+    for convention in conventions(x.shape[1:], given, x):
         tried = _answered(logits, x[rows[some]], labels[rows[some]], convention, given)
         if tried is None or int(tried.sum()) <= int(right[some].sum()):
             continue
@@ -198,6 +243,21 @@ def _sentence(
     given: Mapping[str, Sequence[float]] | None,
 ) -> str:
     was = "the given normalization" if given is not None else "no normalization in the spec"
+    if convention.transposed or convention.inverted:
+        return (
+            f"The samples look {'turned' if convention.transposed else 'inverted'}: {now:.1%} of "
+            f"{samples} are classified correctly; with {convention.name} {then:.1%} are. What is "
+            "certified is the network on the samples as they were sent: store them as they were in "
+            "training."
+        )
+    if convention.scaler:
+        return (
+            f"The scaling of the features looks wrong: with {was}, {now:.1%} of {samples} samples "
+            f"are classified correctly; with {convention.name} (in these samples) {then:.1%} are. "
+            "What is certified is the network as it was sent: was a scaler left out? Give the mean "
+            'and the std that it was fitted to in training as "normalization" (scikit-learn: '
+            "StandardScaler's mean_ and scale_), or export it with the model."
+        )
     values = f'"mean": {_rounded(convention.mean)}, "std": {_rounded(convention.std)}'
     turned = ""
     if convention.reverse:
@@ -242,7 +302,10 @@ def _answered(
             own = [per_channel(given[key], shape).numpy() for key in ("mean", "std")]
     except ModelError:
         return None
-    shown = ((_reversed(x) if convention.reverse else x).astype(np.float64) - mean) / std
+    seen = (_reversed(x) if convention.reverse else x).astype(np.float64)
+    if convention.transposed:
+        seen = _transposed(seen)
+    shown = ((1.0 - seen if convention.inverted else seen) - mean) / std
     if convention.interleaved:
         shown = shown.reshape(len(x), 3, -1).swapaxes(1, 2).reshape(shown.shape)
     if own is not None:
@@ -259,6 +322,27 @@ def _channels(shape: Sequence[int]) -> int | None:
     if len(shape) == 1 and shape[0] % 3 == 0 and shape[0] >= 3 * 64:
         return 3 if math.isqrt(shape[0] // 3) ** 2 == shape[0] // 3 else 1
     return 1
+
+
+def _square(shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The axes of an image of as many rows as columns, (channels, rows, columns) or (rows, columns,
+    channels), flattened or not; None for others."""
+    if len(shape) == 3:
+        return tuple(shape) if shape[1] == shape[2] or shape[0] == shape[1] else None
+    if len(shape) != 1:
+        return None
+    channels = _channels(shape) or 1
+    side = math.isqrt(shape[0] // channels)
+    return (channels, side, side) if channels * side * side == shape[0] else None
+
+
+def _transposed(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    shape = _square(x.shape[1:])
+    if shape is None:
+        return x
+    images = x.reshape(len(x), *shape)
+    axes = (2, 3) if shape[1] == shape[2] else (1, 2)
+    return images.swapaxes(*axes).reshape(x.shape)
 
 
 def _reversed(x: NDArray[np.float32]) -> NDArray[np.float32]:

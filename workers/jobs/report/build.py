@@ -115,6 +115,7 @@ def build_report(
                 facts.get("other_outputs", ()),
                 binary=bool(facts.get("binary")),
                 dropped=facts.get("dropped_output"),
+                names=facts.get("class_names") or (),
             ),
             file=claim_of_rewritten(facts.get("rewritten")),
             image=image,
@@ -136,6 +137,7 @@ def build_report(
         "warnings": [
             *_warnings(found, results, facts),
             *_whole_range(spec, cap, inputs, image=image),
+            *_part_of_a_level(spec),
             *_work(spec, results),
         ],
         "notes": notes,
@@ -166,6 +168,7 @@ def report_model(model: ModelSource, facts: Mapping[str, Any]) -> dict[str, Any]
         "output": facts.get("output"),
         "binary": bool(facts.get("binary")),
         "takes_bytes": bool(facts.get("takes_bytes")),
+        "class_names": facts.get("class_names"),
         "rewritten_from": (facts.get("rewritten") or {}).get("from"),
     }
 
@@ -334,6 +337,18 @@ def _whole_range(spec: Spec, cap: float, inputs: ValidInputs, *, image: bool) ->
         )
         for epsilon, text in ((e, epsilon_in_words(e)) for e in spec.epsilons)
         if float(epsilon) >= cap
+    ]
+
+
+def _part_of_a_level(spec: Spec) -> list[str]:
+    """A sentence where inputs are grey levels from 0 to 255, and an epsilon is a part of one."""
+    if spec.input_range != [0.0, 255.0]:
+        return []
+    return [
+        f"Epsilon {epsilon_text(epsilon)} is less than one grey level: epsilons are in the units "
+        f"of input_range, [0, 255], was {epsilon_text(epsilon * 255)} meant?"
+        for epsilon in spec.epsilons
+        if epsilon < 1
     ]
 
 

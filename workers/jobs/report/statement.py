@@ -43,6 +43,8 @@ _LIMITS = (
     "more could be proved at best."
 )
 
+#: Classes whose names a statement lists.
+_NAMED = 10
 #: Words for what an image is made of and may suffer, and for any other input.
 _IMAGE = {"parts": "pixels", "inputs": "images", "changes": "rotation, blur, another camera"}
 _FEATURES = {
@@ -94,14 +96,24 @@ def claim_of_rewritten(made: Mapping[str, Any] | None) -> str:
 
 
 def claim_about(
-    output: str | None, others: Sequence[str], *, binary: bool, dropped: str | None
+    output: str | None,
+    others: Sequence[str],
+    *,
+    binary: bool,
+    dropped: str | None,
+    names: Sequence[str] = (),
 ) -> str:
-    """Sentences on what the answer is, where the file has several outputs or one score; else empty.
+    """Sentences on what the answer is, where the file has several outputs or one score, or names
+    its classes; else empty.
 
     output, others: the file's output with the scores, and those left out; dropped: what was left
-    out behind the logits.
+    out behind the logits; names: of the classes, in the order of their numbers.
     """
     text = ""
+    if names:
+        listed = [f"class {place} is {name[:60]!a}" for place, name in enumerate(names[:_NAMED])]
+        more = ", and so on" if len(names) > _NAMED else ""
+        text += f" The file names its classes: {', '.join(listed)}{more}."
     if others:
         text += (
             f" It is about the output {output!r} of the file, and says nothing about its other "

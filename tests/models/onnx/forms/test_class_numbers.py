@@ -170,3 +170,29 @@ def test_a_table_by_another_name_or_spelled_out(named: str) -> None:
     with pytest.raises(ModelError) as caught:
         class_numbers.refuse_other_numbers(graph, "y", named=False)
     assert caught.value.code == "class_numbers"
+
+
+def test_names_of_classes_are_in_the_order_of_their_scores() -> None:
+    names = ["benign", "malignant", "10"]
+    maps = node("ZipMap", ["p"], ["maps"], **ML, classlabels_strings=names)
+    dense = [node("MatMul", ["x", "w"], ["l"]), node("Softmax", ["l"], ["p"], axis=1)]
+    file = written([*dense, maps], INPUT, labels_and_maps()[1:], {"w": normal(0, 4, 3)})
+    assert class_numbers.class_names(file, 3) == tuple(names)
+    # Not those of two classes, and no file with numbers, or without either.
+    assert class_numbers.class_names(file, 2) is None
+    assert class_numbers.class_names(scores_beside_labels((0, 1, 2)), 3) is None
+    assert class_numbers.class_names(graph_of([], (2,)).SerializeToString(), 2) is None
+    places = [
+        node("MatMul", ["x", "w"], ["p"]),
+        node("ArgMax", ["p"], ["place"], axis=1, keepdims=0),
+        node("ArrayFeatureExtractor", ["classes", "place"], ["label"], **ML),
+    ]
+    label = helper.make_tensor_value_info("label", TensorProto.STRING, [None])
+    constants = {"w": normal(0, 4, 3), "classes": np.array(names, object)}
+    file = written(places, INPUT, [label, floats("p", "N", 3)], constants)
+    assert class_numbers.class_names(file, 3) == tuple(names)
+    # Names in two orders say nothing.
+    other = node("ZipMap", ["p"], ["maps"], **ML, classlabels_strings=names[::-1])
+    both = [*places, other]
+    file = written(both, INPUT, [label, *labels_and_maps()[1:], floats("p", "N", 3)], constants)
+    assert class_numbers.class_names(file, 3) is None

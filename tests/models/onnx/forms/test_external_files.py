@@ -96,6 +96,7 @@ def test_what_onnx_itself_writes_is_read(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(data)
     assert caught.value.code == "external_data"
+    assert "m.onnx.data" in str(caught.value)
     assert "model_data" in caught.value.hint
     found = self_contained(data, {"m.onnx.data": tmp_path / "m.onnx.data"})
     again = import_onnx_bytes(found)

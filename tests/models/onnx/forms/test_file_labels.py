@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from models.errors import ModelError
 from models.onnx.deployed import DeployedNetwork
+from models.onnx.forms.class_numbers import class_names
 from models.onnx.forms.file_labels import StatedLabels, refuse_other_labels
 from models.onnx.importer import read_onnx_bytes
 from tests.models.onnx.forms.files import floats, node, written
@@ -122,3 +123,29 @@ def test_one_sample_is_enough(name: str) -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_the_class_itself_and_other_numbers_are_taken(name: str, batch: int | str) -> None:
     compared(SAME[name], batch)
+
+
+@pytest.mark.parametrize("scores", ["w", "other"])
+def test_names_beside_the_scores_are_those_of_their_classes_or_refused(scores: str) -> None:
+    names = ["benign", "malignant", "neither"]
+    nodes = [
+        SCORES,
+        node("MatMul", ["x", scores], ["o"]),
+        node("ArgMax", ["o"], ["place"], axis=1, keepdims=0),
+        node("ArrayFeatureExtractor", ["names", "place"], ["label"], domain="ai.onnx.ml"),
+    ]
+    label = helper.make_tensor_value_info("label", TensorProto.STRING, None)
+    constants = {"w": NUMBERS["w"], "other": NUMBERS["other"], "names": np.array(names, object)}
+    file = written(nodes, [floats("x", "N", 4)], [label, floats("s", "N", 3)], constants)
+    found = read_onnx_bytes(file)
+    assert found.output == "s"
+    assert class_names(file, 3) == tuple(names)
+    stated = StatedLabels(file, found.output, found.others, names)
+    deployed = DeployedNetwork(found.deployed, (4,), None)
+    x = normal(5, 100, 4)
+    if scores == "w":
+        refuse_other_labels(stated, x, deployed, deployed.given)
+        return
+    with pytest.raises(ModelError) as caught:
+        refuse_other_labels(stated, x, deployed, deployed.given)
+    assert caught.value.code == "other_labels"

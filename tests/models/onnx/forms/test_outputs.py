@@ -261,3 +261,21 @@ def test_no_answer_is_lost_behind_what_was_cut_off() -> None:
     np.testing.assert_array_equal(above, z[:, 0] > 0)
     logits = torch.from_numpy(np.concatenate([np.zeros_like(z), z], axis=1))
     np.testing.assert_array_equal(answers(logits, gap=SIGMOID_GAP).numpy(), above)
+
+
+def test_a_table_whose_columns_are_inputs_is_told_what_to_do() -> None:
+    columns = [floats(name, "N", 1) for name in ("age", "height")]
+    join = node("FeatureVectorizer", ["age", "height"], ["x"], domain="ai.onnx.ml")
+    glued = node("Concat", ["age", "height"], ["x"], axis=1)
+    for first in (join, glued):
+        dense = node("MatMul", ["x", "w"], ["y"])
+        file = written([first, dense], columns, [floats("y", "N", 3)], {"w": normal(0, 2, 3)})
+        with pytest.raises(ModelError) as caught:
+            read_onnx_bytes(file)
+        assert "to_numpy(numpy.float32)" in (caught.value.hint or "")
+    one = node("FeatureVectorizer", ["age"], ["x"], domain="ai.onnx.ml", inputdimensions=[1])
+    file = written([one, node("MatMul", ["x", "w"], ["y"])], columns[:1], [floats("y", "N", 3)],
+                   {"w": normal(0, 1, 3)})  # fmt: skip
+    with pytest.raises(ModelError) as caught:
+        read_onnx_bytes(file)
+    assert "to_numpy(numpy.float32)" in (caught.value.hint or "")

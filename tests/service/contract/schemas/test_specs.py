@@ -146,6 +146,10 @@ def test_a_training_does_not_rewrite_what_it_made() -> None:
     [
         ({"kernal": 3}, "layers.0.kernal", "did you mean 'kernel'?"),
         ({"kind": "Conv2D_"}, "layers.0.kind", "did you mean 'conv2d'?"),
+        ({"kind": "dropout"}, "layers.0.kind", "leave it out"),
+        ({"kind": "Dropout2d"}, "layers.0.kind", "nothing once a network is trained"),
+        ({"kind": "log_softmax"}, "layers.0.kind", "leave it out"),
+        ({"kind": "identity"}, "layers.0.kind", "leave it out"),
         ({"kernel": None}, "layers.0.kernel", "needs"),
         ({"out": "4"}, "layers.0.out", "an integer, not '4'"),
         ({"stride": [[1]]}, "layers.0.stride", "not list"),
@@ -295,3 +299,25 @@ def test_every_integer_of_a_spec_is_one_that_all_json_readers_take() -> None:
             parse_model(Spec, {**asked, **change}, field="spec", code="invalid_spec")
     largest = Spec.model_validate({**asked, "samples": 2**53 - 1, "seed": 2**53 - 1}).normal()
     sign({"schema": "certserve/report/1", "spec": largest}, Ed25519PrivateKey.generate())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"normalization": {"mean": 0.1307, "std": [0.3081]}}, "[0.1307]"),
+        ({"epsilons": "2/255"}, '["2/255"]'),
+        ({"input_range": "null"}, "or null without quotation marks"),
+        ({"input_range": 255}, "such as [0, 255]"),
+        ({"samples": "100"}, "100 without quotation marks"),
+        ({"clip": "false"}, "false without quotation marks"),
+        ({"seed": "-1e3"}, "-1e3 without quotation marks"),
+    ],
+)
+def test_a_value_that_is_nearly_right_is_shown_as_it_is_written(
+    wrong: dict[str, object], words: str
+) -> None:
+    with pytest.raises(Problem) as caught:
+        parse_model(
+            Spec, {"norm": "l2", "epsilons": [1], **wrong}, field="spec", code="invalid_spec"
+        )
+    assert words in caught.value.detail

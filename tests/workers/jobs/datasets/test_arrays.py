@@ -6,12 +6,20 @@ import gzip
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.contract.array_names import ARRAY_NAMES
-from workers.jobs.datasets.arrays import Bounds, DataError, read_npy, read_npz
+from workers.jobs.datasets.arrays import (
+    Bounds,
+    DataError,
+    DataSet,
+    check_labels,
+    read_npy,
+    read_npz,
+)
 from workers.jobs.datasets.idx import read_idx
 from workers.jobs.datasets.sources import read_source
 
@@ -234,3 +242,43 @@ def test_mnist_as_published(shared: Path) -> None:
     assert data.x.shape == (3, 28, 28)
     assert data.y is not None
     assert data.y.tolist() == [7, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["U9", "S9"])
+def test_labels_that_are_names_are_places_among_the_names_of_the_file(
+    tmp_path: Path, kind: str
+) -> None:
+    y = np.array(["yes", "no", "yes", "perhaps"]).astype(kind)
+    path = npz(tmp_path / "a.npz", x=np.zeros((4, 2)), y=y)
+    data = read_source("npz", {"file": path}, None, "all", BOUNDS, ["yes", "perhaps", "no"])
+    assert data.y is not None
+    assert data.y.tolist() == [0, 2, 0, 1]
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    np.save(tmp_path / "y.npy", y[:, None])
+    pair = {"file": tmp_path / "x.npy", "labels": tmp_path / "y.npy"}
+    data = read_source("npy", pair, None, [3], BOUNDS, ["yes", "perhaps", "no"])
+    assert data.y is not None
+    assert data.y.tolist() == [1]
+    for names, words in (((), "does not name its classes"), (["yes", "no"], "'perhaps' is none")):
+        with pytest.raises(DataError, match=words) as caught:
+            read_source("npz", {"file": path}, None, "all", BOUNDS, names)
+        assert "return_inverse" in (caught.value.hint or "")
+        assert "0 is 'no', 1 is 'perhaps', 2 is 'yes'" in (caught.value.hint or "")
+    rows = npz(tmp_path / "b.npz", x=np.zeros((2, 2)), y=y.reshape(2, 2))
+    with pytest.raises(DataError, match="one name each"):
+        read_source("npz", {"file": rows}, None, "all", BOUNDS, ["yes", "perhaps", "no"])
+
+
+@pytest.mark.parametrize("y", [np.array([True, False, True]), np.array([1.0, 0.0, 1.0])])
+def test_labels_that_are_truths_or_whole_floats_are_numbers(tmp_path: Path, y: Any) -> None:
+    data = read_npz(npz(tmp_path / "a.npz", x=np.zeros((3, 2)), y=y), "all", BOUNDS)
+    assert data.y is not None
+    assert data.y.tolist() == [1, 0, 1]
+
+
+def test_labels_that_count_from_one_are_told_so() -> None:
+    for y, words in (([1, 2, 3], "count from 1"), ([0, 2, 3], "numbered from 0")):
+        data = DataSet(np.zeros((3, 2)), np.array(y), np.arange(3), 3)
+        with pytest.raises(DataError) as caught:
+            check_labels(data, 3, of="network")
+        assert words in (caught.value.hint or "")

@@ -106,3 +106,30 @@ def test_refused(values: np.ndarray, clip: bool, code: str) -> None:
 
 def test_without_clip_any_finite_value_is_taken() -> None:
     assert to_pixels(np.array([-3.0, 7.0]), clip=False).tolist() == [-3, 7]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.0, 17.0, 255.0], "x.astype(numpy.uint8)"),
+        ([0.0, 17.5, 250.0], "divide them by 255"),
+        ([-1.0, 0.3, 1.0], "store (x + 1) / 2"),
+        ([-2.1, 0.3, 2.6], "normalized pixels"),
+        ([0.0, 1.5], "give mean and std"),
+        ([0.0, 4000.0], "give mean and std"),
+    ],
+)
+def test_pixels_in_another_usual_range_are_told_what_to_do(values: list[float], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        to_pixels(np.array(values)[:, None], clip=True)
+    assert words in (caught.value.hint or "")
+    assert "input_range" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_the_first_sample_that_is_no_number_is_named(bad: float) -> None:
+    x = np.zeros((9, 2, 2))
+    x[[4, 7], 1, 0] = bad
+    with pytest.raises(DataError, match=r"sample 4 .*and 1 more") as caught:
+        to_pixels(x, clip=False)
+    assert "isfinite" in (caught.value.hint or "")

@@ -55,7 +55,7 @@ def viewed_as_one(batch: int | str = "n") -> bytes:
     return graph_of(nodes, (6,), constants, batch=batch).SerializeToString()
 
 
-def request(folder: Path, model: Path, data: Path, **changes: Any) -> dict[str, Any]:
+def request(folder: Path, model: Path, data: Path, /, **changes: Any) -> dict[str, Any]:
     return {
         "model": {"path": str(model), "format": "onnx", "architecture": None},
         "normalization": None,
@@ -71,7 +71,7 @@ def request(folder: Path, model: Path, data: Path, **changes: Any) -> dict[str, 
     }
 
 
-def inspected(folder: Path, model: Path, data: Path, **changes: Any) -> dict[str, Any]:
+def inspected(folder: Path, model: Path, data: Path, /, **changes: Any) -> dict[str, Any]:
     """The facts that an inspection in this process leaves."""
     folder.mkdir(exist_ok=True)
     inspect(request(folder, model, data, **changes), folder)

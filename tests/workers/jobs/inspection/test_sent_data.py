@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from service.contract.schemas.report import Report, result_digest
 from service.contract.schemas.submissions import JobSubmission, Spec
 from service.reports import render_html
+from tests.models.onnx.graphs import graph_of
 from workers.jobs.datasets.arrays import Bounds, DataSet, read_npy, read_npz
 from workers.jobs.inspection.child import inspect
 from workers.jobs.inspection.valid_inputs import ValidInputs
@@ -256,3 +258,63 @@ def test_a_sentence_stands_once_and_in_a_fixed_order() -> None:
     arrays = {"logits": np.eye(2, dtype=np.float32), "y": np.arange(2), "index": np.arange(2)}
     spec = {"norm": "l2", "epsilons": [str(Fraction(1, 10))]}
     assert reported(facts, arrays, spec)["warnings"] == ["a", "b"]
+
+
+def test_labels_may_be_the_names_by_which_the_file_calls_its_classes(tmp_path: Path) -> None:
+    names = ["benign", "malignant", "neither"]
+    layer = helper.make_node("MatMul", ["x", "w"], ["y"])
+    maps = helper.make_node(
+        "ZipMap", ["y"], ["maps"], domain="ai.onnx.ml", classlabels_strings=names
+    )
+    file = graph_of([layer, maps], (3,), {"w": np.eye(3, dtype=np.float32)}, output="maps")
+    of_map = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    file.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(of_map))
+    file.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    model.write_bytes(file.SerializeToString())
+    np.savez(data, x=np.eye(3, dtype=np.float32)[::-1], y=np.array(names[::-1]))
+    spec = {"norm": "l2", "epsilons": [0.1]}
+    facts, arrays = inspected(tmp_path, model, data, spec)
+    assert arrays["y"].tolist() == [2, 1, 0]
+    report = reported(facts, arrays, spec)
+    assert report["clean_accuracy"] == 1.0
+    assert report["model"]["class_names"] == names
+    assert "class 0 is 'benign', class 1 is 'malignant'" in report["statement"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [(lambda y: (y - 1) % 10, "each label were one more"), (np.zeros_like, "better than chance")],
+)
+def test_labels_that_the_answers_do_not_follow_are_told(
+    tmp_path: Path, turn: Any, words: str
+) -> None:
+    """A dense layer that is right for all of 100 samples of ten classes."""
+    y = np.arange(100) % 10
+    x = np.eye(10, dtype=np.float32)[y] * np.linspace(0.5, 1, 100, dtype=np.float32)[:, None]
+    layer = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    model.write_bytes(
+        graph_of([layer], (10,), {"w": np.eye(10, dtype=np.float32)}).SerializeToString()
+    )
+    for labels, said in ((y, ""), (turn(y), words)):
+        np.savez(data, x=x, y=labels)
+        folder = tmp_path / f"read{said}"
+        folder.mkdir()
+        facts, _ = inspected(folder, model, data, {"norm": "l2", "epsilons": [0.1]})
+        assert said in " ".join(facts["warnings"])
+        assert bool(said) == bool(facts["warnings"])
+
+
+def test_data_without_labels_are_told(tmp_path: Path) -> None:
+    layer = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    eye = np.eye(3, dtype=np.float32)
+    model.write_bytes(graph_of([layer], (3,), {"w": eye}).SerializeToString())
+    np.savez(data, x=eye)
+    facts, _ = inspected(tmp_path, model, data, {"norm": "l2", "epsilons": [0.1]})
+    assert not facts["labelled"]
+    (said,) = facts["warnings"]
+    assert "no labels" in said

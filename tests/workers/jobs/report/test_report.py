@@ -151,6 +151,21 @@ def test_an_epsilon_that_reaches_every_input_is_told(case: Case, norm: str, clip
 
 
 @given(cases())
+def test_an_epsilon_of_less_than_a_grey_level_is_told(case: Case) -> None:
+    submission, facts, results = case
+    results.certified[:] = results.falsified[:] = False
+    results.radius[:] = 0.0
+    few = [f"{3 + index}/255" for index in range(len(submission.spec["epsilons"]))]
+    for ends, told in (([0.0, 255.0], len(few)), ([0.0, 1.0], 0), ([0.0, 4.0], 0)):
+        spec = dict(submission.spec) | {"clip": True, "epsilons": few, "input_range": ends}
+        spec["criterion"] = None
+        report, _ = finished((submission.model_copy(update={"spec": spec}), facts, results))
+        said = [sentence for sentence in report["warnings"] if "one grey level" in sentence]
+        assert len(said) == told
+        assert all(f"was {3 + index} meant?" in one for index, one in enumerate(said))
+
+
+@given(cases())
 def test_a_misclassified_sample_is_never_certified(case: Case) -> None:
     submission, facts, results = case
     facts["labelled"] = True

@@ -26,6 +26,9 @@ __all__ = ["ASKED", "FALSE", "Tally", "ask"]
 ASKED = (0.01, 0.5, 0.9, 1.0, 1.5, 30.0)
 FALSE = 3
 
+#: An epsilon has to be above 0.
+SMALLEST = 1e-300
+
 #: Bounds from this cost on are asked less often where not everything is asked.
 EXPENSIVE = 5_000
 
@@ -95,7 +98,8 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
         if not methods:
             continue
         method = methods[int(random.integers(len(methods)))]
-        asked = (Fraction(distance), Fraction(1, 10))
+        # The same input in another batch may be the wrong one, at distance 0.
+        asked = (Fraction(distance or SMALLEST), Fraction(1, 10))
         found = certify_samples(
             case.network,
             case.x,
@@ -107,7 +111,8 @@ def ask(case: Case, tally: Tally, name: str, *, seed: int = 0, share: float = 1.
             device=CPU,
         )
         tally.questions += 1
-        if found.radius[0] >= distance or found.certified[0, 0]:
+        # A radius of 0 says nothing.
+        if 0.0 < found.radius[0] >= distance or found.certified[0, 0]:
             tally.false.append(f"{name}: radius by {method}, {norm}, clip {clip}")
 
 

@@ -33,6 +33,8 @@ def arrays_of(names: Collection[str]) -> tuple[str, str | None]:
     """
     found = [name for name in ARRAY_NAMES if name in names]
     listed = ", ".join(repr(name) for name in sorted(names)[:10])
+    if not names:
+        raise UnknownArrays("the npz holds no array")
     if not found:
         raise UnknownArrays(
             f"the npz holds {listed}, and none of them is known as the samples "

@@ -10,7 +10,10 @@ from pathlib import Path, PurePosixPath
 from service.contract.schemas.problems import InvalidInput
 from service.contract.settings import Settings
 
-__all__ = ["zip_directory"]
+__all__ = ["DAMAGED", "zip_directory"]
+
+#: What to do about a file that is not whole.
+DAMAGED = "see whether `python -m zipfile -t FILE` reads it on your machine, and send it again"
 
 _END = b"PK\x05\x06"
 _END_64 = b"PK\x06\x06"
@@ -35,7 +38,9 @@ def zip_directory(path: Path, settings: Settings, *, code: str) -> list[zipfile.
             members = [member for member in archive.infolist() if not member.is_dir()]
             size_of_names = archive.start_dir
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
-        raise InvalidInput(f"the file is not a complete zip archive: {error}", code=code) from error
+        raise InvalidInput(
+            f"the file is not a complete zip archive: {error}", code=code, hint=DAMAGED
+        ) from error
     seen: set[str] = set()
     for member in members:
         _check_member(member, code)
@@ -88,7 +93,9 @@ def _check_directory_size(path: Path, settings: Settings, code: str) -> None:
         tail = file.read()
     position = tail.rfind(_END)
     if position < 0 or len(tail) - position < 22:
-        raise InvalidInput("the file is not a zip archive, or its end is missing", code=code)
+        raise InvalidInput(
+            "the file is not a zip archive, or its end is missing", code=code, hint=DAMAGED
+        )
     count, directory_bytes = struct.unpack_from("<HI", tail, position + 10)
     if count == 0xFFFF or directory_bytes == 0xFFFFFFFF:
         position = tail.rfind(_END_64, 0, position)

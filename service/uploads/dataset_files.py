@@ -21,7 +21,7 @@ from service.contract.array_names import UnknownArrays, arrays_of
 from service.contract.class_folders import class_folders
 from service.contract.schemas.problems import InvalidInput
 from service.contract.settings import Settings
-from service.uploads.archives import zip_directory
+from service.uploads.archives import DAMAGED, zip_directory
 from service.uploads.suffixes import format_of
 
 __all__ = ["DATASET_SUFFIXES", "DatasetFacts", "DatasetFormat", "dataset_format", "inspect_dataset"]
@@ -141,7 +141,7 @@ def _inspect_npz(path: Path, settings: Settings) -> DatasetFacts:
                 with archive.open(members[f"{y}.npy"]) as file:
                     _check_labels(file, members[f"{y}.npy"].file_size, y, shape[0])
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise _invalid(f"the npz is damaged: {error}", code="invalid_npz") from error
+        raise _invalid(f"the npz is damaged: {error}", code="invalid_npz", hint=DAMAGED) from error
     return DatasetFacts("npz", shape[0], list(shape[1:]), y is not None)
 
 
@@ -241,7 +241,11 @@ def _check_labels(file: IO[bytes], size: int, name: str, samples: int) -> None:
                 hint=_CLASS_NUMBERS,
             )
         if numbers.min() < 0:
-            raise _invalid(f"{name} holds a negative label", code="invalid_labels")
+            raise _invalid(
+                f"{name} holds a negative label",
+                code="invalid_labels",
+                hint="number the classes from 0, in the order of the network's outputs",
+            )
 
 
 def _inspect_idx(path: Path, labels: Path | None, settings: Settings) -> DatasetFacts:

@@ -33,7 +33,7 @@ __all__ = [
 #: Operators that are taken at the very end only, and left out there.
 FINAL_OPERATORS = ("ArgMax", "LogSoftmax", "Normalizer", "Softmax", "ZipMap")
 #: What stands there and is a layer too, in the midst of a network.
-_LAYERS = ("Cast", "Concat", "Identity", "Sigmoid", "Softmax", "Sub")
+_LAYERS = ("Cast", "Concat", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "Sub")
 #: How many classes have numbers of their own in the element type that an ArgMax is cast to.
 _NUMBERS = {
     TensorProto.BOOL: 2,

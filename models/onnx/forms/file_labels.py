@@ -8,12 +8,13 @@ certified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import GraphProto, TensorProto
 
 from models.errors import ModelError
 from models.onnx.forms.inputs import take_floats
@@ -25,13 +26,21 @@ from models.onnx.session import open_session
 
 __all__ = ["StatedLabels", "refuse_other_labels"]
 
-_INTEGERS = (TensorProto.INT32, TensorProto.INT64)
+#: Types that a label may have, whatever the scores' is. A truth value is one of two classes; beside
+#: more classes it is a remark.
+_TYPES = (
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+    *(TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL),
+)
 #: What stands between scores and labels, beside the operators of networks. All of them end at once
 #: and make nothing much larger than what they are given.
 _OF_LABELS = (
-    *("And", "ArgMax", "ArgMin", "ArrayFeatureExtractor", "Binarizer", "Cast", "Equal", "Gather"),
-    *("GatherElements", "Greater", "GreaterOrEqual", "LabelEncoder", "Less", "LessOrEqual", "Mod"),
-    *("Normalizer", "Not", "Or", "TopK", "Where", "Xor"),
+    *("And", "ArgMax", "ArgMin", "ArrayFeatureExtractor", "Binarizer", "BitShift", "BitwiseAnd"),
+    *("BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "CumSum", "Equal", "Gather"),
+    *("GatherElements", "Greater", "GreaterOrEqual", "Hardmax", "IsInf", "IsNaN", "LabelEncoder"),
+    *("Less", "LessOrEqual", "Mod", "Normalizer", "Not", "OneHot", "Or", "Size", "TopK", "Where"),
+    "Xor",
 )
 #: A class is beyond doubt where its score leads by so much of the largest score.
 CLEAR = 1e-3
@@ -63,9 +72,9 @@ def refuse_other_labels(
     largest score, on these samples or on such whose numbers are shuffled.
 
     x: float32 [N, ...]; deployed: their logits [N, classes], which are what is certified; given:
-    what the file is given for them. An output of whole numbers or of names, one for each sample,
-    is its label, unless its numbers are no classes and do not follow the class either; inputs
-    without a clear class are left out.
+    what the file is given for them. An output of whole numbers of any type or of names, one for
+    each sample, is its label, unless its numbers are no classes and do not follow the class either;
+    inputs without a clear class are left out.
     """
     x = x[:MOST]
     rows = np.resize(x.reshape(len(x), -1), (SHUFFLED, x[0].size))
@@ -77,17 +86,17 @@ def refuse_other_labels(
     classes, count = logits.argmax(axis=1), logits.shape[1]
     for name in stated.others:
         labels = _labels(stated, name, x)
-        if labels is None:
+        if labels is None or (labels.dtype == np.bool_ and count != 2):
             continue
         known = clear[: len(labels)]
-        theirs, own = labels[known], classes[: len(labels)][known]
+        theirs, own = labels.astype(np.int64)[known], classes[: len(labels)][known]
         wrong = theirs != own
         if not wrong.any() or not (_are_classes(theirs, count) or _follow(theirs, own)):
             continue
         first = int(np.flatnonzero(known)[wrong.argmax()])
         raise ModelError(
-            f"the output {name!r} of the file gives the label {labels[first]} where the largest "
-            f"score in {stated.output!r} is that of class {classes[first]} (so it is with "
+            f"the output {name!r} of the file gives the label {int(labels[first])} where the "
+            f"largest score in {stated.output!r} is that of class {classes[first]} (so it is with "
             f"{int(wrong.sum())} of {len(wrong)} inputs that were tried)",
             code="other_labels",
             hint="certified is the class of the largest score: number the classes by place and let "
@@ -107,21 +116,51 @@ def _follow(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> bool:
     return 1 < len(pairs) == len(seen) == len(called)
 
 
-def _labels(stated: StatedLabels, name: str, x: NDArray[np.float32]) -> NDArray[np.int64] | None:
-    """An output's whole numbers, or places of its names, one for each sample; None: it is another
-    one, or is not run."""
+def _reads_input(graph: GraphProto) -> bool:
+    """Whether the output is computed from the input's numbers, and not from its sizes alone."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    wanted, seen = [value.name for value in graph.output], set[str]()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        node = makers.get(name)
+        if node is not None and node.op_type not in ("Shape", "Size"):
+            wanted.extend(node.input)
+    constants = {tensor.name for tensor in graph.initializer}
+    return any(value.name in seen for value in graph.input if value.name not in constants)
+
+
+def _whole(labels: NDArray[Any], places: Mapping[str, int]) -> NDArray[Any] | None:
+    """Numbers as int64, names as their places, truth values as they are; None: some number is not
+    whole."""
+    if labels.dtype.kind not in "biuf":
+        return np.array([places.get(str(label), -1) for label in labels.tolist()], np.int64)
+    if labels.dtype == np.bool_:
+        return labels
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.int64)
+    return whole if bool((whole == labels).all()) else None
+
+
+def _labels(stated: StatedLabels, name: str, x: NDArray[np.float32]) -> NDArray[Any] | None:
+    """An output's whole numbers or truth values, whatever their type, or the places of its names,
+    one for each sample; None: it is another one, or is not run."""
     model = parse_onnx(stated.file)
     graph = model.graph
     declared = {value.name: value for value in graph.output}[name]
     if declared.type.WhichOneof("value") != "tensor_type":
         return None
     kind = declared.type.tensor_type.elem_type
-    if kind not in _INTEGERS and not (kind == TensorProto.STRING and stated.names):
+    if kind not in _TYPES and not (kind == TensorProto.STRING and stated.names):
         return None
     places = {name: place for place, name in enumerate(stated.names)}
     choose_output(graph, name)
     cut_away_unneeded(graph)
     if any(node.op_type not in (*SUPPORTED_OPERATORS, *_OF_LABELS) for node in graph.node):
+        return None
+    if not _reads_input(graph):
         return None
     try:
         take_floats(graph)
@@ -130,22 +169,20 @@ def _labels(stated: StatedLabels, name: str, x: NDArray[np.float32]) -> NDArray[
     except Exception:  # noqa: BLE001 - whatever ONNX Runtime raises
         return None
 
-    def run(rows: NDArray[np.float32]) -> NDArray[np.int64] | None:
-        feeds = {signature.name: rows.reshape(signature.of_graph(len(rows)))}
-        try:
-            (labels,) = session.run(None, feeds)
-        except Exception:  # noqa: BLE001 - the same
-            return None
-        if labels.size != len(rows):
-            return None
-        if kind == TensorProto.STRING:
-            said = [places.get(str(label), -1) for label in labels.reshape(-1).tolist()]
-            return np.array(said, np.int64)
-        return labels.reshape(-1).astype(np.int64)
-
     for step in dict.fromkeys((signature.batch or ROWS, signature.batch or 1)):
-        blocks = [run(x[i : i + step]) for i in range(0, len(x) // step * step, step)]
-        found = [block for block in blocks if block is not None]
-        if blocks and len(found) == len(blocks):
-            return np.concatenate(found)
+        found = list[NDArray[Any]]()
+        for start in range(0, len(x) // step * step, step):
+            rows = x[start : start + step]
+            try:
+                (labels,) = session.run(
+                    None, {signature.name: rows.reshape(signature.of_graph(step))}
+                )
+            except Exception:  # noqa: BLE001 - the same
+                break
+            whole = _whole(labels.reshape(-1), places) if labels.size == step else None
+            if whole is None:
+                return None
+            found.append(whole)
+        else:
+            return np.concatenate(found) if found else None
     return None

@@ -245,6 +245,24 @@ def test_labels_of_a_regression_are_told_where_it_belongs(tmp_path: Path) -> Non
     assert "property" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (npz(x=X, y=np.arange(5))[:-30], "zipfile"),
+        (npz(x=X, y=np.arange(5) - 1), "from 0"),
+        (npz(x=X, y=np.arange(4)), "same order"),
+        (zipped({}), "numpy.savez"),
+    ],
+)
+def test_a_bad_data_set_is_told_what_to_do(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput) as caught:
+        inspect_dataset(path, "a.npz", SETTINGS)
+    assert said in (caught.value.hint or "")
+    assert "holds ," not in str(caught.value)
+
+
 def test_a_pair_of_npy_files_passes(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", np.arange(len(X)))

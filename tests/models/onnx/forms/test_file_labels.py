@@ -64,6 +64,11 @@ SAME: dict[str, list[NodeProto]] = {
         node("ReduceSum", ["tens", "one_axis"], ["label"], keepdims=0),
     ],
     "all of them": [node("Cast", ["s"], ["label"], to=TensorProto.INT64)],
+    "the size of the batch": [
+        node("Shape", ["x"], ["sizes"]),
+        node("Gather", ["sizes", "zero"], ["label"]),
+    ],
+    "the version of the file": [node("Identity", ["one"], ["label"])],
     "what never ends": [
         BEST,
         node(
@@ -88,12 +93,25 @@ SAME: dict[str, list[NodeProto]] = {
 }
 
 
-def compared(nodes: list[NodeProto], batch: int | str = "N", count: int = 20) -> None:
+def compared(
+    nodes: list[NodeProto],
+    batch: int | str = "N",
+    count: int = 20,
+    *,
+    kind: int = TensorProto.INT64,
+    classes: int = 3,
+    opset: int = 13,
+) -> None:
+    numbers = {**NUMBERS, "w": NUMBERS["w"][:, :classes], "one_axis": np.array([1], np.int64)}
     file = written(
         [SCORES, *nodes],
         [floats("x", batch, 4)],
-        [helper.make_tensor_value_info("label", TensorProto.INT64, None), floats("s", batch, 3)],
-        {**NUMBERS, "one_axis": np.array([1], np.int64)},
+        [
+            helper.make_tensor_value_info("label", kind, [batch]),
+            floats("s", batch, classes),
+        ],
+        numbers,
+        opset=opset,
     )
     imported = read_onnx_bytes(file)
     assert (imported.output, imported.others) == ("s", ("label",))
@@ -149,3 +167,70 @@ def test_names_beside_the_scores_are_those_of_their_classes_or_refused(scores: s
     with pytest.raises(ModelError) as caught:
         refuse_other_labels(stated, x, deployed, deployed.given)
     assert caught.value.code == "other_labels"
+
+
+KINDS = [
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.UINT8),
+    *(TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+    *(TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE),
+]
+NEXT = [*OTHER["the next one"][:-1], node("Mod", ["more", "three"], ["next"])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_label_of_any_type_is_compared(kind: int) -> None:
+    with pytest.raises(ModelError) as raised:
+        compared([*NEXT, node("Cast", ["next"], ["label"], to=kind)], kind=kind)
+    assert raised.value.code == "other_labels"
+    compared([BEST, node("Cast", ["best"], ["label"], to=kind)], kind=kind)
+
+
+def test_a_float_for_each_sample_is_no_label() -> None:
+    largest = node("ReduceMax", ["s"], ["label"], axes=[1], keepdims=0)
+    compared([largest], kind=TensorProto.FLOAT)
+
+
+def test_a_truth_value_is_one_of_two_classes_and_no_other() -> None:
+    best = [BEST, node("Cast", ["best"], ["yes"], to=TensorProto.BOOL)]
+    turned = [*best, node("Not", ["yes"], ["label"])]
+    compared([*best, node("Identity", ["yes"], ["label"])], kind=TensorProto.BOOL, classes=2)
+    compared(turned, kind=TensorProto.BOOL)
+    with pytest.raises(ModelError) as raised:
+        compared(turned, kind=TensorProto.BOOL, classes=2)
+    assert raised.value.code == "other_labels"
+
+
+@pytest.mark.parametrize("name", ["BitShift", "CastLike", "OneHot"])
+def test_operators_that_only_labels_need_are_run(name: str) -> None:
+    """Each makes another class of it, by an operator that no network has."""
+    bits = TensorProto.UINT64
+    nodes = {
+        "BitShift": [
+            node("Cast", ["best"], ["bits"], to=bits),
+            node("Cast", ["one"], ["by"], to=bits),
+            node("BitShift", ["bits", "by"], ["more"], direction="LEFT"),
+            node("Cast", ["more"], ["twice"], to=TensorProto.INT64),
+            node("Mod", ["twice", "three"], ["label"]),
+        ],
+        "CastLike": [
+            node("CastLike", ["best", "one"], ["alike"]),
+            node("Sub", ["two", "alike"], ["label"]),
+        ],
+        "OneHot": [
+            node("OneHot", ["best", "three", "ends"], ["row"]),
+            node("Add", ["row", "row"], ["rows"]),
+            node("ArgMin", ["rows"], ["label"], axis=1, keepdims=0),
+        ],
+    }[name]
+    ends = node("Range", ["none", "two", "one"], ["ends"])
+    none = node("Sub", ["one", "one"], ["none"])
+    with pytest.raises(ModelError) as raised:
+        compared([BEST, none, ends, *nodes], opset=15)
+    assert raised.value.code == "other_labels"
+
+
+@pytest.mark.parametrize("batch", ["N", 4])
+def test_one_number_of_a_whole_batch_is_no_label(batch: int | str) -> None:
+    above = node("Greater", ["s", "half"], ["above"])
+    counted = node("Cast", ["above"], ["counted"], to=TensorProto.INT64)
+    compared([above, counted, node("ReduceMax", ["counted"], ["label"], keepdims=0)], batch)

@@ -182,6 +182,10 @@ def test_a_spent_budget_is_unknown_and_says_so(corridor: Corridor) -> None:
 PROBABILITIES: dict[str, list[NodeProto]] = {
     "sigmoid": [node("Sigmoid", ["z"], ["y"])],
     "softmax": [node("MatMul", ["z", "pair"], ["zs"]), node("Softmax", ["zs"], ["y"], axis=1)],
+    "logarithms": [
+        node("MatMul", ["z", "pair"], ["zs"]),
+        node("LogSoftmax", ["zs"], ["y"], axis=1),
+    ],
     "both": [
         node("Sigmoid", ["z"], ["p"]),
         *(node("Sub", ["one", "p"], ["q"]), node("Concat", ["p", "q"], ["y"], axis=1)),
@@ -209,7 +213,9 @@ def test_a_property_of_probabilities_is_decided(corridor: Corridor, ending: str)
         constants,
     )
     names = "".join(f"(declare-const Y_{place} Real)" for place in range(count))
-    for limit, verdict in (("0.74", "holds"), ("0.72", "violated")):
+    # log(0.74) is -0.3011, log(0.72) is -0.3285.
+    limits = ("-0.301", "-0.329") if ending == "logarithms" else ("0.74", "0.72")
+    for limit, verdict in zip(limits, ("holds", "violated"), strict=True):
         text = (
             f"(declare-const X_0 Real){names}(assert (and (>= X_0 0) (<= X_0 1) (>= Y_0 {limit})))"
         )

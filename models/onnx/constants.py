@@ -54,6 +54,8 @@ def evaluate(operation: Operation, translation: Translation) -> list[Constant]:
     values = _run(operation, translation, [None if c is None else c.value for c in constants])
     spread = _spread(operation, constants)
     if spread:
+        if any(value.dtype != np.float32 for value in values):
+            operation.refuse("it rounds numbers that every machine computes in its own way")
         return [Constant(value, value, spread=spread) for value in values]
     if not any(c is not None and c.depends_on_batch for c in constants):
         return [Constant.of(value) for value in values]
@@ -150,8 +152,11 @@ def _repeated(
     """The result of an operator that gives each row of a batch the same numbers, as one row.
 
     Expand and ConstantOfShape to [batch, ...], and what is computed of that row by row. None:
-    another operator. Rows that something mixes are refused.
+    another operator, or numbers that every machine computes in its own way. Rows that something
+    mixes are refused.
     """
+    if any(c is not None and c.spread for c in constants):
+        return None
     arrays = [None if c is None else c.value for c in constants]
     if any(c is not None and c.repeated for c in constants):
         if operation.op_type not in _ROW_BY_ROW:
@@ -200,6 +205,8 @@ def zero_product(operation: Operation) -> Constant | None:
     fits = first.ndim > 1 and second.ndim == 2 and first.shape[-1:] == second.shape[:1]
     floats = first.dtype == second.dtype == np.float32
     if not (fits and floats) or zeros.depends_on_batch or matrix.depends_on_batch:
+        return None
+    if zeros.spread or matrix.spread:
         return None
     if first.any() or not np.isfinite(second).all() or matrix.repeated:
         return None

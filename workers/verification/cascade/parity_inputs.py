@@ -183,7 +183,7 @@ def coordinate_changes(
         value = (far, near, rng.uniform(low, high))[min(number // size, 2)]
         if not clip and number % 3 == 2:
             value = middle + span * 10.0 ** rng.uniform(*DECADES) * rng.choice([-1.0, 1.0])
-        if np.float32(value) == np.float32(before):
+        if np.float32(np.clip(value, -FLOAT32_MAX, FLOAT32_MAX)) == np.float32(before):
             value = far
         flat[number, place] = np.clip(value, -FLOAT32_MAX, FLOAT32_MAX)
         names.append(f"sample {source} with coordinate {place} set to {float(value):.6g}")

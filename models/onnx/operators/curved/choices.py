@@ -31,7 +31,7 @@ from models.onnx.graph import (
 from models.onnx.operators.activations import bent, clamped
 from models.onnx.operators.arithmetic import MINUS_ONE, enlarged, sample_constant
 
-__all__ = ["JUMPS", "compared", "truth", "where"]
+__all__ = ["JUMPS", "WRITTEN", "compared", "truth", "where"]
 
 #: From here on a Softplus is its argument to within 2^-24.5 of it, less than one rounding.
 _SOFTPLUS_IS_STRAIGHT = 17.0
@@ -39,6 +39,11 @@ _SOFTPLUS_IS_STRAIGHT = 17.0
 JUMPS = (
     "what chooses by a comparison may jump: write it with Relu, LeakyRelu, Max, Min or Clip "
     "(torch: relu, leaky_relu, maximum, clamp)"
+)
+#: What to do about constants that are not the same on every machine.
+WRITTEN = (
+    "compute them before the export, or let ONNX Runtime write them into the file "
+    "(SessionOptions: ORT_ENABLE_BASIC, optimized_model_filepath)"
 )
 
 
@@ -107,8 +112,9 @@ def _undecided(
 def _slope(translation: Translation, side: Value | None, x: Activation) -> float | None:
     """The number s of a side that is s x, rounded once at most; 0 for a constant 0."""
     if isinstance(side, Constant):
-        plain = side.value.size == 1 and not side.depends_on_batch and not side.value.any()
-        return 0.0 if plain and side.value.ndim <= x.rank else None
+        plain = side.value.size == 1 and not side.depends_on_batch and not side.spread
+        fits = plain and side.value.ndim <= x.rank
+        return 0.0 if fits and not side.value.any() else None
     if not isinstance(side, Activation):
         return None
     if side == x:
@@ -206,7 +212,7 @@ def _two_values(
     for side in sides:
         if not isinstance(side, Constant) or side.value.size != 1 or side.depends_on_batch:
             return None
-        if side.value.ndim > condition.of.rank or side.value.dtype != np.float32:
+        if side.value.ndim > condition.of.rank or side.value.dtype != np.float32 or side.spread:
             return None
         values.append(float(side.value.reshape(())[()]))
     return _step_between(operation, translation, condition, *values)
@@ -243,8 +249,11 @@ def _step_between(
 
 
 def truth(operation: Operation, translation: Translation, condition: Comparison) -> Activation:
-    """A comparison as a number: 1 where it is true, else 0."""
+    """A comparison as a number: 1 where it is true, else 0. Not of numbers that every machine
+    computes in its own way: they may lie on either side."""
     values = (1.0, 0.0) if condition.above else (0.0, 1.0)
+    if condition.of.name in translation.spreads:
+        operation.refuse("it compares products with constants of Sin or Cos", hint=WRITTEN)
     found = _step_between(operation, translation, condition, *values)
     if found is None:
         operation.refuse(f"a comparison with {condition.bound}", hint=JUMPS)

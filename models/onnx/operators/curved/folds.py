@@ -31,7 +31,7 @@ from models.layers.joins import Concat, Slice
 from models.layers.kinds import Add, Multiply, ReLU
 from models.layers.one_lipschitz import InexactPairs
 from models.onnx.graph import Activation, Choice, Comparison, Operation, Translation, Value
-from models.onnx.operators.curved.choices import JUMPS, truth, where
+from models.onnx.operators.curved.choices import JUMPS, WRITTEN, truth, where
 from models.onnx.operators.sorting import halves_of
 
 __all__ = ["as_numbers", "chosen", "keep_spreads", "refuse_choice"]
@@ -42,11 +42,6 @@ _TWO_ROUNDINGS = 2.125 * 2.0**-24
 _LARGEST_MISMATCH = 2.0**-8
 #: Operators that keep what the constants of their inputs may differ by.
 _SUMS, _COMPARISONS = ("Add", "Sub"), ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-#: What to do about constants that are not the same on every machine.
-_WRITTEN = (
-    "compute them before the export, or let ONNX Runtime write them into the file "
-    "(SessionOptions: ORT_ENABLE_BASIC, optimized_model_filepath)"
-)
 
 Array = NDArray[np.float64]
 
@@ -127,7 +122,7 @@ def refuse_choice(value: Value | None, translation: Translation) -> None:
         raise ModelError(
             "the output is a product with constants that the file computes by Sin or Cos",
             code="unsupported_operator",
-            hint=_WRITTEN,
+            hint=WRITTEN,
         )
 
 
@@ -301,5 +296,5 @@ def keep_spreads(operation: Operation, results: Sequence[Value], translation: Tr
         operation.refuse(
             "it reads a product with constants that the file computes by Sin or Cos, which every "
             "machine does in its own way",
-            hint=_WRITTEN,
+            hint=WRITTEN,
         )

@@ -178,6 +178,14 @@ def test_inputs_are_as_promised(clip: bool) -> None:
             assert len(np.unique(batch.x, axis=0)) == len(batch.x)
 
 
+def test_coordinates_of_huge_samples_are_changed_without_overflow() -> None:
+    samples = np.array([[3e38, -3e38]], np.float32)
+    with np.errstate(over="raise"):
+        changed = coordinate_changes(samples, 64, np.random.default_rng(0), clip=False)
+    assert np.isfinite(changed.x).all()
+    assert ((changed.x != samples).sum(1) == 1).all()
+
+
 def test_numbers_of_extra_inputs_grow_with_the_samples_and_shrink_with_the_cost() -> None:
     small = CompiledNetwork.compile(NETWORK, norms=False)
     assert [extra_inputs(small, n) for n in (1, 200, 10**6)] == [MIN_INPUTS, 400, MAX_INPUTS]

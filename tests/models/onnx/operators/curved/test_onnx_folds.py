@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from models.errors import ModelError
@@ -135,6 +135,38 @@ def test_sines_that_the_file_computes_cost_a_little_more() -> None:
         with pytest.raises(ModelError) as refused:
             import_onnx_bytes(graph)
         assert refused.value.code == "unsupported_operator", tail
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        [node("Mul", ["x", "S"], ["z"]), node("Greater", ["z", "zero"], ["b"]),
+         node("Cast", ["b"], ["n"], to=TensorProto.FLOAT), node("Add", ["n", "x"], ["y"])],
+        [node("Mul", ["x", "S"], ["z"]), node("Less", ["z", "zero"], ["b"]),
+         node("Cast", ["b"], ["n"], to=TensorProto.FLOAT), node("Neg", ["n"], ["y"])],
+        [node("Greater", ["x", "zero"], ["b"]), node("Where", ["b", "T", "zero"], ["y"])],
+        [node("Greater", ["x", "zero"], ["b"]), node("Where", ["b", "x", "O"], ["y"])],
+        [node("Shape", ["x"], ["n"]), node("Expand", ["S", "n"], ["R"]),
+         node("Mul", ["x", "R"], ["y"])],
+        [node("Shape", ["x"], ["n"]), node("Expand", ["zero", "n"], ["Z"]),
+         node("Add", ["Z", "S"], ["R"]), node("Mul", ["x", "R"], ["y"])],
+        [node("Cast", ["N"], ["n"], to=TensorProto.INT64), node("Reshape", ["x", "n"], ["y"])],
+        [node("MatMul", ["Q", "one"], ["R"]), node("Add", ["x", "R"], ["y"])],
+    ],
+    ids=lambda tail: " ".join(row.op_type for row in tail),
+)  # fmt: skip
+def test_nothing_forgets_that_a_constant_is_another_one_elsewhere(tail: list[Any]) -> None:
+    """Steps, numbers between which a comparison chooses, rows of a batch, and whole numbers."""
+    theta = np.array([0.3, 1.6, -2.0], np.float32).reshape(1, 3, 1, 1)
+    zero, two, row = np.float32(0), np.float32(2), np.zeros((1, 3), np.float32)
+    constants = {"theta": theta, "two": two, "zero": zero, "row": row, "kept": np.zeros(4)}
+    constants = {**constants, "one": np.eye(3, 2)}
+    constants = {name: np.asarray(value, np.float32) for name, value in constants.items()}
+    waves = [("theta", "S"), ("two", "T"), ("zero", "O"), ("row", "Q"), ("kept", "N")]
+    nodes = [*(node("Sin", [source], [name]) for source, name in waves), *tail]
+    with pytest.raises(ModelError) as refused:
+        import_onnx_bytes(flattened(nodes, (3, 2, 2), constants, opset=18))
+    assert refused.value.code in ("unsupported_operator", "batch_dependent"), refused.value
 
 
 def test_machines_differ_in_sines_by_less_than_what_is_allowed() -> None:

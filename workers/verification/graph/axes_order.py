@@ -141,6 +141,9 @@ def _turn(layer: Layer) -> Axes | None:
 
 
 def _by_number(layer: Layer) -> bool:
+    if isinstance(layer, Abs) and layer.channels is not None:
+        # It counts places along the first axis.
+        return False
     return type(layer) in _ALIKE or type(layer) in _CONSTANTS or type(layer) in _PAIRS
 
 

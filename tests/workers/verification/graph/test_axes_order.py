@@ -25,6 +25,7 @@ from models.layers.kinds import (
 )
 from models.network import INPUT, Network
 from tests.extent import examples
+from tests.workers.verification.certification import certify
 from workers.verification.graph.axes_order import rows_of
 from workers.verification.graph.compiled_network import CompiledNetwork
 
@@ -64,7 +65,8 @@ class Drawn:
             layers = (Shift(value), Multiply(value), PReLU(torch.sigmoid(value)))
             return self.add(layers[int(self.random.integers(3))], last)
         if kind == 5:
-            layers = (ReLU(), LeakyReLU(slope=0.25), Abs())
+            count = int(self.random.integers(shape[0])) or None
+            layers = (ReLU(), LeakyReLU(slope=0.25), Abs(channels=count))
             return self.add(layers[int(self.random.integers(3))], last)
         if kind == 6:
             weight = self.normal(3, shape[0], 1, 1)
@@ -108,6 +110,23 @@ def test_every_output_is_what_it_was(seed: int) -> None:
     with torch.no_grad():
         expected, found = network.double()(x.double()), again.double()(x.double())
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_absolute_values_of_some_channels_stay_along_their_axis() -> None:
+    """Between two turns the first channel is no first row of what is held without them."""
+    head = Linear(torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0] * 4]), torch.tensor([0.0, -0.3]))
+    rows: list[tuple[str, Layer, tuple[str, ...]]] = [
+        ("there", Permute(axes=(1, 0)), (INPUT,)),
+        ("fold", Abs(channels=1), ("there",)),
+        ("back", Permute(axes=(1, 0)), ("fold",)),
+        ("flat", Reshape(shape=(4,)), ("back",)),
+        ("head", head, ("flat",)),
+    ]
+    network = Network((2, 2), rows).eval()
+    x = np.array([[[0.0, 0.1], [0.0, 0.0]]], dtype=np.float32)
+    # The nearest wrong input has -0.3 at the second place, which no absolute value changes.
+    found = certify(network, x, ("39/100", "41/100"), norm="linf", clip=False)
+    assert found.certified.tolist() == [[True, False]]
 
 
 def keras_like(permuted: bool) -> Network:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.layers.base import Layer
+from models.layers.normalization import LocalResponse
 from workers.verification.clock import Clock
 from workers.verification.enclosure import Enclosure
 from workers.verification.forward.propagation import forward_step, propagate
@@ -98,8 +99,12 @@ def implausible(
 
 def _sides(compiled: CompiledNetwork, x: Tensor, clock: Clock) -> dict[str, tuple[Tensor, Tensor]]:
     """The least and the largest values of the steps that jump at these inputs, where float32 may
-    have either, by the step's name."""
-    jumps = [step for step in compiled.steps if rules_of(step.op).jumps]
+    have either, by the step's name; and of those whose rounding is not in proportion to them."""
+    jumps = [
+        (index, step)
+        for index, step in enumerate(compiled.steps)
+        if rules_of(step.op).jumps or isinstance(step.op, LocalResponse)
+    ]
     if not jumps:
         return {}
     values: list[Enclosure | None] = []
@@ -115,11 +120,13 @@ def _sides(compiled: CompiledNetwork, x: Tensor, clock: Clock) -> dict[str, tupl
             clock=clock,
         )
     found = {}
-    for step in jumps:
-        state = values[step.sources[0]]
+    for index, step in jumps:
+        steps = rules_of(step.op).jumps
+        state = values[step.sources[0] if steps else index + 1]
         if state is not None and state.lower is not None and state.upper is not None:
-            ends = (apply_layer(step.layer(Layer), end) for end in (state.lower, state.upper))
-            lower, upper = ends
+            lower, upper = state.lower, state.upper
+            if steps:
+                lower, upper = (apply_layer(step.layer(Layer), end) for end in (lower, upper))
             if not torch.equal(lower, upper):
                 found[step.name] = lower, upper
     return found
@@ -144,9 +151,11 @@ def _disturbed(
 
     def forward(step: GraphStep, inputs: list[Tensor]) -> Tensor:
         value = forward_step(step, inputs)
+        ends = sides.get(step.name)
+        if ends is not None:
+            return torch.where(signs(value) > 0, *ends)
         if rules_of(step.op).jumps:
-            ends = sides.get(step.name)
-            return value if ends is None else torch.where(signs(value) > 0, *ends)
+            return value
         if isinstance(step.op, Affine):
             op = step.op
             size = op.absolute(inputs[0].abs()) + op.bias_magnitude

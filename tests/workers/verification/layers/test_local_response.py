@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper
 
 from models.errors import ModelError
 from models.layers.kinds import Linear, ReLU, Reshape
 from models.layers.normalization import LocalResponse
 from models.network import Network
+from models.onnx.deployed import DeployedNetwork
 from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
+from models.onnx.importer import import_onnx_bytes, read_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
+from tests.models.onnx.graphs import flattened, normal
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import cap_margins, crown_margins
 from workers.verification.bounds.interval import interval_margins
 from workers.verification.bounds.zonotope import zonotope_margins
+from workers.verification.cascade.parity import check_parity
+from workers.verification.clock import UNLIMITED
 from workers.verification.enclosure import Enclosure
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
@@ -158,3 +163,25 @@ def test_what_has_no_bound_is_refused(given: dict[str, float]) -> None:
     with pytest.raises(ModelError, match="local response") as caught:
         LocalResponse(**given)  # type: ignore[arg-type]
     assert caught.value.code == "invalid_network"
+
+
+@pytest.mark.parametrize("seed", [30, 35])
+def test_what_the_running_sum_keeps_is_no_other_network(seed: int) -> None:
+    """One channel of the samples is 100 to 10,000 times as large: what is left of its square in
+    the sums behind it is more than one rounding of their results."""
+    rng = np.random.default_rng(seed)
+    side, channels = int(rng.choice([1, 2, 3])), int(rng.choice([6, 8, 16]))
+    nodes = [
+        helper.make_node("LRN", ["x"], ["h"], alpha=1.0, beta=0.75, bias=1.0, size=3),
+        helper.make_node("Flatten", ["h"], ["f"], axis=1),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
+    ]
+    constants = {"w": normal(seed, channels * side * side, 3), "b": normal(seed + 1, 3)}
+    imported = read_onnx_bytes(flattened(nodes, (channels, side, side), constants))
+    network = imported.network
+    deployed = DeployedNetwork(imported.deployed, network.input_shape, None)
+    x = rng.standard_normal((6, channels, side, side)).astype(np.float32)
+    x[:, int(rng.integers(channels))] *= float(rng.choice([100, 1000, 1e4]))
+    compiled = CompiledNetwork.compile(network, norms=False)
+    options = {"clip": False, "batched": True, "seed": 0, "clock": UNLIMITED}
+    assert check_parity(compiled, x, deployed(x), deployed, **options)["unchecked"] > 0

@@ -319,6 +319,21 @@ def _as_layers(operation: Operation, translation: Translation, sums: Squares) ->
     return translation.emit(operation, Multiply(scale), result)
 
 
+def _turned(operation: Operation, translation: Translation) -> Squares:
+    """Transpose of squares that are not yet summed: squares of the numbers in that order."""
+    sums = _squares(operation)
+    base, rank = sums.base, len(sums.shape) + 1
+    perm = list(operation.attributes.get("perm", reversed(range(rank))))
+    plain = base.batched and not base.batch_axis and not base.merged
+    if sums.axes or sums.kernel or sums.centred or not plain or sums.shape != base.shape:
+        operation.refuse("only squares that are not yet summed are turned")
+    if sorted(perm) != list(range(rank)) or perm[0] != 0:
+        operation.refuse(f"perm {perm} moves the batch, or does not fit rank {rank}")
+    axes = tuple(axis - 1 for axis in perm[1:])
+    base = translation.emit(operation, Permute(axes=axes), base)
+    return replace(sums, base=base, shape=base.shape, plain=None)
+
+
 #: What may stand between squares and their root.
 SQUARE_OPERATORS: dict[str, Callable[[Operation, Translation], Value]] = {
     "Abs": _kept,
@@ -336,4 +351,5 @@ SQUARE_OPERATORS: dict[str, Callable[[Operation, Translation], Value]] = {
     "Sign": _sign,
     "Sqrt": root_of_squares,
     "Sub": _variance,
+    "Transpose": _turned,
 }

@@ -168,3 +168,28 @@ def test_what_is_something_else_is_refused_by_name(case: str) -> None:
     with pytest.raises(ModelError) as caught:
         import_onnx_bytes(flattened(REFUSED[case], (3, 4, 4), kept))
     assert caught.value.code in ("unsupported_operator", "batch_dependent")
+
+
+@pytest.mark.parametrize("square", ["Mul", "Pow"])
+def test_squares_may_be_turned_before_they_are_summed(square: str) -> None:
+    """As TensorFlow pools images with their channels last (deel-lip's ScaledL2NormPooling2D)."""
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    squares = {"Mul": ["x", "x"], "Pow": ["x", "two"]}[square]
+    nodes = [
+        node(square, squares, ["q"]),
+        node("Transpose", ["q"], ["t"], perm=[0, 3, 1, 2]),
+        node("AveragePool", ["t"], ["a"], **pool),
+        *(node("Sqrt", ["a"], ["r"]), node("Mul", ["r", "two"], ["y"])),
+    ]
+    data = flattened(nodes, (4, 6, 3), {"two": np.array(2, np.float32)})
+    network = assert_agrees(data, samples=3)
+    found = [network.layer(row.name).kind for row in network.nodes]
+    assert "l2-pool2d" in found
+    assert "sqrt" not in found
+    # What is summed already, or moves the batch, is no such form.
+    late = [
+        node(square, squares, ["q"]),
+        node("AveragePool", ["q"], ["a"], **pool),
+        *(node("Transpose", ["a"], ["t"], perm=[0, 2, 3, 1]), node("Sqrt", ["t"], ["y"])),
+    ]
+    assert_agrees(flattened(late, (3, 4, 6), {"two": np.array(2, np.float32)}), samples=3)

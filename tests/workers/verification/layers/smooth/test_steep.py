@@ -24,6 +24,7 @@ from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
 from tests.models.onnx.graphs import graph_of
 from tests.workers.verification.layers.boxes import DTYPES, boxes, grid
+from tests.workers.verification.layers.smooth.chains import chain, number
 from workers.verification.bounds.alpha_crown import alpha_crown_margins
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import cap_margins, crown_margins
@@ -56,10 +57,10 @@ def drawn(random: np.random.Generator, layer: Layer, dtype: torch.dtype) -> tupl
     inner = torch.from_numpy(random.random(64) < 0.8)[None]
     lower = torch.where(inner, lower.clamp(start, end), lower)
     upper = torch.where(inner, upper.clamp(start, end), upper)
-    for place, number in enumerate((start, end)):
-        if math.isfinite(number):
-            beyond = np.nextafter(np.float32(number), np.float32([-np.inf, np.inf][place]))
-            ends = torch.tensor([number, float(beyond)], dtype=dtype)
+    for place, limit in enumerate((start, end)):
+        if math.isfinite(limit):
+            beyond = np.nextafter(np.float32(limit), np.float32([-np.inf, np.inf][place]))
+            ends = torch.tensor([limit, float(beyond)], dtype=dtype)
             (lower, upper)[place][0, 2 * place : 2 * place + 2] = ends
     return torch.minimum(lower, upper), torch.maximum(lower, upper)
 
@@ -143,21 +144,6 @@ def test_no_value_leaves_the_ball_behind(layer: Layer, seed: int, dtype: torch.d
     away = ((values - found.centre.double()).abs() + error).norm(dim=1)
     if bool(found.valid):
         assert bool((away <= found.radius).all())
-
-
-def chain(*layers: Layer) -> Network:
-    """One input, the layers, and the classes (value - middle, 0)."""
-    rows: list[tuple[str, Layer, tuple[str, ...]]] = []
-    last = "input"
-    for place, layer in enumerate(layers):
-        rows.append((f"n{place}", layer, (last,)))
-        last = f"n{place}"
-    head = Linear(torch.tensor([[1.0], [0.0]]))
-    return Network((1,), [*rows, ("head", head, (last,))]).eval()
-
-
-def number(kind: type[Layer], value: float) -> Layer:
-    return kind(torch.tensor([value]))
 
 
 #: By name: layers of one input in [0, 1].

@@ -12,13 +12,13 @@ from onnx import helper
 from torch import Tensor
 
 from models.layers.curves import Atan, Cos, Exp, Sin
-from models.layers.kinds import Layer, Linear, Multiply, Shift
-from models.network import Network
+from models.layers.kinds import Layer, Multiply, Shift
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.models.onnx.graphs import graph_of
 from tests.workers.verification.layers.boxes import DTYPES
+from tests.workers.verification.layers.smooth.chains import chain, number
 from workers.verification.bounds.alpha_crown import alpha_crown_margins
 from workers.verification.bounds.bcp import bcp_margins
 from workers.verification.bounds.crown import cap_margins, crown_margins
@@ -35,21 +35,6 @@ BOUNDS: list[Callable[..., Tensor]] = [
     *(interval_margins, bcp_margins, crown_margins, cap_margins),
     *(zonotope_margins, alpha_crown_margins, local_margins),
 ]
-
-
-def chain(*layers: Layer) -> Network:
-    """One input, the layers, and the classes (value, 0)."""
-    rows: list[tuple[str, Layer, tuple[str, ...]]] = []
-    last = "input"
-    for place, layer in enumerate(layers):
-        rows.append((f"n{place}", layer, (last,)))
-        last = f"n{place}"
-    head = Linear(torch.tensor([[1.0], [0.0]]))
-    return Network((1,), [*rows, ("head", head, (last,))]).eval()
-
-
-def number(kind: type[Layer], value: float) -> Layer:
-    return kind(torch.tensor([value]))
 
 
 #: By name: layers of one input in [0, 1].

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 __all__ = ["Shard", "SoundnessViolation", "fresh_notes"]
 
 TOO_LARGE = "too large for its memory"
+#: What smaller epsilons, proved after a failed verdict, cost the search of the radius: a share of
+#: that verdict.
+RETREAT_SHARE = 0.3
 
 
 class SoundnessViolation(RuntimeError):
@@ -175,6 +178,9 @@ class Shard:
             block.hunted[rows] += float(bound.metered)
         else:
             block.spend(bound.name, rows, verdict.spent)
+            if self.request.radius and bound.metered and verdict.reached is not None:
+                retreated = verdict.spent * (verdict.reached > 0)
+                block.searched[rows] += RETREAT_SHARE * retreated
         if verdict.open_domains is not None and not tightest:
             self._searched(bound, block, rows, epsilon, verdict)
         self._falsify(bound, block, rows, region, verdict)

@@ -26,15 +26,15 @@ EXACT, FINE, COARSE = 2.0**-10, 2.0**-7, 2.0**-4
 #: In a cascade, each sample is tried at so many epsilons at most: by the cheap bounds, by these
 #: before an expensive one goes on, and by that one, whose search costs no more than the verdicts of
 #: the samples of a pool.
-CHEAP_TRIES, LATER_TRIES, EXPENSIVE_TRIES = 5, 3, 8
+CHEAP_TRIES, LATER_TRIES, EXPENSIVE_TRIES = 2, 3, 8
 #: Of an expensive search: no try that promises less than this share of what is proved.
 GAIN = 0.1
 #: What a pass of the verdicts is worth in counted ones: of the attack, in whose small batches each
 #: takes longer, and of bounds whose counts are guesses, from above. What one of the attack is worth
 #: in guessed ones.
-ATTACK_SHARE, GUESSED_SHARE, ATTACK_GUESSED = 3.0, 0.4, 4.0
+ATTACK_SHARE, GUESSED_SHARE, ATTACK_GUESSED = 2.0, 0.4, 4.0
 #: Of what verdicts have cost, what the search may: cheap bounds and small batches take the rest.
-SPENDABLE = 0.95
+SPENDABLE = 0.75
 #: A try is taken to cost so many times as much as the dearest so far: what fails takes longer; more
 #: after a first try, which may have ended at its boxes. One of a bound whose cost is a guess, so
 #: many times that: it is made in float64 too, and at smaller epsilons.

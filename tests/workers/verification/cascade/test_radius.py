@@ -169,7 +169,7 @@ def test_the_search_costs_no_more_than_the_verdicts(
 ) -> None:
     """Nor are cheap bounds searched at epsilons below those that this one has proved."""
     network = dense_network([8, 20, 12, 4], 8)
-    x = np.random.default_rng(8).random((4, 8)).astype(np.float32)
+    x = np.random.default_rng(8).random((8, 8)).astype(np.float32)
     spent: dict[bool, list[float]] = {True: [0.0] * len(x), False: [0.0] * len(x)}
     tries, largest = [0] * len(x), [0.0] * len(x)
     cheap: list[tuple[int, float]] = []

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from PIL import Image
 
 from models.checkpoints.state_dict import load_checkpoint
 from models.network import Network
 from models.onnx.importer import import_onnx
 
-__all__ = ["SETTINGS", "Setting", "load_images", "load_network"]
+__all__ = ["SETTINGS", "Setting", "all_images", "load_images", "load_network"]
 
 _CIFAR = ([0.485, 0.456, 0.406], [0.225, 0.225, 0.225])
 _COLT = ([0.1307], [0.3081])
@@ -96,6 +97,25 @@ def load_images(name: str, data: Path, per_class: int) -> tuple[torch.Tensor, to
     return torch.from_numpy(pixels), torch.from_numpy(y[chosen].astype(np.int64))
 
 
+def all_images(name: str, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x float32 in [0, 1], NCHW; y): every test image, in the data set's order."""
+    if name == "mnist":
+        x, y = _mnist(data)
+    else:
+        with np.load(data / "cifar10" / "test.npz", allow_pickle=False) as pack:
+            y = pack["labels"]
+            x = np.concatenate([_tiles(pack, number) for number in range(len(y) // 1000)])
+    pixels = x.astype(np.float32) / np.float32(255)
+    return torch.from_numpy(pixels), torch.from_numpy(y.astype(np.int64))
+
+
+def _tiles(pack: NpzFile, number: int) -> np.ndarray:  # type: ignore[type-arg]
+    """The 1000 images of a lossless mosaic of 25 x 40."""
+    mosaic = np.asarray(Image.open(io.BytesIO(pack[f"mosaic_{number}"].tobytes())).convert("RGB"))
+    tiles = mosaic.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3)
+    return tiles.reshape(1000, 3, 32, 32)
+
+
 def _mnist(data: Path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
     images = gzip.decompress((data / "mnist" / "t10k-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((data / "mnist" / "t10k-labels-idx1-ubyte.gz").read_bytes())
@@ -108,8 +128,5 @@ def _cifar(data: Path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-ar
     if plain.exists():
         with np.load(plain, allow_pickle=False) as stored:
             return stored["x"].transpose(0, 3, 1, 2), stored["y"]
-    # Lossless mosaics of 25 x 40 images.
     with np.load(data / "cifar10" / "test.npz", allow_pickle=False) as pack:
-        mosaic = np.asarray(Image.open(io.BytesIO(pack["mosaic_0"].tobytes())).convert("RGB"))
-        tiles = mosaic.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3)
-        return tiles.reshape(1000, 3, 32, 32), pack["labels"][:1000]
+        return _tiles(pack, 0), pack["labels"][:1000]

@@ -1,16 +1,14 @@
 """Properties of the competition of 2021 on the networks at hand, and what its tools decided.
 
-    CERTSERVE_TEST_DATA=... python -m benchmarks.published.competition FACTS.json
-        [--url URL] [--share 0.5] [--only mnist-net] [--keep FOLDER]
+    CERTSERVE_TEST_DATA=... python -m benchmarks.published.competition
+        [--url URL] [--share 0.5] [--only mnist-net] [--winner holds violated] [--keep FOLDER]
 
-FACTS.json: {"instances": [{"network": "cifar_base_kw", "image": 6435, "epsilon": 0.0149,
-"timeout": 720, "winner": "holds", "tools": {"holds": 5, "violated": 0}}, ...]}: a test image of
-CIFAR-10 or MNIST, the box of radius epsilon around it (linf, in pixels, cut to [0, 1]; on
-CIFAR-10 normalised afterwards, in float32), and what the competition's tools answered. The property
-is written as its generators wrote it: unsafe where another class is at least as large. Each is
-posted to a running service (``POST /certify`` with ``property``) with ``--share`` of its timeout as
-``time_budget_s``; printed are the verdicts side by side, seconds, and at the end how many were
-decided of those that the winner decided, and how many differ.
+``vnncomp2021.json`` names them: a test image of CIFAR-10 or MNIST, the box of radius epsilon around
+it (linf, in pixels, cut to [0, 1]; on CIFAR-10 normalised afterwards, in float32), and what the
+competition's tools answered. The property is written as its generators wrote it: unsafe where
+another class is at least as large. Each is posted to a running service (``POST /certify`` with
+``property``) with ``--share`` of its timeout as ``time_budget_s``; printed are the verdicts side by
+side, seconds, and at the end how many of each pair of verdicts there were.
 """
 
 from __future__ import annotations
@@ -33,6 +31,7 @@ from service.client import Client
 #: Of the CIFAR-10 networks.
 MEAN, STD = (0.485, 0.456, 0.406), (0.225, 0.225, 0.225)
 WAIT_S = 3600.0
+FACTS = Path(__file__).with_name("vnncomp2021.json")
 
 
 def box(image: NDArray[np.float32], epsilon: float, normalised: bool) -> NDArray[np.float32]:
@@ -58,15 +57,16 @@ def main() -> None:
     """Print a row per instance, then the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = os.environ.get("CERTSERVE_TEST_DATA")
-    parser.add_argument("facts", type=Path)
     parser.add_argument("--shared", type=Path, default=default, required=default is None)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--key")
     parser.add_argument("--share", type=float, default=0.5)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="a part of the network's name")
+    words = ("holds", "violated", "none")
+    parser.add_argument("--winner", nargs="+", choices=words, default=words)
     parser.add_argument("--keep", type=Path, help="where properties are written, too")
     options = parser.parse_args()
-    instances = json.loads(options.facts.read_text())["instances"]
+    instances = json.loads(FACTS.read_text())["instances"]
     counts: Counter[tuple[str, str]] = Counter()
     print("| instance | winner | tools: hold, violated | here | by | seconds | limit |")
     print("|---|---|---|---|---|---|---|")
@@ -75,7 +75,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as scratch,
     ):
         for item in instances:
-            if options.only in item["network"]:
+            if options.only in item["network"] and item["winner"] in options.winner:
                 row = _posted(client, item, options, options.keep or Path(scratch))
                 counts[row["winner"], row["here"]] += 1
     for (winner, here), number in sorted(counts.items()):
@@ -87,7 +87,7 @@ def _posted(client: Client, item: dict[str, Any], options: Any, folder: Path) ->
     x, y = (held.numpy() for held in all_images(data, options.shared / "data"))
     at, epsilon = int(item["image"]), float(item["epsilon"])
     text = vnnlib(box(x[at : at + 1], epsilon, data == "cifar10"), int(y[at]))
-    path = folder / f"{name}-img{at}-eps{epsilon}.vnnlib"
+    path = folder / f"{item['name']}.vnnlib"
     path.write_text(text)
     limit = options.share * item["timeout"]
     began = time.perf_counter()

@@ -22,7 +22,7 @@ from workers.verification.forward.propagation import propagate
 __all__ = ["RETREATS", "retreat", "within"]
 
 #: How many smaller epsilons are tried.
-RETREATS = 3
+RETREATS = 2
 #: Samples whose margin is missed by more than so many times itself are left alone: of their boxes
 #: hardly anything is gained.
 HOPE = 0.3

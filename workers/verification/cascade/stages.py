@@ -27,8 +27,9 @@ EXACT, FINE, COARSE = 2.0**-10, 2.0**-7, 2.0**-4
 #: before an expensive one goes on, and by that one, whose search costs no more than the verdicts of
 #: the samples of a pool.
 CHEAP_TRIES, LATER_TRIES, EXPENSIVE_TRIES = 2, 3, 8
-#: Of an expensive search: no try that promises less than this share of what is proved.
-GAIN = 0.1
+#: In a cascade: no try that promises less than this share of what is proved, by the cheap bounds
+#: and by an expensive one.
+CHEAP_GAIN, GAIN = 0.03, 0.1
 #: What a pass of the verdicts is worth in counted ones: of the attack, in whose small batches each
 #: takes longer, and of bounds whose counts are guesses, from above. What one of the attack is worth
 #: in guessed ones.
@@ -39,6 +40,8 @@ SPENDABLE = 0.75
 #: after a first try, which may have ended at its boxes. One of a bound whose cost is a guess, so
 #: many times that: it is made in float64 too, and at smaller epsilons.
 DEARER, LATER_DEARER, GUESSED_DEARER = 1.5, 2.0, 1.6
+#: What a try that is counted costs beside its passes: it is made with few others.
+TRY_PASSES = 400.0
 
 
 def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int) -> None:
@@ -59,7 +62,7 @@ def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int
         if cascading:
             # Of no use where an expensive bound proves an epsilon that these ones do not.
             later = ~block.certified().all(1)
-            _search(shard, cheap, block, FINE, CHEAP_TRIES, ~later)
+            _search(shard, cheap, block, FINE, CHEAP_TRIES, ~later, gain=CHEAP_GAIN)
         else:
             _search(shard, cheap, block, EXACT)
     if shard.request.radius:
@@ -74,8 +77,17 @@ def certify_block(shard: Shard, block: Block, bounds: list[Bound], *, start: int
         unsettled = torch.tensor([by in names or not by for by in block.by])
         unsettled |= block.proved < min(block.epsilons)
         if cascading:
-            _search(shard, cheap, block, FINE, LATER_TRIES, later)
-            _search(shard, expensive[:1], block, COARSE, EXPENSIVE_TRIES, unsettled, thrifty=True)
+            _search(shard, cheap, block, FINE, LATER_TRIES, later, gain=CHEAP_GAIN)
+            _search(
+                shard,
+                expensive[:1],
+                block,
+                COARSE,
+                EXPENSIVE_TRIES,
+                unsettled,
+                gain=GAIN,
+                thrifty=True,
+            )
         else:
             _search(shard, expensive, block, EXACT)
     block.closed.fill_(True)
@@ -137,11 +149,13 @@ def _search(
     tries: int = 100,
     chosen: Tensor | None = None,
     *,
+    gain: float = 0.0,
     thrifty: bool = False,
 ) -> None:
     """Raise the proved radius of every correct (and chosen) sample with the tightest bounds.
 
-    thrifty: no try by which it would cost more than the verdicts of the pool's samples.
+    gain: as of ``search_radius``; thrifty: no try by which it would cost more than the verdicts of
+    the pool's samples.
     """
     dominated = {name for bound in bounds for name in bound.dominates}
     searching = [
@@ -185,7 +199,7 @@ def _search(
         tries=tries,
         lost=lost,
         allowed=allowed if thrifty else None,
-        gain=GAIN if thrifty else 0.0,
+        gain=gain,
         known=lambda chosen: block.proved[rows[chosen]],
         stop=shard.spent,
     )
@@ -202,7 +216,7 @@ def _affordable(block: Block, bounds: list[Bound], rows: Tensor) -> Tensor:
     # In the unit of these bounds: counted passes, or guessed ones.
     counted = any(bound.metered for bound in bounds)
     attack, other = (ATTACK_SHARE, GUESSED_SHARE) if counted else (ATTACK_GUESSED, 1.0)
-    left = -block.searched * (1.0 if counted else GUESSED_DEARER)
+    left = -block.searched * (1.0 if counted else GUESSED_DEARER) - TRY_PASSES * block.hunted
     for name, passes in block.spent.items():
         worth = attack if name == ATTACK else other
         left = left + SPENDABLE * passes * (1.0 if name in own else worth)
@@ -212,7 +226,8 @@ def _affordable(block: Block, bounds: list[Bound], rows: Tensor) -> Tensor:
         last = block.last.get(bound.name, torch.zeros_like(left))[rows]
         dearer = torch.where(block.hunted[rows] > 0, LATER_DEARER, DEARER)
         guessed = GUESSED_DEARER * most
-        price += torch.where(last > 0, dearer * last, most) if bound.metered else guessed
+        counted_price = torch.where(last > 0, dearer * last, most) + TRY_PASSES
+        price += counted_price if bound.metered else guessed
     allowed = torch.zeros(len(rows), dtype=torch.bool)
     for pool in (rows // POOL).unique().tolist():
         money = float(left[pool * POOL : (pool + 1) * POOL].sum())

@@ -16,6 +16,8 @@ from service.reports.evidence import criterion, evidence
 from service.reports.histogram import render_histogram
 from service.reports.plain_text import finalize
 from service.reports.training_curve import render_training_svg
+from service.reports.words.counted import counted
+from service.reports.words.stated_property import stated_property
 
 __all__ = ["ENVIRONMENT", "render_html"]
 
@@ -65,7 +67,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "value": _value}
     environment.filters |= {"seconds": _seconds}
-    environment.filters |= {"epsilon": epsilon_name}
+    environment.filters |= {"epsilon": epsilon_name, "counted": counted}
     return environment
 
 
@@ -89,8 +91,11 @@ def render_html(
     ``label`` and the PNGs ``sample``, ``counterexample`` and ``difference`` (bytes).
     """
     if report.get("property") is not None:
+        boxes, more_boxes = stated_property(report)
         return ENVIRONMENT.get_template("property.html").render(
             report=report,
+            boxes=boxes,
+            more_boxes=more_boxes,
             verdict=_PROPERTIES[report["property"]["verdict"]],
             evidence=evidence(report),
         )

@@ -24,6 +24,7 @@ from service.cli.exit_status import NO, YES
 from service.contract.sweeps import value_text
 from service.reports.epsilon_names import epsilon_names
 from service.reports.evidence import criterion
+from service.reports.words.advice import advice, in_terminal, in_verify
 from service.reports.words.counted import counted
 from service.reports.words.stated_property import stated_property
 
@@ -108,6 +109,9 @@ def print_summary(console: Console, report: dict[str, Any]) -> None:
         _print_accuracies(console, report)
     else:
         _print_verdict(console, report)
+    told = advice(report, in_terminal if report.get("property") is None else in_verify)
+    if told:
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     for warning in report.get("warnings") or ():
         console.print(f"warning: {printable(warning)}", highlight=False, markup=False)
     _print_criterion(console, report)
@@ -210,9 +214,10 @@ def print_cascade(console: Console, cascade: dict[str, Any]) -> None:
 
 def _print_verdict(console: Console, report: dict[str, Any]) -> None:
     found = report["property"]
+    by = "" if found["verdict"] == "unknown" else f"by {found['method']}, "
     console.print(
         f"[bold]{found['verdict']}[/bold]: {_named(found['name'])} on {_name(report['model'])}, "
-        f"by {found['method']}, {_soundness(report)} "
+        f"{by}{_soundness(report)} "
         f"({found['proved']} of {counted(found['boxes'], 'box', 'boxes')} proved, "
         f"{report['timing']['wall_s']:.1f} s)",
         highlight=False,

@@ -16,6 +16,7 @@ from service.reports.evidence import criterion, evidence
 from service.reports.histogram import render_histogram
 from service.reports.plain_text import finalize
 from service.reports.training_curve import render_training_svg
+from service.reports.words.advice import advice, in_json
 from service.reports.words.counted import counted
 from service.reports.words.stated_property import stated_property
 
@@ -94,6 +95,7 @@ def render_html(
         boxes, more_boxes = stated_property(report)
         return ENVIRONMENT.get_template("property.html").render(
             report=report,
+            advice=advice(report, in_json),
             boxes=boxes,
             more_boxes=more_boxes,
             verdict=_PROPERTIES[report["property"]["verdict"]],
@@ -112,6 +114,7 @@ def render_html(
         histogram=None if histogram is None else Markup(histogram),  # noqa: S704
         decided=[(_VERDICTS.get(name, name), name in _VERDICTS, count) for name, count in decided],
         headlines=report["results"][:4],
+        advice=advice(report, in_json),
         names=epsilon_names(report),
         half_width=band_half_width(max(1, report["dataset"]["samples"])),
         units=units(report),

@@ -25,6 +25,7 @@ from service.contract.schemas.problems import NotFound
 from service.contract.schemas.submissions import TERMINAL
 from service.contract.sweeps import cascade_of, stage_of, sweep_of
 from service.reports.evidence import criterion
+from service.reports.words.advice import advice, in_json
 from service.reports.words.stated_property import stated_property
 
 __all__ = ["router"]
@@ -85,7 +86,8 @@ def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
             # A property is one question with one answer: no samples, no epsilons.
             answer = report.get("property")
             asked = None if answer is None else stated_property(report)
-            return {**context, "answer": answer, "about": report, "asked": asked}
+            told = advice(report, in_json)
+            return {**context, "answer": answer, "about": report, "asked": asked, "advice": told}
         path = services.results.samples_path(job_id, caller)
         context |= {"report": report, "found": certificate(report, path)}
     return context

@@ -102,6 +102,12 @@ _DATA_FIELDS = (
     "string_data",
 )
 
+#: What to do about a file that cannot be parsed.
+_DAMAGED = (
+    "see whether `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'` reads it on "
+    "your machine: if it does, send it again; if not, it is damaged: export it again"
+)
+
 
 @dataclass(frozen=True)
 class OnnxLimits:
@@ -120,6 +126,13 @@ class OnnxLimits:
     work: int = 10**12
 
 
+def damaged() -> ModelError:
+    """The error of bytes that are no protobuf of a model."""
+    return ModelError(
+        "the file is not an ONNX model (protobuf)", code="invalid_onnx", hint=_DAMAGED
+    )
+
+
 def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
     """The model of an ONNX file's bytes: no other file is opened, sizes are bounded, and names are
     unique. Nodes and tensors are checked by ``check_graph``, once nothing unneeded is among them.
@@ -136,10 +149,10 @@ def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise ModelError("the file is not an ONNX model (protobuf)", code="invalid_onnx") from error
+        raise damaged() from error
     graph = model.graph
     if not graph.node:
-        raise ModelError("the file holds no ONNX graph", code="invalid_onnx")
+        raise ModelError("the file holds no ONNX graph", code="invalid_onnx", hint=_DAMAGED)
     if len(graph.node) > limits.nodes or len(graph.initializer) > limits.tensors:
         raise ModelError(
             f"the graph has {len(graph.node)} nodes and {len(graph.initializer)} tensors; at most "

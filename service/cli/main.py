@@ -26,13 +26,16 @@ __all__ = ["main"]
 
 _ABOUT = "Certify classifiers: for every sample a radius inside which no input changes the answer."
 
+#: Commands with an option that takes several epsilons.
+EPSILONS = {"certify": "--epsilon", "train": "--certify-epsilon"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``certserve``."""
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
-        if given[:1] == ["certify"]:
-            given = one_by_one(given)
+        if given and given[0] in EPSILONS:
+            given = one_by_one(given, EPSILONS[given[0]])
         options = _parser().parse_args(given)
         console = Console(stderr=options.command == "serve")
         status: int = options.run(options, console)

@@ -1,4 +1,4 @@
-"""The spec that the options of ``certserve certify`` make."""
+"""The spec that the options of ``certserve certify`` make, and those that ``verify`` shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Any
 from service.contract.schemas.epsilons import parse_epsilon
 from service.supervisor.instance_lock import StartError
 
-__all__ = ["add_spec_options", "number_or_all", "one_by_one", "spec_of"]
+__all__ = [
+    "add_model_options",
+    "add_spec_options",
+    "further_members",
+    "model_members",
+    "number_or_all",
+    "one_by_one",
+    "spec_of",
+]
 
 #: Largest layer list that is read from a file.
 _MOST_BYTES = 2**20
@@ -24,11 +32,7 @@ def add_spec_options(certify: argparse.ArgumentParser) -> None:
         "--epsilon", action="append", required=True, help="36/255 or 0.5; several: 1/255 2/255"
     )
     certify.add_argument("--method", default="auto")
-    certify.add_argument(
-        "--effort",
-        choices=("quick", "standard", "exhaustive"),
-        help="how much work 'auto' may do (default: standard)",
-    )
+    add_model_options(certify)
     certify.add_argument(
         "--summation",
         choices=("as-uploaded", "partial-sums"),
@@ -36,14 +40,6 @@ def add_spec_options(certify: argparse.ArgumentParser) -> None:
         "less radius, in place of the uploaded file (default: as-uploaded)",
     )
     certify.add_argument("--samples", type=number_or_all, help="a number or 'all'")
-    certify.add_argument(
-        "--mean", help="of a network that was trained on (x - mean) / std: 0.1307, or one for each "
-        "channel: 0.4914,0.4822,0.4465",
-    )  # fmt: skip
-    certify.add_argument("--std", help="with --mean: 0.3081, or one for each channel")
-    certify.add_argument(
-        "--architecture", help="of a state dict: a name, a JSON layer list, or a .json file with it"
-    )
     certify.add_argument(
         "--input-range",
         help="[low, high] of valid inputs as JSON, each a number or a list with one per feature, "
@@ -58,12 +54,29 @@ def add_spec_options(certify: argparse.ArgumentParser) -> None:
     certify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
 
 
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Add the options on the work and on the model that ``certify`` and ``verify`` share."""
+    command.add_argument(
+        "--effort",
+        choices=("quick", "standard", "exhaustive"),
+        help="how much work 'auto' may do (default: standard)",
+    )
+    command.add_argument(
+        "--mean", help="of a network that was trained on (x - mean) / std: 0.1307, or one for each "
+        "channel: 0.4914,0.4822,0.4465",
+    )  # fmt: skip
+    command.add_argument("--std", help="with --mean: 0.3081, or one for each channel")
+    command.add_argument(
+        "--architecture", help="of a state dict: a name, a JSON layer list, or a .json file with it"
+    )
+
+
 def number_or_all(text: str) -> int | str:
     """What ``--samples`` takes; ValueError for anything else."""
     return text if text == "all" else int(text)
 
 
-def one_by_one(arguments: Sequence[str]) -> list[str]:
+def one_by_one(arguments: Sequence[str], option: str = "--epsilon") -> list[str]:
     """The same arguments with ``--epsilon A B,C`` as ``--epsilon A --epsilon B --epsilon C``.
 
     What follows and is no epsilon (the model) stays where it is.
@@ -71,20 +84,20 @@ def one_by_one(arguments: Sequence[str]) -> list[str]:
     found: list[str] = []
     inside = first = False
     for argument in arguments:
-        parts = [part for part in argument.removeprefix("--epsilon=").split(",") if part]
-        if argument.startswith("--epsilon="):
-            found += [f"--epsilon={part}" for part in parts] or [argument]
+        parts = [part for part in argument.removeprefix(f"{option}=").split(",") if part]
+        if argument.startswith(f"{option}="):
+            found += [f"{option}={part}" for part in parts] or [argument]
             inside, first = True, False
-        elif argument == "--epsilon":
+        elif argument == option:
             inside = first = True
         elif first or (inside and parts and all(map(_is_epsilon, parts))):
             # What stands first is one, whatever it is: the service says what is wrong with it.
-            found += [word for part in parts or [argument] for word in ("--epsilon", part)]
+            found += [word for part in parts or [argument] for word in (option, part)]
             first = False
         else:
             found.append(argument)
             inside = False
-    return [*found, "--epsilon"] if first else found
+    return [*found, option] if first else found
 
 
 def _is_epsilon(text: str) -> bool:
@@ -97,17 +110,12 @@ def _is_epsilon(text: str) -> bool:
 
 def spec_of(options: argparse.Namespace) -> dict[str, Any]:
     """The spec, as JSON has it. Raises StartError that names the option at fault."""
-    spec = _json("--spec", options.spec)
-    if not isinstance(spec, dict):
-        raise StartError("--spec takes a JSON object, such as '{\"seed\": 1}'")
+    spec = further_members(options.spec)
     if options.input_range is not None:
         spec["input_range"] = _json("--input-range", options.input_range, "'[0, 255]' or null")
     spec |= {"norm": options.norm, "epsilons": options.epsilon, "method": options.method}
-    if options.architecture is not None:
-        spec["architecture"] = _architecture(options.architecture)
-    if options.mean is not None or options.std is not None:
-        spec["normalization"] = _normalization(options.mean, options.std)
-    for name in ("effort", "summation", "samples"):
+    spec |= model_members(options)
+    for name in ("summation", "samples"):
         if getattr(options, name) is not None:
             spec[name] = getattr(options, name)
     if options.criterion is not None:
@@ -120,6 +128,26 @@ def spec_of(options: argparse.Namespace) -> dict[str, Any]:
             ) from error
         spec["criterion"] = {"epsilon": epsilon, "certified_accuracy": wanted}
     return spec
+
+
+def further_members(text: str) -> dict[str, Any]:
+    """What ``--spec`` holds. Raises StartError where that is no JSON object."""
+    spec = _json("--spec", text)
+    if not isinstance(spec, dict):
+        raise StartError("--spec takes a JSON object, such as '{\"seed\": 1}'")
+    return spec
+
+
+def model_members(options: argparse.Namespace) -> dict[str, Any]:
+    """The members of the spec that the options of ``add_model_options`` give."""
+    found: dict[str, Any] = {}
+    if options.architecture is not None:
+        found["architecture"] = _architecture(options.architecture)
+    if options.mean is not None or options.std is not None:
+        found["normalization"] = _normalization(options.mean, options.std)
+    if options.effort is not None:
+        found["effort"] = options.effort
+    return found
 
 
 def _json(option: str, text: str, example: str = "") -> Any:

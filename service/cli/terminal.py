@@ -24,6 +24,9 @@ from service.cli.exit_status import NO, YES
 from service.contract.sweeps import value_text
 from service.reports.epsilon_names import epsilon_names
 from service.reports.evidence import criterion
+from service.reports.words.advice import advice, in_terminal, in_verify
+from service.reports.words.counted import counted
+from service.reports.words.stated_property import stated_property
 
 __all__ = [
     "criterion_status",
@@ -106,6 +109,9 @@ def print_summary(console: Console, report: dict[str, Any]) -> None:
         _print_accuracies(console, report)
     else:
         _print_verdict(console, report)
+    told = advice(report, in_terminal if report.get("property") is None else in_verify)
+    if told:
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     for warning in report.get("warnings") or ():
         console.print(f"warning: {printable(warning)}", highlight=False, markup=False)
     _print_criterion(console, report)
@@ -134,8 +140,8 @@ def _print_accuracies(console: Console, report: dict[str, Any]) -> None:
     model, dataset, threat = report["model"], report["dataset"], report["threat"]
     console.print(
         f"[bold]{_name(model)}[/bold]: "
-        f"{model['parameters']:,} parameters, {len(model['layers'])} layers; "
-        f"{dataset['samples']} samples of {_named(dataset['name'])}; "
+        f"{model['parameters']:,} parameters, {counted(len(model['layers']), 'layer')}; "
+        f"{counted(dataset['samples'], 'sample')} of {_named(dataset['name'])}; "
         f"norm {threat['norm']}, {_soundness(report)}",
         highlight=False,
     )
@@ -208,15 +214,31 @@ def print_cascade(console: Console, cascade: dict[str, Any]) -> None:
 
 def _print_verdict(console: Console, report: dict[str, Any]) -> None:
     found = report["property"]
+    by = "" if found["verdict"] == "unknown" else f"by {found['method']}, "
     console.print(
         f"[bold]{found['verdict']}[/bold]: {_named(found['name'])} on {_name(report['model'])}, "
-        f"by {found['method']}, {_soundness(report)} "
-        f"({found['proved']} of {found['boxes']} boxes proved, "
+        f"{by}{_soundness(report)} "
+        f"({found['proved']} of {counted(found['boxes'], 'box', 'boxes')} proved, "
         f"{report['timing']['wall_s']:.1f} s)",
         highlight=False,
     )
+    _print_stated(console, report)
     if report.get("budget_spent"):
         console.print("the time was over before there was an answer", highlight=False)
+
+
+def _print_stated(console: Console, report: dict[str, Any]) -> None:
+    """The intervals and the unsafe condition of each box that the report writes out."""
+    boxes, more = stated_property(report)
+    for box in boxes:
+        lines = [f"{box.title}:"] if box.title else []
+        lines += [f"  {interval}" for interval in box.intervals]
+        lines += [f"  {box.more}"] if box.more else []
+        lines += [f"  unsafe if {box.unsafe}"]
+        for line in lines:
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    if more:
+        console.print(f"and {more}", highlight=False, markup=False)
 
 
 def _name(model: dict[str, Any]) -> str:

@@ -42,7 +42,17 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         "--test-dataset",
         help="what the report is made on, as --dataset; default: the test split, or a tenth",
     )
-    train.add_argument("--epsilon", required=True, help="36/255 or 1.58, in pixel units")
+    train.add_argument(
+        "--epsilon",
+        required=True,
+        help="what is trained for: 36/255 or 1.58, in pixel units (of a network that normalises, "
+        "too: that is a layer of its architecture)",
+    )
+    train.add_argument(
+        "--certify-epsilon",
+        action="append",
+        help="of the report, one or several: 36/255 72/255; default: --epsilon alone",
+    )
     train.add_argument("--norm", choices=("l2", "linf"), help="default: the method's")
     train.add_argument("--recipe", default="fast", help="fast, paper or JSON hyperparameters")
     train.add_argument("--architecture", help="a name or JSON; default: the recipe's")
@@ -201,6 +211,11 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         request["sweep"] = _sweep(options.sweep)
     if options.certify is not None:
         request["certify"] = _json(options.certify, "--certify")
+    if options.certify_epsilon is not None:
+        members = request.get("certify", {})
+        if not isinstance(members, dict):
+            raise StartError("--certify-epsilon needs a report: leave --certify null out")
+        request["certify"] = members | {"epsilons": options.certify_epsilon}
     return request
 
 

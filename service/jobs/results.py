@@ -163,7 +163,10 @@ class Results:
         return read_picture(path, number) if self._store.has(path) else None
 
     def counterexamples(self, rows: Path, job_id: str, caller: Caller) -> list[dict[str, Any]]:
-        """The first few samples with a counterexample, and their pictures; none without any."""
+        """The first few samples with a counterexample, and their pictures; none without any.
+
+        ``falsified``: at which epsilons; the picture is of the smallest of them.
+        """
         found: list[dict[str, Any]] = []
         if not self._store.has(self._counterexamples(job_id)):
             return found
@@ -177,7 +180,8 @@ class Results:
                 }
                 if shown["sample"] is None or shown["counterexample"] is None:
                     break
-                found.append({"index": row["index"], "label": row["label"], **shown})
+                told = ("index", "label", "falsified")
+                found.append({name: row[name] for name in told} | shown)
                 if len(found) == _SHOWN:
                     break
         return found

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from service.reports.epsilon_names import epsilon_name, epsilon_names
+from service.reports.words.counted import counted
 
 __all__ = ["criterion", "evidence"]
 
@@ -64,7 +65,7 @@ def evidence(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
 
 
 def _of_property(report: Mapping[str, Any], found: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    boxes = "1 box" if found["boxes"] == 1 else f"{found['boxes']} boxes"
+    boxes = counted(found["boxes"], "box", "boxes")
     verdict = {
         "holds": "met",
         "violated": "not met, by a counterexample",
@@ -87,8 +88,9 @@ def _of_property(report: Mapping[str, Any], found: Mapping[str, Any]) -> Sequenc
 def _domain(report: Mapping[str, Any]) -> str:
     threat, data = report["threat"], report["dataset"]
     names = ", ".join(epsilon_names(report)) or "none"
+    around = "1 sample" if data["samples"] == 1 else f"each of {data['samples']} samples"
     text = (
-        f"The {threat['norm']} ball around each of {data['samples']} samples, with radius "
+        f"The {threat['norm']} ball around {around}, with radius "
         f"{names} (one domain per radius), in the input's own units"
     )
     return text + (", cut with the range of valid inputs." if threat["clip"] else ".")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.reports.axes import Plot, largest_distance, number, round_ticks, style, units
+from service.reports.words.counted import counted
 
 __all__ = ["render_histogram"]
 
@@ -28,8 +29,8 @@ def render_histogram(report: Mapping[str, Any], samples: Iterable[Mapping[str, A
     plot = Plot(max(radii) * 1.02, y_end=max(counts) * 1.08, height=280, top=16)
     levels = [(v, number(v)) for v in round_ticks(max(counts), 4) if v == int(v)]
     words = (
-        f"{len(radii)} samples have a proved radius between {number(min(radii))} "
-        f"and {number(max(radii))}."
+        f"{counted(len(radii), 'proved radius', 'proved radii')} between {number(min(radii))} and "
+        f"{number(max(radii))}."
     )
     parts = [
         plot.open("Certified radius of the samples", words, "radius"),
@@ -45,7 +46,7 @@ def render_histogram(report: Mapping[str, Any], samples: Iterable[Mapping[str, A
             parts.append(
                 f'<rect class="bar" x="{left:.2f}" y="{top}" width="{max(right - left, 0.5):.2f}" '
                 f'height="{plot.y(0) - top:.2f}"><title>{number(place * width)} to '
-                f"{number((place + 1) * width)}: {count} samples</title></rect>"
+                f"{number((place + 1) * width)}: {counted(count, 'sample')}</title></rect>"
             )
     parts.append("</svg>")
     return "".join(parts)

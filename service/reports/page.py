@@ -16,6 +16,10 @@ from service.reports.evidence import criterion, evidence
 from service.reports.histogram import render_histogram
 from service.reports.plain_text import finalize
 from service.reports.training_curve import render_training_svg
+from service.reports.words.advice import advice, in_json
+from service.reports.words.class_names import class_names
+from service.reports.words.counted import counted
+from service.reports.words.stated_property import stated_property
 
 __all__ = ["ENVIRONMENT", "render_html"]
 
@@ -65,7 +69,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "value": _value}
     environment.filters |= {"seconds": _seconds}
-    environment.filters |= {"epsilon": epsilon_name}
+    environment.filters |= {"epsilon": epsilon_name, "counted": counted}
     return environment
 
 
@@ -86,11 +90,16 @@ def render_html(
     Everything that came from an upload (names, layer names) is escaped. ``samples`` are the rows of
     ``samples.jsonl``; they feed the histogram of radii only. ``training``: plan and history of the
     training that made the model. ``pictures``: counterexamples to show, each with ``index``,
-    ``label`` and the PNGs ``sample``, ``counterexample`` and ``difference`` (bytes).
+    ``label``, ``falsified`` at each epsilon and the PNGs ``sample``, ``counterexample`` and
+    ``difference`` (bytes).
     """
     if report.get("property") is not None:
+        boxes, more_boxes = stated_property(report)
         return ENVIRONMENT.get_template("property.html").render(
             report=report,
+            advice=advice(report, in_json),
+            boxes=boxes,
+            more_boxes=more_boxes,
             verdict=_PROPERTIES[report["property"]["verdict"]],
             evidence=evidence(report),
         )
@@ -107,6 +116,7 @@ def render_html(
         histogram=None if histogram is None else Markup(histogram),  # noqa: S704
         decided=[(_VERDICTS.get(name, name), name in _VERDICTS, count) for name, count in decided],
         headlines=report["results"][:4],
+        advice=advice(report, in_json),
         names=epsilon_names(report),
         half_width=band_half_width(max(1, report["dataset"]["samples"])),
         units=units(report),
@@ -115,7 +125,8 @@ def render_html(
         evidence=evidence(report),
         training=training,
         training_chart=curve,
-        pictures=[_inline(picture) for picture in pictures],
+        pictures=[_inline(picture, report) for picture in pictures],
+        class_names=class_names(report),
         classes=sorted((report["dataset"].get("classes") or {}).items(), key=lambda pair: pair[1]),
     )
 
@@ -124,10 +135,13 @@ def _address(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _inline(picture: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, with the PNGs as addresses that hold them."""
+def _inline(picture: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with the PNGs as addresses that hold them, and the name of the smallest epsilon at
+    which there is a counterexample: that is the one shown."""
     pngs = ("sample", "counterexample", "difference")
+    rows = zip(report["results"], epsilon_names(report), picture["falsified"], strict=True)
+    broken = [(row["epsilon"], name) for row, name, falsified in rows if falsified]
     return {
         name: _address(value) if name in pngs and value is not None else value
         for name, value in picture.items()
-    }
+    } | {"epsilon": min(broken)[1]}

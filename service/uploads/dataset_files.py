@@ -22,6 +22,7 @@ from service.contract.class_folders import class_folders
 from service.contract.schemas.problems import InvalidInput
 from service.contract.settings import Settings
 from service.uploads.archives import DAMAGED, zip_directory
+from service.uploads.damage import EMPTY_FILE, other_file
 from service.uploads.suffixes import format_of
 
 __all__ = ["DATASET_SUFFIXES", "DatasetFacts", "DatasetFormat", "dataset_format", "inspect_dataset"]
@@ -46,6 +47,24 @@ _CLASS_NUMBERS = (
     "whole numbers: y.astype(numpy.int64); a regression has no classes: state what its output must "
     "keep to as a property (field property)"
 )
+#: What to do about arrays of Python objects (pandas gives them), by what they hold.
+_NO_OBJECTS = {
+    "samples": "store numbers: x.astype(numpy.float32), of a table table.to_numpy(numpy.float32); "
+    "rows of different lengths have to be made equally long first",
+    "labels": "store numbers: y.astype(numpy.int64), or names of classes: y.astype(str)",
+}
+_ROWS = (
+    "one row for each sample: numpy.stack(samples), of a single one x[None], of single numbers "
+    "x[:, None]"
+)
+_EMPTY = "look at x.shape before it is saved: was everything filtered out, or another split meant?"
+_DAMAGED: dict[DatasetFormat, str] = {
+    "npz": DAMAGED,
+    "images_zip": DAMAGED,
+    "npy": "see whether `python -c 'import numpy; numpy.load(\"x.npy\")'` reads it on your "
+    "machine, and send it again",
+    "idx": "see whether `gzip -t FILE` reads it on your machine, and send it again",
+}
 _MAX_NPY_HEADER = 10_000
 _CHUNK = 1024 * 1024
 #: Large files are checked one at a time: the directory of a zip may take a hundred MB.
@@ -87,7 +106,9 @@ def inspect_dataset(
     """
     kind = dataset_format(filename)
     if path.stat().st_size == 0 or (labels is not None and labels.stat().st_size == 0):
-        raise InvalidInput("the data set file is empty", code="empty_file", field="dataset")
+        raise InvalidInput(
+            "the data set file is empty", code="empty_file", hint=EMPTY_FILE, field="dataset"
+        )
     if labels is not None and kind not in ("idx", "npy"):
         raise InvalidInput(
             "dataset_labels belongs to a pair of idx (.gz) or .npy files only",
@@ -105,6 +126,8 @@ def inspect_dataset(
             return _inspect_images(path, settings)
     except InvalidInput as problem:
         problem.field = problem.field or "dataset"
+        if problem.code in ("invalid_npz", "invalid_zip", "invalid_idx"):
+            problem.hint = other_file(path) or problem.hint or _DAMAGED[kind]
         raise
 
 
@@ -116,7 +139,7 @@ def _invalid(
 
 def _check_count(samples: int, settings: Settings) -> None:
     if samples < 1:
-        raise _invalid("the data set holds no sample", code="empty_dataset")
+        raise _invalid("the data set holds no sample", code="empty_dataset", hint=_EMPTY)
     if samples > settings.max_samples:
         raise _invalid(f"the data set holds {samples} samples, more than {settings.max_samples}")
 
@@ -130,12 +153,11 @@ def _inspect_npz(path: Path, settings: Settings) -> DatasetFacts:
     try:
         with zipfile.ZipFile(path) as archive:
             with archive.open(members[f"{x}.npy"]) as file:
-                header = _npy_header(file, members[f"{x}.npy"].file_size, x)
+                header = _npy_header(file, members[f"{x}.npy"].file_size, x, "samples")
             if y is not None:
                 with archive.open(members[f"{y}.npy"]) as file:
-                    _refuse_exchanged(
-                        header, _npy_header(file, members[f"{y}.npy"].file_size, y), (x, y)
-                    )
+                    labels = _npy_header(file, members[f"{y}.npy"].file_size, y, "labels")
+                _refuse_exchanged(header, labels, (x, y))
             shape = _check_samples(*header, x, settings)
             if y is not None:
                 with archive.open(members[f"{y}.npy"]) as file:
@@ -151,12 +173,12 @@ def _inspect_npy(path: Path, labels: Path | None, settings: Settings) -> Dataset
         size = path.stat().st_size
         if size > settings.max_inflated_bytes:
             raise _invalid("the array has too many bytes", code="decompression_bomb")
-        header = _npy_header(file, size, "x")
+        header = _npy_header(file, size, "x", "samples")
     if labels is not None:
         with labels.open("rb") as file:
             _refuse_exchanged(
                 header,
-                _npy_header(file, labels.stat().st_size, "y"),
+                _npy_header(file, labels.stat().st_size, "y", "labels"),
                 ("dataset", "dataset_labels"),
             )
     shape = _check_samples(*header, "x", settings)
@@ -182,15 +204,18 @@ def _check_samples(
     if dtype.str[1:] not in _X_TYPES or dtype.names is not None:
         raise _invalid(
             f"{name} has type {dtype}; uint8 or float in [0,1] is needed",
-            hint="uint16: (x / 65535).astype(numpy.float32); bytes: x.astype(numpy.uint8)",
+            hint="bytes: x.astype(numpy.uint8); features: x.astype(numpy.float32); uint16: "
+            "(x / 65535).astype(numpy.float32)",
         )
     if not 2 <= len(shape) <= 5 or 0 in shape[1:]:
-        raise _invalid(f"{name} has shape {shape}; [N,D], NHWC or NCHW is needed")
+        raise _invalid(f"{name} has shape {shape}; [N,D], NHWC or NCHW is needed", hint=_ROWS)
     _check_count(shape[0], settings)
     return shape
 
 
-def _npy_header(file: IO[bytes], size: int, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _npy_header(
+    file: IO[bytes], size: int, name: str, what: Literal["samples", "labels"]
+) -> _Header:
     """Type and shape of an array; its bytes must be as many as it claims."""
     try:
         version = npy.read_magic(file)
@@ -202,7 +227,7 @@ def _npy_header(file: IO[bytes], size: int, name: str) -> tuple[np.dtype[Any], t
         raise _invalid(
             f"array {name} holds Python objects, which are pickles",
             code="pickle_refused",
-            hint="store plain numbers",
+            hint=_NO_OBJECTS[what],
         )
     if any(size < 0 for size in shape) or (math.prod(shape) * dtype.itemsize != size - file.tell()):
         raise _invalid(f"array {name} claims {shape} of {dtype}, which is not what the file holds")
@@ -212,11 +237,12 @@ def _npy_header(file: IO[bytes], size: int, name: str) -> tuple[np.dtype[Any], t
 def _check_labels(file: IO[bytes], size: int, name: str, samples: int) -> None:
     """One class number per sample; or a name of its class or a one-hot row, which the worker
     checks."""
-    dtype, shape = _npy_header(file, size, name)
+    dtype, shape = _npy_header(file, size, name, "labels")
     rows = len(shape) == 2 and shape[1] > 1
     if len(shape) not in (1, 2) or 0 in shape[1:]:
         raise _invalid(
-            f"{name} has shape {shape}; one class number or one-hot row per sample is needed"
+            f"{name} has shape {shape}; one class number or one-hot row per sample is needed",
+            hint=f"an array of {samples}: {_AS_MANY}",
         )
     if dtype.kind not in ("biuf" if rows else "biufUS") or dtype.names is not None:
         raise _invalid(

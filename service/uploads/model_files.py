@@ -10,6 +10,7 @@ from typing import IO, Any, Literal
 from service.contract.schemas.parsing import parse_json
 from service.contract.schemas.problems import InvalidInput, Malformed
 from service.contract.settings import Settings
+from service.uploads.damage import EMPTY_FILE, what_to_do
 from service.uploads.pickles import inspect_checkpoint
 from service.uploads.suffixes import format_of
 
@@ -39,6 +40,12 @@ MODEL_SUFFIXES: dict[str, ModelFormat] = {
 #: ModelProto: field number -> wire type (0 varint, 2 length-delimited).
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _GRAPH = 7
+#: Code of a problem -> what reads such a file on the user's machine.
+_CHECKS = {
+    "invalid_onnx": 'import onnx; onnx.checker.check_model("model.onnx")',
+    "invalid_safetensors": 'import safetensors.torch as s; s.load_file("model.safetensors")',
+    "invalid_checkpoint": 'import torch; torch.load("model.pt", weights_only=True)',
+}
 _MAX_FIELDS = 100_000
 
 _TENSOR_BITS = {
@@ -70,11 +77,15 @@ def inspect_model(path: Path, filename: str, settings: Settings) -> ModelFormat:
     """The format of the upload at ``path``. Raises InvalidInput where its bytes cannot be right."""
     kind = model_format(filename)
     if path.stat().st_size == 0:
-        raise InvalidInput("the model file is empty", code="empty_file", field="model")
+        raise InvalidInput(
+            "the model file is empty", code="empty_file", hint=EMPTY_FILE, field="model"
+        )
     try:
         _INSPECTORS[kind](path, settings)
     except InvalidInput as problem:
         problem.field = problem.field or "model"
+        if problem.hint is None and problem.code in _CHECKS:
+            problem.hint = what_to_do(path, _CHECKS[problem.code])
         raise
     return kind
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.contract.schemas.problems import InvalidInput
+from service.uploads.damage import EMPTY_FILE
 from service.uploads.suffixes import format_of
 
 __all__ = ["MAX_PROPERTY_BYTES", "inspect_property", "property_format"]
@@ -26,7 +27,9 @@ def inspect_property(path: Path) -> None:
     with path.open("rb") as file:
         first = file.read(4096)
     if not first.strip():
-        raise InvalidInput("the property file is empty", code="empty_file", field="property")
+        raise InvalidInput(
+            "the property file is empty", code="empty_file", hint=EMPTY_FILE, field="property"
+        )
     if not first.lstrip().startswith((b"(", b";")) or b"\0" in first:
         raise InvalidInput(
             "the property is no VNN-LIB text: that begins with '(' or a comment",

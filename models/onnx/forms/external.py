@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, helper
 
 from models.errors import ModelError
-from models.onnx.safety import OnnxLimits
+from models.onnx.safety import OnnxLimits, damaged
 
 __all__ = ["self_contained"]
 
@@ -56,7 +56,7 @@ def self_contained(
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise ModelError("the file is not an ONNX model (protobuf)", code="invalid_onnx") from error
+        raise damaged() from error
     sizes = {name: path.stat().st_size for name, path in files.items()}
     outside = [t for t in model.graph.initializer if _is_outside(t)]
     parts = [_part_of(tensor, sizes) for tensor in outside]

@@ -20,11 +20,12 @@ from service.cli.certify import path_or_name
 from service.cli.exit_status import NO, OPEN, YES
 from service.cli.local_service import started_service
 from service.cli.remote.connection import show_json
+from service.cli.spec_options import add_model_options, further_members, model_members
 from service.cli.terminal import print_summary, progress_bar
 from service.client import Client
 from service.supervisor.instance_lock import StartError
 
-__all__ = ["add_parser", "competition_words"]
+__all__ = ["add_parser", "competition_words", "spec_of"]
 
 #: The competition's words for what is known.
 WORDS = {"holds": "unsat", "violated": "sat"}
@@ -38,6 +39,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
     verify.add_argument("property", type=Path, help="a file (.vnnlib)")
     verify.add_argument("--timeout", type=float, metavar="S", help="worker seconds")
     verify.add_argument("--method", default="auto")
+    add_model_options(verify)
     verify.add_argument("--spec", default="{}", help="further members of the spec, as JSON")
     verify.add_argument(
         "--vnncomp",
@@ -67,7 +69,7 @@ def _answer(options: argparse.Namespace, console: Console) -> int:
         raise StartError("--out takes a name that ends in .json or .html")
     if not options.property.is_file():
         raise StartError(f"there is no file {options.property}")
-    spec = _spec(options)
+    spec = spec_of(options)
     # The verdict alone on stdout, so that a script can take it.
     notes = Console(stderr=True) if options.vnncomp or options.json else console
     with ExitStack() as stack:
@@ -96,12 +98,9 @@ def _answer(options: argparse.Namespace, console: Console) -> int:
     return STATUS[report["property"]["verdict"]]
 
 
-def _spec(options: argparse.Namespace) -> dict[str, Any]:
-    try:
-        spec: dict[str, Any] = json.loads(options.spec)
-    except ValueError as error:
-        raise StartError(f"--spec takes JSON: {error}") from error
-    spec["method"] = options.method
+def spec_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The spec, as JSON has it. Raises StartError that names the option at fault."""
+    spec = further_members(options.spec) | {"method": options.method} | model_members(options)
     if options.timeout is not None:
         spec["time_budget_s"] = options.timeout
     return spec

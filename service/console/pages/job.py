@@ -25,6 +25,8 @@ from service.contract.schemas.problems import NotFound
 from service.contract.schemas.submissions import TERMINAL
 from service.contract.sweeps import cascade_of, stage_of, sweep_of
 from service.reports.evidence import criterion
+from service.reports.words.advice import advice, in_json
+from service.reports.words.stated_property import stated_property
 
 __all__ = ["router"]
 
@@ -82,7 +84,10 @@ def _context(services: Services, job_id: str, caller: Caller) -> dict[str, Any]:
         report = services.results.report(job_id, caller)
         if not report["results"]:
             # A property is one question with one answer: no samples, no epsilons.
-            return {**context, "answer": report.get("property"), "about": report}
+            answer = report.get("property")
+            asked = None if answer is None else stated_property(report)
+            told = advice(report, in_json)
+            return {**context, "answer": answer, "about": report, "asked": asked, "advice": told}
         path = services.results.samples_path(job_id, caller)
         context |= {"report": report, "found": certificate(report, path)}
     return context

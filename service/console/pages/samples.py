@@ -19,6 +19,7 @@ from service.console.views.wording import title_of
 from service.contract.schemas.problems import NotFound
 from service.contract.storage.pictures import is_picture
 from service.reports.epsilon_names import epsilon_names
+from service.reports.words.class_names import class_names
 
 __all__ = ["router"]
 
@@ -59,13 +60,14 @@ def _context(
     if wish.epsilon >= len(report["results"]):
         raise NotFound("the report has no epsilon of this number", code="unknown_epsilon")
     table = sample_table(services.results.samples_path(job_id, caller))
-    folders = {value: name for name, value in (report["dataset"].get("classes") or {}).items()}
+    names = epsilon_names(report)
+    order = sorted(range(len(names)), key=lambda place: report["results"][place]["epsilon"])
     context: dict[str, Any] = {
         "job_id": job_id,
         "title": title_of(state.submission),
-        "names": epsilon_names(report),
+        "names": names,
         "norm": report["threat"]["norm"],
-        "folders": folders,
+        "classes": class_names(report),
         "pictures": is_picture(report["model"]["input_shape"]),
         "wish": wish,
         "verdicts": VERDICTS,
@@ -80,17 +82,21 @@ def _context(
         places = table.chosen(wish)
         shown = places[part * _ROWS : (part + 1) * _ROWS]
         context |= {
-            "rows": [_row(table, int(place), wish.epsilon) for place in shown],
+            "rows": [_row(table, int(place), wish.epsilon, names, order) for place in shown],
             "found": len(places),
             "last": max(0, (len(places) - 1) // _ROWS),
         }
     return context
 
 
-def _row(table: SampleTable, place: int, epsilon: int) -> dict[str, Any]:
+def _row(
+    table: SampleTable, place: int, epsilon: int, names: list[str], order: list[int]
+) -> dict[str, Any]:
+    """A row at the epsilon of this place; ``order``: places of the epsilons, rising."""
     label, radius, margin = int(table.label[place]), table.radius[place], table.margin[place]
-    wrong = (label >= 0 and label != table.prediction[place]) or table.prediction[place] < 0
-    flags = zip(table.certified[place], table.falsified[place], strict=True)
+    verdict = VERDICTS[int(table.verdicts(epsilon)[place])]
+    proved = [other for other in order if table.certified[place, other]]
+    broken = [other for other in order if table.falsified[place, other]]
     return {
         "index": int(table.index[place]),
         "label": label if label >= 0 else None,
@@ -98,18 +104,12 @@ def _row(table: SampleTable, place: int, epsilon: int) -> dict[str, Any]:
         "margin": None if np.isnan(margin) else float(margin),
         "radius": None if not np.isfinite(radius) else float(radius),
         "unbounded": bool(np.isposinf(radius)),
+        "verdict": verdict,
+        # Within the ball of this epsilon: the one whose picture is kept is the nearest.
+        "broken_at": names[broken[0]] if verdict == "falsified" else None,
         "method": table.method[place],
-        "broken": bool(table.falsified[place].any()),
-        "verdicts": [
-            "misclassified"
-            if wrong
-            else "certified"
-            if certified
-            else "falsified"
-            if falsified
-            else "undecided"
-            for certified, falsified in flags
-        ],
+        # The bound is the one that proved the largest epsilon.
+        "proved_at": names[proved[-1]] if proved else None,
     }
 
 

@@ -12,6 +12,7 @@ from service.console.views.wording import VERDICTS
 from service.reports.accuracy_curve import band_half_width
 from service.reports.epsilon_names import epsilon_names
 from service.reports.evidence import criterion, evidence
+from service.reports.words.advice import advice, in_json
 
 __all__ = ["certificate"]
 
@@ -22,6 +23,7 @@ def certificate(report: Mapping[str, Any], samples: Path) -> dict[str, Any]:
     decided = sorted(report["by_method"].items(), key=lambda pair: (-pair[1], pair[0]))
     return {
         "accuracy": accuracy_chart(report),
+        "advice": advice(report, in_json),
         "radius": None
         if table is None
         else radius_chart(table.finite_radii(), report["threat"]["norm"]),

@@ -239,7 +239,10 @@ class Ledger:
         eta_s: float | None = None,
     ) -> None:
         """Set how much of ``item`` is done (None: unchanged); the job shows the sum over its items.
-        ``eta_s``: seconds to the end, where the job's own rate is no estimate."""
+
+        The clock of a job's samples starts with the first number after a None. ``eta_s``: seconds
+        to the end, where the job's own rate is no estimate.
+        """
         self._scripts["progress"](
             keys=self._keys.job(job_id),
             args=[

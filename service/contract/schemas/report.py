@@ -27,6 +27,7 @@ __all__ = [
     "RewrittenFrom",
     "SampleRow",
     "Signature",
+    "StatedBox",
     "Threat",
     "Timing",
     "canonical_json",
@@ -202,12 +203,29 @@ class Counterexample(_Row):
     y: list[float]
 
 
+class StatedBox(_Row):
+    """What a property says of one box, for people: numbers of at most 9 digits, lists shortened.
+
+    ``box``: its place, from 0. ``inputs``: how many there are, ``fixed``: how many of them have one
+    value. ``intervals``: of the first inputs and the widest others. ``unsafe``: the first of its
+    ``cases``; outputs are unsafe where any one of them holds.
+    """
+
+    box: int
+    inputs: int
+    fixed: int
+    intervals: list[str]
+    cases: int
+    unsafe: list[str]
+
+
 class PropertyVerdict(_Row):
     """What became of a VNN-LIB property: the file, its boxes and unsafe cases, the verdict.
 
     holds: no input of any box has unsafe outputs; violated: ``counterexample`` has; unknown:
     neither was found out. method: the bounds that proved the boxes, or what found the
-    counterexample. proved: how many boxes are.
+    counterexample. proved: how many boxes are. stated: the first boxes, and the one of the
+    counterexample, in words (empty in reports of earlier releases).
     """
 
     id: str
@@ -218,6 +236,7 @@ class PropertyVerdict(_Row):
     boxes: int
     cases: int
     proved: int
+    stated: list[StatedBox] = []
 
 
 class Signature(_Row):

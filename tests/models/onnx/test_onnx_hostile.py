@@ -83,7 +83,11 @@ def test_damaged_files_end_in_a_model_error(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"PK\x03\x04", b"\x80\x02}q\x00.", b"<html>" * 50])
 def test_foreign_files(data: bytes) -> None:
-    assert code_of(data) == "invalid_onnx"
+    """And what to do about them is said."""
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(data)
+    assert caught.value.code == "invalid_onnx"
+    assert "onnx.checker" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

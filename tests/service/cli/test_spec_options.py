@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from service.cli.checks.verify import add_parser
+from service.cli.checks.verify import spec_of as spec_of_property
 from service.cli.spec_options import add_spec_options, one_by_one, spec_of
+from service.contract.schemas.property_spec import PropertySpec
 from service.contract.schemas.submissions import Spec
 from service.supervisor.instance_lock import StartError
 
@@ -58,6 +61,18 @@ def test_mean_and_std_are_a_normalization() -> None:
         spec("--mean", "0.5")
     with pytest.raises(StartError, match="--std takes numbers"):
         spec("--mean", "0.5", "--std", "a half")
+
+
+def test_verify_takes_what_says_how_the_model_is_read_and_how_much_may_be_done() -> None:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(), Path("data"))
+    given = ["verify", "m.onnx", "p.vnnlib", "--mean", "0.1307", "--std", "0.3081"]
+    options = parser.parse_args([*given, "--effort", "quick", "--timeout", "5", "--spec", "{}"])
+    asked = PropertySpec.model_validate(spec_of_property(options)).normal()
+    assert asked["normalization"] == {"mean": [0.1307], "std": [0.3081]}
+    assert (asked["effort"], asked["time_budget_s"]) == ("quick", 5)
+    with pytest.raises(StartError, match="--spec takes"):
+        spec_of_property(parser.parse_args([*given, "--spec", "[1]"]))
 
 
 def test_an_architecture_is_a_name_a_list_or_a_file_of_it(tmp_path: Path) -> None:

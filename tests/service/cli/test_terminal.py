@@ -61,7 +61,8 @@ def report(**changes: Any) -> dict[str, Any]:
     return {
         "model": {"name": HOSTILE, "id": "sha256:0", "parameters": 12, "layers": [1]},
         "dataset": {"name": HOSTILE, "samples": 100}, "threat": {"norm": "l2"},
-        "soundness": "sound", "clean_accuracy": 0.9, "results": [row], "radius": None,
+        "method": "auto", "soundness": "sound", "clean_accuracy": 0.9, "results": [row],
+        "radius": None,
         "by_method": {"crown": 62}, "device": "cpu", "warnings": [f"odd: {HOSTILE}"],
         "timing": {"wall_s": 1.0, "samples_per_s": 100.0}, **changes,
     }  # fmt: skip
@@ -80,6 +81,7 @@ def test_a_criterion_is_printed_and_decides_the_exit_status(met: bool) -> None:
     text = printed(judged)
     assert ("PASS" in text, "FAIL" in text) == (met, not met)
     assert "36/255" in text
+    assert "neither proved nor broken by an attack; what may decide it: --effort exhaustive" in text
     assert "reached 62.00 %" in text
     assert criterion_status(judged) == (0 if met else 1)
     assert criterion_status(report()) == 0
@@ -87,8 +89,15 @@ def test_a_criterion_is_printed_and_decides_the_exit_status(met: bool) -> None:
 
 def test_names_from_uploads_are_no_markup() -> None:
     """Neither for the printer, which a stray tag would break, nor for the terminal."""
-    verdict = {"verdict": "unknown", "name": HOSTILE, "method": "crown", "proved": 0, "boxes": 1}
+    verdict = {
+        "verdict": "unknown",
+        "name": HOSTILE,
+        "method": "undecided",
+        "proved": 0,
+        "boxes": 1,
+    }
     for shown in (report(), report(property=verdict, dataset=None, threat=None)):
         text = printed(shown)
         assert "[link=file:///etc/passwd]net.onnx" in text
         assert "\x1b[31m" not in text
+        assert "by undecided" not in text

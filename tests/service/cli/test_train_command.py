@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from service.cli import train as train_commands
-from service.cli.main import main
+from service.cli.main import EPSILONS, main
+from service.cli.spec_options import one_by_one
 from service.cli.train import _keep_sweep, _request, add_parser
 from service.client import Client, Job, JobFailed
-from service.contract.schemas.training_plans import TrainSpec
+from service.contract.schemas.training_plans import TrainSpec, certification_spec
 from service.supervisor.instance_lock import StartError
 
 
@@ -49,6 +50,18 @@ def test_every_option_arrives_as_the_service_takes_it() -> None:
     assert spec.certify is None
     assert (spec.devices, spec.norm) == (2, "linf")
     assert TrainSpec.model_validate(request()).norm == "l2"
+
+
+def test_the_report_of_a_training_may_be_about_several_epsilons() -> None:
+    given = one_by_one(["--certify-epsilon", "1/255", "2/255,0.1"], EPSILONS["train"])
+    wish = request(*given, "--certify", '{"samples": 9}')
+    assert wish["certify"] == {"samples": 9, "epsilons": ["1/255", "2/255", "0.1"]}
+    plan = TrainSpec.model_validate(wish)
+    spec = certification_spec(plan)
+    assert spec is not None
+    assert spec.normal()["epsilons"] == ["1/255", "2/255", "1/10"]
+    with pytest.raises(StartError, match="needs a report"):
+        request("--certify-epsilon", "1/255", "--certify", "null")
 
 
 def test_the_values_of_a_sweep_are_what_json_makes_of_them() -> None:

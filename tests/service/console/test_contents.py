@@ -21,7 +21,7 @@ from service.contract.outcomes import conclude
 from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.storage.pictures import COUNTEREXAMPLES, THUMBNAILS, pack_pictures
 from service.contract.storage.store import Store
-from tests.service.console.conftest import PAGE, PNG, report_of, sample_rows
+from tests.service.console.conftest import HOSTILE, PAGE, PNG, report_of, sample_rows
 
 Certified = Callable[..., JobSubmission]
 
@@ -162,6 +162,35 @@ def test_samples_show_every_column_and_what_broke_them(
     ):
         shown = api.get(f"/jobs/{job.id}/samples/view?epsilon=1&{wish}", headers=PAGE).text
         assert [int(k) for k in re.findall(r'data-name="index">(\d+)<', shown)] == kept, wish
+
+
+def test_verdict_counterexample_and_bound_of_a_sample_are_of_one_epsilon(
+    api: httpx.Client, store: Store, certified: Certified
+) -> None:
+    """Sample 10 is certified at 36/255 by crown, and broken at 0.5; 13 is undecided there."""
+    job = certified(40)
+    report = report_of(job, 40)
+    report["model"]["class_names"] = [f"kind {k}" for k in range(10)]
+    store.write_json(store.report_path(job.id), report)
+    cells = {}
+    for place in (0, 1):
+        page = api.get(f"/jobs/{job.id}/samples/view?epsilon={place}", headers=PAGE).text
+        for row in page.partition("<tbody>")[2].split("<tr>")[1:]:
+            found = re.findall(r'data-name="([^"]+)">(.*?)</t[dh]>', row, re.DOTALL)
+            told = {name: text_of(text) for name, text in found}
+            cells[place, int(told["index"])] = told
+    at_36, at_half = cells[0, 10], cells[1, 10]
+    assert (at_36["verdict"], at_36["decided by"]) == ("certified", "crown")
+    assert "broken" not in at_36["picture"]
+    assert (at_half["verdict"], at_half["decided by"]) == (
+        "falsified",
+        "counterexample at ε = 0.5",
+    )
+    assert "broken at ε = 0.5" in at_half["picture"]
+    assert cells[1, 13]["verdict"] == "undecided"
+    assert cells[1, 13]["decided by"] == "– crown up to ε = 36/255"
+    assert (at_36["label"], at_36["prediction"]) == ("0 kind 0", "0 kind 0")
+    assert cells[0, 3]["label"] == f"3 {HOSTILE}"
 
 
 def test_a_page_of_ten_thousand_samples_has_fifty_and_the_last_one_the_rest(

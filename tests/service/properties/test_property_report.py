@@ -21,6 +21,7 @@ from tests.service.conftest import Make
 from workers.jobs.report.property_report import build_property_report
 from workers.verification.properties.attack import Counterexample
 from workers.verification.properties.results import BoxResult
+from workers.verification.properties.text.vnnlib import parse_vnnlib
 
 DIGEST = "sha256:" + "ab" * 32
 NAME = "<script>p</script>.vnnlib"
@@ -39,6 +40,13 @@ FACTS: dict[str, Any] = {
 }
 POINT = Counterexample(
     np.array([0.1, 1e-45], dtype=np.float32), np.array([-3.5, 2.0], dtype=np.float32)
+)
+ASKED = parse_vnnlib(
+    "(declare-const X_0 Real)(declare-const X_1 Real)"
+    "(declare-const Y_0 Real)(declare-const Y_1 Real)"
+    "(assert (and (>= X_0 0) (<= X_0 0.25) (= X_1 0)))"
+    "(assert (or (and (<= X_0 0.1) (>= Y_0 Y_1)) (and (>= X_0 0.1) (>= Y_0 Y_1) (<= Y_1 2))"
+    " (and (>= X_0 0.1) (<= Y_0 -3))))"
 )
 OPEN = {"method": "branch-and-bound", "best_bound": -0.25, "open_domains": 7}
 SEARCHED = {"searched": [OPEN]}
@@ -64,7 +72,7 @@ def test_a_property_has_a_page_and_no_table(
     )
     ledger.create(job)
     store.job_dir(job.id)
-    report = build_property_report(job, FACTS, RESULTS[verdict], wall_s=1.0, digests={})
+    report = build_property_report(job, FACTS, RESULTS[verdict], ASKED, wall_s=1.0, digests={})
     store.samples_path(job.id).write_bytes(b"")
     store.write_json(store.report_path(job.id), report)
     conclude(store, ledger, job, "succeeded", samples=2)
@@ -96,6 +104,11 @@ def test_a_property_has_a_page_and_no_table(
         verdict == "holds",
         verdict == "violated",
     )
+    view = api.get(f"/jobs/{job.id}/view", headers={"accept": "text/html"}).text
+    for shown in ("X_1 = 0", "0.1 ≤ X_0 ≤ 0.25", "(Y_0 ≥ Y_1 and Y_1 ≤ 2) or Y_0 ≤ -3"):
+        assert shown in html
+        assert shown in view
+    assert "3 unsafe cases" in html
     for term in ("Domain", "Criterion", "Certainty", "Use"):
         assert f"<dt>{term}</dt>" in html
     assert "conforms" not in html

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from service.reports import render_csv, render_html, render_svg
 from service.reports.accuracy_curve import axis_end
-from service.reports.epsilon_names import epsilon_name
+from service.reports.epsilon_names import epsilon_name, epsilon_names
 from service.reports.evidence import criterion
 from service.reports.training_curve import render_training_svg
 from tests.report_cases import UPLOAD, cases, finished
@@ -199,7 +199,11 @@ def test_the_page_shows_the_training_and_the_counterexamples_it_is_given(case: C
         "architecture": {"name": "<b>net</b>"}, "hyperparameters": {"epochs": 2},
     }  # fmt: skip
     history = [{"epoch": 1, "loss": 1.0, "accuracy": 0.5, "robust": 0.25}]
-    picture = {"index": 7, "label": 1, "sample": b"A", "counterexample": b"B", "difference": None}
+    falsified = [True] * len(report["results"])
+    picture = {
+        "index": 7, "label": 1, "falsified": falsified,
+        "sample": b"A", "counterexample": b"B", "difference": None,
+    }  # fmt: skip
     page = render_html(
         report, rows, training={"plan": plan, "history": history}, pictures=[picture]
     )
@@ -207,3 +211,7 @@ def test_the_page_shows_the_training_and_the_counterexamples_it_is_given(case: C
     assert "<dd>l2 ε = 1.58</dd>" in page
     assert "&lt;b&gt;net" in page
     assert page.count('src="data:image/png;base64,') == 2
+    smallest = min(
+        zip(map(float, report["threat"]["epsilons"]), epsilon_names(report), strict=True)
+    )[1]
+    assert f"sample 7, label 1; ε = {smallest}</figcaption>" in page

@@ -172,6 +172,30 @@ def test_a_bad_data_set_is_refused(tmp_path: Path, code: str, name: str, data: b
     assert caught.value.field is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.onnx", onnx_model()[:-1], "onnx.checker"),
+        ("a.onnx", b"\xff" * 200, "onnx.checker"),
+        ("a.onnx", b"\n\n<html><body>404</body></html>", "web page"),
+        ("a.onnx", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.onnx", zipped({"a.onnx": b""}), "unpack"),
+        ("a.onnx", b"", "holds anything"),
+        ("a.safetensors", b"short", "safetensors.torch"),
+        ("a.pt", checkpoint()[:-30], "zipfile"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "data",
+)
+def test_a_damaged_model_is_told_what_to_do(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput) as caught:
+        inspect_model(path, name, SETTINGS)
+    assert said in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_])
 def test_one_hot_labels_of_any_type_are_left_to_the_worker(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "upload"
@@ -252,6 +276,15 @@ def test_labels_of_a_regression_are_told_where_it_belongs(tmp_path: Path) -> Non
         (npz(x=X, y=np.arange(5) - 1), "from 0"),
         (npz(x=X, y=np.arange(4)), "same order"),
         (zipped({}), "numpy.savez"),
+        (npz(x=X, y=np.array(list("ababa"), dtype=object)), "y.astype(str)"),
+        (npz(x=X.astype(object), y=np.arange(5)), "x.astype(numpy.float32)"),
+        (npz(x=X[:0], y=np.arange(0)), "x.shape"),
+        (npz(x=np.float32(1)), "numpy.stack"),
+        (npz(x=np.zeros(5, np.float32)), "x[:, None]"),
+        (npz(x=X, y=np.int64(1)), "an array of 5"),
+        (b"", "holds anything"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )
 def test_a_bad_data_set_is_told_what_to_do(tmp_path: Path, data: bytes, said: str) -> None:

@@ -21,6 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from service.contract.array_names import ARRAY_NAMES, UnknownArrays, arrays_of
+from service.contract.near_names import did_you_mean
 
 __all__ = [
     "UNREADABLE",
@@ -56,6 +57,13 @@ UNREADABLE = (
 
 #: Names of classes that a message lists.
 _LISTED = 6
+
+#: Kinds of types that are read, and what to do about others.
+_SAMPLES, _LABELS = "buif", "buifUS"
+_KINDS = {
+    _SAMPLES: "uint8, or floats: x.astype(numpy.float32), of a table table.to_numpy(numpy.float32)",
+    _LABELS: "whole numbers: y.astype(numpy.int64), or names of classes: y.astype(str)",
+}
 
 #: First samples, all of them, or positions in the data set.
 Selection = int | str | list[int]
@@ -160,7 +168,11 @@ def _samples(
     """The samples asked for, their positions, and how many there are."""
     header = _Header.read(stream, bounds)
     if not header.shape:
-        raise DataError("bad_shape", "the array of samples has no axis of samples")
+        raise DataError(
+            "bad_shape",
+            "the array of samples has no axis of samples",
+            hint="one row for each sample: numpy.stack(samples), of a single one x[None]",
+        )
     indices = choose(selection, header.shape[0])
     return header.rows(stream, int(indices.max()) + 1)[indices], indices, header.shape[0]
 
@@ -170,7 +182,7 @@ def _labels(
 ) -> tuple[NDArray[np.int64], int | None]:
     """All labels [size] of an array of class numbers, one-hot rows, or names of classes; the width
     of one-hot rows."""
-    array = _Header.read(stream, bounds, kinds="buifUS").rows(stream, None)
+    array = _Header.read(stream, bounds, kinds=_LABELS).rows(stream, None)
     return labels_of(numbered(array, names) if array.dtype.kind in "US" else array, size)
 
 
@@ -184,20 +196,23 @@ def numbered(labels: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
     if names and set(said) <= set(names):
         numbers = np.array([names.index(name) for name in said], np.int64)
         return numbers[places.reshape(array.shape)]
-    order = ", ".join(f"{place} is {name[:40]!a}" for place, name in enumerate(said[:_LISTED]))
-    more = ", ..." if len(said) > _LISTED else ""
     if names:
         other = next(name for name in said if name not in names)
-        known = ", ".join(f"{name[:40]!a}" for name in names[:_LISTED])
-        message = f"the label {other[:40]!a} is none of the classes that the file names: {known}"
+        message = f"the label {other[:40]!a} is none of the classes that the file names"
+        message += did_you_mean(other[:40], names)
+        hint = f"labels are the model's names of its classes, or their places: {_places(names)}"
     else:
         message = f"labels are text ({labels.dtype}), and the model does not name its classes"
-    raise DataError(
-        "unsupported_dtype",
-        message,
-        hint="number the classes in the order of the network's scores; "
-        f"y = numpy.unique(y, return_inverse=True)[1] takes the sorted names: {order}{more}",
-    )
+        hint = (
+            "number the classes in the order of the network's scores; "
+            "y = numpy.unique(y, return_inverse=True)[1] takes the sorted names: " + _places(said)
+        )
+    raise DataError("unknown_label", message, hint=hint)
+
+
+def _places(names: Sequence[str]) -> str:
+    order = ", ".join(f"{place} is {name[:40]!a}" for place, name in enumerate(names[:_LISTED]))
+    return order + (", ..." if len(names) > _LISTED else "")
 
 
 def _unread(names: set[str], x: str, y: str | None) -> tuple[str, ...]:
@@ -222,7 +237,7 @@ class _Header:
     dtype: np.dtype[Any]
 
     @classmethod
-    def read(cls, stream: IO[bytes], bounds: Bounds, kinds: str = "buif") -> _Header:
+    def read(cls, stream: IO[bytes], bounds: Bounds, kinds: str = _SAMPLES) -> _Header:
         version = npy.read_magic(stream)
         reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
         if reader is None:
@@ -233,7 +248,7 @@ class _Header:
             raise DataError(
                 "unsupported_dtype",
                 f"arrays of type {dtype} are not read",
-                hint="x: uint8, or floats in [0, 1]; y: whole numbers",
+                hint=_KINDS[kinds],
             )
         if len(shape) > 5 or any(size < 0 for size in shape):
             raise DataError("bad_shape", f"an array of shape {shape} is not a data set")
@@ -284,7 +299,11 @@ def check_labels(data: DataSet, classes: int, *, of: str) -> None:
 def choose(selection: Selection, size: int) -> NDArray[np.int64]:
     """Positions [N] asked for, in the order asked for. Raises DataError."""
     if size == 0:
-        raise DataError("empty_dataset", "the data set holds no sample")
+        raise DataError(
+            "empty_dataset",
+            "the data set holds no sample",
+            hint="look at x.shape before it is saved: was everything filtered out?",
+        )
     if isinstance(selection, list):
         indices = np.array(selection, dtype=np.int64)
         if indices.size == 0 or indices.min() < 0 or indices.max() >= size:

@@ -165,7 +165,10 @@ def merge_boxes(store: Store, submission: JobSubmission, *, started_at: str | No
     digests = {"samples_digest": digest_of(b"")}
     if held is not None:
         digests["counterexamples_digest"] = digest_of(held)
-    report = build_property_report(submission, facts, results, wall_s=wall_s, digests=digests)
+    asked = _property(store.prepared_dir(submission.id))
+    report = build_property_report(
+        submission, facts, results, asked, wall_s=wall_s, digests=digests
+    )
     store.create(store.samples_path(submission.id), b"")
     if held is not None:
         store.create(store.counterexamples_path(submission.id), held)

@@ -190,7 +190,7 @@ def _certifier(store: Store, settings: Settings, stage: JobSubmission) -> _Certi
             deployed_logits=logits,
             device=device,
             cache_dir=store.folder("cache"),
-            progress=lambda done, _: told(done),
+            progress=lambda done, _: told(done or 0),
             memory=memory_limit(settings.memory_fraction, device),
         )
         return results.certified[:, 0]

@@ -59,11 +59,12 @@ def certify_shard(
     submission: JobSubmission,
     shard: int,
     *,
-    progress: Callable[[int, str], None],
+    progress: Callable[[int | None, str], None],
 ) -> int:
     """Write ``shards/<k>.npz`` and return its number of samples.
 
-    progress(done, message) is called repeatedly, and may raise to abort.
+    progress(done, message) is called repeatedly, and may raise to abort; done is None before the
+    first bound.
 
     A result that is there already is kept: same input, same seed, same answer.
     """

@@ -82,7 +82,7 @@ def _shard(step: ItemContext) -> Callable[[], object]:
     began = time.monotonic()
     run, shard, name = _run_of_shard(step, int(item.partition(":")[2]))
 
-    def progress(rows: int, message: str) -> None:
+    def progress(rows: int | None, message: str) -> None:
         # Called from inside the bounds, so that a cancelled job stops there.
         step.renewer.check()
         step.say(item, rows, message=f"{name}{message}")

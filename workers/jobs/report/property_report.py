@@ -11,6 +11,8 @@ from service.contract.schemas.report import Report, result_digest
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.times import now, rfc3339
 from workers.jobs.report.build import report_model, versions
+from workers.jobs.report.stated_property import stated_boxes
+from workers.verification.properties.lowering import Property
 from workers.verification.properties.results import BoxResult
 
 __all__ = ["build_property_report"]
@@ -44,6 +46,7 @@ def build_property_report(
     submission: JobSubmission,
     facts: Mapping[str, Any],
     results: Sequence[BoxResult],
+    asked: Property,
     *,
     wall_s: float,
     digests: Mapping[str, str],
@@ -51,13 +54,14 @@ def build_property_report(
     """The JSON report, checked against the contract's schema, with its ``result_digest``.
 
     facts: what the inspection wrote; results: of the boxes in order, up to the first one that has a
-    counterexample; digests: of the files beside the report, by the names of its fields.
+    counterexample; asked: the property; digests: of the files beside the report, by the names of
+    its fields.
     """
     spec, stated = spec_of(submission), submission.vnnlib
     assert stated is not None
     assert submission.model is not None
     proved = [result for result in results if result.verdict == "holds"]
-    verdict = _verdict(results)
+    verdict, point = _verdict(results), _counterexample(results)
     spent = {
         kind: sum(result.seconds.get(kind, 0.0) for result in results)
         for kind in ("bound", "attack")
@@ -83,11 +87,12 @@ def build_property_report(
             "id": stated.blobs["file"],
             "name": stated.name,
             "verdict": verdict,
-            "counterexample": _counterexample(results),
+            "counterexample": point,
             "method": _method(verdict, results),
             "boxes": facts["samples"],
             "cases": facts["cases"],
             "proved": len(proved),
+            "stated": stated_boxes(asked, None if point is None else point["box"]),
         },
         "parity": facts["parity"],
         "budget_spent": any(result.notes.get("budget_spent") for result in results),

@@ -20,12 +20,13 @@ class Progress:
     """Calls ``tell(done, message)`` at every call; ``tell`` may raise to abort the work.
 
     describe: gives both, and is called every ``EVERY_S`` seconds. done: samples on which the work
-    is finished; it only grows.
+    is finished; it only grows, and is None before the first bound: operator norms are computed once
+    for all samples, so that their time says nothing of that of a sample.
     """
 
-    tell: Callable[[int, str], None]
-    describe: Callable[[], tuple[int, str]] = lambda: (0, "operator norms")
-    done: int = 0
+    tell: Callable[[int | None, str], None]
+    describe: Callable[[], tuple[int | None, str]] = lambda: (None, "operator norms")
+    done: int | None = None
     message: str = "operator norms"
     _made_at: float = 0.0
 
@@ -33,7 +34,8 @@ class Progress:
         if time.monotonic() - self._made_at >= EVERY_S:
             self._made_at = time.monotonic()
             done, self.message = self.describe()
-            self.done = max(self.done, done)
+            if done is not None:
+                self.done = done if self.done is None else max(self.done, done)
         self.tell(self.done, self.message)
 
 

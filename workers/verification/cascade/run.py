@@ -70,7 +70,7 @@ def certify_samples(
     deployed_logits: NDArray[np.float32],
     device: torch.device,
     cache_dir: Path | None = None,
-    progress: Callable[[int, str], None] = lambda done, message: None,
+    progress: Callable[[int | None, str], None] = lambda done, message: None,
     deadline: float | None = None,
     now: Callable[[], float] = time.monotonic,
     work: float | None = None,
@@ -85,7 +85,7 @@ def certify_samples(
     that bounds may cost (None: no limit), pooled by ``POOL`` samples from the first one on; memory:
     bytes that one bound may take for a sample, else the next cheaper one has to do;
     progress(done, message) is told again and again, from inside the bounds too, how many samples
-    are done and what is at work, and may raise to abort.
+    are done (None before the first bound) and what is at work, and may raise to abort.
     Raises UnknownMethod, UnsupportedLayer, PixelsOutOfRange, SoundnessViolation.
     """
     if not in_range(x, request.clip):

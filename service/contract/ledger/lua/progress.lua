@@ -13,11 +13,16 @@ if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'unit', ARGV[4]) end
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'message', ARGV[5]) end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-redis.call('HSETNX', KEYS[1], 'work_started', string.format('%.6f', now))
+if ARGV[2] == '' and done == 0 then
+  -- What comes before the first sample (operator norms) is done once: it is no sample's time.
+  redis.call('HDEL', KEYS[1], 'work_started')
+else
+  redis.call('HSETNX', KEYS[1], 'work_started', string.format('%.6f', now))
+end
 local job = redis.call('HMGET', KEYS[1], 'total', 'work_started', 'unit', 'message')
 local eta = ARGV[6]
 -- Steps of a training are done in many stretches, which only the worker in hand can time.
-if eta == '' and job[3] ~= 'steps' and job[1] and done > 0 then
+if eta == '' and job[3] ~= 'steps' and job[1] and done > 0 and now > tonumber(job[2]) then
   local rate = (now - tonumber(job[2])) / done
   eta = string.format('%.1f', math.max(0, tonumber(job[1]) - done) * rate)
 end

@@ -184,6 +184,31 @@ def test_progress_is_the_sum_over_items_and_carries_an_eta(
     assert state.progress.eta_s is not None
 
 
+def test_what_is_done_once_before_the_samples_is_not_taken_for_their_pace(
+    ledger: Ledger, make_submission: Make
+) -> None:
+    """Minutes of operator norms, then a hundred samples in a moment: no hours are left."""
+    job = make_submission()
+    ledger.create(job)
+    ledger.commit(lease(ledger, job.id), "ok", next_items=["shard:0"], total=100)
+    ledger.progress(job.id, "shard:0", None, message="operator norms")
+    time.sleep(0.5)
+    ledger.progress(job.id, "shard:0", 0, message="bounds")
+    time.sleep(0.05)
+    ledger.progress(job.id, "shard:0", 10, message="bounds")
+    state = ledger.get(job.id)
+    assert state is not None
+    assert state.progress.eta_s is not None
+    assert 9 * 0.05 - 0.1 <= state.progress.eta_s < 9 * 0.5
+    # Another shard's norms, once samples are done, change nothing.
+    time.sleep(0.5)
+    ledger.progress(job.id, "shard:1", None, message="operator norms")
+    state = ledger.get(job.id)
+    assert state is not None
+    assert state.progress.eta_s is not None
+    assert state.progress.eta_s >= 9 * 0.5
+
+
 def test_a_training_taken_up_again_keeps_its_steps_and_takes_nobody_for_fast(
     ledger: Ledger, make_submission: Make
 ) -> None:

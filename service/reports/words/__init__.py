@@ -1,0 +1,1 @@
+"""Sentences of reports, the same on pages and in a terminal."""

@@ -20,7 +20,7 @@ from models.checkpoints.state_dict import load_checkpoint
 from models.network import Network
 from models.onnx.importer import import_onnx
 
-__all__ = ["SETTINGS", "Setting", "load_images", "load_network"]
+__all__ = ["SETTINGS", "Setting", "load_images", "load_network", "mnist"]
 
 _CIFAR = ([0.485, 0.456, 0.406], [0.225, 0.225, 0.225])
 _COLT = ([0.1307], [0.3081])
@@ -90,15 +90,16 @@ def load_network(setting: Setting, models: Path) -> Network:
 
 def load_images(name: str, data: Path, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(x float32 in [0, 1], NCHW; y): the first ``per_class`` test images of each class."""
-    x, y = _mnist(data) if name == "mnist" else _cifar(data)
+    x, y = mnist(data, "t10k") if name == "mnist" else _cifar(data)
     chosen = np.sort(np.concatenate([np.flatnonzero(y == c)[:per_class] for c in range(10)]))
     pixels = x[chosen].astype(np.float32) / np.float32(255)
     return torch.from_numpy(pixels), torch.from_numpy(y[chosen].astype(np.int64))
 
 
-def _mnist(data: Path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    images = gzip.decompress((data / "mnist" / "t10k-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((data / "mnist" / "t10k-labels-idx1-ubyte.gz").read_bytes())
+def mnist(data: Path, split: str) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Pixels as they are stored [n, 1, 28, 28] and labels [n] of ``train`` or ``t10k``."""
+    images = gzip.decompress((data / "mnist" / f"{split}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((data / "mnist" / f"{split}-labels-idx1-ubyte.gz").read_bytes())
     x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
     return x, np.frombuffer(labels, np.uint8, offset=8)
 

@@ -178,9 +178,11 @@ def _learned(built: Built) -> Built:
     return replace(built, steps=LEARNED, loss=_xent(), seen=SOME, batch=128)
 
 
-def _trained(built: Built, steps: int, loss: Any = cross_entropy, batch: int = 128) -> Built:
-    """For up to eight minutes of one core, on all training images."""
-    return replace(built, steps=steps, loss=loss, seen=ALL, batch=batch, annealed=True)
+def _trained(
+    built: Built, steps: int, loss: Any = cross_entropy, batch: int = 128, rate: float = 3e-3
+) -> Built:
+    """For some minutes of one core, on all training images."""
+    return replace(built, steps=steps, loss=loss, seen=ALL, batch=batch, rate=rate, annealed=True)
 
 
 def _hkr() -> Callable[[Tensor, Tensor], Tensor]:
@@ -348,14 +350,14 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "geotorch": geotorch,
     "monotonenorm": monotonenorm,
     "deel-torchlip, dense, trained": lambda: _trained(torchlip_dense(), 4000, _hkr()),
-    "deel-torchlip, dense, trained, tau": lambda: _trained(torchlip_dense(), 4000, _tau()),
-    "deel-torchlip, MNIST, trained": lambda: _trained(torchlip_mnist(), 3000, _hkr()),
-    "deel-torchlip, HouseHolder, trained": lambda: _trained(torchlip_folds(), 3000, _hkr()),
-    "deel-torchlip, CIFAR-10, trained": lambda: _trained(torchlip_cifar(), 3000, _tau()),
-    "torch, orthogonal, trained": lambda: _trained(torch_orthogonal(), 1200, batch=256),
-    "geotorch, trained": lambda: _trained(geotorch(), 280, batch=512),
-    "orthogonium, PatchBasedCNN, trained": lambda: _trained(aoc_patches(), 1200, _xent()),
-    "orthogonium, HouseHolder, trained": lambda: _trained(aoc_folds(), 1200, _xent()),
-    "orthogonium, BCOPLargeCNN, trained": lambda: _trained(aoc_bcop(), 170, _xent(), 256),
-    "orthogonium, StagedCNN, trained": lambda: _trained(aoc_staged(), 190, _xent(), 256),
+    "deel-torchlip, MNIST, trained": lambda: _trained(torchlip_mnist(), 1500, _hkr()),
+    "deel-torchlip, HouseHolder, trained": lambda: _trained(torchlip_folds(), 1500, _hkr()),
+    "deel-torchlip, dense, trained, tau": lambda: _trained(torchlip_dense(), 2000, _tau()),
+    "torch, orthogonal, trained": lambda: _trained(torch_orthogonal(), 600, batch=256),
+    "orthogonium, PatchBasedCNN, trained": lambda: _trained(aoc_patches(), 500, _xent(), rate=1e-2),
+    "orthogonium, BCOPLargeCNN, trained": lambda: _trained(aoc_bcop(), 80, _xent(), 256, 1e-2),
+    "orthogonium, StagedCNN, trained": lambda: _trained(aoc_staged(), 80, _xent(), 256, 1e-2),
+    "deel-torchlip, CIFAR-10, trained": lambda: _trained(torchlip_cifar(), 1200, _tau()),
+    "geotorch, trained": lambda: _trained(geotorch(), 120, batch=512),
+    "orthogonium, HouseHolder, trained": lambda: _trained(aoc_folds(), 500, _xent(), rate=1e-2),
 }

@@ -228,7 +228,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--key")
-    parser.add_argument("--network", choices=NETWORKS, action="append", help="by default all")
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        action="append",
+        help="by default those called trained with --natural, and all others without it",
+    )
     parser.add_argument("--exporter", choices=EXPORTERS, action="append", help="by default both")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--natural", action="store_true", help="the first ones, as they come")
@@ -241,7 +246,8 @@ def main() -> None:
     modules = {"deel-torchlip": "deel"}
     installed = {name for name in installed if importlib.util.find_spec(modules.get(name, name))}
     with Client(options.url, key=options.key) as client:
-        for name in options.network or NETWORKS:
+        usual = [name for name in NETWORKS if (", trained" in name) == options.natural]
+        for name in options.network or usual:
             if name.split(",")[0] not in installed:
                 print(json.dumps({"network": name, "not_run": "not installed"}), flush=True)
                 continue

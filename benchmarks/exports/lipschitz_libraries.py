@@ -2,17 +2,23 @@
 
     CERTSERVE_TEST_DATA=... PYTHONPATH=. python -m benchmarks.exports.lipschitz_libraries
         [--url URL] [--network NAME] [--exporter script] [--images 20]
+        [--natural] [--method auto]
 
 Each network of ``lipschitz_networks`` whose library is installed is trained for some steps on MNIST
 or CIFAR-10, exported by torch's two exporters and posted to a running service (``POST /certify``),
 as it is and with ``"summation": "partial-sums"``, with images and the network's own answers as
-labels. ``accuracy``: of 1000 test images; the networks called learned saw others in training.
+labels. ``accuracy``: of 1000 test images; networks called learned or trained never saw them.
 ``deserved``: the least margin over the norm of the difference of the two rows of the last layer,
 which is the radius if every layer before it has norm 1 (all together ``factor``, where they divide
 by more) and nothing rounds, as a share of the image's length: median and least. Of the 1000 images
 those are taken that deserve 0.005 of their length, or a little more: what images have in trained
 networks; where there are too few, the surest ones. ``uploaded``, ``partial``: the certified radius
 over the deserved one, median and least.
+
+``--natural``: the first images that the network classifies correctly, whatever they deserve, and
+of the certified over the deserved radius: ``mean`` (the ratio of the means), ``median``, ``tenth``
+(the 10 % quantile), ``least`` and how many images have ``enough``, 0.95. ``deserved``: the mean, in
+pixels and as a share of the image's length.
 """
 
 from __future__ import annotations
@@ -31,61 +37,58 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.exports.lipschitz_networks import NETWORKS, Built, versions
-from benchmarks.published.networks import load_images
+from benchmarks.published.networks import load_images, mnist, unpacked
 from service.client import Client, JobFailed, ServiceError
 
 EXPORTERS = ("script", "dynamo")
 #: Method by norm, for radii that nothing but the layers' norms decides.
 METHODS = {"l2": "lipschitz", "linf": "ibp"}
-BATCH, RATE, TEMPERATURE = 32, 3e-3, 8.0
-#: Of networks that are trained on training images; mosaics of 1000 of them that are read.
-LEARNED_BATCH, MOSAICS = 128, 10
+#: Training images of CIFAR-10 in a file.
+PACK = 10_000
 #: Of the image's length: about what images deserve in trained networks.
 SHARE = 0.005
+#: Of the deserved radius.
+ENOUGH = 0.95
 JOB_S = 1800.0
 
 
-def training_images(folder: Path) -> tuple[Tensor, Tensor]:
-    """The first 10,000 training images of CIFAR-10, x in [0, 1] [n, 3, 32, 32], and labels."""
-    with np.load(folder / "cifar10" / "train_0.npz", allow_pickle=False) as pack:
-        tiles = [_tiles(pack[f"mosaic_{number}"].tobytes()) for number in range(MOSAICS)]
-        labels = pack["labels"][: 1000 * MOSAICS].astype(np.int64)
-    x = torch.from_numpy(np.concatenate(tiles).astype(np.float32) / np.float32(255))
-    return x, torch.from_numpy(labels)
-
-
-def _tiles(mosaic: bytes) -> np.ndarray[Any, Any]:
-    """The 1000 images [n, 3, 32, 32] of a picture of 25 x 40."""
-    pixels = np.asarray(Image.open(io.BytesIO(mosaic)).convert("RGB"))
-    tiles = pixels.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(tiles.reshape(1000, 3, 32, 32))
+def training_images(data: str, folder: Path, count: int) -> tuple[Tensor, Tensor]:
+    """The first training images, x in [0, 1] [n, channels, height, width], and labels."""
+    if data == "mnist":
+        x, y = mnist(folder, "train")
+    else:
+        packs = range(-(-min(count, 5 * PACK) // PACK))
+        parts = [unpacked(folder / "cifar10" / f"train_{number}.npz") for number in packs]
+        x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+    pixels = torch.from_numpy(x[:count].astype(np.float32) / np.float32(255))
+    return pixels, torch.from_numpy(y[:count].astype(np.int64))
 
 
 def trained(x: Tensor, y: Tensor, built: Built) -> nn.Module:
     """The network after some steps, with plain weights."""
     module, generator = built.module, torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(module.parameters(), RATE)
-    batch = BATCH if built.loss is None else LEARNED_BATCH
-    loss_of = built.loss or _cross_entropy
+    optimizer = torch.optim.Adam(module.parameters(), built.rate)
+    rates = torch.optim.lr_scheduler
+    schedule = (
+        rates.OneCycleLR(optimizer, built.rate, built.steps)
+        if built.annealed
+        else rates.ConstantLR(optimizer, factor=1.0)
+    )
     module.train()
     for _ in range(built.steps):
-        rows = torch.randint(0, len(x), (batch,), generator=generator)
-        loss = loss_of(module(x[rows]), y[rows])
+        rows = torch.randint(0, len(x), (built.batch,), generator=generator)
+        loss = built.loss(module(x[rows]), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     optimizer.zero_grad()
     with torch.no_grad():
         module.eval()(x[:2])
     return built.plain(module).eval().requires_grad_(False)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits * TEMPERATURE, labels)
 
 
 def exported(module: nn.Module, x: Tensor, exporter: str) -> bytes:
@@ -132,12 +135,18 @@ def deserved(module: nn.Module, x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
 
 
 def certified(
-    client: Client, file: bytes, data: Path, norm: str, summation: str | None, scratch: Path
+    client: Client,
+    file: bytes,
+    data: Path,
+    norm: str,
+    method: str,
+    summation: str | None,
+    scratch: Path,
 ) -> np.ndarray[Any, Any] | str:
     """Radii of the samples; where the job has none, why."""
     path = scratch / "network.onnx"
     path.write_bytes(file)
-    spec: dict[str, Any] = {"norm": norm, "epsilons": ["1/100"], "method": METHODS[norm]}
+    spec: dict[str, Any] = {"norm": norm, "epsilons": ["1/100"], "method": method}
     spec |= {"radius": True, "clip": False, "input_range": None, "attack": None}
     spec |= {} if summation is None else {"summation": summation}
     try:
@@ -147,16 +156,32 @@ def certified(
     return np.array([row["radius"] or 0.0 for row in job.rows()])
 
 
+def summary(radii: np.ndarray[Any, Any], worth: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Of the radii of natural images, over what they deserve."""
+    kept = radii / worth
+    tenth, median = np.quantile(kept, [0.1, 0.5])
+    found = {"mean": radii.mean() / worth.mean(), "median": median, "tenth": tenth}
+    found |= {"least": kept.min(), "enough": int((kept >= ENOUGH).sum())}
+    return {key: round(float(value), 3) for key, value in found.items()}
+
+
 def measure(
-    client: Client, name: str, exporters: list[str], images: int, folder: Path
+    client: Client,
+    name: str,
+    exporters: list[str],
+    images: int,
+    natural: bool,
+    method: str | None,
+    folder: Path,
 ) -> list[dict[str, Any]]:
     """A row per exporter."""
     torch.manual_seed(0)
     built = NETWORKS[name]()
+    method = method or METHODS[built.norm]
     shape = (1, 28, 28) if built.data == "mnist" else (3, 32, 32)
     pixels, classes = load_images(built.data, folder, 100)
     x, y = torch.as_tensor(pixels).float().reshape(-1, *shape), torch.as_tensor(classes)
-    seen = (x, y) if built.loss is None else training_images(folder)
+    seen = training_images(built.data, folder, built.seen) if built.seen else (x, y)
     began = time.process_time()
     module = trained(*seen, built)
     seconds, rows = time.process_time() - began, []
@@ -165,14 +190,15 @@ def measure(
     accuracy = float((labels == y).double().mean())
     order = 2 if built.norm == "l2" else torch.inf
     shares = worth / x.flatten(1).norm(dim=1, p=order)
-    ranked = shares.argsort()
-    first = min(int((shares < SHARE).sum()), len(x) - images)
+    first = 0 if natural else min(int((shares < SHARE).sum()), len(x) - images)
+    ranked = (labels == y).nonzero().flatten() if natural else shares.argsort()
     chosen = ranked[first : first + images]
     some, worth, labels, shares = x[chosen], worth[chosen], labels[chosen], shares[chosen]
+    worths = (worth.mean(), shares.mean()) if natural else (shares.median(), shares.min())
     for exporter in exporters:
         row: dict[str, Any] = {"network": name, "exporter": exporter, "norm": built.norm}
-        row |= {"deserved": [round(float(share), 4) for share in (shares.median(), shares.min())]}
-        row |= {"trained_s": round(seconds, 1), "folded": built.folded}
+        row |= {"deserved": [round(float(value), 4) for value in worths]}
+        row |= {"trained_s": round(seconds, 1), "folded": built.folded, "images": len(chosen)}
         row |= {"steps": built.steps, "accuracy": round(accuracy, 3)}
         rows.append(row)
         with tempfile.TemporaryDirectory() as held:
@@ -185,12 +211,13 @@ def measure(
                 continue
             file = folded(file, scratch) if built.folded else file
             for key, summation in (("uploaded", None), ("partial", "partial-sums")):
-                found = certified(client, file, data, built.norm, summation, scratch)
+                found = certified(client, file, data, built.norm, method, summation, scratch)
                 if isinstance(found, str):
                     row[key] = found
                     continue
                 kept = found / worth.numpy()
-                row[key] = [round(float(share), 3) for share in (np.median(kept), kept.min())]
+                shown = [round(float(share), 3) for share in (np.median(kept), kept.min())]
+                row[key] = summary(found, worth.numpy()) if natural else shown
     return rows
 
 
@@ -199,9 +226,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--key")
-    parser.add_argument("--network", choices=NETWORKS, action="append", help="by default all")
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        action="append",
+        help="by default those called trained with --natural, and all others without it",
+    )
     parser.add_argument("--exporter", choices=EXPORTERS, action="append", help="by default both")
     parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--method", help="by default lipschitz, in linf ibp")
+    parser.add_argument("--natural", action="store_true", help="the first ones, as they come")
     options = parser.parse_args()
     folder = Path(os.environ["CERTSERVE_TEST_DATA"]) / "data"
     torch.set_num_threads(1)
@@ -211,12 +245,14 @@ def main() -> None:
     modules = {"deel-torchlip": "deel"}
     installed = {name for name in installed if importlib.util.find_spec(modules.get(name, name))}
     with Client(options.url, key=options.key) as client:
-        for name in options.network or NETWORKS:
+        usual = [name for name in NETWORKS if (", trained" in name) == options.natural]
+        for name in options.network or usual:
             if name.split(",")[0] not in installed:
                 print(json.dumps({"network": name, "not_run": "not installed"}), flush=True)
                 continue
             exporters = options.exporter or [*EXPORTERS]
-            for row in measure(client, name, exporters, options.images, folder):
+            images, natural = options.images, options.natural
+            for row in measure(client, name, exporters, images, natural, options.method, folder):
                 print(json.dumps(row), flush=True)
 
 

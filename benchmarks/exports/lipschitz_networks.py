@@ -20,10 +20,18 @@ from torch.nn.utils import parametrize
 
 __all__ = ["NETWORKS", "Built", "versions"]
 
-#: Steps of the networks that are trained on training images: some two minutes of one core each,
-#: nearly all of it for making weights orthogonal.
+#: Steps of the networks called learned: some two minutes of one core each, nearly all of it for
+#: making weights orthogonal.
 LEARNED = 40
+#: Training images that networks called learned and trained see.
+SOME, ALL = 10_000, 60_000
+TEMPERATURE = 8.0
 LIBRARIES = ("torch", "deel-torchlip", "orthogonium", "geotorch", "monotonenorm")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of logits that a network of norm 1 has."""
+    return nn.functional.cross_entropy(logits * TEMPERATURE, labels)
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,9 @@ class Built:
     """module: as it is trained, for so many steps; plain: makes what is exported of it; data: mnist
     or cifar10; norm: in which its layers have the norm 1; folded: the exported file computes
     weights still, and ONNX Runtime writes them into it; factor: the norm of all layers but the
-    last, where that is known to be less than 1. loss: of logits and labels, where it is trained on
-    training images, as the library's users do; by default some steps of cross-entropy on the images
-    that are measured."""
+    last, where that is known to be less than 1. seen: the first so many training images are trained
+    on, as the library's users do; where 0, the images that are measured. loss: of logits and
+    labels; annealed: its rate rises to ``rate`` and falls to 0, by torch's OneCycleLR."""
 
     module: nn.Module
     plain: Callable[[nn.Module], nn.Module]
@@ -42,7 +50,11 @@ class Built:
     steps: int = 30
     folded: bool = False
     factor: float = 1.0
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    seen: int = 0
+    batch: int = 32
+    rate: float = 3e-3
+    annealed: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -156,10 +168,32 @@ def aoc_bcop() -> Built:
     )
 
 
+def _xent() -> Any:
+    """orthogonium's own loss, at its defaults."""
+    return importlib.import_module("orthogonium.losses").LossXent(10)
+
+
 def _learned(built: Built) -> Built:
-    """Trained with orthogonium's own loss, at its defaults, for minutes instead of seconds."""
-    loss = importlib.import_module("orthogonium.losses").LossXent(10)
-    return replace(built, steps=LEARNED, loss=loss)
+    """For minutes instead of seconds."""
+    return replace(built, steps=LEARNED, loss=_xent(), seen=SOME, batch=128)
+
+
+def _trained(
+    built: Built, steps: int, loss: Any = cross_entropy, batch: int = 128, rate: float = 3e-3
+) -> Built:
+    """For some minutes of one core, on all training images."""
+    return replace(built, steps=steps, loss=loss, seen=ALL, batch=batch, rate=rate, annealed=True)
+
+
+def _hkr() -> Callable[[Tensor, Tensor], Tensor]:
+    """deel-torchlip's hinge and transport distance of several classes, at its defaults."""
+    loss = _lip().SoftHKRMulticlassLoss()
+    return lambda logits, labels: loss(logits, nn.functional.one_hot(labels, 10))
+
+
+def _tau() -> Any:
+    """deel-torchlip's cross-entropy at a temperature."""
+    return _lip().TauCrossEntropyLoss(TEMPERATURE)
 
 
 def aoc_patches() -> Built:
@@ -315,4 +349,15 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "torch, orthogonal": torch_orthogonal,
     "geotorch": geotorch,
     "monotonenorm": monotonenorm,
+    "deel-torchlip, dense, trained": lambda: _trained(torchlip_dense(), 4000, _hkr()),
+    "deel-torchlip, MNIST, trained": lambda: _trained(torchlip_mnist(), 1500, _hkr()),
+    "deel-torchlip, HouseHolder, trained": lambda: _trained(torchlip_folds(), 1500, _hkr()),
+    "deel-torchlip, dense, trained, tau": lambda: _trained(torchlip_dense(), 2000, _tau()),
+    "torch, orthogonal, trained": lambda: _trained(torch_orthogonal(), 600, batch=256),
+    "orthogonium, PatchBasedCNN, trained": lambda: _trained(aoc_patches(), 500, _xent(), rate=1e-2),
+    "orthogonium, BCOPLargeCNN, trained": lambda: _trained(aoc_bcop(), 80, _xent(), 256, 1e-2),
+    "orthogonium, StagedCNN, trained": lambda: _trained(aoc_staged(), 80, _xent(), 256, 1e-2),
+    "deel-torchlip, CIFAR-10, trained": lambda: _trained(torchlip_cifar(), 1200, _tau()),
+    "geotorch, trained": lambda: _trained(geotorch(), 120, batch=512),
+    "orthogonium, HouseHolder, trained": lambda: _trained(aoc_folds(), 500, _xent(), rate=1e-2),
 }

@@ -14,14 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from PIL import Image
 
 from models.checkpoints.state_dict import load_checkpoint
 from models.network import Network
 from models.onnx.importer import import_onnx
 
-__all__ = ["SETTINGS", "Setting", "all_images", "load_images", "load_network"]
+__all__ = [
+    "SETTINGS",
+    "Setting",
+    "all_images",
+    "load_images",
+    "load_network",
+    "mnist",
+    "unpacked",
+]
 
 _CIFAR = ([0.485, 0.456, 0.406], [0.225, 0.225, 0.225])
 _COLT = ([0.1307], [0.3081])
@@ -91,7 +98,7 @@ def load_network(setting: Setting, models: Path) -> Network:
 
 def load_images(name: str, data: Path, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(x float32 in [0, 1], NCHW; y): the first ``per_class`` test images of each class."""
-    x, y = _mnist(data) if name == "mnist" else _cifar(data)
+    x, y = mnist(data, "t10k") if name == "mnist" else _cifar(data)
     chosen = np.sort(np.concatenate([np.flatnonzero(y == c)[:per_class] for c in range(10)]))
     pixels = x[chosen].astype(np.float32) / np.float32(255)
     return torch.from_numpy(pixels), torch.from_numpy(y[chosen].astype(np.int64))
@@ -99,26 +106,27 @@ def load_images(name: str, data: Path, per_class: int) -> tuple[torch.Tensor, to
 
 def all_images(name: str, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """(x float32 in [0, 1], NCHW; y): every test image, in the data set's order."""
-    if name == "mnist":
-        x, y = _mnist(data)
-    else:
-        with np.load(data / "cifar10" / "test.npz", allow_pickle=False) as pack:
-            y = pack["labels"]
-            x = np.concatenate([_tiles(pack, number) for number in range(len(y) // 1000)])
+    x, y = mnist(data, "t10k") if name == "mnist" else unpacked(data / "cifar10" / "test.npz")
     pixels = x.astype(np.float32) / np.float32(255)
     return torch.from_numpy(pixels), torch.from_numpy(y.astype(np.int64))
 
 
-def _tiles(pack: NpzFile, number: int) -> np.ndarray:  # type: ignore[type-arg]
-    """The 1000 images of a lossless mosaic of 25 x 40."""
-    mosaic = np.asarray(Image.open(io.BytesIO(pack[f"mosaic_{number}"].tobytes())).convert("RGB"))
-    tiles = mosaic.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3)
-    return tiles.reshape(1000, 3, 32, 32)
+def unpacked(path: Path, count: int = 10_000) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """The first thousands of images [n, 3, 32, 32] and labels [n] of a file of lossless mosaics of
+    25 x 40 images."""
+    tiles = []
+    with np.load(path, allow_pickle=False) as pack:
+        for number in range(count // 1000):
+            held = Image.open(io.BytesIO(pack[f"mosaic_{number}"].tobytes()))
+            mosaic = np.asarray(held.convert("RGB")).reshape(25, 32, 40, 32, 3)
+            tiles.append(mosaic.transpose(0, 2, 4, 1, 3).reshape(1000, 3, 32, 32))
+        return np.concatenate(tiles), pack["labels"][:count]
 
 
-def _mnist(data: Path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    images = gzip.decompress((data / "mnist" / "t10k-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((data / "mnist" / "t10k-labels-idx1-ubyte.gz").read_bytes())
+def mnist(data: Path, split: str) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Pixels as they are stored [n, 1, 28, 28] and labels [n] of ``train`` or ``t10k``."""
+    images = gzip.decompress((data / "mnist" / f"{split}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((data / "mnist" / f"{split}-labels-idx1-ubyte.gz").read_bytes())
     x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
     return x, np.frombuffer(labels, np.uint8, offset=8)
 
@@ -128,5 +136,4 @@ def _cifar(data: Path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-ar
     if plain.exists():
         with np.load(plain, allow_pickle=False) as stored:
             return stored["x"].transpose(0, 3, 1, 2), stored["y"]
-    with np.load(data / "cifar10" / "test.npz", allow_pickle=False) as pack:
-        return _tiles(pack, 0), pack["labels"][:1000]
+    return unpacked(data / "cifar10" / "test.npz", 1000)

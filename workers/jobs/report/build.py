@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from service.contract.schemas.epsilons import epsilon_in_words, epsilon_text
+from service.contract.schemas.epsilons import epsilon_text
 from service.contract.schemas.report import Report, SampleRow, result_digest
 from service.contract.schemas.submissions import JobSubmission, ModelSource, Spec
 from service.contract.times import now, rfc3339
 from workers.jobs.inspection.valid_inputs import ValidInputs
+from workers.jobs.report.remarks import in_words, remarks
 from workers.jobs.report.statement import claim_about, claim_of_rewritten, statement
 from workers.jobs.report.statistics import (
     accuracy_curve,
@@ -24,11 +25,8 @@ from workers.jobs.report.statistics import (
     unbounded,
 )
 from workers.jobs.report.verdicts import ContradictionError, Verdicts, verdicts
-from workers.verification.answers import NO_ANSWER
-from workers.verification.input_range import InputRange
 from workers.verification.region import largest_distance
 from workers.verification.results import SampleResults
-from workers.verification.rounding import answer_gap
 
 __all__ = [
     "build_report",
@@ -106,7 +104,7 @@ def build_report(
         "statement": statement(
             norm=spec.norm,
             soundness=spec.soundness,
-            valid=_in_words(inputs),
+            valid=in_words(inputs),
             labelled=labelled,
             failure_probability=failure_probability,
             batch=facts.get("batch", "any"),
@@ -134,12 +132,7 @@ def build_report(
             comparable=labelled and not budget_spent and spec.soundness == "sound",
         ),
         "budget_spent": budget_spent,
-        "warnings": [
-            *_warnings(found, results, facts),
-            *_whole_range(spec, cap, inputs, image=image),
-            *_part_of_a_level(spec),
-            *_work(spec, results),
-        ],
+        "warnings": remarks(spec, found, results, facts, cap, inputs, image=image),
         "notes": notes,
         "timing": _timing(timing, results, count),
         "device": device,
@@ -224,18 +217,6 @@ def _cap(spec: Spec, inputs: ValidInputs, facts: Mapping[str, Any], found: Verdi
     return cap if inputs.clip or not len(finite) else max(cap, float(finite.max()))
 
 
-def _in_words(inputs: ValidInputs) -> str | None:
-    """The range of valid inputs, as sentences name it; None without one."""
-    clip = inputs.clip
-    if not isinstance(clip, InputRange):
-        return "[0, 1]" if clip else None
-    if clip.whole:
-        return "the bytes from 0 to 255 (epsilons are shares of 255)"
-    if len(clip.low) == len(clip.high) == 1:
-        return f"[{clip.low[0]:g}, {clip.high[0]:g}]"
-    return "the range that the spec gives for each of them (input_range)"
-
-
 def _epsilon_result(spec: Spec, found: Verdicts, place: int) -> dict[str, Any]:
     count, correct = len(found.correct), int(found.correct.sum())
     certified = int(found.certified[:, place].sum())
@@ -278,78 +259,6 @@ def _check_bracket(rows: list[dict[str, Any]], clean: float) -> None:
         attacked = clean if row["attack_accuracy"] is None else row["attack_accuracy"]
         if not row["certified_accuracy"] <= attacked <= clean or row["undecided"] < 0:
             raise ContradictionError(f"the bracket is broken at epsilon {row['epsilon']}: {row}")
-
-
-def _warnings(found: Verdicts, results: SampleResults, facts: Mapping[str, Any]) -> list[str]:
-    """Sentences in an order that is the same in every run: those of model and data first."""
-    said = sorted(set(facts.get("warnings", [])))
-    dropped = facts.get("dropped_output")
-    unanswered = int((results.prediction == NO_ANSWER).sum())
-    if unanswered:
-        said.append(
-            f"{unanswered} of {len(results.index)} samples have no prediction (-1): no logit is "
-            "strictly the largest, or one is not finite. They count as wrong."
-        )
-    if found.withdrawn:
-        said.append(
-            f"The attack disproved the estimate for {found.withdrawn} samples; it was withdrawn."
-        )
-    gap = answer_gap(dropped)
-    if dropped is not None and gap:
-        said.append(
-            f"Margins are of the logits before the final {dropped}. A logit that leads by "
-            f"2^{round(math.log2(gap))} or less counts as no answer: the {dropped} may round it to "
-            "a tie."
-        )
-    return said
-
-
-def _work(spec: Spec, results: SampleResults) -> list[str]:
-    """What ``auto`` left undone for want of work."""
-    if not results.notes.get("work_spent"):
-        return []
-    more = {"quick": '"standard"', "standard": '"exhaustive"'}.get(spec.effort)
-    return [
-        f'The work of the effort "{spec.effort}" was spent before every bound had its turn: what '
-        "is undecided may be decided by "
-        + (f"the effort {more}, " if more else "")
-        + "fewer samples in a job, or a method named alone."
-    ]
-
-
-def _whole_range(spec: Spec, cap: float, inputs: ValidInputs, *, image: bool) -> list[str]:
-    """A sentence where an epsilon reaches every input that there is."""
-    if not spec.clip:
-        return []
-    pixels = image and not isinstance(inputs.clip, InputRange)
-    units = (
-        "epsilons are in pixel units"
-        if pixels
-        else 'epsilons are in the inputs\' own units; say which are valid: "input_range": [low, '
-        "high], or null for any number"
-    )
-    return [
-        f"Epsilon {text} reaches every input in {_in_words(inputs)}: {units}"
-        + (
-            f", was {text}/255 meant?"
-            if pixels and float(epsilon) <= 255 and "/" not in text
-            else "."
-        )
-        for epsilon, text in ((e, epsilon_in_words(e)) for e in spec.epsilons)
-        if float(epsilon) >= cap
-    ]
-
-
-def _part_of_a_level(spec: Spec) -> list[str]:
-    """A sentence where inputs are grey levels from 0 to 255, and an epsilon is a part of one."""
-    if spec.input_range != [0.0, 255.0]:
-        return []
-    return [
-        f"Epsilon {epsilon_text(epsilon)} is less than one grey level: epsilons are in the units "
-        f"of input_range, [0, 255], was {epsilon_text(epsilon * 255)} meant?"
-        for epsilon in spec.epsilons
-        if epsilon < 1
-    ]
 
 
 def _curve(spec: Spec, found: Verdicts, rows: list[dict[str, Any]], cap: float) -> dict[str, Any]:

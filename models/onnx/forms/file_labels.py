@@ -75,8 +75,8 @@ def refuse_other_labels(
     x: float32 [N, ...]; deployed: their logits [N, classes], which are what is certified; given:
     what the file is given for them; gap: by how much a logit must lead to be the file's answer. An
     output of whole numbers of any type or of names, one for each sample, is its label, unless its
-    numbers are no classes and do not follow the class either; inputs without a clear class are left
-    out.
+    numbers are no classes, do not follow the class either, and are not the class where they are
+    one (a file that declines to answer elsewhere); inputs without a clear class are left out.
     """
     x = x[:MOST]
     rows = np.resize(x.reshape(len(x), -1), (SHUFFLED, x[0].size))
@@ -95,7 +95,9 @@ def refuse_other_labels(
         known = clear[: len(labels)]
         theirs, own = labels.astype(np.int64)[known], classes[: len(labels)][known]
         wrong = theirs != own
-        if not wrong.any() or not (_are_classes(theirs, count) or _follow(theirs, own)):
+        is_label = _are_classes(theirs, count) or _follow(theirs, own)
+        is_label = is_label or _declines(theirs, own, count)
+        if not wrong.any() or not is_label:
             continue
         first = int(np.flatnonzero(known)[wrong.argmax()])
         raise ModelError(
@@ -118,6 +120,14 @@ def _follow(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> bool:
     pairs = {*zip(classes.tolist(), labels.tolist(), strict=True)}
     seen, called = ({pair[place] for pair in pairs} for place in range(2))
     return 1 < len(pairs) == len(seen) == len(called)
+
+
+def _declines(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int) -> bool:
+    """Whether it is the class of several where it is one at all: what a file says of the others,
+    -1 for one, is its answer, too."""
+    given = (labels >= 0) & (labels < count)
+    same = bool((labels[given] == classes[given]).all())
+    return same and len(np.unique(classes[given])) > 1
 
 
 def _reads_input(graph: GraphProto) -> bool:

@@ -34,9 +34,10 @@ with its matrix products, cosines and sines."""
 class Certificate:
     """The threat: |x' - x| <= epsilon in ``norm``; with ``clip`` x' is in [0, 1] or no farther out
     than x. rows: index, label, prediction (-1: no answer), radius and margin (by interval bounds,
-    per epsilon) of each sample; 0: nothing is claimed."""
+    per epsilon) of each sample; 0: nothing is claimed. tensors: of the file, by name."""
 
     document: dict[str, Any]
+    tensors: dict[str, NDArray[Any]]
     network: Network
     norm: str
     epsilons: tuple[Fraction, ...]
@@ -65,12 +66,13 @@ def parse(file: BinaryIO) -> Certificate:
         plain = isinstance(text, str) and re.fullmatch("[0-9]{1,60}(/[1-9][0-9]{0,59})?", text)
         need(plain and str(Fraction(text)) == text != "0", "an epsilon is no fraction above 0")
     epsilons = tuple(Fraction(text) for text in texts)
+    every = dict(tensors)
     rows = {name: tensors.pop(f"rows.{name}", np.zeros(0)) for name in ("input", *ROWS)}
     shape, layers, ends_in = (document[name] for name in ("input_shape", "layers", "ends_in"))
     network = Network(shape, layers, ends_in, tensors)
     need(not tensors, "there are tensors that no layer has")
     x = _checked(rows, whole(document["samples"], 2**26, 1), len(texts), network)
-    return Certificate(document, network, norm, epsilons, clip, x, rows)
+    return Certificate(document, every, network, norm, epsilons, clip, x, rows)
 
 
 def _checked(rows: dict[str, NDArray[Any]], count: int, epsilons: int, network: Network) -> Any:
@@ -156,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(found: Certificate, path: Path) -> str:
-    """Every tensor of a layer is one of the file's, as it lies there or transposed."""
+    """Every tensor of a layer is one of the file's, as it lies there, transposed or with its sign
+    turned, or one number of it repeated; but for what a job may put around a file."""
     import onnx
     from onnx import numpy_helper
 
@@ -167,12 +170,40 @@ def _compare(found: Certificate, path: Path) -> str:
         arrays = [numpy_helper.to_array(tensor) for tensor in held]
     except Exception as error:
         raise Unreadable(f"the model cannot be read: {str(error)[:200]!a}") from error
-    forms = [form for array in arrays for form in (array, np.swapaxes(array, 0, -1))[: array.ndim]]
-    known = {digest_of(np.ascontiguousarray(form).tobytes()) for form in forms}
-    tensors = found.document["tensors"].items()
-    missing = [name for name, of in tensors if of not in known and not name.startswith("rows.")]
-    need(not missing, f"not in the model's file: {missing[:9]!a}", Rejected)
-    return f"the model's file has all {len(tensors) - len(ROWS) - 1} tensors of the layers"
+    tensors = {n: array for n, array in found.tensors.items() if not n.startswith("rows.")}
+    sizes = {array.size for array in tensors.values()}
+    known = [_forms(array, sizes) for array in arrays if array.dtype == np.float32]
+    digests = {name: found.document["tensors"][name] for name in tensors}
+    missing = {name for name, of in digests.items() if not any(of in forms for forms in known)}
+    around, said = _around(found, missing), ""
+    missing -= around
+    where = "not in the model's file (what it computes is not looked for)"
+    need(not missing, f"{where}: {sorted(missing)[:9]!a}", Rejected)
+    if around:
+        numbers = {name: tensors[name].reshape(-1)[:9].tolist() for name in sorted(around)}
+        said += f"\n  around the file, and not in it: {numbers!a}"
+    unused = sum(forms.isdisjoint(digests.values()) for forms in known)
+    said += f"\n  {unused} of its tensors of floats are in no layer" if unused else ""
+    return f"the model's file has all {len(tensors) - len(around)} tensors of the layers{said}"
+
+
+def _forms(array: NDArray[Any], sizes: set[int]) -> set[str]:
+    """Digests of the forms that a layer may have a constant of a file in."""
+    forms = [array, np.swapaxes(array, 0, -1)][: max(1, array.ndim)]
+    if array.size == 1:
+        forms += [np.full(size, array.reshape(-1)[0]) for size in sizes]
+    return {digest_of(np.ascontiguousarray(s * form).tobytes()) for form in forms for s in (1, -1)}
+
+
+def _around(found: Certificate, missing: set[str]) -> set[str]:
+    """Those that a job puts around a file: its normalisation in front, and behind one score z the
+    weight of (0, z)."""
+    first, last = (found.document["layers"][place] for place in (0, -1))
+    around = {first["mean"], first["std"]} if first["kind"] == "normalize" else set[str]()
+    if last["kind"] == "linear" and last["bias"] is None:
+        weight = found.tensors[last["weight"]]
+        around |= {last["weight"]} if weight.tolist() == [[0.0], [1.0]] else set()
+    return around & missing
 
 
 if __name__ == "__main__":

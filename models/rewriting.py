@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from torch import nn
 
+from models.errors import ModelError
 from models.layers.affine import Conv2d, Linear
 from models.layers.base import DeployedLayer, Layer, Shape
 from models.layers.partial_sums import in_partial_sums as dense_in_partial_sums
@@ -26,9 +28,20 @@ from models.layers.partial_sums import summed_convolution
 from models.layers.shapes import Pad, Reshape
 from models.network import INPUT, Network
 from models.onnx.exporter.export import export_onnx
-from models.onnx.importer import import_onnx_bytes
+from models.onnx.importer import import_onnx_bytes, read_onnx_bytes
 
-__all__ = ["Rewritten", "arrangement", "in_partial_sums", "rewritten"]
+__all__ = [
+    "Rewritten",
+    "arrangement",
+    "in_partial_sums",
+    "main",
+    "rewritten",
+    "rewritten_file",
+    "written",
+]
+
+#: Opsets that are tried: the later one has operators that the first one lacks.
+OPSETS = (17, 21)
 
 #: What all layers together may lose of their input, in unit roundoffs of float32: 9.5e-5, which is
 #: 2 % of a radius of 0.005. Deep networks lose less in each layer.
@@ -186,15 +199,68 @@ def _lost(sizes: tuple[int, ...]) -> float:
     return total
 
 
-def main() -> None:
-    """Rewrite a file."""
+def written(found: Rewritten) -> bytes:
+    """The rewritten network as an ONNX file. Raises ModelError where a layer has no ONNX form."""
+    for opset in OPSETS:
+        try:
+            return export_onnx(found.network, opset=opset)
+        except ModelError as error:
+            refused = error
+    raise refused
+
+
+def rewritten_file(data: bytes) -> tuple[bytes, list[str]]:
+    """The rewritten form of an ONNX file's bytes, and what to know of it, a sentence each.
+
+    Raises ModelError: what is no network that is taken here, takes bytes, or cannot be written.
+    """
+    imported = read_onnx_bytes(data)
+    if imported.takes_bytes:
+        raise ModelError(
+            "the model takes bytes: the rewritten file would take floats",
+            code="not_rewritable",
+            hint="export it with a float32 input",
+        )
+    found = rewritten(imported.network)
+    if not found.changed:
+        raise ModelError(
+            "no sum of it would be another one",
+            code="not_rewritable",
+            hint="none is so wide that it would gain by it, or those that are stay as they are: "
+            "windows on one channel, and layers of too many outputs",
+        )
+    file = written(found)
+    # Partial sums are more nodes and more numbers on the way: what is written is to be taken, too.
+    import_onnx_bytes(file)
+    said = [f"In partial sums now: {', '.join(found.changed)}."]
+    if found.wide:
+        said.append(f"As wide as before: {', '.join(found.wide)}.")
+    left_out = "Sigmoid" if imported.binary else imported.network.dropped_output
+    if left_out is not None:
+        scores = "two scores, 0 and the file's one" if imported.binary else "the scores"
+        said.append(f"It answers with {scores} before the final {left_out}.")
+    said.append("It is another file: what was certified of the first one is not said of it.")
+    return file, said
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite a file. Exit status 0; 2: it cannot be read, rewritten or written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", type=Path)
     parser.add_argument("rewritten", type=Path)
-    options = parser.parse_args()
-    network = import_onnx_bytes(options.network.read_bytes())
-    options.rewritten.write_bytes(export_onnx(in_partial_sums(network)))
+    options = parser.parse_args(arguments)
+    try:
+        file, said = rewritten_file(options.network.read_bytes())
+        options.rewritten.write_bytes(file)
+    except ModelError as error:
+        print(f"not rewritten: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        return 2
+    except OSError as error:
+        print(f"not rewritten: {error}")
+        return 2
+    print("\n".join(said))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from service.cli.exit_status import NO, YES
 from service.contract.sweeps import value_text
+from service.reports.axes import percent, radius_text
 from service.reports.epsilon_names import epsilon_names
 from service.reports.evidence import criterion
 from service.reports.words.advice import advice, in_terminal, in_verify
@@ -160,7 +161,7 @@ def _print_accuracies(console: Console, report: dict[str, Any]) -> None:
         table.add_row(
             name,
             _percent(row["certified_accuracy"]),
-            _percent(row["attack_accuracy"]),
+            _percent(row["attack_accuracy"], up=True),
             _percent(report["clean_accuracy"]),
             str(row["undecided"]),
         )
@@ -168,7 +169,8 @@ def _print_accuracies(console: Console, report: dict[str, Any]) -> None:
     radius = report.get("radius")
     if radius:
         console.print(
-            f"certified radius: mean {radius['mean']:.4g}, median {radius['median']:.4g}",
+            f"certified radius: mean {radius_text(radius['mean'])}, "
+            f"median {radius_text(radius['median'])}",
             highlight=False,
         )
     deciders = ", ".join(f"{name} {count}" for name, count in report["by_method"].items())
@@ -190,9 +192,12 @@ def print_pareto(console: Console, pareto: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     table.add_column("front")
     for point in pareto["points"]:
-        shares = (point[f"{name}_accuracy"] for name in ("clean", "attack", "certified"))
+        shares = (
+            _percent(point[f"{name}_accuracy"], up=name == "attack")
+            for name in ("clean", "attack", "certified")
+        )
         front = "*" if point["on_front"] else ""
-        table.add_row(value_text(point["value"]), *map(_percent, shares), front)
+        table.add_row(value_text(point["value"]), *shares, front)
     console.print(table)
 
 
@@ -254,5 +259,5 @@ def _soundness(report: dict[str, Any]) -> str:
     return "sound" if sound else "[bold]ESTIMATE, NOT A PROOF[/bold]"
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
+def _percent(share: float | None, digits: int = 1, *, up: bool = False) -> str:
+    return "-" if share is None else percent(share, digits, up=up)

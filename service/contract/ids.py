@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
+from collections.abc import Sequence
 
 from service.contract.times import now
 
-__all__ = ["digest_hex", "is_job_id", "new_job_id", "place_of", "run_id"]
+__all__ = [
+    "digest_hex",
+    "export_id",
+    "is_job_id",
+    "new_job_id",
+    "pair_id",
+    "place_of",
+    "run_id",
+]
 
 #: Crockford's base 32: ascending in ASCII, so that ids sort by the time they were made.
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -42,3 +53,16 @@ def digest_hex(text: str) -> str | None:
     """The 64 hex digits of ``sha256:...``, or None where ``text`` is no digest."""
     match = _DIGEST.fullmatch(text)
     return match.group(1) if match else None
+
+
+def export_id(model: tuple[str, str], data: Sequence[tuple[str, str]]) -> str:
+    """The id of an ONNX export of several files, each (name, digest): the model first, the others
+    in the order of their names."""
+    listed = [list(file) for file in (model, *sorted(data))]
+    content = json.dumps(listed, ensure_ascii=False, separators=(",", ":")).encode()
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def pair_id(samples: str, labels: str) -> str:
+    """The id of a data set of two files, of their digests."""
+    return "sha256:" + hashlib.sha256(f"{samples}\n{labels}\n".encode()).hexdigest()

@@ -24,6 +24,8 @@ __all__ = ["Repeats", "fingerprint", "key_of", "result_key"]
 
 #: A reservation whose API process died before the journal is void after this time.
 _RESERVED_MS = 30_000
+#: Files of one folder that are looked at, at most: Tiny ImageNet has 120,000.
+_MOST_FILES = 250_000
 
 
 def key_of(principal: str, header: str) -> str:
@@ -62,22 +64,45 @@ def result_key(
 ) -> str:
     """The key under which an equal result is found: same owner, content and program version.
 
-    Data in folders of the host counts as equal while the files keep their size and time.
+    Data in folders of the host counts as equal while all its files, however deep, keep their
+    names, sizes and times; empty (no result is found) where they are too many to look at.
     """
-    marks: dict[str, list[int]] = {}
+    marks: dict[str, Any] = {}
     for place, dataset in enumerate(datasets):
         if dataset is not None:
             prefix = f"{place}:" if place else ""
             marks |= {f"{prefix}{r}": _mark(Path(path)) for r, path in dataset.paths.items()}
+    if None in marks.values():
+        return ""
     return _digest([principal, content, marks, version])
 
 
-def _mark(path: Path) -> list[int]:
+def _mark(path: Path) -> list[int] | str | None:
+    """What tells whether a file, or any file in a folder, is another one than it was."""
+    if path.is_dir():
+        # A folder's own time changes with its names alone, not with what the files below it hold.
+        return _mark_of_folder(path)
+    return _mark_of_file(path)
+
+
+def _mark_of_file(path: Path) -> list[int]:
     try:
         found = os.stat(path)
     except OSError:
         return []
     return [found.st_size, found.st_mtime_ns]
+
+
+def _mark_of_folder(folder: Path) -> str | None:
+    """A digest over the files in it; None where they are more than ``_MOST_FILES``."""
+    found: dict[str, list[int]] = {}
+    for inner, folders, names in os.walk(folder, followlinks=True):
+        if len(found) + len(names) + len(folders) > _MOST_FILES:
+            return None
+        where = Path(inner)
+        found |= {str(where / name): _mark_of_file(where / name) for name in names}
+        found |= {str(where / name): [] for name in folders}
+    return _digest(found)
 
 
 def _digest(value: object) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.reports.axes import Plot, largest_distance, style, units
+from service.reports.axes import Plot, largest_distance, percent, style, units
 from service.reports.epsilon_names import epsilon_names
 from service.reports.plain_text import escaped
 
@@ -152,10 +152,16 @@ def _attacked(plot: Plot, report: Mapping[str, Any], rows: Sequence[Mapping[str,
 
 
 def _point(kind: str, x: float, y: float, share: float) -> str:
+    told = _told(share, up=kind == "attacked")
     return (
         f'<circle class="dot-{kind}" cx="{x}" cy="{y}" r="4.5">'
-        f"<title>{kind} {share:.2%}</title></circle>"
+        f"<title>{kind} {told}</title></circle>"
     )
+
+
+def _told(share: float, *, up: bool = False) -> str:
+    """A share of so few signs as there are in a label."""
+    return percent(share, 2, up=up).replace(" ", "")
 
 
 def _clean(plot: Plot, report: Mapping[str, Any]) -> str:
@@ -186,9 +192,10 @@ def _legend(plot: Plot, report: Mapping[str, Any]) -> str:
 def _in_words(report: Mapping[str, Any]) -> str:
     """The chart in words, for screen readers."""
     clean = report["clean_accuracy"]
-    sentences = [] if clean is None else [f"Clean accuracy {clean:.2%}."]
+    sentences = [] if clean is None else [f"Clean accuracy {_told(clean)}."]
     for row, name in zip(report["results"], epsilon_names(report), strict=True):
         attacked = row["attack_accuracy"]
-        left = "" if attacked is None else f", {attacked:.2%} left by the attack"
-        sentences.append(f"At epsilon {name}: {row['certified_accuracy']:.2%} certified{left}.")
+        left = "" if attacked is None else f", {_told(attacked, up=True)} left by the attack"
+        proved = _told(row["certified_accuracy"])
+        sentences.append(f"At epsilon {name}: {proved} certified{left}.")
     return " ".join(sentences)

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from service.reports.plain_text import escaped
 
-__all__ = ["Plot", "is_image", "largest_distance", "number", "round_ticks", "style", "units"]
+__all__ = [
+    "Plot",
+    "is_image",
+    "largest_distance",
+    "number",
+    "percent",
+    "percent_at_most",
+    "radius_text",
+    "round_ticks",
+    "style",
+    "units",
+]
 
 #: Colours for light and dark readers; charts carry them along, so that each file stands alone.
 _STYLE = """
@@ -39,6 +51,31 @@ def style() -> str:
 def number(value: float) -> str:
     """A short decimal for labels and coordinates, four significant digits, no trailing zeros."""
     return f"{value:.4g}"
+
+
+def percent(share: float | None, digits: int = 1, *, up: bool = False) -> str:
+    """A share in percent, rounded down: what is proved is no less than it says, and 9,996 of 10,000
+    are not 100.0 %. ``up``: what is at most so much, rounded up."""
+    if share is None:
+        return "–"
+    exact = Decimal(repr(float(share))).scaleb(2)
+    way = ROUND_CEILING if up else ROUND_FLOOR
+    return f"{exact.quantize(Decimal(1).scaleb(-digits), way)} %"
+
+
+def percent_at_most(share: float | None, digits: int = 1) -> str:
+    """The same, rounded up."""
+    return percent(share, digits, up=True)
+
+
+def radius_text(value: float | None) -> str:
+    """A radius of four significant digits, rounded down."""
+    if value is None:
+        return "–"
+    exact = Decimal(repr(float(value)))
+    if exact.is_finite() and exact > 0:
+        exact = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), ROUND_FLOOR)
+    return number(float(exact))
 
 
 def is_image(report: Mapping[str, Any]) -> bool:

@@ -10,7 +10,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from service.reports.accuracy_curve import band_half_width, render_svg
-from service.reports.axes import is_image, number, units
+from service.reports.axes import (
+    is_image,
+    number,
+    percent,
+    percent_at_most,
+    radius_text,
+    units,
+)
 from service.reports.epsilon_names import epsilon_name, epsilon_names
 from service.reports.evidence import criterion, evidence
 from service.reports.histogram import render_histogram
@@ -37,15 +44,11 @@ _PROPERTIES = {
 }
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{share * 100:.{digits}f} %"
-
-
 def _interval(bounds: Iterable[float] | None) -> str:
     if bounds is None:
         return "–"
     low, high = bounds
-    return f"{low * 100:.1f} – {high * 100:.1f} %"
+    return f"{percent(low).removesuffix(' %')} – {percent_at_most(high)}"
 
 
 def _value(value: float | None) -> str:
@@ -67,7 +70,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "interval": _interval, "value": _value}
+    environment.filters |= {"percent": percent, "percent_at_most": percent_at_most}
+    environment.filters |= {"interval": _interval, "value": _value, "radius": radius_text}
     environment.filters |= {"seconds": _seconds}
     environment.filters |= {"epsilon": epsilon_name, "counted": counted}
     return environment

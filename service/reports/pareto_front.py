@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.contract.sweeps import value_text
-from service.reports.axes import Plot, style
+from service.reports.axes import Plot, percent, style
 from service.reports.epsilon_names import epsilon_name
 from service.reports.plain_text import escaped
 
@@ -81,7 +81,10 @@ def _point(plot: Plot, parameter: str, point: Mapping[str, Any]) -> str:
 
 
 def _figures(point: Mapping[str, Any]) -> str:
-    return f"clean {point['clean_accuracy']:.2%}, certified {point['certified_accuracy']:.2%}"
+    clean, certified = (
+        percent(point[f"{name}_accuracy"], 2).replace(" ", "") for name in ("clean", "certified")
+    )
+    return f"clean {clean}, certified {certified}"
 
 
 def _in_words(pareto: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from models.chains import with_whole_sums
@@ -16,7 +18,7 @@ from models.network import INPUT, Network
 from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
-from models.rewriting import arrangement, rewritten
+from models.rewriting import arrangement, main, rewritten
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 
@@ -129,3 +131,83 @@ def test_an_arrangement_is_of_all_channels_within_the_groups_allowed(
         assert math.prod(sizes) == channels
         assert math.prod(sizes[1:]) <= groups
         assert min((2, *sizes[1:])) >= 2
+
+
+def wide_file(*last: NodeProto, kind: int = TensorProto.FLOAT, head: int = 3) -> bytes:
+    """A dense layer of 700 inputs behind a Cast if they are bytes, and what ``last`` adds."""
+    cast = helper.make_node("Cast", ["x"], ["c"], to=TensorProto.FLOAT)
+    first = [cast] if kind == TensorProto.UINT8 else []
+    nodes = [
+        *first,
+        helper.make_node("MatMul", ["c" if first else "x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["s"]),
+        *last,
+    ]
+    weights = {"w": normal(700, 40), "v": normal(40, head)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["n", 700])],
+        [helper.make_tensor_value_info("p" if last else "s", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value.numpy(), name) for name, value in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (wide_file(), "In partial sums now: linear_0."),
+        (wide_file(helper.make_node("Softmax", ["s"], ["p"])), "before the final Softmax"),
+        (wide_file(helper.make_node("Sigmoid", ["s"], ["p"]), head=1), "two scores, 0 and the"),
+    ],
+)
+def test_the_command_says_what_the_rewritten_file_is(
+    file: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    before.write_bytes(file)
+    assert main([str(before), str(after)]) == 0
+    assert said in capsys.readouterr().out
+    x = normal(5, 700).numpy()
+    first, second = (OnnxRuntimeModel(path, (700,)) for path in (before, after))
+    given, logits = torch.from_numpy(first(x)), torch.from_numpy(second(x))
+    if given.shape[1] == 1:
+        # Of its Sigmoid there are 0 and the score.
+        assert not logits[:, 0].any()
+        logits = logits[:, 1:].sigmoid()
+    assert torch.allclose(logits, given, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (wide_file(kind=TensorProto.UINT8), "takes bytes"),
+        (wide_file(helper.make_node("Hardmax", ["s"], ["p"])), "Hardmax"),
+        (b"no network", "not an ONNX model"),
+        (None, "No such file"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(
+    file: bytes | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes in the place of floats would be another file's inputs."""
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    if file is not None:
+        before.write_bytes(file)
+    assert main([str(before), str(after)]) == 2
+    assert said in capsys.readouterr().out
+    assert not after.exists()
+
+
+def test_the_command_writes_nothing_where_nothing_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = network_of([Linear(normal(20, 30))], (30,))
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    before.write_bytes(export_onnx(narrow))
+    assert main([str(before), str(after)]) == 2
+    assert "no sum of it" in capsys.readouterr().out
+    assert not after.exists()

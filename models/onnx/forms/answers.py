@@ -89,8 +89,31 @@ def refuse_other_answers(graph: GraphProto, output: str, *, binary: bool) -> Non
                     hint="export the scores with their sign turned (-x), or, if the largest is "
                     f'meant, name the output in the spec: "output": "{output}"',
                 )
-    if binary or "Sigmoid" in scores.passed:
+    # Of 1 - p and p class 1 is where the second one is above 0.5.
+    second = makers.second_of_pair(output)
+    if second is not None:
+        _refuse_thresholds(graph, output, makers, makers.followed(second), pair=True)
+    elif binary or "Sigmoid" in scores.passed:
         _refuse_thresholds(graph, output, makers, scores)
+    if binary and second is None:
+        _refuse_one_answer(output, scores)
+
+
+def _refuse_one_answer(output: str, scores: _Way) -> None:
+    """A score that is a probability times 100, or an exponential, is never below 0."""
+    values = scores.at(_TRIED)
+    if values is None or (scores.last is not None and scores.last[1].kind == "Sigmoid"):
+        return
+    known = values[np.isfinite(values)]
+    never = "below" if (known >= 0.0).all() else "above" if (known <= 0.0).all() else None
+    if never is not None:
+        raise ModelError(
+            f"the score in {output!r} is never {never} 0, so that class "
+            f"{int(never == 'below')} would be the answer for every input",
+            code="invalid_network",
+            hint="export the score before it became a probability, or its plain Sigmoid; or, if "
+            f'this is meant, name the output in the spec: "output": "{output}"',
+        )
 
 
 def _chosen(node: NodeProto) -> int | None:
@@ -169,6 +192,28 @@ class _Makers:
             self._known[passed] = way
         return way
 
+    def second_of_pair(self, name: str) -> str | None:
+        """The second one of p and 1 - p, in whichever order the value joins them; None: it is
+        another value."""
+        seen = set[str]()
+        while (node := self._nodes.get(name)) is not None and name not in seen:
+            seen.add(name)
+            if node.op_type == "Concat" and len(node.input) == 2:
+                first, second = node.input
+                pairs = ((first, second), (second, first))
+                return second if any(self._is_rest(*pair) for pair in pairs) else None
+            if node.op_type not in _VIEWS or node.op_type == "Cast" or not node.input:
+                return None
+            name = node.input[0]
+        return None
+
+    def _is_rest(self, name: str, of: str) -> bool:
+        """Whether a value is 1 less another one."""
+        node = self._nodes.get(name)
+        if node is None or node.op_type != "Sub" or len(node.input) != 2:
+            return False
+        return bool(node.input[1] == of and self.number(node.input[0]) == 1.0)
+
     def _before(self, name: str) -> tuple[str, _Step] | None:
         """The value before, and what is done to it."""
         node = self._nodes.get(name)
@@ -231,8 +276,11 @@ def _cast(node: NodeProto) -> str:
     return "Integer" if to in _INTEGERS else "Cast"
 
 
-def _refuse_thresholds(graph: GraphProto, output: str, makers: _Makers, scores: _Way) -> None:
-    """Labels of one score must begin at 0, those of its Sigmoid at 0.5, and rise with it."""
+def _refuse_thresholds(
+    graph: GraphProto, output: str, makers: _Makers, scores: _Way, *, pair: bool = False
+) -> None:
+    """Labels of one score must begin at 0, those of its Sigmoid at 0.5, and rise with it. pair:
+    ``scores`` is the second of two numbers whose sum is 1."""
     needed = _needed(graph, output)
     labels = _labels(graph, makers)
     for node in graph.node:
@@ -242,11 +290,13 @@ def _refuse_thresholds(graph: GraphProto, output: str, makers: _Makers, scores: 
         value, threshold, above = found
         way = makers.followed(value)
         begins = {(): 0.0, ("Sigmoid",): 0.5}.get(way.passed)
+        if pair and scores.passed != ("Sigmoid",):
+            begins = None
         turned = labels.get(node.output[0])
         if way.source != scores.source:
             continue
         if begins is None:
-            if _differs(scores, way, threshold, above=above, turned=turned):
+            if _differs(scores, way, threshold, above=above, turned=turned, pair=pair):
                 raise ModelError(
                     f"the file gives the label 1 by comparing {value!r} with {threshold:g}, "
                     "elsewhere than where the score is above 0; here class 1 is the answer there",
@@ -268,14 +318,21 @@ def _refuse_thresholds(graph: GraphProto, output: str, makers: _Makers, scores: 
 
 
 def _differs(
-    scores: _Way, compared: _Way, threshold: float, *, above: bool, turned: bool | None
+    scores: _Way,
+    compared: _Way,
+    threshold: float,
+    *,
+    above: bool,
+    turned: bool | None,
+    pair: bool,
 ) -> bool:
     """Whether a label differs from the class of its score at some number tried; turned: whether the
     file shows it so, None: it does not say."""
     score, value = scores.at(_TRIED), compared.at(_TRIED)
     if score is None or value is None:
         return False
-    begins = 0.5 if scores.last is not None and scores.last[1].kind == "Sigmoid" else 0.0
+    sigmoid = scores.last is not None and scores.last[1].kind == "Sigmoid"
+    begins = 0.5 if pair or sigmoid else 0.0
     with np.errstate(invalid="ignore"):
         known = np.isfinite(score) & np.isfinite(value) & (np.abs(score - begins) > _NEAR)
         label = (value > threshold) if above else (value < threshold)

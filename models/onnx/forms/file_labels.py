@@ -66,15 +66,17 @@ def refuse_other_labels(
     deployed: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     given: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     *,
+    gap: float = 0.0,
     seed: int = 0,
 ) -> None:
     """Raise ModelError (other_labels) where a label that the file gives is not the class of the
     largest score, on these samples or on such whose numbers are shuffled.
 
     x: float32 [N, ...]; deployed: their logits [N, classes], which are what is certified; given:
-    what the file is given for them. An output of whole numbers of any type or of names, one for
-    each sample, is its label, unless its numbers are no classes and do not follow the class either;
-    inputs without a clear class are left out.
+    what the file is given for them; gap: by how much a logit must lead to be the file's answer. An
+    output of whole numbers of any type or of names, one for each sample, is its label, unless its
+    numbers are no classes, do not follow the class either, and are not the class where they are
+    one (a file that declines to answer elsewhere); inputs without a clear class are left out.
     """
     x = x[:MOST]
     rows = np.resize(x.reshape(len(x), -1), (SHUFFLED, x[0].size))
@@ -82,7 +84,9 @@ def refuse_other_labels(
     x = np.concatenate([x, rows.reshape(-1, *x.shape[1:])])
     logits, x = deployed(x), given(x)
     top = np.sort(logits, axis=1)[:, -2:]
-    clear = top[:, 1] - top[:, 0] > CLEAR * np.abs(logits).max(axis=1)
+    lead = top[:, 1].astype(np.float64) - top[:, 0]
+    # Behind a softmax or a sigmoid less than the gap may be a tie, of which the first is named.
+    clear = (lead > CLEAR * np.abs(logits).max(axis=1)) & (lead > gap)
     classes, count = logits.argmax(axis=1), logits.shape[1]
     for name in stated.others:
         labels = _labels(stated, name, x)
@@ -91,7 +95,9 @@ def refuse_other_labels(
         known = clear[: len(labels)]
         theirs, own = labels.astype(np.int64)[known], classes[: len(labels)][known]
         wrong = theirs != own
-        if not wrong.any() or not (_are_classes(theirs, count) or _follow(theirs, own)):
+        is_label = _are_classes(theirs, count) or _follow(theirs, own)
+        is_label = is_label or _declines(theirs, own, count)
+        if not wrong.any() or not is_label:
             continue
         first = int(np.flatnonzero(known)[wrong.argmax()])
         raise ModelError(
@@ -114,6 +120,14 @@ def _follow(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> bool:
     pairs = {*zip(classes.tolist(), labels.tolist(), strict=True)}
     seen, called = ({pair[place] for pair in pairs} for place in range(2))
     return 1 < len(pairs) == len(seen) == len(called)
+
+
+def _declines(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int) -> bool:
+    """Whether it is the class of several where it is one at all: what a file says of the others,
+    -1 for one, is its answer, too."""
+    given = (labels >= 0) & (labels < count)
+    same = bool((labels[given] == classes[given]).all())
+    return same and len(np.unique(classes[given])) > 1
 
 
 def _reads_input(graph: GraphProto) -> bool:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from typing import Any
 
 from service.access.keys import Caller
 from service.api.services import Services
 from service.api.uploads.listing import own_names, owners_of, visible_to
-from service.contract.ids import digest_hex
+from service.contract.ids import digest_hex, export_id, pair_id
 from service.contract.schemas.problems import InvalidInput
 from service.contract.schemas.submissions import MODEL_FILE, DatasetSource, ModelSource
 from service.contract.storage.store import Collection
@@ -69,10 +67,8 @@ def keep_model(
     }
     if data:
         kept = [(other.filename, other.writer.publish()) for other in data]
-        listed = [[upload.filename, blob.digest], *([n, found.digest] for n, found in kept)]
-        content = json.dumps(listed, ensure_ascii=False, separators=(",", ":")).encode()
         record |= {
-            "id": "sha256:" + hashlib.sha256(content).hexdigest(),
+            "id": export_id((upload.filename, blob.digest), [(n, b.digest) for n, b in kept]),
             "size": blob.size + sum(found.size for _, found in kept),
             "blobs": {MODEL_FILE: blob.digest, **{f"data:{n}": b.digest for n, b in kept}},
         }
@@ -101,7 +97,7 @@ def keep_dataset(
     else:
         size += labels.writer.size
         second = labels.writer.publish().digest
-        identity = "sha256:" + hashlib.sha256(f"{first}\n{second}\n".encode()).hexdigest()
+        identity = pair_id(first, second)
         blobs = {"file" if facts.format == "npy" else "images": first, "labels": second}
     record, new = _put(
         services,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,31 @@ from typing import Any
 from rich.console import Console
 
 from service.access.signing_key import SigningKeys
+from service.cli.certify import data_beside
 from service.cli.exit_status import FAILED, NO, OPEN, YES
 from service.cli.local_service import started_service
 from service.cli.remote.connection import show_json
 from service.cli.terminal import printable, progress_bar
 from service.client import Client
+from service.contract.ids import export_id, pair_id
 from service.contract.settings import Settings
 from service.reports.signing import Finding, UnreadableReport, parse_report, verify
 
-__all__ = ["add_parser", "spec_of_file"]
+__all__ = [
+    "add_parser",
+    "dataset_id_of",
+    "disagreement",
+    "model_id_of",
+    "other_totals",
+    "reached",
+    "spec_of_file",
+]
 
 #: What ``--json`` calls each exit status.
 VERDICTS = {YES: "valid", NO: "not_valid", FAILED: "no_answer", OPEN: "unknown_key"}
+#: Radii that are asked for at once, and the share of one that is left out: its last bits may be
+#: others on another machine.
+_TOGETHER, _LAST_BITS = 20, 2.0**-20
 
 
 def add_parser(commands: Any, data_dir: Path) -> None:
@@ -48,8 +62,14 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         "--url", default=None, help="trust the keys of this service; default: the data directory's"
     )
     parser.add_argument("--api-key", default=os.environ.get("CERTSERVE_KEY"))
-    parser.add_argument("--model", type=Path, help="the model file that the report must be about")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="the model file that the report must be about; files in which an ONNX export keeps "
+        "its tensors lie beside it, all under the names that they were sent with",
+    )
     parser.add_argument("--dataset", type=Path, help="the data set file that it must be about")
+    parser.add_argument("--dataset-labels", type=Path, help="labels of an idx or npy pair")
     parser.add_argument("--rows", type=Path, help="its samples.jsonl; default: from --url")
     parser.add_argument(
         "--recheck",
@@ -147,14 +167,34 @@ def _lines(path: Path) -> list[str]:
 def _differing_files(report: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
     """What the report is not about, of the files that were given."""
     faults = []
-    for given, what, named in (
-        (options.model, "model", (report.get("model") or {}).get("id")),
-        (options.dataset, "data set", (report.get("dataset") or {}).get("id")),
-        (options.rows, "file of rows", report.get("samples_digest")),
+    for given, digest, what, named in (
+        (options.model, model_id_of, "model", (report.get("model") or {}).get("id")),
+        (
+            options.dataset,
+            lambda path: dataset_id_of(path, options.dataset_labels),
+            "data set",
+            (report.get("dataset") or {}).get("id"),
+        ),
+        (options.rows, _sha256, "file of rows", report.get("samples_digest")),
     ):
-        if given is not None and _sha256(given) != named:
-            faults.append(f"the report is about another {what}: {named}, not {_sha256(given)}")
+        if given is not None and (found := digest(given)) != named:
+            faults.append(f"the report is about another {what}: {named}, not {found}")
     return faults
+
+
+def model_id_of(path: Path) -> str:
+    """The id of a model file, or of the ONNX export that it is the first file of."""
+    try:
+        beside = data_beside(path)
+    except OSError as error:
+        raise _CannotCheck(str(error)) from error
+    if not beside:
+        return _sha256(path)
+    return export_id((path.name, _sha256(path)), [(one.name, _sha256(one)) for one in beside])
+
+
+def dataset_id_of(path: Path, labels: Path | None) -> str:
+    return _sha256(path) if labels is None else pair_id(_sha256(path), _sha256(labels))
 
 
 def _sha256(path: Path) -> str:
@@ -177,23 +217,49 @@ def _recheck(
     """
     if options.recheck <= 0:
         return []
+    if report.get("property") is not None:
+        raise _CannotCheck("it is about a property, not about rows: certserve verify asks it again")
     if options.model is None or options.dataset is None:
         raise _CannotCheck("--recheck takes --model and --dataset, the files")
     claimed = _claimed_rows(report, options)
+    faults = other_totals(report, claimed)
     chosen = secrets.SystemRandom().sample(claimed, min(options.recheck, len(claimed)))
-    spec = {**spec_of_file(report), "indices": sorted(row["index"] for row in chosen)}
     with ExitStack() as stack:
         url = stack.enter_context(started_service(options.data_dir))
         client = stack.enter_context(Client(url))
-        job = client.certify(options.model, options.dataset, spec, force=True)
-        with progress_bar(console) as show:
-            client.wait(job["id"], on_progress=show)
-        again = {row["index"]: row for row in client.rows(job["id"])}
-    faults = [fault for row in chosen if (fault := _disagreement(row, again[row["index"]]))]
-    confirmed = len(chosen) - len(faults)
+
+        def certified(rows: Sequence[Mapping[str, Any]], **changes: object) -> dict[int, Any]:
+            spec = {**spec_of_file(report), "indices": sorted(row["index"] for row in rows)}
+            job = client.certify(
+                options.model,
+                options.dataset,
+                {**spec, **changes},
+                dataset_labels=options.dataset_labels,
+                model_data=data_beside(options.model),
+                force=True,
+            )
+            with progress_bar(console) as show:
+                client.wait(job["id"], on_progress=show)
+            return {row["index"]: row for row in client.rows(job["id"])}
+
+        again = certified(chosen)
+        wrong = [fault for row in chosen if (fault := disagreement(row, again[row["index"]]))]
+        # A search may end elsewhere: what it did not reach is asked itself.
+        short = [row for row in chosen if not reached(row, again[row["index"]])]
+        for start in range(0, len(short), _TOGETHER):
+            rows = short[start : start + _TOGETHER]
+            asked = [row["radius"] * (1.0 - _LAST_BITS) for row in rows]
+            found = certified(rows, epsilons=asked, radius=False, criterion=None)
+            wrong += [
+                f"row {row['index']}: the radius {row['radius']:g} was claimed, and is not "
+                "certified here"
+                for place, row in enumerate(rows)
+                if not found[row["index"]]["certified"][place]
+            ]
+    confirmed = len(chosen) - len({fault.partition(":")[0] for fault in wrong})
     answer["rows"] = {"rechecked": len(chosen), "confirmed": confirmed}
     console.print(f"{confirmed} of {len(chosen)} rows confirmed", highlight=False)
-    return faults
+    return faults + wrong
 
 
 def spec_of_file(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,8 +290,33 @@ def _claimed_rows(report: Mapping[str, Any], options: argparse.Namespace) -> lis
     return [json.loads(line) for line in data.splitlines()]
 
 
-def _disagreement(row: Mapping[str, Any], again: Mapping[str, Any]) -> str | None:
-    """What of a claimed row does not hold; a sharper verdict is no disagreement."""
+def other_totals(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the report says of all its rows together, and they do not."""
+    samples = (report.get("dataset") or {}).get("samples")
+    faults = [f"the report has {samples} samples, and {len(rows)} rows"][: samples != len(rows)]
+    for place, result in enumerate(report["results"]):
+        for name in ("certified", "falsified"):
+            count = sum(bool(row[name][place]) for row in rows)
+            if result[name] != count:
+                faults.append(
+                    f"at epsilon {result['epsilon']:g} the report has {result[name]} samples "
+                    f"{name}, and its rows have {count}"
+                )
+    told = report.get("radius")
+    if told is not None and rows:
+        cap = told["cap"]
+        sizes = [cap if row["unbounded"] else min(row["radius"] or 0.0, cap) for row in rows]
+        mean = math.fsum(sizes) / len(rows)
+        if not math.isclose(told["mean"], mean, rel_tol=1e-9, abs_tol=1e-300):
+            faults.append(
+                f"the report has the mean radius {told['mean']:g}, its rows have {mean:g}"
+            )
+    return faults
+
+
+def disagreement(row: Mapping[str, Any], again: Mapping[str, Any]) -> str | None:
+    """What of a claimed row does not hold, its radius apart; a sharper verdict is no
+    disagreement."""
     where = f"row {row['index']}"
     for name in ("label", "prediction"):
         if row[name] != again[name]:
@@ -233,4 +324,16 @@ def _disagreement(row: Mapping[str, Any], again: Mapping[str, Any]) -> str | Non
     pairs = zip(row["certified"], again["certified"], strict=True)
     if any(claimed and not confirmed for claimed, confirmed in pairs):
         return f"{where}: what was claimed as certified is not certified here"
+    pairs = zip(row["falsified"], again["certified"], strict=True)
+    if any(claimed and certified for claimed, certified in pairs):
+        return f"{where}: what was claimed as falsified is certified here"
+    if row["unbounded"] and not again["unbounded"]:
+        return f"{where}: no input was claimed to change the answer; some may here"
     return None
+
+
+def reached(row: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
+    """Whether a claimed radius, if there is one, was found once more; an unbounded one is compared
+    with the verdicts."""
+    claimed = row["radius"] or 0.0
+    return bool(again["unbounded"] or claimed * (1.0 - _LAST_BITS) <= (again["radius"] or 0.0))

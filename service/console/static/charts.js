@@ -4,7 +4,9 @@
   const drawn = new Map();
   const percent = (plot, values) => values.map((v) => (v === null ? "" : `${Math.round(v * 100)} %`));
   const short = (v) => (v === null || v === undefined ? "–" : String(Number(v.toPrecision(4))));
-  const share = (plot, v) => (v === null || v === undefined ? "–" : `${(v * 100).toFixed(1)} %`);
+  // What is proved is rounded down, what an attack left up; 1e-6 is far less than one sample.
+  const share = (plot, v) => (v === null || v === undefined ? "–" : `${(Math.floor(v * 1000 + 1e-6) / 10).toFixed(1)} %`);
+  const most = (plot, v) => (v === null || v === undefined ? "–" : `${(Math.ceil(v * 1000 - 1e-6) / 10).toFixed(1)} %`);
 
   function colours() {
     const style = getComputedStyle(document.documentElement);
@@ -36,7 +38,7 @@
     ];
     if (spec.attacked) {
       data.push(spec.attacked);
-      series.push({ label: "left by attack", stroke: c.attacked, width: 2, dash: [7, 4], paths: after, points: { show: false }, value: share });
+      series.push({ label: "left by attack", stroke: c.attacked, width: 2, dash: [7, 4], paths: after, points: { show: false }, value: most });
     }
     if (spec.clean !== null) {
       data.push(spec.x.map(() => spec.clean));

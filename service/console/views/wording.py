@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from service.contract.sweeps import value_text
+from service.reports.axes import percent, percent_at_most, radius_text
 from service.reports.epsilon_names import epsilon_name
 
 __all__ = ["FILTERS", "VERDICTS", "count_text", "title_of"]
@@ -19,15 +20,11 @@ VERDICTS: Mapping[str, str] = {
 }
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{share * 100:.{digits}f} %"
-
-
 def _interval(bounds: Iterable[float] | None) -> str:
     if bounds is None:
         return "–"
     low, high = bounds
-    return f"{low * 100:.1f} – {high * 100:.1f} %"
+    return f"{percent(low).removesuffix(' %')} – {percent_at_most(high)}"
 
 
 def _value(value: float | None) -> str:
@@ -81,7 +78,9 @@ def title_of(submission: Any) -> str:
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "percent": _percent,
+    "percent": percent,
+    "percent_at_most": percent_at_most,
+    "radius": radius_text,
     "interval": _interval,
     "value": _value,
     "count": count_text,

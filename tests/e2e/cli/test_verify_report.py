@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.access.signing_key import SigningKeys
 from service.cli.main import main
 from service.client import Client
+from service.reports.signing import sign
 from tests.e2e.live_service import LiveService
 
 pytestmark = pytest.mark.slow
@@ -64,11 +67,41 @@ def test_a_report_is_verified_and_its_rows_certified_again(
     assert run(*trusted)[0] == 2
 
 
-def test_a_claim_that_does_not_hold_is_named() -> None:
-    from service.cli.checks.verify_report import _disagreement
+def test_what_a_service_signs_and_cannot_hold_is_found(
+    calm_service: LiveService,
+    uploads: Uploads,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A good signature by a trusted key, under larger radii, or other totals than its rows have."""
+    spec = {"norm": "l2", "epsilons": ["36/255"], "samples": 6, "seed": 78}
+    with Client(calm_service.url) as client:
+        job = client.certify(*uploads, spec)["id"]
+        client.wait(job)
+        honest, rows = json.loads(client.report(job)), client.rows(job)
+    keys = SigningKeys(tmp_path / "keys")
+    out, lines = tmp_path / "report.json", tmp_path / "rows.jsonl"
 
-    row = {"index": 3, "label": 1, "prediction": 1, "certified": [True, False]}
-    assert _disagreement(row, row) is None
-    assert _disagreement(row, {**row, "certified": [True, True]}) is None
-    assert "row 3" in str(_disagreement(row, {**row, "certified": [False, True]}))
-    assert "prediction" in str(_disagreement(row, {**row, "prediction": 2}))
+    def checked(report: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[int, str]:
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        lines.write_bytes(data)
+        unsigned = {name: value for name, value in report.items() if name != "signature"}
+        unsigned["samples_digest"] = "sha256:" + hashlib.sha256(data).hexdigest()
+        out.write_text(json.dumps(sign(unsigned, keys.private())))
+        about = ("--model", uploads[0], "--dataset", uploads[1], "--rows", lines)
+        own = ("--key", keys.public(), "--data-dir", tmp_path / "own", "--recheck", 6)
+        status = main(["verify-report", str(out), *map(str, (*about, *own))])
+        return status, " ".join(capsys.readouterr().out.split())
+
+    assert checked(honest, rows)[0] == 0
+    larger = [{**row, "radius": 1000.0 * row["radius"]} for row in rows]
+    proved = sum(row["radius"] > 0 for row in rows)
+    mean = {**honest["radius"], "mean": 1000.0 * honest["radius"]["mean"]}
+    status, said = checked({**honest, "radius": mean}, larger)
+    assert (status, said.count("is not certified here")) == (1, proved)
+    assert proved > 0
+    (result,) = honest["results"]
+    more = {**result, "certified": result["certified"] + 1}
+    status, said = checked({**honest, "results": [more]}, rows)
+    assert (status, "its rows have" in said) == (1, True)
+    assert "6 of 6 rows confirmed" in said

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,10 +17,11 @@ import service.jobs.submit
 from service.contract.ids import new_job_id
 from service.contract.ledger.ledger import Ledger
 from service.contract.outcomes import conclude
-from service.contract.schemas.submissions import JobSubmission
+from service.contract.schemas.submissions import DatasetSource, JobSubmission
 from service.contract.settings import Settings
 from service.contract.storage.store import Store
-from service.jobs.idempotency import key_of
+from service.jobs import idempotency
+from service.jobs.idempotency import key_of, result_key
 from service.jobs.reconciler import Reconciler
 from service.jobs.submit import Submissions
 from tests.service.conftest import WAIT_S, RedisServer, eventually
@@ -222,6 +224,59 @@ def test_results_are_not_used_again_where_the_settings_say_so(
     first = api.post("/certify", files=files).json()
     succeed(store, ledger, first["id"])
     assert api.post("/certify", files=files).json()["id"] != first["id"]
+
+
+@pytest.mark.parametrize("layout", ["class folders", "batches", "Tiny ImageNet"])
+def test_a_file_that_changed_deep_in_a_folder_is_other_data(
+    settings: Settings,
+    serve: Callable[[Settings], httpx.Client],
+    store: Store,
+    ledger: Ledger,
+    layout: str,
+    tmp_path: Path,
+) -> None:
+    """Written over in its place, so that no folder on the way to it has another time."""
+    name, marks, file = {
+        "class folders": ("cifar10", ["cifar10/test"], "cifar10/test/cat/1.png"),
+        "batches": ("cifar10", [], "cifar-10-batches-py/test_batch"),
+        "Tiny ImageNet": (
+            "tiny-imagenet",
+            ["tiny-imagenet-3/val"],
+            "tiny-imagenet-3/val/val_annotations.txt",
+        ),
+    }[layout]
+    for folder in marks:
+        (tmp_path / "sources" / folder).mkdir(parents=True)
+    changed = tmp_path / "sources" / file
+    changed.parent.mkdir(parents=True, exist_ok=True)
+    changed.write_bytes(b"first")
+    sources = settings.model_copy(update={"data_sources": (tmp_path / "sources",)})
+    api = serve(sources)
+    files = {
+        "model": ("n.onnx", bytes([8, 8, 0x3A, 0])),
+        "dataset_id": (None, name),
+        "spec": (None, '{"norm": "l2", "epsilons": [0.5]}'),
+    }
+    first = api.post("/certify", files=files).json()
+    succeed(store, ledger, first["id"])
+    assert api.post("/certify", files=files).json()["id"] == first["id"]
+    changed.write_bytes(b"other")
+    again = api.post("/certify", files=files).json()
+    assert again["id"] != first["id"]
+    assert again["status"] == "queued"
+
+
+def test_of_a_folder_of_too_many_files_no_result_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in range(4):
+        (tmp_path / f"{place}.png").touch()
+    # A link to itself ends the walk like too many files do, or where the system says so.
+    (tmp_path / "again").symlink_to(tmp_path)
+    source = DatasetSource(kind="images_folder", name="a", paths={"folder": str(tmp_path)})
+    assert result_key("", "", [source], "1") == result_key("", "", [source], "1") != ""
+    monkeypatch.setattr(idempotency, "_MOST_FILES", 4)
+    assert result_key("", "", [source], "1") == ""
 
 
 def test_force_is_a_form_field_too(api: httpx.Client, store: Store, ledger: Ledger) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from service.reports import render_sweep_html
+from service.reports.axes import percent
 from service.reports.plain_text import plain
 from tests.report_cases import cases, finished
 
@@ -127,7 +128,7 @@ def test_every_model_is_there_with_figures_ids_and_how_it_came_about(case: Case)
     assert "training_diverged" in words
     assert "bad alpha" in words
     for row in report["results"]:
-        assert f"{row['certified_accuracy']:.1%}".replace("%", " %") in words
+        assert percent(row["certified_accuracy"]) in words
     for name, version in report["versions"].items():
         assert f"{name} {version}" in words
     assert "seed 12345" in words

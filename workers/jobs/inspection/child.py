@@ -86,6 +86,7 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.verification.cascade.parity_inputs import BATCH_SIZES
     from workers.verification.clock import Clock, OutOfTime
     from workers.verification.graph.compiled_network import CompiledNetwork
+    from workers.verification.rounding import answer_gap
 
     watch_barriers(torch.get_num_threads())
     sandbox.opens_uploads(folder.parent)
@@ -140,7 +141,10 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     labels = _labels(data, logits)
     some = slice(None, PARITY_SAMPLES)
     if stated is not None:
-        refuse_other_labels(stated, x[some], deployed, deployed.given, seed=request["seed"])
+        gap = answer_gap(network.dropped_output)
+        refuse_other_labels(
+            stated, x[some], deployed, deployed.given, gap=gap, seed=request["seed"]
+        )
     exchanged = swapped(x, request["normalization"])
     doubt = [exchanged] if exchanged is not None else []
     if data.y is None:

@@ -21,9 +21,8 @@ from models.errors import ModelError
 from models.layers.normalization import Normalize
 from models.network import Network
 from models.onnx.deployed import DeployedNetwork
-from models.onnx.exporter.export import export_onnx
 from models.onnx.importer import read_onnx_bytes
-from models.rewriting import Rewritten, rewritten
+from models.rewriting import Rewritten, rewritten, written
 from workers.verification.cascade.parity import BLOCK, DeploymentMismatch, check_parity
 from workers.verification.cascade.parity_inputs import random_inputs
 from workers.verification.clock import Clock
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RewrittenModel", "check_same_function", "rewritten_model"]
 
-#: Opsets that are tried: the later one has operators that the first one lacks.
-OPSETS = (17, 21)
 NAME_LENGTH = 80
 #: Of what float32 may round, what two evaluations in float64 may be apart: 2^-29, twice, with room.
 IN_FLOAT64 = 2.0**-26
@@ -150,15 +147,13 @@ def _on_normalization(upload: LoadedModel) -> list[str]:
 
 
 def _exported(found: Rewritten) -> bytes:
-    for opset in OPSETS:
-        try:
-            return export_onnx(found.network, opset=opset)
-        except ModelError as error:
-            refused = error
-    raise _refusal(
-        f"the network cannot be written as another file: {refused.message}",
-        'leave "summation" out: the uploaded file is then certified as it is',
-    )
+    try:
+        return written(found)
+    except ModelError as error:
+        raise _refusal(
+            f"the network cannot be written as another file: {error.message}",
+            'leave "summation" out: the uploaded file is then certified as it is',
+        ) from error
 
 
 def _refusal(message: str, hint: str) -> ModelError:

@@ -81,7 +81,10 @@ def implausible(
     """
     off = (given - logits).abs()
     # Written so that a NaN is implausible.
-    found = ~(off <= TOLERANCE * largest).all(1)
+    # Nor do those that may be one number's underflow, however small the logits are: of a sample of
+    # denormal numbers all of them may be.
+    plain = TOLERANCE * largest + Rounding.sound(torch.float64).underflow
+    found = ~(off <= plain).all(1)
     rows = found.nonzero().flatten()
     if not len(rows):
         return found
@@ -92,7 +95,7 @@ def implausible(
         disturbed = _disturbed(compiled, x[rows], generator, clock, sides, underflow=underflow)
         moved = torch.maximum(moved, (disturbed - logits[rows]).abs())
     # A disturbance that overflows explains everything.
-    allowed = TOLERANCE * largest + ROOM * moved.amax(1, keepdim=True).nan_to_num(torch.inf)
+    allowed = plain + ROOM * moved.amax(1, keepdim=True).nan_to_num(torch.inf)
     found[rows] = ~(off[rows] <= allowed).all(1)
     return found
 

@@ -6,6 +6,7 @@ A shard's answer depends on its samples alone: not on the batch, the shard or th
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -48,6 +49,9 @@ __all__ = [
     "certify_samples",
     "deployed_answers",
 ]
+
+#: An epsilon beyond which units of the input make no difference.
+FARTHEST = Fraction(sys.float_info.max)
 
 #: Samples that go through the cascade together (progress is reported after each such block).
 BLOCK = 6 * POOL
@@ -160,7 +164,8 @@ def _reach(epsilon: Fraction, request: CertificationRequest) -> float:
     if limits is not None and limits.whole and request.norm == "linf" and own >= 1:
         # No whole number lies between.
         own = Fraction(math.floor(own))
-    return float_above(own)
+    # Beyond the largest float64 as up to it: no two inputs are so far apart.
+    return float_above(min(own, FARTHEST))
 
 
 def deployed_answers(

@@ -182,6 +182,80 @@ def test_a_label_that_begins_at_one_half_is_taken(name: str) -> None:
     assert read_onnx_bytes(raw, asked=Asked(binary=True)).binary
 
 
+def joined(*made: NodeProto, first: str = "rest", second: str = "p") -> bytes:
+    """The same, the probabilities of both classes as its scores."""
+    nodes = [
+        *(SCORES, node("Sigmoid", ["s"], ["p"]), node("Sub", ["one", "p"], ["rest"])),
+        node("Concat", [first, second], ["both"], axis=1),
+        *made,
+        node("Cast", ["c"], ["label"], to=TensorProto.INT64),
+    ]
+    constants = {"w": normal(0, 4, 1), **NUMBERS}
+    return written(nodes, INPUT, [LABEL, floats("both", "N", 2)], constants)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_so_is_a_label_beside_the_probabilities_of_both_classes(name: str) -> None:
+    with pytest.raises(ModelError) as raised:
+        read_onnx_bytes(joined(*OTHER[name]))
+    assert raised.value.code == "label_threshold"
+    assert read_onnx_bytes(joined(*OTHER[name]), asked=Asked(output="both")).binary
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_and_one_that_begins_at_one_half_is_taken_there(name: str) -> None:
+    assert read_onnx_bytes(joined(*PLAIN[name])).binary
+    # With p in front class 1 is where 1 - p is the larger one.
+    turned = joined(*PLAIN[name], first="p", second="rest")
+    with pytest.raises(ModelError) as raised:
+        read_onnx_bytes(turned)
+    assert raised.value.code == "label_threshold"
+
+
+def test_the_label_of_probabilities_in_the_other_order_begins_below_one_half() -> None:
+    below, apart = OTHER["below 0.5"], [node("Less", ["p", "most"], ["c"])]
+    assert not read_onnx_bytes(joined(*below, first="p", second="rest")).binary
+    with pytest.raises(ModelError) as raised:
+        read_onnx_bytes(joined(*apart, first="p", second="rest"))
+    assert raised.value.code == "label_threshold"
+
+
+NEVER = {
+    "percent": [node("Mul", ["p", "hundred"], ["y"])],
+    "the other class": [node("Sub", ["one", "p"], ["y"])],
+    "odds": [node("Exp", ["s"], ["y"])],
+    "a softplus, turned": [node("Softplus", ["s"], ["t"]), node("Neg", ["t"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_one_score_that_keeps_to_one_side_of_0_is_refused(name: str) -> None:
+    """It would be certified as one class for every input."""
+    nodes = [SCORES, node("Sigmoid", ["s"], ["p"]), *NEVER[name]]
+    constants = {"w": normal(0, 4, 1), **NUMBERS, "hundred": np.float32(100)}
+    data = written(nodes, INPUT, [floats("y", "N", 1)], constants)
+    with pytest.raises(ModelError, match="would be the answer for every input") as raised:
+        read_onnx_bytes(data, asked=Asked(binary=True))
+    assert raised.value.code == "invalid_network"
+    assert read_onnx_bytes(data, asked=Asked(output="y", binary=True)).binary
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Sub", ["p", "most"], ["y"])],
+        [node("Mul", ["s", "most"], ["y"])],
+        [node("Identity", ["p"], ["y"])],
+        [node("Tanh", ["s"], ["y"])],
+    ],
+)
+def test_one_score_on_both_sides_of_0_is_taken(nodes: list[NodeProto]) -> None:
+    constants = {"w": normal(0, 4, 1), **NUMBERS}
+    nodes = [SCORES, node("Sigmoid", ["s"], ["p"]), *nodes]
+    data = written(nodes, INPUT, [floats("y", "N", 1)], constants)
+    assert read_onnx_bytes(data, asked=Asked(binary=True)).binary
+
+
 def test_a_comparison_that_the_scores_are_made_of_is_no_label() -> None:
     """LeakyRelu as a choice at 0, and a property, which asks about the outputs as they are."""
     bent = [

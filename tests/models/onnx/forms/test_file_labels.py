@@ -26,6 +26,8 @@ NUMBERS: dict[str, Any] = {
     "zero": np.array([0], np.int64),
     "three": np.array(3, np.int64),
     "half": np.float32(0.5),
+    "sure": np.float32(0.6),
+    "no": np.array(-1, np.int64),
     "k": np.array([1], np.int64),
 }
 SCORES = node("MatMul", ["x", "w"], ["s"])
@@ -47,6 +49,17 @@ OTHER: dict[str, list[NodeProto]] = {
         node("Abs", ["s"], ["sizes"]),
         node("ArgMax", ["sizes"], ["label"], axis=1),
     ],
+}
+#: A file that answers only where it is sure, by a number or by a class that is none.
+DECLINED: dict[str, list[NodeProto]] = {
+    kind: [
+        BEST,
+        node("Softmax", ["s"], ["p"], axis=1),
+        node("ReduceMax", ["p"], ["most"], axes=[1], keepdims=0),
+        node("Greater", ["most", "sure"], ["clear"]),
+        node("Where", ["clear", "best", kind], ["label"]),
+    ]
+    for kind in ("no", "three")
 }
 #: Whole numbers beside the scores that are the class, or no class.
 SAME: dict[str, list[NodeProto]] = {
@@ -128,6 +141,14 @@ def test_another_label_is_refused(name: str, batch: int | str) -> None:
         compared(OTHER[name], batch)
     assert raised.value.code == "other_labels"
     assert '"output": "s"' in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_a_file_that_declines_to_answer_is_refused(name: str) -> None:
+    """Within a ball of one class it might cease to answer."""
+    with pytest.raises(ModelError) as raised:
+        compared(DECLINED[name], count=40)
+    assert raised.value.code == "other_labels"
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -217,6 +217,37 @@ def test_a_label_of_the_file_that_is_another_class_is_refused(tmp_path: Path) ->
     assert inspected(tmp_path / "named", model, data, model=named)["other_outputs"] == ["label"]
 
 
+@pytest.mark.parametrize("ending", ["softmax", "sigmoid"])
+def test_labels_of_scores_that_float32_makes_a_tie_of_are_no_other_labels(
+    tmp_path: Path, ending: str
+) -> None:
+    """Within the gap there is no answer, and the first of equal probabilities is no class."""
+    nodes = {
+        "softmax": [
+            node("Softmax", ["s"], ["p"], axis=1),
+            node("ArgMax", ["p"], ["label"], axis=1, keepdims=0),
+        ],
+        "sigmoid": [
+            node("Sigmoid", ["s"], ["p"]),
+            node("Greater", ["p", "half"], ["above"]),
+            node("Cast", ["above"], ["label"], to=TensorProto.INT64),
+        ],
+    }[ending]
+    count = 1 if ending == "sigmoid" else 3
+    constants: dict[str, NDArray[Any]] = {"half": np.float32([0.5])}
+    constants["w"] = normal(0, 6, count) * np.float32(1e-9)
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, None),
+        helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", count]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])]
+    model = tmp_path / "small.onnx"
+    nodes = [node("MatMul", ["x", "w"], ["s"]), *nodes]
+    model.write_bytes(written(nodes, inputs, outputs, constants))
+    facts = inspected(tmp_path / "out", model, features(tmp_path / "d.npz", 5))
+    assert facts["output"] == "p"
+
+
 def test_the_same_request_leaves_the_same_facts(tmp_path: Path) -> None:
     model, data = tiny_onnx(tmp_path / "m.onnx"), tiny_npz(tmp_path / "d.npz")
     first, again = (inspected(tmp_path / name, model, data, seed=7) for name in "ab")

@@ -138,6 +138,18 @@ def test_what_is_proved_of_bytes_holds_for_every_one_of_them(tmp_path: Path, div
     assert (session.run(None, {"x": broken["x"]})[0].argmax(1) != broken["label"]).all()
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_epsilon_whose_255_fold_no_float_holds_reaches_every_byte(
+    tmp_path: Path, norm: str
+) -> None:
+    """There is no upper limit of epsilons."""
+    x = np.random.default_rng(0).integers(0, 256, (3, 2), dtype=np.uint8)
+    found = report_of(tmp_path, of_bytes(), {"x": x}, norm=norm, epsilons=["1.7e308", 2])
+    largest, all_bytes = found["results"]
+    assert largest["falsified"] == all_bytes["falsified"] > 0
+    assert largest["certified"] == all_bytes["certified"]
+
+
 @pytest.mark.parametrize(
     ("data", "spec", "code", "said"),
     [

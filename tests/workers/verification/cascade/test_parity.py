@@ -344,3 +344,14 @@ def test_where_float32_underflows_the_message_says_so(apart: bool) -> None:
     with pytest.raises(DeploymentMismatch, match="float32 underflows") as caught:
         check(network=network, x=x)
     assert "below 1e-36" in caught.value.hint
+
+
+def test_a_sample_of_denormal_numbers_whose_logits_underflow_is_compared() -> None:
+    """Alone in its batch: products of 1e-42 and 1e-7 are 0 in float32, and the logits with them."""
+    builder = Builder((6,), 0)
+    builder.add(Linear(torch.eye(6) * 1e-7, torch.zeros(6)))
+    network = builder.build()
+    x = np.full((1, 6), 1e-42, np.float32)
+    assert not evaluate(network, x).any()
+    facts = check(network=network, x=x)
+    assert 0 < facts["max_difference"] < 1e-48

@@ -1,7 +1,7 @@
 """Networks of libraries of 1-Lipschitz layers, built as their own examples are.
 
 A library that cannot be imported gives no networks. The builders take sizes that are trained on a
-CPU in seconds; what is built is what the library builds.
+CPU in seconds or minutes; what is built is what the library builds.
 """
 
 from __future__ import annotations

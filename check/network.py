@@ -37,6 +37,8 @@ MAX_NUMBERS, MAX_LAYERS, MAX_SIDE = 2**25, 512, 4096
 #: By how much a logit must lead, by what stands behind the logits: a float32 softmax may make a tie
 #: of less (64 roundings of exp(0) = 1).
 LEADS = {None: 0.0, "ArgMax": 0.0, "Softmax": 2.0**-18, "LogSoftmax": 2.0**-18}
+#: Multiplications of one evaluation: those of a certificate take seconds in all.
+MOST = 1e11
 #: A norm in the file may be so much above the one that is proved here.
 ABOVE = 1.0 + 2.0**-20
 
@@ -69,6 +71,16 @@ class Affine(Layer):
     def spread(self) -> float:
         """By how much what underflow takes from a sum may grow."""
         return 1.0
+
+    def work_of_norms(self) -> float:
+        """About the multiplications that its norms take: some squarings of a complex matrix for
+        every frequency and group, of a dense layer of one real matrix."""
+        if self.weight.ndim < 4:
+            rows, columns = sorted((len(self.weight), self.weight[0].size))
+            return float(2 * rows * rows * (columns + 16 * rows))
+        rows, columns = sorted((len(self.weight) // self.groups, 4 * self.weight.shape[1]))
+        symbols = 4.0 * self.groups * math.prod(self.out_shape[1:])
+        return float(symbols * rows * rows * (columns + 4.0 * rows))
 
     def upper(self, x: Array) -> Array:
         """|W| x for x >= 0, rounded up."""
@@ -124,6 +136,8 @@ class Network:
         known = isinstance(ends_in, str | None) and ends_in in LEADS
         need(known, "what stands behind the logits is not covered")
         self.lead, self.layers = LEADS[ends_in], list[tuple[str, Layer]]()
+        #: Multiplications of one evaluation.
+        self.once = 0.0
         for row in rows:
             kind = row.get("kind") if isinstance(row, dict) else None
             need(isinstance(kind, str) and kind in KINDS, "a layer is of no kind that is covered")
@@ -135,6 +149,8 @@ class Network:
                 layer.norm, layer.absolute = row["norm"], row["absolute"]
                 stated = (layer.norm, layer.absolute)
                 need(all(type(n) is float and 0 <= n < 1e300 for n in stated), "a norm is none")
+                self.once += float(layer.terms * layer.stages * math.prod(layer.out_shape))
+                need(self.once <= MOST, "its layers take too many multiplications")
             current = layer.out_shape
             self.layers.append((row["name"], layer))
         head = self.layers[-1][1]
@@ -145,6 +161,11 @@ class Network:
         sizes = [max(layer.patches, math.prod(layer.out_shape)) for _, layer in self.layers]
         #: Samples that are handled at once, so that memory stays bounded.
         self.block = max(1, 2**22 // max(math.prod(self.in_shape), *sizes))
+
+    def work(self, samples: int, boxes: int) -> float:
+        """About the multiplications that it takes to prove so many radii and boxes, and norms."""
+        norms = [layer.work_of_norms() for _, layer in self.layers if isinstance(layer, Affine)]
+        return sum(norms) + 2.0 * (samples + boxes) * self.once
 
     def check_norms(self) -> None:
         """Raise Rejected unless every norm of the file is what is proved here, or a little more."""

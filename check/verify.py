@@ -19,6 +19,8 @@ from check.file import Array, Rejected, Unreadable, digest_of, members, need, re
 from check.network import Network
 
 FORMAT = "certserve/certificate/1"
+#: Multiplications that are made at most: some minutes. A service's certificates take seconds.
+MOST = 2e12
 #: The arithmetic of the deployed network; there is no other yet.
 ROUNDING = "binary32, to nearest, sums in any order"
 MEMBERS = ("format", "digest", "about", "rounding", "threat", "input_shape", "ends_in", "layers")
@@ -101,9 +103,11 @@ def certified(radius: Array, margin: Array, epsilons: tuple[Fraction, ...]) -> N
 
 
 def verify(found: Certificate) -> None:
-    """Prove everything that the certificate claims. Raises Rejected."""
+    """Prove everything that the certificate claims. Raises Rejected; Unreadable: for too long."""
     network, x, rows = found.network, found.x, found.rows
     labels, margin = rows["label"], rows["margin"]
+    work = network.work(len(x), int(np.count_nonzero(margin)))
+    need(work <= MOST, f"it takes {work:.0e} multiplications, more than {MOST:.0e}")
     with np.errstate(all="ignore"):
         network.check_norms()
         for some in blocks(np.arange(len(x)), network):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,8 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from check.verify import main
+import check.network
+import check.verify
+from check.file import Unreadable
+from check.verify import main, parse
 from tests.check.forger import Forgery, example, proves
+from workers.jobs.report.certificate import WORK
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +170,15 @@ def test_tensors_are_compared_with_the_model_s_file(
     assert main([*asked, str(root / "examples" / "mnist_certified.onnx")]) == 1
     assert "not in the model's file" in capsys.readouterr().out
     assert main([*asked, str(tmp_path / "certificate")]) == 2
+
+
+def test_what_takes_too_long_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one evaluation while the file is read, of all claims and norms before the first."""
+    honest = example()
+    network = parse(io.BytesIO(honest)).network
+    assert network.once * 26 < network.work(12, 1) < WORK < check.verify.MOST
+    monkeypatch.setattr(check.verify, "MOST", network.work(12, 0) - 1.0)
+    assert "multiplications" in str(proves(honest))
+    monkeypatch.setattr(check.network, "MOST", network.once - 1.0)
+    with pytest.raises(Unreadable, match="multiplications"):
+        parse(io.BytesIO(honest))

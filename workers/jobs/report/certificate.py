@@ -142,22 +142,9 @@ def _fitting(
     """How many of the samples fit into the file and into the work."""
     room = MAX_BYTES - HEADER - sum(array.nbytes for array in tensors.values())
     row = stored.itemsize * math.prod(network.in_shape) + 8 * (4 + by_ibp.shape[1])
-    layers = [layer for _, layer in network.layers if isinstance(layer, Affine)]
-    once = sum(layer.terms * layer.stages * math.prod(layer.out_shape) for layer in layers)
-    work = WORK - sum(_work_of_norms(layer) for layer in layers)
-    passes = 2 + 2 * int(by_ibp.any(0).sum())
-    return max(0, min(len(stored), room // row, int(work // (once * passes))))
-
-
-def _work_of_norms(layer: Affine) -> float:
-    """About the multiplications that its norms take: some squarings of a complex matrix for every
-    frequency and group, of a dense layer of one real matrix."""
-    if layer.weight.ndim < 4:
-        rows, columns = sorted((len(layer.weight), layer.weight[0].size))
-        return 2.0 * rows * rows * (columns + 16.0 * rows)
-    rows, columns = sorted((len(layer.weight) // layer.groups, 4 * layer.weight.shape[1]))
-    symbols = 4.0 * layer.groups * math.prod(layer.out_shape[1:])
-    return symbols * rows * rows * (columns + 4.0 * rows)
+    norms = network.work(0, 0)
+    each = network.work(1, int(by_ibp.any(0).sum())) - norms
+    return max(0, min(len(stored), room // row, int((WORK - norms) // each)))
 
 
 def _state_norms(network: CheckedNetwork, rows: list[Row]) -> None:

@@ -32,7 +32,7 @@ def add_parser(commands: Any, data_dir: Path) -> None:
         help="a file in which an ONNX model keeps its tensors; one beside it is found by itself",
     )
     certify.add_argument(
-        "--dataset", required=True, help="a file (.npz, .npy, .zip), a name or an id"
+        "--dataset", required=True, help="a file (.npz, .npy, .zip, idx, also .gz), a name or an id"
     )
     certify.add_argument("--dataset-labels", type=Path, help="labels of an idx or npy pair")
     add_spec_options(certify)

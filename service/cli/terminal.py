@@ -161,7 +161,9 @@ def _print_accuracies(console: Console, report: dict[str, Any]) -> None:
         table.add_row(
             name,
             _percent(row["certified_accuracy"]),
-            _percent(row["attack_accuracy"], up=True),
+            _percent(
+                row["attack_accuracy"], up=row["attack_accuracy"] != row["certified_accuracy"]
+            ),
             _percent(report["clean_accuracy"]),
             str(row["undecided"]),
         )

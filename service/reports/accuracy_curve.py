@@ -195,7 +195,11 @@ def _in_words(report: Mapping[str, Any]) -> str:
     sentences = [] if clean is None else [f"Clean accuracy {_told(clean)}."]
     for row, name in zip(report["results"], epsilon_names(report), strict=True):
         attacked = row["attack_accuracy"]
-        left = "" if attacked is None else f", {_told(attacked, up=True)} left by the attack"
+        left = (
+            ""
+            if attacked is None
+            else f", {_told(attacked, up=attacked != row['certified_accuracy'])} left by the attack"
+        )
         proved = _told(row["certified_accuracy"])
         sentences.append(f"At epsilon {name}: {proved} certified{left}.")
     return " ".join(sentences)

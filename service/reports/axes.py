@@ -63,9 +63,10 @@ def percent(share: float | None, digits: int = 1, *, up: bool = False) -> str:
     return f"{exact.quantize(Decimal(1).scaleb(-digits), way)} %"
 
 
-def percent_at_most(share: float | None, digits: int = 1) -> str:
-    """The same, rounded up."""
-    return percent(share, digits, up=True)
+def percent_at_most(share: float | None, digits: int = 1, *, certified: float | None = None) -> str:
+    """The same, rounded up; as what is certified is written, where it is the same share: nothing
+    lies between."""
+    return percent(share, digits, up=share != certified)
 
 
 def radius_text(value: float | None) -> str:

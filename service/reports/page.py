@@ -70,7 +70,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "percent_at_most": percent_at_most}
+    environment.filters["percent"] = percent
+    environment.filters["percent_at_most"] = percent_at_most
     environment.filters |= {"interval": _interval, "value": _value, "radius": radius_text}
     environment.filters |= {"seconds": _seconds}
     environment.filters |= {"epsilon": epsilon_name, "counted": counted}

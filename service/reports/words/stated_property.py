@@ -38,10 +38,9 @@ def _words(box: Mapping[str, Any], boxes: int) -> StatedBoxWords:
     left = box["inputs"] - len(box["intervals"])
     more = ""
     if left:
-        more = (
-            f"and {counted(left, 'further input')}, none wider than the widest of these; "
-            f"{box['fixed']} of all {box['inputs']} have one value"
-        )
+        more = f"and {counted(left, 'further input')}, none wider than the widest of these"
+        if box["fixed"]:
+            more += f"; {box['fixed']} of all {box['inputs']} have one value"
     return StatedBoxWords(
         title=f"box {box['box'] + 1} of {boxes}" if boxes > 1 else "",
         intervals=box["intervals"],

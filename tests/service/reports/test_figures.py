@@ -51,6 +51,12 @@ def test_shares_of_all_sizes(share: float | None, down: str, up: str) -> None:
     assert (percent(share), percent_at_most(share)) == (down, up)
 
 
+def test_nothing_lies_between_two_figures_of_one_share() -> None:
+    share = 160 / 171
+    assert percent(share) == percent_at_most(share, certified=share) == "93.5 %"
+    assert percent_at_most(share, certified=159 / 171) == "93.6 %"
+
+
 @given(st.floats(0.0, allow_infinity=False))
 def test_a_radius_is_no_less_than_its_figure(radius: float) -> None:
     told = float(radius_text(radius))

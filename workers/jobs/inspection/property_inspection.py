@@ -163,8 +163,9 @@ def check_fit(stated: Property, loaded: LoadedModel) -> None:
         raise PropertyError(
             "property_mismatch",
             f"the network ends in a {cut_off}, whose outputs are not covered",
-            "export the network without it and state the property on its logits (of a linear "
-            'classifier by skl2onnx: options={id(model): {"raw_scores": True, "zipmap": False}})',
+            'export its probabilities as an array (an MLP by skl2onnx: options={"zipmap": False}), '
+            "which a property may be about, or the logits before it (a linear classifier: "
+            'options={id(model): {"raw_scores": True, "zipmap": False}})',
         )
     for what, asked, given in (
         ("inputs", stated.inputs, math.prod(network.input_shape)),

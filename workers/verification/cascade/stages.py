@@ -37,8 +37,9 @@ CHEAP_GAIN, GAIN = 0.03, 0.1
 #: takes longer, and of bounds whose counts are guesses, from above. What one of the attack is worth
 #: in guessed ones.
 ATTACK_SHARE, GUESSED_SHARE, ATTACK_GUESSED = 2.0, 0.4, 4.0
-#: Of what verdicts have cost, what the search may: cheap bounds and small batches take the rest.
-SPENDABLE = 0.75
+#: Of what verdicts have cost, what the search may, of bounds whose passes are counted and of those
+#: whose cost is a guess: cheap bounds and small batches take the rest.
+SPENDABLE, GUESSED_SPENDABLE = 0.75, 1.0
 #: A try is taken to cost so many times as much as the dearest so far: what fails takes longer; more
 #: after a first try, which may have ended at its boxes. One of a bound whose cost is a guess, so
 #: many times that: it is made in float64 too, and at smaller epsilons.
@@ -251,10 +252,11 @@ def _affordable(block: Block, bounds: list[Bound], rows: Tensor) -> Tensor:
     # In the unit of these bounds: counted passes, or guessed ones.
     counted = any(bound.metered for bound in bounds)
     attack, other = (ATTACK_SHARE, GUESSED_SHARE) if counted else (ATTACK_GUESSED, 1.0)
+    spendable = SPENDABLE if counted else GUESSED_SPENDABLE
     left = -block.searched * (1.0 if counted else GUESSED_DEARER) - TRY_PASSES * block.hunted
     for name, passes in block.spent.items():
         worth = attack if name == ATTACK else other
-        left = left + SPENDABLE * passes * (1.0 if name in own else worth)
+        left = left + spendable * passes * (1.0 if name in own else worth)
     price = torch.zeros(len(rows), dtype=torch.float64)
     for bound in bounds:
         most = bound.price(tightest=True)

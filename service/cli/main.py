@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import httpx
 from pydantic import ValidationError
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = one_by_one(given, EPSILONS[given[0]])
         options = _parser().parse_args(given)
         console = Console(stderr=options.command == "serve")
-        status: int = options.run(options, console)
+        with _stopped_by(signal.SIGTERM, options.command):
+            status: int = options.run(options, console)
     except (StartError, RedisServerError, ServiceError, Problem, TimeoutError, OSError) as error:
         print(f"certserve: {error}", file=sys.stderr)
         return FAILED
@@ -53,6 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return status
+
+
+@contextmanager
+def _stopped_by(number: signal.Signals, command: str) -> Iterator[None]:
+    """What ends a command from outside (``timeout``, a scheduler) is to it what Ctrl-C is: a job
+    for which nobody waits any longer does not go on. Servers and workers do so by themselves."""
+    if command in ("serve", "worker"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from service.client import Client
 from service.supervisor.instance_lock import running_service
-from tests.e2e.live_service import LiveService
+from tests.e2e.live_service import JOB_S, LiveService
 from tests.extent import ALL
 
 pytestmark = pytest.mark.slow
@@ -59,6 +62,40 @@ def test_certify_on_a_running_service(
     by_folder = certserve(*common, "--data-dir", service.data_dir)
     assert by_folder.returncode == 0, by_folder.stderr
     assert service.runs
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_nobody_waits_for_is_cancelled(
+    calm_service: LiveService, uploads: Uploads, number: signal.Signals
+) -> None:
+    endless = {"steps": 50_000, "restarts": 1, "audit": 1.0, "seed": 0}
+    arguments = ("certify", uploads[0], "--dataset", uploads[1], "--norm", "l2")
+    arguments += ("--epsilon", "0.2", "--url", calm_service.url)
+    further = json.dumps({"attack": endless, "method": "lipschitz"})
+    with Client(calm_service.url) as client:
+        before = {job["id"] for job in client.jobs()["items"]}
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "service.cli.main", *map(str, arguments), "--spec", further],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            deadline = time.monotonic() + JOB_S
+            begun: list[str] = []
+            while not begun:
+                assert waiting.poll() is None
+                assert time.monotonic() < deadline
+                running = client.jobs(status="running")["items"]
+                begun = [job["id"] for job in running if job["id"] not in before]
+                time.sleep(0.1)
+            waiting.send_signal(number)
+            said, _ = waiting.communicate(timeout=JOB_S)
+        finally:
+            waiting.kill()
+        assert waiting.returncode == 130
+        assert f"job {begun[0]} is cancelled" in said
+        assert client.job(begun[0])["status"] == "cancelled"
 
 
 def test_failures_are_told_in_one_line(

@@ -22,6 +22,14 @@ pytestmark = pytest.mark.slow
 
 Uploads = tuple[Path, Path]
 
+#: The command, also where a shell has started the tests in the background: it ignores SIGINT there.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from service.cli.main import main
+sys.exit(main())
+"""
+
 
 def certserve(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("CERTSERVE_REDIS")}
@@ -75,7 +83,7 @@ def test_a_job_that_nobody_waits_for_is_cancelled(
     with Client(calm_service.url) as client:
         before = {job["id"] for job in client.jobs()["items"]}
         waiting = subprocess.Popen(
-            [sys.executable, "-m", "service.cli.main", *map(str, arguments), "--spec", further],
+            [sys.executable, "-c", INTERRUPTIBLE, *map(str, arguments), "--spec", further],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

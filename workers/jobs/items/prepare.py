@@ -61,7 +61,9 @@ def prepare(
     """
     target = store.prepared_dir(submission.id)
     whole = store.bring(target, FILES)
-    if not whole:
+    if whole:
+        _remove_left(store.job_dir(submission.id))
+    else:
         request = _request(store, settings, submission)
         inspect_apart(store, settings, submission.id, request, target, FILES, stop=stop)
     # An earlier try may have died between the folder and these.
@@ -71,6 +73,12 @@ def prepare(
     if not whole:
         for name in FILES if (target / FILES[-1]).exists() else ():
             store.share(target / name)
+
+
+def _remove_left(job_dir: Path) -> None:
+    """Remove the folders of children whose worker was killed."""
+    for left in job_dir.glob(".inspect-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _keep_rewritten(store: Store, submission: JobSubmission, folder: Path) -> None:
@@ -140,8 +148,7 @@ def inspect_apart(
     """
     job_dir = store.job_dir(job_id)
     for tries in range(1, TRIES + 1):
-        for left in job_dir.glob(".inspect-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        _remove_left(job_dir)
         folder = job_dir / f".inspect-{secrets.token_hex(8)}"
         ended = _inspect_once(settings, job_id, folder, request, target, files, stop=stop)
         if ended is None:

@@ -72,11 +72,13 @@ def train_model(
     where the run is impossible or failed, Paused where it was stopped.
     """
     done = trained(store, submission.id)
+    folder = store.training_dir(submission.id)
     if done is not None:
+        # Its worker may have been killed before it had tidied up.
+        _forget(folder)
         return done
     plan = submission.training
     assert plan is not None
-    folder = store.training_dir(submission.id)
     read = data_folder or folder / "data"
     data, facts = read_samples(store, settings, submission, read, stop=stop)
     _check(settings, submission, facts)

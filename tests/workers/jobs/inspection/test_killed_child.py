@@ -17,7 +17,7 @@ from tests.workers.jobs.conftest import WAIT_S, Corridor
 from tests.workers.jobs.work import training, work
 from workers.jobs.inspection.oom_kills import oom_kills
 from workers.jobs.inspection.sandbox import ChildEnded, ChildLimits
-from workers.jobs.items.prepare import TRIES, _raise_problem
+from workers.jobs.items.prepare import TRIES, _raise_problem, prepare
 
 pytestmark = pytest.mark.usefixtures("forked_inspections")
 
@@ -67,6 +67,18 @@ def test_a_job_whose_child_is_killed_once_is_done(
     assert len(killed) == 1
     assert corridor.outcome(job, 0)["status"] == "succeeded"
     assert not list(corridor.store.job_dir(job.id).glob(".inspect-*"))
+
+
+def test_what_a_killed_worker_left_is_removed_by_the_next(corridor: Corridor) -> None:
+    """The worker died between the prepared folder and its child's one."""
+    job = corridor.submit(method="lipschitz", radius=False, attack=None)
+    prepare(corridor.store, corridor.settings, job)
+    left = corridor.store.job_dir(job.id) / ".inspect-0123456789abcdef"
+    left.mkdir()
+    (left / "model").write_bytes(b"an upload")
+    prepare(corridor.store, corridor.settings, job)
+    assert not left.exists()
+    assert corridor.store.prepared_dir(job.id).exists()
 
 
 def test_a_job_whose_children_are_killed_says_what_it_was(corridor: Corridor) -> None:

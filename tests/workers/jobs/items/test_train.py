@@ -148,3 +148,17 @@ def test_an_item_that_does_not_stop_is_interrupted(
 
     with renewer, pytest.raises(ItemStopped):
         deaf()
+
+
+def test_a_worker_that_is_killed_once_all_is_done_leaves_nothing_behind(
+    corridor: Corridor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next try finds the result, and tidies up what the first one had left."""
+    job = training(corridor)
+    folder = corridor.store.training_dir(job.id)
+    with monkeypatch.context() as killed:
+        killed.setattr(workers.jobs.items.train, "_forget", lambda folder: None)
+        done = attempt(corridor, job)
+    assert (folder / "checkpoint.safetensors").exists()
+    assert attempt(corridor, job) == done
+    assert {path.name for path in folder.iterdir()} == {"history.json", "trained.json"}

@@ -19,17 +19,16 @@ import os
 import tempfile
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.published.networks import all_images
+from benchmarks.published.networks import CIFAR, all_images
 from service.client import Client
 
-#: Of the CIFAR-10 networks.
-MEAN, STD = (0.485, 0.456, 0.406), (0.225, 0.225, 0.225)
 WAIT_S = 3600.0
 FACTS = Path(__file__).with_name("vnncomp2021.json")
 
@@ -38,7 +37,7 @@ def box(image: NDArray[np.float32], epsilon: float, normalised: bool) -> NDArray
     """(lower, upper) [2, inputs] of the network's own inputs."""
     ends = np.stack([image - np.float32(epsilon), image + np.float32(epsilon)]).clip(0, 1)
     if normalised:
-        mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+        mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in CIFAR)
         ends = (ends - mean) / std
     return np.asarray(ends.reshape(2, -1), dtype=np.float32)
 
@@ -82,9 +81,15 @@ def main() -> None:
         print(f"winner {winner}, here {here}: {number}")
 
 
+@cache
+def _images(name: str, folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    x, y = all_images(name, folder)
+    return x.numpy(), y.numpy()
+
+
 def _posted(client: Client, item: dict[str, Any], options: Any, folder: Path) -> dict[str, Any]:
     name, data = item["network"], "cifar10" if "cifar" in item["network"] else "mnist"
-    x, y = (held.numpy() for held in all_images(data, options.shared / "data"))
+    x, y = _images(data, options.shared / "data")
     at, epsilon = int(item["image"]), float(item["epsilon"])
     text = vnnlib(box(x[at : at + 1], epsilon, data == "cifar10"), int(y[at]))
     path = folder / f"{item['name']}.vnnlib"

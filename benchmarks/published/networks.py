@@ -21,6 +21,7 @@ from models.network import Network
 from models.onnx.importer import import_onnx
 
 __all__ = [
+    "CIFAR",
     "SETTINGS",
     "Setting",
     "all_images",
@@ -30,7 +31,7 @@ __all__ = [
     "unpacked",
 ]
 
-_CIFAR = ([0.485, 0.456, 0.406], [0.225, 0.225, 0.225])
+CIFAR = ([0.485, 0.456, 0.406], [0.225, 0.225, 0.225])
 _COLT = ([0.1307], [0.3081])
 _BASE, _WIDE = "vnncomp2021/cifar_base_kw.onnx", "vnncomp2021/cifar_wide_kw.onnx"
 _MLP, _CONV, _CAP = (
@@ -67,10 +68,10 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(_BASE, "l2", "36/255", (0, 6, 7), _CIFAR),
-    Setting(_BASE, "linf", "2/255", (0, 51, 51), _CIFAR),
-    Setting(_WIDE, "l2", "36/255", (0, 22, 22), _CIFAR),
-    Setting(_WIDE, "linf", "2/255", (0, 52, 52), _CIFAR),
+    Setting(_BASE, "l2", "36/255", (0, 6, 7), CIFAR),
+    Setting(_BASE, "linf", "2/255", (0, 51, 51), CIFAR),
+    Setting(_WIDE, "l2", "36/255", (0, 22, 22), CIFAR),
+    Setting(_WIDE, "linf", "2/255", (0, 52, 52), CIFAR),
     Setting(_CONV, "l2", "0.5", (0, 0, 0), _COLT),
     Setting(_CONV, "l2", "1.58", (0, 0, 0), _COLT),
     Setting(_CONV, "linf", "0.1", (0, 94, 95), _COLT),

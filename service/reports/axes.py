@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
@@ -12,6 +12,7 @@ from service.reports.plain_text import escaped
 
 __all__ = [
     "Plot",
+    "interval",
     "is_image",
     "largest_distance",
     "number",
@@ -67,6 +68,14 @@ def percent_at_most(share: float | None, digits: int = 1, *, certified: float | 
     """The same, rounded up; as what is certified is written, where it is the same share: nothing
     lies between."""
     return percent(share, digits, up=share != certified)
+
+
+def interval(bounds: Iterable[float] | None) -> str:
+    """Two shares in percent: the lower one rounded down, the upper one up."""
+    if bounds is None:
+        return "–"
+    low, high = bounds
+    return f"{percent(low).removesuffix(' %')} – {percent_at_most(high)}"
 
 
 def radius_text(value: float | None) -> str:

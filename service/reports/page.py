@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from service.reports.accuracy_curve import band_half_width, render_svg
 from service.reports.axes import (
+    interval,
     is_image,
     number,
     percent,
@@ -44,13 +45,6 @@ _PROPERTIES = {
 }
 
 
-def _interval(bounds: Iterable[float] | None) -> str:
-    if bounds is None:
-        return "–"
-    low, high = bounds
-    return f"{percent(low).removesuffix(' %')} – {percent_at_most(high)}"
-
-
 def _value(value: float | None) -> str:
     return "–" if value is None else number(value)
 
@@ -72,7 +66,7 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = percent
     environment.filters["percent_at_most"] = percent_at_most
-    environment.filters |= {"interval": _interval, "value": _value, "radius": radius_text}
+    environment.filters |= {"interval": interval, "value": _value, "radius": radius_text}
     environment.filters |= {"seconds": _seconds}
     environment.filters |= {"epsilon": epsilon_name, "counted": counted}
     return environment

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from service.contract.sweeps import value_text
-from service.reports.axes import percent, percent_at_most, radius_text
+from service.reports.axes import interval, percent, percent_at_most, radius_text
 from service.reports.epsilon_names import epsilon_name
 
 __all__ = ["FILTERS", "VERDICTS", "count_text", "title_of"]
@@ -18,13 +18,6 @@ VERDICTS: Mapping[str, str] = {
     "misclassified": "misclassified",
     "undecided": "undecided",
 }
-
-
-def _interval(bounds: Iterable[float] | None) -> str:
-    if bounds is None:
-        return "–"
-    low, high = bounds
-    return f"{percent(low).removesuffix(' %')} – {percent_at_most(high)}"
 
 
 def _value(value: float | None) -> str:
@@ -81,7 +74,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
     "percent_at_most": percent_at_most,
     "radius": radius_text,
-    "interval": _interval,
+    "interval": interval,
     "value": _value,
     "count": count_text,
     "moment": _moment,

@@ -102,7 +102,12 @@ class Summation:
     def factors_beside(self, terms: float) -> float:
         """Of ``terms`` factors on a leaf's way, how many are neither of these trees nor
         ``behind``."""
-        return terms - self.behind - sum(size - 1.0 for size in self.sizes)
+        return terms - self.behind - self.deepest
+
+    @property
+    def deepest(self) -> float:
+        """Nodes above one leaf, at most."""
+        return sum(size - 1.0 for size in self.sizes)
 
     def before(self, factors: float) -> Summation:
         """The same with so many more factors behind it."""

@@ -181,6 +181,47 @@ def measured(op: Affine, error: Tensor, x: Tensor) -> float:
     return float(error.norm()) / (share * float(x.norm()) + constant)
 
 
+def measured_each(op: Affine, error: Tensor, x: Tensor) -> Tensor:
+    """Each output's error over what the map says of it."""
+    sums, reach = op.linear(x).abs(), x.abs()
+    size = op.absolute(reach) + op.bias_magnitude
+    claimed = op.output_rounding(reach, size, sums, ROUNDING)
+    return error.reshape(claimed.shape) / claimed
+
+
+@pytest.mark.parametrize(("size", "least"), [(8, 0.4), (96, 0.7), (300, 0.7)])
+def test_the_worst_order_of_each_output_comes_near_what_is_said_of_it(
+    size: int, least: float
+) -> None:
+    """By the squares of the leaves, about half of what the entrywise absolute value says."""
+    weight = orthogonal(size)
+    layer, x = Linear(weight, weight[0] * 3), image(size).double() - 0.4
+    op = compiled_map([layer], (size,))
+    found = measured_each(op, worst_order(leaves_of(layer, x)) * U, x)
+    assert float(found.max()) <= 1
+    assert float(found.mean()) >= least
+    plain = ROUNDING.deployed_gamma(op.terms) * (op.absolute(x.abs()) + op.bias_magnitude)
+    sizes = op.absolute(x.abs()) + op.bias_magnitude
+    claimed = op.output_rounding(x.abs(), sizes, op.linear(x).abs(), ROUNDING)
+    assert float((claimed / plain).mean()) <= (0.6 if size > 8 else 1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e18])
+def test_no_order_of_a_convolution_is_beyond_what_is_said_of_each_output(scale: float) -> None:
+    """Few large numbers among small ones, large shifts, factors behind, all sizes."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(4, 6, 3, 3, generator=generator) ** 3
+    factor = torch.tensor(-0.37)
+    for shift in (0.0, 2.0**-20, 10.0):
+        conv = Conv2d(weight, torch.full((4,), shift), padding=(1, 1, 1, 1))
+        op = compiled_map([conv, Multiply(factor)], (6, 5, 5))
+        for power in (1, 7):
+            x = (image(6, 5, 5, seed=power) - 0.5).double() ** power * scale
+            leaves = leaves_of(conv, x) * float(factor)
+            error = worst_order(leaves) + leaves.sum(-1).abs()
+            assert float(measured_each(op, error * U, x.float().double()).max()) <= 1
+
+
 def test_the_worst_order_of_a_matrix_comes_within_half_of_the_bound() -> None:
     """Each output in an order of its own, every rounding as large as it may be and upward."""
     weight = orthogonal(96)

@@ -138,7 +138,7 @@ class DeviationWalk:
 
     def _step(self, index: int, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
         if isinstance(step.op, Affine):
-            return self._affine(step, step.op)
+            return self._affine(index, step, step.op)
         rules = rules_of(step.op)
         # A layer that copies makes a deviation longer, and sums of its rows' coefficients round.
         copies = step.overlap > 1
@@ -150,7 +150,7 @@ class DeviationWalk:
                 return made
         return self._unknown(step)
 
-    def _affine(self, step: GraphStep, op: Affine) -> tuple[Passage, Tensor, Tensor]:
+    def _affine(self, index: int, step: GraphStep, op: Affine) -> tuple[Passage, Tensor, Tensor]:
         (source,) = step.sources
         far, length = self.rows.far[source], self.lengths[source]
         reach = self.reach(source)
@@ -158,10 +158,11 @@ class DeviationWalk:
         self._keep_valid(size, op.terms)
         largest = reach.flatten(1).amax(1)
         self._keep_valid(op.inner.gain * largest + op.inner.shift, op.terms)
-        gamma = self.rounding.deployed_gamma(op.terms)
-        local = rounding_error(size, gamma, terms=op.own_terms)
-        local = local + self.rounding.underflow * op.floor
         carried = rounding_error(op.absolute(far), terms=op.own_terms)
+        # W z' of the deployed z': the real W z, and what W makes of the deviation.
+        sums = raised(self._largest_sums(index, op) + carried, 1)
+        local = op.output_rounding(reach, size, sums, self.rounding)
+        local = local + self.rounding.underflow * op.floor
         rows = op.row_norms_like(local)
         ball = rows * length.reshape(-1, *([1] * (local.dim() - 1)))
         result = raised(torch.fmin(carried, ball) + local)
@@ -172,6 +173,17 @@ class DeviationWalk:
         if not has_adjoint(op):
             return Passage(result, ends=True), result, length
         return Passage(raised(local + own * carried)), result, length
+
+    def _largest_sums(self, index: int, op: Affine) -> Tensor:
+        """At least |W z| of the real network, [batch, *shape]."""
+        state = self.values[index + 1]
+        assert state.lower is not None
+        assert state.upper is not None
+        bias = op.bias_like(state.lower)
+        least, most = state.lower - bias, state.upper - bias
+        # Differences are off by a roundoff of their parts' size.
+        size = torch.maximum(state.lower.abs(), state.upper.abs()) + bias.abs()
+        return torch.maximum(-least, most) + raised(size) * (4 * unit_roundoff(size.dtype))
 
     def _linear(self, index: int, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
         part = rules_of(step.op).linear

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.spectral import absolute_norm, power_iteration_norm
-from workers.verification.numerics import MANY, raised
+from workers.verification.numerics import MANY, lost_in_norm, raised, rounding_error
 from workers.verification.rounding import Rounding, gamma
 from workers.verification.summation import Summation, beyond_first_order
 
@@ -102,6 +102,10 @@ class Affine:
         """Squared Euclidean norms of W's rows, broadcastable to out_shape, float64, rounded up."""
         raise TypeError
 
+    def squared(self, x: Tensor) -> Tensor | None:
+        """W^2 x, entry by entry, for x >= 0 in float32 or float64; None: not known."""
+        return None
+
     def spectral(self, clock: Clock = UNLIMITED) -> float:
         """Upper bound on the operator norm of W."""
         raise TypeError
@@ -157,6 +161,30 @@ class Affine:
             first = unit * (trees.whole() * self._bias_spread() + beside)
             constant = min(constant, raised(first + beyond_first_order(terms, unit) * size))
         return self.rounding_share(norms, unit, terms, self.summation), constant
+
+    def output_rounding(
+        self, reach: Tensor, size: Tensor, sums: Tensor, rounding: Rounding
+    ) -> Tensor:
+        """What the deployed evaluation may be off by in each output, [batch, *out_shape], underflow
+        apart: the lesser of gamma_n size and the bound of ``summation`` for one output.
+
+        reach [batch, *in_shape]: at least |x|; size: at least |W| reach + bias_magnitude, as
+        computed with ``own_terms``; sums: at least |W x|. float64.
+        """
+        unit, terms, own = rounding.deployed, self.terms, self.own_terms
+        least = rounding_error(size, gamma(terms, unit), terms=own)
+        trees = self.summation
+        squares = None if trees is None else self.squared(reach.square())
+        if trees is None or squares is None:
+            return least
+        # Squares of so small numbers that they are lost are paid here.
+        leaves = rounding_error(squares, terms=own).sqrt() + lost_in_norm(int(own) + 1, size.dtype)
+        bias = self.bound_like("bias_magnitude", size)
+        shifts = trees.whole() * self.bound_like("leaf_norms", size)
+        shifts = torch.fmin(shifts, trees.deepest * bias) + trees.behind * bias
+        first = trees.spread() * leaves + trees.mean() * sums + trees.ahead * size + shifts
+        whole = unit * first + beyond_first_order(terms, unit) * size
+        return torch.fmin(least, rounding_error(whole, terms=own))
 
     def own_rounding(self, norms: Norms, rounding: Rounding) -> tuple[float, float]:
         """The same for the verifier's own evaluation."""
@@ -279,10 +307,14 @@ class Affine:
         return self.bound_like("row_norms", like)
 
     def bound_like(self, name: str, like: Tensor) -> Tensor:
-        """``row_norms`` or ``bias_magnitude`` in ``like``'s dtype, rounded up, as [*out_shape]."""
+        """``row_norms``, ``bias_magnitude`` or ``leaf_norms`` (the root of ``leaf_squares``) in
+        ``like``'s dtype, rounded up, as [*out_shape]."""
 
         def make() -> Tensor:
-            tensor = self.row_norms() if name == "row_norms" else self.bias_magnitude
+            if name == "leaf_norms":
+                tensor = self.leaf_squares.sqrt()
+            else:
+                tensor = self.row_norms() if name == "row_norms" else self.bias_magnitude
             return raised(raised(tensor), 1, like.dtype).expand(self.out_shape)
 
         return self.cast(name, like, make)

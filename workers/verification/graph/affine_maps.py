@@ -42,7 +42,7 @@ class Dense(Affine):
         return raised(self.weight.square().sum(1), MANY)
 
     def squared(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.weight.square().T
+        return x.flatten(1) @ self.cast("squares", x, self.weight.square).T
 
     def largest_column(self) -> float:
         return float(raised(self.weight.square().sum(0).max().sqrt(), MANY))
@@ -95,7 +95,7 @@ class Convolution(Affine):
         return raised(self.squared(ones)[0], MANY)
 
     def squared(self, x: Tensor) -> Tensor:
-        return self.geometry.apply(x, self.weight.square())
+        return self.geometry.apply(x, self.cast("squares", x, self.weight.square))
 
     def largest_column(self) -> float:
         # A number meets a tap once at most, and with a stride those that are whole strides apart.

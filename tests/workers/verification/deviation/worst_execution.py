@@ -9,9 +9,11 @@ from models.layers.joins import Add
 from workers.verification.forward.propagation import forward_step
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
-from workers.verification.rounding import U32, gamma
+from workers.verification.rounding import U32, Rounding, gamma
 
 __all__ = ["worst_execution"]
+
+ROUNDING = Rounding.sound(torch.float64)
 
 
 def worst_execution(
@@ -30,8 +32,9 @@ def worst_execution(
             value = forward_step(step, inputs)
             size = torch.zeros_like(value)
             if isinstance(step.op, Affine):
-                size = step.op.absolute(inputs[0].detach().abs()) + step.op.bias_magnitude
-                size = size * gamma(step.op.terms, U32)
+                size = step.op.absolute(reach := inputs[0].detach().abs()) + step.op.bias_magnitude
+                sums = step.op.linear(inputs[0].detach()).abs()
+                size = step.op.output_rounding(reach, size, sums, ROUNDING)
             elif isinstance(step.op, Add):
                 size = U32 * value.detach().abs()
             error = torch.zeros_like(value) if errors is None else errors[index] * size

@@ -43,8 +43,9 @@ __all__ = [
 ]
 
 #: Balls within which the deployed rounding is carried backward, as shares of the real network's
-#: radius: the first says whether there is any hope, the others go down.
-SHARES = (2.0**-12, 15.0 / 16.0, 0.5, 0.125, 2.0**-6)
+#: radius: the first says whether there is any hope, and how far the second may go; the others go
+#: down.
+SHARES = (2.0**-12, 1.0, 0.5, 0.125, 2.0**-6)
 
 #: The least slope that is not zero.
 MIN_SLOPE = 1e-290
@@ -216,20 +217,22 @@ def backward_lipschitz_radius(
     real = _radius(compiled, walked, labels, norm, rounding, None)
     margins = centre_margins(compiled.head, walked.final, labels, rounding).margin
     best = torch.full_like(real, -math.inf)
-    hopeful = (real > 0) & (real >= least)
-    for share in SHARES:
-        reach = torch.where(
-            least > 0, torch.minimum(torch.maximum(share * real, least), real), share * real
-        )
-        # What is proved already is not tried again within a smaller ball.
-        still = (hopeful & (best < reach)).nonzero().flatten()
+    most, tried = torch.where(real >= least, real, 0.0), torch.full_like(real, torch.inf)
+    for attempt, share in enumerate(SHARES):
+        reach = torch.minimum(torch.maximum(share * most, least), most)
+        # What is proved already, or was tried, is not tried again within a smaller ball.
+        still = ((most > 0) & (best < reach) & (reach < tried)).nonzero().flatten()
         if not still.numel():
             break
+        tried[still] = reach[still]
         inside = Region(x[still], reach[still], norm, False)
         lost = margin_budget(compiled, inside, labels[still], real=margins[still], clock=clock)
         found = _radius(compiled, walked.part(still), labels[still], norm, rounding, lost)
         best[still] = torch.fmax(best[still], torch.minimum(found, reach[still]))
-        hopeful[still] = found > 0
+        if not attempt:
+            # A budget grows with the ball: no larger one leaves more than this one.
+            useful = torch.where(found >= least[still], found, 0.0)
+            most[still] = torch.fmin(most[still], useful.clamp_min(0.0))
     return best
 
 

@@ -20,6 +20,7 @@ from workers.verification.layers.registry import rules_of
 from workers.verification.layers.rules import Box
 from workers.verification.numerics import (
     ROOM,
+    euclidean_norm,
     lost_in_coefficients,
     lost_in_sums,
     min_normal,
@@ -37,7 +38,8 @@ __all__ = ["DeviationRows", "Passage"]
 class Passage:
     """How rows pass one step: ``paid`` [batch, *shape] is what the deviation of the result may have
     beside what its inputs' deviations make of it by the step's map: W of an affine step, ``slopes``
-    of an elementwise one, the layer itself where it is linear. ends: that map is 0."""
+    of an elementwise one, or shares of one that sorts pairs, the layer itself where it is linear.
+    ends: that map is 0."""
 
     paid: Tensor
     slopes: Tensor | None = None
@@ -46,7 +48,8 @@ class Passage:
 
 @dataclass
 class DeviationRows:
-    """Bounds on rows . (z' - z), from the passages of the steps and ``far`` of the values so far.
+    """Bounds on rows . (z' - z), from the passages of the steps, and ``far`` and ``lengths`` of the
+    values so far.
 
     dtype: of the coefficients. It also is the state that layers' backward rules ask: what a layer
     rounds stands in its passage, so for them no rounding is accounted for.
@@ -57,30 +60,44 @@ class DeviationRows:
     dtype: torch.dtype
     clock: Clock = UNLIMITED
     far: list[Tensor] = field(default_factory=list)
+    lengths: list[Tensor] = field(default_factory=list)
     passages: list[Passage] = field(default_factory=list)
     made: dict[int, Any] = field(default_factory=dict)
     windows: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
     rounding: Rounding = field(default_factory=Rounding.ignored)
     _shares: dict[tuple[int, float], Tensor] = field(default_factory=dict)
 
-    def add(self, passage: Passage, far: Tensor) -> None:
+    def start(self, far: Tensor, length: Tensor) -> None:
+        """How far the input may be off: in each number [batch, *shape], and in norm [batch]."""
+        self.far.append(far)
+        self.lengths.append(length)
+
+    def add(self, passage: Passage, far: Tensor, length: Tensor) -> None:
         """The next step: how rows pass it, and how far its result may be off, float64."""
         paid = rounded_up(passage.paid, self.dtype) + min_normal(self.dtype)
         slopes = None if passage.slopes is None else passage.slopes.to(self.dtype)
         self.passages.append(Passage(raised(paid, 3, self.dtype), slopes, passage.ends))
-        self.far.append(raised(far, 1))
+        self.start(raised(far, 1), length)
 
     def most(self, value: int, rows: LinearForm) -> Tensor:
-        """Upper bounds [rows] float64 on |rows . (z' - z)| of a value. Raises OutOfTime."""
+        """Upper bounds [rows] float64 on |rows . (z' - z)| of a value. Raises OutOfTime.
+
+        Wherever one value is all that a row is about, it may end: |c . (z' - z)| is at most |c|_2
+        times ``lengths``, and the least of what was paid so far and this counts.
+        """
         steps = self.compiled.steps
         pending = {value: rows}
         lost = torch.zeros(len(rows.coefficients), dtype=torch.float64)
         lost = lost.to(rows.coefficients.device)
+        least = torch.full_like(lost, torch.inf)
         for index in range(value - 1, -1, -1):
             carried = pending.pop(index + 1, None)
             if carried is None:
                 continue
             self.clock.check()
+            if not pending:
+                length = carried.of_samples(self.lengths[index + 1])
+                least = torch.fmin(least, lost + euclidean_norm(carried.coefficients) * length)
             passage, step = self.passages[index], steps[index]
             lost = lost + product_magnitude(carried.coefficients, carried.pick(passage.paid))
             lost = lost + carried.of_samples(self._underflow(step.sources))
@@ -95,12 +112,15 @@ class DeviationRows:
                     lost = lost + self.rounded(source, part)
                 pending[source] = part
         # Overflow, and 0 times infinity, say nothing.
-        return raised(lost.nan_to_num(torch.inf, torch.inf))
+        return raised(torch.fmin(least, lost).nan_to_num(torch.inf, torch.inf))
 
     def _through(self, index: int, rows: LinearForm) -> list[LinearForm]:
         step, slopes = self.compiled.steps[index], self.passages[index].slopes
         if isinstance(step.op, Affine):
             return [adjoint(step.op, rows)]
+        differences = rules_of(step.op).differences
+        if slopes is not None and differences is not None:
+            return differences.back(step.op, rows.pick(slopes), rows)
         if slopes is not None:
             return [rows.with_coefficients(rows.coefficients * rows.pick(slopes))]
         backward = rules_of(step.op).backward

@@ -15,7 +15,8 @@ upper) + far; the lesser of far and |W_i| length + d counts. Elementwise: far <-
 for the secants between lower - far and upper + far, which hold z and z'.
 
 These products of |W| grow by far more than the deviation itself, so they only decide for most
-neurons that they are far from a kink. Where a kink is near, ``far`` is found by a row of its own
+neurons that they are far from a kink (and a row is never worth more than |c|_2 length). Where a
+kink is near, ``far`` is found by a row of its own
 (``deviation.rows``): c . (z' - z) for fixed c is carried back,
     c . (z' - z)_i+1 = (m c) . (z' - z) + c . e + ((s - m) c) . (z' - z),
 with the middle m of the possible s, so that |c| (d + (high - low) / 2 far) is paid at each step and
@@ -39,11 +40,12 @@ from workers.verification.backward.intermediate_bounds import (
 )
 from workers.verification.deviation.rows import DeviationRows, Passage
 from workers.verification.enclosure import Enclosure
+from workers.verification.forward.sections import section_error
 from workers.verification.graph.affine import Affine
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.registry import rules_of
-from workers.verification.layers.rules import Secants
+from workers.verification.layers.rules import Ball, Differences, Secants
 from workers.verification.norms.per_sample import costliest
 from workers.verification.numerics import (
     FEW,
@@ -107,7 +109,6 @@ class DeviationWalk:
     rows: DeviationRows
     values: list[Enclosure]
     valid: Tensor
-    lengths: list[Tensor] = field(default_factory=list)
     rounding: Rounding = field(default_factory=lambda: Rounding.sound(torch.float64))
 
     @property
@@ -118,15 +119,13 @@ class DeviationWalk:
     def run(self) -> None:
         """Through all steps. Raises OutOfTime."""
         start = self.values[0].centre
-        self.rows.far.append(torch.zeros_like(start))
-        self.lengths.append(start.new_zeros(len(start)))
+        self.rows.start(torch.zeros_like(start), start.new_zeros(len(start)))
         for index, step in enumerate(self.compiled.steps):
             self.rows.clock.check()
             passage, far, length = self._step(index, step)
             far = far.nan_to_num(torch.inf, torch.inf)
-            length = length.nan_to_num(torch.inf, torch.inf)
-            self.lengths.append(torch.fmin(length, raised(euclidean_norm(far))))
-            self.rows.add(passage, far)
+            length = self._over_section(step, length).nan_to_num(torch.inf, torch.inf)
+            self.rows.add(passage, far, torch.fmin(length, raised(euclidean_norm(far))))
 
     def reach(self, value: int) -> Tensor:
         """Largest |z'| and |z|, [batch, *shape]."""
@@ -136,6 +135,12 @@ class DeviationWalk:
         size = torch.maximum(-state.lower, state.upper)
         return raised(size + self.rows.far[value], 1)
 
+    def _size(self, value: int) -> Tensor:
+        """Largest |z'|_2, [batch]."""
+        state = self.values[value]
+        within = euclidean_norm(state.centre) + state.radius + self.rows.lengths[value]
+        return raised(torch.fmin(euclidean_norm(self.reach(value)), within))
+
     def _step(self, index: int, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
         if isinstance(step.op, Affine):
             return self._affine(index, step, step.op)
@@ -144,6 +149,8 @@ class DeviationWalk:
         copies = step.overlap > 1
         if rules.linear is not None and rules.backward is not None and not copies:
             return self._linear(index, step)
+        if rules.differences is not None and rules.ball is not None:
+            return self._sorted(step, rules.differences, rules.ball)
         if len(step.sources) == 1:
             made = self._elementwise(step)
             if made is not None:
@@ -152,7 +159,7 @@ class DeviationWalk:
 
     def _affine(self, index: int, step: GraphStep, op: Affine) -> tuple[Passage, Tensor, Tensor]:
         (source,) = step.sources
-        far, length = self.rows.far[source], self.lengths[source]
+        far, length = self.rows.far[source], self.rows.lengths[source]
         reach = self.reach(source)
         size = op.absolute(reach) + op.bound_like("bias_magnitude", reach)
         self._keep_valid(size, op.terms)
@@ -168,11 +175,40 @@ class DeviationWalk:
         result = raised(torch.fmin(carried, ball) + local)
         norm = step.norms.spectral
         grown = torch.where(length > 0, norm * length, 0.0)
-        length = raised(grown + euclidean_norm(local), MANY)
+        if step.section is not None and step.section.whole is not None:
+            # What is laid around an image rounds nothing.
+            started = self.rows.lengths[step.section.start]
+            grown = torch.fmin(grown, raised(step.section.norm * started))
+        length = raised(grown + self._rounded(step, op, local, length), MANY)
         own = Rounding.sound(self.rows.dtype).own_gamma(max(op.own_terms, fan_out(op)))
         if not has_adjoint(op):
             return Passage(result, ends=True), result, length
         return Passage(raised(local + own * carried)), result, length
+
+    def _rounded(self, step: GraphStep, op: Affine, local: Tensor, length: Tensor) -> Tensor:
+        """At least |d|_2, d <= ``local``: around the centre c each output rounds what its products
+        there say, and z' - c in all outputs together what is said of its length."""
+        state = self.values[step.sources[0]]
+        assert step.norms is not None
+        reach, sums = state.centre.abs(), op.linear(state.centre).abs()
+        size = op.absolute(reach) + op.bound_like("bias_magnitude", reach)
+        sums = raised(sums + rounding_error(size, self.rounding.own_gamma(op.own_terms)))
+        at_centre = op.output_rounding(reach, size, sums, self.rounding)
+        at_centre = euclidean_norm(at_centre + self.rounding.underflow * op.floor)
+        unit = self.rounding.deployed
+        share = op.rounding_share(step.norms, unit, op.terms, op.summation)
+        beside = share * (state.radius + length)
+        return torch.fmin(euclidean_norm(local), raised(at_centre + beside, MANY))
+
+    def _over_section(self, step: GraphStep, length: Tensor) -> Tensor:
+        """The length behind a part that is known as a whole and ends here, if that is less."""
+        section, steps = step.section, self.compiled.steps
+        if section is None or section.whole is not None:
+            return length
+        inside = {source for index in section.steps for source in steps[index].sources}
+        sizes = {value: self._size(value) for value in inside}
+        error = section_error(section, steps, sizes, self.rounding)
+        return torch.fmin(length, raised(section.norm * self.rows.lengths[section.start] + error))
 
     def _largest_sums(self, index: int, op: Affine) -> Tensor:
         """At least |W z| of the real network, [batch, *shape]."""
@@ -200,7 +236,7 @@ class DeviationWalk:
             local = slack(size, self.rounding.single_operation, self.rounding)
             local = local + 4 * self.rounding.underflow
             self._keep_valid(size, 2)
-        lengths = [self.lengths[source] for source in step.sources]
+        lengths = [self.rows.lengths[source] for source in step.sources]
         joined = torch.stack(lengths).sum(0) if ball is None else ball.join.radius(lengths)
         length = raised(joined + euclidean_norm(local))
         return Passage(local), raised(carried + local, 1), length
@@ -210,15 +246,11 @@ class DeviationWalk:
         secants = self._secants(step)
         if secants is None:
             return None
-        if source and from_input(self.compiled, source) is None:
-            far = self.rows.far[source]
-            near = (secants.high - secants.low > WORTH_A_ROW) & (far > 0) & torch.isfinite(far)
-            near = _few(near & self._shaped_valid(near), (secants.high - secants.low) * far)
-            if bool(near.any()):
-                self._refine(source, near)
-                secants = self._secants(step)
-                assert secants is not None
-        far, length = self.rows.far[source], self.lengths[source]
+        apart = secants.high - secants.low
+        if self._refined(source, apart > WORTH_A_ROW, apart * self.rows.far[source]):
+            secants = self._secants(step)
+            assert secants is not None
+        far, length = self.rows.far[source], self.rows.lengths[source]
         steepest = torch.maximum(secants.low.abs(), secants.high.abs())
         error = torch.zeros_like(far) if secants.error is None else secants.error
         middle = ((secants.low + secants.high) * 0.5).to(self.rows.dtype).to(far.dtype)
@@ -230,15 +262,48 @@ class DeviationWalk:
         length = raised(steepest.flatten(1).amax(1) * length + euclidean_norm(error))
         return Passage(paid, slopes=middle), result, length
 
-    def _secants(self, step: GraphStep) -> Secants | None:
-        (source,) = step.sources
-        state, far = self.values[source], self.rows.far[source]
+    def _sorted(
+        self, step: GraphStep, rule: Differences, ball: Ball
+    ) -> tuple[Passage, Tensor, Tensor]:
+        shares = rule.shares(step.op, [self._deployed_box(source) for source in step.sources])
+        places, refined = rule.open(shares, len(step.sources)), False
+        for source in dict.fromkeys(step.sources):
+            refined |= self._refined(source, places, self.rows.far[source])
+        if refined:
+            boxes = [self._deployed_box(source) for source in step.sources]
+            shares = rule.shares(step.op, boxes)
+        unit = unit_roundoff(self.rows.dtype)
+        far = [self.rows.far[source] for source in step.sources]
+        paid, result = rule.carried(shares, far, unit)
+        length = ball.join.radius([self.rows.lengths[source] for source in step.sources])
+        return Passage(paid, slopes=shares), result, length
+
+    def _refined(self, source: int, near: Tensor, weight: Tensor) -> bool:
+        """Gives neurons of a value rows of their own, the heaviest of those that are ``near`` a
+        kink; False: there are none."""
+        if not source or from_input(self.compiled, source) is not None:
+            return False
+        far = self.rows.far[source]
+        near = near & (far > 0) & torch.isfinite(far) & self._shaped_valid(near)
+        near = _few(near, weight)
+        if not bool(near.any()):
+            return False
+        self._refine(source, near)
+        return True
+
+    def _deployed_box(self, value: int) -> tuple[Tensor, Tensor]:
+        """What holds both z and z'."""
+        state, far = self.values[value], self.rows.far[value]
         assert state.lower is not None
         assert state.upper is not None
         low, high = state.lower - far, state.upper + far
         # Outward: differences are off by a roundoff of their size.
         more = (low.abs() + high.abs()) * (4 * unit_roundoff(far.dtype))
-        return secants_of(step, low - more, high + more, self.rounding)
+        return low - more, high + more
+
+    def _secants(self, step: GraphStep) -> Secants | None:
+        (source,) = step.sources
+        return secants_of(step, *self._deployed_box(source), self.rounding)
 
     def _unknown(self, step: GraphStep) -> tuple[Passage, Tensor, Tensor]:
         """By the ball's rule: a real execution is one of those that it holds for."""
@@ -247,12 +312,11 @@ class DeviationWalk:
         if ball is None:
             nothing = torch.full(shape, torch.inf, dtype=torch.float64, device=self.valid.device)
             return Passage(nothing, ends=True), nothing, nothing.flatten(1)[:, 0]
-        norms = [raised(euclidean_norm(self.reach(source))) for source in step.sources]
-        size = torch.stack(norms).sum(0)
+        size = torch.stack([self._size(source) for source in step.sources]).sum(0)
         if ball.reads_norm:
             self._keep_valid(size, 2)
         self.valid = self.valid & (size < ball.largest_input)
-        joined = ball.join.radius([self.lengths[source] for source in step.sources])
+        joined = ball.join.radius([self.rows.lengths[source] for source in step.sources])
         length = ball.grown(step, joined, size, self.rounding)
         far = length.reshape(-1, *([1] * len(step.shape))).expand(shape)
         return Passage(far, ends=True), far, length

@@ -31,6 +31,7 @@ __all__ = [
     "Ball",
     "Box",
     "Carried",
+    "Differences",
     "Join",
     "LayerRules",
     "LinearPart",
@@ -151,6 +152,23 @@ class Secants:
     error: Tensor | None = None
 
 
+class Differences(Protocol):
+    """How a layer that sorts pairs carries a difference between two inputs of a box
+    (``pairs.differences``)."""
+
+    def shares(self, layer: Any, boxes: Sequence[Box]) -> Tensor:
+        """How much of the first of a pair is in the maximum."""
+
+    def open(self, shares: Tensor, inputs: int) -> Tensor:
+        """Where tighter boxes might tell more, in the shape of an input."""
+
+    def carried(self, shares: Tensor, far: Sequence[Tensor], unit: float) -> tuple[Tensor, Tensor]:
+        """(what is paid for each coefficient of a row, how far the result is off)."""
+
+    def back(self, layer: Any, shares: Tensor, rows: LinearForm) -> list[LinearForm]:
+        """Rows on the inputs."""
+
+
 @dataclass(frozen=True)
 class LinearPart:
     """A layer that is linear up to a constant, in several inputs perhaps, and no affine map here.
@@ -226,6 +244,7 @@ class LayerRules:
     backward(state, index, step, rows): rows . result as rows on the step's inputs, from below.
     linear: ``LinearPart`` of layers that move numbers or add them up; their ``backward`` makes the
     same coefficients of a row and, negated, of the negated row.
+    differences: ``Differences`` of layers that sort pairs and round nothing.
     open(layer, boxes of the inputs): where tighter boxes would make the rules above tighter, bool
     in the shape of an input, or such a tensor for every input. None: nowhere. kink_at_zero: only
     the side of 0 matters there.
@@ -249,6 +268,7 @@ class LayerRules:
     secants: Callable[[Any, Tensor, Tensor, Rounding], Secants] | None = None
     backward: Callable[[BackwardState, int, GraphStep, LinearForm], Carried] | None = None
     linear: LinearPart | None = None
+    differences: Differences | None = None
     open: Callable[[Any, list[Box]], Tensor | list[Tensor]] | None = None
     kink_at_zero: bool = False
     slopes_in_unit_interval: bool = False

@@ -11,23 +11,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.layers.activations import Abs, AtLeast, AtMost, Clip, ReLUTheta, Sigmoid, Tanh
+from models.layers.activations import (
+    Abs,
+    AtLeast,
+    AtMost,
+    Clip,
+    MaxMin,
+    ReLUTheta,
+    Sigmoid,
+    Tanh,
+)
 from models.layers.base import Layer
 from models.layers.curves import GELU, SELU, Atan, Cos, HardSwish, Mish, SiLU, Sin
-from models.layers.joins import Add
+from models.layers.joins import Add, Maximum, Minimum
 from models.layers.kinds import LeakyReLU, Linear, ReLU
 from models.layers.shapes import Expand
 from models.network import Network
 from models.onnx.exporter.export import export_onnx
+from models.onnx.importer import import_onnx_bytes
 from models.onnx.runtime import OnnxRuntimeModel
 from tests.extent import examples
 from tests.workers.verification.deviation.worst_execution import worst_execution
 from tests.workers.verification.networks import Builder, adversarial_float32, random_network
+from tests.workers.verification.uploads.wide_networks import image_network
+from workers.verification.backward.linear_form import LinearForm
 from workers.verification.cascade.bound_table import BOUNDS
+from workers.verification.clock import UNLIMITED
 from workers.verification.deviation.budget import margin_budget
+from workers.verification.deviation.deep import forward_errors
 from workers.verification.deviation.walk import secants_of
 from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.graph_step import GraphStep
+from workers.verification.layers.pairs.differences import SORTED
 from workers.verification.problem import Problem
 from workers.verification.protocol import Budget
 from workers.verification.region import Region
@@ -170,6 +185,95 @@ def test_the_budget_is_what_the_worst_execution_takes_and_little_more(blocks: in
                 worst, b = worst_execution(compiled, x[row : row + 1], int(labels[row]), other)
                 assert worst <= float(lost[row, other]) <= 4 * b
                 assert worst > 0.5 * b
+
+
+def sorted_network(seed: int, layer: type[Layer], width: int = 24) -> Network:
+    """Dense layers, each sorted with another one of the same input, or pair by pair."""
+    b = Builder((width,), seed)
+    for _ in range(5):
+        before = b.last
+        b.linear(width)
+        if layer is MaxMin:
+            b.add(MaxMin())
+        else:
+            first = b.last
+            b.rows.append((f"w{len(b.rows)}", Linear(torch.randn(width, width) / 5), (before,)))
+            b.add(layer(), first, b.rows[-1][0])
+    b.linear(CLASSES)
+    return b.build()
+
+
+@pytest.mark.parametrize("layer", [MaxMin, Maximum, Minimum])
+def test_sorted_pairs_carry_the_budget(layer: type[Layer]) -> None:
+    """No execution leaves it, near ties included, and where the order is known nothing is paid."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(examples(3, 50)):
+        network = sorted_network(seed, layer)
+        compiled = CompiledNetwork.compile(network)
+        x = points(network, seed, 4)
+        labels = exact(network, x).argmax(1)
+        problem = Problem(compiled, True, torch.device("cpu"))
+        for epsilon in (1e-9, 1e-3, 0.3):
+            lost = budgets(compiled, x, labels, epsilon, "l2")
+            region = Region(x, torch.full((4,), epsilon, dtype=torch.float64), "l2", False)
+            with exact_arithmetic():
+                forward = forward_errors(problem, region, torch.arange(4), UNLIMITED, torch.float64)
+            share = 0.25 if epsilon < 1e-6 else 1.1
+            assert bool((lost.amax(1) <= 2 * forward * share).all())
+            for _ in range(4):
+                inputs = within(x, epsilon, "l2", generator)
+                with torch.no_grad():
+                    deployed = adversarial_float32(network, inputs, generator)
+                off = (margins(deployed, labels) - margins(exact(network, inputs), labels)).abs()
+                assert bool((off <= lost + 1e-13 * deployed.abs().max()).all())
+
+
+@pytest.mark.parametrize("layer", [MaxMin(), Maximum(), Minimum()], ids=lambda x: type(x).__name__)
+def test_sorted_differences_hold_in_the_box(layer: Layer) -> None:
+    """Rows on the result against rows on the inputs and what is paid."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 1 if isinstance(layer, MaxMin) else 2
+    rule = SORTED
+    shape = (2000, 2)
+    for width in (1e-6, 0.1, 1.0):
+        middle = [torch.randn(shape, generator=generator).double() for _ in range(inputs)]
+        real = [m + width * torch.rand(shape, generator=generator).double() for m in middle]
+        far = [width * torch.rand(shape, generator=generator).double() for _ in middle]
+        boxes = [(m - f, m + width + f) for m, f in zip(middle, far, strict=True)]
+        shares = rule.shares(layer, boxes)
+        paid, off = rule.carried(shares, far, 2.0**-53)
+        rows = torch.randn(layer(*real).shape, generator=generator).double()
+        form = LinearForm(rows, tuple(rows.shape[1:]), None)
+        back = rule.back(layer, shares, form)
+        for _ in range(examples(20)):
+            moves = [
+                f * (2 * torch.rand(shape, generator=generator).double() - 1).sign() for f in far
+            ]
+            deployed = [r + m for r, m in zip(real, moves, strict=True)]
+            change = layer(*deployed) - layer(*real)
+            assert bool((change.abs() <= off + 1e-15).all())
+            told = sum((b.coefficients * m).sum(1) for b, m in zip(back, moves, strict=True))
+            rest = ((rows * change).sum(1) - told).abs()
+            assert bool((rest <= (rows.abs() * paid).sum(1) + 1e-14).all())
+        assert bool((shares != 0.5).any())
+        places = rule.open(shares, inputs)
+        assert bool((paid[~places] == 0).all())
+
+
+def test_a_row_is_worth_no_more_than_its_length_around_an_image_too() -> None:
+    """Circular convolutions of norm 1: the budget is the sum of what the layers round."""
+    network = import_onnx_bytes(image_network(8, 4, layers=4).onnx)
+    compiled = CompiledNetwork.compile(network)
+    assert any(step.section is not None for step in compiled.steps)
+    x = points(network, 0, 3)
+    labels = exact(network, x).argmax(1)
+    problem = Problem(compiled, True, torch.device("cpu"))
+    for epsilon in (1e-9, 0.1):
+        lost = budgets(compiled, x, labels, epsilon, "l2").amax(1)
+        region = Region(x, torch.full((3,), epsilon, dtype=torch.float64), "l2", False)
+        with exact_arithmetic():
+            forward = forward_errors(problem, region, torch.arange(3), UNLIMITED, torch.float64)
+        assert bool((lost <= 2 * forward).all())
 
 
 def test_on_ten_layers_cheap_bounds_still_have_a_radius() -> None:

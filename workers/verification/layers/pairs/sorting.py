@@ -18,6 +18,7 @@ from workers.verification.backward.linear_form import LinearForm
 from workers.verification.graph.graph_step import GraphStep
 from workers.verification.layers.clamp import clamped_slopes
 from workers.verification.layers.exact import EXACT, EXACT_JOIN, monotone
+from workers.verification.layers.pairs.differences import SORTED
 from workers.verification.layers.rules import BackwardState, Box, Carried, LayerRules
 from workers.verification.numerics import raised, slack, total
 from workers.verification.rounding import Rounding
@@ -200,7 +201,13 @@ def _open_pairs(layer: MaxMin, boxes: list[Box]) -> Tensor:
     return torch.cat([pairs, pairs], dim=1)
 
 
-_TWO = LayerRules(forward=monotone(EXACT_JOIN), ball=EXACT_JOIN, backward=_pair, open=_open)
+_TWO = LayerRules(
+    forward=monotone(EXACT_JOIN),
+    ball=EXACT_JOIN,
+    backward=_pair,
+    open=_open,
+    differences=SORTED,
+)
 
 RULES: dict[type[Layer], LayerRules] = {
     Maximum: _TWO,
@@ -211,5 +218,6 @@ RULES: dict[type[Layer], LayerRules] = {
         slopes=_maxmin_slopes,
         backward=_maxmin,
         open=_open_pairs,
+        differences=SORTED,
     ),
 }

@@ -49,6 +49,17 @@ n and every M the largest U_n(M) of sum_j D_j^2 with sum_j D_j = M is computed i
 trees: U_n(M + d n) = max over a, b = n - a, M = M_a + M_b of U_a(M_a) + U_b(M_b) + 2 d M + n. The
 leaves themselves begin with D = 0, or, where they are products, with their own d.
 
+One output whose leaves are known better (``Leaves``), by the nodes instead: its error is at most u
+sum |v| over the n - 1 nodes' own sums v. With P at least the sum of the leaves above 0 and of those
+below, T at least either's norm and S the sum of all, a node of k leaves has |v| <= h(k) = min(P,
+k^(1/2) T), and |v| <= |S| + h(n - k), as the others make S of it. So a node with |v| >= c has at
+least (c / T)^2 =: a leaves and at most n - b, b := ((c - |S|)+ / T)^2 <= a. Nodes of a to n - b
+leaves are n + 2 - a - b at most: those of a leaves or more under one node of m are m - a + 1 (by
+induction), and the topmost in question are one, of n - b at most, or more, which share n. Hence
+    sum |v| <= integral over c from 0 to P of (n + 2 - a - b)+
+             = (n + 2) c - (c^3 + (c - |S|)+^3) / (3 T^2)
+at c = P, or where n + 2 = a + b, if that is less. A leaf that is 0 in every input counts for none.
+
 Further factors (of a product, of a scale before the sum) move a leaf's D_i by at most 1 each: they
 cost their number times the root of the leaves times |t|. Those behind the sum (a scale or a shift
 of the output) move all D_i of an output alike: they are in the mean and not in the spread, and cost
@@ -64,12 +75,14 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from workers.verification.numerics import raised
+from workers.verification.numerics import nonzero, raised
 from workers.verification.rounding import gamma
 
-__all__ = ["FUSED", "Summation", "beyond_first_order"]
+__all__ = ["FUSED", "Leaves", "Summation", "beyond_first_order"]
 
 #: Leaves up to which V(n) is computed as its proof has it.
 FEW = 64
@@ -147,9 +160,51 @@ class Summation:
         by_levels += (self.ahead - product) * each
         return raised(min(together, by_levels))
 
+    def of_output(self, leaves: Leaves) -> Tensor:
+        """Each output is off by at most this, [batch, *shape]."""
+        alone, shift = leaves.alone, leaves.shift
+        shifts = torch.fmin(self.whole() * leaves.shift_norm, self.deepest * shift)
+        first = self.spread() * leaves.norm + self.mean() * alone + shifts + self.behind * shift
+        if len(self.sizes) == 1:
+            first = torch.fmin(first, self._by_nodes(leaves) + self.behind * (alone + shift))
+        return first + self.ahead * leaves.total
+
+    def _by_nodes(self, leaves: Leaves) -> Tensor:
+        (most,) = self.sizes
+        count = torch.full_like(leaves.total, most)
+        # With two factors or more ahead of them leaves may hold shifts, and are never 0.
+        if leaves.count is not None and self.ahead < 2.0:
+            count = leaves.count.clamp_max(most)
+        whole = leaves.alone + leaves.shift
+        part = (leaves.total + whole) * 0.5
+        norm = nonzero(leaves.side + leaves.shift_norm)
+        ends = 2.0 * (count + 2.0) * norm.square() - whole.square()
+        end = torch.fmin(part, (whole + ends.clamp_min(0.0).sqrt()) * 0.5)
+        cubes = end.pow(3) + (end - whole).clamp_min(0.0).pow(3)
+        return (count + 2.0) * end - cubes / (3.0 * norm.square())
+
     def _whole(self, sizes: tuple[float, ...]) -> float:
         # A node of one level stands for all leaves below it, and there are leaves / size of them.
         return sum(math.sqrt(self.leaves / n * (n**3 / 3.0 + n**2 / 2.0)) for n in sizes)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What is known of the leaves of single outputs, at least, [batch, *shape] each.
+
+    total: the sum of all their sizes. alone: of the sum of those that are products with inputs,
+    norm: their Euclidean norm, side: the norm of those above 0 and of those below. shift,
+    shift_norm: the sum of the sizes, and the norm, of what does not depend on the input. count: how
+    many may not be 0, a shift included; None: all.
+    """
+
+    total: Tensor
+    alone: Tensor
+    norm: Tensor
+    side: Tensor
+    shift: Tensor
+    shift_norm: Tensor
+    count: Tensor | None = None
 
 
 @lru_cache(maxsize=4096)

@@ -273,9 +273,13 @@ def leaves_of(layer: Conv2d | Linear, x: Tensor) -> Tensor:
 
 def worst_order(leaves: Tensor, *, products: bool = True) -> Tensor:
     """How far a sum over the last axis may be off to first order, in unit roundoffs, if it is added
-    from one end of its sorted numbers to the other; with the roundings of ``products``."""
+    from one end of its sorted numbers to the other; with the roundings of ``products``. Adding 0
+    rounds nothing."""
     ordered = leaves.sort(-1).values
-    ways = [order.cumsum(-1)[..., 1:].abs().sum(-1) for order in (ordered, ordered.flip(-1))]
+    ways = [
+        (order.cumsum(-1).abs() * (order != 0))[..., 1:].sum(-1)
+        for order in (ordered, ordered.flip(-1))
+    ]
     error = torch.maximum(*ways)
     return error + leaves.abs().sum(-1) if products else error
 

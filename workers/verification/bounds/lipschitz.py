@@ -224,7 +224,7 @@ def backward_lipschitz_radius(
         still = ((most > 0) & (best < reach) & (reach < tried)).nonzero().flatten()
         if not still.numel():
             break
-        tried[still] = reach[still]
+        tried[still] = reach[still] if attempt else torch.inf
         inside = Region(x[still], reach[still], norm, False)
         lost = margin_budget(compiled, inside, labels[still], real=margins[still], clock=clock)
         found = _radius(compiled, walked.part(still), labels[still], norm, rounding, lost)

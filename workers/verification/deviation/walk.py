@@ -168,7 +168,7 @@ class DeviationWalk:
         carried = rounding_error(op.absolute(far), terms=op.own_terms)
         # W z' of the deployed z': the real W z, and what W makes of the deviation.
         sums = raised(self._largest_sums(index, op) + carried, 1)
-        local = op.output_rounding(reach, size, sums, self.rounding)
+        local = op.output_rounding(reach, sums, self.rounding)
         local = local + self.rounding.underflow * op.floor
         rows = op.row_norms_like(local)
         ball = rows * length.reshape(-1, *([1] * (local.dim() - 1)))
@@ -190,10 +190,11 @@ class DeviationWalk:
         there say, and z' - c in all outputs together what is said of its length."""
         state = self.values[step.sources[0]]
         assert step.norms is not None
-        reach, sums = state.centre.abs(), op.linear(state.centre).abs()
-        size = op.absolute(reach) + op.bound_like("bias_magnitude", reach)
-        sums = raised(sums + rounding_error(size, self.rounding.own_gamma(op.own_terms)))
-        at_centre = op.output_rounding(reach, size, sums, self.rounding)
+        at_centre = op.linear(state.centre).abs()
+        size = op.absolute(state.centre.abs())
+        sums = raised(at_centre + rounding_error(size, self.rounding.own_gamma(op.own_terms)))
+        reach = self.reach(step.sources[0])
+        at_centre = op.output_rounding(reach, sums, self.rounding, exact=state.centre)
         at_centre = euclidean_norm(at_centre + self.rounding.underflow * op.floor)
         unit = self.rounding.deployed
         share = op.rounding_share(step.norms, unit, op.terms, op.summation)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from workers.verification.clock import UNLIMITED, Clock
 from workers.verification.norms.spectral import absolute_norm, power_iteration_norm
-from workers.verification.numerics import MANY, lost_in_norm, raised, rounding_error
+from workers.verification.numerics import MANY, raised, rounding_error
 from workers.verification.rounding import Rounding, gamma
-from workers.verification.summation import Summation, beyond_first_order
+from workers.verification.summation import Leaves, Summation, beyond_first_order
 
 __all__ = ["FLOAT32_SAFE", "Affine", "Inner", "Norms", "Shape"]
 
@@ -102,8 +102,9 @@ class Affine:
         """Squared Euclidean norms of W's rows, broadcastable to out_shape, float64, rounded up."""
         raise TypeError
 
-    def squared(self, x: Tensor) -> Tensor | None:
-        """W^2 x, entry by entry, for x >= 0 in float32 or float64; None: not known."""
+    def entrywise(self, name: str, x: Tensor) -> Tensor | None:
+        """W x with w^2 (``squares``), w |w| (``signed squares``), or 1 where w is not 0 and 0 where
+        it is (``present``), in place of w; None: not known."""
         return None
 
     def spectral(self, clock: Clock = UNLIMITED) -> float:
@@ -163,28 +164,37 @@ class Affine:
         return self.rounding_share(norms, unit, terms, self.summation), constant
 
     def output_rounding(
-        self, reach: Tensor, size: Tensor, sums: Tensor, rounding: Rounding
+        self, reach: Tensor, sums: Tensor, rounding: Rounding, *, exact: Tensor | None = None
     ) -> Tensor:
         """What the deployed evaluation may be off by in each output, [batch, *out_shape], underflow
-        apart: the lesser of gamma_n size and the bound of ``summation`` for one output.
+        apart: the lesser of gamma_n (|W| reach + |b|) and what ``summation`` says of one output.
 
-        reach [batch, *in_shape]: at least |x|; size: at least |W| reach + bias_magnitude, as
-        computed with ``own_terms``; sums: at least |W x|. float64.
+        reach [batch, *in_shape]: at least |x|, 0 where x is 0; sums: at least |W x|. float64. exact
+        [batch, *in_shape]: instead, what one x adds to this. The trees are those of an execution
+        within ``reach``.
         """
         unit, terms, own = rounding.deployed, self.terms, self.own_terms
-        least = rounding_error(size, gamma(terms, unit), terms=own)
-        trees = self.summation
-        squares = None if trees is None else self.squared(reach.square())
+        size = reach if exact is None else exact.abs()
+        shift = self.bound_like("bias_magnitude", size)
+        total = rounding_error(self.absolute(size) + shift, terms=own)
+        least = gamma(terms, unit) * total
+        trees, squares = self.summation, self.entrywise("squares", size.square())
         if trees is None or squares is None:
-            return least
-        # Squares of so small numbers that they are lost are paid here.
-        leaves = rounding_error(squares, terms=own).sqrt() + lost_in_norm(int(own) + 1, size.dtype)
-        bias = self.bound_like("bias_magnitude", size)
-        shifts = trees.whole() * self.bound_like("leaf_norms", size)
-        shifts = torch.fmin(shifts, trees.deepest * bias) + trees.behind * bias
-        first = trees.spread() * leaves + trees.mean() * sums + trees.ahead * size + shifts
-        whole = unit * first + beyond_first_order(terms, unit) * size
-        return torch.fmin(least, rounding_error(whole, terms=own))
+            return raised(least)
+        side = squares
+        if exact is not None:
+            # Of squares with the signs of their leaves: the greater of both sides.
+            signed = self.entrywise("signed squares", exact * size)
+            assert signed is not None
+            side = (squares + signed.abs()) * 0.5
+        # Squares of so small numbers that they are lost are far below what underflow costs.
+        norm, side = (rounding_error(square, terms=own).sqrt() for square in (squares, side))
+        count = self.entrywise("present", (reach > 0).to(reach))
+        count = None if count is None else count + (shift > 0)
+        shifts = self.bound_like("leaf_norms", size)
+        whole = trees.of_output(Leaves(total, sums, norm, side, shift, shifts, count))
+        whole = unit * whole + beyond_first_order(terms, unit) * total
+        return rounding_error(torch.fmin(least, whole))
 
     def own_rounding(self, norms: Norms, rounding: Rounding) -> tuple[float, float]:
         """The same for the verifier's own evaluation."""

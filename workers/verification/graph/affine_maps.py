@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,13 @@ from workers.verification.numerics import MANY, raised, up
 from workers.verification.summation import FUSED
 
 __all__ = ["Convolution", "Dense", "Diagonal", "Pooling"]
+
+#: What ``entrywise`` makes of weights.
+ENTRIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "squares": torch.square,
+    "signed squares": lambda weight: weight * weight.abs(),
+    "present": lambda weight: (weight != 0).to(weight),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +49,8 @@ class Dense(Affine):
     def row_norms_square(self) -> Tensor:
         return raised(self.weight.square().sum(1), MANY)
 
-    def squared(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.cast("squares", x, self.weight.square).T
+    def entrywise(self, name: str, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.cast(name, x, lambda: ENTRIES[name](self.weight)).T
 
     def largest_column(self) -> float:
         return float(raised(self.weight.square().sum(0).max().sqrt(), MANY))
@@ -92,10 +100,10 @@ class Convolution(Affine):
 
     def row_norms_square(self) -> Tensor:
         ones = torch.ones(1, *self.in_shape, dtype=torch.float64)
-        return raised(self.squared(ones)[0], MANY)
+        return raised(self.entrywise("squares", ones)[0], MANY)
 
-    def squared(self, x: Tensor) -> Tensor:
-        return self.geometry.apply(x, self.cast("squares", x, self.weight.square))
+    def entrywise(self, name: str, x: Tensor) -> Tensor:
+        return self.geometry.apply(x, self.cast(name, x, lambda: ENTRIES[name](self.weight)))
 
     def largest_column(self) -> float:
         # A number meets a tap once at most, and with a stride those that are whole strides apart.
@@ -223,7 +231,7 @@ def _before(second: Convolution | Dense, first: Diagonal) -> dict[str, Any]:
     magnitude = first.bias_magnitude.expand(first.out_shape)[None]
     # A leaf is a weight times what the first gives; its shift is a sum that was rounded here.
     leaves = raised(inner.abs()) + (up() - 1.0) * magnitude
-    new, trees = second.squared(leaves.square())[0], second.summation
+    new, trees = second.entrywise("squares", leaves.square())[0], second.summation
     return {
         "in_shape": first.in_shape,
         "bias": second.linear(inner)[0] + second.bias,

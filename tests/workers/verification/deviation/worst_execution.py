@@ -32,9 +32,8 @@ def worst_execution(
             value = forward_step(step, inputs)
             size = torch.zeros_like(value)
             if isinstance(step.op, Affine):
-                size = step.op.absolute(reach := inputs[0].detach().abs()) + step.op.bias_magnitude
-                sums = step.op.linear(inputs[0].detach()).abs()
-                size = step.op.output_rounding(reach, size, sums, ROUNDING)
+                at = inputs[0].detach()
+                size = step.op.output_rounding(at.abs(), step.op.linear(at).abs(), ROUNDING)
             elif isinstance(step.op, Add):
                 size = U32 * value.detach().abs()
             error = torch.zeros_like(value) if errors is None else errors[index] * size

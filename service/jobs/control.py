@@ -136,7 +136,7 @@ class Jobs:
             )
         if state is None:
             raise _unknown(job_id)
-        return state
+        return self._ledger.in_line(state)
 
     async def estimate(self, state: JobState) -> Estimate | None:
         """What the job may cost; None until ``prepare`` has read its model and data."""

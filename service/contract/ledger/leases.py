@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.contract.schemas.job_records import Progress
+from service.contract.schemas.job_records import WAITING, Progress
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.times import rfc3339
 
@@ -102,7 +102,7 @@ def state_of(fields: Mapping[str, str]) -> JobState:
 
     submission = JobSubmission.model_validate_json(fields["submission"])
     status = fields["status"]
-    messages = {"queued": "waiting for a worker", "running": "starting"}
+    messages = {"queued": WAITING, "running": "starting"}
     progress = Progress(
         done=int(float(fields.get("done", 0))),
         total=int(fields["total"]) if fields.get("total") else None,

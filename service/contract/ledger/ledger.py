@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,6 +35,7 @@ from service.contract.ledger.redis_keys import STATUSES, Keys
 from service.contract.ledger.redis_memory import Memory
 from service.contract.ledger.scheduler import MAX_DELAY_S, Scheduler, scheduling_delay
 from service.contract.ledger.worker_registry import WorkerRegistry
+from service.contract.schemas.job_records import WAITING
 from service.contract.schemas.submissions import JobSubmission
 from service.contract.settings import Settings
 from service.contract.times import now, seconds
@@ -295,6 +297,17 @@ class Ledger:
         """The job, or None where the ledger does not know it."""
         fields = self._redis.hgetall(self._keys.of(f"job:{job_id}"))
         return state_of(fields) if fields else None
+
+    def in_line(self, state: JobState) -> JobState:
+        """The same, and of a job that waits for just any worker what it waits for."""
+        if state.progress.message != WAITING:
+            return state
+        before = self.scheduler.before(state.submission.id)
+        if not self.worker_registry.living():
+            why = ": none is running"
+        else:
+            why = {0: "", 1: ": one job is before it"}.get(before, f": {before} jobs are before it")
+        return replace(state, progress=state.progress.model_copy(update={"message": WAITING + why}))
 
     def results(self, job_id: str) -> dict[str, str]:
         """Committed items of a running job and their results."""

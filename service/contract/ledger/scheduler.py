@@ -88,6 +88,10 @@ class Scheduler:
         """
         return bool(self._waits(keys=[self.key], args=[self._prefix, job_id, waited_s, devices]))
 
+    def before(self, job_id: str) -> int:
+        """How many open jobs are served before this one, those at work included."""
+        return int(self._redis.zrank(self.key, job_id) or 0)
+
     def missing(self, job_ids: Iterable[str]) -> list[str]:
         """The open jobs without a priority time (entered by an earlier release)."""
         return sorted(set(job_ids) - set(self._redis.zrange(self.key, 0, -1)))

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from service.contract.schemas.submissions import JobKind, JobStatus, Strict
 
 __all__ = [
+    "WAITING",
     "Estimate",
     "JobDetails",
     "JobError",
@@ -20,6 +21,10 @@ __all__ = [
 ]
 
 
+#: Of a job that any worker may do.
+WAITING = "waiting for a worker"
+
+
 class Progress(Strict):
     """How far a job is, in ``steps`` of a training, then in ``samples``; ``total`` and ``eta_s``
     are null while they are unknown."""
@@ -27,7 +32,7 @@ class Progress(Strict):
     done: int = 0
     total: int | None = None
     unit: str = "samples"
-    message: str = "waiting for a worker"
+    message: str = WAITING
     eta_s: float | None = None
 
 

@@ -250,6 +250,29 @@ def test_a_training_says_which_worker_it_waits_for_and_wakes_nobody_up_until_the
     assert message() == "starting"
 
 
+def test_a_queued_job_says_what_it_waits_for(
+    api: httpx.Client, ledger: Ledger, accept: Make
+) -> None:
+    jobs = [accept() for _ in range(3)]
+    for job in jobs:
+        ledger.create(job)
+
+    def messages() -> list[str]:
+        found = [api.get(f"/jobs/{job.id}").json() for job in jobs]
+        return [shown["progress"]["message"] for shown in found if shown["status"] == "queued"]
+
+    assert messages() == ["waiting for a worker: none is running"] * 3
+    ledger.worker_registry.heartbeat("one", {"host": "h"})
+    waiting = "waiting for a worker"
+    one, two = f"{waiting}: one job is before it", f"{waiting}: 2 jobs are before it"
+    assert messages() == [waiting, one, two]
+    # A job at work is still before the others.
+    assert isinstance(ledger.lease(jobs[0].id, worker="one"), Lease)
+    assert messages() == [one, two]
+    ledger.finish(jobs[0].id, "cancelled")
+    assert messages() == [waiting, one]
+
+
 def test_a_report_is_signed_when_its_job_has_ended(
     quick: Settings,
     store: Store,

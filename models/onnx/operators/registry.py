@@ -134,9 +134,13 @@ def _cast(operation: Operation, translation: Translation) -> Activation:
 
 def _dropout(operation: Operation, translation: Translation) -> Activation:
     """As in inference: nothing."""
-    training = operation.constant(2)
+    ratio, training = operation.constant(1), operation.constant(2)
     if training is not None and training.any():
         operation.refuse("training mode is not inference", hint="export the model in eval mode")
+    if any(given is not None and given.ndim for given in (ratio, training)):
+        operation.refuse("ratio and training_mode have no axes", code="invalid_network")
+    if ratio is not None and not 0.0 <= float(ratio) < 1.0:
+        operation.refuse("its ratio is not in [0, 1): no runtime takes it", code="invalid_network")
     return operation.activation()
 
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 
 from tests.models.differential.comparison import compare, compare_mutant
-from tests.models.differential.constant_nodes import compare_constants
+from tests.models.differential.constants.nodes import compare_constants
 
 #: Address space: a graph whose sizes were not bounded ends here.
 MEMORY_BYTES = 8 << 30

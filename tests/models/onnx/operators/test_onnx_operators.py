@@ -139,6 +139,14 @@ def test_elementwise_with_a_constant(
     assert reciprocal == (op == "Div" and swapped)
 
 
+@pytest.mark.parametrize("ratio", [-0.5, 1.0, np.nan, [0.5]])
+def test_a_dropout_that_no_runtime_takes_is_refused(ratio: Any) -> None:
+    constants = {"ratio": np.array(ratio, np.float32)}
+    with pytest.raises(ModelError) as caught:
+        import_onnx_bytes(flattened([node("Dropout", ["x", "ratio"], ["y"])], (4,), constants))
+    assert caught.value.code == "invalid_network"
+
+
 @pytest.mark.parametrize("op", ["Add", "Sub"])
 def test_two_activations(op: str) -> None:
     nodes = [node("Relu", ["x"], ["r"]), node(op, ["x", "r"], ["y"])]

@@ -1,0 +1,1 @@
+"""Constants of random graphs: computed by operators, and nodes on them alone."""

@@ -135,4 +135,4 @@ def computed_forms(opset: int, array: Array) -> list[Form]:
     able = {kind: form for kind, form in found.items() if opset >= SINCE.get(kind, 7)}
     # Where they stand for weights they are mostly refused.
     waves = [able[kind] for kind in ("Sin", "Cos") if kind in able]
-    return [*able.values(), *waves, *waves]
+    return [*able.values(), *4 * waves]

@@ -70,6 +70,7 @@ def test_no_execution_within_what_is_reached_is_wrong(
 
 @given(seed=st.integers(0, 10**6), norm=st.sampled_from(["l2", "linf"]))
 @settings(max_examples=examples(3), deadline=None)
+@torch.no_grad()
 def test_values_over_a_smaller_region_are_in_the_boxes_of_both(seed: int, norm: str) -> None:
     network = random_network(seed)
     generator = torch.Generator().manual_seed(seed)

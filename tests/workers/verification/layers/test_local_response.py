@@ -114,8 +114,9 @@ def test_boxes_lines_and_balls_hold_for_the_runtime(seed: int) -> None:
                 lines.lower_slope.double()[:, None] * z + lines.lower_intercept.double()[:, None]
             )
             noise = 2.0**-50 * (1 + lines.upper_slope.double()[:, None]) * z.abs()
-            assert bool((values <= above + noise).all())
-            assert bool((values >= below - noise).all())
+            # Where the sum that runs along may be below 0 nothing is known: it may be no number.
+            assert bool(((values <= above + noise) | torch.isinf(above)).all())
+            assert bool(((values >= below - noise) | torch.isinf(below)).all())
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ def test_no_value_leaves_the_ball_behind(layer: Layer, seed: int, dtype: torch.d
     curve, rule = CURVES[type(layer)](layer), rules_of(layer).forward
     assert rule is not None
     start, end = (float(np.clip(number, -50, 50)) for number in curve.domain)
-    size = float(10.0 ** random.uniform(-3, 0.5))
+    size = min(float(10.0 ** random.uniform(-3, 0.5)), (end - start) / 4)
     centre = torch.from_numpy(random.uniform(start + 2 * size, end - size, (1, 5))).float()
     centre = centre.clamp(start + size, end)
     moves = torch.from_numpy(random.standard_normal((200, 5)))

@@ -58,7 +58,9 @@ leaves are n + 2 - a - b at most: those of a leaves or more under one node of m 
 induction), and the topmost in question are one, of n - b at most, or more, which share n. Hence
     sum |v| <= integral over c from 0 to P of (n + 2 - a - b)+
              = (n + 2) c - (c^3 + (c - |S|)+^3) / (3 T^2)
-at c = P, or where n + 2 = a + b, if that is less. A leaf that is 0 in every input counts for none.
+at c = P, or where n + 2 = a + b, if that is less: c = (s + (2 (n + 2) T^2 - s^2)^(1/2)) / 2 with s
+the lesser of |S| and (n + 2)^(1/2) T. The integral grows with n, P, T and |S|, so that upper bounds
+on them may stand for them, each by itself. A leaf that is 0 in every input counts for none.
 
 Further factors (of a product, of a scale before the sum) move a leaf's D_i by at most 1 each: they
 cost their number times the root of the leaves times |t|. Those behind the sum (a scale or a shift
@@ -176,12 +178,14 @@ class Summation:
         if leaves.count is not None and self.ahead < 2.0:
             count = leaves.count.clamp_max(most)
         whole = leaves.alone + leaves.shift
-        part = (leaves.total + whole) * 0.5
+        # All in units of T. No node is above (n + 2)^(1/2) of it, whatever is known of S: a shift
+        # behind the sums is part of ``whole`` and no leaf.
         norm = nonzero(leaves.side + leaves.shift_norm)
-        ends = 2.0 * (count + 2.0) * norm.square() - whole.square()
-        end = torch.fmin(part, (whole + ends.clamp_min(0.0).sqrt()) * 0.5)
+        part = (leaves.total + whole) * 0.5 / norm
+        whole = torch.fmin(whole / norm, (count + 2.0).sqrt())
+        end = torch.fmin(part, (whole + (2.0 * (count + 2.0) - whole.square()).sqrt()) * 0.5)
         cubes = end.pow(3) + (end - whole).clamp_min(0.0).pow(3)
-        return (count + 2.0) * end - cubes / (3.0 * norm.square())
+        return norm * ((count + 2.0) * end - cubes / 3.0)
 
     def _whole(self, sizes: tuple[float, ...]) -> float:
         # A node of one level stands for all leaves below it, and there are leaves / size of them.

@@ -22,8 +22,8 @@ __all__ = ["depth_to_space", "padded_by_copies", "resize", "space_to_depth"]
 MOST_COPIES = 64
 #: How Resize finds the place that it copies: for whole factors they all repeat each place.
 _REPEATING = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
-#: Roundings of a product in a linear Resize, at most.
-_ROUNDINGS = 6
+#: Places of the sides that a linear Resize changes, together, at least: five numbers to mix.
+_FEWEST_PLACES = 6
 #: Places of an axis from here on have coordinates that float32 rounds to those of others.
 _MOST_PLACES = 1 << 21
 #: How it finds the two places that it mixes (linear), where that is taken.
@@ -162,12 +162,11 @@ def _repeated(
 def _interpolated(
     operation: Operation, translation: Translation, factors: list[Fraction], how: str
 ) -> Activation:
-    """Between two places along each of an image's axes: a matrix for either axis.
+    """Between two places along one or both of an image's axes: one matrix.
 
     By powers of two, where every coordinate and every weight is a number of float32, exactly, so
     that ONNX Runtime's coefficients are ours however it computes them. It adds four products of
-    three factors, in float32 at most six roundings of each; matrices of so many columns in all
-    allow for them.
+    three factors, which the verifier knows of such matrices.
     """
     x = operation.activation()
     powers = all(
@@ -183,28 +182,68 @@ def _interpolated(
             hint="resize by a power of two or to the nearest place, or before the network",
         )
     resized = [axis for axis in (1, 2) if factors[axis] != 1]
-    if resized and sum(x.shape[axis] for axis in resized) < _ROUNDINGS:
+    if resized and sum(x.shape[axis] for axis in resized) < _FEWEST_PLACES:
         operation.refuse(f"linear on an image of {x.shape[1]} x {x.shape[2]} is not supported")
-    for axis in resized:
-        factor, size = factors[axis], x.shape[axis]
-        out = int(size * factor)
-        if out < 1:
-            operation.refuse(f"nothing is left of {size} places", code="shape_mismatch")
-        translation.charge(operation, (out, size))
-        if translation.parameters + out * size > translation.limits.parameters:
-            operation.refuse(f"{size} places as {out} take too much memory", code="model_too_large")
-        matrix = np.zeros((out, size), dtype=np.float32)
-        for place in range(out):
-            at = Fraction(place) / factor
-            # pytorch_half_pixel takes a single place from the very first one.
-            if how == "half_pixel" or (how == "pytorch_half_pixel" and out > 1):
-                at = (place + Fraction(1, 2)) / factor - Fraction(1, 2)
-            at = min(max(at, Fraction(0)), Fraction(size - 1))
-            low = int(at)
-            matrix[place, low] += float(1 - (at - low))
-            matrix[place, min(low + 1, size - 1)] += float(at - low)
+    matrices = [
+        _mixing(operation, translation, factors[axis], x.shape[axis], how) for axis in resized
+    ]
+    if len(resized) == 2:
+        return _over_both(operation, translation, x, *matrices)
+    for axis, matrix in zip(resized, matrices, strict=True):
         x = _along(operation, translation, x, matrix, axis)
     return x
+
+
+def _mixing(
+    operation: Operation, translation: Translation, factor: Fraction, size: int, how: str
+) -> NDArray[np.float32]:
+    """What an axis of ``size`` places becomes."""
+    out = int(size * factor)
+    if out < 1:
+        operation.refuse(f"nothing is left of {size} places", code="shape_mismatch")
+    _take(operation, translation, out, size)
+    matrix = np.zeros((out, size), dtype=np.float32)
+    for place in range(out):
+        at = Fraction(place) / factor
+        # pytorch_half_pixel takes a single place from the very first one.
+        if how == "half_pixel" or (how == "pytorch_half_pixel" and out > 1):
+            at = (place + Fraction(1, 2)) / factor - Fraction(1, 2)
+        at = min(max(at, Fraction(0)), Fraction(size - 1))
+        low = int(at)
+        matrix[place, low] += float(1 - (at - low))
+        matrix[place, min(low + 1, size - 1)] += float(at - low)
+    return matrix
+
+
+def _take(operation: Operation, translation: Translation, out: int, size: int) -> None:
+    """Count a matrix that is about to be made."""
+    translation.charge(operation, (out, size))
+    if translation.parameters + out * size > translation.limits.parameters:
+        operation.refuse(f"{size} places as {out} take too much memory", code="model_too_large")
+
+
+def _over_both(
+    operation: Operation,
+    translation: Translation,
+    x: Activation,
+    rows: NDArray[np.float32],
+    columns: NDArray[np.float32],
+) -> Activation:
+    """One matrix for all places of an image, as ONNX Runtime makes each of them in one sum.
+
+    Two matrices, one after the other, would say that the sum rounds in proportion to what the first
+    one gives, which is 0 where rows cancel, while the sum takes its products in any order.
+    """
+    channels = x.shape[0]
+    (out_rows, in_rows), (out_columns, in_columns) = rows.shape, columns.shape
+    _take(operation, translation, out_rows * out_columns, in_rows * in_columns)
+    # Products of two multiples of 1 / (2 MOST_COPIES): exact.
+    weight = translation.weight(operation, np.kron(rows, columns)[:, :, None, None])
+    x = translation.emit(operation, Permute(axes=(1, 2, 0)), x)
+    x = translation.emit(operation, Reshape(shape=(in_rows * in_columns, channels, 1)), x)
+    x = translation.emit(operation, Conv2d(weight), x)
+    x = translation.emit(operation, Reshape(shape=(out_rows, out_columns, channels)), x)
+    return translation.emit(operation, Permute(axes=(2, 0, 1)), x)
 
 
 def _along(

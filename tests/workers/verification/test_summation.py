@@ -19,7 +19,7 @@ from models.layers.normalization import Centre
 from models.layers.partial_sums import convolution_in_partial_sums, summed_convolution
 from models.network import Network
 from models.onnx.importer import import_onnx_bytes
-from tests.extent import part
+from tests.extent import examples, part
 from tests.workers.verification.networks import leaves_of, worst_order
 from tests.workers.verification.uploads.wide_networks import image_network
 from workers.verification.forward.sections import section_error
@@ -28,7 +28,7 @@ from workers.verification.graph.compiled_network import CompiledNetwork
 from workers.verification.graph.sections.forms import Kernel
 from workers.verification.norms.spectral import materialize
 from workers.verification.rounding import Rounding
-from workers.verification.summation import Summation, beyond_first_order
+from workers.verification.summation import Leaves, Summation, beyond_first_order
 
 U = 2.0**-24
 F64 = torch.float64
@@ -187,6 +187,7 @@ def measured_each(op: Affine, error: Tensor, x: Tensor) -> Tensor:
     claimed = op.output_rounding(reach, sums, ROUNDING)
     better = op.output_rounding(reach, sums, ROUNDING, exact=x)
     assert bool((better <= claimed * (1 + 1e-9)).all())
+    assert bool((better >= 0).all())
     return error.reshape(claimed.shape) / better
 
 
@@ -220,6 +221,76 @@ def test_no_order_of_a_convolution_is_beyond_what_is_said_of_each_output(scale: 
             leaves = leaves_of(conv, x) * float(factor)
             error = worst_order(leaves) + leaves.sum(-1).abs()
             assert float(measured_each(op, error * U, x.float().double()).max()) <= 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 3.0, 100.0, 1e4])
+@pytest.mark.parametrize("weights", [0.0, 1e-3, 1.0])
+def test_what_is_said_of_outputs_covers_shifts_behind_their_sums(
+    weights: float, shift: float
+) -> None:
+    """However large they are beside what is summed: they are no leaves of it."""
+    dense = Linear(orthogonal(24) * weights, orthogonal(24)[0] * weights)
+    conv = Conv2d(torch.randn(4, 6, 3, 3) * weights, padding=(1, 1, 1, 1))
+    for layer, shape in ((dense, (24,)), (conv, (6, 5, 5))):
+        op = compiled_map([layer, Shift(torch.tensor(shift))], shape)
+        x = image(*shape).double() - 0.4
+        leaves = leaves_of(layer, x)
+        error = worst_order(leaves) + (leaves.sum(-1) + shift).abs()
+        assert bool((op.output_rounding(x.abs(), op.linear(x).abs(), ROUNDING) >= error * U).all())
+        better = op.output_rounding(x.abs(), op.linear(x).abs(), ROUNDING, exact=x)
+        assert bool((better >= error * U).all())
+
+
+def most_at_nodes(leaves: list[float]) -> float:
+    """The largest sum of |v| over the nodes of any tree, v a node's own sum."""
+    sums, most = [0.0], [0.0]
+    for leaf in leaves:
+        sums += [leaf + other for other in sums]
+    for chosen in range(1, len(sums)):
+        lowest = chosen & -chosen
+        found, part = 0.0, chosen ^ lowest
+        best = 0.0 if part == 0 else abs(sums[chosen])
+        while part:
+            found = max(found, most[part] + most[chosen ^ part])
+            part = (part - 1) & (chosen ^ lowest)
+        most.append(best + found)
+    return most[-1]
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_no_tree_of_one_output_is_beyond_what_is_said_of_it(count: int) -> None:
+    """Every tree of every leaves, whose sums and norms are known exactly, or by far too little."""
+    generator = np.random.default_rng(count)
+    kinds = [
+        np.ones(count),
+        np.where(np.arange(count) % 2, 1.0, -1.0),
+        np.arange(count) - (count - 1) / 2,
+        np.arange(count) + 1.0,
+        2.0 ** -np.arange(count),
+        (-0.5) ** np.arange(count),
+        np.where(np.arange(count) == 0, 1.0 - count, 1.0),
+        np.where(np.arange(count) < 2, [1.0, -1.0] * (count // 2) + [1.0] * (count % 2), 0.0),
+        *generator.standard_normal((examples(4, 100), count)),
+        *generator.standard_normal((examples(4, 100), count)) ** 5,
+    ]
+    for leaves in kinds:
+        # Adding 0 rounds nothing.
+        worst = most_at_nodes(list(leaves[leaves != 0]))
+        for shifts, loose in itertools.product((0, 1), (False, True)):
+            products, shift = leaves[shifts:], float(np.abs(leaves[:shifts]).sum())
+            sides = (products[products > 0], products[products < 0])
+            more = 1.0 + loose * generator.exponential(3.0, 4)
+            known = [
+                (float(np.abs(products).sum()) + shift) * more[0],
+                abs(float(products.sum())) * more[1] + (more[1] - 1.0) * shift,
+                float(np.linalg.norm(products)) * more[2],
+                max(float(np.linalg.norm(side)) for side in sides) * more[3],
+                shift,
+                shift,
+                float((leaves != 0).sum()),
+            ]
+            said = Leaves(*(torch.tensor([[number]], dtype=F64) for number in known))
+            assert worst <= float(Summation((float(count),)).of_output(said)) * (1 + 1e-12)
 
 
 def test_the_worst_order_of_a_matrix_comes_within_half_of_the_bound() -> None:

@@ -36,8 +36,9 @@ def _zero() -> Tensor:
     return torch.zeros((), dtype=torch.float64)
 
 
-#: Roundings of a product where a convolution may stand for a Resize (``_may_interpolate``).
-INTERPOLATED = 4.0
+#: Where a convolution may stand for a Resize (``_may_interpolate``): products of one output, and
+#: roundings of each of them.
+MIXED, INTERPOLATED = 4, 4.0
 
 
 def _trees(products: int, bias: Tensor, ahead: float = 1.0) -> Summation:
@@ -46,15 +47,15 @@ def _trees(products: int, bias: Tensor, ahead: float = 1.0) -> Summation:
 
 
 def _may_interpolate(weight: Tensor, groups: int) -> bool:
-    """Whether this may be one axis of a linear Resize, which the importer takes for such matrices.
+    """Whether this may be a linear Resize, which the importer takes for such a matrix.
 
-    ONNX Runtime adds four products of three factors, each of at most six roundings: over all
-    outputs 12 of the columns of both matrices. Matrices of n and m columns, n + m >= 6, are charged
-    sqrt(V') + 3 sqrt(n) each, V' >= 2, 6, 16, 26 and 44 for 2 to 6 columns: over 13 together. One
-    matrix alone adds two products, 6 sqrt(2), and has at least 6 columns.
+    ONNX Runtime adds four products of three factors, two of them constants whose product is exact
+    (along one axis two products count): at most three roundings of each product before it is added,
+    and a tree of four. What stands beside them in a matrix is 0, and rounds nothing. It has more
+    than four columns: smaller images are refused.
     """
-    alone = groups == 1 and tuple(weight.shape[2:]) == (1, 1)
-    return alone and int((weight != 0.0).flatten(1).sum(1).max()) <= 2
+    alone = groups == 1 and tuple(weight.shape[2:]) == (1, 1) and weight.shape[1] > MIXED
+    return alone and int((weight != 0.0).flatten(1).sum(1).max()) <= MIXED
 
 
 def _conv2d(layer: Conv2d, shape: tuple[int, ...]) -> Affine:
@@ -63,15 +64,17 @@ def _conv2d(layer: Conv2d, shape: tuple[int, ...]) -> Affine:
     geometry = ConvGeometry(
         (shape[1], shape[2]), layer.stride, layer.padding, layer.dilation, layer.groups
     )
-    ahead = INTERPOLATED if _may_interpolate(weight, layer.groups) else 1.0
-    trees = _trees(weight[0].numel(), bias, ahead)
+    products, ahead = weight[0].numel(), 1.0
+    if _may_interpolate(weight, layer.groups):
+        products, ahead = MIXED, INTERPOLATED
+    trees = _trees(products, bias, ahead)
     out = layer.output_shape(shape)
     return Convolution(
         shape,
         out,
         bias,
         bias.abs(),
-        weight[0].numel() + 2,
+        products + 1 + ahead,
         weight=weight,
         geometry=geometry,
         summation=trees,

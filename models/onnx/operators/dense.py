@@ -19,11 +19,11 @@ LARGEST_ALPHA = 2.0**20
 
 
 def gemm(operation: Operation, translation: Translation) -> Activation:
-    """alpha * x @ B + beta * C with constant B and C: one dense layer.
+    """alpha * x @ B + beta * C with constant B and C, alpha a power of two: one dense layer.
 
     ONNX Runtime multiplies SUMS of x @ B by alpha. A factor below 1 is a layer of its own, as those
     sums may overflow where the result does not. A power of two from 1 on goes into the weights: the
-    larger numbers are the ones that overflow. With C, other factors round as no layers of ours do.
+    larger numbers are the ones that overflow. Other factors round as no layers of ours do.
     """
     x = operation.activation(0)
     if operation.attributes["transA"]:
@@ -50,6 +50,10 @@ def gemm(operation: Operation, translation: Translation) -> Activation:
         _refuse_alpha(operation, alpha)
     elif bias is not None:
         bias = _scaled(operation, bias, 1 / alpha if alpha else alpha)
+    elif alpha and abs(math.frexp(float(alpha))[0]) != 0.5:
+        # ONNX Runtime multiplies the sums of stretches by it, each of which is rounded, and they
+        # may cancel; what a factor behind the whole sum rounds is a share of the result.
+        _refuse_alpha(operation, alpha)
     dense = Linear(
         translation.weight(operation, weight),
         None if bias is None else translation.weight(operation, bias),

@@ -151,6 +151,12 @@ def parse_onnx(data: bytes, limits: OnnxLimits | None = None) -> ModelProto:
     except DecodeError as error:
         raise damaged() from error
     graph = model.graph
+    if not graph.node and graph.output:
+        raise ModelError(
+            "the graph holds no node: nothing is computed from its input",
+            code="invalid_onnx",
+            hint="export a network with layers",
+        )
     if not graph.node:
         raise ModelError("the file holds no ONNX graph", code="invalid_onnx", hint=_DAMAGED)
     if len(graph.node) > limits.nodes or len(graph.initializer) > limits.tensors:

@@ -66,6 +66,17 @@ def code_of(model: ModelProto | bytes) -> str:
     return caught.value.code
 
 
+def test_a_graph_without_nodes_is_not_called_damaged() -> None:
+    model = good()
+    del model.graph.node[:]
+    with pytest.raises(ModelError, match="holds no node") as caught:
+        import_onnx_bytes(model.SerializeToString())
+    assert (caught.value.code, caught.value.hint) == (
+        "invalid_onnx",
+        "export a network with layers",
+    )
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_files_end_in_a_model_error(data: st.DataObject) -> None:

@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,15 +71,9 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
     from workers.jobs.datasets.thumbnails import shown, thumbnails
     from workers.jobs.hardware.barrier_waits import watch_barriers
     from workers.jobs.inspection.estimate import estimate
-    from workers.jobs.inspection.label_check import chance_doubt, label_doubt
     from workers.jobs.inspection.loaded_model import load_model
-    from workers.jobs.inspection.normalization_check import (
-        is_table,
-        normalization_doubt,
-        swapped,
-    )
     from workers.jobs.inspection.rewritten_model import check_same_function
-    from workers.jobs.inspection.valid_inputs import valid_inputs
+    from workers.jobs.inspection.valid_inputs import largest_pixel, valid_inputs
     from workers.jobs.report.doubts import data_doubts
     from workers.verification.cascade.coverage import covering_bounds
     from workers.verification.cascade.parity import check_parity
@@ -145,16 +139,8 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         refuse_other_labels(
             stated, x[some], deployed, deployed.given, gap=gap, seed=request["seed"]
         )
-    exchanged = swapped(x, request["normalization"])
-    doubt = [exchanged] if exchanged is not None else []
-    if data.y is None:
-        doubt.append(_NO_LABELS)
-    else:
-        said = label_doubt(logits, data.y)
-        if said is None and (not inputs.numbers or is_table(x.shape[1:])):
-            said = normalization_doubt(deployed, x, data.y, logits, request["normalization"])
-        said = said or chance_doubt(logits, data.y, x)
-        doubt += [said] if said is not None else []
+    pixel = largest_pixel(request.get("input_range", [0, 1]), takes_bytes=loaded.takes_bytes)
+    doubt = _doubts(deployed, x, data.y, logits, request["normalization"], pixel)
     clock = Clock(None if budget is None else started + budget)
     compared: dict[str, Any] = {"difference": None, "largest_share": None, "inputs": {}}
     try:
@@ -202,6 +188,38 @@ def inspect(request: Mapping[str, Any], folder: Path) -> None:
         "warnings": [*loaded.warnings, *data_doubts(data, x, network.classes, inputs), *doubt],
     }
     (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _doubts(
+    logits_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    x: NDArray[np.float32],
+    y: NDArray[np.int64] | None,
+    logits: NDArray[np.float32],
+    given: Mapping[str, Sequence[float]] | None,
+    pixel: float | None,
+) -> list[str]:
+    """Sentences on a normalisation or labels that look wrong.
+
+    x [N, *shape], y [N]; logits [N, classes]: those of x. pixel: see ``largest_pixel``.
+    """
+    from workers.jobs.inspection.label_check import chance_doubt, label_doubt
+    from workers.jobs.inspection.normalization_check import is_table, normalization_doubt
+    from workers.jobs.inspection.unlike_samples import unlike_the_samples
+
+    table = is_table(x.shape[1:])
+    unlike = unlike_the_samples(x, given, features=table)
+    first = [] if unlike is None else [unlike]
+    if y is None:
+        return [*first, _NO_LABELS]
+    said = label_doubt(logits, y)
+    if said is None and (table or pixel is not None):
+        scale = 1.0 if table or pixel is None else pixel
+        said = normalization_doubt(logits_of, x, y, logits, given, scale)
+        if said is not None:
+            # The same, with the accuracies of both.
+            return [said]
+    said = said or chance_doubt(logits, y, x)
+    return first if said is None else [*first, said]
 
 
 def _in_partial_sums(

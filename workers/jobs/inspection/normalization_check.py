@@ -10,7 +10,7 @@ costs at most about 2,000 forward passes, and none where the accuracy is high al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from models.errors import ModelError
 from models.network import per_channel
 from workers.verification.answers import answers
 
-__all__ = ["Convention", "conventions", "is_table", "normalization_doubt", "swapped"]
+__all__ = ["Convention", "conventions", "is_table", "normalization_doubt"]
 
 #: Samples of the first round over all conventions, and of the second over the remaining ones.
 FIRST, MAX_SAMPLES = 50, 200
@@ -33,9 +33,8 @@ LEAST_GAIN = 0.05
 #: Gains must exceed losses by so many standard deviations of a fair coin.
 SIGMAS = 3.0
 
-#: Mean and std of the data fit the given ones exchanged, by this share of how far off they are as
-#: they were given, and those are off by this much of the data's spread.
-EXCHANGED, FAR_OFF = 1 / 3, 0.5
+#: The share of one byte in 255, a little rounded up.
+_SHARE = 1.000001 / 255
 #: Values that a flattened image has at least: fewer are features of a table.
 _LEAST_IMAGE = 64
 
@@ -109,6 +108,13 @@ def conventions(
             yield Convention("the given std divided by 255", mean, smaller[1])
         if max(*mean, *std) > 1.0:
             yield Convention("the given values divided by 255", *smaller)
+        larger = tuple(v * 255 for v in mean), tuple(v * 255 for v in std)
+        if max(mean) <= _SHARE < max(std) and min(mean) > 0.0:
+            yield Convention("the given mean times 255", larger[0], std)
+        if max(std) <= _SHARE < max(mean):
+            yield Convention("the given std times 255", mean, larger[1])
+        if max(*mean, *std) <= _SHARE:
+            yield Convention("the given values times 255", *larger)
         if min(mean) > 0.0 and len(mean) == len(std):
             yield Convention("the given mean and std exchanged", std, mean)
     if is_table(shape):
@@ -163,13 +169,14 @@ def normalization_doubt(
     labels: NDArray[np.int64],
     found: NDArray[np.float32],
     given: Mapping[str, Sequence[float]] | None,
+    scale: float = 1.0,
 ) -> str | None:
     """A sentence that names a far better normalisation, None where there is none.
 
-    logits: the deployed network on pixels, ``given`` normalisation included; x [N, *shape] pixels;
-    labels [N]; found [N, classes]: its logits at x. Samples are spread over the data, which may be
-    sorted by class. Far better: at least 5 points of accuracy, significantly (3 standard deviations
-    of a sign test), and better than naming one class always.
+    logits: the deployed network on pixels, ``given`` normalisation included; x [N, *shape] pixels
+    from 0 to ``scale``; labels [N]; found [N, classes]: its logits at x. Samples are spread over
+    the data, which may be sorted by class. Far better: at least 5 points of accuracy, significantly
+    (3 standard deviations of a sign test), and better than naming one class always.
     """
     rows = _spread(len(x), MAX_SAMPLES)
     right = _right(found[rows], labels[rows])
@@ -178,13 +185,14 @@ def normalization_doubt(
         return None
     some = _spread(len(rows), FIRST)
     best: tuple[int, Convention, NDArray[np.bool_]] | None = None
-    for convention in conventions(x.shape[1:], given, x):
-        tried = _answered(logits, x[rows[some]], labels[rows[some]], convention, given)
+    shares = given and {key: [v / scale for v in values] for key, values in given.items()}
+    for convention in conventions(x.shape[1:], shares, x):
+        tried = _answered(logits, x[rows[some]], labels[rows[some]], convention, given, scale)
         if tried is None or int(tried.sum()) <= int(right[some].sum()):
             continue
         whole = tried
         if len(some) < len(rows):
-            again = _answered(logits, x[rows], labels[rows], convention, given)
+            again = _answered(logits, x[rows], labels[rows], convention, given, scale)
             assert again is not None
             whole = again
         if best is None or int(whole.sum()) > best[0]:
@@ -200,39 +208,7 @@ def normalization_doubt(
         or count <= (1 + LEAST_GAIN) * counts.max()
     ):
         return None
-    return _sentence(float(right.mean()), count / len(rows), len(rows), convention, given)
-
-
-def swapped(x: NDArray[np.float32], given: Mapping[str, Sequence[float]] | None) -> str | None:
-    """A sentence where the given mean and std are the data's std and mean; None else.
-
-    x [N, *shape]: all samples as the network gets them, labelled or not.
-    """
-    if given is None or min(given["mean"]) <= 0.0:
-        return None
-    rows = x[_spread(len(x), MAX_SAMPLES)].astype(np.float64)
-    try:
-        mean, std = (
-            np.broadcast_to(per_channel(given[key], x.shape[1:]).numpy(), x.shape[1:])
-            for key in ("mean", "std")
-        )
-    except ModelError:
-        return None
-    groups = np.unique(np.stack([mean.reshape(-1), std.reshape(-1)]), axis=1, return_inverse=True)
-    off = exchanged = spread = 0.0
-    for group in range(groups[0].shape[1]):
-        values = rows.reshape(len(rows), -1)[:, groups[1].reshape(-1) == group]
-        own, (first, second) = (float(values.mean()), float(values.std())), groups[0][:, group]
-        off += abs(first - own[0]) + abs(second - own[1])
-        exchanged += abs(first - own[1]) + abs(second - own[0])
-        spread += own[1]
-    if off < FAR_OFF * spread or exchanged > EXCHANGED * off:
-        return None
-    return (
-        "The normalization looks exchanged: the given mean is the data's standard deviation and "
-        "the given std their mean. What is certified is the network as it was sent: check "
-        "whether mean and std were mixed up."
-    )
+    return _sentence(float(right.mean()), count / len(rows), len(rows), convention, given, scale)
 
 
 def _sentence(
@@ -241,6 +217,7 @@ def _sentence(
     samples: int,
     convention: Convention,
     given: Mapping[str, Sequence[float]] | None,
+    scale: float,
 ) -> str:
     was = "the given normalization" if given is not None else "no normalization in the spec"
     if convention.transposed or convention.inverted:
@@ -258,7 +235,10 @@ def _sentence(
             'and the std that it was fitted to in training as "normalization" (scikit-learn: '
             "StandardScaler's mean_ and scale_), or export it with the model."
         )
-    values = f'"mean": {_rounded(convention.mean)}, "std": {_rounded(convention.std)}'
+    mean, std = (
+        _rounded(v * scale for v in values) for values in (convention.mean, convention.std)
+    )
+    values = f'"mean": {mean}, "std": {std}'
     turned = ""
     if convention.reverse:
         turned = " and the channels of the data in the order blue, green, red"
@@ -271,7 +251,7 @@ def _sentence(
     )
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
+def _rounded(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
 
 
@@ -289,6 +269,7 @@ def _answered(
     labels: NDArray[np.int64],
     convention: Convention,
     given: Mapping[str, Sequence[float]] | None,
+    scale: float,
 ) -> NDArray[np.bool_] | None:
     """Which samples are classified correctly under a convention; None where it does not fit.
 
@@ -302,7 +283,7 @@ def _answered(
             own = [per_channel(given[key], shape).numpy() for key in ("mean", "std")]
     except ModelError:
         return None
-    seen = (_reversed(x) if convention.reverse else x).astype(np.float64)
+    seen = (_reversed(x) if convention.reverse else x).astype(np.float64) / scale
     if convention.transposed:
         seen = _transposed(seen)
     shown = ((1.0 - seen if convention.inverted else seen) - mean) / std

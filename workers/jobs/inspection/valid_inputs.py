@@ -12,7 +12,7 @@ from models.errors import ModelError
 from workers.jobs.datasets.arrays import DataError
 from workers.verification.input_range import Clip, InputRange
 
-__all__ = ["ValidInputs", "valid_inputs"]
+__all__ = ["ValidInputs", "largest_pixel", "valid_inputs"]
 
 #: Values of a byte: a model that takes bytes is asked about shares of it, as images are.
 _BYTE = 255
@@ -80,6 +80,16 @@ def valid_inputs(
             "give one number, or one for each channel or feature",
         ) from error
     return ValidInputs(limits if clip else False, numbers=True)
+
+
+def largest_pixel(input_range: list[Any] | None, *, takes_bytes: bool) -> float | None:
+    """1 where inputs are pixels in [0, 1], 255 where in [0, 255]; None: in other units, or bytes,
+    which the file itself normalises."""
+    if takes_bytes:
+        return None
+    if input_range in (None, [0, 1]):
+        return 1.0
+    return float(_BYTE) if input_range == [0, _BYTE] else None
 
 
 def _error(message: str, hint: str) -> DataError:

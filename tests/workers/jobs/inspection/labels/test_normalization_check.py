@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.network import per_channel
-from workers.jobs.inspection.normalization_check import FIRST, normalization_doubt, swapped
+from workers.jobs.inspection.normalization_check import FIRST, normalization_doubt
+from workers.jobs.inspection.unlike_samples import unlike_the_samples
 
 Given = Mapping[str, Sequence[float]] | None
 CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
@@ -53,20 +54,22 @@ def trained(data: Any, given: Given, *, reverse: bool = False) -> nn.Module:
     return net.eval()
 
 
-def doubt(net: nn.Module, data: Any, given: Given) -> str | None:
-    x, y = data
+def doubt(net: nn.Module, data: Any, given: Given, scale: float = 1.0) -> str | None:
+    """scale: of the pixels that the network is shown, and that ``given`` is for."""
+    x, y = data[0] * np.float32(scale), data[1]
 
     def logits(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = net(normalized(pixels, given)).detach().numpy()
         return found
 
-    return normalization_doubt(logits, x, y, logits(x), given)
+    return normalization_doubt(logits, x, y, logits(x), given, scale)
 
 
 BYTES: Given = {key: [255 * v for v in values] for key, values in CIFAR.items()}
-HALF: Given = {"mean": [0.5], "std": [0.5]}
+HALF = {"mean": [0.5], "std": [0.5]}
 RAW: Given = {"mean": [0.0], "std": [1 / 255]}
-OWN: Given = {"mean": [0.3, 0.33, 0.36], "std": [0.11, 0.12, 0.1]}
+OWN = {"mean": [0.3, 0.33, 0.36], "std": [0.11, 0.12, 0.1]}
+OWN_BYTES = {key: [255 * v for v in values] for key, values in OWN.items()}
 OWN_MEAN: Given = {"mean": [255 * v for v in OWN["mean"]], "std": OWN["std"]}
 OWN_STD: Given = {"mean": OWN["mean"], "std": [255 * v for v in OWN["std"]]}
 
@@ -91,13 +94,95 @@ def test_the_normalization_of_the_training_is_named(
     assert doubt(net, data, used) is None
 
 
-def test_a_mean_and_std_that_were_exchanged_are_named_also_without_labels(data: Any) -> None:
-    x, _ = data
+#: What is usual for pixels in [0, 1], right for these data or not.
+USUAL: tuple[Given, ...] = (
+    *(None, HALF, RAW, CIFAR, OWN),
+    {"mean": [0.45], "std": [0.25]},
+    {"mean": [0.0], "std": [1.0]},
+    {"mean": [0.0], "std": [2.0]},
+    {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    {"mean": [103.939 / 255, 116.779 / 255, 123.68 / 255], "std": [1 / 255] * 3},
+)
+
+
+def times(given: Given, mean: float, std: float) -> Given:
+    assert given is not None
+    return {"mean": [v * mean for v in given["mean"]], "std": [v * std for v in given["std"]]}
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_a_mean_and_std_that_were_exchanged_are_named_also_without_labels(
+    data: Any, scale: float
+) -> None:
+    x = data[0] * np.float32(scale)
     mean, std = ([float(v) for v in stat(x, (0, 2, 3))] for stat in (np.mean, np.std))
-    assert swapped(x, {"mean": std, "std": mean})
-    assert not swapped(x, {"mean": mean, "std": std})
-    for fine in (None, HALF, RAW, CIFAR, {"mean": [0.45], "std": [0.25]}):
-        assert not swapped(x, fine)
+    said = unlike_the_samples(x, {"mean": std, "std": mean}, features=False)
+    assert said is not None
+    assert "exchanged" in said
+    assert not unlike_the_samples(x, {"mean": mean, "std": std}, features=False)
+
+
+@pytest.mark.parametrize("count", [1, 300])
+@pytest.mark.parametrize("used", [CIFAR, OWN, {"mean": [0.1307], "std": [0.3081]}, HALF])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ((255, 255), "the given values divided by 255"),
+        ((255, 1), "the given mean divided by 255"),
+        ((1, 255), "the given std divided by 255"),
+    ],
+)
+def test_bytes_for_shares_are_named_however_few_samples_there_are_and_without_labels(
+    data: Any, used: Given, wrong: tuple[float, float], words: str, count: int
+) -> None:
+    said = unlike_the_samples(data[0][:count], times(used, *wrong), features=False)
+    assert said is not None
+    assert words in said
+    assert f'"mean": {[float(f"{v:.4g}") for v in (used or {})["mean"]]}' in said
+    # Of the same samples in bytes the units are right.
+    if wrong == (255, 255):
+        said = unlike_the_samples(255 * data[0][:count], times(used, *wrong), features=False)
+        assert "units" not in (said or "")
+
+
+@pytest.mark.parametrize("used", [CIFAR, OWN, {"mean": [0.4], "std": [0.2]}])
+def test_shares_for_bytes_are_named_without_labels(data: Any, used: Given) -> None:
+    said = unlike_the_samples(255 * data[0], used, features=False)
+    assert said is not None
+    assert "the given values times 255" in said
+
+
+def test_what_is_usual_raises_no_alarm(data: Any) -> None:
+    for images in (data[0], data[0] * 0, data[0] / 255, data[0] * 0 + 1):
+        for given in USUAL:
+            assert unlike_the_samples(images.astype(np.float32), given, features=False) is None
+    byte = times(OWN, 255, 255)
+    caffe = {"mean": [103.939, 116.779, 123.68], "std": [1.0]}
+    for given in (None, byte, caffe, {"mean": [0.0], "std": [255.0]}, times(HALF, 255, 255)):
+        assert unlike_the_samples(255 * data[0], given, features=False) is None
+    # Features of a table have any units.
+    assert unlike_the_samples(data[0].reshape(300, 48), byte, features=True) is None
+
+
+@pytest.mark.parametrize(
+    ("used", "given", "words"),
+    [
+        (BYTES, CIFAR, '"mean": [125.3, 123.0, 113.9]'),
+        (OWN_BYTES, OWN, "the given values times 255"),
+        (OWN_BYTES, OWN_STD, "the given mean times 255"),
+        (BYTES, None, '"mean": [123.7, 116.3, 103.5]'),
+        (OWN_BYTES, {key: [255 * v for v in OWN_BYTES[key]] for key in OWN_BYTES}, "by 255"),
+    ],
+)
+def test_of_pixels_from_0_to_255_it_is_named_in_their_units(
+    data: Any, used: Given, given: Given, words: str
+) -> None:
+    shown = data[0] * np.float32(255), data[1]
+    net = trained(shown, used)
+    said = doubt(net, data, given, scale=255.0)
+    assert said is not None
+    assert words in said
+    assert doubt(net, data, used, scale=255.0) is None
 
 
 def test_channels_in_the_wrong_order_are_named(data: Any) -> None:

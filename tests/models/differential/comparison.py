@@ -25,6 +25,7 @@ from tests.models.differential.builder import Builder
 from tests.models.differential.mutations import mutate
 from tests.models.differential.operators import IMAGE_STEPS, LINE_STEPS, STEPS
 from tests.models.differential.scikit_learn import linear_scores
+from workers.verification.layers.registry import rules_of
 from workers.verification.layers.smooth.local_response import LARGEST
 
 __all__ = ["Outcome", "compare", "compare_mutant", "mutant", "random_model"]
@@ -233,9 +234,12 @@ def _beyond_float32(network: Network, x: NDArray[np.float32]) -> NDArray[np.bool
             low, high = layer.domain
             outside = (result < low) | (result > high)
             beyond = beyond | outside.reshape(len(x), -1).any(1)
-        if isinstance(layer, LocalResponse):
-            # Squares of these may leave float32 inside: nothing is certified there.
-            beyond = beyond | (given[0].abs().reshape(len(x), -1).amax(1) > LARGEST)
+        # Squares may leave float32 inside: nothing is certified there.
+        rules = rules_of(layer).ball
+        largest = LARGEST if isinstance(layer, LocalResponse) else math.inf
+        largest = min(largest, math.inf if rules is None else rules.largest_input)
+        norms = [values.reshape(len(x), -1).norm(dim=1) for values in given]
+        beyond = beyond | (torch.stack(norms).sum(0) >= largest)
         if isinstance(layer, Standardize):
             # A variance that cancels away as a difference of squares may be negative, its root NaN.
             beyond = beyond | ~(_squares_over_variance(layer, *given) <= LARGEST_CANCELLATION)

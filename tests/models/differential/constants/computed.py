@@ -132,7 +132,4 @@ def computed_forms(opset: int, array: Array) -> list[Form]:
         found["ReduceSum"] = _sum
         if array[0] >= 0 and bool((np.diff(array) > 0).all()):
             found["NonZero"] = _places
-    able = {kind: form for kind, form in found.items() if opset >= SINCE.get(kind, 7)}
-    # Where they stand for weights they are mostly refused.
-    waves = [able[kind] for kind in ("Sin", "Cos") if kind in able]
-    return [*able.values(), *4 * waves]
+    return [form for kind, form in found.items() if opset >= SINCE.get(kind, 7)]

@@ -4,7 +4,7 @@ libgomp's threads spin for milliseconds at a barrier. Alone that is a third fast
 because small tensors have thousands of barriers per second. Beside another busy process it is
 several times slower: a spinning thread takes the processor from the one that it waits for.
 
-libgomp itself spins only for a moment while it manages more threads than there are processors. So
+libgomp itself hardly spins while it manages more threads than there are processors. So
 the watcher keeps a team of idle threads once threads of this process wait for a processor, and
 lets it go from time to time to see whether they still do. The number of threads that compute stays
 as it is, and with it every result, bit for bit.
@@ -20,7 +20,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["IdleTeam", "can_watch", "waiting_s", "watch_barriers"]
+__all__ = ["WATCHED", "IdleTeam", "can_watch", "waiting_s", "watch_barriers"]
+
+#: What is watched: threads spin as long as libgomp's own do, and not at all, where that would spin
+#: a hundred times, while it manages too many of them. (It has no name for the second number: it
+#: is 0 where the policy is passive, and what else it would set is said beside it.)
+WATCHED = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300000"}
 
 #: Seconds between two looks.
 LOOK_S = 0.05
@@ -98,7 +103,8 @@ def watch_barriers(threads: int, environment: Mapping[str, str] = os.environ) ->
     libgomp, a kernel that does not tell.
     """
     global _watcher
-    if threads < 2 or "OMP_WAIT_POLICY" in environment or "GOMP_SPINCOUNT" in environment:
+    told = {name: environment[name] for name in WATCHED if name in environment}
+    if threads < 2 or told not in ({}, WATCHED):
         return False
     with _lock:
         if _watcher is not None and _watcher.is_alive():

@@ -14,19 +14,22 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-from workers.jobs.hardware.barrier_waits import can_watch
+from workers.jobs.hardware.barrier_waits import WATCHED, can_watch
 
 __all__ = ["SLEEPING", "prepare_threads"]
 
-#: Standard OpenMP; an operator's own setting wins (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``).
+#: Standard OpenMP.
 SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def prepare_threads(
     threads: int, environment: MutableMapping[str, str] = os.environ
 ) -> MutableMapping[str, str]:
-    """Set the variables that are not set: ``threads`` compute threads, and how they wait."""
-    waiting = {} if can_watch() else SLEEPING
-    for name, value in {"OMP_NUM_THREADS": str(threads), **waiting}.items():
-        environment.setdefault(name, value)
+    """Set the variables that are not set: ``threads`` compute threads, and how they wait.
+
+    An operator's own word on how they wait (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``) stands alone.
+    """
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    if not any(name in environment for name in WATCHED):
+        environment.update(WATCHED if can_watch() else SLEEPING)
     return environment

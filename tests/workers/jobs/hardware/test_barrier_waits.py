@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from workers.jobs.hardware import barrier_waits
-from workers.jobs.hardware.barrier_waits import can_watch, waiting_s, watch_barriers
+from workers.jobs.hardware.barrier_waits import WATCHED, can_watch, waiting_s, watch_barriers
 
 needs_watching = pytest.mark.skipif(not can_watch(), reason="this machine cannot be watched")
 
@@ -56,6 +56,7 @@ def test_beside_an_idle_team_threads_sleep_and_compute_the_same() -> None:
     """The library spins for three milliseconds after each region; twice, for the team ends."""
     waits = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in waits}
+    environment |= WATCHED
     ended = subprocess.run(
         [sys.executable, "-c", PAUSES], capture_output=True, text=True, check=True, env=environment
     )
@@ -86,6 +87,7 @@ def test_nothing_is_watched_where_an_operator_decides_or_one_thread_computes() -
     assert not watch_barriers(1, {})
     assert not watch_barriers(2, {"OMP_WAIT_POLICY": "ACTIVE"})
     assert not watch_barriers(2, {"GOMP_SPINCOUNT": "1000"})
+    assert not watch_barriers(2, WATCHED | {"GOMP_SPINCOUNT": "1000"})
     assert barrier_waits._watcher is before
 
 

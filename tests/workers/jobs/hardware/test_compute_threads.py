@@ -12,6 +12,7 @@ import pytest
 
 from tests.workers.jobs.conftest import Corridor
 from workers.jobs.hardware import compute_threads
+from workers.jobs.hardware.barrier_waits import WATCHED
 from workers.jobs.hardware.compute_threads import SLEEPING, prepare_threads
 from workers.jobs.inspection import sandbox
 from workers.jobs.runtime import worker
@@ -21,13 +22,16 @@ from workers.jobs.runtime import worker
 def waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the environment says of waiting where threads can be watched, and where not."""
     monkeypatch.setattr(compute_threads, "can_watch", lambda: request.param)
-    return {} if request.param else dict(SLEEPING)
+    return dict(WATCHED if request.param else SLEEPING)
 
 
 def test_an_operators_own_setting_wins(waiting: dict[str, str]) -> None:
     assert prepare_threads(3, {}) == {"OMP_NUM_THREADS": "3", **waiting}
     own = {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "5"}
     assert prepare_threads(3, dict(own)) == own
+    for name in WATCHED:
+        part = {"OMP_NUM_THREADS": "7", name: own[name]}
+        assert prepare_threads(3, dict(part)) == part
 
 
 #: Says how libgomp, as torch loads it, will wait: it prints its settings where it is asked to.
@@ -38,7 +42,7 @@ def test_the_runtime_that_torch_loads_knows_the_variable() -> None:
     """Told by the runtime itself: a wheel with another one would silently ignore the setting."""
     environment = {"OMP_DISPLAY_ENV": "VERBOSE", "PATH": os.environ["PATH"]}
     told = {}
-    for name, own in (("ours", SLEEPING), ("none", {})):
+    for name, own in (("ours", SLEEPING), ("watched", WATCHED), ("none", {})):
         ended = subprocess.run(
             [sys.executable, "-c", SHOW],
             env={**environment, **own},
@@ -50,6 +54,10 @@ def test_the_runtime_that_torch_loads_knows_the_variable() -> None:
         told[name] = ended.stderr
     assert "GOMP_SPINCOUNT = '0'" in told["ours"]
     assert "GOMP_SPINCOUNT = '0'" not in told["none"]
+    # As long as it spins by itself.
+    spins = [line for line in told["none"].splitlines() if "GOMP_SPINCOUNT" in line]
+    assert spins
+    assert set(spins) <= set(told["watched"].splitlines())
 
 
 def test_a_worker_hands_it_to_its_template_its_horses_and_their_children(
@@ -59,8 +67,9 @@ def test_a_worker_hands_it_to_its_template_its_horses_and_their_children(
     waiting: dict[str, str],
 ) -> None:
     """The worker is started as it is everywhere, up to the point where it would wait for work."""
-    for name in ("OMP_NUM_THREADS", *SLEEPING):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("OMP_NUM_THREADS", *WATCHED):
+        monkeypatch.setenv(name, "")  # so that what the worker sets is undone
+        monkeypatch.delenv(name)
     seen: dict[str, str] = {}
     templates: list[dict[str, str]] = []
 
@@ -86,7 +95,7 @@ def test_a_worker_hands_it_to_its_template_its_horses_and_their_children(
     expected = {"OMP_NUM_THREADS": str(corridor.settings.worker_threads), **waiting}
     assert {name: seen[name] for name in expected} == expected
     # A template forks, so it computes nothing and has one thread; how they wait is handed on.
-    assert [{k: v for k, v in one.items() if k in SLEEPING} for one in templates] == [waiting]
+    assert [{k: v for k, v in one.items() if k in WATCHED} for one in templates] == [waiting]
     child = sandbox._environment(tmp_path)
     assert {name: child[name] for name in expected} == expected
     assert json.dumps(dict(child))  # nothing in it that could not be handed on

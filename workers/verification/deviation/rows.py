@@ -67,8 +67,10 @@ class DeviationRows:
     rounding: Rounding = field(default_factory=Rounding.ignored)
     _shares: dict[tuple[int, float], Tensor] = field(default_factory=dict)
 
-    def start(self, far: Tensor, length: Tensor) -> None:
-        """How far the input may be off: in each number [batch, *shape], and in norm [batch]."""
+    def hold(self, far: Tensor, length: Tensor) -> None:
+        """How far the next value may be off: in each number [batch, *shape], and in norm [batch].
+
+        The input's is told so; those of results come with their steps (``add``)."""
         self.far.append(far)
         self.lengths.append(length)
 
@@ -77,7 +79,7 @@ class DeviationRows:
         paid = rounded_up(passage.paid, self.dtype) + min_normal(self.dtype)
         slopes = None if passage.slopes is None else passage.slopes.to(self.dtype)
         self.passages.append(Passage(raised(paid, 3, self.dtype), slopes, passage.ends))
-        self.start(raised(far, 1), length)
+        self.hold(raised(far, 1), length)
 
     def most(self, value: int, rows: LinearForm) -> Tensor:
         """Upper bounds [rows] float64 on |rows . (z' - z)| of a value. Raises OutOfTime.

@@ -119,7 +119,7 @@ class DeviationWalk:
     def run(self) -> None:
         """Through all steps. Raises OutOfTime."""
         start = self.values[0].centre
-        self.rows.start(torch.zeros_like(start), start.new_zeros(len(start)))
+        self.rows.hold(torch.zeros_like(start), start.new_zeros(len(start)))
         for index, step in enumerate(self.compiled.steps):
             self.rows.clock.check()
             passage, far, length = self._step(index, step)
